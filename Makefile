@@ -1,0 +1,59 @@
+# make quickstart | test | check | requirements; everything runs in .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+BASE := $(VENV)/.base
+DEV := $(VENV)/.dev
+
+.PHONY: help quickstart test check format requirements clean
+
+help:
+	@echo 'make quickstart    install and run the main job (runs/quickstart/report)'
+	@echo 'make test          install and run the test suite'
+	@echo 'make check         ruff, mypy and import-linter'
+	@echo 'make format        let ruff format the code'
+	@echo 'make requirements  compile the pinned requirements again'
+	@echo 'make clean         remove the environment; runs/ stays'
+
+quickstart: $(BASE)
+	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/quickstart.sh
+
+test: $(DEV)
+	$(BIN)/python -m pytest
+
+check: $(DEV)
+	$(BIN)/ruff check batch_rl_dr3 tests
+	$(BIN)/ruff format --check batch_rl_dr3 tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV)
+	$(BIN)/ruff check --fix batch_rl_dr3 tests
+	$(BIN)/ruff format batch_rl_dr3 tests
+
+$(VENV)/.uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  2>/dev/null || { echo 'Python 3.11 is needed and $(PYTHON) is not it:' \
+	  'install it, or run make PYTHON=/path/to/python3.11'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet uv
+	@touch $@
+
+$(BASE): requirements.txt pyproject.toml $(VENV)/.uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+$(DEV): requirements-dev.txt $(BASE)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements-dev.txt
+	@touch $@
+
+requirements: $(VENV)/.uv
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --python-version 3.11 pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --python-version 3.11 --all-extras pyproject.toml \
+	  -c requirements.txt -o requirements-dev.txt
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Offline agents: one Bellman loss each, everything else shared."""

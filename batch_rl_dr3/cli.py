@@ -1,0 +1,109 @@
+"""What every command shares: flags, gin configuration, errors, exit codes."""
+
+from collections.abc import Callable, Sequence
+import pathlib
+import sys
+import traceback
+
+from absl import flags
+from absl import logging
+import gin
+
+from batch_rl_dr3 import errors
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_boolean(
+  'debug', False, 'Show the whole traceback when the command fails.'
+)
+
+
+def define_gin_flags() -> None:
+  """Defines --gin_files and --gin_bindings as Dopamine does."""
+  flags.DEFINE_multi_string(
+    'gin_files',
+    [],
+    'Gin configuration files, later ones winning. Each is a path or the name '
+    'of a file that ships with the package, such as atari/rem_dr3_1pct.gin. '
+    'Repeat the flag for several.',
+  )
+  flags.DEFINE_multi_string(
+    'gin_bindings',
+    [],
+    'Gin bindings that override the files, such as '
+    '"atari_lib.create_atari_environment.game_name=\'Pong\'". Repeat the flag '
+    'for several.',
+  )
+
+
+def shipped_configs() -> pathlib.Path:
+  """Returns the folder of the gin files that ship with the package."""
+  package = pathlib.Path(__file__).resolve().parent
+  installed = package / 'gin_configs'
+  return installed if installed.is_dir() else package.parent / 'gin_configs'
+
+
+def _find_gin_file(name: str) -> str:
+  bare = name.removeprefix('gin_configs/')
+  for candidate in (pathlib.Path(name), shipped_configs() / bare):
+    if candidate.is_file():
+      return str(candidate)
+  raise errors.ConfigError(
+    f'no gin file {name!r}, neither as a path nor among the shipped ones in '
+    f'{shipped_configs()}.'
+  )
+
+
+def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
+  """Parses gin files and bindings, as the flags of the same names give them.
+
+  Raises:
+    ConfigError: if a file is missing, or names something that does not exist.
+  """
+  gin.add_config_file_search_path(str(shipped_configs()))
+  paths = [_find_gin_file(name) for name in files]
+  try:
+    gin.parse_config_files_and_bindings(paths, bindings, skip_unknown=False)
+  except Exception as error:  # Gin raises many kinds for a wrong file.
+    raise errors.ConfigError(f'gin: {_one_line(error)}') from error
+
+
+def _one_line(error: BaseException) -> str:
+  return ' '.join(str(error).split())
+
+
+def run(main: Callable[[], None], usage: str | None) -> None:
+  """Parses the flags, runs `main`, and exits with the code its error says.
+
+  Args:
+    main: the command; it reads `absl.flags.FLAGS`.
+    usage: what --help prints above the flags.
+  """
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)
+  sys.exit(_run(main, usage or ''))
+
+
+def _run(main: Callable[[], None], usage: str) -> int:
+  program = pathlib.Path(sys.argv[0]).stem
+  try:
+    rest = FLAGS(sys.argv)
+  except flags.Error as error:
+    print(f'{program}: {_one_line(error)} (see --help)', file=sys.stderr)
+    return errors.UsageError.exit_code
+  if FLAGS['help'].value or FLAGS['helpfull'].value:
+    print(usage.rstrip() + '\n\nFlags:\n' + FLAGS.main_module_help())
+    return 0
+  try:
+    if rest[1:]:
+      raise errors.UsageError(
+        f'unexpected argument {rest[1]!r}; every input is a --flag '
+        '(see --help).'
+      )
+    main()
+  except errors.BatchRLError as error:
+    if FLAGS.debug:
+      traceback.print_exc()
+    print(f'{program}: {_one_line(error)}', file=sys.stderr)
+    return error.exit_code
+  return 0

@@ -1,0 +1,51 @@
+"""Errors that a user can mend, and the exit code each one ends a command with.
+
+The codes are those of BSD's sysexits.h, so that a batch system can tell a
+wrong configuration (do not retry) from a preemption (retry).
+"""
+
+
+class BatchRLError(Exception):
+  """An error whose message alone tells the user what is wrong.
+
+  Attributes:
+    exit_code: int, the exit status of a command that ends with this error.
+  """
+
+  exit_code = 70
+
+
+class UsageError(BatchRLError):
+  """The command line is wrong: an unknown flag, a missing argument."""
+
+  exit_code = 64
+
+
+class DataError(BatchRLError):
+  """Logged data is missing, damaged, or not what the run needs."""
+
+  exit_code = 65
+
+
+class DivergedError(BatchRLError):
+  """Training produced a loss that is not finite."""
+
+  exit_code = 70
+
+
+class WriteError(BatchRLError):
+  """A file or folder cannot be written."""
+
+  exit_code = 73
+
+
+class PreemptedError(BatchRLError):
+  """The run was asked to stop and can be resumed by the same command."""
+
+  exit_code = 75
+
+
+class ConfigError(BatchRLError):
+  """A gin configuration cannot be used as it is."""
+
+  exit_code = 78

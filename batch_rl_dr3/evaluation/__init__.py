@@ -1,0 +1,1 @@
+"""Games played in lanes under the published protocol."""

@@ -1,0 +1,1 @@
+"""Value networks that output their penultimate features."""

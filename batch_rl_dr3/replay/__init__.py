@@ -1,0 +1,1 @@
+"""Logged replay: its format, its subsets, a local store, a buffer."""
