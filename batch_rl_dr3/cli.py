@@ -1,21 +1,44 @@
 """What every command shares: flags, gin configuration, errors, exit codes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import os
 import pathlib
 import sys
+import tempfile
 import traceback
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 import gin
 
 from batch_rl_dr3 import errors
 
 FLAGS = flags.FLAGS
 
+flags.DEFINE_boolean('help', False, 'Show this help.', short_name='h')
 flags.DEFINE_boolean(
   'debug', False, 'Show the whole traceback when the command fails.'
 )
+
+
+def import_tensorflow() -> None:
+  """Imports TensorFlow without what its C++ side writes about CUDA.
+
+  Wheels without a GPU at hand print a few lines to file descriptor 2 that no
+  log level reaches. They are kept back, and shown if the import fails.
+  """
+  with tempfile.TemporaryFile() as kept_back:
+    stderr = os.dup(2)
+    os.dup2(kept_back.fileno(), 2)
+    try:
+      import tensorflow  # noqa: F401
+    except BaseException:
+      kept_back.seek(0)
+      os.write(stderr, kept_back.read())
+      raise
+    finally:
+      os.dup2(stderr, 2)
+      os.close(stderr)
 
 
 def define_gin_flags() -> None:
@@ -68,8 +91,26 @@ def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     raise errors.ConfigError(f'gin: {_one_line(error)}') from error
 
 
+@contextlib.contextmanager
+def gin_errors() -> Iterator[None]:
+  """Turns what gin raises while objects are built into a ConfigError.
+
+  Raises:
+    ConfigError: if a required binding is missing, or a class does not take a
+      parameter that a file binds.
+  """
+  try:
+    yield
+  except (TypeError, RuntimeError) as error:
+    if 'configurable' not in str(error):
+      raise  # Not about a binding.
+    raise errors.ConfigError(f'gin: {_one_line(error)}') from error
+
+
 def _one_line(error: BaseException) -> str:
-  return ' '.join(str(error).split())
+  # Gin adds the chain of configurables to what an error says.
+  message = str(error).partition('\n  In call to configurable')[0]
+  return ' '.join(message.split())
 
 
 def run(main: Callable[[], None], usage: str | None) -> None:
@@ -91,7 +132,7 @@ def _run(main: Callable[[], None], usage: str) -> int:
   except flags.Error as error:
     print(f'{program}: {_one_line(error)} (see --help)', file=sys.stderr)
     return errors.UsageError.exit_code
-  if FLAGS['help'].value or FLAGS['helpfull'].value:
+  if FLAGS.help:
     print(usage.rstrip() + '\n\nFlags:\n' + FLAGS.main_module_help())
     return 0
   try:

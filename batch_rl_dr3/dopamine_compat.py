@@ -11,7 +11,10 @@ Three things need care, and all of them are dealt with here and nowhere else:
   gin files name (`@tf.train.AdamOptimizer()`) are registered by hand.
 """
 
+import contextlib
 import importlib.metadata
+import io
+import logging
 import sys
 import types
 
@@ -40,11 +43,13 @@ sys.modules['baselines.common'].atari_wrappers = (  # type: ignore[attr-defined]
   sys.modules['baselines.common.atari_wrappers']
 )
 
-# pylint: disable=wrong-import-position
-from dopamine.discrete_domains import atari_lib  # noqa: E402
+# Dopamine imports the old gym, which announces its end at every start.
+with contextlib.redirect_stderr(io.StringIO()):
+  from dopamine.discrete_domains import atari_lib
 from dopamine.tf.agents.dqn import dqn_agent  # noqa: E402
 from dopamine.tf.replay_memory import circular_replay_buffer  # noqa: E402
 
+logging.getLogger('tensorflow').setLevel(logging.ERROR)
 tf.compat.v1.disable_v2_behavior()
 
 DQNAgent = dqn_agent.DQNAgent

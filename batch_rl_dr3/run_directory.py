@@ -1,4 +1,4 @@
-"""The files of a run directory: their names, their columns, how they are written.
+"""The files of a run directory: names, columns, and how they are written.
 
 A run directory is all that passes from training to evaluation, and its
 `scores.csv` all that passes on to reporting, so its layout is defined once,
@@ -50,7 +50,7 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
     directory.mkdir(parents=True, exist_ok=True)
     probe = directory / f'.write_probe_{os.getpid()}'
     probe.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)
   except OSError as error:
     raise WriteError(directory, error) from error
   return directory

@@ -1,0 +1,43 @@
+"""The effective rank of a feature matrix."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def effective_rank(
+  features: npt.NDArray[np.floating[Any]], delta: float = 0.01
+) -> int:
+  """Returns srank_delta(Phi), how many directions the features really use.
+
+  The smallest k for which the k largest singular values sum to at least
+  (1 - delta) of all. Kumar et al. 2021 (arXiv:2010.14498), Eq. 1.
+
+  Args:
+    features: float [N, D], one row per state-action pair.
+    delta: the share of the singular values' sum that may be left out.
+
+  Returns:
+    int in [0, min(N, D)]; 0 if every feature is zero.
+
+  Raises:
+    ValueError: if `features` is not a matrix of finite numbers, or delta is
+      outside [0, 1).
+  """
+  features = np.asarray(features)
+  if features.ndim != 2 or not np.isfinite(features).all():
+    raise ValueError(
+      'effective_rank needs a finite [N, D] matrix, got shape '
+      f'{features.shape}.'
+    )
+  if not 0.0 <= delta < 1.0:
+    raise ValueError(f'delta must be in [0, 1), got {delta}.')
+  singular_values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
+  total = singular_values.sum()
+  if total == 0.0:
+    return 0
+  shares = np.cumsum(singular_values) / total
+  return min(
+    int(np.searchsorted(shares, 1.0 - delta, side='left')) + 1, len(shares)
+  )
