@@ -1,0 +1,333 @@
+"""What every offline agent shares: all but its Bellman loss.
+
+An agent is a Dopamine TF agent whose replay is a fixed store. This module
+builds the networks, the loss and its parts, the training step, the measured
+quantities and acting, once; a subclass says how its Bellman loss is built.
+
+The training step is one function of (weights, optimiser slots, step number,
+store): sampling is keyed by (seed, step), the target network is synchronised
+inside the step, and the step number lives in the graph beside the weights. A
+run that is restored at step k therefore goes on bit for bit.
+
+Deviations from Dopamine's DQNAgent: the target network starts equal to the
+online network (Dopamine's first sync comes after its first training step),
+and both `target_update_period` and the step number count gradient steps.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gin
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from batch_rl_dr3 import dopamine_compat
+from batch_rl_dr3.agents import measures, variables
+from batch_rl_dr3.networks import value_network
+from batch_rl_dr3.penalties import Penalty, UpdateBatch
+from batch_rl_dr3.replay import fixed_replay_buffer
+from batch_rl_dr3.replay import store as replay_store
+
+# Parameters of Dopamine's constructor that mean nothing without an
+# environment to train in, or that this module replaces.
+_ONLINE_ONLY = frozenset(
+  (
+    'min_replay_history',
+    'update_period',
+    'epsilon_fn',
+    'epsilon_train',
+    'epsilon_decay_period',
+    'use_staging',
+    'eval_mode',
+    'max_tf_checkpoints_to_keep',
+    'summary_writer',
+    'summary_writing_frequency',
+    'allow_partial_reload',
+  )
+)
+# States per session call where features of many states are asked for.
+_FEATURE_CHUNK = 256
+
+
+@gin.configurable
+class OfflineAgent(dopamine_compat.DQNAgent):
+  """A Dopamine agent that learns from a fixed store and never writes to it."""
+
+  # Outputs per action and the initialiser of the network's kernels.
+  num_atoms = 1
+  initialiser: Callable[..., Any] = staticmethod(value_network.glorot_uniform)
+
+  def __init__(
+    self,
+    sess: tf.compat.v1.Session | None,
+    num_actions: int,
+    store: replay_store.ReplayStore,
+    seed: int = 0,
+    penalties: Sequence[Penalty] = (),
+    target_update_period: int = 2000,
+    network: Callable[..., tf.keras.Model] = value_network.NatureNetwork,
+    tf_device: str | None = None,
+    **kwargs: Any,
+  ):
+    """Builds the graph and initialises it.
+
+    Args:
+      sess: the session, or None for one of the agent's own.
+      num_actions: int, A.
+      store: the logged data.
+      seed: fixes the initial weights and, with the step number, every batch.
+      penalties: added to the Bellman loss, each with its own coefficient.
+      target_update_period: gradient steps between copies of the online into
+        the target network.
+      network: makes a `ValueNetwork` from (num_actions, num_atoms=, ...).
+      tf_device: where the graph is placed; None leaves it to TensorFlow (the
+        GPU if there is one), where Dopamine's default is the CPU.
+      **kwargs: Dopamine's DQNAgent's parameters: observation_shape,
+        stack_size, gamma, update_horizon, epsilon_eval, optimizer.
+
+    Raises:
+      ValueError: if two penalties share a name, or a parameter makes sense
+        only for an agent that acts while it learns.
+    """
+    unusable = sorted(_ONLINE_ONLY & kwargs.keys())
+    if unusable:
+      raise ValueError(
+        f'{type(self).__name__} learns offline and has no use for '
+        f'{", ".join(unusable)}.'
+      )
+    names = [penalty.name for penalty in penalties]
+    if len(set(names)) < len(names):
+      raise ValueError(f'two penalties have the same name: {names}.')
+    self._store = store
+    self._seed = seed
+    self._penalties = tuple(penalties)
+    super().__init__(
+      sess,
+      num_actions,
+      network=network,
+      target_update_period=target_update_period,
+      tf_device=tf_device,
+      **kwargs,
+    )
+    self.eval_mode = True
+    self._sess.run(self._sync_qt_ops)
+
+  # What a subclass says.
+
+  def _build_bellman_loss(self) -> tf.Tensor:
+    """Returns the Bellman loss of the batch: float32 [B]."""
+    raise NotImplementedError
+
+  def _build_next_policy(self) -> tf.Tensor:
+    """Returns the distribution of the backup's a': float32 [B, A]."""
+    return tf.one_hot(
+      tf.argmax(self._replay_next_target_net_outputs.q_values, axis=1),
+      self.num_actions,
+    )
+
+  def _build_auxiliary_losses(self) -> dict[str, tf.Tensor]:
+    """Returns further losses by name, float32 scalars added with weight 1."""
+    return {}
+
+  def _needs_monte_carlo_returns(self) -> bool:
+    return False
+
+  # Dopamine's hooks.
+
+  def _create_network(self, name: str) -> tf.keras.Model:
+    return self.network(
+      self.num_actions,
+      num_atoms=self.num_atoms,
+      initialiser=self.initialiser,
+      seed=self._seed,
+      name=name,
+    )
+
+  def _build_replay_buffer(
+    self, use_staging: bool
+  ) -> fixed_replay_buffer.FixedReplayBuffer:
+    del use_staging
+    self.gradient_steps = tf.compat.v1.get_variable(
+      'gradient_steps',
+      initializer=np.int64(0),
+      trainable=False,
+      use_resource=True,
+    )
+    self._step = self.gradient_steps.read_value()
+    return fixed_replay_buffer.FixedReplayBuffer(
+      self._store,
+      step=self._step,
+      seed=self._seed,
+      update_horizon=self.update_horizon,
+      gamma=self.gamma,
+      stack_size=self.stack_size,
+      monte_carlo=self._needs_monte_carlo_returns(),
+    )
+
+  def _build_networks(self) -> None:
+    """Builds the networks and every output that training and acting read."""
+    self.online_convnet = self._create_network(name='Online')
+    self.target_convnet = self._create_network(name='Target')
+    self._net_outputs = self.online_convnet(self.state_ph)
+    self._q_argmax = tf.argmax(self._net_outputs.q_values, axis=1)[0]
+    self._states_ph = tf.compat.v1.placeholder(
+      self.observation_dtype,
+      (None, *self.observation_shape, self.stack_size),
+      name='states_ph',
+    )
+    outputs = self.online_convnet(self._states_ph)
+    self._greedy_actions = tf.argmax(outputs.q_values, axis=1)
+    self._features = outputs.features
+    self._replay_net_outputs = self.online_convnet(self._replay.states)
+    self._replay_next_net_outputs = self.online_convnet(
+      self._replay.next_states
+    )
+    self._replay_next_target_net_outputs = self.target_convnet(
+      self._replay.next_states
+    )
+
+  def _build_train_op(self) -> tf.Operation:
+    """Builds the loss, the metrics and the training step.
+
+    Returns:
+      The op of one whole training step: gradient, optimiser, step number,
+      and every `target_update_period` steps the target network.
+    """
+    self._next_policy = tf.stop_gradient(self._build_next_policy())
+    batch = UpdateBatch(
+      q_values=self._replay_net_outputs.q_values,
+      features=self._replay_net_outputs.features,
+      next_features=self._replay_next_net_outputs.features,
+      actions=self._replay.actions,
+      next_policy=self._next_policy,
+      terminals=tf.cast(self._replay.terminals, tf.float32),
+    )
+    self.loss_parts = self._build_loss(batch)
+    gradients = [
+      (gradient, variable)
+      for gradient, variable in self.optimizer.compute_gradients(
+        self.loss_parts.total
+      )
+      if gradient is not None
+    ]
+    self.metrics = measures.build_metrics(
+      batch,
+      self.loss_parts,
+      self._replay_next_target_net_outputs.q_values,
+      [gradient for gradient, _ in gradients],
+    )
+    update = self.optimizer.apply_gradients(gradients)
+    with tf.control_dependencies([update]):
+      step = self.gradient_steps.assign_add(1, read_value=True)
+    return tf.cond(
+      tf.equal(step % self.target_update_period, 0),
+      lambda: tf.group(*self._build_sync_op()),
+      tf.no_op,
+    )
+
+  def _build_sync_op(self) -> list[tf.Operation]:
+    """Returns ops that copy the online network into the target network.
+
+    Dopamine's finds the variables by the name scope it is called in, which
+    inside a tf.cond is another one.
+    """
+    return [
+      target.assign(online)
+      for online, target in zip(
+        self.online_convnet.variables,
+        self.target_convnet.variables,
+        strict=True,
+      )
+    ]
+
+  def _build_loss(self, batch: UpdateBatch) -> measures.LossParts:
+    bellman = tf.reduce_mean(self._build_bellman_loss())
+    auxiliary = self._build_auxiliary_losses()
+    penalties = {penalty.name: penalty(batch) for penalty in self._penalties}
+    total = tf.add_n([bellman, *auxiliary.values()])
+    for penalty in self._penalties:
+      if penalty.coefficient != 0:
+        total += penalty.coefficient * penalties[penalty.name]
+    return measures.LossParts(total, bellman, auxiliary, penalties)
+
+  def _store_transition(self, *args: Any, **kwargs: Any) -> None:
+    """Does nothing: the data are fixed, and acting never adds to them."""
+
+  # What training and evaluation call.
+
+  @property
+  def penalties(self) -> tuple[Penalty, ...]:
+    """The penalties, in the order in which they are added."""
+    return self._penalties
+
+  def save(self, prefix: str) -> None:
+    """Writes weights, optimiser slots and the step number.
+
+    Args:
+      prefix: the path that TensorFlow's `.index` and `.data-*` are added to.
+
+    Raises:
+      OSError: if the disk refuses.
+    """
+    variables.save(self._sess, self._saver, prefix)
+
+  def restore(self, prefix: str) -> None:
+    """Reads what `save` wrote.
+
+    Raises:
+      DataError: if the checkpoint is not of this network and optimiser.
+    """
+    variables.restore(self._sess, self._saver, prefix)
+
+  def make_train_step(self) -> Callable[[], dict[str, float]]:
+    """Returns a function that runs one gradient step.
+
+    It returns the loss parts of the batch it has just learnt from, by name.
+    """
+    parts = self.loss_parts.by_name()
+    step = self._sess.make_callable([self._train_op, *parts.values()])
+
+    def train_step() -> dict[str, float]:
+      return dict(zip(parts, step()[1:], strict=True))
+
+    return train_step
+
+  def measure(self) -> dict[str, float]:
+    """Returns the metrics of the batch that the next step will learn from."""
+    return {
+      name: float(value) for name, value in self._sess.run(self.metrics).items()
+    }
+
+  def num_gradient_steps(self) -> int:
+    """Returns how many gradient steps the weights have had."""
+    return int(self._sess.run(self.gradient_steps))
+
+  def greedy_actions(self, states: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns the greedy action of each state.
+
+    Args:
+      states: uint8 [L, *observation_shape, stack_size].
+
+    Returns:
+      int64 [L].
+    """
+    return self._sess.run(self._greedy_actions, {self._states_ph: states})
+
+  def features(self, states: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns phi of many states, in chunks that bound the memory.
+
+    Args:
+      states: uint8 [N, *observation_shape, stack_size].
+
+    Returns:
+      float32 [N, D].
+    """
+    return np.concatenate(
+      [
+        self._sess.run(
+          self._features, {self._states_ph: states[i : i + _FEATURE_CHUNK]}
+        )
+        for i in range(0, len(states), _FEATURE_CHUNK)
+      ]
+    )

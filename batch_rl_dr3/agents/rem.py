@@ -1,0 +1,61 @@
+"""Offline REM: Random Ensemble Mixture (arXiv:1907.04543)."""
+
+from typing import Any
+
+import gin
+import tensorflow as tf
+
+from batch_rl_dr3.agents import dqn
+from batch_rl_dr3.networks import value_network
+
+# Keeps the mixture's random stream apart from the sampler's, which is keyed
+# by the same (seed, step).
+_MIXTURE_STREAM = 7_919
+
+
+def mixture_weights(seed: int, step: tf.Tensor, num_heads: int) -> tf.Tensor:
+  """Returns one random convex combination: float32 [K], >= 0, summing to 1.
+
+  K uniform draws divided by their sum, a pure function of (seed, step).
+  Agarwal et al. 2020 (arXiv:1907.04543), Section 3.3.
+
+  Args:
+    seed: the run's seed.
+    step: int64 scalar, the gradient step.
+    num_heads: K.
+  """
+  draws = tf.random.stateless_uniform(
+    [num_heads],
+    seed=tf.stack([tf.constant(seed + _MIXTURE_STREAM, tf.int64), step]),
+  )
+  return draws / tf.reduce_sum(draws)
+
+
+@gin.configurable
+class FixedReplayREMAgent(dqn.FixedReplayDQNAgent):
+  """DQN on one random convex combination of K heads, drawn anew each step.
+
+  The same combination is used on both sides of the Bellman equation; acting
+  uses the mean of the heads. With one head it is DQN.
+  """
+
+  initialiser = staticmethod(value_network.scaled_uniform)
+
+  def __init__(self, *args: Any, num_heads: int = 200, **kwargs: Any):
+    """Creates the agent.
+
+    Args:
+      *args: see OfflineAgent.
+      num_heads: K.
+      **kwargs: see FixedReplayDQNAgent.
+    """
+    self.num_atoms = num_heads
+    super().__init__(*args, **kwargs)
+
+  def _build_networks(self) -> None:
+    super()._build_networks()
+    self._mixture = mixture_weights(self._seed, self._step, self.num_atoms)
+
+  def _combine(self, atoms: tf.Tensor) -> tf.Tensor:
+    """See base class."""
+    return tf.tensordot(atoms, self._mixture, axes=1)

@@ -1,0 +1,94 @@
+"""Trains an offline agent on logged replay and evaluates it in its game."""
+
+import os
+import pathlib
+
+from absl import flags
+
+from batch_rl_dr3 import cli, errors
+
+_USAGE = """\
+Trains an offline agent on logged replay and evaluates it in its game.
+
+  python -m batch_rl_dr3.train \\
+    --gin_files=gin_configs/atari/rem_dr3_1pct.gin \\
+    --gin_bindings="atari_lib.create_atari_environment.game_name='Pong'" \\
+    --replay_dir=DATA/Pong/1 --base_dir=RUNS/Pong/rem_dr3/seed0
+
+The gin file says what is trained (method, part of the data, protocol), the
+flags where the data are and where the run goes. --base_dir then holds
+checkpoints/, config.gin, provenance.json, metrics.csv (one row every log
+period), scores.csv (one row per evaluation episode) and TensorBoard's events.
+
+A run that was stopped goes on when the same command is given again, and one
+that is finished says so. SIGTERM and Ctrl-C write a checkpoint first.
+
+Exit codes: 0 finished, 64 usage, 65 data, 70 diverged, 73 cannot write,
+75 stopped and can go on, 78 configuration.
+"""
+
+FLAGS = flags.FLAGS
+cli.define_gin_flags()
+flags.DEFINE_string(
+  'base_dir', None, 'Run directory: where everything the run writes goes.'
+)
+flags.DEFINE_string(
+  'replay_dir',
+  None,
+  'Logged data of one run of one game: the folder of the .gz files, or the '
+  'folder above its replay_logs, such as DATA/Pong/1.',
+)
+flags.DEFINE_string(
+  'cache_dir',
+  os.path.join(
+    os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache'),
+    'batch_rl_dr3',
+  ),
+  'Where the extracted part of the data is kept for the next run.',
+)
+flags.DEFINE_integer(
+  'seed', 0, 'Fixes initial weights, batches and evaluation.', lower_bound=0
+)
+flags.DEFINE_boolean(
+  'overwrite', False, 'Start over where --base_dir holds a run already.'
+)
+
+
+def main() -> None:
+  """Runs the command."""
+  for name in ('base_dir', 'replay_dir'):
+    if not FLAGS[name].value:
+      raise errors.UsageError(f'--{name} is needed (see --help).')
+  if not FLAGS.gin_files:
+    raise errors.UsageError(
+      '--gin_files is needed: it says what to train, such as '
+      'atari/rem_dr3_1pct.gin (see --help).'
+    )
+  cli.import_tensorflow()
+  # Imported here so that --help and usage errors need no TensorFlow; each
+  # registers with gin what a file can name.
+  from batch_rl_dr3.agents import (
+    dqn,  # noqa: F401
+    quantile,  # noqa: F401
+    rem,  # noqa: F401
+  )
+  from batch_rl_dr3.evaluation import (
+    atari,  # noqa: F401
+    minatar,  # noqa: F401
+  )
+  from batch_rl_dr3.training import runner
+
+  cli.load_gin(FLAGS.gin_files, FLAGS.gin_bindings)
+  with cli.gin_errors():
+    run = runner.FixedReplayRunner(
+      base_dir=FLAGS.base_dir,
+      replay_dir=FLAGS.replay_dir,
+      cache_dir=FLAGS.cache_dir,
+      seed=FLAGS.seed,
+      overwrite=FLAGS.overwrite,
+    )
+  run.run()
+
+
+if __name__ == '__main__':
+  cli.run(main, _USAGE)

@@ -1,0 +1,130 @@
+"""What a run writes down while it trains: metrics.csv and TensorBoard."""
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from batch_rl_dr3 import run_directory
+from batch_rl_dr3.agents import offline
+from batch_rl_dr3.analysis import effective_rank
+from batch_rl_dr3.replay import store as replay_store
+
+# TensorBoard's group of a metric, by the beginning of its name.
+_GROUPS = (('loss_', 'Losses/'), ('eval_', 'Eval/'), ('', 'Features/'))
+
+
+class MetricsLog:
+  """Measures an agent every so many gradient steps and logs the result.
+
+  A row holds what the weights after `gradient_steps` steps say of the batch
+  that they will learn from next. The effective rank is of one fixed set of
+  states, at a period of its own.
+  """
+
+  def __init__(
+    self,
+    base_dir: str | os.PathLike[str],
+    agent: offline.OfflineAgent,
+    probe_states: np.ndarray[Any, np.dtype[np.uint8]],
+    log_period: int,
+    effective_rank_period: int,
+  ):
+    """Opens the log; nothing is written yet.
+
+    Args:
+      base_dir: the run directory.
+      agent: what is measured.
+      probe_states: uint8 [N, ...], the states of the effective rank.
+      log_period: gradient steps between rows.
+      effective_rank_period: gradient steps between effective ranks.
+    """
+    self._base_dir = base_dir
+    self._agent = agent
+    self._probe_states = probe_states
+    self._log_period = log_period
+    self._effective_rank_period = effective_rank_period
+    self._csv = run_directory.CsvLog(
+      os.path.join(base_dir, run_directory.METRICS),
+      (
+        'iteration',
+        'gradient_steps',
+        *agent.metrics,
+        'effective_rank',
+        'gradient_steps_per_second',
+      ),
+    )
+    self._writer: Any = None
+    self._clock: tuple[int, float] | None = None
+
+  def start(self, steps: int) -> None:
+    """Goes back to `steps` gradient steps, whatever was logged since."""
+    self._csv.keep(lambda row: int(row['gradient_steps']) < steps)
+    self._writer = tf.compat.v1.summary.FileWriter(str(self._base_dir))
+    self._writer.add_session_log(
+      tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START),
+      global_step=steps,
+    )
+
+  def close(self) -> None:
+    """Closes TensorBoard's file."""
+    if self._writer is not None:
+      self._writer.close()
+
+  def start_clock(self, steps: int) -> None:
+    """Starts to measure gradient steps per second, from `steps` on."""
+    self._clock = (steps, time.monotonic())
+
+  def is_due(self, steps: int) -> bool:
+    """Returns whether a row is to be written after `steps` steps."""
+    return steps % self._log_period == 0
+
+  def log(self, iteration: int, steps: int) -> dict[str, Any]:
+    """Measures, writes and returns one row."""
+    rate = self._rate(steps)
+    row: dict[str, Any] = dict(self._agent.measure())
+    if steps % self._effective_rank_period == 0:
+      row['effective_rank'] = effective_rank.effective_rank(
+        self._agent.features(self._probe_states)
+      )
+    self.scalars(row, steps)
+    self._csv.append(
+      {
+        'iteration': iteration,
+        'gradient_steps': steps,
+        **row,
+        'gradient_steps_per_second': rate,
+      }
+    )
+    self.start_clock(steps)
+    return row
+
+  def _rate(self, steps: int) -> float | None:
+    if self._clock is None or self._clock[0] == steps:
+      return None
+    since, then = self._clock
+    return round((steps - since) / (time.monotonic() - then), 2)
+
+  def scalars(self, values: dict[str, Any], steps: int) -> None:
+    """Writes values to TensorBoard under Losses/, Eval/ and Features/."""
+    summary = tf.compat.v1.Summary()
+    for name, value in values.items():
+      prefix, group = next(g for g in _GROUPS if name.startswith(g[0]))
+      summary.value.add(
+        tag=group + name.removeprefix(prefix), simple_value=value
+      )
+    self._writer.add_summary(summary, steps)
+    self._writer.flush()
+
+
+def draw_probe_states(
+  store: replay_store.ReplayStore, num_states: int, seed: int
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+  """Returns states drawn once and for all: uint8 [<= num_states, ...]."""
+  rows = store.valid_indices(update_horizon=1)
+  chosen = np.random.default_rng(seed).choice(
+    rows, size=min(num_states, len(rows)), replace=False
+  )
+  return store.gather(np.sort(chosen), update_horizon=1).states

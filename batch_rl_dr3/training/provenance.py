@@ -1,0 +1,142 @@
+"""What a run was made with, and whether a directory holds the same run."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import tensorflow as tf
+
+import batch_rl_dr3
+from batch_rl_dr3 import errors, run_directory
+
+_PACKAGES = (
+  'tensorflow',
+  'dopamine-rl',
+  'gin-config',
+  'numpy',
+  'ale-py',
+  'gymnasium',
+  'MinAtar',
+)
+_RUN_FILES = (
+  run_directory.CONFIG,
+  run_directory.PROVENANCE,
+  run_directory.METRICS,
+  run_directory.SCORES,
+  run_directory.FINISHED,
+)
+# Entries of provenance.json that a run is known by, beside its gin bindings.
+_IDENTITY = ('seed', 'data_hash')
+# A run may be continued with these changed: a longer run is the same run.
+_CHANGEABLE = ('FixedReplayRunner.num_iterations',)
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of Python, this package and what it stands on."""
+  return {
+    'python': platform.python_version(),
+    'batch_rl_dr3': batch_rl_dr3.__version__,
+    **{name: importlib.metadata.version(name) for name in _PACKAGES},
+  }
+
+
+def git_revision() -> str | None:
+  """Returns the commit of the checkout that runs, '+' if it was changed.
+
+  None if the package is not run from a checkout of its own.
+  """
+  root = pathlib.Path(batch_rl_dr3.__file__).resolve().parent.parent
+  if not (root / '.git').exists() or shutil.which('git') is None:
+    return None
+
+  def git(*arguments: str) -> str:
+    return subprocess.run(
+      ['git', '-C', str(root), *arguments],
+      capture_output=True,
+      text=True,
+      check=False,
+    ).stdout.strip()
+
+  revision = git('rev-parse', 'HEAD')
+  changed = git('status', '--porcelain', '--untracked-files=no')
+  return (revision + ('+' if changed else '')) or None
+
+
+def of_process() -> dict[str, Any]:
+  """Returns what runs: device, versions, commit and command line."""
+  gpus = tf.config.list_physical_devices('GPU')
+  return {
+    'device': gpus[0].name if gpus else 'cpu',
+    'versions': versions(),
+    'git_revision': git_revision(),
+    'command': [os.path.basename(sys.executable), *sys.argv],
+  }
+
+
+def run_number(replay_dir: str) -> int | None:
+  """Returns 1 for .../Pong/1 or .../Pong/1/replay_logs, None elsewhere."""
+  parts = pathlib.Path(replay_dir).parts
+  names = [part for part in parts if part != 'replay_logs']
+  return int(names[-1]) if names and names[-1].isdigit() else None
+
+
+def claim(
+  base_dir: pathlib.Path,
+  config: str,
+  provenance: dict[str, Any],
+  overwrite: bool = False,
+) -> None:
+  """Records in a run directory what the run is.
+
+  Args:
+    base_dir: the run directory.
+    config: the run's operative gin configuration.
+    provenance: what goes into provenance.json.
+    overwrite: remove the run that the directory holds, if any.
+
+  Raises:
+    ConfigError: if it holds another run; the first difference is named.
+  """
+  if overwrite:
+    for name in _RUN_FILES:
+      (base_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(base_dir / run_directory.CHECKPOINTS, ignore_errors=True)
+  _check_same_run(base_dir, config, provenance)
+  run_directory.write_json(base_dir / run_directory.PROVENANCE, provenance)
+  run_directory.write_atomically(base_dir / run_directory.CONFIG, config)
+
+
+def _check_same_run(
+  base_dir: pathlib.Path, config: str, provenance: dict[str, Any]
+) -> None:
+  config_path = base_dir / run_directory.CONFIG
+  if not config_path.exists():
+    return
+  recorded = json.loads((base_dir / run_directory.PROVENANCE).read_text())
+  there = _bindings(config_path.read_text(), recorded)
+  here = _bindings(config, provenance)
+  for name in sorted(there.keys() | here.keys()):
+    if there.get(name) != here.get(name):
+      raise errors.ConfigError(
+        f'{base_dir} holds another run: {name} is {there.get(name)} there and '
+        f'{here.get(name)} here. Choose another --base_dir, or start over '
+        'with --overwrite.'
+      )
+
+
+def _bindings(config: str, provenance: dict[str, Any]) -> dict[str, str]:
+  """Returns what makes a run this run: its bindings, its seed, its data."""
+  bindings = {name: str(provenance[name]) for name in _IDENTITY}
+  for line in config.replace('\\\n', ' ').splitlines():
+    name, separator, value = line.partition('=')
+    if separator and not line.lstrip().startswith('#'):
+      bindings[name.strip()] = ' '.join(value.split())
+  for name in _CHANGEABLE:
+    bindings.pop(name, None)
+  return bindings

@@ -1,0 +1,83 @@
+"""A small log of MinAtar-sized frames, and agents on it."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+OBSERVATION_SHAPE = (10, 10, 4)
+NUM_ACTIONS = 3
+
+
+@pytest.fixture(scope='session')
+def store(tmp_path_factory):
+  """300 random rows in two files, episodes of 15 steps, one action of 3."""
+  from batch_rl_dr3.replay import log_writer, subset
+  from batch_rl_dr3.replay import store as replay_store
+
+  folder = tmp_path_factory.mktemp('log')
+  writer = log_writer.LogWriter(folder, OBSERVATION_SHAPE, 1, 150)
+  rng = np.random.default_rng(0)
+  for row in range(300):
+    writer.add(
+      rng.integers(0, 2, OBSERVATION_SHAPE, dtype=np.uint8),
+      int(rng.integers(NUM_ACTIONS)),
+      float(rng.integers(-1, 2)),
+      row % 15 == 14,
+    )
+  writer.close()
+  return replay_store.open_store(
+    folder,
+    tmp_path_factory.mktemp('cache'),
+    subset.Subset('all'),
+    OBSERVATION_SHAPE,
+    NUM_ACTIONS,
+    stack_size=1,
+    progress=False,
+  )
+
+
+@pytest.fixture
+def make_agent(store):
+  """Makes agents, each in a graph of its own, on MinAtar's network."""
+  import tensorflow as tf
+
+  from batch_rl_dr3 import dopamine_compat  # noqa: F401
+  from batch_rl_dr3.networks import value_network
+
+  with contextlib.ExitStack() as stack:
+
+    def make(agent_class, **kwargs):
+      defaults = {
+        'observation_shape': OBSERVATION_SHAPE,
+        'stack_size': 1,
+        'network': value_network.MinAtarNetwork,
+        'optimizer': tf.compat.v1.train.AdamOptimizer(1e-3),
+      }
+      with tf.Graph().as_default():
+        session = stack.enter_context(tf.compat.v1.Session())
+        agent = agent_class(
+          session, NUM_ACTIONS, store, **{**defaults, **kwargs}
+        )
+      agent.graph = session.graph
+      agent.run = session.run
+      return agent
+
+    yield make
+
+
+@pytest.fixture
+def weights():
+  """Reads every variable of an agent, by name."""
+
+  def read(agent):
+    with agent.graph.as_default():
+      import tensorflow as tf
+
+      variables = tf.compat.v1.global_variables()
+    return {
+      v.name: value
+      for v, value in zip(variables, agent.run(variables), strict=True)
+    }
+
+  return read
