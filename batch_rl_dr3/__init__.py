@@ -16,12 +16,10 @@ if sys.version_info[:2] != (3, 11):
     f'on no other); this is Python {sys.version.split()[0]}.'
   )
 
-if (
-  'tensorflow' in sys.modules and os.environ.get('TF_USE_LEGACY_KERAS') != '1'
-):
+if 'tensorflow' in sys.modules and os.environ.get('TF_USE_LEGACY_KERAS') != '1':
   raise ImportError(
     'TensorFlow was imported first and has chosen Keras 3. Import '
     'batch_rl_dr3 before tensorflow, or set TF_USE_LEGACY_KERAS=1.'
   )
 os.environ['TF_USE_LEGACY_KERAS'] = '1'
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

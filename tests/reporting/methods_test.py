@@ -1,0 +1,33 @@
+import pytest
+
+from batch_rl_dr3.reporting import methods
+
+
+@pytest.mark.parametrize(
+  ('method', 'expected'),
+  [
+    ('rem', 'REM'),
+    ('rem_dr3', 'REM + DR3'),
+    ('cql', 'CQL'),
+    ('cql_dr3', 'CQL + DR3'),
+    ('dqn', 'DQN'),
+    ('dqn_dr3', 'DQN + DR3'),
+    ('brac_dr3', 'brac_dr3'),
+    ('my-method', 'my-method'),
+  ],
+)
+def test_display_name(method, expected):
+  assert methods.display_name(method) == expected
+
+
+def test_a_base_comes_before_its_dr3_and_known_before_unknown():
+  names = ['zed_dr3', 'cql_dr3', 'zed', 'rem_dr3', 'cql', 'rem', 'dqn', 'rem']
+  assert methods.ordered(names) == [
+    'dqn',
+    'rem',
+    'rem_dr3',
+    'cql',
+    'cql_dr3',
+    'zed',
+    'zed_dr3',
+  ]

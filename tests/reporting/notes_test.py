@@ -1,0 +1,102 @@
+from batch_rl_dr3.reporting import notes, scores
+
+
+def _load(tmp_path):
+  return scores.load([str(tmp_path / 'runs' / '*')])
+
+
+def test_one_game_one_seed(rem_pair):
+  lines = notes.notes(scores.load([rem_pair]))
+  assert '\n'.join(lines) == (
+    'One game, one seed: this shows that the machinery works; it is not '
+    'evidence about the methods.\n'
+    'Not finished: rem_dr3. The report shows unfinished runs as far as they '
+    'are.\n'
+    'breakout, 10pct: the last returns are at different gradient steps (REM '
+    'at 300, REM + DR3 at 200).\n'
+    '1 of 10 evaluation episodes were cut short by a limit on steps; their '
+    'returns count as they are.'
+  )
+  assert notes.warnings(scores.load([rem_pair])) == []
+
+
+def test_one_run_that_has_only_started(make_run, tmp_path):
+  make_run('rem', finished=False)
+  lines = notes.notes(_load(tmp_path))
+  assert 'One run: there is nothing to compare it with.' in lines
+  assert 'rem has not been evaluated yet, so it has no return.' in lines
+  assert 'rem has not logged any metrics yet.' in lines
+
+
+def test_few_seeds(make_run, tmp_path):
+  for seed in range(2):
+    make_run('rem', name=f'rem{seed}', seed=seed, returns={1: [1]})
+  (line,) = [x for x in notes.notes(_load(tmp_path)) if 'seeds' in x]
+  assert line.startswith('As few as 2 seeds')
+  make_run('cql', returns={1: [1]})
+  (line,) = [x for x in notes.notes(_load(tmp_path)) if 'seed' in x]
+  assert line.startswith('At least one method has one seed only')
+
+
+def test_seeds_that_share_no_evaluation(make_run, tmp_path):
+  make_run('rem', name='a', seed=0, returns={1: [1]})
+  make_run('rem', name='b', seed=1, returns={2: [1]})
+  assert (
+    'breakout, 10pct: the seeds of REM were never evaluated at the same '
+    'gradient step, so it has no score.'
+  ) in notes.notes(_load(tmp_path))
+
+
+def test_what_is_not_finite_is_named(make_run, tmp_path):
+  rows = [
+    {'gradient_steps': 1000 * i, 'loss_bellman': value}
+    for i, value in enumerate([1, 'nan', 'inf'], 1)
+  ]
+  make_run('rem', metrics=rows)
+  assert (
+    'rem: loss_bellman is not finite in 2 of 3 rows, first at gradient step '
+    '2,000; the figures have a gap there, the tables a dash.'
+  ) in notes.notes(_load(tmp_path))
+
+
+def test_assumed_gamma_and_unequal_versions(make_run, tmp_path):
+  make_run('rem', protocol={})
+  make_run('cql', versions={'tensorflow': '2.17'})
+  lines = notes.notes(_load(tmp_path))
+  assert 'Gamma is not in the protocol of rem; 0.99 is assumed.' in lines
+  assert any('different versions of software' in line for line in lines)
+
+
+def test_different_data_protocol_and_rom_are_warned_of(make_run, tmp_path):
+  make_run('rem')
+  make_run(
+    'cql',
+    data={'hash': 'hash2'},
+    protocol={'gamma': 0.9, 'epsilon_eval': 0.05},
+    rom_md5='f00',
+  )
+  tail = ', so what differs between them is not the method alone.'
+  assert notes.warnings(_load(tmp_path)) == [
+    'breakout, 10pct: the runs differ in the hash of the data (hash1 in rem; '
+    'hash2 in cql)' + tail,
+    'breakout, 10pct: the runs differ in protocol: epsilon_eval (0.001 in rem; '
+    '0.05 in cql)' + tail,
+    'breakout, 10pct: the runs differ in the ROM (not recorded in rem; f00 in '
+    'cql)' + tail,
+  ]
+
+
+def test_other_games_and_logged_runs_have_other_data(make_run, tmp_path):
+  make_run('rem')
+  make_run('rem', name='b', run=2, data={'hash': 'hash2'})
+  make_run('rem', name='c', game='freeway', data={'hash': 'hash3'})
+  make_run('rem', name='d', dataset='1pct', data={'hash': 'hash4'})
+  assert notes.warnings(_load(tmp_path)) == []
+
+
+def test_the_hash_of_the_data_has_several_places(make_run, tmp_path):
+  make_run('rem', data={'data_hash': 'h'})
+  make_run('cql', data={}, data_hash='h')
+  make_run('dqn', data=None)
+  hashes = [notes.data_hash(run) for run in _load(tmp_path).runs]
+  assert hashes == [None, 'h', 'h']
