@@ -1,0 +1,235 @@
+"""Plays a game and logs the play in the DQN Replay format."""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+
+from absl import flags
+import gin
+import numpy as np
+import tqdm
+
+from batch_rl_dr3 import cli, errors, run_directory
+from batch_rl_dr3.training import preemption
+
+_USAGE = """\
+Plays a game and logs the play in the DQN Replay format.
+
+  python -m batch_rl_dr3.collect --gin_files=collect/freeway_scripted.gin \\
+    --output_dir=DATA/Freeway/1
+
+The gin file says which game, who plays, and how many rows. --output_dir then
+holds replay_logs/*.gz, which train takes as --replay_dir, and collection.json:
+the game, the returns of every file, versions and configuration. It appears
+when it is whole; a command that is stopped leaves nothing behind. Given again
+once all is there, the same command says so and does nothing.
+
+Exit codes: 0 finished, 64 usage, 73 cannot write, 75 stopped (start again),
+78 configuration.
+"""
+
+FLAGS = flags.FLAGS
+
+LOGS = 'replay_logs'
+SUMMARY = 'collection.json'
+
+
+def _is_done(
+  output_dir: pathlib.Path, config: str, seed: int, overwrite: bool
+) -> bool:
+  """Returns whether the folder holds this very collection.
+
+  Raises:
+    ConfigError: if it holds another one, or anything else.
+  """
+  if not output_dir.exists() or not any(output_dir.iterdir()):
+    return False
+  summary_path = output_dir / SUMMARY
+  if not summary_path.exists():
+    raise errors.ConfigError(
+      f'{output_dir} holds files that are no collection. Choose another '
+      '--output_dir.'
+    )
+  if overwrite:
+    return False
+  summary = json.loads(summary_path.read_text())
+  there = {f'seed = {summary["seed"]}', *summary['gin_config'].splitlines()}
+  here = {f'seed = {seed}', *config.splitlines()}
+  if there != here:
+    difference = sorted((here - there) or (there - here))[0]
+    raise errors.ConfigError(
+      f'{output_dir} holds a collection that was made otherwise; it differs '
+      f'in {difference!r}. Choose another --output_dir, or collect anew with '
+      '--overwrite.'
+    )
+  return True
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(output_dir: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a folder beside `output_dir` that takes its name at the end."""
+  staging = output_dir.with_name(f'.{output_dir.name}.{os.getpid()}.partial')
+  run_directory.make_directory(staging)
+  try:
+    yield staging
+    try:
+      if (output_dir / SUMMARY).exists():
+        replaced = staging.with_suffix('.replaced')
+        os.replace(output_dir, replaced)
+        os.replace(staging, output_dir)
+        shutil.rmtree(replaced)
+      else:
+        os.replace(staging, output_dir)
+    except OSError as error:
+      raise run_directory.WriteError(output_dir, error) from error
+  finally:
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _progress_bar(
+  total: int | None,
+) -> Iterator[Callable[[int, list[float]], None]]:
+  """Shows rows, rate, time left and the mean return while the block runs."""
+  bar = tqdm.tqdm(
+    total=total,
+    unit='row',
+    # A line a minute where nobody looks on.
+    mininterval=0.5 if sys.stderr.isatty() else 60.0,
+    dynamic_ncols=True,
+  )
+  num_shown = 0
+
+  def show(num_rows: int, returns: list[float]) -> None:
+    nonlocal num_shown
+    if len(returns) > num_shown:
+      num_shown = len(returns)
+      mean = float(np.mean(returns))
+      bar.set_postfix_str(f'mean return {mean:.2f}', refresh=False)
+    bar.update(num_rows - bar.n)
+
+  with bar:
+    yield show
+
+
+def collect_into(
+  output_dir: str | os.PathLike[str],
+  gin_files: Sequence[str],
+  gin_bindings: Sequence[str],
+  seed: int,
+  overwrite: bool = False,
+) -> None:
+  """Makes a collection, whole or not at all; one that is there is kept.
+
+  Args:
+    output_dir: takes replay_logs/ and collection.json.
+    gin_files: what to collect, as the flag of this name.
+    gin_bindings: overrides of the files.
+    seed: int, not negative.
+    overwrite: whether a collection that is there is replaced.
+
+  Raises:
+    ConfigError: if the configuration cannot be used, or `output_dir` holds
+      anything but this collection.
+    PreemptedError: if SIGTERM or SIGINT came; nothing is left behind.
+    WriteError: if `output_dir` cannot be written.
+  """
+  # Imported here so that --help and usage errors need no TensorFlow; each
+  # registers with gin what a file can name.
+  from batch_rl_dr3.evaluation import (
+    atari,  # noqa: F401
+    collection,
+    minatar,  # noqa: F401
+    online_dqn,  # noqa: F401
+  )
+  from batch_rl_dr3.networks import value_network  # noqa: F401
+  from batch_rl_dr3.training import provenance
+
+  cli.load_gin(gin_files, gin_bindings)
+  config = gin.config_str()
+  output_dir = pathlib.Path(os.path.abspath(output_dir))
+  if _is_done(output_dir, config, seed, overwrite):
+    print(f'{output_dir} is collected already, by the same configuration.')
+    return
+  stop_request = preemption.StopRequest()
+  start = time.monotonic()
+  with (
+    stop_request.listening(),
+    _whole_or_nothing(output_dir) as staging,
+    _progress_bar(_num_rows()) as show,
+    cli.gin_errors(),
+  ):
+    summary = collection.collect(
+      staging / LOGS,
+      seed,
+      should_stop=lambda: bool(stop_request),
+      on_progress=show,
+    )
+    seconds = time.monotonic() - start
+    run_directory.write_json(
+      staging / SUMMARY,
+      {
+        **summary,
+        'seed': seed,
+        'seconds': round(seconds, 1),
+        'versions': provenance.versions(),
+        'git_revision': provenance.git_revision(),
+        'gin_config': config,
+        'gin_operative_config': gin.operative_config_str(),
+      },
+    )
+  mean = summary['return_mean']
+  print(
+    f'{output_dir}: {summary["num_rows"]} rows, {summary["num_episodes"]} '
+    f'episodes, mean return {"-" if mean is None else format(mean, ".2f")}, '
+    f'{seconds:.0f} s.'
+  )
+
+
+def _num_rows() -> int | None:
+  try:
+    return int(gin.query_parameter('collect.num_rows'))
+  except (ValueError, TypeError):
+    return None  # collect itself says what is missing.
+
+
+def main() -> None:
+  """Runs the command."""
+  if not FLAGS.output_dir:
+    raise errors.UsageError('--output_dir is needed (see --help).')
+  if not FLAGS.gin_files:
+    raise errors.UsageError(
+      '--gin_files is needed: it says what to collect, such as '
+      'collect/freeway_scripted.gin (see --help).'
+    )
+  collect_into(
+    FLAGS.output_dir,
+    FLAGS.gin_files,
+    FLAGS.gin_bindings,
+    FLAGS.seed,
+    FLAGS.overwrite,
+  )
+
+
+def _define_flags() -> None:
+  # Not when imported: other commands have flags of the same names.
+  cli.define_gin_flags()
+  flags.DEFINE_string(
+    'output_dir', None, 'Where replay_logs/ and collection.json go.'
+  )
+  flags.DEFINE_integer(
+    'seed', 0, 'Fixes the game and the actions.', lower_bound=0
+  )
+  flags.DEFINE_boolean(
+    'overwrite', False, 'Collect anew where --output_dir holds a collection.'
+  )
+
+
+if __name__ == '__main__':
+  _define_flags()
+  cli.run(main, _USAGE)
