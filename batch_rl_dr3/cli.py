@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import traceback
@@ -22,16 +23,23 @@ flags.DEFINE_boolean(
 
 
 def import_tensorflow() -> None:
-  """Imports TensorFlow without what its C++ side writes about CUDA.
+  """Imports TensorFlow without what its C++ side writes about itself.
 
-  Wheels without a GPU at hand print a few lines to file descriptor 2 that no
-  log level reaches. They are kept back, and shown if the import fails.
+  The import and the first session print a few lines to file descriptor 2
+  that no log level reaches. They are kept back, and shown if either fails.
   """
   with tempfile.TemporaryFile() as kept_back:
     stderr = os.dup(2)
     os.dup2(kept_back.fileno(), 2)
     try:
-      import tensorflow  # noqa: F401
+      import tensorflow as tf
+
+      config = tf.compat.v1.ConfigProto(device_count={'GPU': 0})
+      with (
+        tf.Graph().as_default(),
+        tf.compat.v1.Session(config=config) as session,
+      ):
+        session.run(tf.constant(0))
     except BaseException:
       kept_back.seek(0)
       os.write(stderr, kept_back.read())
@@ -85,10 +93,14 @@ def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
   """
   gin.add_config_file_search_path(str(shipped_configs()))
   paths = [_find_gin_file(name) for name in files]
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)  # Gin logs each place it looks in.
   try:
     gin.parse_config_files_and_bindings(paths, bindings, skip_unknown=False)
   except Exception as error:  # Gin raises many kinds for a wrong file.
     raise errors.ConfigError(f'gin: {_one_line(error)}') from error
+  finally:
+    logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager
@@ -102,7 +114,7 @@ def gin_errors() -> Iterator[None]:
   try:
     yield
   except (TypeError, RuntimeError) as error:
-    if 'configurable' not in str(error):
+    if not re.search('configurable|Required bindings', str(error)):
       raise  # Not about a binding.
     raise errors.ConfigError(f'gin: {_one_line(error)}') from error
 
@@ -133,7 +145,10 @@ def _run(main: Callable[[], None], usage: str) -> int:
     print(f'{program}: {_one_line(error)} (see --help)', file=sys.stderr)
     return errors.UsageError.exit_code
   if FLAGS.help:
-    print(usage.rstrip() + '\n\nFlags:\n' + FLAGS.main_module_help())
+    print(
+      f'{usage.rstrip()}\n\nFlags:\n{FLAGS.main_module_help()}\n'
+      f'{FLAGS.module_help(__name__)}'
+    )
     return 0
   try:
     if rest[1:]:

@@ -1,5 +1,6 @@
 """Trains an offline agent on logged replay and evaluates it in its game."""
 
+from collections.abc import Sequence
 import os
 import pathlib
 
@@ -28,43 +29,59 @@ Exit codes: 0 finished, 64 usage, 65 data, 70 diverged, 73 cannot write,
 """
 
 FLAGS = flags.FLAGS
-cli.define_gin_flags()
-flags.DEFINE_string(
-  'base_dir', None, 'Run directory: where everything the run writes goes.'
-)
-flags.DEFINE_string(
-  'replay_dir',
-  None,
-  'Logged data of one run of one game: the folder of the .gz files, or the '
-  'folder above its replay_logs, such as DATA/Pong/1.',
-)
-flags.DEFINE_string(
-  'cache_dir',
-  os.path.join(
-    os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache'),
-    'batch_rl_dr3',
-  ),
-  'Where the extracted part of the data is kept for the next run.',
-)
-flags.DEFINE_integer(
-  'seed', 0, 'Fixes initial weights, batches and evaluation.', lower_bound=0
-)
-flags.DEFINE_boolean(
-  'overwrite', False, 'Start over where --base_dir holds a run already.'
-)
 
 
-def main() -> None:
-  """Runs the command."""
-  for name in ('base_dir', 'replay_dir'):
-    if not FLAGS[name].value:
-      raise errors.UsageError(f'--{name} is needed (see --help).')
-  if not FLAGS.gin_files:
-    raise errors.UsageError(
-      '--gin_files is needed: it says what to train, such as '
-      'atari/rem_dr3_1pct.gin (see --help).'
-    )
-  cli.import_tensorflow()
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  cli.define_gin_flags()
+  flags.DEFINE_string(
+    'base_dir', None, 'Run directory: where everything the run writes goes.'
+  )
+  flags.DEFINE_string(
+    'replay_dir',
+    None,
+    'Logged data of one run of one game: the folder of the .gz files, or the '
+    'folder above its replay_logs, such as DATA/Pong/1.',
+  )
+  flags.DEFINE_string(
+    'cache_dir',
+    os.path.join(
+      os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache'),
+      'batch_rl_dr3',
+    ),
+    'Where the extracted part of the data is kept for the next run.',
+  )
+  flags.DEFINE_integer(
+    'seed', 0, 'Fixes initial weights, batches and evaluation.', lower_bound=0
+  )
+  flags.DEFINE_boolean(
+    'overwrite', False, 'Start over where --base_dir holds a run already.'
+  )
+
+
+def train(
+  base_dir: str,
+  replay_dir: str,
+  cache_dir: str,
+  gin_files: Sequence[str],
+  gin_bindings: Sequence[str] = (),
+  seed: int = 0,
+  overwrite: bool = False,
+) -> None:
+  """Trains one run to its end, from wherever it was left.
+
+  Args:
+    base_dir: the run directory.
+    replay_dir: the logged data of one run of one game.
+    cache_dir: where the extracted part of the data is kept.
+    gin_files: what is trained; paths or names of shipped files.
+    gin_bindings: overrides of the files.
+    seed: the run's seed.
+    overwrite: start over where base_dir holds a run already.
+
+  Raises:
+    BatchRLError: see the exit codes of the command.
+  """
   # Imported here so that --help and usage errors need no TensorFlow; each
   # registers with gin what a file can name.
   from batch_rl_dr3.agents import (
@@ -78,17 +95,40 @@ def main() -> None:
   )
   from batch_rl_dr3.training import runner
 
-  cli.load_gin(FLAGS.gin_files, FLAGS.gin_bindings)
+  cli.load_gin(gin_files, gin_bindings)
   with cli.gin_errors():
     run = runner.FixedReplayRunner(
-      base_dir=FLAGS.base_dir,
-      replay_dir=FLAGS.replay_dir,
-      cache_dir=FLAGS.cache_dir,
-      seed=FLAGS.seed,
-      overwrite=FLAGS.overwrite,
+      base_dir=base_dir,
+      replay_dir=replay_dir,
+      cache_dir=cache_dir,
+      seed=seed,
+      overwrite=overwrite,
     )
   run.run()
 
 
+def main() -> None:
+  """Runs the command that the flags ask for."""
+  for name in ('base_dir', 'replay_dir'):
+    if not FLAGS[name].value:
+      raise errors.UsageError(f'--{name} is needed (see --help).')
+  if not FLAGS.gin_files:
+    raise errors.UsageError(
+      '--gin_files is needed: it says what to train, such as '
+      'atari/rem_dr3_1pct.gin (see --help).'
+    )
+  cli.import_tensorflow()
+  train(
+    FLAGS.base_dir,
+    FLAGS.replay_dir,
+    FLAGS.cache_dir,
+    FLAGS.gin_files,
+    FLAGS.gin_bindings,
+    FLAGS.seed,
+    FLAGS.overwrite,
+  )
+
+
 if __name__ == '__main__':
+  define_flags()
   cli.run(main, _USAGE)

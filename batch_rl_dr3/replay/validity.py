@@ -8,7 +8,6 @@ index at a time.
 
 import numpy as np
 import numpy.typing as npt
-from scipy import signal
 
 
 def cursor_range(
@@ -106,6 +105,9 @@ def returns_to_go(
   Returns:
     float32 [num_rows]; NaN where the episode does not end within the data.
   """
+  # Imported here because it takes a second and few runs need it.
+  from scipy import signal
+
   returns = np.full(rewards.shape, np.nan, dtype=np.float32)
   start = 0
   for end in np.flatnonzero(terminals) + 1:

@@ -173,7 +173,9 @@ class FixedReplayRunner:
       )
     except (TypeError, ValueError) as error:
       # A binding that no class takes, or a value that one refuses.
-      raise errors.ConfigError(f'cannot build the agent: {error}') from error
+      raise errors.ConfigError(
+        f'cannot build the agent: {error}. Check its gin bindings.'
+      ) from error
 
   def run(self) -> None:
     """Trains and evaluates to the end, from wherever the run was left.

@@ -1,0 +1,279 @@
+"""Whole runs, in this process and as commands."""
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from batch_rl_dr3 import errors, run_directory, train
+
+BINDINGS = (
+  "create_minatar_lanes.game_name='breakout'",
+  'create_minatar_lanes.num_lanes=2',
+  'FixedReplayRunner.num_iterations=2',
+  'FixedReplayRunner.num_gradient_steps=30',
+  'FixedReplayRunner.num_evaluation_agent_steps=40',
+  'FixedReplayRunner.log_period=10',
+  'FixedReplayRunner.effective_rank_period=10',
+  'FixedReplayREMAgent.num_heads=5',
+  'OfflineAgent.target_update_period=7',
+)
+
+
+@pytest.fixture
+def train_here(session, clear_gin, replay_dir, cache_dir):
+  """Trains a tiny REM+DR3 run in this process."""
+
+  def train_here(base_dir, *bindings, **kwargs):
+    train.train(
+      **{
+        'base_dir': str(base_dir),
+        'replay_dir': str(replay_dir),
+        'cache_dir': str(cache_dir),
+        'gin_files': ['minatar/rem_dr3.gin'],
+        'gin_bindings': [*BINDINGS, *bindings],
+        **kwargs,
+      }
+    )
+
+  return train_here
+
+
+def read(path):
+  with open(path, newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
+  train_here(tmp_path, seed=3)
+  metrics = read(tmp_path / run_directory.METRICS)
+  assert [int(row['gradient_steps']) for row in metrics] == [
+    *(0, 10, 20, 30, 40, 50, 60)
+  ]
+  for row in metrics:
+    for name, value in row.items():
+      if name != 'gradient_steps_per_second':
+        assert np.isfinite(float(value)), name
+    total = float(row['loss_bellman']) + 0.001 * float(
+      row['loss_feature_dot_product']
+    )
+    assert float(row['loss_total']) == pytest.approx(total, rel=1e-5)
+  scores = read(tmp_path / run_directory.SCORES)
+  assert tuple(scores[0]) == run_directory.SCORE_COLUMNS
+  for iteration in (0, 1):
+    rows = [r for r in scores if r['iteration'] == str(iteration)]
+    assert sum(int(r['length']) for r in rows) >= 40
+    assert [int(r['episode']) for r in rows] == list(range(len(rows)))
+    assert {r['gradient_steps'] for r in rows} == {str(30 * (iteration + 1))}
+  first = scores[0]
+  assert (first['method'], first['game'], first['seed'], first['run']) == (
+    'rem_dr3',
+    'breakout',
+    '3',
+    '1',
+  )
+  provenance = json.loads((tmp_path / run_directory.PROVENANCE).read_text())
+  assert provenance['protocol']['epsilon_eval'] == 0.001
+  assert len(provenance['data_hash']) == 64
+  config = (tmp_path / run_directory.CONFIG).read_text()
+  assert 'FeatureDotPenalty.coefficient = 0.001' in config
+  assert (tmp_path / run_directory.FINISHED).exists()
+  assert list(tmp_path.glob('events.out.tfevents.*'))
+  assert {p.name for p in (tmp_path / 'checkpoints').glob('*.json')} == {
+    'ckpt.0.json',
+    'ckpt.1.json',
+  }
+
+
+def test_evaluation_can_be_left_out(train_here, tmp_path):
+  train_here(tmp_path, 'FixedReplayRunner.num_evaluation_agent_steps=0')
+  assert not (tmp_path / run_directory.SCORES).exists()
+  assert (tmp_path / run_directory.FINISHED).exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(train_here, tmp_path):
+  with pytest.raises(errors.DivergedError) as raised:
+    train_here(tmp_path, 'tf.train.AdamOptimizer.learning_rate=1e30')
+  message = str(raised.value)
+  assert 'loss_bellman' in message
+  assert 'loss_feature_dot_product' in message
+  assert 'none was written yet' in message
+  assert not (tmp_path / run_directory.FINISHED).exists()
+
+
+def test_a_directory_of_another_run_is_refused_unless_overwritten(
+  train_here, tmp_path
+):
+  train_here(tmp_path, 'FixedReplayRunner.num_evaluation_agent_steps=0')
+  import gin
+  import tensorflow as tf
+
+  def again(**kwargs):
+    gin.clear_config()
+    with tf.Graph().as_default():
+      train_here(
+        tmp_path,
+        'FixedReplayRunner.num_evaluation_agent_steps=0',
+        'FeatureDotPenalty.coefficient=0.5',
+        **kwargs,
+      )
+
+  with pytest.raises(errors.ConfigError, match=r'coefficient is 0\.001 there'):
+    again()
+  again(overwrite=True)
+  config = (tmp_path / run_directory.CONFIG).read_text()
+  assert 'FeatureDotPenalty.coefficient = 0.5' in config
+  assert len(read(tmp_path / run_directory.METRICS)) == 7
+
+
+@pytest.mark.parametrize(
+  ('bindings', 'kwargs', 'error', 'named'),
+  [
+    (['NoSuchClass.x=1'], {}, errors.ConfigError, 'NoSuchClass'),
+    (['FixedReplayRunner.typo=1'], {}, errors.ConfigError, 'typo'),
+    (['FixedReplayREMAgent.typo=1'], {}, errors.ConfigError, 'typo'),
+    (['FeatureDotPenalty.coefficient=-1'], {}, errors.ConfigError, '>= 0'),
+    (["FixedReplayREMAgent.backup='x'"], {}, errors.ConfigError, 'backup'),
+    ([], {'gin_files': ['no.gin']}, errors.ConfigError, 'no.gin'),
+    (
+      [],
+      {'gin_files': ['minatar/protocol.gin']},
+      errors.ConfigError,
+      'method',
+    ),
+    (['FixedReplayRunner.log_period=3'], {}, errors.ConfigError, 'multiple'),
+    (
+      ["create_minatar_lanes.game_name='pong'"],
+      {},
+      errors.ConfigError,
+      'pong',
+    ),
+    ([], {'replay_dir': '/nowhere/1'}, errors.DataError, '/nowhere/1'),
+    # Seaquest has 10 channels, the log 4.
+    (
+      ["create_minatar_lanes.game_name='seaquest'"],
+      {},
+      errors.DataError,
+      'another game',
+    ),
+  ],
+)
+def test_bad_input_is_named(
+  train_here, tmp_path, bindings, kwargs, error, named
+):
+  base_dir = tmp_path / 'run'
+  with pytest.raises(error, match=named):
+    train_here(base_dir, *bindings, **kwargs)
+  assert not (base_dir / run_directory.CONFIG).exists()
+  assert not (base_dir / run_directory.METRICS).exists()
+
+
+def test_an_unwritable_base_dir_is_named(train_here, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.WriteError, match='file/run'):
+    train_here(tmp_path / 'file' / 'run')
+
+
+def start_and_wait(command, base_dir, gradient_steps):
+  """Starts a command and returns once it has logged so many steps."""
+  process = subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and process.poll() is None:
+    rows = run_directory.read_csv(base_dir / run_directory.METRICS)
+    if rows and int(rows[-1]['gradient_steps']) >= gradient_steps:
+      return process
+    time.sleep(0.002)
+  out, err = process.communicate()
+  raise AssertionError(f'ended before step {gradient_steps}: {out}{err}')
+
+
+def final_weights(base_dir):
+  import tensorflow as tf
+
+  reader = tf.compat.v1.train.NewCheckpointReader(
+    str(base_dir / 'checkpoints' / 'tf_ckpt-1')
+  )
+  return {
+    name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
+  }
+
+
+def test_killed_anywhere_a_run_ends_bit_for_bit_the_same(
+  train_command, run, tmp_path
+):
+  """SIGTERM, then SIGKILL, then a rerun, against an undisturbed run."""
+  straight, disturbed = tmp_path / 'straight', tmp_path / 'disturbed'
+  steps = ('FixedReplayRunner.num_gradient_steps=600',)
+  result = run(train_command(straight, *steps))
+  assert result.returncode == 0, result.stderr
+
+  command = train_command(disturbed, *steps)
+  rng = random.Random(time.time_ns())
+  process = start_and_wait(command, disturbed, rng.randrange(50, 400))
+  process.send_signal(signal.SIGTERM)
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == errors.PreemptedError.exit_code, stderr
+  assert 'the same command goes on from there' in stderr
+  assert 'Traceback' not in stderr
+
+  process = start_and_wait(command, disturbed, rng.randrange(610, 1100))
+  process.kill()
+  process.communicate()
+  assert not (disturbed / run_directory.FINISHED).exists()
+
+  result = run(command)
+  assert result.returncode == 0, result.stderr
+  expected, actual = final_weights(straight), final_weights(disturbed)
+  assert expected.keys() == actual.keys()
+  assert expected['gradient_steps'] == 1200
+  for name in expected:
+    np.testing.assert_array_equal(expected[name], actual[name], err_msg=name)
+  assert read(straight / 'scores.csv') == read(disturbed / 'scores.csv')
+  for a, b in zip(
+    read(straight / 'metrics.csv'), read(disturbed / 'metrics.csv'), strict=True
+  ):
+    a.pop('gradient_steps_per_second'), b.pop('gradient_steps_per_second')
+    assert a == b
+
+  result = run(command)
+  assert result.returncode == 0
+  assert 'is finished: 2 iterations, 1,200 gradient steps' in result.stdout
+
+
+def test_errors_of_the_command_are_one_line_and_a_code(
+  train_command, run, tmp_path
+):
+  missing = run(train_command(tmp_path / 'run', replay_dir='/nowhere'))
+  assert missing.returncode == 65
+  assert missing.stderr.startswith('train: ')
+  assert missing.stderr.count('\n') == 1
+  unknown = run([*train_command(tmp_path / 'run'), '--no_such_flag'])
+  assert unknown.returncode == 64
+  assert unknown.stderr.count('\n') == 1
+  debug = run(
+    train_command(tmp_path / 'r', replay_dir='/nowhere', flags=['--debug'])
+  )
+  assert debug.returncode == 65
+  assert 'Traceback' in debug.stderr
+
+
+def test_help_reads_like_documentation(train_command, run):
+  result = run([*train_command('x')[:3], '--help'])
+  assert result.returncode == 0
+  for expected in (
+    '--base_dir',
+    '--gin_files',
+    '--gin_bindings',
+    '--replay_dir',
+    '--seed',
+    '--debug',
+    'Exit codes',
+  ):
+    assert expected in result.stdout

@@ -1,0 +1,100 @@
+import pathlib
+
+import pytest
+
+from batch_rl_dr3 import errors
+from batch_rl_dr3.training import checkpoints
+
+
+def writer(content):
+  def write(prefix):
+    pathlib.Path(f'{prefix}.index').write_text(content)
+    pathlib.Path(f'{prefix}.data-00000-of-00001').write_text(content * 2)
+
+  return write
+
+
+def names(folder):
+  return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_new_folder_has_no_checkpoint(tmp_path):
+  assert checkpoints.Checkpoints(tmp_path / 'new').latest() is None
+
+
+def test_the_newest_is_the_one_with_most_gradient_steps(tmp_path):
+  kept = checkpoints.Checkpoints(tmp_path)
+  kept.save(writer('a'), '9', 900)
+  kept.save(writer('b'), '10', 1000)
+  kept.save(writer('c'), '10_950', 950)
+  latest = kept.latest()
+  assert (latest.name, latest.gradient_steps) == ('10', 1000)
+  assert pathlib.Path(f'{latest.prefix}.index').read_text() == 'b'
+
+
+def test_the_last_four_and_every_nth_are_kept(tmp_path):
+  kept = checkpoints.Checkpoints(tmp_path, keep_last=4, keep_every=5)
+  for iteration in range(12):
+    kept.save(writer('a'), str(iteration), iteration)
+  assert [n for n in names(tmp_path) if n.startswith('ckpt')] == sorted(
+    f'ckpt.{i}.json' for i in (0, 5, 8, 9, 10, 11)
+  )
+  assert len(names(tmp_path)) == 6 * 3
+
+
+@pytest.mark.parametrize('damage', ['truncate', 'flip', 'delete'])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
+  kept = checkpoints.Checkpoints(tmp_path)
+  kept.save(writer('a'), '0', 10)
+  kept.save(writer('b'), '1', 20)
+  path = tmp_path / 'tf_ckpt-1.index'
+  if damage == 'truncate':
+    path.write_text('')
+  elif damage == 'flip':
+    path.write_text('c')
+  else:
+    path.unlink()
+  assert kept.latest().name == '0'
+  assert (tmp_path / 'ckpt.1.json.damaged').exists()
+
+
+def test_a_torn_manifest_is_set_aside(tmp_path):
+  kept = checkpoints.Checkpoints(tmp_path)
+  kept.save(writer('a'), '0', 10)
+  (tmp_path / 'ckpt.1.json').write_text('{"name": "1", "grad')
+  assert kept.latest().name == '0'
+
+
+def test_a_run_is_never_started_over_silently(tmp_path):
+  kept = checkpoints.Checkpoints(tmp_path)
+  kept.save(writer('a'), '0', 10)
+  (tmp_path / 'tf_ckpt-0.index').unlink()
+  for _ in range(2):  # the second time there is no manifest any more
+    with pytest.raises(errors.DataError, match='every checkpoint'):
+      kept.latest()
+
+
+def test_files_without_a_manifest_do_not_exist(tmp_path):
+  writer('a')(str(tmp_path / 'tf_ckpt-3'))
+  assert checkpoints.Checkpoints(tmp_path).latest() is None
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+  (tmp_path / '.writing.3').mkdir()
+  (tmp_path / '.writing.3' / 'tf_ckpt-3.index').write_text('a')
+  checkpoints.Checkpoints(tmp_path)
+  assert names(tmp_path) == []
+
+
+def test_a_failing_disk_keeps_what_was_there(tmp_path):
+  kept = checkpoints.Checkpoints(tmp_path)
+  kept.save(writer('a'), '0', 10)
+
+  def fail(prefix):
+    writer('b')(prefix)
+    raise OSError(28, 'No space left on device')
+
+  with pytest.raises(errors.WriteError, match='No space left'):
+    kept.save(fail, '1', 20)
+  assert kept.latest().name == '0'
+  assert len(names(tmp_path)) == 3
