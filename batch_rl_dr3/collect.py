@@ -6,15 +6,13 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import time
 
 from absl import flags
 import gin
 import numpy as np
-import tqdm
 
-from batch_rl_dr3 import cli, errors, run_directory
+from batch_rl_dr3 import cli, errors, progress, run_directory
 from batch_rl_dr3.training import preemption
 
 _USAGE = """\
@@ -96,13 +94,7 @@ def _progress_bar(
   total: int | None,
 ) -> Iterator[Callable[[int, list[float]], None]]:
   """Shows rows, rate, time left and the mean return while the block runs."""
-  bar = tqdm.tqdm(
-    total=total,
-    unit='row',
-    # A line a minute where nobody looks on.
-    mininterval=0.5 if sys.stderr.isatty() else 60.0,
-    dynamic_ncols=True,
-  )
+  bar = progress.bar(total, 'collecting', 'row')
   num_shown = 0
 
   def show(num_rows: int, returns: list[float]) -> None:
@@ -207,6 +199,7 @@ def main() -> None:
       '--gin_files is needed: it says what to collect, such as '
       'collect/freeway_scripted.gin (see --help).'
     )
+  cli.import_tensorflow()
   collect_into(
     FLAGS.output_dir,
     FLAGS.gin_files,
@@ -216,8 +209,8 @@ def main() -> None:
   )
 
 
-def _define_flags() -> None:
-  # Not when imported: other commands have flags of the same names.
+def define_flags() -> None:
+  """Defines the flags of the command."""
   cli.define_gin_flags()
   flags.DEFINE_string(
     'output_dir', None, 'Where replay_logs/ and collection.json go.'
@@ -231,5 +224,5 @@ def _define_flags() -> None:
 
 
 if __name__ == '__main__':
-  _define_flags()
+  define_flags()
   cli.run(main, _USAGE)

@@ -20,9 +20,9 @@ import uuid
 
 import numpy as np
 import numpy.typing as npt
-import tqdm
 
 from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3 import progress as progress_bars
 from batch_rl_dr3.replay import checkpoint_format, store_plan
 from batch_rl_dr3.replay.subset import Subset
 
@@ -173,10 +173,10 @@ def _copy(
     row_shape = first.shape[1:] if name == 'observation' else ()
     shape = (num_rows, *row_shape)
     rows = _allocate(target / f'{name}.npy', shape, dtype)
-    bar = tqdm.tqdm(
-      total=num_rows,
-      unit='rows',
-      desc=f'copying {name} from {source}',
+    bar = progress_bars.bar(
+      num_rows,
+      f'copying {name} from {source}',
+      'row',
       disable=not progress or rows.nbytes < _TRIVIAL_BYTES,
     )
     digest = hashlib.sha256()

@@ -15,9 +15,8 @@ from typing import Any
 import gin
 import numpy as np
 import tensorflow as tf
-import tqdm
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3 import errors, progress, run_directory
 from batch_rl_dr3.agents import offline
 from batch_rl_dr3.evaluation import lanes as lanes_lib
 from batch_rl_dr3.replay import store as replay_store
@@ -196,13 +195,8 @@ class FixedReplayRunner:
     with (
       self._stop_request.listening(),
       contextlib.closing(self._metrics),
-      tqdm.tqdm(
-        total=total,
-        initial=steps,
-        desc=f'{self._method} seed {self._seed}',
-        unit='step',
-        mininterval=1.0,
-        dynamic_ncols=True,
+      progress.bar(
+        total, f'{self._method} seed {self._seed}', 'step', initial=steps
       ) as self._bar,
     ):
       for iteration in range(self._num_iterations):
@@ -289,13 +283,11 @@ class FixedReplayRunner:
 
   def _evaluate(self, iteration: int, steps: int) -> None:
     """Plays the game and writes the scores of one iteration, all or none."""
-    bar = tqdm.tqdm(
-      total=self._num_evaluation_agent_steps,
-      desc=f'evaluation {iteration}',
-      unit='step',
+    bar = progress.bar(
+      self._num_evaluation_agent_steps,
+      f'evaluation {iteration}',
+      'step',
       leave=False,
-      mininterval=1.0,
-      dynamic_ncols=True,
     )
     with bar:
       episodes = lanes_lib.play(

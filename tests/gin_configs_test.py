@@ -1,0 +1,148 @@
+"""Every shipped gin file: it parses, says what its name says, and builds."""
+
+import pathlib
+import re
+
+import ale_py
+import gin
+import numpy as np
+import pytest
+
+from batch_rl_dr3 import cli
+from batch_rl_dr3.agents import dqn, quantile, rem
+from batch_rl_dr3.evaluation import (
+  atari,  # noqa: F401
+  collection,  # noqa: F401
+  minatar,  # noqa: F401
+  online_dqn,  # noqa: F401
+)
+from batch_rl_dr3.training import runner
+
+CONFIGS = cli.shipped_configs()
+METHODS = ('dqn', 'rem', 'cql', 'dqn_dr3', 'rem_dr3', 'cql_dr3')
+DATASETS = {
+  '1pct': ('prefix', 0.01, 104),
+  '5pct': ('prefix', 0.05, 200),
+  'first10pct': ('first', 0.1, 200),
+}
+AGENTS = {
+  'dqn': dqn.FixedReplayDQNAgent,
+  'rem': rem.FixedReplayREMAgent,
+  'cql': quantile.FixedReplayQRCQLAgent,
+}
+ALPHA = {'1pct': 4.0, '5pct': 1.0, 'first10pct': 1.0}
+DR3_COEFFICIENT = {'dqn': 0.1, 'rem': 0.001, 'cql': 0.03}
+
+
+def all_files():
+  return sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob('*.gin'))
+
+
+def parse(name, *bindings):
+  cli.load_gin([name], bindings)
+
+
+def test_all_experiments_of_the_paper_are_there():
+  expected = {f'atari/{m}_{d}.gin' for m in METHODS for d in DATASETS}
+  assert expected <= set(all_files())
+
+
+@pytest.mark.parametrize('name', all_files())
+def test_a_file_parses_and_has_a_header(clear_gin, name):
+  parse(name)
+  text = (CONFIGS / name).read_text()
+  assert text.startswith('# ')
+  # What can be run says how, and how long it takes.
+  if len(pathlib.PurePath(name).parts) == 2 and not re.search(
+    'protocol|games', name
+  ):
+    for part in ('Command:', 'Expected:', 'Time:'):
+      assert part in text, f'{name} lacks {part}'
+
+
+@pytest.mark.parametrize('dataset', DATASETS)
+@pytest.mark.parametrize('method', METHODS)
+def test_an_experiment_binds_what_its_name_says(clear_gin, method, dataset):
+  parse(f'atari/{method}_{dataset}.gin')
+
+  def bound(name):
+    return gin.query_parameter(name)
+
+  rule, fraction, num_iterations = DATASETS[dataset]
+  assert bound('Subset.rule') == rule
+  assert bound('Subset.fraction') == fraction
+  assert bound('FixedReplayRunner.num_iterations') == num_iterations
+  assert bound('FixedReplayRunner.dataset') == dataset
+  assert bound('FixedReplayRunner.method') == method
+  assert bound('FixedReplayRunner.num_gradient_steps') == 62_500
+  assert bound('FixedReplayRunner.num_evaluation_agent_steps') == 125_000
+  assert bound('tf.train.AdamOptimizer.learning_rate') == 5e-5
+  assert bound('FixedReplayBuffer.batch_size') == 32
+  base = method.removesuffix('_dr3')
+  if base == 'cql':
+    assert bound('ConservativePenalty.coefficient') == ALPHA[dataset]
+  if method.endswith('_dr3'):
+    assert bound('FeatureDotPenalty.coefficient') == DR3_COEFFICIENT[base]
+
+
+def test_the_17_games_are_games_of_the_emulator(clear_gin):
+  parse('atari/games.gin')
+  games = gin.query_parameter('%ATARI_17')
+  assert len(set(games)) == 17
+  assert set(gin.query_parameter('%ATARI_TUNING')) < set(games)
+  for game in games:
+    rom = re.sub('(?<!^)(?=[A-Z])', '_', game).lower()
+    assert rom in ale_py.roms.get_all_rom_ids()
+
+
+@pytest.fixture(scope='module')
+def freeway_dir(tmp_path_factory):
+  from batch_rl_dr3.replay import log_writer
+
+  folder = tmp_path_factory.mktemp('freeway')
+  writer = log_writer.LogWriter(folder, (84, 84), 4, 60)
+  for row in range(57):
+    writer.add(np.zeros((84, 84), np.uint8), row % 3, 0.0, row == 40)
+  writer.close()
+  return folder
+
+
+@pytest.mark.parametrize(
+  'name',
+  [f'atari/methods/{m}.gin' for m in (*METHODS, 'dqn_cql', 'dqn_cql_dr3')]
+  + [f'minatar/{m}.gin' for m in METHODS],
+)
+def test_a_method_builds_its_agent(
+  session, clear_gin, tmp_path, freeway_dir, replay_dir, cache_dir, name
+):
+  """A class with **kwargs takes any binding until it is built."""
+  suite = name.split('/')[0]
+  bindings = {
+    'atari': [
+      "atari_lib.create_atari_environment.game_name='Freeway'",
+      'create_atari_lanes.num_lanes=1',
+    ],
+    'minatar': ["create_minatar_lanes.game_name='breakout'"],
+  }[suite]
+  parse(
+    name,
+    *bindings,
+    'FixedReplayRunner.subset=@Subset()',
+    "FixedReplayRunner.dataset='all'",
+  )
+  run = runner.FixedReplayRunner(
+    base_dir=str(tmp_path / 'run'),
+    replay_dir=str(freeway_dir if suite == 'atari' else replay_dir),
+    cache_dir=str(cache_dir),
+  )
+  method = pathlib.PurePath(name).stem
+  base = method.removesuffix('_dr3')
+  expected_class = AGENTS['dqn' if base == 'dqn_cql' else base]
+  agent = run._agent
+  assert isinstance(agent, expected_class)
+  expected_penalties = (['conservative'] if 'cql' in base else []) + (
+    ['feature_dot_product'] if method.endswith('_dr3') else []
+  )
+  assert [p.name for p in agent.penalties] == expected_penalties
+  assert agent.gamma == 0.99
+  assert agent.num_atoms == {'rem': 200, 'cql': 200}.get(base, 1)
