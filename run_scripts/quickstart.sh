@@ -10,7 +10,7 @@ PYTHON=${PYTHON:-python}
 
 "$PYTHON" -m batch_rl_dr3.collect \
   --gin_files=collect/freeway_scripted.gin \
-  --gin_bindings='collect.num_rows=30000' \
+  --gin_bindings='collect.num_rows=20000' \
   --gin_bindings='collect.rows_per_file=10000' \
   --output_dir="$RUNS/data"
 

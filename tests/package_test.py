@@ -44,7 +44,7 @@ def test_help_needs_no_tensorflow(command):
   )
   assert result.returncode == 0, result.stderr
   assert f'python -m batch_rl_dr3.{command}' in result.stdout
-  assert '--debug' in result.stdout
+  assert '--[no]debug' in result.stdout
 
 
 def test_another_version_of_dopamine_is_refused():

@@ -273,7 +273,7 @@ def test_help_reads_like_documentation(train_command, run):
     '--gin_bindings',
     '--replay_dir',
     '--seed',
-    '--debug',
+    '--[no]debug',
     'Exit codes',
   ):
     assert expected in result.stdout

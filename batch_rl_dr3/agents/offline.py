@@ -14,7 +14,7 @@ online network (Dopamine's first sync comes after its first training step),
 and both `target_update_period` and the step number count gradient steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -257,6 +257,11 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   # What training and evaluation call.
 
   @property
+  def replay(self) -> fixed_replay_buffer.FixedReplayBuffer:
+    """What the batches are sampled from."""
+    return self._replay
+
+  @property
   def penalties(self) -> tuple[Penalty, ...]:
     """The penalties, in the order in which they are added."""
     return self._penalties
@@ -293,10 +298,25 @@ class OfflineAgent(dopamine_compat.DQNAgent):
 
     return train_step
 
-  def measure(self) -> dict[str, float]:
-    """Returns the metrics of the batch that the next step will learn from."""
+  def measure(
+    self, batches: Sequence[Mapping[str, npt.NDArray[Any]]] = ({},)
+  ) -> dict[str, float]:
+    """Returns the metrics by name, averaged over batches.
+
+    Args:
+      batches: each as `replay.batch_at` returns it, of the batch size; without
+        any, the batch that the next step will learn from.
+    """
+    tensors = self._replay.transition
+    measured = [
+      self._sess.run(
+        self.metrics, {tensors[name]: batch[name] for name in batch}
+      )
+      for batch in batches
+    ]
     return {
-      name: float(value) for name, value in self._sess.run(self.metrics).items()
+      name: float(np.mean([values[name] for values in measured]))
+      for name in self.metrics
     }
 
   def num_gradient_steps(self) -> int:

@@ -132,6 +132,21 @@ class FixedReplayBuffer:
     """The number of rows that are sampled from."""
     return len(self._valid_rows)
 
+  def draw(self, num_rows: int, seed: int) -> npt.NDArray[np.int64]:
+    """Returns valid rows of the store to measure on, in ascending order.
+
+    Args:
+      num_rows: int, how many; they are distinct as long as there are enough.
+      seed: int, names the draw.
+
+    Returns:
+      int64 [num_rows].
+    """
+    rows = np.random.default_rng(seed).choice(
+      self._valid_rows, num_rows, replace=num_rows > self.num_valid
+    )
+    return np.sort(rows)
+
   def batch_at(
     self, indices: npt.ArrayLike
   ) -> 'collections.OrderedDict[str, npt.NDArray[Any]]':

@@ -24,6 +24,8 @@ _MAX_MARKERS = 15
 # Ratio of largest to smallest value, one and a half decades, from which an
 # axis is logarithmic.
 _LOG_SPAN = 30.0
+# Above this ratio of its ends, a logarithmic axis has powers of ten as ticks.
+_NARROW_LOG_SPAN = 300.0
 _DPI = 160
 _STYLE: dict[str, Any] = {
   'font.size': 9,
@@ -171,6 +173,22 @@ def spans_decades(drawn: Sequence[curves.Curve]) -> bool:
   return bool(values.max() / values.min() >= _LOG_SPAN)
 
 
+def _set_log_scale(axes: mpl_axes.Axes) -> None:
+  """Makes the y axis logarithmic, its ticks few enough to be read."""
+  axes.set_yscale('log')
+  low, high = axes.get_ylim()
+  narrow = high / low < _NARROW_LOG_SPAN
+  axes.yaxis.set_major_locator(
+    ticker.LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=8)
+  )
+  axes.yaxis.set_major_formatter(
+    ticker.StrMethodFormatter('{x:g}')
+    if narrow
+    else ticker.LogFormatterSciNotation()
+  )
+  axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
 def _draw_panel(
   axes: mpl_axes.Axes, panel: Panel, drawn: dict[str, curves.Curve]
 ) -> None:
@@ -185,10 +203,7 @@ def _draw_panel(
       line = _line_style(method, hues[methods.base_of(method)])
       _draw_curve(axes, curve, line, methods.display_name(method))
   if panel.may_be_log and spans_decades(list(drawn.values())):
-    axes.set_yscale('log')
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
-    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    _set_log_scale(axes)
     label += ' (log scale)'
   axes.set_ylabel(label)
   if not any(curve.steps.size for curve in drawn.values()):

@@ -4,13 +4,11 @@ import os
 import time
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from batch_rl_dr3 import run_directory
 from batch_rl_dr3.agents import offline
 from batch_rl_dr3.analysis import effective_rank
-from batch_rl_dr3.replay import store as replay_store
 
 # TensorBoard's group of a metric, by the beginning of its name.
 _GROUPS = (('loss_', 'Losses/'), ('eval_', 'Eval/'), ('', 'Features/'))
@@ -19,31 +17,43 @@ _GROUPS = (('loss_', 'Losses/'), ('eval_', 'Eval/'), ('', 'Features/'))
 class MetricsLog:
   """Measures an agent every so many gradient steps and logs the result.
 
-  A row holds what the weights after `gradient_steps` steps say of the batch
-  that they will learn from next. The effective rank is of one fixed set of
-  states, at a period of its own.
+  A row says what the weights after `gradient_steps` steps make of one sample
+  of the data, drawn once for the whole run: so that rows can be compared, and
+  the run that measures more often is no other run. The effective rank is of a
+  larger sample, at a period of its own.
   """
 
   def __init__(
     self,
     base_dir: str | os.PathLike[str],
     agent: offline.OfflineAgent,
-    probe_states: np.ndarray[Any, np.dtype[np.uint8]],
+    seed: int,
     log_period: int,
+    num_batches: int,
     effective_rank_period: int,
+    effective_rank_num_states: int,
   ):
     """Opens the log; nothing is written yet.
 
     Args:
       base_dir: the run directory.
       agent: what is measured.
-      probe_states: uint8 [N, ...], the states of the effective rank.
+      seed: names the samples.
       log_period: gradient steps between rows.
+      num_batches: batches that a row is measured on.
       effective_rank_period: gradient steps between effective ranks.
+      effective_rank_num_states: states that one is measured on.
     """
     self._base_dir = base_dir
     self._agent = agent
-    self._probe_states = probe_states
+    replay = agent.replay
+    rows = replay.draw(num_batches * replay.batch_size, seed)
+    self._batches = [
+      replay.batch_at(rows[i::num_batches]) for i in range(num_batches)
+    ]
+    self._states = replay.batch_at(
+      replay.draw(min(effective_rank_num_states, replay.num_valid), seed)
+    )['state']
     self._log_period = log_period
     self._effective_rank_period = effective_rank_period
     self._csv = run_directory.CsvLog(
@@ -84,10 +94,10 @@ class MetricsLog:
   def log(self, iteration: int, steps: int) -> dict[str, Any]:
     """Measures, writes and returns one row."""
     rate = self._rate(steps)
-    row: dict[str, Any] = dict(self._agent.measure())
+    row: dict[str, Any] = dict(self._agent.measure(self._batches))
     if steps % self._effective_rank_period == 0:
       row['effective_rank'] = effective_rank.effective_rank(
-        self._agent.features(self._probe_states)
+        self._agent.features(self._states)
       )
     self.scalars(row, steps)
     self._csv.append(
@@ -117,14 +127,3 @@ class MetricsLog:
       )
     self._writer.add_summary(summary, steps)
     self._writer.flush()
-
-
-def draw_probe_states(
-  store: replay_store.ReplayStore, num_states: int, seed: int
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-  """Returns states drawn once and for all: uint8 [<= num_states, ...]."""
-  rows = store.valid_indices(update_horizon=1)
-  chosen = np.random.default_rng(seed).choice(
-    rows, size=min(num_states, len(rows)), replace=False
-  )
-  return store.gather(np.sort(chosen), update_horizon=1).states

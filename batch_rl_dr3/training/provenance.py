@@ -75,7 +75,7 @@ def of_process() -> dict[str, Any]:
     'device': gpus[0].name if gpus else 'cpu',
     'versions': versions(),
     'git_revision': git_revision(),
-    'command': [os.path.basename(sys.executable), *sys.argv],
+    'command': [os.path.basename(sys.executable), *sys.orig_argv[1:]],
   }
 
 

@@ -47,6 +47,7 @@ class FixedReplayRunner:
     num_evaluation_agent_steps: int = 125_000,
     max_agent_steps_per_episode: int = 27_000,
     log_period: int = 2_500,
+    num_metric_batches: int = 8,
     effective_rank_period: int = 62_500,
     effective_rank_num_states: int = 2_048,
     keep_last_checkpoints: int = 4,
@@ -72,6 +73,7 @@ class FixedReplayRunner:
         nothing.
       max_agent_steps_per_episode: an episode is cut there.
       log_period: gradient steps between rows of metrics.csv.
+      num_metric_batches: batches, drawn once, that a row is measured on.
       effective_rank_period: gradient steps between measurements of the
         effective rank; a multiple of log_period.
       effective_rank_num_states: states, drawn once, it is measured on.
@@ -143,9 +145,11 @@ class FixedReplayRunner:
     self._metrics = metrics.MetricsLog(
       self._base_dir,
       self._agent,
-      metrics.draw_probe_states(self._store, effective_rank_num_states, seed),
+      seed,
       log_period,
+      num_metric_batches,
       effective_rank_period,
+      effective_rank_num_states,
     )
     self._scores = run_directory.CsvLog(
       self._base_dir / run_directory.SCORES, run_directory.SCORE_COLUMNS

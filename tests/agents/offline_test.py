@@ -227,3 +227,21 @@ def test_an_unwritable_checkpoint_is_an_os_error(make_agent, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError):
     make_agent(dqn.FixedReplayDQNAgent).save(str(tmp_path / 'file' / 'x'))
+
+
+def test_metrics_of_given_batches_are_their_mean(make_agent):
+  agent = make_agent(
+    dqn.FixedReplayDQNAgent, penalties=[penalties.FeatureDotPenalty(0.1)]
+  )
+  rows = agent.replay.draw(64, seed=0)
+  batches = [agent.replay.batch_at(rows[:32]), agent.replay.batch_at(rows[32:])]
+  each = [agent.measure([batch]) for batch in batches]
+  together = agent.measure(batches)
+  for name, value in together.items():
+    np.testing.assert_allclose(
+      value, np.mean([m[name] for m in each]), rtol=1e-6
+    )
+  assert each[0]['mean_q'] != each[1]['mean_q']
+  # The sample stays while the weights move on.
+  train(agent, 5)
+  assert agent.measure(batches) != together
