@@ -58,29 +58,33 @@ def cache_dir(tmp_path_factory):
   return tmp_path_factory.mktemp('cache')
 
 
+@pytest.fixture(scope='session')
+def tiny_bindings():
+  """What makes minatar/rem_dr3.gin a run of a second."""
+  return (
+    "create_minatar_lanes.game_name='breakout'",
+    'create_minatar_lanes.num_lanes=2',
+    'FixedReplayRunner.num_iterations=2',
+    'FixedReplayRunner.num_gradient_steps=30',
+    'FixedReplayRunner.num_evaluation_agent_steps=40',
+    'FixedReplayRunner.log_period=10',
+    'FixedReplayRunner.effective_rank_period=10',
+    'FixedReplayREMAgent.num_heads=5',
+    'OfflineAgent.target_update_period=7',
+  )
+
+
 @pytest.fixture
-def train_command(replay_dir, cache_dir):
+def train_command(replay_dir, cache_dir, tiny_bindings):
   """Makes the command line of a tiny REM+DR3 run."""
 
   def make(base_dir, *bindings, replay_dir=replay_dir, flags=()):
-    bound = (
-      "create_minatar_lanes.game_name='breakout'",
-      'create_minatar_lanes.num_lanes=2',
-      'FixedReplayRunner.num_iterations=2',
-      'FixedReplayRunner.num_gradient_steps=30',
-      'FixedReplayRunner.num_evaluation_agent_steps=40',
-      'FixedReplayRunner.log_period=10',
-      'FixedReplayRunner.effective_rank_period=10',
-      'FixedReplayREMAgent.num_heads=5',
-      'OfflineAgent.target_update_period=7',
-      *bindings,
-    )
     return [
       sys.executable,
       '-um',
       'batch_rl_dr3.train',
       '--gin_files=minatar/rem_dr3.gin',
-      *(f'--gin_bindings={binding}' for binding in bound),
+      *(f'--gin_bindings={binding}' for binding in (*tiny_bindings, *bindings)),
       f'--replay_dir={replay_dir}',
       f'--base_dir={base_dir}',
       f'--cache_dir={cache_dir}',

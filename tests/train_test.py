@@ -12,21 +12,9 @@ import pytest
 
 from batch_rl_dr3 import errors, run_directory, train
 
-BINDINGS = (
-  "create_minatar_lanes.game_name='breakout'",
-  'create_minatar_lanes.num_lanes=2',
-  'FixedReplayRunner.num_iterations=2',
-  'FixedReplayRunner.num_gradient_steps=30',
-  'FixedReplayRunner.num_evaluation_agent_steps=40',
-  'FixedReplayRunner.log_period=10',
-  'FixedReplayRunner.effective_rank_period=10',
-  'FixedReplayREMAgent.num_heads=5',
-  'OfflineAgent.target_update_period=7',
-)
-
 
 @pytest.fixture
-def train_here(session, clear_gin, replay_dir, cache_dir):
+def train_here(session, clear_gin, replay_dir, cache_dir, tiny_bindings):
   """Trains a tiny REM+DR3 run in this process."""
 
   def train_here(base_dir, *bindings, **kwargs):
@@ -36,7 +24,7 @@ def train_here(session, clear_gin, replay_dir, cache_dir):
         'replay_dir': str(replay_dir),
         'cache_dir': str(cache_dir),
         'gin_files': ['minatar/rem_dr3.gin'],
-        'gin_bindings': [*BINDINGS, *bindings],
+        'gin_bindings': [*tiny_bindings, *bindings],
         **kwargs,
       }
     )

@@ -62,8 +62,10 @@ class Panel:
 
 PANELS = (
   Panel(scores.RETURN, 'Return', 'points per episode', False),
-  Panel(scores.TD_LOSS, 'TD loss', 'loss, mean over a batch', True),
-  Panel(scores.DOT_PRODUCT, 'Feature dot product', 'mean over a batch', True),
+  Panel(scores.TD_LOSS, 'TD loss', 'loss, mean over a data sample', True),
+  Panel(
+    scores.DOT_PRODUCT, 'Feature dot product', 'mean over a data sample', True
+  ),
   Panel(scores.EFFECTIVE_RANK, 'Effective rank', 'number of directions', False),
 )
 

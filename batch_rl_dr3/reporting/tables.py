@@ -128,7 +128,7 @@ def final_metrics(collection: scores.Collection) -> Table:
   return _table(
     'final_metrics',
     'Final metrics',
-    'The last logged value of each quantity, a mean over a batch of the data '
+    'The last logged value of each quantity, a mean over a sample of the data '
     'and over seeds. The effective rank is measured less often than the rest: '
     'its last measurement.',
     'No run has logged any metrics yet.',
@@ -259,7 +259,7 @@ def co_adaptation(collection: scores.Collection) -> Table:
     'Proposition 3.2: linear TD-learning on the features does not converge '
     'where gamma times the feature dot product reaches the squared feature '
     'norm, that is where their ratio reaches 1. Here both are means over the '
-    'batch of a logged step, so the ratio is an estimate. Last: the mean over '
+    'sample of the data, so the ratio is an estimate. Last: the mean over '
     'seeds.',
     'No run has logged both the feature dot product and the squared norm.',
     (

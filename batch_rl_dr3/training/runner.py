@@ -210,6 +210,7 @@ class FixedReplayRunner:
           steps = end
         if iteration not in evaluated and steps == end:
           self._evaluate(iteration, end)
+      self._metrics.start_clock(steps)  # Play is no part of the rate.
       self._metrics.log(self._num_iterations - 1, steps)
     run_directory.write_json(
       self._base_dir / run_directory.FINISHED,
