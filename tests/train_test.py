@@ -1,8 +1,11 @@
 """Whole runs, in this process and as commands."""
 
 import csv
+import gzip
 import json
+import pickle
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -159,6 +162,51 @@ def test_bad_input_is_named(
     train_here(base_dir, *bindings, **kwargs)
   assert not (base_dir / run_directory.CONFIG).exists()
   assert not (base_dir / run_directory.METRICS).exists()
+
+
+def empty(folder):
+  for path in folder.iterdir():
+    path.unlink()
+
+
+def lose_a_file(folder):
+  (folder / '$store$_action_ckpt.1.gz').unlink()
+
+
+def truncate(folder):
+  path = folder / '$store$_observation_ckpt.1.gz'
+  path.write_bytes(path.read_bytes()[:-20])
+
+
+def corrupt(folder):
+  path = folder / '$store$_reward_ckpt.0.gz'
+  content = bytearray(path.read_bytes())
+  content[-6] ^= 1  # in gzip's checksum
+  path.write_bytes(bytes(content))
+
+
+def put_a_pickle(folder):
+  with gzip.open(folder / '$store$_terminal_ckpt.0.gz', 'wb') as file:
+    pickle.dump([0] * 100, file)
+
+
+@pytest.mark.parametrize(
+  ('damage', 'named'),
+  [
+    (empty, 'replay_logs'),
+    (lose_a_file, r'action_ckpt\.1\.gz'),
+    (truncate, r'observation_ckpt\.1\.gz'),
+    (corrupt, r'reward_ckpt\.0\.gz'),
+    (put_a_pickle, r'terminal_ckpt\.0\.gz'),
+  ],
+)
+def test_damaged_data_is_named(train_here, replay_dir, tmp_path, damage, named):
+  damaged = tmp_path / 'data' / '1'
+  shutil.copytree(replay_dir, damaged)
+  damage(damaged / 'replay_logs')
+  with pytest.raises(errors.DataError, match=named):
+    train_here(tmp_path / 'run', replay_dir=str(damaged))
+  assert not (tmp_path / 'run' / run_directory.METRICS).exists()
 
 
 def test_an_unwritable_base_dir_is_named(train_here, tmp_path):
