@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import checkpoint_format
+from batch_rl_dr3.replay import array_stream, checkpoint_format
 
 ROW_SHAPE = (3, 2)
 
@@ -42,7 +42,7 @@ def log(tmp_path, logs):
 
 
 def test_rows_are_read_in_blocks(path, rows, monkeypatch):
-  monkeypatch.setattr(checkpoint_format, '_BLOCK_BYTES', 7 * 6)
+  monkeypatch.setattr(array_stream, '_BLOCK_BYTES', 7 * 6)
   blocks = list(checkpoint_format.read_rows(path, np.uint8, ROW_SHAPE))
   assert [len(block) for block in blocks] == [7] * 7 + [1]
   np.testing.assert_array_equal(np.concatenate(blocks), rows)
@@ -199,7 +199,7 @@ def test_absurd_headers_are_refused_without_allocating(path, shape):
 
 
 def test_reading_all_rows_needs_one_block_of_memory(path, monkeypatch):
-  monkeypatch.setattr(checkpoint_format, '_BLOCK_BYTES', 1 << 16)
+  monkeypatch.setattr(array_stream, '_BLOCK_BYTES', 1 << 16)
   path.write_bytes(gzip.compress(_npy(np.zeros((700_000, 3, 2), np.uint8)), 1))
   tracemalloc.start()
   try:
