@@ -1,6 +1,6 @@
 """What every command shares: flags, gin configuration, errors, exit codes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import os
 import pathlib
@@ -132,12 +132,24 @@ def run(main: Callable[[], None], usage: str | None) -> None:
     main: the command; it reads `absl.flags.FLAGS`.
     usage: what --help prints above the flags.
   """
+  sys.exit(_run({'': main}, usage or ''))
+
+
+def run_subcommand(
+  commands: Mapping[str, Callable[[], None]], usage: str | None
+) -> None:
+  """Like `run`, for a command whose first argument is one of several words.
+
+  Args:
+    commands: what each word runs.
+    usage: what --help prints above the flags.
+  """
+  sys.exit(_run(commands, usage or ''))
+
+
+def _run(commands: Mapping[str, Callable[[], None]], usage: str) -> int:
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
-  sys.exit(_run(main, usage or ''))
-
-
-def _run(main: Callable[[], None], usage: str) -> int:
   program = pathlib.Path(sys.argv[0]).stem
   try:
     rest = FLAGS(sys.argv)
@@ -151,15 +163,28 @@ def _run(main: Callable[[], None], usage: str) -> int:
     )
     return 0
   try:
-    if rest[1:]:
-      raise errors.UsageError(
-        f'unexpected argument {rest[1]!r}; every input is a --flag '
-        '(see --help).'
-      )
-    main()
+    _choose(commands, rest[1:])()
   except errors.BatchRLError as error:
     if FLAGS.debug:
       traceback.print_exc()
     print(f'{program}: {_one_line(error)}', file=sys.stderr)
     return error.exit_code
   return 0
+
+
+def _choose(
+  commands: Mapping[str, Callable[[], None]], arguments: Sequence[str]
+) -> Callable[[], None]:
+  words = list(arguments)
+  # A command without words of its own is known by the empty one.
+  word = words.pop(0) if words and '' not in commands else ''
+  if word not in commands:
+    wrong = f'unknown command {word!r}' if word else 'no command'
+    raise errors.UsageError(
+      f'{wrong}; give one of {", ".join(commands)} (see --help).'
+    )
+  if words:
+    raise errors.UsageError(
+      f'unexpected argument {words[0]!r}; every input is a --flag (see --help).'
+    )
+  return commands[word]

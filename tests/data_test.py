@@ -1,0 +1,40 @@
+import subprocess
+import sys
+
+
+def run(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'batch_rl_dr3.data', *arguments],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_info_prints_a_line_a_file(replay_dir):
+  result = run('info', f'--replay_dir={replay_dir}', '--stack_size=1')
+  assert (result.returncode, result.stderr) == (0, '')
+  head, first, second, total = result.stdout.splitlines()
+  assert head.split()[:3] == ['file', 'rows', 'sampleable']
+  assert first.split()[:2] == ['0', '100']
+  assert second.split()[:2] == ['1', '100']
+  # 13 episodes of 15 steps; the first, and the one across the files, are not
+  # counted.
+  assert total.split()[:2] == ['all', '200']
+  assert total.split()[3:5] == ['11', '15.0']
+
+
+def test_doctor_ends_with_65_where_there_are_faults(replay_dir):
+  result = run(
+    'doctor', f'--replay_dir={replay_dir}', '--stack_size=1', '--num_actions=2'
+  )
+  assert result.returncode == 65
+  assert 'FAULT  file 0: action 5 in a game of 2 actions' in result.stdout
+  assert result.stderr.count('\n') == 1
+
+
+def test_a_missing_or_unknown_word_is_a_usage_error():
+  for arguments in ((), ('cure',), ('info', 'more'), ('info',)):
+    result = run(*arguments)
+    assert result.returncode == 64, arguments
+    assert result.stderr.startswith('data: ')
