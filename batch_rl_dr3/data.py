@@ -1,6 +1,7 @@
-"""Looks into logged replay: what it holds, and what is wrong with it."""
+"""Looks into logged replay, and writes it in other forms."""
 
 from collections.abc import Iterator
+import os
 import typing
 
 from absl import flags
@@ -8,13 +9,18 @@ from absl import flags
 from batch_rl_dr3 import cli, errors
 
 if typing.TYPE_CHECKING:
-  from batch_rl_dr3.replay import inspection
+  from batch_rl_dr3.replay import inspection, sources
 
 _USAGE = """\
-Looks into logged replay in the DQN Replay format.
+Looks into logged replay in the DQN Replay format, or writes it anew.
 
   python -m batch_rl_dr3.data info --replay_dir=DATA/Pong/1
   python -m batch_rl_dr3.data doctor --replay_dir=DATA/Pong/1 --num_actions=6
+
+  python -m batch_rl_dr3.data convert --replay_dir=DATA/Pong/1 \\
+    --output_dir=NEW/Pong/1 --rows_per_file=100000
+  python -m batch_rl_dr3.data convert --replay_dir=DATA/Pong/1 \\
+    --minari_id=atari/pong/dqn-replay-v0 --num_actions=6
 
   info      rows, episodes, returns and sampleable share of every file
   doctor    the traps of the format, and damage that no checksum shows: rewards
@@ -22,6 +28,8 @@ Looks into logged replay in the DQN Replay format.
             constant or not in time order, files that repeat each other; and
             what a reader has to allow for: episodes across files, time limits
             logged as terminals, padding, a cursor in mid-file
+  convert   writes the log anew, in files of another length, or as a Minari data
+            set (frames without loss, not stacked) for other libraries
 
 Exit codes: 0 nothing wrong, 64 usage, 65 the log is missing, damaged, or has
 faults.
@@ -48,8 +56,23 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'num_actions',
     None,
-    'Actions of the game, which doctor holds the log against.',
+    'Actions of the game: doctor holds the log against them, and Minari wants '
+    'to know.',
     lower_bound=1,
+  )
+  flags.DEFINE_string(
+    'output_dir', None, 'convert: where the new replay_logs go.'
+  )
+  flags.DEFINE_integer(
+    'rows_per_file',
+    1_000_000,
+    'convert: rows of each new file.',
+    lower_bound=10,
+  )
+  flags.DEFINE_string(
+    'minari_id',
+    None,
+    'convert: the Minari data set to write, where MINARI_DATASETS_PATH says.',
   )
   flags.DEFINE_integer(
     'max_agent_steps_per_episode',
@@ -59,14 +82,21 @@ def define_flags() -> None:
   )
 
 
-def _summaries() -> 'Iterator[inspection.FileSummary]':
+def _source() -> 'sources.FolderSource':
   # Imported here so that --help and usage errors are instant.
-  from batch_rl_dr3.replay import checkpoint_format, inspection, sources
+  from batch_rl_dr3.replay import checkpoint_format, sources
 
   if not FLAGS.replay_dir:
     raise errors.UsageError('--replay_dir is needed (see --help).')
-  folder = checkpoint_format.find_replay_logs(FLAGS.replay_dir)
-  return inspection.summarise(sources.FolderSource(folder), FLAGS.stack_size)
+  return sources.FolderSource(
+    checkpoint_format.find_replay_logs(FLAGS.replay_dir)
+  )
+
+
+def _summaries() -> 'Iterator[inspection.FileSummary]':
+  from batch_rl_dr3.replay import inspection
+
+  return inspection.summarise(_source(), FLAGS.stack_size)
 
 
 def info() -> None:
@@ -98,6 +128,34 @@ def doctor() -> None:
   print('No faults.')
 
 
+def convert() -> None:
+  """Writes the log anew."""
+  if (FLAGS.output_dir is None) == (FLAGS.minari_id is None):
+    raise errors.UsageError('give one of --output_dir and --minari_id.')
+  if FLAGS.minari_id is not None and FLAGS.num_actions is None:
+    raise errors.UsageError('--minari_id needs --num_actions.')
+  from batch_rl_dr3.replay import conversion
+
+  source = _source()
+  if FLAGS.output_dir is not None:
+    target = os.path.join(FLAGS.output_dir, 'replay_logs')
+    num_episodes = conversion.to_log(
+      source, target, FLAGS.stack_size, FLAGS.rows_per_file
+    )
+  else:
+    target = FLAGS.minari_id
+    num_episodes = conversion.to_minari(
+      source,
+      target,
+      FLAGS.stack_size,
+      FLAGS.num_actions,
+      f'Logged replay in the DQN Replay format, from {source.name}.',
+    )
+  print(f'{target}: {num_episodes} episodes.')
+
+
 if __name__ == '__main__':
   define_flags()
-  cli.run_subcommand({'info': info, 'doctor': doctor}, _USAGE)
+  cli.run_subcommand(
+    {'info': info, 'doctor': doctor, 'convert': convert}, _USAGE
+  )

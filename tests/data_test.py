@@ -38,3 +38,28 @@ def test_a_missing_or_unknown_word_is_a_usage_error():
     result = run(*arguments)
     assert result.returncode == 64, arguments
     assert result.stderr.startswith('data: ')
+
+
+def test_convert_writes_files_of_another_length(replay_dir, tmp_path):
+  arguments = (
+    'convert',
+    f'--replay_dir={replay_dir}',
+    f'--output_dir={tmp_path}',
+    '--stack_size=1',
+    '--rows_per_file=80',
+  )
+  result = run(*arguments)
+  assert (result.returncode, result.stderr) == (0, '')
+  assert '14 episodes' in result.stdout
+  assert len(list((tmp_path / 'replay_logs').glob('add_count*'))) == 3
+  again = run(*arguments)
+  assert again.returncode == 73
+  assert again.stderr.count('\n') == 1
+
+
+def test_convert_wants_one_target(replay_dir):
+  result = run('convert', f'--replay_dir={replay_dir}')
+  assert result.returncode == 64
+  result = run('convert', f'--replay_dir={replay_dir}', '--minari_id=a/b-v0')
+  assert result.returncode == 64
+  assert '--num_actions' in result.stderr

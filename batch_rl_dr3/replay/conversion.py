@@ -1,0 +1,227 @@
+"""A log in another form: other files of the same format, or Minari episodes.
+
+Rows are streamed: an episode's frames are held, never a file's.
+"""
+
+from collections.abc import Iterator
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from batch_rl_dr3 import errors
+from batch_rl_dr3.replay import log_writer
+from batch_rl_dr3.replay.source import Source
+
+# Frames of episodes that go to Minari at a time.
+_FRAMES_PER_UPDATE = 10_000
+
+
+class Episode(NamedTuple):
+  """One episode of a log, without its padding.
+
+  Attributes:
+    observations: uint8 [T, *observation_shape], what was seen before each
+      action.
+    actions: int32 [T].
+    rewards: float32 [T], clipped as they were logged.
+    is_whole: whether it ended in a terminal; else the log ends within it.
+  """
+
+  observations: npt.NDArray[np.uint8]
+  actions: npt.NDArray[np.int32]
+  rewards: npt.NDArray[np.float32]
+  is_whole: bool
+
+
+def episodes(source: Source, stack_size: int) -> Iterator[Episode]:
+  """Yields the episodes of a log in time order, across its files.
+
+  Args:
+    source: the log.
+    stack_size: int, frames in a state; the stack_size - 1 rows of padding
+      that begin each episode are left out.
+
+  Raises:
+    DataError: if a file is damaged, or its rows are not in time order.
+  """
+  parts: list[tuple[npt.NDArray[Any], ...]] = []
+  for rows in _row_blocks(source):
+    terminals = rows[3]
+    start = 0
+    for end in np.flatnonzero(terminals) + 1:
+      parts.append(tuple(element[start:end] for element in rows))
+      yield _join(parts, stack_size, is_whole=True)
+      parts, start = [], end
+    parts.append(tuple(element[start:] for element in rows))
+  rest = _join(parts, stack_size, is_whole=False)
+  if len(rest.actions):
+    yield rest
+
+
+def _row_blocks(source: Source) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+  """Yields observations, actions, rewards and terminals, block by block."""
+  for suffix in source.suffixes():
+    length, *frame_shape = source.header('observation', suffix).shape
+    add_count = int(source.attribute('add_count', suffix))
+    if add_count > length and add_count % length:
+      raise errors.DataError(
+        f'file {suffix} of {source.name} was saved with its cursor at row '
+        f'{add_count % length}: its oldest rows are in the middle, and it '
+        'cannot be joined to the files around it.'
+      )
+    num_rows = min(length, add_count)
+    actions, rewards, terminals = (
+      np.concatenate([*source.rows(name, suffix, dtype, ())])
+      for name, dtype in (
+        ('action', np.int32),
+        ('reward', np.float32),
+        ('terminal', np.uint8),
+      )
+    )
+    start = 0
+    for frames in source.rows(
+      'observation', suffix, np.uint8, tuple(frame_shape)
+    ):
+      end = min(start + len(frames), num_rows)
+      yield (
+        frames[: end - start],
+        actions[start:end],
+        rewards[start:end],
+        terminals[start:end],
+      )
+      start = end
+
+
+def _join(
+  parts: list[tuple[npt.NDArray[Any], ...]], stack_size: int, is_whole: bool
+) -> Episode:
+  observations, actions, rewards, _ = (
+    np.concatenate(element)[stack_size - 1 :]
+    for element in zip(*parts, strict=True)
+  )
+  return Episode(observations, actions, rewards, is_whole)
+
+
+def to_log(
+  source: Source,
+  folder: str | os.PathLike[str],
+  stack_size: int,
+  rows_per_file: int,
+) -> int:
+  """Writes a log anew in the DQN Replay format.
+
+  Args:
+    source: the log.
+    folder: a folder without a log.
+    stack_size: int, frames in a state.
+    rows_per_file: int, rows of each new file.
+
+  Returns:
+    The number of episodes.
+
+  Raises:
+    DataError: if the source is damaged.
+    WriteError: if a file cannot be written.
+  """
+  writer = None
+  num_episodes = 0
+  for episode in episodes(source, stack_size):
+    if writer is None:
+      frame_shape = episode.observations.shape[1:]
+      writer = log_writer.LogWriter(
+        folder, frame_shape, stack_size, rows_per_file
+      )
+    last = len(episode.actions) - 1
+    for row in range(len(episode.actions)):
+      writer.add(
+        episode.observations[row],
+        int(episode.actions[row]),
+        float(episode.rewards[row]),
+        episode.is_whole and row == last,
+      )
+    num_episodes += 1
+  if writer is not None:
+    writer.close()
+  return num_episodes
+
+
+def to_minari(
+  source: Source,
+  dataset_id: str,
+  stack_size: int,
+  num_actions: int,
+  description: str,
+) -> int:
+  """Writes a log as a Minari data set, where MINARI_DATASETS_PATH says.
+
+  Frames are stored without loss and not stacked. Minari wants the observation
+  after the last action too, which the DQN Replay format does not hold: it is
+  all zeros. An episode that the log cuts off is marked as truncated; one that
+  a time limit ended is a terminal in the log, and so it is here.
+
+  Args:
+    source: the log.
+    dataset_id: Minari's, such as atari/pong/dqn-replay-v0.
+    stack_size: int, frames in a state.
+    num_actions: int, of the game.
+    description: of the data set.
+
+  Returns:
+    The number of episodes.
+
+  Raises:
+    ConfigError: if Minari refuses the name, or has a data set of it already.
+    DataError: if the source is damaged.
+  """
+  # Imported here because both belong to the d4rl extra.
+  import gymnasium
+  import minari
+
+  def write(dataset: Any, buffers: list[Any]) -> Any:
+    if dataset is not None:
+      dataset.update_dataset_from_buffer(buffers)
+      return dataset
+    shape = buffers[0].observations.shape[1:]
+    try:
+      return minari.create_dataset_from_buffers(
+        dataset_id,
+        buffers,
+        action_space=gymnasium.spaces.Discrete(num_actions),
+        observation_space=gymnasium.spaces.Box(0, 255, shape, np.uint8),
+        description=description,
+        jpeg_encoding=False,
+      )
+    except ValueError as error:
+      raise errors.ConfigError(f'Minari: {error}') from error
+
+  dataset: Any = None
+  waiting: list[Any] = []
+  num_episodes = 0
+  for episode in episodes(source, stack_size):
+    waiting.append(_minari_buffer(episode, num_episodes))
+    num_episodes += 1
+    if sum(len(buffer.actions) for buffer in waiting) >= _FRAMES_PER_UPDATE:
+      dataset, waiting = write(dataset, waiting), []
+  if waiting:
+    write(dataset, waiting)
+  return num_episodes
+
+
+def _minari_buffer(episode: Episode, number: int) -> Any:
+  from minari.data_collector import EpisodeBuffer
+
+  length = len(episode.actions)
+  ends = np.zeros(length, np.bool_)
+  ends[-1] = True
+  after = np.zeros_like(episode.observations[:1])
+  return EpisodeBuffer(
+    id=number,
+    observations=np.concatenate([episode.observations, after]),
+    actions=episode.actions.astype(np.int64),
+    rewards=episode.rewards,
+    terminations=ends & episode.is_whole,
+    truncations=ends & (not episode.is_whole),
+    infos={},
+  )
