@@ -79,7 +79,7 @@ def local_file(path: str | os.PathLike[str]) -> StoredFile:
 
 
 @contextlib.contextmanager
-def _reading(file: StoredFile) -> Iterator[gzip.GzipFile]:
+def decompressed(file: StoredFile) -> Iterator[gzip.GzipFile]:
   """Opens a gzip file; what goes wrong inside becomes a DataError."""
   try:
     with (
@@ -104,7 +104,7 @@ def check_gzip(file: StoredFile) -> None:
     DataError: if the file is damaged.
   """
   buffer = bytearray(_BLOCK_BYTES)
-  with _reading(file) as stream:
+  with decompressed(file) as stream:
     while stream.readinto(buffer):
       pass
 
@@ -154,7 +154,7 @@ def read_header(file: StoredFile) -> Header:
   Raises:
     DataError: if the file is damaged, or holds anything but a plain array.
   """
-  with _reading(file) as stream:
+  with decompressed(file) as stream:
     return _parse_header(stream, file)
 
 
@@ -199,7 +199,7 @@ def read_rows(
   """
   dtype = np.dtype(dtype)
   row_shape = tuple(row_shape)
-  with _reading(file) as stream:
+  with decompressed(file) as stream:
     header = _parse_header(stream, file)
     check_rows(file.name, header, dtype, row_shape, num_rows)
     total = header.shape[0]
@@ -251,7 +251,7 @@ def read_integers(file: StoredFile, ndim: int) -> npt.NDArray[np.int64]:
   Raises:
     DataError: if the file is damaged or holds anything else.
   """
-  with _reading(file) as stream:
+  with decompressed(file) as stream:
     header = _parse_header(stream, file)
     if (
       not np.issubdtype(header.dtype, np.integer)
