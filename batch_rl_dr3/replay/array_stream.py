@@ -246,7 +246,7 @@ def check_rows(
 
 
 def read_integers(file: StoredFile, ndim: int) -> npt.NDArray[np.int64]:
-  """Returns a small array of integers, int64 with `ndim` dimensions.
+  """Returns a small array of int64 with `ndim` dimensions.
 
   Raises:
     DataError: if the file is damaged or holds anything else.
@@ -254,13 +254,13 @@ def read_integers(file: StoredFile, ndim: int) -> npt.NDArray[np.int64]:
   with decompressed(file) as stream:
     header = _parse_header(stream, file)
     if (
-      not np.issubdtype(header.dtype, np.integer)
+      header.dtype != np.dtype(np.int64)
       or len(header.shape) != ndim
       or math.prod(header.shape) > _MAX_ATTRIBUTE_SIZE
     ):
       raise errors.DataError(
         f'{file.name} holds {header.dtype} of shape {header.shape}; a small '
-        f'array of integers with {ndim} dimensions is needed.'
+        f'array of int64 with {ndim} dimensions is needed.'
       )
     values = np.empty(header.shape, header.dtype)
     _fill(values, stream, file)
@@ -268,4 +268,4 @@ def read_integers(file: StoredFile, ndim: int) -> npt.NDArray[np.int64]:
       raise errors.DataError(
         f'{file.name} goes on after its array: it is damaged.'
       )
-  return values.astype(np.int64)
+  return values

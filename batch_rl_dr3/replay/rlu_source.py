@@ -30,7 +30,7 @@ import pathlib
 import re
 import tempfile
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import gin
@@ -41,17 +41,12 @@ from batch_rl_dr3 import errors
 from batch_rl_dr3.replay import (
   array_stream,
   rlu_episode,
+  rlu_files,
   rlu_rows,
   storage,
   validity,
 )
 from batch_rl_dr3.replay.retry import RefusedError, Retry
-
-_RUN_FILE = re.compile(r'(run_\d+)-(\d{5})-of-(\d{5})')
-_TFDS_FILE = re.compile(
-  r'rlu_atari_checkpoints_ordered-checkpoint_(\d+)'
-  r'\.tfrecord-(\d{5})-of-(\d{5})'
-)
 
 
 def is_location(location: str) -> bool:
@@ -61,12 +56,6 @@ def is_location(location: str) -> bool:
       r'(^|/)(atari_episodes_ordered|rlu_atari_checkpoints_ordered)/', location
     )
   )
-
-
-class _Shard(NamedTuple):
-  part: int
-  num_parts: int
-  info: dict[str, Any]
 
 
 @gin.configurable
@@ -115,8 +104,8 @@ class RluSource:
     self._spool_dir = spool_dir
     self._url = url.rstrip('/')
     last = self._url.rsplit('/', 1)[-1]
-    self._is_tfds = re.fullmatch(r'run_\d+', last) is None
-    self._run = None if self._is_tfds else last
+    self._run = last if re.fullmatch(r'run_\d+', last) else None
+    self._is_tfds = self._run is None
     self._layout = (
       rlu_episode.TFDS_LAYOUT if self._is_tfds else rlu_episode.BUCKET_LAYOUT
     )
@@ -135,26 +124,9 @@ class RluSource:
     return self._url
 
   @functools.cached_property
-  def _shards(self) -> dict[int, list[_Shard]]:
+  def _shards(self) -> dict[int, list[rlu_files.Shard]]:
     """The files of each suffix, as listed once."""
-    pattern = _TFDS_FILE if self._is_tfds else _RUN_FILE
-    infos = self._storage.list(lambda n: pattern.fullmatch(n) is not None)
-    shards: dict[int, list[_Shard]] = {}
-    for name in sorted(infos):
-      match = pattern.fullmatch(name)
-      assert match is not None
-      if self._is_tfds:
-        shard = _Shard(int(match[2]), int(match[3]), infos[name])
-        shards.setdefault(int(match[1]), []).append(shard)
-      elif match[1] == self._run:
-        shards[int(match[2])] = [_Shard(0, 1, infos[name])]
-    for suffix, parts in shards.items():
-      if [part.part for part in parts] != list(range(parts[0].num_parts)):
-        raise errors.DataError(
-          f'{self.name} lacks parts of checkpoint {suffix}: there are '
-          f'{len(parts)} of {parts[0].num_parts}. Fetch them again.'
-        )
-    return shards
+    return rlu_files.list_shards(self._storage, self._run)
 
   def suffixes(self) -> list[int]:
     """Returns the numbers of the checkpoints in time order.
@@ -255,7 +227,7 @@ class RluSource:
       prefix='batch_rl_dr3_', dir=self._spool_dir
     )
 
-  def _parts(self, suffix: int) -> list[_Shard]:
+  def _parts(self, suffix: int) -> list[rlu_files.Shard]:
     if suffix not in self._shards:
       raise errors.DataError(f'{self.name} has no checkpoint {suffix}.')
     return self._shards[suffix]
@@ -267,7 +239,23 @@ class RluSource:
     )
     for shard in self._parts(suffix):
       with self._storage.fetched(shard.info, self._spool_dir, check) as file:
-        yield from self._episodes(file)
+        num_episodes = 0
+        for episode in self._episodes(file):
+          yield episode
+          num_episodes += 1
+      # gzip knows its end; a bare TFRecord file does not.
+      if self._is_tfds:
+        stated = self._num_episodes.get((suffix, shard.part))
+        if num_episodes != stated:
+          raise errors.DataError(
+            f'{file.name} holds {num_episodes} episodes; {rlu_files.TFDS_INFO} '
+            f'states {stated}. Fetch it again.'
+          )
+
+  @functools.cached_property
+  def _num_episodes(self) -> dict[tuple[int, int], int]:
+    """What TFDS states of its files: (suffix, part) to a number of episodes."""
+    return rlu_files.stated_lengths(self._storage, self._spool_dir)
 
   def _check_records(self, file: array_stream.StoredFile) -> None:
     for _ in self._episodes(file):

@@ -8,6 +8,7 @@ storage states: gcsfs does not do it unless told to.
 from collections.abc import Callable, Iterator
 import contextlib
 import io
+import logging as stdlib_logging
 import os
 import pathlib
 import tempfile
@@ -261,6 +262,9 @@ def open_storage(
     # The class that fsspec would choose asks for the bucket's kind by gRPC
     # first, which neither an anonymous user nor an emulator can answer.
     from gcsfs import core
+
+    # It logs a traceback of every failure that Retry then tells in a line.
+    stdlib_logging.getLogger('gcsfs').setLevel(stdlib_logging.CRITICAL)
 
     if google_token is None:
       has_credentials = 'GOOGLE_APPLICATION_CREDENTIALS' in os.environ

@@ -166,7 +166,8 @@ def cloud():
 
   def request(method, path, body):
     connection = http.client.HTTPConnection('127.0.0.1', port)
-    connection.request(method, path, body)
+    kind = 'application/json' if 'upload' not in path else 'text/plain'
+    connection.request(method, path, body, {'Content-Type': kind})
     answer = connection.getresponse()
     content = answer.read()
     assert answer.status < 300, content
