@@ -1,8 +1,16 @@
 """Small logs, written by the package and by Dopamine, for all replay tests."""
 
+import collections
 import gzip
+import http.client
+import http.server
+import re
+import socket
+import threading
+import time
 import types
 from typing import NamedTuple
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -138,3 +146,130 @@ def logs():
     read_array=read_array,
     write_array=write_array,
   )
+
+
+def _free_port():
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
+
+
+@pytest.fixture(scope='session')
+def cloud():
+  """An emulator of Google Cloud Storage; upload(folder, prefix) fills it."""
+  from gcp_storage_emulator import server
+
+  port = _free_port()
+  emulator = server.create_server('127.0.0.1', port, in_memory=True)
+  emulator.start()
+  endpoint = f'http://127.0.0.1:{port}'
+
+  def request(method, path, body):
+    connection = http.client.HTTPConnection('127.0.0.1', port)
+    kind = 'application/json' if 'upload' not in path else 'text/plain'
+    connection.request(method, path, body, {'Content-Type': kind})
+    answer = connection.getresponse()
+    content = answer.read()
+    assert answer.status < 300, content
+    connection.close()
+
+  request('POST', '/storage/v1/b?project=test', '{"name": "logs"}')
+
+  def upload(folder, prefix):
+    for path in sorted(folder.iterdir()):
+      name = urllib.parse.quote(f'{prefix}/{path.name}', safe='')
+      request(
+        'POST',
+        f'/upload/storage/v1/b/logs/o?uploadType=media&name={name}',
+        path.read_bytes(),
+      )
+    return f'gs://logs/{prefix}'
+
+  yield types.SimpleNamespace(endpoint=endpoint, port=port, upload=upload)
+  emulator.stop()
+
+
+class FaultyProxy(http.server.ThreadingHTTPServer):
+  """Stands before a server and spoils what its schedule says.
+
+  `faults` maps a pattern of URLs to a list of what happens to the requests
+  that match, one after another; after the last one all goes well. A fault is
+  an HTTP status, 'timeout', 'close', 'short' (the connection breaks within
+  the body), 'cut' (half of the body, as if it were all), or 'flip' (a bit).
+  """
+
+  daemon_threads = True
+
+  def __init__(self, target_port):
+    super().__init__(('127.0.0.1', 0), _ProxyHandler)
+    self.target_port = target_port
+    self.faults = {}
+    self.log = collections.Counter()
+    self.lock = threading.Lock()
+    self.endpoint = f'http://127.0.0.1:{self.server_address[1]}'
+
+  def handle_error(self, request, client_address):
+    """Clients hang up on purpose here."""
+
+  def next_fault(self, url):
+    with self.lock:
+      for pattern, faults in self.faults.items():
+        if faults and re.search(pattern, urllib.parse.unquote(url)):
+          fault = faults.pop(0)
+          self.log[fault] += 1
+          return fault
+    return None
+
+
+class _ProxyHandler(http.server.BaseHTTPRequestHandler):
+  def do_GET(self):
+    fault = self.server.next_fault(self.path)
+    if fault == 'timeout':
+      time.sleep(0.6)
+      fault = 'close'
+    if fault == 'close':
+      self.connection.shutdown(socket.SHUT_RDWR)
+      return
+    if isinstance(fault, int):
+      self._answer(fault, {}, b'{"error": {"message": "by the schedule"}}')
+      return
+    connection = http.client.HTTPConnection(
+      '127.0.0.1', self.server.target_port
+    )
+    headers = {k: v for k, v in self.headers.items() if k.lower() != 'host'}
+    connection.request('GET', self.path, headers=headers)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    kept = {'Content-Type', 'Content-Range'}
+    headers = {k: v for k, v in answer.getheaders() if k in kept}
+    if fault == 'flip':
+      body = bytearray(body)
+      body[len(body) // 2] ^= 16
+    if fault == 'cut':  # A body that is whole by its headers, and shorter.
+      body = body[: len(body) // 2]
+    num_sent = len(body) // 2 if fault == 'short' else len(body)
+    self._answer(answer.status, headers, bytes(body), num_sent)
+    if fault == 'short':
+      self.close_connection = True
+
+  def _answer(self, status, headers, body, num_sent=None):
+    self.send_response(status)
+    for key, value in headers.items():
+      self.send_header(key, value)
+    self.send_header('Content-Length', str(len(body)))
+    self.end_headers()
+    self.wfile.write(body[:num_sent])
+
+  def log_message(self, *args):
+    pass
+
+
+@pytest.fixture
+def proxy(cloud):
+  """A FaultyProxy before the emulator."""
+  with FaultyProxy(cloud.port) as server:
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()

@@ -1,0 +1,69 @@
+"""Which files the DQN Replay Dataset has, game by game and run by run.
+
+A run has files 0 to 49, and a short file 50 with what was left over when the
+agent that made it stopped. The runs without a file 50 are in absent_files.csv,
+as users found them in the public bucket (github.com/google-research/batch_rl,
+issue 33, which looked at run 1 of all games; Breakout's run 5 is known too).
+"""
+
+from collections.abc import Collection
+import csv
+import functools
+import importlib.resources
+
+from batch_rl_dr3 import errors
+
+NUM_RUNS = 5
+_LAST_SUFFIX = 50
+
+
+@functools.cache
+def _absent() -> frozenset[tuple[str, int, int]]:
+  folder = importlib.resources.files('batch_rl_dr3.replay')
+  text = folder.joinpath('absent_files.csv').read_text()
+  return frozenset(
+    (row['game'], int(row['run']), int(row['suffix']))
+    for row in csv.DictReader(text.splitlines())
+  )
+
+
+def expected_suffixes(game: str, run: int) -> list[int]:
+  """Returns the suffixes of the files that a logged run has.
+
+  Args:
+    game: str, as the data set spells it, such as 'MsPacman'.
+    run: int, 1 to 5.
+
+  Raises:
+    ConfigError: if there is no such run.
+  """
+  if not 1 <= run <= NUM_RUNS:
+    raise errors.ConfigError(
+      f'run {run} of {game}: the runs are numbered 1 to {NUM_RUNS}.'
+    )
+  return [
+    suffix
+    for suffix in range(_LAST_SUFFIX + 1)
+    if (game, run, suffix) not in _absent()
+  ]
+
+
+def missing_notes(game: str, run: int, present: Collection[int]) -> list[str]:
+  """Returns one line per file that is not there, and whether that is known.
+
+  Args:
+    game: str, as the data set spells it.
+    run: int, 1 to 5.
+    present: the suffixes that are there.
+  """
+  expected = expected_suffixes(game, run)
+  notes = []
+  for suffix in range(_LAST_SUFFIX + 1):
+    if suffix in present:
+      continue
+    if suffix in expected:
+      note = 'missing and should be there'
+    else:
+      note = 'known to be absent from the data set'
+    notes.append(f'{game}/{run}: suffix {suffix} is {note}')
+  return notes
