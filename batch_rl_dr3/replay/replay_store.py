@@ -22,10 +22,10 @@ import numpy.typing as npt
 from batch_rl_dr3 import errors
 from batch_rl_dr3.replay import frames as replay_frames
 from batch_rl_dr3.replay import segment as replay_segment
-from batch_rl_dr3.replay import store_files, uniform_draw, validity
+from batch_rl_dr3.replay import shard_files, store_files, uniform_draw, validity
 
-# Frames up to this size are held in memory: 1% of a game's are 3.5 GB.
-MAX_RESIDENT_BYTES = 4 << 30
+# Frames up to this size are held in memory. See store.open_store.
+MAX_RESIDENT_BYTES = 1 << 30
 
 
 class Transitions(NamedTuple):
@@ -120,7 +120,7 @@ class ReplayStore:
     self.observation_shape = tuple(described['shape'][1:])
     shard_rows = self.manifest['shard_rows']
     paths = [
-      replay_frames.ShardPath(
+      shard_files.ShardPath(
         self.manifest['codec'],
         store_files.part_folder(self.folder, segment.suffix),
         number,

@@ -7,8 +7,7 @@ Two codecs. Frames read back are the same, bit for bit.
   own, so that damage is an error whenever it is read. Their places are in an
   index, int64 [num_chunks + 1], an .npy file beside the shard.
 
-Measured on Seaquest, random play, two cores, batches of 32 with stacks of 4:
-see `store.open_store` for what that means for the default.
+`store.open_store` says when which is the default, and why.
 """
 
 import hashlib

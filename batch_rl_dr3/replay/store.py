@@ -51,7 +51,18 @@ def open_store(
 ) -> ReplayStore:
   """Returns the store of a log, built first if the cache lacks it.
 
-  Neither max_resident_bytes nor codec changes a bit of any batch.
+  Neither max_resident_bytes nor codec changes a bit of any batch. Measured on
+  300,000 frames of Seaquest, random play, on two shared cores: batches of 32
+  a second from one thread, with the files in the page cache or not (a cold
+  start), and the bytes then read a batch:
+
+            size   resident   cached   cold   read a batch
+      raw   2120 MB     880      590    150      1.06 MB
+      zstd    40 MB    1000      410    340      0.03 MB
+
+  So raw is the faster as long as the page cache holds it, and zstd beyond.
+  Holding 2.1 GB in memory takes 3 s at every start, reading as needed 10 ms,
+  hence the default of 1 GiB.
 
   Args:
     replay: the log: its folder, or that one's parent, or a Source.

@@ -129,7 +129,7 @@ def build(
         manifest = _manifest(source, subset, plan, codec, header, building)
         run_directory.write_json(building / store_files.MANIFEST, manifest)
         _rename(building, folder)
-      except OSError:
+      except (OSError, errors.WriteError):
         shutil.rmtree(building, ignore_errors=True)
         # Where locks do not work, another builder may have won.
         if not (folder / store_files.MANIFEST).exists():
