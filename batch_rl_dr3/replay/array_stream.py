@@ -16,6 +16,7 @@ import gzip
 import math
 import os
 import pathlib
+import threading
 from typing import Any, BinaryIO
 import zlib
 
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3 import errors
 
+_PARSING = threading.Lock()
 _BLOCK_BYTES = 2 << 20
 _MAX_ATTRIBUTE_SIZE = 1 << 16
 # Deflate shrinks no more than 1032 times (zlib.net/zlib_tech.html), so a header
@@ -119,9 +121,12 @@ def _parse_header(stream: gzip.GzipFile, file: StoredFile) -> Header:
       'never pickles.'
     )
   try:
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(  # type: ignore[no-untyped-call]
-      stream
-    )
+    # Python 3.11's parser fails now and then where two threads use it at the
+    # same time (SystemError: AST constructor recursion depth mismatch).
+    with _PARSING:
+      shape, fortran, dtype = np.lib.format.read_array_header_1_0(  # type: ignore[no-untyped-call]
+        stream
+      )
   except (*_DAMAGED, OSError, errors.BatchRLError):
     raise
   except Exception as error:  # NumPy raises many kinds for a wrong header.

@@ -16,11 +16,14 @@ class Segment:
   Attributes:
     suffix: int, the file's number.
     first_row: int, where its rows start in the store.
-    num_rows: int, how many rows it gave, from its own row 0 on.
+    num_rows: int, how many rows it gave: from its own row 0 on, or, of a
+      uniform subset, those that the transitions drawn from it need.
     num_rows_in_source: int, the length of the file's arrays.
     add_count: int, as the file says.
     invalid_range: ints, as the file says, rows of the file.
     read_to_end: whether the file was read whole, checksum included.
+    num_drawn: int, transitions drawn from it for a uniform subset, which are
+      then all that can be sampled; None of another subset.
   """
 
   suffix: int
@@ -30,10 +33,13 @@ class Segment:
   add_count: int
   invalid_range: Sequence[int]
   read_to_end: bool
+  num_drawn: int | None = None
 
   @property
   def is_whole(self) -> bool:
     """Whether it holds all rows that the file's buffer held."""
+    if self.num_drawn is not None:
+      return False
     return self.num_rows == min(self.num_rows_in_source, self.add_count)
 
   @property

@@ -1,14 +1,16 @@
-"""Builds the local store: a log's rows as plain .npy files, and a manifest.
+"""Builds the local store of a log, part by part.
 
-The rows of all files stand one after another in observation.npy, action.npy,
-reward.npy and terminal.npy. They are written into a temporary folder that is
-renamed when it is whole, so that a killed build leaves nothing that looks
-like a store.
+Every file of the log becomes one part, a folder (see store_part), extracted in
+a unique temporary folder and renamed into the build's folder when it is whole.
+A build that is killed leaves that folder, and the next one goes on from the
+parts that are there. When all are, the manifest is written and the build's
+folder takes the store's name. So of any number of builds at the same time one
+rename wins, for each part and for the store, whether file locks work or not;
+a lock only saves the others the work.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -16,25 +18,29 @@ import os
 import pathlib
 import shutil
 from typing import Any
-import uuid
 
 import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3 import errors, run_directory
-from batch_rl_dr3 import progress as progress_bars
-from batch_rl_dr3.replay import checkpoint_format, store_plan
+from batch_rl_dr3.replay import (
+  checkpoint_format,
+  shards,
+  store_extract,
+  store_files,
+  store_part,
+  store_plan,
+)
+from batch_rl_dr3.replay.source import Source
 from batch_rl_dr3.replay.subset import Subset
 
-FORMAT_VERSION = 1
-MANIFEST = 'manifest.json'
+# Above this many bytes of frames, the default codec is zstd.
+MAX_RAW_BYTES = 32 << 30
 _KEY_LENGTH = 16
-# Builds below this many bytes take a second or two: no progress bar.
-_TRIVIAL_BYTES = 256 << 20
 
 
 def check_frames(
-  source: pathlib.Path,
+  source: Source,
   observation_shape: tuple[int, ...],
   observation_dtype: npt.DTypeLike,
 ) -> None:
@@ -43,63 +49,60 @@ def check_frames(
   Raises:
     DataError: if they have another shape or dtype.
   """
-  suffix = checkpoint_format.list_suffixes(source)[0]
-  path = checkpoint_format.file_path(source, 'observation', suffix)
-  header = checkpoint_format.read_header(path)
-  needed = checkpoint_format.Header(
-    tuple(observation_shape), np.dtype(observation_dtype)
-  )
-  if checkpoint_format.Header(header.shape[1:], header.dtype) != needed:
+  suffix = source.suffixes()[0]
+  header = source.header('observation', suffix)
+  shape, dtype = tuple(observation_shape), np.dtype(observation_dtype)
+  if (header.shape[1:], header.dtype) != (shape, dtype):
     raise errors.DataError(
-      f'{path} has frames of {header.dtype} {header.shape[1:]}; '
-      f'{needed.dtype} {needed.shape} is needed. Is it the data of another '
-      'game?'
+      f'{source.name} has frames of {header.dtype} {header.shape[1:]}; '
+      f'{dtype} {shape} is needed. Is it the data of another game?'
     )
 
 
-def check_actions(source: object, max_action: int, num_actions: int) -> None:
-  """Checks that actions are among the game's.
-
-  Raises:
-    DataError: if they are not.
-  """
-  if max_action >= num_actions:
-    raise errors.DataError(
-      f'{source} holds action {max_action}; the game has {num_actions} '
-      'actions, numbered from 0. Is it the data of another game?'
-    )
-
-
-def store_key(source: pathlib.Path, subset: Subset) -> str:
+def store_key(
+  source: Source, subset: Subset, stack_size: int, codec: str | None
+) -> str:
   """Returns a name that changes whenever the store would."""
-  suffixes = checkpoint_format.list_suffixes(source)
-  names = checkpoint_format.ELEMENTS + checkpoint_format.ATTRIBUTES
-  paths = [
-    checkpoint_format.file_path(source, name, suffix)
-    for suffix in suffixes
-    for name in names
+  what = [
+    store_files.FORMAT_VERSION,
+    shards.SHARD_ROWS,
+    source.name,
+    subset.record(),
+    # Which frames a uniform subset keeps depends on it.
+    stack_size if subset.is_uniform else None,
+    codec,
   ]
-  stats = [(path.name, path.stat()) for path in paths]
-  content = json.dumps(
-    [
-      FORMAT_VERSION,
-      str(source),
-      [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
-      dataclasses.asdict(subset),
-    ]
-  )
-  return hashlib.sha256(content.encode()).hexdigest()[:_KEY_LENGTH]
+  name = _digest(what)[: store_extract.NAME_LENGTH]
+  version = _digest(source.fingerprint())
+  return (name + version)[:_KEY_LENGTH]
+
+
+def _digest(content: Any) -> str:
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def build(
-  source: pathlib.Path,
+  source: Source,
   folder: pathlib.Path,
   subset: Subset,
   num_actions: int,
   stack_size: int,
-  progress: bool,
+  codec: str | None = None,
+  progress: bool = True,
 ) -> None:
   """Builds the store `folder`, unless another process is faster.
+
+  What an earlier build of it has left is used. What fails keeps the parts that
+  are whole for the next time, but for a full disk, which is left as it was.
+
+  Args:
+    source: the log.
+    folder: the store's folder, named by `store_key`.
+    subset: the part of the log that is used.
+    num_actions: int, the number of the game's actions.
+    stack_size: int, frames in a state.
+    codec: str, one of shards.CODECS; by size if None.
+    progress: whether to show a progress bar when it takes long.
 
   Raises:
     DataError: if the log is incomplete, damaged, or of another game.
@@ -107,38 +110,39 @@ def build(
     WriteError: if the store cannot be written.
   """
   cache_dir = folder.parent
+  lock = cache_dir / f'.{folder.name[: store_extract.NAME_LENGTH]}.lock'
+  building = cache_dir / f'.{folder.name}.building'
   try:
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _lock(cache_dir / f'.{folder.name}.lock') as is_alone:
+    with _lock(lock) as is_alone:
       if folder.exists():
         return
-      if is_alone:
-        for leftover in cache_dir.glob(f'.{folder.name}.*.building'):
-          shutil.rmtree(leftover, ignore_errors=True)
-      temporary = cache_dir / f'.{folder.name}.{uuid.uuid4().hex}.building'
-      temporary.mkdir()
+      store_extract.remove_leftovers(building, is_alone)
+      plan = store_plan.plan_files(source, subset, stack_size)
+      header = source.header('observation', plan.files[0].segment['suffix'])
+      codec = codec or _default_codec(plan, header)
+      _check_space(plan, header, codec, building)
       try:
-        files, unused = store_plan.plan_files(source, subset, stack_size)
-        copied = _copy(source, temporary, files, num_actions, progress)
-        manifest = _manifest(source, subset, files, unused, copied)
-        run_directory.write_json(temporary / MANIFEST, manifest)
-        # Two builders can be here where locks do not work; then the second
-        # rename fails, and the first store is used.
-        with contextlib.suppress(FileExistsError):
-          _rename(temporary, folder)
+        building.mkdir(exist_ok=True)
+        with store_extract.Extraction(plan, building) as extraction:
+          extraction.run(source, codec, header, num_actions, progress)
+        manifest = _manifest(source, subset, plan, codec, header, building)
+        run_directory.write_json(building / store_files.MANIFEST, manifest)
+        _rename(building, folder)
+      except (OSError, errors.WriteError):
+        shutil.rmtree(building, ignore_errors=True)
+        # Where locks do not work, another builder may have won.
+        if not (folder / store_files.MANIFEST).exists():
+          raise
       finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+          building.rmdir()  # Nothing is kept of a build that came to nothing.
   except OSError as error:
     raise run_directory.WriteError(folder, error) from error
 
 
 def _rename(temporary: pathlib.Path, folder: pathlib.Path) -> None:
-  try:
-    os.rename(temporary, folder)
-  except OSError as error:
-    if (folder / MANIFEST).exists():  # ENOTEMPTY or EEXIST, by file system.
-      raise FileExistsError from error
-    raise
+  os.rename(temporary, folder)
 
 
 @contextlib.contextmanager
@@ -153,120 +157,88 @@ def _lock(path: pathlib.Path) -> Iterator[bool]:
     yield is_alone
 
 
-def _copy(
-  source: pathlib.Path,
-  target: pathlib.Path,
-  files: list[dict[str, Any]],
-  num_actions: int,
-  progress: bool,
-) -> dict[str, Any]:
-  """Copies the rows; returns what the manifest says of the arrays."""
-  num_rows = sum(file['num_rows'] for file in files)
-  first = checkpoint_format.read_header(
-    checkpoint_format.file_path(source, 'observation', files[0]['suffix'])
-  )
-  arrays: dict[str, Any] = {}
-  max_action = -1
-  # The small arrays come first: they tell of a wrong game within seconds.
-  for name in reversed(checkpoint_format.ELEMENTS):
-    dtype = checkpoint_format.ELEMENT_DTYPES.get(name, first.dtype)
-    row_shape = first.shape[1:] if name == 'observation' else ()
-    shape = (num_rows, *row_shape)
-    rows = _allocate(target / f'{name}.npy', shape, dtype)
-    bar = progress_bars.bar(
-      num_rows,
-      f'copying {name} from {source}',
-      'row',
-      disable=not progress or rows.nbytes < _TRIVIAL_BYTES,
-    )
-    digest = hashlib.sha256()
-    with bar:
-      for start, block in _blocks(source, name, files, dtype, row_shape):
-        if name == 'action':
-          max_action = max(max_action, int(block.max()))
-          check_actions(source, max_action, num_actions)
-        rows[start : start + len(block)] = block
-        digest.update(block.data)
-        bar.update(len(block))
-    rows.flush()
-    arrays[name] = {
-      'dtype': dtype.str,
-      'shape': list(shape),
-      'sha256': digest.hexdigest(),
-    }
-  return {'arrays': arrays, 'max_action': max_action, 'num_rows': num_rows}
+def _default_codec(
+  plan: store_plan.Plan, header: checkpoint_format.Header
+) -> str:
+  num_bytes = plan.num_rows * store_extract.row_bytes(header)
+  return shards.RAW if num_bytes <= MAX_RAW_BYTES else shards.ZSTD
 
 
-def _allocate(
-  path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> np.memmap[Any, Any]:
-  """Returns a mapped array whose space on disk is reserved.
-
-  Without that, a full disk is not an error but kills the process (SIGBUS).
-  """
-  rows: np.memmap[Any, Any] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-    path, 'w+', dtype, shape
-  )
-  with open(path, 'r+b') as file:
-    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-  return rows
-
-
-def _blocks(
-  source: pathlib.Path,
-  name: str,
-  files: list[dict[str, Any]],
-  dtype: np.dtype[Any],
-  row_shape: tuple[int, ...],
-) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-  """Yields (row in the store, block of checked rows) of one array."""
-  for file in files:
-    path = checkpoint_format.file_path(source, name, file['suffix'])
-    # Reads whole files to their end, though rows may lie there that the
-    # buffer did not hold yet, for the sake of the checksum.
-    to_read = None if file['read_to_end'] else file['num_rows']
-    row, left = file['first_row'], file['num_rows']
-    for whole in checkpoint_format.read_rows(path, dtype, row_shape, to_read):
-      block = whole[:left]
-      if len(block):
-        _check_values(path, name, block)
-        yield row, block
-      row, left = row + len(block), left - len(block)
-
-
-def _check_values(
-  path: pathlib.Path, name: str, block: npt.NDArray[Any]
+def _check_space(
+  plan: store_plan.Plan,
+  header: checkpoint_format.Header,
+  codec: str,
+  building: pathlib.Path,
 ) -> None:
-  if name == 'action' and block.min() < 0:
-    problem = f'the action {block.min()}'
-  elif name == 'terminal' and block.max() > 1:
-    problem = f'the terminal flag {block.max()}, neither 0 nor 1'
-  # A comparison with NaN is false, so NaN is a problem too.
-  elif name == 'reward' and not (np.abs(block) <= 1).all():
-    problem = 'a reward outside [-1, 1]; logged rewards are clipped'
-  else:
-    return
-  raise errors.DataError(f'{path} holds {problem}.')
+  """Checks that there is room for the parts that are not there yet.
+
+  How small zstd makes frames is not known before, so they are not counted.
+
+  Raises:
+    WriteError: if there is not.
+  """
+  per_row = store_extract.row_bytes(header) if codec == shards.RAW else 0
+  per_row += sum(d.itemsize for d in checkpoint_format.ELEMENT_DTYPES.values())
+  needed = 0
+  for file in plan.files:
+    part = store_files.part_folder(building, file.segment['suffix'])
+    if not part.exists():
+      needed += file.segment['num_rows'] * per_row
+  available = shutil.disk_usage(building.parent).free
+  if needed > available:
+    raise errors.WriteError(
+      f'the store needs {needed:,} bytes in {building.parent}, where '
+      f'{available:,} are available. Free some, choose another --cache_dir, '
+      "or store frames compressed: open_store.codec = 'zstd'."
+    )
 
 
 def _manifest(
-  source: pathlib.Path,
+  source: Source,
   subset: Subset,
-  files: list[dict[str, Any]],
-  unused: list[int],
-  copied: Mapping[str, Any],
+  plan: store_plan.Plan,
+  codec: str,
+  header: checkpoint_format.Header,
+  building: pathlib.Path,
 ) -> dict[str, Any]:
-  present = {file['suffix'] for file in files} | set(unused)
-  missing = sorted(set(range(max(present))) - present)
-  # What training sees, and nothing of where it was found.
-  content = json.dumps([files, copied['arrays']], sort_keys=True)
+  segments = [file.segment for file in plan.files]
+  records = []
+  for segment in segments:
+    folder = store_files.part_folder(building, segment['suffix'])
+    record = store_files.read_part(folder, segment)
+    if record is None:
+      raise FileNotFoundError(2, 'a part vanished', str(folder))
+    records.append(record)
+  parts = [
+    {'files': record['files'], 'content': record['content']}
+    for record in records
+  ]
+  present = {segment['suffix'] for segment in segments} | set(plan.unused)
+  dtypes = {'observation': header.dtype, **checkpoint_format.ELEMENT_DTYPES}
+  if subset.is_uniform:
+    dtypes |= store_part.TABLE_DTYPES
   return {
-    'format_version': FORMAT_VERSION,
-    'source': str(source),
-    'subset': {'rule': subset.rule, 'fraction': subset.fraction},
-    'files': files,
-    'missing_suffixes': missing,
-    'unused_suffixes': unused,
-    **copied,
-    'data_hash': hashlib.sha256(content.encode()).hexdigest(),
+    'format_version': store_files.FORMAT_VERSION,
+    'source': source.name,
+    'subset': subset.record(),
+    'stack_size': plan.files[0].stack_size if subset.is_uniform else None,
+    'codec': codec,
+    'shard_rows': shards.SHARD_ROWS,
+    'num_rows': plan.num_rows,
+    'max_action': max(record['max_action'] for record in records),
+    'arrays': {
+      name: {
+        'dtype': dtype.str,
+        'shape': [
+          plan.num_rows,
+          *(header.shape[1:] if name == 'observation' else ()),
+        ],
+      }
+      for name, dtype in dtypes.items()
+    },
+    'missing_suffixes': sorted(set(range(max(present))) - present),
+    'unused_suffixes': plan.unused,
+    'files': segments,
+    'parts': parts,
+    'data_hash': store_files.data_hash(segments, parts),
   }

@@ -1,16 +1,68 @@
 """Decides which rows of which files of a log make up a local store."""
 
-import pathlib
+import dataclasses
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import checkpoint_format
+from batch_rl_dr3.replay import checkpoint_format, uniform_draw
+from batch_rl_dr3.replay.segment import Segment
+from batch_rl_dr3.replay.source import Source
 from batch_rl_dr3.replay.subset import Subset
 
 
-def plan_files(
-  source: pathlib.Path, subset: Subset, stack_size: int
-) -> tuple[list[dict[str, Any]], list[int]]:
+@dataclasses.dataclass(frozen=True)
+class FilePlan:
+  """What one file of the log gives to the store.
+
+  Attributes:
+    segment: dict, the fields of its Segment, as in the manifest.
+    num_held: int, its rows that are read; those behind them are ignored.
+    drawn: of a uniform subset, whether a transition was drawn at each of
+      these rows, as bits (`np.packbits`); None of another.
+    stack_size: int, frames in a state.
+  """
+
+  segment: dict[str, Any]
+  num_held: int
+  drawn: npt.NDArray[np.uint8] | None
+  stack_size: int
+
+  def kept_rows(self) -> npt.NDArray[np.int64] | None:
+    """Returns the rows of the file that are kept, ascending; None is all."""
+    if self.drawn is None:
+      return None
+    return uniform_draw.rows_needed(
+      self.drawn_rows(), self.num_held, self.stack_size
+    )
+
+  def drawn_rows(self) -> npt.NDArray[np.int64]:
+    """Returns the rows of the file where transitions were drawn."""
+    assert self.drawn is not None
+    return np.flatnonzero(np.unpackbits(self.drawn, count=self.num_held))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What makes up a store.
+
+  Attributes:
+    files: one FilePlan per file used, in time order.
+    unused: suffixes of files that are there and give nothing.
+  """
+
+  files: tuple[FilePlan, ...]
+  unused: list[int]
+
+  @property
+  def num_rows(self) -> int:
+    """The number of rows that the store will have."""
+    return sum(int(file.segment['num_rows']) for file in self.files)
+
+
+def plan_files(source: Source, subset: Subset, stack_size: int) -> Plan:
   """Returns which rows of which files make up the store.
 
   A file's rows are counted as its arrays are long. A buffer that was not full
@@ -18,71 +70,123 @@ def plan_files(
   add_count rows; what lies behind them is never used.
 
   Args:
-    source: the folder of the log.
+    source: the log.
     subset: the part that is used.
     stack_size: int, frames in a state.
-
-  Returns:
-    One dict per file used, as in the manifest, and the suffixes not used.
 
   Raises:
     DataError: if files are missing, damaged, or disagree with each other.
     ConfigError: if the subset is too small.
   """
   lengths = {
-    suffix: _count_rows(source, suffix)
-    for suffix in checkpoint_format.list_suffixes(source)
+    suffix: _count_rows(source, suffix) for suffix in source.suffixes()
   }
   wanted = subset.rows_per_file(list(lengths.items()), stack_size)
-  files: list[dict[str, Any]] = []
-  first_row = 0
+  files: list[FilePlan] = []
   for suffix, rows in wanted.items():
     add_count, invalid_range = _read_attributes(source, suffix)
     num_rows = min(rows, add_count)
-    if num_rows == 0:
-      continue
-    files.append(
-      {
-        'suffix': suffix,
-        'first_row': first_row,
-        'num_rows': num_rows,
-        'num_rows_in_source': lengths[suffix],
-        'add_count': add_count,
-        'invalid_range': invalid_range,
-        'read_to_end': rows == lengths[suffix],
-      }
-    )
-    first_row += num_rows
+    segment = {
+      'suffix': suffix,
+      'first_row': 0,
+      'num_rows': num_rows,
+      'num_rows_in_source': lengths[suffix],
+      'add_count': add_count,
+      'invalid_range': invalid_range,
+      'read_to_end': rows == lengths[suffix],
+    }
+    files.append(FilePlan(segment, num_rows, None, stack_size))
+  files = [file for file in files if file.num_held]
   if not files:
-    raise errors.DataError(f'{source} holds no rows: its buffers are empty.')
-  used = {file['suffix'] for file in files}
-  return files, [suffix for suffix in lengths if suffix not in used]
+    raise errors.DataError(
+      f'{source.name} holds no rows: its buffers are empty.'
+    )
+  if subset.is_uniform:
+    count = subset.num_drawn(sum(file.num_held for file in files))
+    files = _draw(source, files, count, subset.seed)
+  files = _in_rows(files)
+  used = {file.segment['suffix'] for file in files}
+  return Plan(
+    tuple(files), [suffix for suffix in lengths if suffix not in used]
+  )
 
 
-def _count_rows(source: pathlib.Path, suffix: int) -> int:
+def _in_rows(files: list[FilePlan]) -> list[FilePlan]:
+  """Returns the files that give rows, each with its first row of the store."""
+  placed: list[FilePlan] = []
+  first_row = 0
+  for file in files:
+    if file.segment['num_rows']:
+      segment = {**file.segment, 'first_row': first_row}
+      placed.append(dataclasses.replace(file, segment=segment))
+      first_row += segment['num_rows']
+  return placed
+
+
+def _draw(
+  source: Source, files: list[FilePlan], count: int, seed: int
+) -> list[FilePlan]:
+  """Returns the files with what is drawn from each."""
+  valid, num_valid = [], []
+  for file in files:
+    mask = np.zeros(file.num_held, np.bool_)
+    mask[
+      Segment(**file.segment).valid_rows(
+        _read_terminals(source, file),
+        file.stack_size,
+        uniform_draw.UPDATE_HORIZON,
+      )
+    ] = True
+    valid.append(np.packbits(mask))
+    num_valid.append(int(mask.sum()))
+  planned = []
+  drawn = uniform_draw.draw_rows(valid, num_valid, count, seed)
+  for file, rows in zip(files, drawn, strict=True):
+    mask = np.zeros(file.num_held, np.bool_)
+    mask[rows] = True
+    kept = uniform_draw.rows_needed(rows, file.num_held, file.stack_size)
+    segment = {
+      **file.segment,
+      'num_rows': len(kept),
+      'num_drawn': len(rows),
+    }
+    planned.append(
+      dataclasses.replace(file, segment=segment, drawn=np.packbits(mask))
+    )
+  return planned
+
+
+def _read_terminals(source: Source, file: FilePlan) -> npt.NDArray[np.uint8]:
+  dtype = checkpoint_format.ELEMENT_DTYPES['terminal']
+  blocks = source.rows('terminal', file.segment['suffix'], dtype, ())
+  terminals: npt.NDArray[np.uint8] = np.concatenate(list(blocks))
+  return terminals[: file.num_held]
+
+
+def _count_rows(source: Source, suffix: int) -> int:
   lengths = {}
   for name in checkpoint_format.ELEMENTS:
-    path = checkpoint_format.file_path(source, name, suffix)
-    shape = checkpoint_format.read_header(path).shape
+    shape = source.header(name, suffix).shape
     if not shape:
-      raise errors.DataError(f'{path} holds a single number, not rows.')
+      raise errors.DataError(
+        f'{name} of suffix {suffix} in {source.name} is a single number, not '
+        'rows.'
+      )
     lengths[name] = shape[0]
   if len(set(lengths.values())) > 1:
     raise errors.DataError(
-      f'the files of suffix {suffix} in {source} differ in their number of '
-      f'rows: {lengths}. Fetch them again, all from the same run.'
+      f'the files of suffix {suffix} in {source.name} differ in their number '
+      f'of rows: {lengths}. Fetch them again, all from the same run.'
     )
   return lengths['terminal']
 
 
-def _read_attributes(
-  source: pathlib.Path, suffix: int
-) -> tuple[int, list[int]]:
-  add_count = int(checkpoint_format.read_attribute(source, 'add_count', suffix))
+def _read_attributes(source: Source, suffix: int) -> tuple[int, list[int]]:
+  add_count = int(source.attribute('add_count', suffix))
   if add_count < 0:
-    path = checkpoint_format.file_path(source, 'add_count', suffix)
-    raise errors.DataError(f'{path} is damaged: it says {add_count}.')
-  invalid_range = checkpoint_format.read_attribute(
-    source, 'invalid_range', suffix
-  )
+    raise errors.DataError(
+      f'add_count of suffix {suffix} in {source.name} is damaged: it says '
+      f'{add_count}.'
+    )
+  invalid_range = source.attribute('invalid_range', suffix)
   return add_count, invalid_range.tolist()

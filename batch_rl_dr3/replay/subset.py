@@ -4,12 +4,13 @@ from collections.abc import Sequence
 import dataclasses
 import fractions
 import math
+from typing import Any
 
 import gin
 
 from batch_rl_dr3 import errors
 
-RULES = ('all', 'prefix', 'first')
+RULES = ('all', 'prefix', 'uniform', 'first')
 
 
 @gin.configurable
@@ -20,6 +21,12 @@ class Subset:
   * 'prefix': the first `fraction` of the rows of each file. This is how the
     paper's authors make a "uniform" 1% or 5%: contiguous rows, 10,000 of each
     file of 1,000,000 at 1%.
+  * 'uniform': transitions drawn uniformly at random and without replacement
+    from all that can be sampled, as the paper's text says. Exactly
+    floor(fraction * num_rows) of them, where num_rows counts the rows that
+    the files hold, padding included; they, and no others, can be sampled
+    then. The frames of their stacks and next states are kept too, so that at
+    1% about 5 times as many frames are stored. Only for 1-step transitions.
   * 'first': the first `fraction` of all rows in time, so 0.1 is the first 5 of
     50 files. It is a fraction of the files that are there: whoever downloads
     only the first 5 files wants 'all'.
@@ -29,10 +36,12 @@ class Subset:
     rule: str, one of the above.
     fraction: float in (0, 1]. Counts are exact in its decimal digits: 0.29 of
       100 rows is 29, though 0.29 * 100 is less in binary.
+    seed: int, names the draw of 'uniform'; 0 for the other rules.
   """
 
   rule: str = 'all'
   fraction: float = 1.0
+  seed: int = 0
 
   def __post_init__(self) -> None:
     """Checks the values.
@@ -55,13 +64,50 @@ class Subset:
     if self.rule == 'all' and self.fraction != 1:
       raise errors.ConfigError(
         f"Subset.rule 'all' contradicts Subset.fraction {self.fraction}; use "
-        "'prefix' or 'first'."
+        "'prefix', 'uniform' or 'first'."
       )
+    if type(self.seed) is not int or self.seed < 0:
+      raise errors.ConfigError(
+        f'Subset.seed is {self.seed!r}; it must be an integer from 0 on.'
+      )
+    if self.rule != 'uniform' and self.seed:
+      raise errors.ConfigError(
+        f'Subset.seed is {self.seed}, but the rule {self.rule!r} draws '
+        "nothing; it is for 'uniform'."
+      )
+
+  @property
+  def is_uniform(self) -> bool:
+    """Whether transitions are drawn, rather than rows taken."""
+    return self.rule == 'uniform'
+
+  def record(self) -> dict[str, Any]:
+    """Returns what the manifest says of it."""
+    fields = dataclasses.asdict(self)
+    if not self.is_uniform:
+      del fields['seed']
+    return fields
+
+  def num_drawn(self, num_rows: int) -> int:
+    """Returns how many transitions 'uniform' draws from so many rows.
+
+    Raises:
+      ConfigError: if it is none.
+    """
+    count = self._floor(num_rows)
+    if not count:
+      raise errors.ConfigError(
+        f'Subset.fraction {self.fraction} of {num_rows} rows is not one '
+        'transition. Use a larger fraction.'
+      )
+    return count
 
   def rows_per_file(
     self, files: Sequence[tuple[int, int]], stack_size: int
   ) -> dict[int, int]:
-    """Returns how many rows to take from the start of each file.
+    """Returns how many rows to read from the start of each file.
+
+    'uniform' reads all of them and keeps what was drawn.
 
     Args:
       files: (suffix, num_rows) of every file, in time order.
@@ -76,6 +122,8 @@ class Subset:
     """
     if self.rule == 'first':
       rows = self._first(files)
+    elif self.is_uniform:
+      rows = dict(files)
     else:
       rows = {suffix: self._floor(num_rows) for suffix, num_rows in files}
     if max(rows.values(), default=0) < stack_size + 1:

@@ -166,7 +166,8 @@ def test_target_network_follows_at_its_period(make_agent, weights):
 
 def test_acting_never_writes_to_the_store(make_agent, store):
   agent = make_agent(dqn.FixedReplayDQNAgent)
-  before = [a.copy() for a in (store.observations, store.actions)]
+  rows = np.arange(store.num_rows)
+  before = [store.frames(rows), store.actions.copy()]
   observation = np.ones(agent.observation_shape, np.uint8)
   agent.eval_mode = False  # even then
   agent._train_step = lambda: None
@@ -174,7 +175,7 @@ def test_acting_never_writes_to_the_store(make_agent, store):
   assert agent.step(1.0, observation) in range(3)
   agent.end_episode(1.0)
   for array, copy in zip(
-    (store.observations, store.actions), before, strict=True
+    (store.frames(rows), store.actions), before, strict=True
   ):
     np.testing.assert_array_equal(array, copy)
 

@@ -51,7 +51,8 @@ def test_a_fraction_without_a_transition_is_refused(rule):
 @pytest.mark.parametrize(
   ('rule', 'fraction'),
   [
-    ('uniform', 0.1),
+    ('random', 0.1),
+    ('uniform', 0.0),
     ('prefix', 0.0),
     ('prefix', -0.1),
     ('first', 1.1),
@@ -64,6 +65,33 @@ def test_a_fraction_without_a_transition_is_refused(rule):
 def test_wrong_values_are_refused(rule, fraction):
   with pytest.raises(errors.ConfigError, match='Subset'):
     Subset(rule, fraction)
+
+
+@pytest.mark.parametrize(
+  ('rule', 'seed'),
+  [('prefix', 1), ('all', 1), ('uniform', -1), ('uniform', 0.5)],
+)
+def test_seeds_are_for_draws_alone(rule, seed):
+  with pytest.raises(errors.ConfigError, match=r'Subset\.seed'):
+    Subset(rule, 1.0, seed)
+
+
+def test_the_manifest_has_the_seed_of_a_draw():
+  assert Subset('prefix', 0.5).record() == {'rule': 'prefix', 'fraction': 0.5}
+  assert Subset('uniform', 0.5, 3).record() == {
+    'rule': 'uniform',
+    'fraction': 0.5,
+    'seed': 3,
+  }
+
+
+def test_uniform_reads_every_row_and_counts_exactly():
+  subset = Subset('uniform', 0.01)
+  assert subset.rows_per_file(FIFTY_FILES, stack_size=4) == dict(FIFTY_FILES)
+  assert subset.num_drawn(50_000_000) == 500_000
+  assert Subset('uniform', 0.29).num_drawn(100) == 29
+  with pytest.raises(errors.ConfigError, match='not one transition'):
+    subset.num_drawn(99)
 
 
 def test_gin_binds_it():
