@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import os
+import pathlib
 import typing
 
 from absl import flags
@@ -9,7 +10,8 @@ from absl import flags
 from batch_rl_dr3 import cli, errors
 
 if typing.TYPE_CHECKING:
-  from batch_rl_dr3.replay import inspection, sources
+  from batch_rl_dr3.replay import inspection
+  from batch_rl_dr3.replay.source import Source
 
 _USAGE = """\
 Looks into logged replay in the DQN Replay format, or writes it anew.
@@ -19,6 +21,8 @@ Looks into logged replay in the DQN Replay format, or writes it anew.
 
   python -m batch_rl_dr3.data convert --replay_dir=DATA/Pong/1 \\
     --output_dir=NEW/Pong/1 --rows_per_file=100000
+  python -m batch_rl_dr3.data convert --game=Pong --run=1 \\
+    --output_dir=DATA/Pong/1
   python -m batch_rl_dr3.data convert --replay_dir=DATA/Pong/1 \\
     --minari_id=atari/pong/dqn-replay-v0 --num_actions=6
 
@@ -28,8 +32,10 @@ Looks into logged replay in the DQN Replay format, or writes it anew.
             constant or not in time order, files that repeat each other; and
             what a reader has to allow for: episodes across files, time limits
             logged as terminals, padding, a cursor in mid-file
-  convert   writes the log anew, in files of another length, or as a Minari data
-            set (frames without loss, not stacked) for other libraries
+  convert   writes the log anew: a local copy of one in the cloud, files of
+            another length, or a Minari data set (frames without loss, not
+            stacked) for other libraries
+  verify    hashes every file of a local store (--store) again
 
 Exit codes: 0 nothing wrong, 64 usage, 65 the log is missing, damaged, or has
 faults.
@@ -43,8 +49,17 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'replay_dir',
     None,
-    'Logged data of one run of one game: the folder of the .gz files, or the '
-    'folder above its replay_logs.',
+    'Logged data of one run of one game: the folder of the .gz files, the '
+    'folder above its replay_logs, or a URL (gs://, https://, file://).',
+  )
+  flags.DEFINE_string(
+    'game',
+    None,
+    'In place of --replay_dir: a game of the DQN Replay data set, such as '
+    'Pong, looked for in its public bucket and then in RL Unplugged.',
+  )
+  flags.DEFINE_integer(
+    'run', 1, 'With --game: the logged run.', lower_bound=1, upper_bound=5
   )
   flags.DEFINE_integer(
     'stack_size',
@@ -59,6 +74,9 @@ def define_flags() -> None:
     'Actions of the game: doctor holds the log against them, and Minari wants '
     'to know.',
     lower_bound=1,
+  )
+  flags.DEFINE_string(
+    'store', None, 'verify: the folder of a store, in the cache of train.'
   )
   flags.DEFINE_string(
     'output_dir', None, 'convert: where the new replay_logs go.'
@@ -82,15 +100,15 @@ def define_flags() -> None:
   )
 
 
-def _source() -> 'sources.FolderSource':
+def _source() -> 'Source':
+  if (FLAGS.replay_dir is None) == (FLAGS.game is None):
+    raise errors.UsageError('give one of --replay_dir and --game (see --help).')
   # Imported here so that --help and usage errors are instant.
-  from batch_rl_dr3.replay import checkpoint_format, sources
+  from batch_rl_dr3.replay import source_chain
 
-  if not FLAGS.replay_dir:
-    raise errors.UsageError('--replay_dir is needed (see --help).')
-  return sources.FolderSource(
-    checkpoint_format.find_replay_logs(FLAGS.replay_dir)
-  )
+  if FLAGS.game is not None:
+    return source_chain.open_run(FLAGS.game, FLAGS.run)
+  return source_chain.make_source(FLAGS.replay_dir)
 
 
 def _summaries() -> 'Iterator[inspection.FileSummary]':
@@ -123,7 +141,7 @@ def doctor() -> None:
   num_faults = sum(finding.is_fault for finding in findings)
   if num_faults:
     raise errors.DataError(
-      f'{FLAGS.replay_dir} is not fit to train on: {num_faults} faults.'
+      f'the log is not fit to train on: {num_faults} faults.'
     )
   print('No faults.')
 
@@ -154,8 +172,23 @@ def convert() -> None:
   print(f'{target}: {num_episodes} episodes.')
 
 
+def verify() -> None:
+  """Hashes every file of a store again.
+
+  Raises:
+    DataError: if one is not what the manifest says.
+  """
+  if FLAGS.store is None:
+    raise errors.UsageError('--store is needed (see --help).')
+  from batch_rl_dr3.replay import store_files
+
+  manifest = store_files.verify(pathlib.Path(FLAGS.store), full=True)
+  print(f'{FLAGS.store} is whole: data hash {manifest["data_hash"]}.')
+
+
 if __name__ == '__main__':
   define_flags()
   cli.run_subcommand(
-    {'info': info, 'doctor': doctor, 'convert': convert}, _USAGE
+    {'info': info, 'doctor': doctor, 'convert': convert, 'verify': verify},
+    _USAGE,
   )

@@ -40,8 +40,9 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'replay_dir',
     None,
-    'Logged data of one run of one game: the folder of the .gz files, or the '
-    'folder above its replay_logs, such as DATA/Pong/1.',
+    'Logged data of one run of one game: the folder of the .gz files, the '
+    'folder above its replay_logs, such as DATA/Pong/1, or a URL of it (gs://, '
+    'https://, file://).',
   )
   flags.DEFINE_string(
     'cache_dir',

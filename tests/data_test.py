@@ -24,6 +24,15 @@ def test_info_prints_a_line_a_file(replay_dir):
   assert total.split()[3:5] == ['11', '15.0']
 
 
+def test_a_url_is_read_like_a_folder(replay_dir):
+  by_url = run(
+    'info', f'--replay_dir=file://{replay_dir}/replay_logs', '--stack_size=1'
+  )
+  by_path = run('info', f'--replay_dir={replay_dir}', '--stack_size=1')
+  assert by_url.returncode == 0, by_url.stderr
+  assert by_url.stdout == by_path.stdout
+
+
 def test_doctor_ends_with_65_where_there_are_faults(replay_dir):
   result = run(
     'doctor', f'--replay_dir={replay_dir}', '--stack_size=1', '--num_actions=2'
@@ -63,3 +72,23 @@ def test_convert_wants_one_target(replay_dir):
   result = run('convert', f'--replay_dir={replay_dir}', '--minari_id=a/b-v0')
   assert result.returncode == 64
   assert '--num_actions' in result.stderr
+
+
+def test_verify_finds_a_flipped_bit(replay_dir, tmp_path):
+  from batch_rl_dr3.replay import store, subset
+
+  store.open_store(
+    replay_dir, tmp_path, subset.Subset('all'), (10, 10, 4), 6, 1
+  )
+  [folder] = [p for p in tmp_path.iterdir() if (p / 'manifest.json').exists()]
+  assert run('verify', f'--store={folder}').returncode == 0
+  largest = max(
+    (p for p in folder.rglob('*') if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+  content = bytearray(largest.read_bytes())
+  content[-1] ^= 1
+  largest.write_bytes(bytes(content))
+  damaged = run('verify', f'--store={folder}')
+  assert damaged.returncode == 65
+  assert damaged.stderr.count('\n') == 1

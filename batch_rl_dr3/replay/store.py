@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import shards, sources, store_build, store_part
+from batch_rl_dr3.replay import shards, source_chain, store_build, store_part
 from batch_rl_dr3.replay.replay_store import (
   MAX_RESIDENT_BYTES,
   ReplayStore,
@@ -65,7 +65,8 @@ def open_store(
   hence the default of 1 GiB.
 
   Args:
-    replay: the log: its folder, or that one's parent, or a Source.
+    replay: the log: its folder, or that one's parent, a URL that fsspec
+      opens, or a Source.
     cache_dir: where stores are kept; it needs the room of the uncompressed
       rows, 7 GB per million Atari frames, if they are not compressed.
     subset: the part of the log that is used.
@@ -89,7 +90,7 @@ def open_store(
       f'open_store.codec is {codec!r}; it must be one of '
       f'{", ".join(shards.CODECS)}.'
     )
-  source = _as_source(replay)
+  source = source_chain.make_source(replay)
   store_build.check_frames(source, observation_shape, observation_dtype)
   key = store_build.store_key(source, subset, stack_size, codec)
   folder = pathlib.Path(cache_dir) / key
@@ -108,9 +109,3 @@ def open_store(
       ', '.join(map(str, store.manifest['missing_suffixes'])),
     )
   return store
-
-
-def _as_source(replay: str | os.PathLike[str] | Source) -> Source:
-  if isinstance(replay, str | os.PathLike):
-    return sources.FolderSource(replay)
-  return replay
