@@ -113,22 +113,10 @@ def outcomes(
     worst to the best evaluation of the run, `kept` (100 is the best, 0 the
     worst) and `gained` (on the last).
   """
-  rows = []
-  for run in collection.runs:
-    returns = run.evaluations[scores.RETURN]
-    if len(returns) < 2 or returns.min() == returns.max():
-      continue
-    steps = np.asarray(returns.index, np.int64)
-    history = selection_rules.history(run, steps, tables.gamma_of(run))
-    chosen: dict[str, tuple[float, float]] = {}
-    for rule in _applicable(rules, history):
-      best_first = selection_rules.order(rule.judge(history), steps)
-      if best_first:
-        i = best_first[0]
-        chosen[rule.name] = (float(steps[i]), float(returns.iloc[i]))
-    chosen[RANDOM] = (np.nan, float(returns.mean()))
-    rows += [_outcome(run, name, *pair) for name, pair in chosen.items()]
-  return pd.DataFrame(rows, columns=list(_OUTCOME))
+  found = [_outcomes_of(run, rules) for run in collection.runs]
+  return pd.DataFrame(
+    [row for rows in found for row in rows], columns=list(_OUTCOME)
+  )
 
 
 _OUTCOME = (
@@ -147,24 +135,40 @@ _OUTCOME = (
 )
 
 
-def _outcome(
-  run: scores.Run, rule: str, steps: float, value: float
-) -> dict[str, Any]:
-  returns = run.evaluations[scores.RETURN]
-  best, worst, last = returns.max(), returns.min(), returns.iloc[-1]
-  return run.setting._asdict() | {
-    'method': run.method,
-    'run': run.name,
-    'rule': rule,
-    'gradient_steps': steps,
-    'return': value,
-    'best': best,
-    'last': last,
-    'lost_to_best': best - value,
-    'gained_on_last': value - last,
-    'kept': 100 * (value - worst) / (best - worst),
-    'gained': 100 * (value - last) / (best - worst),
-  }
+def _outcomes_of(
+  run: scores.Run, rules: Sequence[Rule]
+) -> list[dict[str, Any]]:
+  """Returns the rows of `outcomes` of one run, none if nothing can be lost."""
+  returns = run.evaluations[scores.RETURN].to_numpy(float)
+  if len(returns) < 2 or np.ptp(returns) == 0:
+    return []
+  steps = np.asarray(run.evaluations.index, np.int64)
+  history = selection_rules.history(run, steps, tables.gamma_of(run))
+  chosen: dict[str, tuple[float, float]] = {}
+  for rule in _applicable(rules, history):
+    best_first = selection_rules.order(rule.judge(history), steps)
+    if best_first:
+      i = best_first[0]
+      chosen[rule.name] = (float(steps[i]), float(returns[i]))
+  chosen[RANDOM] = (np.nan, float(returns.mean()))
+  best, worst, last = returns.max(), returns.min(), returns[-1]
+  share = 100 / (best - worst)
+  whose = run.setting._asdict() | {'method': run.method, 'run': run.name}
+  return [
+    whose
+    | {
+      'rule': name,
+      'gradient_steps': step,
+      'return': value,
+      'best': best,
+      'last': last,
+      'lost_to_best': best - value,
+      'gained_on_last': value - last,
+      'kept': share * (value - worst),
+      'gained': share * (value - last),
+    }
+    for name, (step, value) in chosen.items()
+  ]
 
 
 def measure(found: pd.DataFrame) -> pd.DataFrame:

@@ -55,6 +55,7 @@ def _draw_panel(
   axes.set_yticks(lines, list(measured['rule']))
   axes.set_ylim(len(measured) - 0.5, -0.5)
   axes.tick_params(labelsize=9)
+  axes.tick_params(axis='y', length=0)
   axes.grid(axis='x', color='#e6e6e6', linewidth=0.6)
   axes.set_axisbelow(True)
   for side in ('top', 'right', 'left'):

@@ -195,20 +195,13 @@ def _q_settled(h: History) -> Judgement:
   """Judges by the range of mean Q since half the steps over its whole range."""
   mean_q = h.values[scores.MEAN_Q]
   half = np.searchsorted(h.steps, _SETTLING_SHARE * h.steps[h.at])
-  moved = [
-    _range(mean_q[start : end + 1]) / whole
-    if (whole := _range(mean_q[: end + 1])) > 0
-    else np.nan
-    for start, end in zip(half, h.at, strict=True)
-  ]
-  return _lowest(np.asarray(moved, float))
-
-
-def _range(values: _Values) -> float:
-  known = values[~np.isnan(values)]
-  if not known.size or not np.isfinite(known).all():
-    return float('nan')
-  return float(np.ptp(known))
+  # reduceat takes starts and ends by turns; the last end needs a place.
+  bounds = np.column_stack([half, h.at + 1]).ravel()
+  padded = np.append(mean_q, np.nan)
+  with np.errstate(divide='ignore', invalid='ignore'):
+    whole = np.fmax.accumulate(mean_q) - np.fmin.accumulate(mean_q)
+    since = np.fmax.reduceat(padded, bounds) - np.fmin.reduceat(padded, bounds)
+    return _lowest(since[::2] / whole[h.at])
 
 
 def _mean_rank(h: History) -> Judgement:
