@@ -1,10 +1,12 @@
 """What the runs that globs match are doing now, by what their files say."""
 
 from collections.abc import Sequence
+import csv
 import dataclasses
 import glob
 import json
 import os
+import pathlib
 import threading
 import time
 from typing import Any
@@ -33,6 +35,8 @@ _STALLED_INTERVALS = 10
 _STALLED_SECONDS = 120.0
 # Rows that a rate is the median of.
 _RATE_ROWS = 5
+# Bytes at the end of metrics.csv that hold at least so many.
+_TAIL_BYTES = 4096
 # Points of a curve, beyond which it is thinned.
 _MAX_POINTS = 60
 # Seconds for which an answer is good.
@@ -166,8 +170,7 @@ def _read(folder: str, stamp: _Stamp) -> _Known | None:
   patience = _STALLED_SECONDS
   try:
     run = scores.load([glob.escape(folder)]).runs[0]
-    rows = run_directory.read_csv(run.folder / run_directory.METRICS)
-    rate, interval = _pace(rows)
+    rate, interval = _pace(_last_rows(run.folder / run_directory.METRICS))
     facts = _facts(run, rate)
     patience = max(patience, _STALLED_INTERVALS * interval)
   except (OSError, ValueError, errors.DataError) as error:
@@ -177,6 +180,22 @@ def _read(folder: str, stamp: _Stamp) -> _Known | None:
   return _Known(stamp, min(changed, now), facts, patience)
 
 
+def _last_rows(path: pathlib.Path) -> list[dict[str, str]]:
+  """Returns the last whole rows of a CSV file, without reading the rest."""
+  if not path.exists():
+    return []
+  with open(path, 'rb') as file:
+    header = file.readline()
+    end = file.seek(0, os.SEEK_END)
+    start = max(len(header), end - _TAIL_BYTES)
+    file.seek(start)
+    lines = file.read().split(b'\n')[:-1]
+  # The first line may have lost its beginning, if it is not the file's first.
+  whole = lines if start == len(header) else lines[1:]
+  text = [line.decode() for line in (header, *whole[-_RATE_ROWS:])]
+  return list(csv.DictReader(text))
+
+
 def _pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
   """Returns gradient steps per second, and seconds between rows of metrics.
 
@@ -184,7 +203,7 @@ def _pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
   seconds are 0 then.
   """
   rates = pd.to_numeric(
-    pd.Series([row.get(_RATE) for row in rows[-_RATE_ROWS:]], dtype=object),
+    pd.Series([row.get(_RATE) for row in rows], dtype=object),
     errors='coerce',
   ).dropna()
   rates = rates[np.isfinite(rates) & (rates > 0)]

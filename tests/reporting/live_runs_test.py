@@ -130,8 +130,13 @@ def test_a_value_that_is_not_finite_is_null(make_run, runs):
 
 
 def test_long_curves_are_thinned_to_their_ends(make_run, runs):
-  make_run('rem', metrics=_rows(1000), finished=False)
-  points = _only(runs)['quantities']['loss_bellman']['points']
+  metrics = _rows(1000)
+  for row in metrics[-5:]:
+    row['gradient_steps_per_second'] = 80
+  make_run('rem', metrics=metrics, finished=False)
+  run = _only(runs)
+  assert run['steps_per_second'] == 80
+  points = run['quantities']['loss_bellman']['points']
   assert len(points) == 60
   assert (points[0], points[-1]) == ((0, 1.0), (99_900, 1000.0))
 
