@@ -22,8 +22,10 @@ nothing that can be ranked; 73 the output cannot be written.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import json
 import sys
+import textwrap
 
 from absl import flags
 import pandas as pd
@@ -104,7 +106,14 @@ def select(
       f'nothing that the rules look at was logged: {", ".join(rest)}',
       file=sys.stderr,
     )
-  print(f'\n{measured.title}\n{_text(measured)}\n\n{measured.caption}')
+  # What each rule chooses would fill the line, and --help says it.
+  short = dataclasses.replace(
+    measured,
+    columns=tuple(c for c in measured.columns if c.name != 'choice'),
+  )
+  print(f'\n{measured.title}\n{_text(short)}\n')
+  if measured.cells:
+    print(textwrap.fill(measured.caption, 80))
 
 
 def _text(made: table.Table) -> str:

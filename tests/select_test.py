@@ -45,7 +45,7 @@ def test_it_prints_the_choices_and_what_they_are_worth(runs):
   # 1/10 against 5/20; the later has the higher mean Q.
   assert ['rem', 'dot_growth', '0', '10', '0.1000', '21.00'] in lines
   assert ['rem', 'q_peak', '1', '20', '3.00', '-21.00'] in lines
-  assert 'Measured on 1 of 1 runs' in result.stdout
+  assert 'Measured on 1 of 1 runs' in ' '.join(result.stdout.split())
   with open(runs / 'all.csv', newline='') as file:
     rows = list(csv.DictReader(file))
   # Of q_settled only the second, which has two rows to compare.
@@ -72,7 +72,7 @@ def test_runs_that_cannot_be_ranked_are_named(runs, capsys, monkeypatch):
   select.select(['runs/*'], top=2)
   out, err = capsys.readouterr()
   assert out.startswith('Nothing to rank.\n')
-  assert 'Measured on 1 of 1 runs' in out
+  assert 'Measured on 1 of 1 runs' in ' '.join(out.split())
   assert err.startswith('not ranked')
   assert err.endswith(': rem\n')
 

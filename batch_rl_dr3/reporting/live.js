@@ -10,9 +10,6 @@ const TITLES = {
   feature_dot_product: 'Feature dot product',
   effective_rank: 'Effective rank',
 };
-const STATES = [
-  'running', 'starting', 'diverged', 'unreadable', 'stalled', 'finished',
-];
 // Seconds until the server is asked again after it did not answer.
 const RETRY_SECONDS = 3;
 
@@ -171,11 +168,10 @@ function show(run, parts) {
 }
 
 function showStates(runs) {
-  const counts = new Map(STATES.map((state) => [state, 0]));
-  for (const run of runs) counts.set(run.state, counts.get(run.state) + 1);
-  if (shownState !== null && !counts.get(shownState)) shownState = null;
-  const entries = [[null, runs.length], ...counts].filter(
-    ([, count]) => count > 0);
+  const counts = new Map(); // In the order of the runs.
+  for (const { state } of runs) counts.set(state, (counts.get(state) ?? 0) + 1);
+  if (!counts.has(shownState)) shownState = null;
+  const entries = runs.length ? [[null, runs.length], ...counts] : [];
   const buttons = entries.map(([state, count]) => {
     const button = document.createElement('button');
     button.type = 'button';

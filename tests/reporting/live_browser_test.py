@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from batch_rl_dr3 import run_directory
-from batch_rl_dr3.reporting import live, live_runs
+from batch_rl_dr3.reporting import live, live_run, live_runs
 
 _CHROMIUM = shutil.which('chromium')
 _DRIVER = shutil.which('chromedriver')
@@ -91,7 +91,7 @@ def test_the_page_follows_the_runs(browser, all_states, make_run, tmp_path):
   with live.serve(runs, '127.0.0.1', 0) as address:
     browser.get(address)
     until(lambda b: '6 runs' in _text(b))
-    for state in live_runs.STATES:
+    for state in live_run.STATES:
       assert f'1 {state}' in _text(browser)
       (card,) = browser.find_elements(By.CSS_SELECTOR, f'.run.{state}')
       assert card.is_displayed()

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -162,6 +163,22 @@ def test_only_what_has_changed_is_read_again(make_run, runs, monkeypatch):
   snapshot = runs.snapshot()
   assert read == ['rem']
   assert [run['steps'] for run in snapshot['runs']] == [100, 900]
+
+
+def test_what_takes_long_to_read_comes_bit_by_bit(make_run, runs, monkeypatch):
+  monkeypatch.setattr(live_runs, '_READING_SECONDS', -1.0)
+  make_run('rem')
+  make_run('cql')
+  assert runs.snapshot()['message'] == 'Reading the runs: 0 of 2 so far.'
+  ticks = itertools.count(1e9)
+  monkeypatch.setattr(time, 'monotonic', lambda: next(ticks))
+  monkeypatch.setattr(live_runs, '_READING_SECONDS', 1.0)
+  snapshot = runs.snapshot()
+  assert len(snapshot['runs']) == 1
+  assert snapshot['message'] == 'Reading the runs: 1 of 2 so far.'
+  snapshot = runs.snapshot()
+  assert len(snapshot['runs']) == 2
+  assert snapshot['message'] == ''
 
 
 def test_many_who_ask_at_once_share_one_look(make_run, runs, monkeypatch):
