@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import Any
 from urllib import parse
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -238,7 +239,8 @@ def watch(
   Args:
     runs: what is watched.
     write: writes the report and returns its page.
-    seconds: between two looks at the runs.
+    seconds: between two looks at the runs, or longer, so that at most half
+      of the time is spent on reports.
     stop: set to end.
 
   Raises:
@@ -248,6 +250,7 @@ def watch(
   seen: object = None
   said = ''
   while not stop.is_set():
+    start = time.monotonic()
     # Taken before they are read: what changes meanwhile is seen next time.
     now = runs.stamps()
     if now != seen:
@@ -259,7 +262,8 @@ def watch(
         if str(error) != said:
           said = str(error)
           print(f'waiting: {said}', file=sys.stderr, flush=True)
-    stop.wait(seconds)
+    # A thousand runs take a minute to report on, and change all the time.
+    stop.wait(max(seconds, time.monotonic() - start))
 
 
 def run(
