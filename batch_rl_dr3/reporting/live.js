@@ -211,7 +211,7 @@ function update(answer) {
     const at = $('runs').children[place];
     if (at !== parts.root) $('runs').insertBefore(parts.root, at);
   });
-  $('where').textContent = answer.runs.length ? `in ${answer.parent}` : '';
+  $('where').textContent = answer.runs.length ? `In ${answer.parent}.` : '';
   $('message').textContent = answer.message;
   $('message').hidden = !answer.message;
   $('report').hidden = !answer.has_report;
