@@ -35,6 +35,9 @@ from batch_rl_dr3.reporting import scores, selection, selection_rules, table
 
 FLAGS = flags.FLAGS
 
+# Runs that are named where some cannot be ranked.
+_MAX_NAMED = 10
+
 
 def define_flags() -> None:
   """Defines the flags of the command."""
@@ -101,9 +104,11 @@ def select(
   ranked_runs = set(ranked['run'])
   rest = [run.name for run in collection.runs if run.name not in ranked_runs]
   if rest:
+    listed = ', '.join(rest[:_MAX_NAMED])
+    more = f' and {len(rest) - _MAX_NAMED} more' * (len(rest) > _MAX_NAMED)
     print(
       'not ranked, since fewer than two whole checkpoints are there or '
-      f'nothing that the rules look at was logged: {", ".join(rest)}',
+      f'nothing that the rules look at was logged: {listed}{more}',
       file=sys.stderr,
     )
   # What each rule chooses would fill the line, and --help says it.

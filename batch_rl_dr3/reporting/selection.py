@@ -184,7 +184,11 @@ def measure(found: pd.DataFrame) -> pd.DataFrame:
     last, in runs, and `kept_<method>`, the mean over the runs of a method.
   """
   rows = []
-  for name, group in found.groupby('rule', sort=False):
+  groups = dict(iter(found.groupby('rule')))
+  for name in (*(rule.name for rule in RULES), RANDOM):
+    if name not in groups:
+      continue
+    group = groups[name]
     gained = group['gained']
     row: dict[str, Any] = {'rule': name, 'runs': len(group)}
     for column in ('kept', 'gained'):

@@ -154,6 +154,14 @@ def test_the_measure_is_over_runs_in_which_the_choice_matters(
   assert 'in points' in headings
 
 
+def test_rules_keep_their_order_whatever_a_run_logged(make_run, tmp_path):
+  make_run('dqn', metrics=[], returns=RETURNS)
+  make_run('rem', metrics=METRICS, returns=RETURNS)
+  measured = selection.measure(selection.outcomes(_load(tmp_path)))
+  assert list(measured['rule']) == [*CHOICES, 'random']
+  assert list(measured['runs']) == [2, *[1] * 9, 2]
+
+
 def test_points_of_different_games_are_not_averaged_on_the_page(
   make_run, tmp_path
 ):
