@@ -144,7 +144,8 @@ def _facts(run: scores.Run, rate: float | None) -> dict[str, Any]:
     state = DIVERGED
   else:
     state = RUNNING if len(run.metrics) else STARTING
-  going = state == RUNNING and total is not None and rate is not None
+  rate = rate if state == RUNNING else None
+  left = (total - done) / rate if total is not None and rate else None
   return {
     'method': methods.display_name(run.method),
     'game': run.setting.game,
@@ -155,27 +156,21 @@ def _facts(run: scores.Run, rate: float | None) -> dict[str, Any]:
     'error': '',
     'steps': done,
     'total_steps': total,
-    'steps_per_second': rate if state == RUNNING else None,
-    'seconds_left': (total - done) / rate if going and total and rate else None,
+    'steps_per_second': rate,
+    'seconds_left': left,
     'quantities': {name: _curve(s) for name, s in series.items()},
   }
 
 
 def _unreadable(folder: str, error: str) -> dict[str, Any]:
-  nothing = _curve(pd.Series(dtype=float))
   return {
     'method': os.path.basename(folder),
-    'game': '',
-    'dataset': '',
-    'logged_run': '',
-    'seed': '',
+    **dict.fromkeys(('game', 'dataset', 'logged_run', 'seed'), ''),
     'state': UNREADABLE,
     'error': error,
     'steps': 0,
-    'total_steps': None,
-    'steps_per_second': None,
-    'seconds_left': None,
-    'quantities': dict.fromkeys(QUANTITIES, nothing),
+    **dict.fromkeys(('total_steps', 'steps_per_second', 'seconds_left')),
+    'quantities': dict.fromkeys(QUANTITIES, _curve(pd.Series(dtype=float))),
   }
 
 
