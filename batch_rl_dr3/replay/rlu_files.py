@@ -5,7 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import array_stream
+from batch_rl_dr3.replay import stored_file
 from batch_rl_dr3.replay.storage import Storage
 
 TFDS_INFO = 'dataset_info.json'
@@ -79,7 +79,7 @@ def stated_lengths(
 
 
 def _parse_lengths(
-  file: array_stream.StoredFile,
+  file: stored_file.StoredFile,
 ) -> dict[tuple[int, int], int]:
   """Returns the lengths in dataset_info.json, whose splits are checkpoints."""
   try:

@@ -7,18 +7,21 @@ storage states: gcsfs does not do it unless told to.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import io
 import logging as stdlib_logging
 import os
 import pathlib
+import re
+import shutil
 import tempfile
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 import urllib.parse
 
 from absl import logging
 
 from batch_rl_dr3 import errors, run_directory
-from batch_rl_dr3.replay import array_stream, checksum
+from batch_rl_dr3.replay import checksum, stored_file
 from batch_rl_dr3.replay.retry import RefusedError, Retry
 
 # What storages call what changes with an object's content.
@@ -34,6 +37,7 @@ _VERSION_KEYS = (
 )
 _FIRST_CHUNK_BYTES = 256 << 10
 _CHUNK_BYTES = 8 << 20
+_QUARANTINE = 'batch_rl_dr3_quarantine'
 
 
 def version(info: dict[str, Any]) -> list[Any]:
@@ -74,7 +78,13 @@ class _RangeStream(io.RawIOBase):
 
 
 class Storage:
-  """The objects of one folder of a storage."""
+  """The objects of one folder of a storage.
+
+  Attributes:
+    url: str, what messages call the folder.
+    count: counts the bytes that came over the network, of this folder and of
+      those that `folder` returned.
+  """
 
   def __init__(self, url: str, filesystem: Any, root: str, retry: Retry):
     """Reads nothing yet; see open_storage.
@@ -89,11 +99,14 @@ class Storage:
     self._filesystem = filesystem
     self._root = root.rstrip('/')
     self._retry = retry
+    self.count = stored_file.ByteCount()
 
   def folder(self, name: str) -> 'Storage':
     """Returns the folder of this name within this one."""
     root = f'{self._root}/{name}'
-    return Storage(f'{self.url}/{name}', self._filesystem, root, self._retry)
+    within = Storage(f'{self.url}/{name}', self._filesystem, root, self._retry)
+    within.count = self.count
+    return within
 
   def list(self, is_wanted: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
     """Returns the wanted objects of the folder: name to what is said of each.
@@ -136,6 +149,7 @@ class Storage:
 
     def read(start: int, end: int) -> bytes:
       data = self._filesystem.cat_file(info['name'], start=start, end=end)
+      self.count.add(len(data))
       if len(data) > end - start:
         # A server that ignores ranges sends everything.
         data = data[start:end]
@@ -148,25 +162,27 @@ class Storage:
 
     return cast(BinaryIO, _RangeStream(read_again, info['size']))
 
-  def file(self, info: dict[str, Any]) -> array_stream.StoredFile:
+  def file(self, info: dict[str, Any]) -> stored_file.StoredFile:
     """Returns an object as a file whose bytes nobody checks: for prefixes."""
     name = f'{self.url}/{_last_part(info["name"])}'
-    return array_stream.StoredFile(name, info['size'], lambda: self.open(info))
+    return stored_file.StoredFile(name, info['size'], lambda: self.open(info))
 
   @contextlib.contextmanager
   def fetched(
     self,
     info: dict[str, Any],
     spool_dir: str | None,
-    check: Callable[[array_stream.StoredFile], None],
-  ) -> Iterator[array_stream.StoredFile]:
+    check: Callable[[stored_file.StoredFile], None],
+  ) -> Iterator[stored_file.StoredFile]:
     """Fetches an object whole into a temporary file, checked before use.
 
-    A damaged object is fetched once more.
+    A damaged object goes to quarantine and is fetched once more. The temporary
+    file has no name, so that it vanishes with the process.
 
     Args:
       info: what `list` says of it.
-      spool_dir: str, where the temporary file is, None for the system's.
+      spool_dir: str, where the temporary file is, None for the system's; and
+        where the folder batch_rl_dr3_quarantine is made.
       check: raises a DataError if the bytes are damaged; used where the
         storage states no checksum.
 
@@ -178,45 +194,53 @@ class Storage:
       WriteError: if there is no room for the temporary file.
     """
     name = f'{self.url}/{_last_part(info["name"])}'
-    with contextlib.ExitStack() as stack:
-      try:
-        target = stack.enter_context(
-          tempfile.NamedTemporaryFile(prefix='batch_rl_dr3_', dir=spool_dir)
-        )
-      except OSError as error:
-        folder = pathlib.Path(spool_dir or tempfile.gettempdir())
-        raise run_directory.WriteError(folder, error) from error
-      file = array_stream.StoredFile(
-        name, info['size'], array_stream.local_file(target.name).open
+    folder = pathlib.Path(spool_dir or tempfile.gettempdir())
+    try:
+      spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    except OSError as error:
+      raise run_directory.WriteError(folder, error) from error
+    with spool:
+      path = f'/proc/self/fd/{spool.fileno()}'
+      file = dataclasses.replace(
+        stored_file.local_file(path), name=name, num_bytes=info['size']
       )
       try:
-        self._fetch(info, file, target, check)
+        self._fetch(info, file, spool, folder, check)
       except RefusedError:
         raise
       except errors.DataError as error:
-        logging.warning('%s It is fetched once more.', error)
-        self._fetch(info, file, target, check)
+        kept = _quarantine(name, path, folder)
+        logging.warning('%s%s It is fetched once more.', error, kept)
+        try:
+          self._fetch(info, file, spool, folder, check)
+        except RefusedError:
+          raise
+        except errors.DataError as again:
+          raise errors.DataError(
+            f'{again} It was so twice.{_quarantine(name, path, folder)}'
+          ) from again
       yield file
 
   def _fetch(
     self,
     info: dict[str, Any],
-    file: array_stream.StoredFile,
-    target: Any,
-    check: Callable[[array_stream.StoredFile], None],
+    file: stored_file.StoredFile,
+    spool: IO[bytes],
+    folder: pathlib.Path,
+    check: Callable[[stored_file.StoredFile], None],
   ) -> None:
     stated = checksum.stated_in(info)
     with self.open(info) as stream:
       try:
-        target.seek(0)
-        target.truncate()
+        spool.seek(0)
+        spool.truncate()
         while data := stream.read(_CHUNK_BYTES):
-          target.write(data)
+          spool.write(data)
           if stated is not None:
             stated[0].update(data)
-        target.flush()
+        spool.flush()
       except OSError as error:
-        raise run_directory.WriteError(target.name, error) from error
+        raise run_directory.WriteError(folder, error) from error
     if stated is None:
       check(file)
     elif stated[0].digest() != stated[1]:
@@ -224,6 +248,17 @@ class Storage:
         f'{file.name} is damaged: its bytes do not have the checksum that the '
         'storage states.'
       )
+
+
+def _quarantine(name: str, path: str, folder: pathlib.Path) -> str:
+  """Keeps a damaged object for whoever wants to look; returns what to say."""
+  target = folder / _QUARANTINE / re.sub(r'[^\w.$-]+', '_', name)
+  try:
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(path, target)
+  except OSError:  # A full disk, say. The damage is what has to be told.
+    return ''
+  return f' What came is kept in {target}.'
 
 
 def _last_part(name: str) -> str:
