@@ -119,7 +119,9 @@ def _traits(
   crossing = [
     f'{first.suffix}-{second.suffix}'
     for first, second in itertools.pairwise(summaries)
-    if first.ends_in_episode and not second.starts_with_padding
+    if second.follows_before
+    and first.ends_in_episode
+    and not second.starts_with_padding
   ]
   if crossing:
     yield Finding(
@@ -141,8 +143,7 @@ def _traits(
       yield Finding(
         False,
         f'file {summary.suffix}: its buffer was saved with the cursor at row '
-        f'{summary.cursor}; rows from there on are older than those before, '
-        'or were never written.',
+        f'{summary.cursor}; rows from there on are older than those before.',
       )
   yield from _stale_rows(summaries)
   num_padding = sum(summary.num_padding_rows for summary in summaries)

@@ -72,7 +72,9 @@ class FileSummary:
     reward_range: (smallest, largest) reward.
     ends_in_episode: bool, whether the last row's episode goes on.
     starts_with_padding: bool, whether the first row begins an episode.
-    cursor: int, the row that the buffer would have written next.
+    follows_before: bool, whether the file goes on from the one before.
+    cursor: int, the row that the buffer would have written next; 0 if it was
+      not full.
     frames: what its frames show.
   """
 
@@ -87,6 +89,7 @@ class FileSummary:
   reward_range: tuple[float, float]
   ends_in_episode: bool
   starts_with_padding: bool
+  follows_before: bool
   cursor: int
   frames: FrameChecks
 
@@ -109,13 +112,18 @@ def summarise(
   Raises:
     DataError: if a file is damaged.
   """
+  before = None
   for suffix in source.suffixes():
-    yield _summarise_file(source, suffix, stack_size, all_frames, on_rows)
+    yield _summarise_file(
+      source, suffix, before, stack_size, all_frames, on_rows
+    )
+    before = source.segment(suffix)
 
 
 def _summarise_file(
   source: Source,
   suffix: int,
+  before: Segment | None,
   stack_size: int,
   all_frames: bool,
   on_rows: Callable[[int], None] | None,
@@ -148,7 +156,8 @@ def _summarise_file(
     reward_range=(float(rewards.min()), float(rewards.max())),
     ends_in_episode=not terminals[-1],
     starts_with_padding=starts_with_padding,
-    cursor=segment.cursor if segment.is_circular else segment.num_rows,
+    follows_before=before is not None and before.is_followed_by(segment),
+    cursor=segment.cursor if segment.is_circular else 0,
     frames=dataclasses.replace(
       frames,
       num_unpadded=sum(

@@ -43,6 +43,7 @@ from batch_rl_dr3.replay import (
   rlu_episode,
   rlu_files,
   rlu_rows,
+  spool,
   storage,
   stored_file,
   validity,
@@ -254,7 +255,9 @@ class RluSource:
       array_stream.check_gzip if self._layout.is_gzip else self._check_records
     )
     for shard in self._parts(suffix):
-      with self._storage.fetched(shard.info, self._spool_dir, check) as file:
+      with spool.fetched(
+        self._storage, shard.info, self._spool_dir, check
+      ) as file:
         num_episodes = 0
         for episode in self._episodes(file):
           yield episode

@@ -24,6 +24,7 @@ from batch_rl_dr3 import errors
 from batch_rl_dr3.replay import (
   array_stream,
   checkpoint_format,
+  spool,
   storage,
   stored_file,
 )
@@ -298,4 +299,6 @@ class FsspecSource(LogSource):
     self, file_name: str
   ) -> contextlib.AbstractContextManager[stored_file.StoredFile]:
     info = self._info(file_name)
-    return self._storage.fetched(info, self._spool_dir, array_stream.check_gzip)
+    return spool.fetched(
+      self._storage, info, self._spool_dir, array_stream.check_gzip
+    )

@@ -1,28 +1,19 @@
 """Reads bytes of any storage that fsspec knows, tried again when it falters.
 
-Every read is of a range, so that what broke goes on at the byte reached. What
-is fetched whole is checked here against the size and the checksum that the
-storage states: gcsfs does not do it unless told to.
+Every read is of a range, so that what broke goes on at the byte reached.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
-import dataclasses
+from collections.abc import Callable
 import io
 import logging as stdlib_logging
 import os
-import pathlib
-import re
-import shutil
-import tempfile
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 import urllib.parse
+import warnings
 
-from absl import logging
-
-from batch_rl_dr3 import errors, run_directory
-from batch_rl_dr3.replay import checksum, stored_file
-from batch_rl_dr3.replay.retry import RefusedError, Retry
+from batch_rl_dr3 import errors
+from batch_rl_dr3.replay import stored_file
+from batch_rl_dr3.replay.retry import Retry
 
 # What storages call what changes with an object's content.
 _VERSION_KEYS = (
@@ -37,7 +28,6 @@ _VERSION_KEYS = (
 )
 _FIRST_CHUNK_BYTES = 256 << 10
 _CHUNK_BYTES = 8 << 20
-_QUARANTINE = 'batch_rl_dr3_quarantine'
 
 
 def version(info: dict[str, Any]) -> list[Any]:
@@ -167,99 +157,6 @@ class Storage:
     name = f'{self.url}/{_last_part(info["name"])}'
     return stored_file.StoredFile(name, info['size'], lambda: self.open(info))
 
-  @contextlib.contextmanager
-  def fetched(
-    self,
-    info: dict[str, Any],
-    spool_dir: str | None,
-    check: Callable[[stored_file.StoredFile], None],
-  ) -> Iterator[stored_file.StoredFile]:
-    """Fetches an object whole into a temporary file, checked before use.
-
-    A damaged object goes to quarantine and is fetched once more. The temporary
-    file has no name, so that it vanishes with the process.
-
-    Args:
-      info: what `list` says of it.
-      spool_dir: str, where the temporary file is, None for the system's; and
-        where the folder batch_rl_dr3_quarantine is made.
-      check: raises a DataError if the bytes are damaged; used where the
-        storage states no checksum.
-
-    Yields:
-      The file, under the object's name.
-
-    Raises:
-      DataError: if it is damaged both times.
-      WriteError: if there is no room for the temporary file.
-    """
-    name = f'{self.url}/{_last_part(info["name"])}'
-    folder = pathlib.Path(spool_dir or tempfile.gettempdir())
-    try:
-      spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-    except OSError as error:
-      raise run_directory.WriteError(folder, error) from error
-    with spool:
-      path = f'/proc/self/fd/{spool.fileno()}'
-      file = dataclasses.replace(
-        stored_file.local_file(path), name=name, num_bytes=info['size']
-      )
-      try:
-        self._fetch(info, file, spool, folder, check)
-      except RefusedError:
-        raise
-      except errors.DataError as error:
-        kept = _quarantine(name, path, folder)
-        logging.warning('%s%s It is fetched once more.', error, kept)
-        try:
-          self._fetch(info, file, spool, folder, check)
-        except RefusedError:
-          raise
-        except errors.DataError as again:
-          raise errors.DataError(
-            f'{again} It was so twice.{_quarantine(name, path, folder)}'
-          ) from again
-      yield file
-
-  def _fetch(
-    self,
-    info: dict[str, Any],
-    file: stored_file.StoredFile,
-    spool: IO[bytes],
-    folder: pathlib.Path,
-    check: Callable[[stored_file.StoredFile], None],
-  ) -> None:
-    stated = checksum.stated_in(info)
-    with self.open(info) as stream:
-      try:
-        spool.seek(0)
-        spool.truncate()
-        while data := stream.read(_CHUNK_BYTES):
-          spool.write(data)
-          if stated is not None:
-            stated[0].update(data)
-        spool.flush()
-      except OSError as error:
-        raise run_directory.WriteError(folder, error) from error
-    if stated is None:
-      check(file)
-    elif stated[0].digest() != stated[1]:
-      raise errors.DataError(
-        f'{file.name} is damaged: its bytes do not have the checksum that the '
-        'storage states.'
-      )
-
-
-def _quarantine(name: str, path: str, folder: pathlib.Path) -> str:
-  """Keeps a damaged object for whoever wants to look; returns what to say."""
-  target = folder / _QUARANTINE / re.sub(r'[^\w.$-]+', '_', name)
-  try:
-    target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(path, target)
-  except OSError:  # A full disk, say. The damage is what has to be told.
-    return ''
-  return f' What came is kept in {target}.'
-
 
 def _last_part(name: str) -> str:
   return urllib.parse.unquote(name.rstrip('/').rsplit('/', 1)[-1])
@@ -296,6 +193,8 @@ def open_storage(
   if url.startswith(('gs://', 'gcs://')):
     # The class that fsspec would choose asks for the bucket's kind by gRPC
     # first, which neither an anonymous user nor an emulator can answer.
+    # Google's packages warn of what the pinned versions do not support.
+    warnings.filterwarnings('ignore', '', FutureWarning, 'google')
     from gcsfs import core
 
     # It logs a traceback of every failure that Retry then tells in a line.
