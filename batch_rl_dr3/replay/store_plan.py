@@ -1,7 +1,9 @@
 """Decides which rows of which files of a log make up a local store."""
 
+from collections.abc import Callable
+from concurrent import futures
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,10 @@ from batch_rl_dr3.replay import source as replay_source
 from batch_rl_dr3.replay.segment import Segment
 from batch_rl_dr3.replay.source import Source
 from batch_rl_dr3.replay.subset import Subset
+
+_T = TypeVar('_T')
+# Requests for small things at the same time.
+_NUM_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +85,18 @@ def plan_files(source: Source, subset: Subset, stack_size: int) -> Plan:
     DataError: if files are missing, damaged, or disagree with each other.
     ConfigError: if the subset is too small.
   """
-  lengths = {
-    suffix: replay_source.count_rows(source, suffix)
-    for suffix in source.suffixes()
-  }
+  suffixes = source.suffixes()
+  lengths = dict(
+    zip(
+      suffixes,
+      _of_each(replay_source.count_rows, source, suffixes),
+      strict=True,
+    )
+  )
   wanted = subset.rows_per_file(list(lengths.items()), stack_size)
   files: list[FilePlan] = []
-  for suffix, rows in wanted.items():
-    whole = replay_source.whole_segment(source, suffix)
+  wholes = _of_each(replay_source.whole_segment, source, list(wanted))
+  for whole, (suffix, rows) in zip(wholes, wanted.items(), strict=True):
     num_rows = min(rows, whole.num_rows)
     segment = {
       **dataclasses.asdict(whole),
@@ -108,6 +118,14 @@ def plan_files(source: Source, subset: Subset, stack_size: int) -> Plan:
   return Plan(
     tuple(files), [suffix for suffix in lengths if suffix not in used]
   )
+
+
+def _of_each(
+  read: Callable[[Source, int], _T], source: Source, suffixes: list[int]
+) -> list[_T]:
+  """Returns what is read of each file, many at a time: storages are far."""
+  with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+    return list(pool.map(lambda suffix: read(source, suffix), suffixes))
 
 
 def _in_rows(files: list[FilePlan]) -> list[FilePlan]:

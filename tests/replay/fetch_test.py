@@ -70,16 +70,16 @@ def _kill_and_finish(fetch, proxy, tmp_path, num_kills):
   """Kills a fetch again and again; returns how often it went on from parts."""
   _finish(fetch(proxy.endpoint, tmp_path / 'expected'))
   [expected] = _stores(tmp_path / 'expected')
-  proxy.delay = 0.02
+  num_requests = len(proxy.urls)
   rng = random.Random(num_kills)
   cache = tmp_path / 'cache'
   num_resumed = 0
   for _ in range(num_kills):
     before = len(proxy.urls)
+    moment = before + rng.uniform(1, num_requests)
     process = fetch(proxy.endpoint, cache)
-    while len(proxy.urls) == before and process.poll() is None:
-      time.sleep(0.01)
-    time.sleep(rng.uniform(0, 1.0))
+    while len(proxy.urls) < moment and process.poll() is None:
+      time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     num_parts = len(list(cache.glob('.*.building/*/part.json')))
@@ -87,7 +87,6 @@ def _kill_and_finish(fetch, proxy, tmp_path, num_kills):
     for store in _stores(cache):  # It was faster.
       store_files.verify(store, full=True)
       store.rename(tmp_path / f'done{before}')
-  proxy.delay = 0.0
   _finish(fetch(proxy.endpoint, cache))
   [store] = _stores(cache)
   assert store_files.verify(store, full=True) == json.loads(
