@@ -5,9 +5,11 @@ import contextlib
 import os
 import pathlib
 import re
+import signal
 import sys
 import tempfile
 import traceback
+import types
 
 from absl import flags, logging
 import gin
@@ -67,6 +69,18 @@ def define_gin_flags() -> None:
   )
 
 
+def define_cache_dir() -> None:
+  """Defines --cache_dir, the same for all who use stores."""
+  flags.DEFINE_string(
+    'cache_dir',
+    os.path.join(
+      os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache'),
+      'batch_rl_dr3',
+    ),
+    'Where the extracted part of the data is kept for the next run.',
+  )
+
+
 def shipped_configs() -> pathlib.Path:
   """Returns the folder of the gin files that ship with the package."""
   package = pathlib.Path(__file__).resolve().parent
@@ -123,6 +137,29 @@ def _one_line(error: BaseException) -> str:
   # Gin adds the chain of configurables to what an error says.
   message = str(error).partition('\n  In call to configurable')[0]
   return ' '.join(message.split())
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[None]:
+  """Turns SIGTERM and SIGINT into an error, wherever the block is then.
+
+  Raises:
+    PreemptedError: when one comes.
+  """
+
+  def stop(number: int, frame: types.FrameType | None) -> None:
+    del frame
+    raise errors.PreemptedError(
+      f'stopped by {signal.Signals(number).name}; give the same command again.'
+    )
+
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  before = [signal.signal(number, stop) for number in numbers]
+  try:
+    yield
+  finally:
+    for number, handler in zip(numbers, before, strict=True):
+      signal.signal(number, handler)
 
 
 def run(main: Callable[[], None], usage: str | None) -> None:

@@ -145,19 +145,19 @@ def collect(
   for row in _transitions(lanes, player, seed, max_agent_steps_per_episode):
     if should_stop():
       raise errors.PreemptedError(
-        f'stopped after {writer.add_count} of {num_rows} rows; nothing is '
+        f'stopped after {writer.num_rows_added} of {num_rows} rows; nothing is '
         'kept. Run the same command again to collect all of them.'
       )
     writer.add(row.observation, row.action, row.reward, row.terminal)
     num_transitions += 1
     if row.episode_return is not None:
-      ends.append(writer.add_count)
+      ends.append(writer.num_rows_added)
       returns.append(row.episode_return)
-    on_progress(writer.add_count, returns)
+    on_progress(writer.num_rows_added, returns)
     num_padding = game.stack_size - 1 if row.terminal else 0
-    if writer.add_count + num_padding >= num_rows:
+    if writer.num_rows_added + num_padding >= num_rows:
       break
-  num_logged = writer.add_count
+  num_logged = writer.num_rows_added
   writer.close()
   lanes.close()
   return {

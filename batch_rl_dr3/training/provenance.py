@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -84,11 +85,20 @@ def of_process() -> dict[str, Any]:
   }
 
 
-def run_number(replay_dir: str) -> int | None:
-  """Returns 1 for .../Pong/1 or .../Pong/1/replay_logs, None elsewhere."""
-  parts = pathlib.Path(replay_dir).parts
-  names = [part for part in parts if part != 'replay_logs']
-  return int(names[-1]) if names and names[-1].isdigit() else None
+def run_number(source: str) -> int | None:
+  """Returns which logged run of its game a source is, None if not known.
+
+  1 for .../Pong/1, .../Pong/1/replay_logs, and, in RL Unplugged,
+  .../Pong/run_1 and .../Pong_run_1/1.1.0.
+
+  Args:
+    source: the name of a source, as manifests have it.
+  """
+  parts = [part for part in source.split('/') if part != 'replay_logs']
+  if len(parts) > 1 and re.fullmatch(r'\d+(\.\d+)+', parts[-1]):
+    del parts[-1]
+  match = re.fullmatch(r'(?:(?:.*_)?run_)?(\d+)', parts[-1])
+  return int(match[1]) if match else None
 
 
 def claim(

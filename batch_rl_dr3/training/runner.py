@@ -19,6 +19,8 @@ import tensorflow as tf
 from batch_rl_dr3 import errors, progress, run_directory
 from batch_rl_dr3.agents import offline
 from batch_rl_dr3.evaluation import lanes as lanes_lib
+from batch_rl_dr3.replay import source as replay_source
+from batch_rl_dr3.replay import source_chain
 from batch_rl_dr3.replay import store as replay_store
 from batch_rl_dr3.replay import subset as replay_subset
 from batch_rl_dr3.training import checkpoints, metrics, preemption, provenance
@@ -33,7 +35,7 @@ class FixedReplayRunner:
   def __init__(
     self,
     base_dir: str,
-    replay_dir: str,
+    replay_dir: str | int,
     cache_dir: str,
     seed: int = 0,
     overwrite: bool = False,
@@ -58,7 +60,8 @@ class FixedReplayRunner:
 
     Args:
       base_dir: the run directory.
-      replay_dir: the logged data of one run of one game.
+      replay_dir: the logged data of one run of one game: a folder, a URL, the
+        folder of a store, or the run's number in the DQN Replay data set.
       cache_dir: where the extracted subset of the data is kept.
       seed: the run's seed.
       overwrite: start over where base_dir holds a run already.
@@ -105,7 +108,9 @@ class FixedReplayRunner:
     self._lanes = create_lanes()
     game = self._lanes.game
     self._store = replay_store.open_store(
-      replay_dir,
+      _find_run(game, replay_dir)
+      if isinstance(replay_dir, int)
+      else replay_dir,
       cache_dir,
       subset=subset,
       observation_shape=game.observation_shape,
@@ -119,7 +124,7 @@ class FixedReplayRunner:
       'suite': game.suite,
       'game': game.name,
       'dataset': dataset,
-      'run': provenance.run_number(replay_dir),
+      'run': provenance.run_number(self._store.manifest['source']),
       'seed': seed,
       'total_gradient_steps': num_iterations * num_gradient_steps,
       'data_hash': self._store.data_hash,
@@ -325,6 +330,15 @@ class FixedReplayRunner:
       f'iteration {iteration}: mean return {mean_return:.2f} over '
       f'{len(episodes)} episodes'
     )
+
+
+def _find_run(game: lanes_lib.Game, run: int) -> replay_source.Source:
+  if game.suite != 'atari':
+    raise errors.ConfigError(
+      f'the DQN Replay data set has no runs of {game.suite}: name the data '
+      'with --replay_dir.'
+    )
+  return source_chain.open_run(game.name, run)
 
 
 def _evaluation_seed(seed: int, iteration: int) -> int:

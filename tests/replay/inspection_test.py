@@ -116,4 +116,5 @@ def test_a_log_without_whole_episodes_has_a_table(tmp_path):
     '53',
     f'{summaries[0].num_valid / 53:.2%}',
     '0',
+    '0.0',
   ]
