@@ -64,7 +64,12 @@ def define_flags() -> None:
 def usage() -> str:
   """Returns what --help prints above the flags."""
   rules = '\n'.join(
-    f'  {rule.name:16}  {rule.choice}\n{"":20}({rule.source})'
+    textwrap.fill(
+      f'{rule.choice} ({rule.source})',
+      width=80,
+      initial_indent=f'  {rule.name:16}  ',
+      subsequent_indent=' ' * 20,
+    )
     for rule in selection_rules.RULES
   )
   return str(__doc__).format(rules=rules)

@@ -110,8 +110,8 @@ def test_errors_are_one_line_and_a_code(runs, flags, code, expected):
 def test_help_explains_every_rule(runs):
   result = _command('--help', cwd=runs)
   assert result.returncode == 0
+  text = ' '.join(result.stdout.split())
   for rule in selection_rules.RULES:
-    assert f'  {rule.name} ' in result.stdout
-    assert rule.choice in result.stdout
+    assert f' {rule.name} {rule.choice} ({rule.source})' in text
   for flag in ('--runs', '--rule', '--top', '--output'):
     assert flag in result.stdout

@@ -171,10 +171,9 @@ def serve(
   try:
     family = serving.select_address_family(host, port)
     listener = socket.create_server((host, port), family=family)
-  except (OSError, OverflowError) as error:
-    # The text of the error would repeat the address.
-    code = error.errno if isinstance(error, OSError) else None
-    reason = os.strerror(code) if code and code > 0 else error
+  except OSError as error:
+    # Python adds the address to the reason.
+    reason = str(error.strerror or error).partition(' (while ')[0]
     raise errors.UsageError(
       f'cannot listen on {host}, port {port}: {reason}. Choose another by '
       '--serve=PORT and --host.'
