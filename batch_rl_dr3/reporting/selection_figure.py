@@ -7,6 +7,11 @@ import pandas as pd
 
 from batch_rl_dr3.reporting import selection
 
+CAPTION = (
+  'What each rule keeps and gains, as in the table: means over runs and 95% '
+  'bootstrap intervals. Dotted: the expectation of a choice by chance.'
+)
+
 _COLOUR = '#0072B2'
 _BASELINE_COLOUR = '#888888'
 # What is measured, and the label of its axis.
@@ -56,6 +61,7 @@ def _draw_panel(
   axes.set_ylim(len(measured) - 0.5, -0.5)
   axes.tick_params(labelsize=9)
   axes.tick_params(axis='y', length=0)
+  axes.grid(visible=False, axis='y')
   axes.grid(axis='x', color='#e6e6e6', linewidth=0.6)
   axes.set_axisbelow(True)
   for side in ('top', 'right', 'left'):
