@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors, run_directory, train
+from batch_rl_dr3 import errors, run_directory, select, train
+from batch_rl_dr3.reporting import live_runs, selection_rules
 
 
 @pytest.fixture
@@ -70,6 +71,7 @@ def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
   )
   provenance = json.loads((tmp_path / run_directory.PROVENANCE).read_text())
   assert provenance['protocol']['epsilon_eval'] == 0.001
+  assert provenance['total_gradient_steps'] == 60
   assert len(provenance['data_hash']) == 64
   config = (tmp_path / run_directory.CONFIG).read_text()
   assert 'FeatureDotPenalty.coefficient = 0.001' in config
@@ -102,6 +104,26 @@ def test_a_store_is_trained_on_without_its_log(
 def test_a_run_of_the_data_set_is_asked_for_by_its_game(train_here, tmp_path):
   with pytest.raises(errors.ConfigError, match='has no runs of minatar'):
     train_here(tmp_path, replay_dir=3)
+
+
+def test_what_a_run_leaves_can_be_ranked_and_shown(
+  train_here, tmp_path, capsys
+):
+  train_here(tmp_path / 'run')
+  capsys.readouterr()
+  select.select([str(tmp_path / 'run')])
+  lines = capsys.readouterr().out.split('\n\n')[0].splitlines()
+  ranked = [line.split()[:3] for line in lines[1:]]
+  assert [rule for _, rule, _ in ranked] == [
+    rule.name for rule in selection_rules.RULES
+  ]
+  assert {checkpoint for _, _, checkpoint in ranked} <= {'0', '1'}
+  (shown,) = live_runs.LiveRuns([str(tmp_path / 'run')]).snapshot()['runs']
+  assert (shown['state'], shown['steps'], shown['total_steps']) == (
+    'finished',
+    60,
+    60,
+  )
 
 
 def test_evaluation_can_be_left_out(train_here, tmp_path):

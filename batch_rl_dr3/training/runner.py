@@ -126,6 +126,7 @@ class FixedReplayRunner:
       'dataset': dataset,
       'run': provenance.run_number(self._store.manifest['source']),
       'seed': seed,
+      'total_gradient_steps': num_iterations * num_gradient_steps,
       'data_hash': self._store.data_hash,
       'data': self._store.manifest,
       'protocol': {
