@@ -15,6 +15,10 @@ plays Seaquest at random for 500,000 rows in 5 files, if FOLDER has no log yet
   training     peak memory of `train` (REM + DR3, 200 gradient steps) on all
                rows, with the frames held in memory and read as needed.
 
+With --full_game it makes a log of 50,000,000 rows too, the same 5 files 100
+times over by hard links, builds its compressed store and trains on it; that
+takes some 20 minutes on two idle cores.
+
 Dopamine and the store take turns, --pairs times; medians of their ratios are
 printed, so that a machine that is busy with other things tells no lies. Before
 each extraction the files are read once, so that both find them in the page
@@ -42,6 +46,9 @@ flags.DEFINE_string(
   'folder', 'runs/benchmark_data', 'Where the log and the stores are.'
 )
 flags.DEFINE_integer('pairs', 5, 'Turns of each of the two.', lower_bound=1)
+flags.DEFINE_boolean(
+  'full_game', False, 'Measure a log of 50,000,000 rows too.'
+)
 flags.DEFINE_string('json', None, 'A file for the rows of the table.')
 
 _GAME = 'Seaquest'
@@ -52,6 +59,7 @@ _STACK = 4
 _ACTIONS = 18
 _FRACTION = 0.01
 _BATCH = 32
+_NUM_COPIES = 100
 # Seconds that each of two samplers runs for at a turn.
 _TURN_SECONDS = 1.0
 
@@ -204,11 +212,6 @@ def _build(log: str, cache: str, num_files: int) -> None:
   _open(log, cache, 0, num_files)
 
 
-def _opening_seconds(log: str, cache: str) -> float:
-  seconds, _ = _timed(lambda: _open(log, cache, 0, 5))
-  return seconds
-
-
 def _batches_per_second(draw: Callable[[], Any]) -> float:
   count, start = 0, time.perf_counter()
   while time.perf_counter() - start < _TURN_SECONDS:
@@ -256,12 +259,45 @@ def _measure_sampling(log: pathlib.Path, cache: pathlib.Path) -> list[Any]:
   ]
 
 
-def _train_peak(
-  log: pathlib.Path, folder: pathlib.Path, is_resident: bool
-) -> float:
+def _make_full_game(log: pathlib.Path, full: pathlib.Path) -> None:
+  """Makes a log of 50,000,000 rows, whose files are links to a small one's."""
+  logs = full / 'replay_logs'
+  if logs.exists():
+    return
+  logs.mkdir(parents=True)
+  num_files = _NUM_ROWS // _ROWS_PER_FILE
+  for path in (log / 'replay_logs').glob('*.gz'):
+    name, suffix, _ = path.name.rsplit('.', 2)
+    for copy in range(_NUM_COPIES):
+      number = int(suffix) + copy * num_files
+      os.link(path, logs / f'{name}.{number}.gz')
+
+
+def _measure_full_game(
+  log: pathlib.Path, folder: pathlib.Path
+) -> list[dict[str, Any]]:
+  full = folder / f'{_GAME}_full' / '1'
+  _make_full_game(log, full)
+  cache = str(folder / 'cache')
+  seconds, _ = _apart(_timed_opening, str(full), cache)
+  opening, memory = _apart(_timed_opening, str(full), cache)
+  peak = _train_peak(full, folder, 'full')
+  return [
+    _row('building 50,000,000 rows', 'min', [seconds / 60]),
+    _row('opening 50,000,000 rows', 's', [opening]),
+    _row('  its memory', 'GB', [memory / 1e9]),
+    _row('training, 50,000,000 rows', 'GB', [peak]),
+  ]
+
+
+def _timed_opening(log: str, cache: str) -> tuple[float, int]:
+  return _timed(lambda: _open(log, cache, 0, _NUM_ROWS // _ROWS_PER_FILE))
+
+
+def _train_peak(log: pathlib.Path, folder: pathlib.Path, name: str) -> float:
   """Returns the peak memory of a training process in GB."""
   before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-  base_dir = folder / f'run_{"held" if is_resident else "read"}'
+  base_dir = folder / f'run_{name}'
   bindings = {
     'atari_lib.create_atari_environment.game_name': repr(_GAME),
     'FixedReplayRunner.num_iterations': 1,
@@ -271,7 +307,7 @@ def _train_peak(
     'FixedReplayRunner.effective_rank_period': 100,
     'Subset.rule': "'all'",
     'Subset.fraction': 1,
-    'open_store.max_resident_bytes': (1 << 40) if is_resident else 0,
+    'open_store.max_resident_bytes': (1 << 40) if name == 'held' else 0,
   }
   subprocess.run(
     [
@@ -313,15 +349,16 @@ def main(arguments: list[str]) -> None:
   for num_files in (1, 5):
     _apart(_build, str(log), str(cache), num_files)
   # The smaller process first: only the largest child's peak is known.
-  read = _train_peak(log, folder, is_resident=False)
-  held = _train_peak(log, folder, is_resident=True)
+  read = _train_peak(log, folder, 'read')
+  full = _measure_full_game(log, folder) if FLAGS.full_game else []
+  held = _train_peak(log, folder, 'held')
   rows = [
     *_measure_extraction(folder, log),
     _row(
       'opening 500,000 rows',
       's',
       [
-        _apart(_opening_seconds, str(log), str(cache))
+        _apart(_timed_opening, str(log), str(cache))[0]
         for _ in range(FLAGS.pairs)
       ],
       goal='under 1',
@@ -329,6 +366,7 @@ def main(arguments: list[str]) -> None:
     *_measure_sampling(log, cache),
     _row('training, frames read', 'GB', [read], goal='under 1.5'),
     _row('training, 3.5 GB of frames held', 'GB', [held], goal='under 5'),
+    *full,
   ]
   _print(rows)
   print(

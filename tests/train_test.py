@@ -83,6 +83,29 @@ def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
   }
 
 
+def test_a_store_is_trained_on_without_its_log(
+  train_here, replay_dir, tmp_path
+):
+  from batch_rl_dr3.replay import store, subset
+
+  log = tmp_path / 'breakout' / '1'
+  shutil.copytree(replay_dir, log)
+  made = store.open_store(
+    log, tmp_path / 'cache', subset.Subset('all'), (10, 10, 4), 6, 1
+  )
+  shutil.rmtree(log)
+  train_here(tmp_path / 'run', replay_dir=str(made.folder))
+  record = json.loads((tmp_path / 'run' / 'provenance.json').read_text())
+  assert record['data_hash'] == made.data_hash
+  assert record['run'] == 1
+  assert (tmp_path / 'run' / 'finished.json').exists()
+
+
+def test_a_run_of_the_data_set_is_asked_for_by_its_game(train_here, tmp_path):
+  with pytest.raises(errors.ConfigError, match='has no runs of minatar'):
+    train_here(tmp_path, replay_dir=3)
+
+
 def test_what_a_run_leaves_can_be_ranked_and_shown(
   train_here, tmp_path, capsys
 ):

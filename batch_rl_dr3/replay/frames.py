@@ -6,7 +6,9 @@ would read 20 times as much.
 """
 
 import abc
+import bisect
 from concurrent import futures
+import itertools
 import os
 import resource
 from typing import Any
@@ -152,7 +154,8 @@ class ShardFrames(Frames):
     self.num_pixels = num_pixels
     self.dtype = dtype
     self._shards = opened
-    self._ends = np.cumsum([shard.num_rows for shard in opened])
+    self._ends = list(itertools.accumulate(s.num_rows for s in opened))
+    self._starts = [0, *self._ends[:-1]]
 
   def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """See Frames."""
@@ -171,10 +174,9 @@ class ShardFrames(Frames):
   def _read(self, row: int, frames: npt.NDArray[Any]) -> None:
     """Reads consecutive rows, which may lie in several shards."""
     while len(frames):
-      shard = int(np.searchsorted(self._ends, row, side='right'))
-      count = min(int(self._ends[shard]) - row, len(frames))
-      start = row - int(self._ends[shard]) + self._shards[shard].num_rows
-      self._shards[shard].read(start, frames[:count])
+      shard = bisect.bisect_right(self._ends, row)
+      count = self._ends[shard] - row
+      self._shards[shard].read(row - self._starts[shard], frames[:count])
       row, frames = row + count, frames[count:]
 
 

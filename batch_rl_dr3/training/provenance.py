@@ -94,7 +94,8 @@ def run_number(source: str) -> int | None:
   Args:
     source: the name of a source, as manifests have it.
   """
-  parts = [part for part in source.split('/') if part != 'replay_logs']
+  path = source.rstrip('/').removesuffix('/replay_logs')
+  parts = path.split('/')
   if len(parts) > 1 and re.fullmatch(r'\d+(\.\d+)+', parts[-1]):
     del parts[-1]
   match = re.fullmatch(r'(?:(?:.*_)?run_)?(\d+)', parts[-1])
