@@ -1,6 +1,6 @@
 """Ranks the checkpoints of training runs without playing the game.
 
-  python -m batch_rl_dr3.select --runs='runs/quickstart/*'
+  python -m batch_rl_dr3.select --runs='runs/minatar/*'
 
 prints, for each run that holds two whole checkpoints or more, which of them
 each rule chooses, by the feature dot product, effective rank, TD loss and
@@ -44,7 +44,7 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     'runs',
     [],
-    'Glob of run directories, such as runs/quickstart/*; ** matches any depth. '
+    'Glob of run directories, such as runs/minatar/*; ** matches any depth. '
     'Repeat the flag for several.',
   )
   flags.DEFINE_multi_enum(
@@ -160,7 +160,7 @@ def main() -> None:
   """Runs the command that the flags ask for."""
   if not FLAGS.runs:
     raise errors.UsageError(
-      "no runs given: name them, such as --runs='runs/quickstart/*'."
+      "no runs given: name them, such as --runs='runs/minatar/*'."
     )
   if FLAGS.output is not None and not FLAGS.output.endswith(('.csv', '.json')):
     raise errors.UsageError(

@@ -26,6 +26,8 @@ from batch_rl_dr3.reporting.table import Column, Table, number, signed
 
 # What stands beside the rules in a table: a checkpoint drawn at random.
 RANDOM = 'random'
+# Below so many runs the table says that it is not to be relied on.
+_FEW_RUNS = 5
 _MANIFESTS = 'ckpt.*.json'
 # Columns of `ranking`, beside 'run' and 'rule'.
 _RANKED = ('place', 'checkpoint', 'gradient_steps', 'value', 'return')
@@ -272,6 +274,7 @@ def table(
 def _caption(collection: scores.Collection, found: pd.DataFrame) -> str:
   num_runs = found['run'].nunique()
   num_games = len(found[['suite', 'game']].drop_duplicates())
+  few = ' So few say next to nothing.' if num_runs < _FEW_RUNS else ''
   return (
     'What each rule would have kept, had it chosen among all evaluations of a '
     'run by what was logged of the data alone. Kept: the return of its choice, '
@@ -282,7 +285,7 @@ def _caption(collection: scores.Collection, found: pd.DataFrame) -> str:
     'bootstrap over runs; runs of one game resemble each other, so for other '
     f'games it is too narrow. Measured on {num_runs} of '
     f'{len(collection.runs)} runs (those with evaluations that differ) of '
-    f'{num_games} {"game" if num_games == 1 else "games"}.'
+    f'{num_games} {"game" if num_games == 1 else "games"}.{few}'
   )
 
 

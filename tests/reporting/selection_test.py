@@ -148,7 +148,7 @@ def test_the_measure_is_over_runs_in_which_the_choice_matters(
   assert (last['better'], last['equal'], last['worse']) == (0, 2, 0)
   made = selection.table(collection)
   assert 'Measured on 2 of 4 runs' in made.caption
-  assert '1 game.' in made.caption
+  assert made.caption.endswith('1 game. So few say next to nothing.')
   headings = [column.heading for column in made.shown]
   assert headings[-3:] == ['Kept: REM', 'Kept: CQL', 'Runs']
   assert 'in points' in headings
