@@ -25,7 +25,8 @@ def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
   """Returns the Matplotlib figure: a rule a line, means with their intervals.
 
   Args:
-    measured: `selection.measure`, at least one row.
+    measured: `selection.measure`, or the frame of `selection.table`, which
+      holds the same; at least one row.
     narrow: True for two panels below each other, False for side by side.
   """
   height = 1.1 + 0.27 * len(measured)
