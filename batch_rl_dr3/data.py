@@ -240,7 +240,7 @@ def doctor() -> None:
 
   source = _source()
   num_rows = sum(source.segment(s).num_rows for s in source.suffixes())
-  with progress.bar(num_rows, 'reading', 'row') as bar:
+  with progress.bar(num_rows, 'reading', 'row', delay=2) as bar:
     summaries = list(
       inspection.summarise(source, FLAGS.stack_size, True, bar.update)
     )
