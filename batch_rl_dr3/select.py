@@ -26,8 +26,10 @@ import dataclasses
 import json
 import sys
 import textwrap
+from typing import Any
 
 from absl import flags
+import numpy as np
 import pandas as pd
 
 from batch_rl_dr3 import cli, errors, run_directory
@@ -148,12 +150,26 @@ def _write(
         {'name': rule.name, 'choice': rule.choice, 'source': rule.source}
         for rule in rules
       ],
-      'ranking': selection.as_records(ranked),
-      'measured': selection.as_records(measured.frame),
-      'outcomes': selection.as_records(outcomes),
+      'ranking': records(ranked),
+      'measured': records(measured.frame),
+      'outcomes': records(outcomes),
     }
     text = json.dumps(content, indent=1, allow_nan=False) + '\n'
   run_directory.write_atomically(output, text)
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+  """Returns the rows of a table for JSON, None for what is not known."""
+  finite = frame.astype(object).where(
+    frame.notna() & ~frame.isin([np.inf, -np.inf]), None
+  )
+  return [
+    {
+      str(name): value.item() if isinstance(value, np.generic) else value
+      for name, value in row.items()
+    }
+    for row in finite.to_dict('records')
+  ]
 
 
 def main() -> None:

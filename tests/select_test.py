@@ -3,6 +3,8 @@ import json
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from batch_rl_dr3 import errors, select
@@ -64,6 +66,22 @@ def test_json_has_everything(runs, capsys, monkeypatch):
   assert measured == {'last': 0, 'dot_growth': 100, 'random': 50}
   assert [row['return'] for row in found['outcomes']] == [-21, 21, 0]
   assert 'q_peak' not in capsys.readouterr().out
+
+
+def test_records_are_json():
+  frame = pd.DataFrame(
+    {
+      'run': ['a', 'b'],
+      'place': np.array([1, 2]),
+      'value': [np.inf, 0.5],
+      'return': [-1.0, np.nan],
+    }
+  )
+  made = json.dumps(select.records(frame), allow_nan=False)
+  assert json.loads(made) == [
+    {'run': 'a', 'place': 1, 'value': None, 'return': -1.0},
+    {'run': 'b', 'place': 2, 'value': 0.5, 'return': None},
+  ]
 
 
 def test_runs_that_cannot_be_ranked_are_named(runs, capsys, monkeypatch):

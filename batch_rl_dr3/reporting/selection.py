@@ -6,7 +6,7 @@ evaluation of a run whose scores are known, whether or not its checkpoint was
 kept: a rule is shown the metrics alone, and its choice is then looked up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import json
 from typing import Any
 
@@ -307,17 +307,3 @@ def choices(ranked: pd.DataFrame, top: int = 1) -> Table:
   )
   frame = ranked.loc[ranked['place'] <= top, [c.name for c in columns]]
   return Table('choices', 'Choices', '', 'Nothing to rank.', columns, frame)
-
-
-def as_records(frame: pd.DataFrame) -> list[Mapping[str, Any]]:
-  """Returns the rows of a table for JSON, None for what is not known."""
-  finite = frame.astype(object).where(
-    frame.notna() & ~frame.isin([np.inf, -np.inf]), None
-  )
-  return [
-    {
-      str(name): value.item() if isinstance(value, np.generic) else value
-      for name, value in row.items()
-    }
-    for row in finite.to_dict('records')
-  ]

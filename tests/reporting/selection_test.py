@@ -1,7 +1,5 @@
 import csv
 import io
-import json
-import math
 
 import numpy as np
 import pytest
@@ -181,30 +179,6 @@ def test_the_table_is_a_sentence_where_nothing_can_be_lost(make_run, tmp_path):
   made = selection.table(_load(tmp_path))
   assert made.cells == []
   assert made.empty.endswith('.')
-
-
-def test_records_are_json(make_run, make_checkpoint, tmp_path):
-  metrics = [*METRICS[:4], METRICS[4] | {'mean_q': 'nan'}]
-  folder = make_run('rem', metrics=metrics)
-  for step in (400, 500):
-    make_checkpoint(folder, str(step), step)
-  ranked = selection.ranking(_load(tmp_path), selection_rules.RULES[:1])
-  records = json.loads(json.dumps(selection.as_records(ranked)))
-  assert records == [
-    {
-      'run': 'rem',
-      'folder': str(folder),
-      'rule': 'last',
-      'place': place,
-      'checkpoint': str(step),
-      'gradient_steps': step,
-      'value': step,
-      'return': None,
-    }
-    for place, step in enumerate((500, 400), 1)
-  ]
-  ranked['value'] = math.inf
-  assert {r['value'] for r in selection.as_records(ranked)} == {None}
 
 
 def test_choices_shows_the_top(make_run, make_checkpoint, tmp_path):
