@@ -212,23 +212,20 @@ def _check_same_game(
   played: Mapping[str, Any],
   result: evaluation_pool.Result,
 ) -> None:
-  expected = {
-    **there['protocol'],
-    'rom_md5': there['rom_md5'],
-    **{
-      name: there.get(name) for name in target.provenance if not target.is_run
-    },
+  known = {**there, **there['protocol']}
+  found = {
+    **({} if target.is_run else target.provenance),
+    'suite': result.game.suite,
+    'game': result.game.name,
+    'rom_md5': result.game.rom_md5,
+    **played,
   }
-  found = {**played, 'rom_md5': result.game.rom_md5}
-  if not target.is_run:
-    found.update(target.provenance)
+  if known['num_evaluation_agent_steps'] == 0:  # Never evaluated before.
+    del found['num_evaluation_agent_steps']
   for name, value in found.items():
-    before = expected.get(name)
-    if before != value and not (
-      name == 'num_evaluation_agent_steps' and before == 0
-    ):
+    if known.get(name) != value:
       raise errors.DataError(
-        f'{target.output_dir} has {name} {before!r} and here it is {value!r}; '
-        'such scores do not belong in one file. Evaluate it where it was '
-        'trained, or with the versions that it names.'
+        f'{target.output_dir} has {name} {known.get(name)!r} and here it is '
+        f'{value!r}; such scores do not belong in one file. Evaluate it where '
+        'it was trained, or with the versions that it names.'
       )
