@@ -106,6 +106,21 @@ def test_plays_dopamines_checkpoint(dopamine_folder):
   )
 
 
+def test_the_number_of_threads_changes_no_bit(dopamine_folder):
+  folder, _, _ = dopamine_folder
+  states = random_states(16, (84, 84), 4) * 200
+
+  def q_values(num_threads):
+    network = value_network.NatureNetwork
+    prefix = str(folder / 'tf_ckpt-4')
+    actor = acting.Actor(network, prefix, 3, (84, 84), 4, num_threads)
+    return actor.outputs(states).q_values
+
+  one = q_values(1)
+  for num_threads in (2, 5):
+    np.testing.assert_array_equal(q_values(num_threads), one)
+
+
 def test_plays_a_checkpoint_with_slims_names(dopamine_folder, tmp_path):
   folder, states, q_values = dopamine_folder
   weights = online_weights.read(str(folder / 'tf_ckpt-4'))
