@@ -7,7 +7,6 @@ import pathlib
 import re
 import signal
 import sys
-import tempfile
 import traceback
 import types
 
@@ -22,33 +21,6 @@ flags.DEFINE_boolean('help', False, 'Show this help.', short_name='h')
 flags.DEFINE_boolean(
   'debug', False, 'Show the whole traceback when the command fails.'
 )
-
-
-def import_tensorflow() -> None:
-  """Imports TensorFlow without what its C++ side writes about itself.
-
-  The import and the first session print a few lines to file descriptor 2
-  that no log level reaches. They are kept back, and shown if either fails.
-  """
-  with tempfile.TemporaryFile() as kept_back:
-    stderr = os.dup(2)
-    os.dup2(kept_back.fileno(), 2)
-    try:
-      import tensorflow as tf
-
-      config = tf.compat.v1.ConfigProto(device_count={'GPU': 0})
-      with (
-        tf.Graph().as_default(),
-        tf.compat.v1.Session(config=config) as session,
-      ):
-        session.run(tf.constant(0))
-    except BaseException:
-      kept_back.seek(0)
-      os.write(stderr, kept_back.read())
-      raise
-    finally:
-      os.dup2(stderr, 2)
-      os.close(stderr)
 
 
 def define_gin_flags() -> None:
@@ -115,6 +87,16 @@ def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     raise errors.ConfigError(f'gin: {_one_line(error)}') from error
   finally:
     logging.set_verbosity(verbosity)
+
+
+def gin_text(files: Sequence[str], bindings: Sequence[str]) -> str:
+  """Returns gin text that another process can parse, as `load_gin` would.
+
+  Raises:
+    ConfigError: if a file is missing.
+  """
+  includes = [f"include '{_find_gin_file(name)}'" for name in files]
+  return '\n'.join([*includes, *bindings]) + '\n'
 
 
 @contextlib.contextmanager

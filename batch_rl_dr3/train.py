@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors
+from batch_rl_dr3 import cli, errors, tensorflow_start
 
 _USAGE = """\
 Trains an offline agent on logged replay and evaluates it in its game.
@@ -120,7 +120,7 @@ def main() -> None:
       '--gin_files is needed: it says what to train, such as '
       'atari/rem_dr3_1pct.gin (see --help).'
     )
-  cli.import_tensorflow()
+  tensorflow_start.import_tensorflow()
   train(
     FLAGS.base_dir,
     FLAGS.replay_dir or FLAGS.run,

@@ -31,23 +31,25 @@ def _transitions(
   max_agent_steps_per_episode: int,
 ) -> Iterator[_Transition]:
   """Yields what happens in lane 0, without end, as Dopamine's runner plays."""
-  observation = lanes.reset_all(seed)[0]
+  lane = np.array([0])
+  observation = lanes.reset(lane, seed)[0]
   action = int(player.begin_episode(observation))
   length, episode_return = 0, 0.0
   while True:
-    observations, rewards, terminals = lanes.step(np.array([action]))
+    step = lanes.step(lane, np.array([action]))
     length += 1
-    episode_return += float(rewards[0])
-    reward = float(np.clip(rewards[0], -1.0, 1.0))
-    ended = bool(lanes.game_over[0]) or length == max_agent_steps_per_episode
-    terminal = ended or bool(terminals[0])
+    episode_return += float(step.rewards[0])
+    reward = float(np.clip(step.rewards[0], -1.0, 1.0))
+    ended = bool(step.game_over[0]) or length == max_agent_steps_per_episode
+    terminal = ended or bool(step.terminals[0])
     yield _Transition(
       observation, action, reward, terminal, episode_return if ended else None
     )
+    next_observation = step.observations[0]
     if ended:
       length, episode_return = 0, 0.0
-      observations = lanes.reset(np.array([True]))
-    observation = observations[0]
+      next_observation = lanes.reset(lane)[0]
+    observation = next_observation
     if terminal:
       player.end_episode(reward)
       action = int(player.begin_episode(observation))

@@ -35,8 +35,9 @@ _RUN_FILES = (
 # Entries of provenance.json that a run is known by, beside its gin bindings.
 _IDENTITY = ('seed', 'data_hash')
 # A run may be continued with these changed: a longer run is the same run, and
-# how frames are stored changes none of them.
+# neither where it is played nor how frames are stored changes it.
 _CHANGEABLE = (
+  'FixedReplayRunner.async_evaluation',
   'FixedReplayRunner.num_iterations',
   'open_store.codec',
   'open_store.max_resident_bytes',
