@@ -131,7 +131,7 @@ def _unfinished(collection: scores.Collection) -> Iterator[str]:
       'unfinished runs as far as they are.'
     )
   for run in collection.runs:
-    if run.scores.empty:
+    if run.evaluations.empty:
       yield f'{run.name} has not been evaluated yet, so it has no return.'
     if run.metrics.empty:
       yield f'{run.name} has not logged any metrics yet.'
@@ -172,11 +172,12 @@ def _not_finite(collection: scores.Collection) -> Iterator[str]:
 
 
 def _truncated(collection: scores.Collection) -> Iterator[str]:
-  every = [run.scores['truncated'] for run in collection.runs]
-  num_truncated = sum(int(column.sum()) for column in every)
+  every = [run.evaluations for run in collection.runs]
+  num_truncated = sum(int(e['truncated'].sum()) for e in every)
   if num_truncated:
+    num_episodes = sum(int(e['episodes'].sum()) for e in every)
     yield (
-      f'{num_truncated:,} of {sum(map(len, every)):,} evaluation episodes were '
+      f'{num_truncated:,} of {num_episodes:,} evaluation episodes were '
       'cut short by a limit on steps; their returns count as they are.'
     )
 
