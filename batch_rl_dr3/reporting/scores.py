@@ -18,11 +18,10 @@ import re
 import time
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from batch_rl_dr3 import errors, progress, run_directory
-from batch_rl_dr3.reporting import csv_file, methods, run_cache
+from batch_rl_dr3.reporting import csv_file, methods, run_cache, run_tables
 
 # The quantities of metrics.csv that the report uses.
 TD_LOSS = 'loss_bellman'
@@ -32,11 +31,9 @@ EFFECTIVE_RANK = 'effective_rank'
 MEAN_Q = 'mean_q'
 METRICS = (TD_LOSS, DOT_PRODUCT, NORM_SQUARED, EFFECTIVE_RANK, MEAN_Q)
 # Of scores.csv: the mean over the episodes of one evaluation.
-RETURN = 'return'
+RETURN = run_tables.RETURN
 
 _STEPS = csv_file.STEPS
-# What a row of scores.csv says about its run, and provenance.json says too.
-_IDENTITY = ('suite', 'game', 'method', 'dataset', 'run', 'seed')
 # Reading is half parsing, which threads share, and half waiting for disks.
 _NUM_READERS = 4
 # Seconds until a progress bar appears.
@@ -245,13 +242,14 @@ def _read_run(
   cache: run_cache.RunCache | None,
 ) -> Run:
   provenance = _read_provenance(folder / run_directory.PROVENANCE)
-  identity = {name: _text(provenance.get(name)) for name in _IDENTITY}
+  identity = {name: _text(provenance.get(name)) for name in run_tables.IDENTITY}
   files = [folder / run_directory.METRICS, folder / run_directory.SCORES]
   found = run_cache.stamp(files)
   tables = cache.get(folder, found) if cache else None
   if tables is None:
     tables = run_cache.Tables(
-      _read_metrics(files[0]), _read_evaluations(files[1], identity)
+      run_tables.read_metrics(files[0], METRICS),
+      run_tables.read_evaluations(files[1], identity),
     )
     if cache and run_cache.stamp(files) == found:
       cache.put(folder, found, tables)
@@ -293,77 +291,6 @@ def _read_provenance(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict) or not value.get(key):
       raise errors.DataError(f'{path} does not name the {key} of the run.')
   return dict(value)
-
-
-def _read_metrics(path: pathlib.Path) -> pd.DataFrame:
-  metrics = csv_file.read(path, METRICS)
-  # A resumed run logs a step again; the later row is the one that counts.
-  metrics = metrics.drop_duplicates(_STEPS, keep='last').sort_values(_STEPS)
-  return metrics.reset_index(drop=True)
-
-
-def _read_evaluations(
-  path: pathlib.Path, identity: dict[str, str]
-) -> pd.DataFrame:
-  """Returns a row per evaluation: steps, mean return and two counts."""
-  episodes = csv_file.read(path, (RETURN, 'episode'), ('truncated', *_IDENTITY))
-  if RETURN not in episodes:
-    episodes[RETURN] = np.nan
-  wrong = np.flatnonzero(~np.isfinite(episodes[RETURN].to_numpy()))
-  if wrong.size:
-    raise errors.DataError(
-      f'{path}, line {wrong[0] + 2}: an episode without a return. Remove the '
-      'line, or evaluate the run again.'
-    )
-  _refuse_strangers(path, episodes, identity)
-  _refuse_repeated_episodes(path, episodes)
-  cut_short = np.zeros(len(episodes), bool)
-  if 'truncated' in episodes:
-    cut_short = episodes['truncated'].str.lower().isin(('1', 'true')).to_numpy()
-  # pandas' own grouping costs more than the rest of reading a small file.
-  steps, rows, counts = np.unique(
-    episodes[_STEPS].to_numpy(), return_inverse=True, return_counts=True
-  )
-  return pd.DataFrame(
-    {
-      _STEPS: steps,
-      RETURN: np.bincount(rows, episodes[RETURN], len(steps)) / counts,
-      'episodes': counts,
-      'truncated': np.bincount(rows, cut_short, len(steps)).astype(np.int64),
-    }
-  )
-
-
-def _refuse_strangers(
-  path: pathlib.Path, episodes: pd.DataFrame, identity: dict[str, str]
-) -> None:
-  """Raises if a row is of another run than provenance.json says."""
-  for name in _IDENTITY:
-    if name not in episodes:
-      continue
-    column = episodes[name]
-    for value in column.cat.categories:
-      if value != identity[name]:
-        line = int(np.argmax(column == value)) + 2
-        raise errors.DataError(
-          f'{path}, line {line}: {name} is {value!r}, but provenance.json '
-          f'says {identity[name]!r}. Give every run a folder of its own.'
-        )
-
-
-def _refuse_repeated_episodes(
-  path: pathlib.Path, episodes: pd.DataFrame
-) -> None:
-  if 'episode' not in episodes:
-    return
-  repeated = episodes.duplicated([_STEPS, 'episode'])
-  if repeated.any():
-    first = int(np.argmax(repeated))
-    row = episodes.iloc[first]
-    raise errors.DataError(
-      f'{path}, line {first + 2}: episode {row["episode"]:.0f} of gradient '
-      f'step {row[_STEPS]:,.0f} is there twice. Remove one evaluation of it.'
-    )
 
 
 def _refuse_duplicates(runs: Iterable[Run]) -> None:
