@@ -187,7 +187,7 @@ class Study:
     if cell.num_runs < self.preset.num_runs:
       lacks.append(f'{cell.num_runs} of {self.preset.num_runs} runs of each')
     if (left_out := num_found - cell.values[..., :1].size) and cell.steps.size:
-      lacks.append(f'{left_out} runs of games that have more are left out')
+      lacks.append(f'{left_out} left out where games have more runs')
     finite = np.isfinite(cell.values).all(axis=(0, 1))
     if not finite.all():
       lacks.append(f'{(~finite).sum()} steps are not finite')

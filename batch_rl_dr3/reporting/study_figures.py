@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
@@ -29,6 +29,8 @@ from batch_rl_dr3.reporting.table import INCOMPLETE
 # Normalised scores that profiles are drawn over: 0 to 200%.
 THRESHOLDS = np.linspace(0, 2, 81)
 _BAND = 0.16
+# Inches beside and between panels.
+_LEFT, _RIGHT, _GAP, _ROW_GAP = 0.65, 0.28, 0.58, 0.6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,19 +191,10 @@ class StudyFigures:
     """Returns the Matplotlib figure of `per_game`."""
     names = self.study.methods_on(dataset)
     games = self.study.preset.games
-    # Of so many panels, finding their places would take half the time.
-    figure, grid = _panels(len(games), 2 if narrow else 4, narrow, 1.75, None)
-    width, height = figure.get_size_inches()
-    figure.subplots_adjust(
-      left=0.65 / width,
-      right=1 - 0.1 / width,
-      bottom=0.55 / height,
-      top=1 - 0.7 / height,
-      wspace=0.42,
-      hspace=0.35,
-    )
+    num_columns = 2 if narrow else 4
+    figure, grid = _panels(len(games), num_columns, narrow, 1.7)
     lines = figure_lib.line_styles(names)
-    for axes, game in zip(grid, games, strict=True):
+    for index, (axes, game) in enumerate(zip(grid, games, strict=True)):
       axes.set_title(game)
       for method in names:
         cell = self.study.curve(dataset, method, quantity.key)
@@ -214,9 +207,13 @@ class StudyFigures:
         _draw_line(axes, cell.steps, ends, lines[method], method)
       _finish(axes, quantity, None, num_ticks=3)
       axes.set_xlim(0, self.study.preset.datasets[dataset])
-      axes.tick_params(labelsize=7.5)
-    figure.supylabel(quantity.label_per_game, fontsize=9, x=0.02)
-    figure.supxlabel('gradient steps', fontsize=9, y=0.08 / height)
+      # Steps stand below the last panel of each column.
+      below = index >= len(games) - num_columns
+      axes.tick_params(labelsize=7.5, labelbottom=below)
+    figure.supylabel(quantity.label_per_game, fontsize=9, x=0.01)
+    figure.supxlabel(
+      'gradient steps', fontsize=9, y=0.04 / figure.get_figheight()
+    )
     figure_lib.add_legend(figure, names, 2 if narrow else 6)
     return figure
 
@@ -275,24 +272,35 @@ class StudyFigures:
 
 
 def _panels(
-  count: int,
-  num_columns: int,
-  narrow: bool,
-  height: float,
-  layout: Literal['constrained'] | None = 'constrained',
+  count: int, num_columns: int, narrow: bool, height: float
 ) -> tuple[mpl_figure.Figure, Sequence[mpl_axes.Axes]]:
-  """Returns a figure of so many panels, those beyond them left out."""
+  """Returns a figure of so many panels, and these.
+
+  The panels are placed by hand: to let Matplotlib find places for as many as a
+  study has would take half the time of a report.
+
+  Args:
+    count: how many panels.
+    num_columns: how many of them side by side.
+    narrow: whether the figure is for a phone.
+    height: inches from one panel to the next below it.
+  """
   num_rows = -(-count // num_columns)
-  size = (4.2 if narrow else 8.0, 0.6 + height * num_rows)
-  figure = mpl_figure.Figure(figsize=size, layout=layout)
-  grid = figure.subplots(
-    num_rows, num_columns, squeeze=False, sharex=True
-  ).ravel()
+  legend, below = 0.75 if narrow else 0.5, 0.5
+  width, total = 4.2 if narrow else 8.0, legend + below + height * num_rows
+  figure = mpl_figure.Figure(figsize=(width, total))
+  grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+  panel = (width - _LEFT - _RIGHT - (num_columns - 1) * _GAP) / num_columns
+  figure.subplots_adjust(
+    left=_LEFT / width,
+    right=1 - _RIGHT / width,
+    bottom=below / total,
+    top=1 - legend / total,
+    wspace=_GAP / panel,
+    hspace=_ROW_GAP / (height - _ROW_GAP),
+  )
   for axes in grid[count:]:
     axes.remove()
-  # Panels above a place that is left empty have the axis labels of their own.
-  for axes in grid[count - num_columns : count]:
-    axes.xaxis.set_tick_params(labelbottom=True)
   return figure, list(grid[:count])
 
 

@@ -24,8 +24,13 @@ from batch_rl_dr3.reporting.table import (
   text,
 )
 
-_DATASET = text('dataset', 'Data', preset.dataset_name)
-_METHOD = text('method', 'Method', methods.display_name)
+_LINE = text(
+  ('dataset', 'method'),
+  'Method, data',
+  lambda dataset, method: (
+    f'{methods.display_name(method)}, {preset.dataset_name(dataset)}'
+  ),
+)
 _EXTENTS = (
   Column('games', 'Games', when='vary'),
   Column('runs', 'Runs of each', when='vary'),
@@ -109,7 +114,7 @@ class StudyTables:
         }
         row[f'{measure}_to_paper'] = self._verdict(100 * iqm.value, paper)
       rows.append(row)
-    columns = [_DATASET, _METHOD]
+    columns = [_LINE]
     for measure, heading in (('average', 'Average'), ('final', 'Final')):
       ends = [f'{measure}{end}_percent' for end in ('', '_low', '_high')]
       paper_ends = tuple(f'paper_{end}' for end in ends)
@@ -167,7 +172,7 @@ class StudyTables:
       'the mean over runs; optimality gap: by how much scores miss 100 on '
       f'average, lower is better. {_INCOMPLETE}.',
       _NO_SCORES,
-      [_DATASET, _METHOD, text('measure', 'Score'), *columns, *_EXTENTS],
+      [_LINE, text('measure', 'Score'), *columns, *_EXTENTS],
       rows,
     )
 
@@ -216,7 +221,7 @@ class StudyTables:
       f'averaged over the games that both have; ties count half. {_BRACKETS} '
       f'{_INCOMPLETE}.',
       'No method has finished runs both with and without DR3 on one data set.',
-      [_DATASET, _METHOD, *columns, *_EXTENTS],
+      [_LINE, *columns, *_EXTENTS],
       rows,
     )
 
@@ -255,7 +260,7 @@ class StudyTables:
       f'evaluations, so no run reaches 100 and 0 quite. {_BRACKETS} '
       f'{_INCOMPLETE}.',
       _NO_SCORES,
-      [_DATASET, _METHOD, *columns, *_EXTENTS],
+      [_LINE, *columns, *_EXTENTS],
       rows,
     )
 

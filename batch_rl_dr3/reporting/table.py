@@ -86,7 +86,10 @@ class Column:
 
 
 def text(
-  name: str, heading: str, show: Callable[..., str] = str, when: str = 'always'
+  name: str | tuple[str, ...],
+  heading: str,
+  show: Callable[..., str] = str,
+  when: str = 'always',
 ) -> Column:
   """Returns a column of words."""
   return Column(name, heading, show, when, is_text=True)

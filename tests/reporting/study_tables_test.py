@@ -131,8 +131,7 @@ def test_numbers_are_set_beside_the_papers(
     assert (row['paper_final_percent'], row['final_to_paper']) == ('', '')
     text = f'{100 * level:.1f} ({100 * level:.1f}, {100 * level:.1f})'
     assert made.cells[0] == [
-      '5%',
-      'REM',
+      'REM, 5%',
       text,
       '25.9 (23.4, 28.8)',
       verdict,

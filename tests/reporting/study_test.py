@@ -50,7 +50,7 @@ def test_missing_runs_leave_the_largest_block(make_collection, small_study):
   np.testing.assert_array_equal(cell.values, _VALUES[:, [0, 1, 3]])
   assert cell.lacks == (
     '3 of 4 games',
-    '1 runs of games that have more are left out',
+    '1 left out where games have more runs',
   )
   # Three games have one run: 4 games x 1 are more than 1 x 2.
   names = [f'5pct/rem/{game}/1' for game in small_study.games[1:]]
