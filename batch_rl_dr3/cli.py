@@ -41,15 +41,22 @@ def define_gin_flags() -> None:
   )
 
 
-def define_cache_dir() -> None:
-  """Defines --cache_dir, the same for all who use stores."""
+def define_cache_dir(
+  help_text: str = 'Where the extracted part of the data is kept for the next '
+  'run.',
+) -> None:
+  """Defines --cache_dir, the same folder for all commands.
+
+  Args:
+    help_text: what the command keeps there.
+  """
   flags.DEFINE_string(
     'cache_dir',
     os.path.join(
       os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache'),
       'batch_rl_dr3',
     ),
-    'Where the extracted part of the data is kept for the next run.',
+    help_text,
   )
 
 

@@ -7,9 +7,9 @@ runs/quickstart/report:
 
   index.html    everything on one page that needs no other file
   figures/      return, TD loss, feature dot product and effective rank over
-                gradient steps, as PNG, one figure per game and data set
+                gradient steps, as PNG and PDF, one figure per game and data set
   tables/       final scores, the effect of DR3, final metrics and
-                co-adaptation, as CSV with exact numbers
+                co-adaptation, as CSV with exact numbers and as LaTeX (booktabs)
 
 Quote the glob, so that the shell does not expand it, and repeat --runs for
 several. Runs that are still training are shown as far as they are. A report
@@ -23,12 +23,29 @@ that is already there is replaced, once the new one is whole.
 Both go on until Ctrl-C or SIGTERM, and wait for runs that are not there yet.
 The page is for this machine alone unless --host says otherwise.
 
+  python -m batch_rl_dr3.report --preset=dr3_atari17 --runs='RUNS/**'
+
+takes the runs for the paper's Atari study, 17 games x 4 methods x 3 data sets x
+5 runs, and sets their numbers beside the published ones: Table 1 (IQM of
+normalised scores, average over training and final), Figure 4 (IQM against
+gradient steps), Figure 5 (effective rank) and the feature dot product, median,
+mean, optimality gap, probability of improvement, performance profiles and
+stability, scores and curves of each game, and which runs are missing. All
+intervals are 95% stratified bootstrap intervals by rliable. What is computed
+on an incomplete set is marked.
+
+Runs are refused that cannot share a table, by their provenance.json: runs of
+one suite that differ in protocol or version of this package, of one game that
+differ in ROM, of one game, data set and logged run that differ in data.
+
 Exit status: 0 written, or ended; 64 wrong command line; 65 no runs, damaged
-runs, or the same run twice; 73 the report cannot be written.
+runs, the same run twice, or runs that cannot share a table; 73 the report
+cannot be written.
 """
 
 from collections.abc import Callable
 import functools
+import os
 from typing import Any
 
 from absl import flags
@@ -71,7 +88,7 @@ def _define_optional_number(
 
 
 def define_flags() -> None:
-  """Defines --runs and --output_dir."""
+  """Defines what is read, what the report is about and where it goes."""
   flags.DEFINE_multi_string(
     'runs',
     [],
@@ -103,6 +120,43 @@ def define_flags() -> None:
     'With --serve: the address to listen on. Any but a local one shows the '
     'runs to everybody who can reach this machine.',
   )
+  flags.DEFINE_string(
+    'preset',
+    None,
+    'Study that the runs are taken for: dr3_atari17 (default: each game and '
+    'data set on its own).',
+  )
+  flags.DEFINE_enum(
+    'normalisation',
+    'dqn',
+    ['dqn', 'human'],
+    "Scale of a study's scores: 0 is random play, 1 the final score of the "
+    'online DQN that made the data, or that of a human.',
+  )
+  flags.DEFINE_boolean(
+    'allow_mixed',
+    False,
+    'Report on runs that cannot share a table, and say so on the page.',
+  )
+  flags.DEFINE_integer(
+    'num_resamples',
+    2_000,
+    "Resamples of the bootstrap of a study's intervals; time grows with them.",
+    lower_bound=100,
+  )
+  flags.DEFINE_integer(
+    'seed', 0, 'Seed of the bootstrap of a study.', lower_bound=0
+  )
+  flags.DEFINE_integer(
+    'num_processes',
+    os.cpu_count() or 1,
+    'Figures of a study that are drawn at a time.',
+    lower_bound=1,
+  )
+  cli.define_cache_dir(
+    'Where what was read of unchanged runs is kept for the next report; empty '
+    'keeps nothing.'
+  )
 
 
 def main() -> None:
@@ -112,9 +166,28 @@ def main() -> None:
       "no runs given: name them, such as --runs='runs/quickstart/*'."
     )
   # Imported here so that --help and usage errors are instant.
-  from batch_rl_dr3.reporting import page
+  from batch_rl_dr3.reporting import (
+    intervals,
+    page,
+    preset,
+    reference,
+    run_cache,
+  )
 
-  write = functools.partial(page.write_report, FLAGS.runs, FLAGS.output_dir)
+  if FLAGS.preset is not None:
+    preset.find(FLAGS.preset)
+  cache = FLAGS.cache_dir and os.path.join(FLAGS.cache_dir, 'runs')
+  options = page.Options(
+    preset=FLAGS.preset,
+    normalisation=reference.Normalisation(FLAGS.normalisation),
+    bootstrap=intervals.Bootstrap(FLAGS.num_resamples, FLAGS.seed),
+    allow_mixed=FLAGS.allow_mixed,
+    cache=run_cache.RunCache(cache) if cache else None,
+    num_processes=FLAGS.num_processes,
+  )
+  write = functools.partial(
+    page.write_report, FLAGS.runs, FLAGS.output_dir, options
+  )
   if FLAGS.serve is not None or FLAGS.watch is not None:
     from batch_rl_dr3.reporting import live
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-_NAMES = {'dqn': 'DQN', 'rem': 'REM', 'cql': 'CQL'}
+_NAMES = {'dqn': 'DQN', 'rem': 'REM', 'cql': 'CQL', 'dqn_cql': 'CQL on DQN'}
 _DR3 = '_dr3'
 
 

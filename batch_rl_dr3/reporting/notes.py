@@ -1,87 +1,13 @@
 """What a reader has to know before believing a report."""
 
-from collections.abc import Callable, Iterator
-import functools
-import json
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
-from batch_rl_dr3.reporting import curves, methods, scores, tables
+from batch_rl_dr3.reporting import curves, guards, methods, scores, tables
 
 _FEW_SEEDS = 5
-
-
-def warnings(collection: scores.Collection) -> list[str]:
-  """Returns what makes runs of one game and data set not comparable.
-
-  They have to share data, protocol and ROM; but different logged runs are
-  different data by design.
-  """
-  found: list[str] = []
-  for setting in collection.settings:
-    runs = [run for run in collection.runs if run.setting == setting]
-    for logged_run in sorted({run.logged_run for run in runs}):
-      same = [run for run in runs if run.logged_run == logged_run]
-      found += _differences(setting, same, 'the hash of the data', data_hash)
-    for key in sorted({key for run in runs for key in _protocol(run)}):
-      found += _differences(
-        setting, runs, f'protocol: {key}', functools.partial(_setting_of, key)
-      )
-    found += _differences(
-      setting, runs, 'the ROM', lambda run: run.provenance.get('rom_md5')
-    )
-  return found
-
-
-def mapping(run: scores.Run, key: str) -> dict[str, Any]:
-  """Returns a table of provenance.json, empty if there is none."""
-  value = run.provenance.get(key)
-  return value if isinstance(value, dict) else {}
-
-
-def data_hash(run: scores.Run) -> Any:
-  """Returns what identifies a run's data, None if it was not recorded."""
-  data = mapping(run, 'data')
-  return (
-    data.get('hash') or data.get('data_hash') or run.provenance.get('data_hash')
-  )
-
-
-def _protocol(run: scores.Run) -> dict[str, Any]:
-  return mapping(run, 'protocol')
-
-
-def _setting_of(key: str, run: scores.Run) -> Any:
-  return _protocol(run).get(key)
-
-
-def _differences(
-  setting: scores.Setting,
-  runs: list[scores.Run],
-  what: str,
-  value_of: Callable[[scores.Run], Any],
-) -> list[str]:
-  groups: dict[str, list[str]] = {}
-  for run in runs:
-    groups.setdefault(plain(value_of(run)), []).append(run.name)
-  if len(groups) == 1:
-    return []
-  listed = '; '.join(
-    f'{value} in {", ".join(names)}' for value, names in groups.items()
-  )
-  line = (
-    f'{setting.label}: the runs differ in {what} ({listed}), so what differs '
-    'between them is not the method alone.'
-  )
-  return [line]
-
-
-def plain(value: Any) -> str:
-  """Returns a value of provenance.json as one line of text."""
-  if value is None or value == '':
-    return 'not recorded'
-  return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+_MAX_NAMES = 12
 
 
 def notes(collection: scores.Collection) -> list[str]:
@@ -93,7 +19,27 @@ def notes(collection: scores.Collection) -> list[str]:
     *_not_finite(collection),
     *_truncated(collection),
     *_assumed(collection),
+    *of_files(collection),
   ]
+
+
+def of_files(collection: scores.Collection) -> Iterator[str]:
+  """Yields what is odd about files and ROMs, whatever the report is about."""
+  dated = [run.name for run in collection.runs if run.from_future]
+  if dated:
+    yield (
+      f'Files of {listed(dated)} are dated in the future: the clock of the '
+      'machine that wrote them, or of this one, is wrong. They were read, not '
+      'taken from the cache.'
+    )
+  yield from guards.rom_notes(collection.runs)
+
+
+def listed(names: list[str]) -> str:
+  """Returns the first few of many names, and how many more there are."""
+  more = len(names) - _MAX_NAMES
+  shown = ', '.join(names[:_MAX_NAMES])
+  return f'{shown} and {more} more' if more > 0 else shown
 
 
 def _extent(collection: scores.Collection) -> Iterator[str]:
@@ -131,7 +77,7 @@ def _unfinished(collection: scores.Collection) -> Iterator[str]:
       'unfinished runs as far as they are.'
     )
   for run in collection.runs:
-    if run.scores.empty:
+    if run.evaluations.empty:
       yield f'{run.name} has not been evaluated yet, so it has no return.'
     if run.metrics.empty:
       yield f'{run.name} has not logged any metrics yet.'
@@ -172,17 +118,22 @@ def _not_finite(collection: scores.Collection) -> Iterator[str]:
 
 
 def _truncated(collection: scores.Collection) -> Iterator[str]:
-  every = [run.scores['truncated'] for run in collection.runs]
-  num_truncated = sum(int(column.sum()) for column in every)
+  every = [run.evaluations for run in collection.runs]
+  num_truncated = sum(int(e['truncated'].sum()) for e in every)
   if num_truncated:
+    num_episodes = sum(int(e['episodes'].sum()) for e in every)
     yield (
-      f'{num_truncated:,} of {sum(map(len, every)):,} evaluation episodes were '
+      f'{num_truncated:,} of {num_episodes:,} evaluation episodes were '
       'cut short by a limit on steps; their returns count as they are.'
     )
 
 
 def _assumed(collection: scores.Collection) -> Iterator[str]:
-  names = [run.name for run in collection.runs if 'gamma' not in _protocol(run)]
+  names = [
+    run.name
+    for run in collection.runs
+    if 'gamma' not in guards.mapping(run, 'protocol')
+  ]
   if names:
     who = (
       'every run' if len(names) == len(collection.runs) else ', '.join(names)
@@ -191,6 +142,8 @@ def _assumed(collection: scores.Collection) -> Iterator[str]:
       f'Gamma is not in the protocol of {who}; {tables.DEFAULT_GAMMA} is '
       'assumed.'
     )
-  versions = {plain(run.provenance.get('versions')) for run in collection.runs}
+  versions = {
+    guards.plain(run.provenance.get('versions')) for run in collection.runs
+  }
   if len(versions) > 1:
     yield 'The runs were made with different versions of software, see below.'

@@ -1,48 +1,72 @@
-"""The report: a folder with a page, figures as PNG and tables as CSV."""
+"""The report: a folder with a page, its figures and its tables.
+
+Whatever a report is about, it is written in the same way: `Content` says what
+is in it, and this module makes files of that.
+"""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+import dataclasses
 import datetime
-import functools
 import os
 import pathlib
-import shlex
+import re
 import shutil
-from typing import Any
 
 import jinja2
 import markupsafe
 
 from batch_rl_dr3 import errors, run_directory
 from batch_rl_dr3.reporting import (
-  figures,
-  methods,
-  notes,
+  guards,
+  intervals,
+  overview,
+  preset,
+  reference,
+  run_cache,
   scores,
-  table,
-  tables,
+  section,
+  study,
+  study_page,
 )
 
 INDEX = 'index.html'
 _FIGURES = 'figures'
 _TABLES = 'tables'
 _TEMPLATE = 'page.html'
-_MAX_NAMED_SETTINGS = 3
-# A list or table in provenance.json that is longer is only counted.
-_MAX_NESTED_CHARACTERS = 160
-# Facts of provenance.json that the page states, with their headings.
-_FACTS = (
-  ('data', 'Data'),
-  ('protocol', 'Protocol'),
-  ('rom_md5', 'ROM (MD5)'),
-  ('versions', 'Versions'),
-  ('git_revision', 'Git revision'),
-  ('device', 'Device'),
-)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What a report is about, and how.
+
+  Attributes:
+    preset: the name of the study that the runs are taken for; None reports on
+      each game and data set on its own.
+    normalisation: the scale of a study's scores.
+    bootstrap: makes a study's intervals.
+    allow_mixed: whether runs that cannot be compared are reported on all the
+      same, with a warning on the page.
+    cache: where what was read of runs is kept; None keeps nothing.
+    num_processes: how many figures of a study are drawn at a time.
+  """
+
+  preset: str | None = None
+  normalisation: reference.Normalisation = dataclasses.field(
+    default_factory=reference.Normalisation
+  )
+  bootstrap: intervals.Bootstrap = dataclasses.field(
+    default_factory=intervals.Bootstrap
+  )
+  allow_mixed: bool = False
+  cache: run_cache.RunCache | None = None
+  num_processes: int = 1
 
 
 def write_report(
-  patterns: Sequence[str], output_dir: str | None = None
+  patterns: Sequence[str],
+  output_dir: str | None = None,
+  options: Options | None = None,
 ) -> pathlib.Path:
   """Reads runs and writes their report, whole or not at all.
 
@@ -50,16 +74,18 @@ def write_report(
     patterns: globs of run directories.
     output_dir: where the report goes; None for `report` beside the runs. An
       earlier report there is replaced.
+    options: what it is about; None for each game and data set on its own.
 
   Returns:
     The page.
 
   Raises:
-    DataError: if the runs cannot be read.
+    DataError: if the runs cannot be read, or cannot share a table.
     UsageError: if `output_dir` holds anything but a report.
     WriteError: if it cannot be written.
   """
-  collection = scores.load(patterns)
+  options = options or Options()
+  collection = scores.load(patterns, options.cache)
   if output_dir is None:
     target = collection.parent / 'report'
   else:
@@ -67,15 +93,46 @@ def write_report(
   target = target.resolve()
   _refuse_foreign(target)
   run_directory.make_directory(target.parent)
+  mixed = guards.differences(collection.runs)
+  if not options.allow_mixed:
+    guards.refuse(mixed)
+  html, content = make(collection, options, [d.sentence for d in mixed])
   new = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
   try:
-    _write(new, collection)
+    _write(new, html, content)
     _replace(target, new)
   except OSError as error:
     raise run_directory.WriteError(target, error) from error
   finally:
     shutil.rmtree(new, ignore_errors=True)
   return target / INDEX
+
+
+def make(
+  collection: scores.Collection, options: Options, warnings: Sequence[str] = ()
+) -> tuple[str, section.Content]:
+  """Returns the page, with its figures inside it, and what it says.
+
+  Args:
+    collection: the runs.
+    options: what the page is about.
+    warnings: why the runs may not be compared.
+
+  Raises:
+    DataError: if no run belongs to the preset.
+  """
+  if options.preset is None:
+    content = overview.content(collection)
+  else:
+    about = study.make(preset.find(options.preset), collection)
+    content = study_page.content(
+      about,
+      collection,
+      options.normalisation,
+      options.bootstrap,
+      options.num_processes,
+    )
+  return _render(content, warnings), content
 
 
 def _refuse_foreign(target: pathlib.Path) -> None:
@@ -90,19 +147,19 @@ def _refuse_foreign(target: pathlib.Path) -> None:
       )
 
 
-def _write(folder: pathlib.Path, collection: scores.Collection) -> None:
-  drawn = figures.all_figures(collection)
-  tabled = tables.all_tables(collection)
+def _write(folder: pathlib.Path, html: str, content: section.Content) -> None:
   run_directory.make_directory(folder / _FIGURES)
   run_directory.make_directory(folder / _TABLES)
-  for figure in drawn:
-    (folder / _FIGURES / f'{figure.name}.png').write_bytes(figure.wide)
-    narrow = folder / _FIGURES / f'{figure.name}_narrow.png'
-    narrow.write_bytes(figure.narrow)
-  for entry in tabled:
-    path = folder / _TABLES / f'{entry.name}.csv'
-    path.write_text(entry.to_csv(), encoding='utf-8')
-  html = render(collection, drawn, tabled)
+  for figure in content.figures:
+    path = folder / _FIGURES / figure.name
+    path.with_name(f'{figure.name}.png').write_bytes(figure.wide)
+    path.with_name(f'{figure.name}_narrow.png').write_bytes(figure.narrow)
+    path.with_name(f'{figure.name}.pdf').write_bytes(figure.pdf)
+  for table in content.tables:
+    path = folder / _TABLES / table.name
+    csv, latex = table.to_csv(), table.to_latex()
+    path.with_name(f'{table.name}.csv').write_text(csv, encoding='utf-8')
+    path.with_name(f'{table.name}.tex').write_text(latex, encoding='utf-8')
   (folder / INDEX).write_text(html, encoding='utf-8')
 
 
@@ -123,18 +180,7 @@ def _replace(target: pathlib.Path, new: pathlib.Path) -> None:
   shutil.rmtree(old, ignore_errors=True)
 
 
-def render(
-  collection: scores.Collection,
-  drawn: Sequence[figures.Figure],
-  tabled: Sequence[table.Table],
-) -> str:
-  """Returns the page, with its figures inside it.
-
-  Args:
-    collection: the runs that the page lists.
-    drawn: its figures.
-    tabled: its tables.
-  """
+def _render(content: section.Content, warnings: Sequence[str]) -> str:
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,
@@ -143,22 +189,11 @@ def render(
     lstrip_blocks=True,
   )
   environment.filters['data_uri'] = _data_uri
+  environment.filters['link_papers'] = _link_papers
   return environment.get_template(_TEMPLATE).render(
-    title=_title(collection),
+    content=content,
+    warnings=warnings,
     made=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
-    summary=_summary(collection),
-    warnings=notes.warnings(collection),
-    notes=notes.notes(collection),
-    figures=drawn,
-    tables=tabled,
-    runs=[_run_row(run) for run in collection.runs],
-    facts=[
-      (heading, _grouped(collection, functools.partial(_items, key)))
-      for key, heading in _FACTS
-    ],
-    commands=_grouped(collection, _command),
-    parent=collection.parent,
-    skipped=[path.name for path in collection.skipped],
   )
 
 
@@ -167,82 +202,11 @@ def _data_uri(png: bytes) -> markupsafe.Markup:
   return markupsafe.Markup('data:image/png;base64,') + encoded
 
 
-def _count(number: int, noun: str, plural: str | None = None) -> str:
-  return f'{number} {noun if number == 1 else plural or noun + "s"}'
-
-
-def _title(collection: scores.Collection) -> str:
-  settings = collection.settings
-  if len(settings) > _MAX_NAMED_SETTINGS:
-    return f'DR3 report: {len(settings)} pairs of game and data set'
-  return 'DR3 report: ' + '; '.join(setting.label for setting in settings)
-
-
-def _summary(collection: scores.Collection) -> str:
-  games = {setting[:2] for setting in collection.settings}
-  suites = sorted({s.suite for s in collection.settings if s.suite})
-  names = methods.ordered(run.method for run in collection.runs)
-  seeds = {run.replicate for run in collection.runs}
-  parts = [
-    _count(len(collection.runs), 'run'),
-    _count(len(games), 'game') + (f' ({", ".join(suites)})' if suites else ''),
-    _count(len(names), 'method'),
-    _count(len(seeds), 'seed'),
-  ]
-  return ' · '.join(parts)
-
-
-def _run_row(run: scores.Run) -> dict[str, str]:
-  return {
-    'Folder': run.name,
-    'Method': methods.display_name(run.method),
-    'Game': run.setting.game,
-    'Data set': run.setting.dataset or 'unknown',
-    'Logged run': run.logged_run or 'unknown',
-    'Seed': run.seed or 'unknown',
-    'Gradient steps': f'{run.num_gradient_steps:,}',
-    'Evaluations': str(len(run.evaluations)),
-    'Finished': 'yes' if run.finished else 'no',
-  }
-
-
-def _items(key: str, run: scores.Run) -> list[tuple[str, str]]:
-  """Returns a fact as lines of name and value; a plain value has no name."""
-  value = run.provenance.get(key)
-  if key == 'data':
-    value = {'hash': notes.data_hash(run)} | notes.mapping(run, 'data')
-    value.pop('data_hash', None)
-  if isinstance(value, dict) and value:
-    return [(name, _line(value[name])) for name in sorted(value)]
-  return [('', _line(value))]
-
-
-def _line(value: Any) -> str:
-  text = notes.plain(value)
-  if isinstance(value, list | dict) and len(text) > _MAX_NESTED_CHARACTERS:
-    return f'{_count(len(value), "entry", "entries")}, see provenance.json'
-  return text
-
-
-def _command(run: scores.Run) -> list[tuple[str, str]]:
-  value = run.provenance.get('command')
-  if isinstance(value, list):
-    value = shlex.join(map(str, value))
-  return [('', notes.plain(value))]
-
-
-def _grouped(
-  collection: scores.Collection,
-  lines: Callable[[scores.Run], list[tuple[str, str]]],
-) -> list[dict[str, Any]]:
-  """Returns each distinct fact once, with the runs that it is true of."""
-  groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
-  for run in collection.runs:
-    groups.setdefault(tuple(lines(run)), []).append(run.name)
-  return [
-    {
-      'runs': '' if len(groups) == 1 else ', '.join(names),
-      'lines': fact,
-    }
-    for fact, names in groups.items()
-  ]
+def _link_papers(text: str) -> markupsafe.Markup:
+  return markupsafe.Markup(
+    re.sub(
+      r'arXiv:(\d{4}\.\d{5})',
+      r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>',
+      str(markupsafe.escape(text)),
+    )
+  )

@@ -1,11 +1,13 @@
-"""Run directories, read: who each run is, its metrics and its scores.
+"""Run directories, read: who each run is, its metrics and its evaluations.
 
 A run directory is one when it holds `provenance.json` or `metrics.csv`. CSV
 files are read by column name; columns that nobody here needs are ignored, and
-so is a last row that a kill has torn.
+so is a last row that a kill has torn. What has not changed since the last
+report comes from a cache.
 """
 
 from collections.abc import Iterable, Sequence
+from concurrent import futures
 import dataclasses
 import functools
 import glob
@@ -13,13 +15,13 @@ import json
 import os
 import pathlib
 import re
+import time
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from batch_rl_dr3 import errors, run_directory
-from batch_rl_dr3.reporting import csv_file, methods
+from batch_rl_dr3 import errors, progress, run_directory
+from batch_rl_dr3.reporting import csv_file, methods, run_cache, run_tables
 
 # The quantities of metrics.csv that the report uses.
 TD_LOSS = 'loss_bellman'
@@ -29,9 +31,15 @@ EFFECTIVE_RANK = 'effective_rank'
 MEAN_Q = 'mean_q'
 METRICS = (TD_LOSS, DOT_PRODUCT, NORM_SQUARED, EFFECTIVE_RANK, MEAN_Q)
 # Of scores.csv: the mean over the episodes of one evaluation.
-RETURN = 'return'
+RETURN = run_tables.RETURN
 
 _STEPS = csv_file.STEPS
+# Reading is half parsing, which threads share, and half waiting for disks.
+_NUM_READERS = 4
+# Seconds until a progress bar appears.
+_PATIENCE = 3.0
+# Nanoseconds by which the clocks of two machines may differ unnoticed.
+_CLOCK_TOLERANCE = 60_000_000_000
 
 
 class Setting(NamedTuple):
@@ -68,7 +76,10 @@ class Run:
     provenance: the whole of provenance.json.
     metrics: one row per log step: `gradient_steps` and those of `METRICS`
       that were logged. NaN is 'not measured', infinity 'not finite'.
-    scores: one row per episode: `gradient_steps`, `return`, `truncated`.
+    evaluations: one row per evaluation, by `gradient_steps`: the mean
+      `return` of its episodes, how many `episodes` it has, and how many of
+      them were `truncated`.
+    from_future: names of files that are dated later than now.
   """
 
   folder: pathlib.Path
@@ -80,7 +91,8 @@ class Run:
   finished: bool
   provenance: dict[str, Any]
   metrics: pd.DataFrame
-  scores: pd.DataFrame
+  evaluations: pd.DataFrame
+  from_future: tuple[str, ...] = ()
 
   @property
   def replicate(self) -> tuple[str, str]:
@@ -90,19 +102,8 @@ class Run:
   @property
   def num_gradient_steps(self) -> int:
     """The last gradient step of which the run has a record."""
-    steps = [*self.metrics[_STEPS], *self.scores[_STEPS]]
-    return max(steps, default=0)
-
-  @functools.cached_property
-  def evaluations(self) -> pd.DataFrame:
-    """One row per evaluation: mean `return`, `episodes`, `truncated`."""
-    return self.scores.groupby(_STEPS).agg(
-      **{
-        RETURN: (RETURN, 'mean'),
-        'episodes': (RETURN, 'size'),
-        'truncated': ('truncated', 'sum'),
-      }
-    )
+    tables = (self.metrics[_STEPS], self.evaluations.index)
+    return int(max((steps.max() for steps in tables if len(steps)), default=0))
 
   def series(self, quantity: str) -> pd.Series:
     """Returns a quantity over gradient steps, only where it was measured."""
@@ -145,78 +146,135 @@ class Collection:
     ]
 
 
-def load(patterns: Sequence[str]) -> Collection:
+def load(
+  patterns: Sequence[str], cache: run_cache.RunCache | None = None
+) -> Collection:
   """Returns the runs that glob patterns match.
 
   Args:
     patterns: such as 'runs/quickstart/*'; `**` matches any depth.
+    cache: where unchanged runs are found again; None reads every run.
 
   Raises:
     DataError: if a pattern matches nothing, nothing that matches is a run, a
       run cannot be read, or two runs are the same.
+    WriteError: if the cache cannot be written.
   """
-  matches = _match(patterns)
-  folders = [path for path in matches if _is_run(path)]
-  skipped = tuple(path for path in matches if path not in folders)
+  names = _match(patterns)
+  folders = _folders_of_runs(names)
   if not folders:
     raise errors.DataError(
-      f'{_quoted(patterns)} matches no run directory: {skipped[0]} holds '
+      f'{_quoted(patterns)} matches no run directory: {names[0]} holds '
       f'neither {run_directory.PROVENANCE} nor {run_directory.METRICS}. Name '
       "the folders of runs, such as 'runs/quickstart/*'."
     )
+  skipped = _outside(names, folders)
   parent = pathlib.Path(
-    os.path.commonpath([os.path.abspath(path.parent) for path in folders])
+    os.path.commonpath([os.path.dirname(folder) for folder in folders])
   )
-  runs = [_read_run(path, parent) for path in folders]
+  read = functools.partial(_read_run, parent=parent, cache=cache)
+  with (
+    futures.ThreadPoolExecutor(_NUM_READERS) as pool,
+    progress.bar(len(folders), 'reading', 'run', delay=_PATIENCE) as bar,
+  ):
+    runs = []
+    for run in pool.map(read, map(pathlib.Path, folders)):
+      runs.append(run)
+      bar.update()
   _refuse_duplicates(runs)
   return Collection(tuple(_sorted(runs)), parent, skipped)
 
 
-def _match(patterns: Sequence[str]) -> list[pathlib.Path]:
-  found: dict[str, pathlib.Path] = {}
+def _match(patterns: Sequence[str]) -> list[str]:
+  """Returns the real paths that patterns match, a folder before its own."""
+  found: set[str] = set()
+  real_folder = functools.lru_cache(maxsize=1024)(os.path.realpath)
   for pattern in patterns:
-    names = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+    names = glob.glob(os.path.expanduser(pattern), recursive=True)
     if not names:
       raise errors.DataError(
         f'{pattern!r} matches nothing in {os.getcwd()}. Train first, or name '
         'the folders of existing runs.'
       )
-    for name in names:
-      found.setdefault(os.path.realpath(name), pathlib.Path(name))
-  return list(found.values())
+    for name in map(os.path.abspath, names):
+      if os.path.islink(name):
+        found.add(os.path.realpath(name))
+      else:
+        head, tail = os.path.split(name)
+        found.add(os.path.join(real_folder(head), tail))
+  return sorted(found)
+
+
+def _folders_of_runs(names: Iterable[str]) -> list[str]:
+  """Returns the names that are run directories."""
+  marks = (run_directory.PROVENANCE, run_directory.METRICS)
+  return [
+    name
+    for name in names
+    if any(os.path.isfile(os.path.join(name, mark)) for mark in marks)
+  ]
+
+
+def _outside(
+  names: Iterable[str], folders: Sequence[str]
+) -> tuple[pathlib.Path, ...]:
+  """Returns the names that are no run, in no run and above none."""
+  above = {
+    str(parent) for folder in folders for parent in pathlib.Path(folder).parents
+  }
+  inside = set(folders)
+  found = []
+  for name in names:
+    if os.path.dirname(name) in inside:
+      inside.add(name)
+    elif name not in inside and name not in above:
+      found.append(pathlib.Path(name))
+  return tuple(found)
 
 
 def _quoted(patterns: Sequence[str]) -> str:
   return ', '.join(repr(pattern) for pattern in patterns)
 
 
-def _is_run(path: pathlib.Path) -> bool:
-  names = (run_directory.PROVENANCE, run_directory.METRICS)
-  return any((path / name).is_file() for name in names)
-
-
-def _read_run(folder: pathlib.Path, parent: pathlib.Path) -> Run:
+def _read_run(
+  folder: pathlib.Path,
+  parent: pathlib.Path,
+  cache: run_cache.RunCache | None,
+) -> Run:
   provenance = _read_provenance(folder / run_directory.PROVENANCE)
-
-  def text(key: str) -> str:
-    value = provenance.get(key)
-    return '' if value is None else str(value)
-
-  path = folder / run_directory.METRICS
-  metrics = csv_file.numbers(path, csv_file.read(path), METRICS)
+  identity = {name: _text(provenance.get(name)) for name in run_tables.IDENTITY}
+  files = [folder / run_directory.METRICS, folder / run_directory.SCORES]
+  found = run_cache.stamp(files)
+  tables = cache.get(folder, found) if cache else None
+  if tables is None:
+    tables = run_cache.Tables(
+      run_tables.read_metrics(files[0], METRICS),
+      run_tables.read_evaluations(files[1], identity),
+    )
+    if cache and run_cache.stamp(files) == found:
+      cache.put(folder, found, tables)
+  now = time.time_ns() + _CLOCK_TOLERANCE
   return Run(
     folder=folder,
-    name=os.path.relpath(os.path.abspath(folder), parent),
-    setting=Setting(text('suite'), text('game'), text('dataset')),
-    method=text('method'),
-    logged_run=text('run'),
-    seed=text('seed'),
+    name=os.path.relpath(folder, parent),
+    setting=Setting(identity['suite'], identity['game'], identity['dataset']),
+    method=identity['method'],
+    logged_run=identity['run'],
+    seed=identity['seed'],
     finished=(folder / run_directory.FINISHED).is_file(),
     provenance=provenance,
-    # A resumed run logs a step again; the later row is the one that counts.
-    metrics=metrics.drop_duplicates(_STEPS, keep='last').sort_values(_STEPS),
-    scores=_read_scores(folder / run_directory.SCORES),
+    metrics=tables.metrics,
+    evaluations=tables.evaluations.set_index(_STEPS),
+    from_future=tuple(
+      path.name
+      for path, entry in zip(files, found, strict=True)
+      if entry is not None and entry[1] > now
+    ),
   )
+
+
+def _text(value: Any) -> str:
+  return '' if value is None else str(value)
 
 
 def _read_provenance(path: pathlib.Path) -> dict[str, Any]:
@@ -233,18 +291,6 @@ def _read_provenance(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict) or not value.get(key):
       raise errors.DataError(f'{path} does not name the {key} of the run.')
   return dict(value)
-
-
-def _read_scores(path: pathlib.Path) -> pd.DataFrame:
-  rows = csv_file.read(path)
-  scores = csv_file.numbers(path, rows, (RETURN,))
-  if rows and (RETURN not in scores or not np.isfinite(scores[RETURN]).all()):
-    raise errors.DataError(f'{path} has an episode without a return.')
-  scores[RETURN] = scores.get(RETURN, pd.Series(dtype=float))
-  scores['truncated'] = [
-    (row.get('truncated') or '').lower() in ('1', 'true') for row in rows
-  ]
-  return scores
 
 
 def _refuse_duplicates(runs: Iterable[Run]) -> None:

@@ -1,40 +1,29 @@
 """Tables: final scores, final metrics, the effect of DR3, co-adaptation."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from batch_rl_dr3.reporting import curves, intervals, methods, scores
-from batch_rl_dr3.reporting.table import Column, Table, exact, signed
+from batch_rl_dr3.reporting.table import (
+  Column,
+  Table,
+  build,
+  exact,
+  signed,
+  text,
+)
 
 # What is assumed of a run whose protocol does not say.
 DEFAULT_GAMMA = 0.99
 
 _SETTING = (
-  Column('suite', 'Suite', str, 'vary'),
-  Column('game', 'Game', str, 'vary'),
-  Column('dataset', 'Data set', str, 'vary'),
+  text('suite', 'Suite', when='vary'),
+  text('game', 'Game', when='vary'),
+  text('dataset', 'Data set', when='vary'),
 )
-_METHOD = Column('method', 'Method', methods.display_name)
-
-
-def _table(
-  name: str,
-  title: str,
-  caption: str,
-  empty: str,
-  columns: Iterable[Column],
-  rows: list[dict[str, Any]],
-) -> Table:
-  every = (*_SETTING, *columns)
-  # Steps and counts stay whole numbers even beside a missing one.
-  frame = pd.DataFrame(rows, columns=[c.name for c in every])
-  for column in frame:
-    if str(column).endswith('gradient_steps'):
-      frame[column] = frame[column].astype('Int64')
-  return Table(name, title, caption, empty, every, frame)
+_METHOD = text('method', 'Method', methods.display_name)
 
 
 def _lines(
@@ -77,7 +66,7 @@ def final_scores(collection: scores.Collection) -> Table:
         'gradient_steps': step,
       }
     )
-  return _table(
+  return build(
     'final_scores',
     'Final scores',
     'Return: the undiscounted sum of rewards of an episode, averaged over the '
@@ -89,6 +78,7 @@ def final_scores(collection: scores.Collection) -> Table:
     'bootstrap over seeds; one seed: no interval.',
     'No run has been evaluated yet.',
     (
+      *_SETTING,
       _METHOD,
       Column('last_return', 'Last return'),
       Column('interval_low', '95% from', when='known'),
@@ -125,7 +115,7 @@ def final_metrics(collection: scores.Collection) -> Table:
         'gradient_steps': max(steps),
       }
     )
-  return _table(
+  return build(
     'final_metrics',
     'Final metrics',
     'The last logged value of each quantity, a mean over a sample of the data '
@@ -133,6 +123,7 @@ def final_metrics(collection: scores.Collection) -> Table:
     'its last measurement.',
     'No run has logged any metrics yet.',
     (
+      *_SETTING,
       _METHOD,
       Column(scores.TD_LOSS, 'TD loss'),
       Column(scores.DOT_PRODUCT, 'Feature dot product'),
@@ -184,7 +175,7 @@ def dr3_effect(collection: scores.Collection) -> Table:
   # One column of steps on the page, unless the quantities differ in it.
   agree = all(row['gradient_steps'] is not None for row in rows)
   apart, together = ('never', 'always') if agree else ('always', 'never')
-  return _table(
+  return build(
     'dr3_effect',
     'Effect of DR3',
     'Each method without and with DR3, on the seeds that both have, at the '
@@ -194,6 +185,7 @@ def dr3_effect(collection: scores.Collection) -> Table:
     'No method was run both with and without DR3 on the same game, data set '
     'and seed, so there is nothing to compare.',
     (
+      *_SETTING,
       _METHOD,
       Column('dot_product_base', 'Dot product'),
       Column('dot_product_dr3', 'with DR3'),
@@ -253,7 +245,7 @@ def co_adaptation(collection: scores.Collection) -> Table:
         'seeds': len(ratios),
       }
     )
-  return _table(
+  return build(
     'co_adaptation',
     'Co-adaptation',
     'Proposition 3.2: linear TD-learning on the features does not converge '
@@ -263,8 +255,9 @@ def co_adaptation(collection: scores.Collection) -> Table:
     'seeds.',
     'No run has logged both the feature dot product and the squared norm.',
     (
+      *_SETTING,
       _METHOD,
-      Column('met', 'Criterion met', str),
+      text('met', 'Criterion met'),
       Column('rows_meeting', 'in logged steps'),
       Column('rows', 'of'),
       Column('first_gradient_steps', 'first at step', when='known'),

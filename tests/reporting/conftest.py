@@ -3,9 +3,12 @@
 import csv
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from batch_rl_dr3 import run_directory
+from batch_rl_dr3.reporting import preset, reference, scores
 
 METRIC_COLUMNS = (
   'iteration',
@@ -145,3 +148,70 @@ def rem_pair(make_run, tmp_path):
     finished=False,
   )
   return str(tmp_path / 'runs' / '*')
+
+
+SMALL_STUDY = preset.Preset(
+  name='small',
+  title='A small study',
+  suite='atari',
+  games=('Asterix', 'Breakout', 'Pong', 'Qbert'),
+  methods=('rem', 'rem_dr3'),
+  datasets={'5pct': 300},
+  num_runs=2,
+)
+
+
+@pytest.fixture
+def small_study():
+  return SMALL_STUDY
+
+
+@pytest.fixture
+def make_collection(tmp_path):
+  """Makes runs in memory out of float64 [runs, games, steps] in points."""
+
+  def make(returns, chosen=SMALL_STUDY, metrics=None, finished=True):
+    runs = []
+    for (dataset, method), values in returns.items():
+      steps = np.linspace(
+        0, chosen.datasets.get(dataset, 300), values.shape[2] + 1
+      )[1:].astype(np.int64)
+      for game, name in enumerate(chosen.games[: values.shape[1]]):
+        for run in range(len(values)):
+          frame = pd.DataFrame({'gradient_steps': steps})
+          for quantity, numbers in (metrics or {}).items():
+            frame[quantity] = numbers[run, game]
+          evaluations = pd.DataFrame(
+            {'return': values[run, game], 'episodes': 1, 'truncated': 0},
+            index=pd.Index(steps, name='gradient_steps'),
+          )
+          runs.append(
+            scores.Run(
+              folder=tmp_path,
+              name=f'{dataset}/{method}/{name}/{run}',
+              setting=scores.Setting('atari', name, dataset),
+              method=method,
+              logged_run=str(run + 1),
+              seed='0',
+              finished=finished,
+              provenance={'rom_md5': reference.legacy_rom(name)},
+              metrics=frame,
+              evaluations=evaluations.dropna(),
+            )
+          )
+    return scores.Collection(tuple(runs), tmp_path, ())
+
+  return make
+
+
+@pytest.fixture
+def in_points():
+  """Makes points of float64 [runs, games, steps] on DQN's scale."""
+
+  def convert(normalised, games):
+    table = reference.atari_scores().loc[list(games)]
+    low = table['random'].to_numpy()[:, np.newaxis]
+    high = table['dqn_final_last5_mean5runs'].to_numpy()[:, np.newaxis]
+    return low + normalised * (high - low)
+
+  return convert

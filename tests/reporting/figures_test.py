@@ -23,7 +23,7 @@ def _data(line):
 
 def test_lines_are_the_numbers(rem_pair):
   axes = _draw(rem_pair).axes
-  assert [a.get_title(loc='left') for a in axes] == [
+  assert [a.get_title() for a in axes] == [
     'Return',
     'TD loss',
     'Feature dot product',

@@ -1,3 +1,6 @@
+import os
+import time
+
 from batch_rl_dr3.reporting import notes, scores
 
 
@@ -17,7 +20,6 @@ def test_one_game_one_seed(rem_pair):
     '1 of 10 evaluation episodes were cut short by a limit on steps; their '
     'returns count as they are.'
   )
-  assert notes.warnings(scores.load([rem_pair])) == []
 
 
 def test_one_run_that_has_only_started(make_run, tmp_path):
@@ -67,36 +69,15 @@ def test_assumed_gamma_and_unequal_versions(make_run, tmp_path):
   assert any('different versions of software' in line for line in lines)
 
 
-def test_different_data_protocol_and_rom_are_warned_of(make_run, tmp_path):
-  make_run('rem')
-  make_run(
-    'cql',
-    data={'hash': 'hash2'},
-    protocol={'gamma': 0.9, 'epsilon_eval': 0.05},
-    rom_md5='f00',
-  )
-  tail = ', so what differs between them is not the method alone.'
-  assert notes.warnings(_load(tmp_path)) == [
-    'breakout, 10pct: the runs differ in the hash of the data (hash1 in rem; '
-    'hash2 in cql)' + tail,
-    'breakout, 10pct: the runs differ in protocol: epsilon_eval (0.001 in rem; '
-    '0.05 in cql)' + tail,
-    'breakout, 10pct: the runs differ in the ROM (not recorded in rem; f00 in '
-    'cql)' + tail,
-  ]
+def test_files_from_the_future_are_named(make_run, tmp_path):
+  folder = make_run('rem', returns={1: [1]})
+  then = time.time() + 3600
+  os.utime(folder / 'scores.csv', (then, then))
+  (line,) = notes.of_files(_load(tmp_path))
+  assert line.startswith('Files of rem are dated in the future')
 
 
-def test_other_games_and_logged_runs_have_other_data(make_run, tmp_path):
-  make_run('rem')
-  make_run('rem', name='b', run=2, data={'hash': 'hash2'})
-  make_run('rem', name='c', game='freeway', data={'hash': 'hash3'})
-  make_run('rem', name='d', dataset='1pct', data={'hash': 'hash4'})
-  assert notes.warnings(_load(tmp_path)) == []
-
-
-def test_the_hash_of_the_data_has_several_places(make_run, tmp_path):
-  make_run('rem', data={'data_hash': 'h'})
-  make_run('cql', data={}, data_hash='h')
-  make_run('dqn', data=None)
-  hashes = [notes.data_hash(run) for run in _load(tmp_path).runs]
-  assert hashes == [None, 'h', 'h']
+def test_many_names_are_counted():
+  names = [str(i) for i in range(14)]
+  assert notes.listed(names[:2]) == '0, 1'
+  assert notes.listed(names).endswith('11 and 2 more')

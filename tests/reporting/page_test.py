@@ -11,13 +11,20 @@ from batch_rl_dr3 import errors
 from batch_rl_dr3.reporting import figures, page
 
 FILES = [
+  'figures/minatar_breakout_10pct.pdf',
   'figures/minatar_breakout_10pct.png',
   'figures/minatar_breakout_10pct_narrow.png',
   'index.html',
   'tables/co_adaptation.csv',
+  'tables/co_adaptation.tex',
   'tables/dr3_effect.csv',
+  'tables/dr3_effect.tex',
   'tables/final_metrics.csv',
+  'tables/final_metrics.tex',
   'tables/final_scores.csv',
+  'tables/final_scores.tex',
+  'tables/runs.csv',
+  'tables/runs.tex',
 ]
 
 
@@ -163,7 +170,11 @@ def test_the_page_states_what_the_runs_are(index):
 
 def test_warnings_are_visible_and_differences_listed_by_run(make_run, rem_pair):
   make_run('cql', data={'hash': 'hash2'})
-  text = _Reader(page.write_report([rem_pair]).read_text()).text
+  with pytest.raises(errors.DataError, match='hash2 in cql'):
+    page.write_report([rem_pair])
+  options = page.Options(allow_mixed=True)
+  index = page.write_report([rem_pair], options=options)
+  text = _Reader(index.read_text()).text
   assert 'Warning: these runs are not alike' in text
   assert 'rem, rem_dr3: hash hash1' in text
   assert 'cql: hash hash2' in text
@@ -209,7 +220,7 @@ def test_a_report_that_fails_leaves_the_old_one(
   def interrupt(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(page, 'render', interrupt)
+  monkeypatch.setattr(page, '_render', interrupt)
   with pytest.raises(KeyboardInterrupt):
     page.write_report([rem_pair])
   assert index.read_text() == 'old'

@@ -101,6 +101,19 @@ def test_extra_columns_are_ignored(make_run):
   assert run.series(scores.MEAN_Q).to_dict() == {100: 1.5}
 
 
+def test_any_depth_is_searched_and_what_is_inside_a_run_is_part_of_it(
+  make_run, tmp_path
+):
+  make_run('rem', name='deep/er/rem', returns={1: [1]})
+  (tmp_path / 'runs' / 'deep' / 'er' / 'rem' / 'checkpoints').mkdir()
+  (tmp_path / 'runs' / 'notes').mkdir()
+  (tmp_path / 'runs' / 'link').symlink_to(tmp_path / 'runs' / 'deep')
+  collection = scores.load([str(tmp_path / 'runs' / '**')])
+  assert [run.name for run in collection.runs] == ['rem']
+  assert collection.parent == tmp_path / 'runs' / 'deep' / 'er'
+  assert [path.name for path in collection.skipped] == ['notes']
+
+
 def _error(pattern):
   with pytest.raises(errors.DataError) as caught:
     scores.load([str(pattern)])
@@ -170,6 +183,44 @@ def test_damaged_csv_is_named(make_run, name, text, expected):
   message = _error(folder)
   assert str(folder / name) in message
   assert expected in message
+
+
+def _scores_of(folder, *rows):
+  header = 'suite,game,method,dataset,run,seed,gradient_steps,episode,return'
+  (folder / 'scores.csv').write_text('\n'.join([header, *rows, '']))
+
+
+def test_rows_of_another_run_are_refused(make_run):
+  folder = make_run('rem')
+  _scores_of(
+    folder,
+    'minatar,breakout,rem,10pct,1,0,100,0,1',
+    'minatar,breakout,rem_dr3,10pct,1,0,100,1,1',
+  )
+  message = _error(folder)
+  assert "scores.csv, line 3: method is 'rem_dr3'" in message
+  assert "provenance.json says 'rem'" in message
+
+
+def test_an_episode_that_is_there_twice_is_refused(make_run):
+  folder = make_run('rem')
+  row = 'minatar,breakout,rem,10pct,1,0,1000,{},1'
+  _scores_of(folder, row.format(0), row.format(1), row.format(0))
+  message = _error(folder)
+  assert 'scores.csv, line 4: episode 0 of gradient step 1,000' in message
+
+
+def test_a_return_that_is_not_finite_is_named(make_run):
+  folder = make_run('rem')
+  row = 'minatar,breakout,rem,10pct,1,0,1000,{},{}'
+  _scores_of(folder, row.format(0, 1), row.format(1, 'nan'))
+  assert 'scores.csv, line 3: an episode without a return' in _error(folder)
+
+
+def test_a_row_that_is_too_long(make_run):
+  folder = make_run('rem')
+  (folder / 'metrics.csv').write_text('gradient_steps,mean_q\n1,2\n1,2,3\n')
+  assert 'metrics.csv, line 3: 3 cells under a header of 2' in _error(folder)
 
 
 def test_csv_that_is_no_text(make_run):

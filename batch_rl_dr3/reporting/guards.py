@@ -1,0 +1,166 @@
+"""What keeps runs apart that cannot be compared, by their provenance.json.
+
+Runs of one suite share a table only if they were played under one protocol by
+one version of this package; those of one game, with one ROM; those of one game,
+data set and logged run, on the same data.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import functools
+import json
+from typing import Any
+
+from batch_rl_dr3 import errors
+from batch_rl_dr3.reporting import reference, scores
+
+# Settings of the protocol that differ between games by nature.
+_PER_GAME = ('rom',)
+_MAX_NAMES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """A field in which runs differ that have to agree in it.
+
+  Attributes:
+    where: the suite, the game, or the game and the data.
+    field: what it is called.
+    groups: names of runs by what they say.
+  """
+
+  where: str
+  field: str
+  groups: dict[str, list[str]]
+
+  @property
+  def sentence(self) -> str:
+    """All of it on one line."""
+    groups = '; '.join(
+      f'{value} in {_named(names)}' for value, names in self.groups.items()
+    )
+    return f'{self.where}: {self.field} ({groups})'
+
+
+def differences(runs: Sequence[scores.Run]) -> list[Difference]:
+  """Returns every field in which runs differ and should not."""
+  found = [
+    *_differences(runs, _suite, 'version of batch_rl_dr3', _version),
+    *_differences(runs, _game, 'md5 of the ROM', _rom),
+    *_differences(runs, _data, 'hash of the data', data_hash),
+  ]
+  for key in sorted({key for run in runs for key in mapping(run, 'protocol')}):
+    scope = _game if key in _PER_GAME else _suite
+    found += _differences(runs, scope, key, functools.partial(_setting, key))
+  return found
+
+
+def refuse(found: Sequence[Difference]) -> None:
+  """Raises DataError if runs differ, naming fields and runs."""
+  if found:
+    raise errors.DataError(
+      'these runs cannot share a table, since they differ in '
+      f'{" and in ".join(d.sentence for d in found)}. Report on them apart, or '
+      'give --allow_mixed to have this printed on the page.'
+    )
+
+
+def rom_notes(runs: Sequence[scores.Run]) -> Iterator[str]:
+  """Yields which games were played with other ROMs than the logged data."""
+  groups: dict[str, set[str]] = {}
+  for run in runs:
+    if run.setting.suite == 'atari':
+      groups.setdefault(_judged(run), set()).add(run.setting.game)
+  sentences = {
+    'other': 'were evaluated with another ROM than that of atari-py 0.2.5, '
+    'which or an older one the logged data was made with',
+    'unrecorded': 'do not record the md5 of their ROM, so whether it is that '
+    'of the logged data is unknown',
+    'unknown': 'have no ROM in atari-py 0.2.5, so which one the logged data '
+    'was made with is unknown',
+  }
+  for key, sentence in sentences.items():
+    if games := sorted(groups.get(key, ())):
+      yield f'Runs of {", ".join(games)} {sentence}.'
+
+
+def mapping(run: scores.Run, key: str) -> dict[str, Any]:
+  """Returns a table of provenance.json, empty if there is none."""
+  value = run.provenance.get(key)
+  return value if isinstance(value, dict) else {}
+
+
+def shared_protocol(run: scores.Run) -> dict[str, Any]:
+  """Returns the settings of the protocol that do not differ between games."""
+  protocol = mapping(run, 'protocol')
+  return {key: protocol[key] for key in protocol if key not in _PER_GAME}
+
+
+def data_hash(run: scores.Run) -> Any:
+  """Returns what identifies a run's data, None if it was not recorded."""
+  data = mapping(run, 'data')
+  return (
+    data.get('hash') or data.get('data_hash') or run.provenance.get('data_hash')
+  )
+
+
+def plain(value: Any) -> str:
+  """Returns a value of provenance.json as one line of text."""
+  if value is None or value == '':
+    return 'not recorded'
+  return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _differences(
+  runs: Sequence[scores.Run],
+  scope: Callable[[scores.Run], str],
+  field: str,
+  value_of: Callable[[scores.Run], Any],
+) -> Iterator[Difference]:
+  scopes: dict[str, dict[str, list[str]]] = {}
+  for run in runs:
+    groups = scopes.setdefault(scope(run), {})
+    groups.setdefault(plain(value_of(run)), []).append(run.name)
+  for where, groups in scopes.items():
+    if len(groups) > 1:
+      yield Difference(where, field, groups)
+
+
+def _suite(run: scores.Run) -> str:
+  return run.setting.suite or 'unknown suite'
+
+
+def _game(run: scores.Run) -> str:
+  return f'{_suite(run)} {run.setting.game}'
+
+
+def _data(run: scores.Run) -> str:
+  logged_run = f', logged run {run.logged_run}' if run.logged_run else ''
+  return f'{_suite(run)} {run.setting.label}{logged_run}'
+
+
+def _setting(key: str, run: scores.Run) -> Any:
+  return mapping(run, 'protocol').get(key)
+
+
+def _version(run: scores.Run) -> Any:
+  return mapping(run, 'versions').get('batch_rl_dr3')
+
+
+def _rom(run: scores.Run) -> Any:
+  return run.provenance.get('rom_md5')
+
+
+def _judged(run: scores.Run) -> str:
+  expected = reference.legacy_rom(run.setting.game)
+  if expected is None:
+    return 'unknown'
+  if not _rom(run):
+    return 'unrecorded'
+  return 'same' if _rom(run) == expected else 'other'
+
+
+def _named(names: Sequence[str]) -> str:
+  listed = ', '.join(names[:_MAX_NAMES])
+  more = len(names) - _MAX_NAMES
+  return f'{listed} and {more} more' if more > 0 else listed

@@ -1,0 +1,103 @@
+"""The two tables of a run directory, read: its metrics and its evaluations."""
+
+from collections.abc import Iterable
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from batch_rl_dr3 import errors
+from batch_rl_dr3.reporting import csv_file
+
+STEPS = csv_file.STEPS
+RETURN = 'return'
+# What a row of scores.csv says about its run, and provenance.json says too.
+IDENTITY = ('suite', 'game', 'method', 'dataset', 'run', 'seed')
+
+
+def read_metrics(path: pathlib.Path, columns: Iterable[str]) -> pd.DataFrame:
+  """Returns a row per gradient step: the step and those columns it has.
+
+  Raises:
+    DataError: if the file is damaged.
+  """
+  metrics = csv_file.read(path, columns)
+  # A resumed run logs a step again; the later row is the one that counts.
+  metrics = metrics.drop_duplicates(STEPS, keep='last').sort_values(STEPS)
+  return metrics.reset_index(drop=True)
+
+
+def read_evaluations(
+  path: pathlib.Path, identity: dict[str, str]
+) -> pd.DataFrame:
+  """Returns a row per evaluation: its gradient step and what it came to.
+
+  Args:
+    path: scores.csv.
+    identity: what provenance.json says of the run, by the names of `IDENTITY`.
+
+  Returns:
+    `gradient_steps`; `return`, the mean over its episodes; `episodes` and
+    `truncated`, how many there are and how many of them were cut short.
+
+  Raises:
+    DataError: if the file is damaged, or holds rows of another run.
+  """
+  episodes = csv_file.read(path, (RETURN, 'episode'), ('truncated', *IDENTITY))
+  if RETURN not in episodes:
+    episodes[RETURN] = np.nan
+  wrong = np.flatnonzero(~np.isfinite(episodes[RETURN].to_numpy()))
+  if wrong.size:
+    raise errors.DataError(
+      f'{path}, line {wrong[0] + 2}: an episode without a return. Remove the '
+      'line, or evaluate the run again.'
+    )
+  _refuse_strangers(path, episodes, identity)
+  _refuse_repeated_episodes(path, episodes)
+  cut_short = np.zeros(len(episodes), bool)
+  if 'truncated' in episodes:
+    cut_short = episodes['truncated'].str.lower().isin(('1', 'true')).to_numpy()
+  # pandas' own grouping costs more than the rest of reading a small file.
+  steps, rows, counts = np.unique(
+    episodes[STEPS].to_numpy(), return_inverse=True, return_counts=True
+  )
+  return pd.DataFrame(
+    {
+      STEPS: steps,
+      RETURN: np.bincount(rows, episodes[RETURN], len(steps)) / counts,
+      'episodes': counts,
+      'truncated': np.bincount(rows, cut_short, len(steps)).astype(np.int64),
+    }
+  )
+
+
+def _refuse_strangers(
+  path: pathlib.Path, episodes: pd.DataFrame, identity: dict[str, str]
+) -> None:
+  """Raises if a row is of another run than provenance.json says."""
+  for name in IDENTITY:
+    if name not in episodes:
+      continue
+    column = episodes[name]
+    for value in column.cat.categories:
+      if value != identity[name]:
+        line = int(np.argmax(column == value)) + 2
+        raise errors.DataError(
+          f'{path}, line {line}: {name} is {value!r}, but provenance.json '
+          f'says {identity[name]!r}. Give every run a folder of its own.'
+        )
+
+
+def _refuse_repeated_episodes(
+  path: pathlib.Path, episodes: pd.DataFrame
+) -> None:
+  if 'episode' not in episodes:
+    return
+  repeated = episodes.duplicated([STEPS, 'episode'])
+  if repeated.any():
+    first = int(np.argmax(repeated))
+    row = episodes.iloc[first]
+    raise errors.DataError(
+      f'{path}, line {first + 2}: episode {row["episode"]:.0f} of gradient '
+      f'step {row[STEPS]:,.0f} is there twice. Remove one evaluation of it.'
+    )

@@ -1,0 +1,305 @@
+"""The runs of a preset as arrays: float64 [runs, games, steps].
+
+A cell is one method on one data set. rliable wants as many runs of each game,
+so where runs are missing a cell holds the largest block of games x runs that
+there is, and says what it lacks. Scores are of finished runs alone: those of
+a run half-way are no final scores and would pull averages down. Where no run
+of a cell has finished, its curves show the unfinished ones, and it has no
+scores.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+
+import numpy as np
+from numpy import typing as npt
+import pandas as pd
+
+from batch_rl_dr3 import errors
+from batch_rl_dr3.reporting import aggregates, methods, preset, scores
+
+Array = npt.NDArray[np.float64]
+
+AVERAGE = 'average'
+FINAL = 'final'
+MEASURES = (AVERAGE, FINAL)
+# Points of a curve: more cannot be told apart in a figure.
+_MAX_POINTS = 50
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+  """One quantity of one method on one data set.
+
+  Attributes:
+    games: G names.
+    steps: int64 [T], gradient steps at which every run has the quantity.
+    values: float64 [R, G, T].
+    lacks: what is missing of the preset, one phrase each; empty if nothing.
+  """
+
+  games: tuple[str, ...]
+  steps: npt.NDArray[np.int64]
+  values: Array
+  lacks: tuple[str, ...]
+
+  @property
+  def num_runs(self) -> int:
+    """How many runs each game has."""
+    return len(self.values)
+
+  def only(self, games: Sequence[str]) -> 'Cell':
+    """Returns the cell without the games that are not named."""
+    kept = [index for index, game in enumerate(self.games) if game in games]
+    return dataclasses.replace(
+      self,
+      games=tuple(self.games[index] for index in kept),
+      values=self.values[:, kept],
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Study:
+  """The runs of a collection that a preset is about.
+
+  Attributes:
+    preset: which runs there should be.
+    runs: those there are, by data set, method and game.
+    strangers: names of runs that the preset is not about, with the reason.
+  """
+
+  preset: preset.Preset
+  runs: Mapping[tuple[str, str, str], Sequence[scores.Run]]
+  strangers: tuple[tuple[str, str], ...]
+
+  @functools.cached_property
+  def methods(self) -> list[str]:
+    """The methods of the preset and those that were run beside them."""
+    return methods.ordered(
+      [*self.preset.methods, *(method for _, method, _ in self.runs)]
+    )
+
+  @functools.cached_property
+  def datasets(self) -> list[str]:
+    """The data sets of the preset of which there are runs."""
+    there = {dataset for dataset, _, _ in self.runs}
+    return [name for name in self.preset.datasets if name in there]
+
+  @property
+  def lines(self) -> list[tuple[str, str]]:
+    """Data sets and methods of which there are runs, in order."""
+    there = {(dataset, method) for dataset, method, _ in self.runs}
+    return [
+      (dataset, method)
+      for dataset in self.datasets
+      for method in self.methods
+      if (dataset, method) in there
+    ]
+
+  def methods_on(self, dataset: str) -> list[str]:
+    """Returns the methods of which there are runs on a data set."""
+    return [method for name, method in self.lines if name == dataset]
+
+  def is_finished(self, run: scores.Run) -> bool:
+    """Returns whether a run was evaluated at its end.
+
+    That is the end it was given, or the preset's for its data set.
+    """
+    if run.evaluations.empty:
+      return False
+    return run.finished or bool(
+      run.evaluations.index[-1] >= self.preset.datasets[run.setting.dataset]
+    )
+
+  def count(self, dataset: str, method: str, game: str) -> tuple[int, int]:
+    """Returns how many runs have finished and how many have not."""
+    runs = self.runs.get((dataset, method, game), ())
+    finished = sum(map(self.is_finished, runs))
+    return finished, len(runs) - finished
+
+  @functools.cache  # noqa: B019, the study lives as long as the report.
+  def scores(self, dataset: str, method: str) -> Cell | None:
+    """Returns the returns, in points, of finished runs; None without any."""
+    return self._cell(dataset, method, scores.RETURN, True, None)
+
+  @functools.cache  # noqa: B019
+  def curve(self, dataset: str, method: str, quantity: str) -> Cell | None:
+    """Returns a quantity against gradient steps, at 50 steps at most.
+
+    Args:
+      dataset: one of `datasets`.
+      method: one of `methods`.
+      quantity: one of `scores.METRICS`, or `scores.RETURN`.
+    """
+    for finished in (True, False):
+      cell = self._cell(dataset, method, quantity, finished, _MAX_POINTS)
+      if cell is not None:
+        break
+    return cell
+
+  def _cell(
+    self,
+    dataset: str,
+    method: str,
+    quantity: str,
+    finished: bool,
+    max_points: int | None,
+  ) -> Cell | None:
+    target = self.preset.datasets[dataset]
+    series = {}
+    for game in self.preset.games:
+      runs = self.runs.get((dataset, method, game), ())
+      found = [
+        _until(run.series(quantity), target)
+        for run in runs
+        if self.is_finished(run) or not finished
+      ]
+      if found := [values for values in found if len(values)]:
+        series[game] = found
+    games, num_runs = _largest_block({g: len(s) for g, s in series.items()})
+    if not games:
+      return None
+    block = [series[game][:num_runs] for game in games]
+    steps = functools.reduce(
+      np.intersect1d, (s.index.to_numpy() for row in block for s in row)
+    )
+    steps = _thinned(steps, max_points)
+    values = np.array(
+      [[s.reindex(steps).to_numpy(float) for s in row] for row in block]
+    ).swapaxes(0, 1)
+    return self._complete(
+      Cell(games, steps, values.reshape(num_runs, len(games), -1), ()),
+      dataset,
+      sum(map(len, series.values())),
+      finished,
+    )
+
+  def _complete(
+    self, cell: Cell, dataset: str, num_found: int, finished: bool
+  ) -> Cell:
+    """Returns the cell with what it lacks, without what is not finite."""
+    lacks = []
+    if not finished:
+      lacks.append('no run has finished')
+    if len(cell.games) < len(self.preset.games):
+      lacks.append(f'{len(cell.games)} of {len(self.preset.games)} games')
+    if cell.num_runs < self.preset.num_runs:
+      lacks.append(f'{cell.num_runs} of {self.preset.num_runs} runs of each')
+    if (left_out := num_found - cell.values[..., :1].size) and cell.steps.size:
+      lacks.append(f'{left_out} left out where games have more runs')
+    finite = np.isfinite(cell.values).all(axis=(0, 1))
+    if not finite.all():
+      lacks.append(f'{(~finite).sum()} steps are not finite')
+    steps = cell.steps[finite]
+    if not steps.size:
+      lacks.append('no gradient step at which every run was measured')
+    elif steps[-1] < self.preset.datasets[dataset]:
+      lacks.append(
+        f'up to {_millions(steps[-1])} of '
+        f'{_millions(self.preset.datasets[dataset])} gradient steps'
+      )
+    return dataclasses.replace(
+      cell, steps=steps, values=cell.values[..., finite], lacks=tuple(lacks)
+    )
+
+
+def make(chosen: preset.Preset, collection: scores.Collection) -> Study:
+  """Returns the runs of a collection that a preset is about.
+
+  Raises:
+    DataError: if it is about none of them.
+  """
+  runs: dict[tuple[str, str, str], list[scores.Run]] = {}
+  strangers = []
+  for run in collection.runs:
+    setting = run.setting
+    if setting.suite != chosen.suite:
+      strangers.append((run.name, f'suite {setting.suite or "unknown"}'))
+    elif setting.game not in chosen.games:
+      strangers.append((run.name, f'game {setting.game}'))
+    elif setting.dataset not in chosen.datasets:
+      strangers.append((run.name, f'data set {setting.dataset or "unknown"}'))
+    else:
+      key = (setting.dataset, run.method, setting.game)
+      runs.setdefault(key, []).append(run)
+  if not runs:
+    name, reason = strangers[0]
+    raise errors.DataError(
+      f'none of the {len(strangers)} runs belongs to {chosen.name}: {name} is '
+      f'of {reason}. Leave --preset out, or name other --runs.'
+    )
+  return Study(chosen, runs, tuple(strangers))
+
+
+def measure(cell: Cell, name: str) -> Array:
+  """Returns the average over training or the final score of each run.
+
+  Args:
+    cell: of returns, in any unit.
+    name: AVERAGE, the mean over all evaluations, or FINAL, the last of them.
+
+  Returns:
+    float64 [runs, games].
+  """
+  if name == AVERAGE:
+    return np.asarray(cell.values.mean(axis=-1))
+  return cell.values[..., -1]
+
+
+def stability(curves: Array) -> Array:
+  """Returns what `stability_statistics` needs of each run.
+
+  Args:
+    curves: normalised scores, float64 [runs, games, steps].
+
+  Returns:
+    float64 [runs, games, 3]: the final score, the best one, the area lost.
+  """
+  area = aggregates.area_lost(curves)
+  return np.stack([curves[..., -1], curves.max(axis=-1), area], axis=-1)
+
+
+def stability_statistics(parts: Array) -> Array:
+  """Returns final over best, and the area lost after the peak.
+
+  Args:
+    parts: what `stability` returns.
+
+  Returns:
+    float64 [2]: the IQM of final scores over the IQM of each run's best, NaN
+    if that is not positive; the IQM of the areas lost.
+  """
+  final, best, area = aggregates.iqm(parts)
+  return np.array([final / best if best > 0 else np.nan, area])
+
+
+def _until(series: pd.Series, target: int) -> pd.Series:
+  return series[series.index <= target]
+
+
+def _thinned(
+  steps: npt.NDArray[np.int64], max_points: int | None
+) -> npt.NDArray[np.int64]:
+  """Returns at most so many steps, evenly spread, the last among them."""
+  if max_points is None or len(steps) <= max_points:
+    return steps
+  chosen = np.linspace(0, len(steps) - 1, max_points).round().astype(int)
+  return steps[chosen]
+
+
+def _largest_block(counts: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+  """Returns the games and the number of runs of the most runs in all.
+
+  Of blocks with as many runs, the one with more games. Games stay in order.
+  """
+  best: tuple[tuple[str, ...], int] = ((), 0)
+  for num_runs in sorted(set(counts.values())):
+    games = tuple(game for game, n in counts.items() if n >= num_runs)
+    if len(games) * num_runs > len(best[0]) * best[1]:
+      best = (games, num_runs)
+  return best
+
+
+def _millions(steps: int) -> str:
+  return f'{steps / 1e6:.3g}M'

@@ -1,0 +1,295 @@
+"""Tables of a study over all games: Table 1, other statistics, stability."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from batch_rl_dr3.reporting import (
+  aggregates,
+  intervals,
+  methods,
+  preset,
+  reference,
+)
+from batch_rl_dr3.reporting import (
+  study as study_lib,
+)
+from batch_rl_dr3.reporting.table import (
+  INCOMPLETE,
+  Column,
+  Table,
+  build,
+  interval,
+  text,
+)
+
+_LINE = text(
+  ('dataset', 'method'),
+  'Method, data',
+  lambda dataset, method: (
+    f'{methods.display_name(method)}, {preset.dataset_name(dataset)}'
+  ),
+)
+_EXTENTS = (
+  Column('games', 'Games', when='vary'),
+  Column('runs', 'Runs of each', when='vary'),
+  Column('gradient_steps', 'Gradient steps', when='never'),
+  text('lacks', 'Lacks', when='known'),
+)
+_INCOMPLETE = (
+  f'{INCOMPLETE} computed on fewer runs than the study has, see the last column'
+)
+_BRACKETS = 'In brackets: 95% stratified bootstrap intervals.'
+_STATISTICS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
+  ('iqm', 'IQM', aggregates.iqm),
+  ('median', 'Median', aggregates.median),
+  ('mean', 'Mean', aggregates.mean),
+  ('optimality_gap', 'Optimality gap', aggregates.optimality_gap),
+)
+_NO_SCORES = 'No run has been evaluated at its end yet.'
+
+
+class StudyTables:
+  """Makes the tables of one study on one scale."""
+
+  def __init__(
+    self,
+    study: study_lib.Study,
+    normalisation: reference.Normalisation,
+    bootstrap: intervals.Bootstrap,
+  ):
+    """Computes nothing yet.
+
+    Args:
+      study: the runs.
+      normalisation: the scale of scores.
+      bootstrap: makes the intervals.
+    """
+    self._study = study
+    self._normalisation = normalisation
+    self._bootstrap = bootstrap
+    self._estimates: dict[tuple[str, str, str], intervals.Estimate] = {}
+
+  def _matrix(self, cell: study_lib.Cell, measure: str) -> intervals.Array:
+    """Returns normalised scores, float64 [runs, games]."""
+    points = study_lib.measure(cell, measure)
+    return self._normalisation(points, cell.games)
+
+  def _cells(self) -> list[tuple[str, str, study_lib.Cell]]:
+    found = []
+    for dataset, method in self._study.lines:
+      cell = self._study.scores(dataset, method)
+      if cell is not None and cell.steps.size:
+        found.append((dataset, method, cell))
+    return found
+
+  def _statistics(
+    self, dataset: str, method: str, measure: str
+  ) -> intervals.Estimate:
+    """Returns the estimates of `_STATISTICS`, made once."""
+    key = (dataset, method, measure)
+    if key not in self._estimates:
+      cell = self._study.scores(dataset, method)
+      assert cell is not None
+      self._estimates[key] = self._bootstrap(
+        lambda scores: np.array([f(scores) for _, _, f in _STATISTICS]),
+        self._matrix(cell, measure),
+      )
+    return self._estimates[key]
+
+  def table_1(self) -> Table:
+    """Returns IQM of average and final score beside the paper's numbers."""
+    rows = []
+    for dataset, method, cell in self._cells():
+      row = _identity(dataset, method, cell)
+      for measure in study_lib.MEASURES:
+        iqm = self._statistics(dataset, method, measure)[0]
+        paper = reference.published().get((dataset, method, measure))
+        row |= _in_percent(measure, iqm)
+        row |= {
+          f'paper_{measure}_percent': paper and paper.iqm,
+          f'paper_{measure}_low_percent': paper and paper.low,
+          f'paper_{measure}_high_percent': paper and paper.high,
+        }
+        row[f'{measure}_to_paper'] = self._verdict(100 * iqm.value, paper)
+      rows.append(row)
+    columns = [_LINE]
+    for measure, heading in (('average', 'Average'), ('final', 'Final')):
+      ends = [f'{measure}{end}_percent' for end in ('', '_low', '_high')]
+      paper_ends = tuple(f'paper_{end}' for end in ends)
+      columns += [
+        Column((*ends, 'complete'), heading, interval),
+        Column(paper_ends, 'Paper', _published),
+        text(f'{measure}_to_paper', 'to paper', when='known'),
+      ]
+    return build(
+      'table_1',
+      'Table 1: IQM of normalised scores',
+      f'Interquartile mean over games and runs of {self._normalisation.label} '
+      f'scores, in percent. {_BRACKETS} Average: over the evaluations of the '
+      'whole training; final: the last evaluation. Inside, above, below: where '
+      "the number lies to the paper's interval. The paper's text has no table "
+      f'of final scores. {_INCOMPLETE}.',
+      _NO_SCORES,
+      [*columns, *_EXTENTS],
+      rows,
+    )
+
+  def _verdict(
+    self, value: intervals.Array, paper: reference.Published | None
+  ) -> str | None:
+    if paper is None or self._normalisation.name != 'dqn':
+      return None
+    if value < paper.low:
+      return 'below'
+    return 'above' if value > paper.high else 'inside'
+
+  def statistics(self) -> Table:
+    """Returns IQM, median, mean and optimality gap of both measures."""
+    rows = []
+    for dataset, method, cell in self._cells():
+      for measure in study_lib.MEASURES:
+        row = _identity(dataset, method, cell)
+        row['measure'] = measure
+        estimate = self._statistics(dataset, method, measure)
+        for index, (name, _, _) in enumerate(_STATISTICS):
+          row |= _in_percent(name, estimate[index])
+        rows.append(row)
+    columns = [
+      Column(
+        (f'{n}_percent', f'{n}_low_percent', f'{n}_high_percent', 'complete'),
+        heading,
+        interval,
+      )
+      for n, heading, _ in _STATISTICS
+    ]
+    return build(
+      'statistics',
+      'Other statistics',
+      f'Of {self._normalisation.label} scores, in percent. {_BRACKETS} IQM: '
+      'mean of the middle half of all runs; median and mean: over games, of '
+      'the mean over runs; optimality gap: by how much scores miss 100 on '
+      f'average, lower is better. {_INCOMPLETE}.',
+      _NO_SCORES,
+      [_LINE, text('measure', 'Score'), *columns, *_EXTENTS],
+      rows,
+    )
+
+  def improvement(self) -> Table:
+    """Returns the probability that DR3 improves each method."""
+    rows = []
+    for dataset, base in self._study.lines:
+      cells = [
+        self._study.scores(dataset, method)
+        for method in (methods.with_dr3(base), base)
+      ]
+      there = [cell for cell in cells if cell and cell.steps.size]
+      games = [
+        game
+        for game in self._study.preset.games
+        if len(there) == 2 and all(game in cell.games for cell in there)
+      ]
+      if not games:
+        continue
+      dr3, without = (cell.only(games) for cell in there)
+      row = _identity(dataset, base, dr3)
+      row['lacks'] = _and(dict.fromkeys((*dr3.lacks, *without.lacks)))
+      row['complete'] = not row['lacks']
+      for measure in study_lib.MEASURES:
+        row |= _in_percent(
+          measure,
+          self._bootstrap(
+            aggregates.probability_of_improvement,
+            self._matrix(dr3, measure),
+            self._matrix(without, measure),
+          )[0],
+        )
+      rows.append(row)
+    columns = [
+      Column(
+        (f'{m}_percent', f'{m}_low_percent', f'{m}_high_percent', 'complete'),
+        heading,
+        interval,
+      )
+      for m, heading in (('average', 'Average'), ('final', 'Final'))
+    ]
+    return build(
+      'probability_of_improvement',
+      'Probability that DR3 improves a method',
+      'The chance, in percent, that a run with DR3 scores above a run without, '
+      f'averaged over the games that both have; ties count half. {_BRACKETS} '
+      f'{_INCOMPLETE}.',
+      'No method has finished runs both with and without DR3 on one data set.',
+      [_LINE, *columns, *_EXTENTS],
+      rows,
+    )
+
+  def stability(self) -> Table:
+    """Returns final over best score, and the area lost after the peak."""
+    rows = []
+    for dataset, method, cell in self._cells():
+      curves = self._normalisation(cell.values, cell.games)
+      estimate = self._bootstrap(
+        study_lib.stability_statistics, study_lib.stability(curves)
+      )
+      rows.append(
+        _identity(dataset, method, cell)
+        | _in_percent('final_over_best', estimate[0])
+        | _in_percent('area_lost', estimate[1])
+      )
+    columns = [
+      Column(
+        (f'{n}_percent', f'{n}_low_percent', f'{n}_high_percent', 'complete'),
+        heading,
+        interval,
+      )
+      for n, heading in (
+        ('final_over_best', 'Final over best'),
+        ('area_lost', 'Area lost'),
+      )
+    ]
+    return build(
+      'stability',
+      'Stability',
+      'Final over best: the IQM of final scores over the IQM of the best '
+      'evaluation of each run, in percent; 100 is a run that ends at its best. '
+      'Area lost: from its best evaluation on, what a run falls short of it, '
+      'summed and divided by the length of the whole training; IQM, in percent '
+      'of the normalised scale; 0 is no loss. Chance favours the best of many '
+      f'evaluations, so no run reaches 100 and 0 quite. {_BRACKETS} '
+      f'{_INCOMPLETE}.',
+      _NO_SCORES,
+      [_LINE, *columns, *_EXTENTS],
+      rows,
+    )
+
+
+def _identity(
+  dataset: str, method: str, cell: study_lib.Cell
+) -> dict[str, Any]:
+  return {
+    'dataset': dataset,
+    'method': method,
+    'games': len(cell.games),
+    'runs': cell.num_runs,
+    'gradient_steps': int(cell.steps[-1]),
+    'complete': not cell.lacks,
+    'lacks': _and(cell.lacks),
+  }
+
+
+def _and(phrases: Sequence[str] | dict[str, None]) -> str | None:
+  return '; '.join(phrases) or None
+
+
+def _in_percent(name: str, estimate: intervals.Estimate) -> dict[str, float]:
+  return {
+    f'{name}_percent': 100 * float(estimate.value),
+    f'{name}_low_percent': 100 * float(estimate.low),
+    f'{name}_high_percent': 100 * float(estimate.high),
+  }
+
+
+def _published(value: Any, low: Any, high: Any) -> str:
+  return interval(value, low, high) if value == value and value else 'unknown'

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+
+from batch_rl_dr3.reporting import (
+  aggregates,
+  figure,
+  intervals,
+  reference,
+  scores,
+  study,
+  study_figures,
+)
+
+_BOOTSTRAP = intervals.Bootstrap(50)
+_CURVES = np.random.default_rng(0).normal(0.5, 0.2, (2, 4, 3))
+
+
+@pytest.fixture
+def make_figures(make_collection, small_study, in_points):
+  def make(returns, **kwargs):
+    points = {
+      key: in_points(values, small_study.games[: values.shape[1]])
+      for key, values in returns.items()
+    }
+    made = study.make(small_study, make_collection(points, **kwargs))
+    return study_figures.StudyFigures(
+      made, reference.Normalisation(), _BOOTSTRAP
+    )
+
+  return make
+
+
+@pytest.fixture
+def figures(make_figures):
+  rank = 100 + 10 * _CURVES
+  dots = np.exp(_CURVES)
+  return make_figures(
+    {('5pct', 'rem'): _CURVES, ('5pct', 'rem_dr3'): _CURVES + 1},
+    metrics={scores.EFFECTIVE_RANK: rank, scores.DOT_PRODUCT: dots},
+  )
+
+
+def _lines(axes):
+  return {line.get_label(): line.get_data() for line in axes.lines}
+
+
+def _band(axes, index):
+  """Returns the lower and upper ends of a band, by horizontal position."""
+  corners = axes.collections[index].get_paths()[0].vertices
+  ends = {}
+  for x, y in corners:
+    ends.setdefault(float(x), []).append(float(y))
+  return {x: (min(ys), max(ys)) for x, ys in ends.items()}
+
+
+def test_figure_4_is_the_iqm_and_its_interval(figures):
+  (axes,) = figures.draw_over_games(study_figures.RETURN, narrow=False).axes
+  lines = _lines(axes)
+  assert list(lines) == ['REM', 'REM + DR3']
+  for index, shift in enumerate((0, 1)):
+    expected = _BOOTSTRAP(aggregates.iqm, 100 * (_CURVES + shift))
+    x, y = list(lines.values())[index]
+    np.testing.assert_array_equal(x, [100, 200, 300])
+    np.testing.assert_allclose(y, expected.value, rtol=1e-9)
+    ends = _band(axes, index)
+    for step, low, high in zip(x, expected.low, expected.high, strict=True):
+      np.testing.assert_allclose(ends[step], [low, high], rtol=1e-9)
+  assert axes.get_title() == 'REM, 5%'
+  assert axes.get_xlabel() == 'gradient steps'
+  assert axes.get_ylabel() == 'DQN-normalised IQM, %'
+
+
+def test_figure_5_and_dot_product(figures):
+  (axes,) = figures.draw_over_games(study_figures.RANK, narrow=True).axes
+  _, y = _lines(axes)['REM']
+  np.testing.assert_allclose(y, aggregates.iqm(100 + 10 * _CURVES))
+  (axes,) = figures.draw_over_games(study_figures.DOT_PRODUCT, False).axes
+  _, y = _lines(axes)['REM + DR3']
+  np.testing.assert_allclose(y, aggregates.iqm(np.exp(_CURVES)))
+  assert axes.get_yscale() == 'log'
+
+
+def test_each_game_is_mean_and_range_in_points(figures, in_points, small_study):
+  drawn = figures.draw_per_game(study_figures.RETURN, '5pct', narrow=False)
+  assert [axes.get_title() for axes in drawn.axes] == list(small_study.games)
+  points = in_points(_CURVES, small_study.games)
+  for game, axes in enumerate(drawn.axes):
+    _, y = _lines(axes)['REM']
+    np.testing.assert_allclose(y, points[:, game].mean(axis=0), rtol=1e-9)
+    for step, low, high in zip(
+      (100, 200, 300),
+      points[:, game].min(axis=0),
+      points[:, game].max(axis=0),
+      strict=True,
+    ):
+      np.testing.assert_allclose(_band(axes, 0)[step], [low, high])
+
+
+def test_profiles_are_shares_of_final_scores(figures):
+  (axes,) = figures.draw_profiles(narrow=False).axes
+  x, y = _lines(axes)['REM']
+  final = 100 * _CURVES[..., -1]
+  np.testing.assert_allclose(x, np.linspace(0, 200, 81))
+  np.testing.assert_allclose(y, [(final > threshold).mean() for threshold in x])
+
+
+def test_an_incomplete_set_is_marked_and_named(make_figures):
+  made = make_figures({('5pct', 'rem'): _CURVES[:, :3]})
+  (axes,) = made.draw_over_games(study_figures.RETURN, narrow=False).axes
+  assert axes.get_title() == 'REM, 5% †'
+  (axes,) = made.draw_profiles(narrow=False).axes
+  assert axes.get_title() == '5% †'
+  for drawn in (made.over_games(study_figures.RETURN), made.profiles()):
+    assert '† Computed on an incomplete set: REM on 5% (3 of 4' in drawn.caption
+
+
+def test_what_was_not_measured_has_no_figure(make_figures):
+  made = make_figures({('5pct', 'rem'): _CURVES})
+  assert made.over_games(study_figures.RANK) is None
+  assert made.per_game(study_figures.RANK, '5pct') is None
+  drawn = made.draw_per_game(study_figures.RANK, '5pct', narrow=False)
+  assert [t.get_text() for t in drawn.axes[0].texts] == ['not measured']
+
+
+def test_a_figure_is_two_pngs_and_a_pdf(figures):
+  made = figures.per_game(study_figures.RETURN, '5pct')
+  assert made.name == 'return_5pct'
+  assert made.wide.startswith(b'\x89PNG')
+  assert made.narrow.startswith(b'\x89PNG')
+  assert made.pdf.startswith(b'%PDF')
+  assert isinstance(made, figure.Figure)
+  # Equal figures are equal files.
+  again = figures.per_game(study_figures.RETURN, '5pct')
+  assert (again.wide, again.pdf) == (made.wide, made.pdf)
