@@ -22,7 +22,7 @@ from batch_rl_dr3.reporting import (
   tables,
 )
 from batch_rl_dr3.reporting.selection_rules import RULES, Rule
-from batch_rl_dr3.reporting.table import Column, Table, number, signed
+from batch_rl_dr3.reporting.table import Column, Table, number, signed, text
 
 # What stands beside the rules in a table: a checkpoint drawn at random.
 RANDOM = 'random'
@@ -237,8 +237,8 @@ def table(
   single = found[['suite', 'game']].drop_duplicates().shape[0] <= 1
   points = 'always' if single else 'never'
   columns = (
-    Column('rule', 'Rule', str),
-    Column('choice', 'Chooses', str),
+    text('rule', 'Rule'),
+    text('choice', 'Chooses'),
     Column('kept', 'Kept, %'),
     Column('kept_low', '95% from', when='known'),
     Column('kept_high', 'to', when='known'),
@@ -255,7 +255,7 @@ def table(
       for m in (ordered if len(ordered) > 1 else ())
     ),
     Column('runs', 'Runs'),
-    Column('source', 'Source', str, 'never'),
+    text('source', 'Source', when='never'),
   )
   frame = measured.assign(**described).reindex(
     columns=[c.name for c in columns]
@@ -297,10 +297,10 @@ def choices(ranked: pd.DataFrame, top: int = 1) -> Table:
     top: how many of each run and rule.
   """
   columns = (
-    Column('run', 'Run', str),
-    Column('rule', 'Rule', str),
+    text('run', 'Run'),
+    text('rule', 'Rule'),
     Column('place', 'Place', when='always' if top > 1 else 'never'),
-    Column('checkpoint', 'Checkpoint', str),
+    text('checkpoint', 'Checkpoint'),
     Column('gradient_steps', 'Gradient steps'),
     Column('value', 'Value'),
     Column('return', 'Return', number, 'known'),

@@ -1,11 +1,15 @@
 """The figure of what each rule for choosing a checkpoint would have kept."""
 
+import functools
+
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3.reporting import selection
+from batch_rl_dr3.reporting import figure as figure_lib
+from batch_rl_dr3.reporting import scores, selection
+from batch_rl_dr3.reporting.section import Section
 
 CAPTION = (
   'What each rule keeps and gains, as in the table: means over runs and 95% '
@@ -19,6 +23,22 @@ _PANELS = (
   ('kept', 'return kept, % of the range\nfrom worst to best evaluation'),
   ('gained', 'gained on the last evaluation,\n% of that range'),
 )
+
+
+def section(collection: scores.Collection) -> Section:
+  """Returns the part of a page about choosing a checkpoint, folded."""
+  table = selection.table(collection)
+  figures = []
+  if len(table.frame):
+    figures.append(
+      figure_lib.make(
+        'selection',
+        table.title,
+        CAPTION,
+        functools.partial(draw, table.frame),
+      )
+    )
+  return Section(table.title, [table, *figures], is_folded=True)
 
 
 def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
