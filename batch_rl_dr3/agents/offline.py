@@ -23,7 +23,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3 import dopamine_compat
-from batch_rl_dr3.agents import measures, variables
+from batch_rl_dr3.agents import measures, update, variables
 from batch_rl_dr3.networks import value_network
 from batch_rl_dr3.penalties import Penalty, UpdateBatch
 from batch_rl_dr3.replay import fixed_replay_buffer
@@ -115,18 +115,26 @@ class OfflineAgent(dopamine_compat.DQNAgent):
 
   # What a subclass says.
 
-  def _build_bellman_loss(self) -> tf.Tensor:
-    """Returns the Bellman loss of the batch: float32 [B]."""
+  def _build_bellman_loss(
+    self, batch: update.Update, next_policy: tf.Tensor
+  ) -> tf.Tensor:
+    """Returns the Bellman loss of a batch: float32 [B].
+
+    Args:
+      batch: the batch.
+      next_policy: float32 [B, A], what `_build_next_policy` returns of it.
+    """
     raise NotImplementedError
 
-  def _build_next_policy(self) -> tf.Tensor:
+  def _build_next_policy(self, batch: update.Update) -> tf.Tensor:
     """Returns the distribution of the backup's a': float32 [B, A]."""
     return tf.one_hot(
-      tf.argmax(self._replay_next_target_net_outputs.q_values, axis=1),
-      self.num_actions,
+      tf.argmax(batch.next_target_outputs.q_values, axis=1), self.num_actions
     )
 
-  def _build_auxiliary_losses(self) -> dict[str, tf.Tensor]:
+  def _build_auxiliary_losses(
+    self, batch: update.Update
+  ) -> dict[str, tf.Tensor]:
     """Returns further losses by name, float32 scalars added with weight 1."""
     return {}
 
@@ -179,13 +187,14 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     outputs = self.online_convnet(self._states_ph)
     self._greedy_actions = tf.argmax(outputs.q_values, axis=1)
     self._features = outputs.features
-    self._replay_net_outputs = self.online_convnet(self._replay.states)
-    self._replay_next_net_outputs = self.online_convnet(
-      self._replay.next_states
-    )
-    self._replay_next_target_net_outputs = self.target_convnet(
-      self._replay.next_states
-    )
+    self.target_convnet(self.state_ph)  # Creates its variables.
+
+  def _networks(self) -> dict[str, tf.keras.Model]:
+    """Returns the networks by name; all but the target network learn."""
+    return {
+      update.ONLINE: self.online_convnet,
+      update.TARGET: self.target_convnet,
+    }
 
   def _build_train_op(self) -> tf.Operation:
     """Builds the loss, the metrics and the training step.
@@ -194,31 +203,28 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       The op of one whole training step: gradient, optimiser, step number,
       and every `target_update_period` steps the target network.
     """
-    self._next_policy = tf.stop_gradient(self._build_next_policy())
-    batch = UpdateBatch(
-      q_values=self._replay_net_outputs.q_values,
-      features=self._replay_net_outputs.features,
-      next_features=self._replay_next_net_outputs.features,
-      actions=self._replay.actions,
-      next_policy=self._next_policy,
-      terminals=tf.cast(self._replay.terminals, tf.float32),
-    )
-    self.loss_parts = self._build_loss(batch)
-    gradients = [
-      (gradient, variable)
-      for gradient, variable in self.optimizer.compute_gradients(
-        self.loss_parts.total
-      )
-      if gradient is not None
+    weights = {name: n.variables for name, n in self._networks().items()}
+    batch = self._build_update(weights, self._step, self._replay.transition)
+    self._replay_net_outputs = batch.outputs
+    self._replay_next_target_net_outputs = batch.next_target_outputs
+    penalised, self.loss_parts = self._build_loss(batch)
+    learnt = [
+      variable
+      for name, variables in weights.items()
+      for variable in variables
+      if name != update.TARGET
     ]
+    gradients = tf.gradients(self.loss_parts.total, learnt)
     self.metrics = measures.build_metrics(
-      batch,
+      penalised,
       self.loss_parts,
-      self._replay_next_target_net_outputs.q_values,
-      [gradient for gradient, _ in gradients],
+      batch.next_target_outputs.q_values,
+      gradients,
     )
-    update = self.optimizer.apply_gradients(gradients)
-    with tf.control_dependencies([update]):
+    applied = self.optimizer.apply_gradients(
+      zip(gradients, learnt, strict=True)
+    )
+    with tf.control_dependencies([applied]):
       step = self.gradient_steps.assign_add(1, read_value=True)
     return tf.cond(
       tf.equal(step % self.target_update_period, 0),
@@ -241,15 +247,42 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       )
     ]
 
-  def _build_loss(self, batch: UpdateBatch) -> measures.LossParts:
-    bellman = tf.reduce_mean(self._build_bellman_loss())
-    auxiliary = self._build_auxiliary_losses()
-    penalties = {penalty.name: penalty(batch) for penalty in self._penalties}
+  def _build_update(
+    self,
+    weights: update.Weights,
+    step: tf.Tensor,
+    transition: Mapping[str, tf.Tensor],
+  ) -> update.Update:
+    return update.build(
+      self.online_convnet,
+      self.target_convnet,
+      weights,
+      step,
+      transition,
+      any(p.coefficient and p.moves_next_features for p in self._penalties),
+    )
+
+  def _build_loss(
+    self, batch: update.Update
+  ) -> tuple[UpdateBatch, measures.LossParts]:
+    """Returns what the penalties are given, and the loss."""
+    next_policy = tf.stop_gradient(self._build_next_policy(batch))
+    penalised = UpdateBatch(
+      q_values=batch.outputs.q_values,
+      features=batch.outputs.features,
+      next_features=batch.next_features,
+      actions=batch.transition['action'],
+      next_policy=next_policy,
+      terminals=tf.cast(batch.transition['terminal'], tf.float32),
+    )
+    bellman = tf.reduce_mean(self._build_bellman_loss(batch, next_policy))
+    auxiliary = self._build_auxiliary_losses(batch)
+    penalties = {p.name: p(penalised) for p in self._penalties}
     total = tf.add_n([bellman, *auxiliary.values()])
     for penalty in self._penalties:
       if penalty.coefficient != 0:
         total += penalty.coefficient * penalties[penalty.name]
-    return measures.LossParts(total, bellman, auxiliary, penalties)
+    return penalised, measures.LossParts(total, bellman, auxiliary, penalties)
 
   def _store_transition(self, *args: Any, **kwargs: Any) -> None:
     """Does nothing: the data are fixed, and acting never adds to them."""

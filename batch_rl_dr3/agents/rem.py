@@ -5,7 +5,7 @@ from typing import Any
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import dqn
+from batch_rl_dr3.agents import dqn, update
 from batch_rl_dr3.networks import value_network
 
 # Keeps the mixture's random stream apart from the sampler's, which is keyed
@@ -52,10 +52,7 @@ class FixedReplayREMAgent(dqn.FixedReplayDQNAgent):
     self.num_atoms = num_heads
     super().__init__(*args, **kwargs)
 
-  def _build_networks(self) -> None:
-    super()._build_networks()
-    self._mixture = mixture_weights(self._seed, self._step, self.num_atoms)
-
-  def _combine(self, atoms: tf.Tensor) -> tf.Tensor:
+  def _combine(self, batch: update.Update, atoms: tf.Tensor) -> tf.Tensor:
     """See base class."""
-    return tf.tensordot(atoms, self._mixture, axes=1)
+    mixture = mixture_weights(self._seed, batch.step, self.num_atoms)
+    return tf.tensordot(atoms, mixture, axes=1)
