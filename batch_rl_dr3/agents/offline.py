@@ -111,6 +111,8 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       **kwargs,
     )
     self.eval_mode = True
+    if self._replay.table is not None:
+      self._replay.table.load(self._sess)
     self._sess.run(self._sync_qt_ops)
 
   # What a subclass says.
@@ -171,6 +173,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       gamma=self.gamma,
       stack_size=self.stack_size,
       monte_carlo=self._needs_monte_carlo_returns(),
+      in_graph=True,
     )
 
   def _build_networks(self) -> None:

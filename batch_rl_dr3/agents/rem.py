@@ -27,6 +27,7 @@ def mixture_weights(seed: int, step: tf.Tensor, num_heads: int) -> tf.Tensor:
   draws = tf.random.stateless_uniform(
     [num_heads],
     seed=tf.stack([tf.constant(seed + _MIXTURE_STREAM, tf.int64), step]),
+    alg='philox',  # Or else it would depend on the device.
   )
   return draws / tf.reduce_sum(draws)
 
