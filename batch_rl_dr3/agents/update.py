@@ -24,6 +24,7 @@ class Update(NamedTuple):
     outputs: the online network's, at s.
     next_features: float32 [B, D], the online network's, at s'.
     next_target_outputs: the target network's, at s'.
+    is_compiled: whether XLA compiles what is built.
   """
 
   weights: Weights
@@ -32,6 +33,7 @@ class Update(NamedTuple):
   outputs: value_network.NetworkOutput
   next_features: tf.Tensor
   next_target_outputs: value_network.NetworkOutput
+  is_compiled: bool
 
 
 def build(
@@ -41,6 +43,8 @@ def build(
   step: tf.Tensor,
   transition: Mapping[str, tf.Tensor],
   learns_from_next_features: bool,
+  is_compiled: bool = False,
+  dtype: tf.DType = tf.float32,
 ) -> Update:
   """Runs the networks on one batch.
 
@@ -53,24 +57,39 @@ def build(
     learns_from_next_features: whether a gradient flows through the online
       network at s'. It then runs once on [s; s'], so that its kernels are
       read, and their gradients written, once.
+    is_compiled: see Update.
+    dtype: what the networks compute in. Weights, outputs, losses and the
+      optimiser are float32 all the same.
   """
   states, next_states = transition['state'], transition['next_state']
+  online_weights = [tf.cast(w, dtype) for w in weights[ONLINE]]
+  target_weights = [tf.cast(w, dtype) for w in weights[TARGET]]
   if learns_from_next_features:
     both = online.features(
-      weights[ONLINE], tf.concat([states, next_states], axis=0)
+      online_weights, tf.concat([states, next_states], axis=0)
     )
     features, next_features = tf.split(both, 2)
   else:
     features, next_features = (
-      online.features(weights[ONLINE], s) for s in (states, next_states)
+      online.features(online_weights, s) for s in (states, next_states)
     )
+  outputs = online.output(online_weights, features)
+  target_outputs = target.output(
+    target_weights, target.features(target_weights, next_states)
+  )
   return Update(
     weights,
     step,
     transition,
-    online.output(weights[ONLINE], features),
-    next_features,
-    target.output(
-      weights[TARGET], target.features(weights[TARGET], next_states)
-    ),
+    _float32(outputs),
+    tf.cast(next_features, tf.float32),
+    _float32(target_outputs),
+    is_compiled,
+  )
+
+
+def _float32(outputs: value_network.NetworkOutput) -> Any:
+  atoms = tf.cast(outputs.atoms, tf.float32)
+  return value_network.NetworkOutput(
+    tf.reduce_mean(atoms, axis=2), tf.cast(outputs.features, tf.float32), atoms
   )

@@ -131,9 +131,9 @@ class ValueNetwork(tf.keras.Model):
       states: uint8 [B, height, width, ..., stack].
 
     Returns:
-      float32 [B, D].
+      [B, D], the weights' dtype.
     """
-    activations = tf.cast(states, tf.float32) / self.scale
+    activations = tf.cast(states, weights[0].dtype) / self.scale
     if states.shape.rank > 4:  # Channels and stacked frames are one axis.
       _, height, width, *channels = states.shape.as_list()
       activations = tf.reshape(
@@ -156,7 +156,7 @@ class ValueNetwork(tf.keras.Model):
 
     Args:
       weights: see `features`.
-      features: float32 [B, D].
+      features: [B, D], the weights' dtype.
     """
     kernel, bias = weights[-2:]
     atoms = tf.reshape(

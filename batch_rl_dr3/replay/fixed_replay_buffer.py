@@ -40,6 +40,7 @@ _NAMES = (
     'stack_size',
     'monte_carlo',
     'in_graph',
+    'max_device_bytes',
   ]
 )
 class FixedReplayBuffer:
@@ -75,6 +76,7 @@ class FixedReplayBuffer:
     stack_size: int = 4,
     monte_carlo: bool = False,
     in_graph: bool = False,
+    max_device_bytes: int | None = None,
   ):
     """Makes the sampling tensors in the current graph.
 
@@ -90,9 +92,10 @@ class FixedReplayBuffer:
       monte_carlo: whether to give returns too. Rows whose episode does not
         end within the store are then not sampled.
       in_graph: whether batches are gathered by graph operations from variables
-        that hold the store, which must be loaded (`table.load`) before use. A
-        store whose frames are not in memory is gathered from by NumPy all the
-        same.
+        that hold the store, which must be loaded (`table.load`) before use.
+      max_device_bytes: int; the variables may take so many bytes for frames on
+        their device. None shares frames that are in memory already, and
+        gathers others by NumPy all the same.
 
     Raises:
       ConfigError: if batch_size is not positive, or the stack sizes differ.
@@ -127,9 +130,9 @@ class FixedReplayBuffer:
         )
     self.table: graph_table.TableVariables | None = None
     if in_graph:
-      arrays = graph_table.from_store(store, self._valid_rows, self._returns)
-      if arrays is not None:
-        self.table = graph_table.TableVariables(arrays)
+      self.table = graph_table.make(
+        store, self._valid_rows, self._returns, max_device_bytes
+      )
     self.transition = self.transition_at(step)
     self.states = self.transition['state']
     self.actions = self.transition['action']

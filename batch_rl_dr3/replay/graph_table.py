@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from batch_rl_dr3.replay import store as replay_store
 
+_PART_BYTES = 1 << 28
+
 
 class Table(NamedTuple):
   """All that is sampled from, as tensors or as what they are made from.
@@ -40,25 +42,28 @@ class Table(NamedTuple):
   num_rows: Any
 
 
-def from_store(
+def make(
   store: replay_store.ReplayStore,
   valid_rows: npt.NDArray[np.int64],
   returns: npt.NDArray[np.float32] | None,
-) -> Table | None:
-  """Returns the arrays of a store; None if its frames are not in memory."""
-  frames = store.resident_frames
-  if frames is None:
-    return None
-  return Table(
-    frames=frames,
-    actions=store.actions,
-    rewards=store.rewards,
-    terminals=store.terminals,
-    returns=np.zeros(0, np.float32) if returns is None else returns,
-    valid_rows=valid_rows,
-    first_rows=np.array([s.first_row for s in store.segments], np.int64),
-    num_rows=np.array([s.num_rows for s in store.segments], np.int64),
+  max_device_bytes: int | None,
+) -> 'TableVariables | None':
+  """Returns variables for a store, or None if its frames are too many.
+
+  Args:
+    store: the store.
+    valid_rows: see Table.
+    returns: see Table; None where they are not asked for.
+    max_device_bytes: int, the most that frames may take; None takes those that
+      are in memory already, and no others.
+  """
+  is_resident = store.resident_frames is not None
+  is_small = max_device_bytes is not None and (
+    store.num_frame_bytes <= max_device_bytes
   )
+  if not (is_resident if max_device_bytes is None else is_small):
+    return None
+  return TableVariables(store, valid_rows, returns)
 
 
 class TableVariables:
@@ -68,36 +73,79 @@ class TableVariables:
     tensors: Table of their values.
   """
 
-  def __init__(self, arrays: Table):
-    """Creates the variables, empty until `load`."""
-    self._arrays: Table | None = arrays
+  def __init__(
+    self,
+    store: replay_store.ReplayStore,
+    valid_rows: npt.NDArray[np.int64],
+    returns: npt.NDArray[np.float32] | None,
+  ):
+    """Creates the variables, empty until `load`; see `make`."""
+    self._store = store
+    self._arrays = {
+      'actions': store.actions,
+      'rewards': store.rewards,
+      'terminals': store.terminals,
+      'returns': np.zeros(0, np.float32) if returns is None else returns,
+      'valid_rows': valid_rows,
+      'first_rows': np.array([s.first_row for s in store.segments], np.int64),
+      'num_rows': np.array([s.num_rows for s in store.segments], np.int64),
+    }
+    frame = store.frames([0])
+    self._frames_shape = (store.num_rows, frame.size)
     with tf.name_scope('replay_table'):
-      self._placeholders = Table(
-        *(
-          tf.compat.v1.placeholder(array.dtype, array.shape) for array in arrays
-        )
+      self._variables = Table(
+        frames=_variable('frames', frame.dtype, self._frames_shape),
+        **{
+          name: _variable(name, array.dtype, array.shape)
+          for name, array in self._arrays.items()
+        },
       )
-      variables = [
-        tf.compat.v1.Variable(
-          placeholder,
-          name=name,
-          trainable=False,
-          collections=[],
-          use_resource=True,
-        )
-        for name, placeholder in self._placeholders._asdict().items()
-      ]
-      self.tensors = Table(*(variable.read_value() for variable in variables))
-    self._initializers = [variable.initializer for variable in variables]
+      self.tensors = Table(*(v.read_value() for v in self._variables))
 
   def load(self, session: tf.compat.v1.Session) -> None:
-    """Hands the arrays over; on a CPU, aligned ones are shared, not copied."""
-    assert self._arrays is not None, 'loaded before'
-    for placeholder, array, initializer in zip(
-      self._placeholders, self._arrays, self._initializers, strict=True
-    ):
-      session.run(initializer, {placeholder: array})
-    self._arrays = None
+    """Hands the arrays over.
+
+    Frames that are in memory go at once; on a CPU they are shared, not copied.
+    Others are read part by part.
+    """
+    frames = self._store.resident_frames
+    if frames is None:
+      self._load_in_parts(session)
+    else:
+      self._variables.frames.load(frames, session)
+    for name, array in self._arrays.items():
+      getattr(self._variables, name).load(array, session)
+    self._arrays = {}
+
+  def _load_in_parts(self, session: tf.compat.v1.Session) -> None:
+    variable = self._variables.frames
+    num_rows, num_pixels = self._frames_shape
+    with session.graph.as_default():
+      start = tf.compat.v1.placeholder(tf.int64, [])
+      part = tf.compat.v1.placeholder(variable.dtype, [None, num_pixels])
+      empty = variable.assign(tf.zeros(self._frames_shape, variable.dtype))
+      # A slice of a variable is written in place.
+      write = variable[start : start + tf.shape(part, tf.int64)[0]].assign(part)
+    session.run(empty.op)
+    rows = max(1, _PART_BYTES // (num_pixels * variable.dtype.size))
+    for first in range(0, num_rows, rows):
+      wanted = np.arange(first, min(first + rows, num_rows))
+      frames = self._store.frames(wanted).reshape(-1, num_pixels)
+      session.run(write, {start: first, part: frames})
+
+
+def _variable(
+  name: str, dtype: npt.DTypeLike, shape: tuple[int, ...]
+) -> tf.Variable:
+  return tf.compat.v1.Variable(
+    # `load` is what gives it its value; this never runs.
+    lambda: tf.zeros(shape, dtype),
+    name=name,
+    trainable=False,
+    collections=[],
+    use_resource=True,
+    dtype=dtype,
+  )
 
 
 class Gathered(NamedTuple):

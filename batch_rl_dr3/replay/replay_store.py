@@ -166,6 +166,12 @@ class ReplayStore:
       return self._frames.array
     return None
 
+  @property
+  def num_frame_bytes(self) -> int:
+    """The bytes of all frames."""
+    pixels = int(np.prod(self.observation_shape))
+    return self.num_rows * pixels * self._frames.dtype.itemsize
+
   def source_rows(self) -> npt.NDArray[np.int64]:
     """Returns where each row was in its file of the log, int64 [num_rows]."""
     if self._is_uniform:

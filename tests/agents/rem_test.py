@@ -18,6 +18,10 @@ def test_mixture_is_convex_and_a_function_of_seed_and_step(session):
   assert (first >= 0).all()
   np.testing.assert_allclose(first.sum(), 1.0, rtol=1e-5)
   np.testing.assert_array_equal(first, weights(0, 5))
+  draws = tf.random.stateless_uniform([200], seed=[rem._MIXTURE_STREAM, 5])
+  np.testing.assert_array_equal(
+    first, session.run(draws / tf.reduce_sum(draws))
+  )
   assert (first != weights(0, 6)).any()
   assert (first != weights(1, 5)).any()
 

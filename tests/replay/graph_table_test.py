@@ -57,7 +57,7 @@ def test_every_valid_row_equals_numpys_gather(
   if name == 'wrapped':  # There are stacks that wrap.
     first_rows = np.array([segment.first_row for segment in store.segments])
     assert np.isin(rows, first_rows).any()
-  table = graph_table.TableVariables(graph_table.from_store(store, rows, None))
+  table = graph_table.TableVariables(store, rows, None)
   gathered = graph_table.gather(
     table.tensors,
     tf.constant(rows),
