@@ -21,6 +21,8 @@ from batch_rl_dr3.replay import shard_files
 
 # Files that the process may open beside the shards.
 _SPARE_FILES = 512
+# Bytes at a multiple of which TensorFlow wants its tensors.
+_ALIGNMENT = 64
 
 
 class Frames(abc.ABC):
@@ -117,17 +119,21 @@ def _interleave(planes: list[npt.NDArray[Any]], into: npt.NDArray[Any]) -> None:
 
 
 class ResidentFrames(Frames):
-  """Frames that are all in memory."""
+  """Frames that are all in memory.
+
+  Attributes:
+    array: [num_rows, num_pixels], the frames.
+  """
 
   def __init__(self, frames: npt.NDArray[Any]):
     """Takes frames, [num_rows, num_pixels]."""
-    self._frames = frames
+    self.array = frames
     self.num_pixels = frames.shape[1]
     self.dtype = frames.dtype
 
   def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """See Frames."""
-    frames: npt.NDArray[Any] = self._frames[rows]
+    frames: npt.NDArray[Any] = self.array[rows]
     return frames
 
   def windows(
@@ -137,7 +143,7 @@ class ResidentFrames(Frames):
     shape = (len(first_rows), num_frames, self.num_pixels)
     windows = np.empty(shape, self.dtype)
     for window, row in zip(windows, first_rows.tolist(), strict=True):
-      window[:] = self._frames[row : row + num_frames]
+      window[:] = self.array[row : row + num_frames]
     return windows
 
 
@@ -204,7 +210,7 @@ def open_frames(
     _allow_files(len(paths) + _SPARE_FILES)
     opened = [path.open() for path in paths]
     return ShardFrames(opened, num_pixels, dtype)
-  frames = np.empty((num_rows, num_pixels), dtype)
+  frames = _empty_aligned((num_rows, num_pixels), dtype)
   row = 0
   with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
     running = []
@@ -215,6 +221,16 @@ def open_frames(
     for future in running:
       future.result()
   return ResidentFrames(frames)
+
+
+def _empty_aligned(
+  shape: tuple[int, int], dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+  """Returns an array that TensorFlow can use as it is, without a copy."""
+  num_bytes = shape[0] * shape[1] * dtype.itemsize
+  memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + num_bytes].view(dtype).reshape(shape)
 
 
 def _allow_files(count: int) -> None:

@@ -179,6 +179,7 @@ class _Worker:
 
   def run(self, job: Job) -> Result:
     """Plays one job."""
+    from batch_rl_dr3.agents import devices
     from batch_rl_dr3.training import configured_evaluation, provenance
 
     key = (job.config, job.rule, job.num_threads)
@@ -213,5 +214,8 @@ class _Worker:
         evaluator, job.prefix, job.seed, job.video, self._stopped.is_set
       )
     return Result(
-      evaluator.lanes.game, evaluator.rule, episodes, provenance.of_process()
+      evaluator.lanes.game,
+      evaluator.rule,
+      episodes,
+      provenance.of_process(devices.resolve('auto').name),
     )

@@ -35,10 +35,12 @@ _RUN_FILES = (
 # Entries of provenance.json that a run is known by, beside its gin bindings.
 _IDENTITY = ('seed', 'data_hash')
 # A run may be continued with these changed: a longer run is the same run, and
-# neither where it is played nor how frames are stored changes it.
+# what is held, run or played where, or in one call, changes nothing.
 _CHANGEABLE = (
   'FixedReplayRunner.async_evaluation',
   'FixedReplayRunner.num_iterations',
+  'OfflineAgent.max_device_bytes',
+  'OfflineAgent.steps_per_call',
   'open_store.codec',
   'open_store.max_resident_bytes',
 )
@@ -75,11 +77,17 @@ def git_revision() -> str | None:
   return (revision + ('+' if changed else '')) or None
 
 
-def of_process() -> dict[str, Any]:
-  """Returns what runs: device, versions, commit and command line."""
-  gpus = tf.config.list_physical_devices('GPU')
+def of_process(device: str) -> dict[str, Any]:
+  """Returns what runs: device, versions, commit and command line.
+
+  Args:
+    device: 'cpu', 'gpu' or 'tpu', what the training step runs on.
+  """
+  found = tf.config.list_physical_devices(device.upper())
+  details = tf.config.experimental.get_device_details(found[0])
   return {
-    'device': gpus[0].name if gpus else 'cpu',
+    'device': device,
+    'device_name': details.get('device_name', platform.machine()),
     'versions': versions(),
     'git_revision': git_revision(),
     'command': [os.path.basename(sys.executable), *sys.orig_argv[1:]],

@@ -148,7 +148,7 @@ class FixedReplayRunner:
       },
       'rom_md5': game.rom_md5,
       'num_threads': num_threads,
-      **provenance.of_process(),
+      **provenance.of_process(self._agent.device),
     }
     provenance.claim(
       self._base_dir, gin.operative_config_str(), self._provenance, overwrite
@@ -276,18 +276,25 @@ class FixedReplayRunner:
 
   def _train(self, iteration: int, start: int, end: int) -> None:
     """Runs gradient steps `start` to `end` and writes a checkpoint."""
-    train_step = self._agent.make_train_step()
+    train_steps = self._agent.make_train_steps()
     self._metrics.start_clock(start)
-    for step in range(start, end):
+    step = start
+    while step < end:
       if self._metrics.is_due(step):
         self._show(self._metrics.log(iteration, step))
-      parts = train_step()
+      num_steps = min(
+        self._agent.steps_per_call,
+        self._metrics.steps_until_due(step),
+        end - step,
+      )
+      parts = train_steps(num_steps)
       if not math.isfinite(parts['loss_total']):
-        raise self._diverged(step, parts)
-      self._bar.update()
+        raise self._diverged(self._agent.num_gradient_steps() - 1, parts)
+      step += num_steps
+      self._bar.update(num_steps)
       if self._stop_request:
-        self._save(f'{iteration}_{step + 1}', step + 1)
-        raise self._preempted(step + 1)
+        self._save(f'{iteration}_{step}', step)
+        raise self._preempted(step)
     self._save(str(iteration), end)
 
   def _show(self, row: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ def test_the_page_shows_the_tables(index):
     '1',
     '300',
   ]
-  assert found[4][2] == [
+  assert found[5][2] == [
     'rem_dr3',
     'REM + DR3',
     'breakout',
