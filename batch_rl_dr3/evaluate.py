@@ -237,7 +237,9 @@ def _num_agent_steps(task: _Task) -> int:
 
 def _default_workers(num_cores: int) -> int:
   """Returns a process for every two cores, if there is memory for them."""
-  free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  with open('/proc/meminfo') as file:
+    kibibytes = dict(line.split()[:2] for line in file)
+  free = 1024 * int(kibibytes['MemAvailable:'])
   return max(1, min(num_cores // 2, free // _WORKER_BYTES))
 
 

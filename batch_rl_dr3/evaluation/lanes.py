@@ -101,6 +101,36 @@ class Lanes(Protocol):
     """Frees the emulators."""
 
 
+class FrameStacks:
+  """The last observations of some lanes, as Dopamine's agents stack them.
+
+  Attributes:
+    array: uint8 [n, *observation_shape, stack_size], the newest last.
+  """
+
+  def __init__(self, game: Game, num_lanes: int):
+    """Fills the stacks with zeros."""
+    shape = (num_lanes, *game.observation_shape, game.stack_size)
+    self.array: FrameArray = np.zeros(shape, np.uint8)
+
+  def clear(self, mask: BoolArray) -> None:
+    """Puts zeros in some lanes, bool [n], as before an episode."""
+    self.array[mask] = 0
+
+  def push(self, observations: FrameArray) -> None:
+    """Adds the newest observations, uint8 [n, *observation_shape]."""
+    # Every pixel's stack moves by one. What crosses from one pixel to its
+    # neighbour is the place that is written next, and to move all bytes at
+    # once is 20 times faster than to move three of every four.
+    flat = self.array.reshape(-1)
+    flat[:-1] = flat[1:]
+    self.array[..., -1] = observations
+
+  def keep(self, indices: IntArray) -> None:
+    """Drops all lanes but some."""
+    self.array = self.array[indices]
+
+
 def lane_seed(seed: int, lane: int) -> int:
   """Returns the seed of one lane's emulator, in [1, 2**31)."""
   state = np.random.SeedSequence((seed, lane)).generate_state(1)

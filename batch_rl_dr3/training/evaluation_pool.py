@@ -202,16 +202,16 @@ class _Worker:
         self._num_played.value += num_played - before
       before = num_played
 
-    episodes = []
-    if job.with_scores:
-      episodes = evaluator.evaluate(
-        job.prefix, job.seed, show, self._stopped.is_set
-      )
-    if job.video is not None:
+    if job.video is not None:  # First: it is short, and scores are not lost.
       from batch_rl_dr3.evaluation import video
 
       video.record(
         evaluator, job.prefix, job.seed, job.video, self._stopped.is_set
+      )
+    episodes = []
+    if job.with_scores:
+      episodes = evaluator.evaluate(
+        job.prefix, job.seed, show, self._stopped.is_set
       )
     return Result(
       evaluator.lanes.game,
