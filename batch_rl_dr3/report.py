@@ -90,7 +90,7 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'num_processes',
     os.cpu_count() or 1,
-    'Figures of a study that are drawn at a time.',
+    'Runs that are read, and figures of a study that are drawn, at a time.',
     lower_bound=1,
   )
   flags.DEFINE_string(

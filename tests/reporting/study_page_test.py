@@ -128,8 +128,10 @@ def test_the_page_says_what_is_missing(collection, small_study, drawn):
     'finished'
   )
   assert list(content.notes) == [
-    'Incomplete on 5%: REM + DR3 (3 of 4 games; 1 left out where games have '
-    'more runs).'
+    (
+      'Incomplete on 5%: REM + DR3 (3 of 4 games; 1 left out where games have '
+      'more runs).'
+    )
   ]
 
 
