@@ -41,6 +41,7 @@ import pathlib
 from absl import flags
 
 from batch_rl_dr3 import cli, errors
+from batch_rl_dr3.reporting import preset
 
 FLAGS = flags.FLAGS
 
@@ -60,11 +61,12 @@ def define_flags() -> None:
     'Folder of the report (default: report, in the folder that holds the '
     'runs).',
   )
-  flags.DEFINE_string(
+  flags.DEFINE_enum(
     'preset',
     None,
-    'Study that the runs are taken for: dr3_atari17 (default: each game and '
-    'data set on its own).',
+    list(preset.PRESETS),
+    'Study that the runs are taken for (default: each game and data set on '
+    'its own).',
   )
   flags.DEFINE_enum(
     'normalisation',
@@ -114,13 +116,10 @@ def main() -> None:
   from batch_rl_dr3.reporting import (
     intervals,
     page,
-    preset,
     reference,
     run_cache,
   )
 
-  if FLAGS.preset is not None:
-    preset.find(FLAGS.preset)
   cache = FLAGS.cache_dir and os.path.join(FLAGS.cache_dir, 'runs')
   options = page.Options(
     preset=FLAGS.preset,
