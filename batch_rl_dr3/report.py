@@ -37,11 +37,16 @@ written.
 
 import os
 import pathlib
+import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors
+from batch_rl_dr3 import cli, errors, run_directory
 from batch_rl_dr3.reporting import preset
+
+if TYPE_CHECKING:
+  from batch_rl_dr3.reporting import run_cache
 
 FLAGS = flags.FLAGS
 
@@ -106,6 +111,24 @@ def define_flags() -> None:
   )
 
 
+def _open_cache() -> 'run_cache.RunCache | None':
+  """Returns the cache, None if there is to be none or it cannot be written."""
+  if not FLAGS.cache_dir:
+    return None
+  from batch_rl_dr3.reporting import run_cache
+
+  folder = os.path.join(FLAGS.cache_dir, 'runs')
+  try:
+    run_directory.make_directory(folder)
+  except errors.WriteError as error:
+    print(
+      f'report: {error} Until then every run is read again (--cache_dir).',
+      file=sys.stderr,
+    )
+    return None
+  return run_cache.RunCache(folder)
+
+
 def main() -> None:
   """Writes the report that the flags ask for."""
   if not FLAGS.runs:
@@ -117,16 +140,14 @@ def main() -> None:
     intervals,
     page,
     reference,
-    run_cache,
   )
 
-  cache = FLAGS.cache_dir and os.path.join(FLAGS.cache_dir, 'runs')
   options = page.Options(
     preset=FLAGS.preset,
     normalisation=reference.Normalisation(FLAGS.normalisation),
     bootstrap=intervals.Bootstrap(FLAGS.num_resamples, FLAGS.seed),
     allow_mixed=FLAGS.allow_mixed,
-    cache=run_cache.RunCache(cache) if cache else None,
+    cache=_open_cache(),
     num_processes=FLAGS.num_processes,
   )
   index = page.write_report(FLAGS.runs, FLAGS.output_dir, options)
