@@ -1,15 +1,16 @@
-# make quickstart | test | check | requirements; everything runs in .venv.
+# make quickstart | test | test-slow | check | requirements; everything runs in .venv.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 
-.PHONY: help quickstart test check format requirements clean
+.PHONY: help quickstart test test-slow check format requirements clean
 
 help:
 	@echo 'make quickstart    install and run the main job (runs/quickstart/report)'
 	@echo 'make test          install and run the test suite'
+	@echo 'make test-slow     run the tests that take minutes'
 	@echo 'make check         ruff, mypy and import-linter'
 	@echo 'make format        let ruff format the code'
 	@echo 'make requirements  compile the pinned requirements again'
@@ -21,15 +22,18 @@ quickstart: $(BASE)
 test: $(DEV)
 	$(BIN)/python -m pytest
 
+test-slow: $(DEV)
+	$(BIN)/python -m pytest -m slow
+
 check: $(DEV)
-	$(BIN)/ruff check batch_rl_dr3 tests
-	$(BIN)/ruff format --check batch_rl_dr3 tests
+	$(BIN)/ruff check batch_rl_dr3 tests run_scripts
+	$(BIN)/ruff format --check batch_rl_dr3 tests run_scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(DEV)
-	$(BIN)/ruff check --fix batch_rl_dr3 tests
-	$(BIN)/ruff format batch_rl_dr3 tests
+	$(BIN)/ruff check --fix batch_rl_dr3 tests run_scripts
+	$(BIN)/ruff format batch_rl_dr3 tests run_scripts
 
 $(VENV)/.uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \

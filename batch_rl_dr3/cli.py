@@ -5,9 +5,10 @@ import contextlib
 import os
 import pathlib
 import re
+import signal
 import sys
-import tempfile
 import traceback
+import types
 
 from absl import flags, logging
 import gin
@@ -20,33 +21,6 @@ flags.DEFINE_boolean('help', False, 'Show this help.', short_name='h')
 flags.DEFINE_boolean(
   'debug', False, 'Show the whole traceback when the command fails.'
 )
-
-
-def import_tensorflow() -> None:
-  """Imports TensorFlow without what its C++ side writes about itself.
-
-  The import and the first session print a few lines to file descriptor 2
-  that no log level reaches. They are kept back, and shown if either fails.
-  """
-  with tempfile.TemporaryFile() as kept_back:
-    stderr = os.dup(2)
-    os.dup2(kept_back.fileno(), 2)
-    try:
-      import tensorflow as tf
-
-      config = tf.compat.v1.ConfigProto(device_count={'GPU': 0})
-      with (
-        tf.Graph().as_default(),
-        tf.compat.v1.Session(config=config) as session,
-      ):
-        session.run(tf.constant(0))
-    except BaseException:
-      kept_back.seek(0)
-      os.write(stderr, kept_back.read())
-      raise
-    finally:
-      os.dup2(stderr, 2)
-      os.close(stderr)
 
 
 def define_gin_flags() -> None:
@@ -64,6 +38,25 @@ def define_gin_flags() -> None:
     'Gin bindings that override the files, such as '
     '"atari_lib.create_atari_environment.game_name=\'Pong\'". Repeat the flag '
     'for several.',
+  )
+
+
+def define_cache_dir(
+  help_text: str = 'Where the extracted part of the data is kept for the next '
+  'run.',
+) -> None:
+  """Defines --cache_dir, the same folder for all commands.
+
+  Args:
+    help_text: what the command keeps there.
+  """
+  flags.DEFINE_string(
+    'cache_dir',
+    os.path.join(
+      os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache'),
+      'batch_rl_dr3',
+    ),
+    help_text,
   )
 
 
@@ -103,6 +96,16 @@ def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     logging.set_verbosity(verbosity)
 
 
+def gin_text(files: Sequence[str], bindings: Sequence[str]) -> str:
+  """Returns gin text that another process can parse, as `load_gin` would.
+
+  Raises:
+    ConfigError: if a file is missing.
+  """
+  includes = [f"include '{_find_gin_file(name)}'" for name in files]
+  return '\n'.join([*includes, *bindings]) + '\n'
+
+
 @contextlib.contextmanager
 def gin_errors() -> Iterator[None]:
   """Turns what gin raises while objects are built into a ConfigError.
@@ -123,6 +126,29 @@ def _one_line(error: BaseException) -> str:
   # Gin adds the chain of configurables to what an error says.
   message = str(error).partition('\n  In call to configurable')[0]
   return ' '.join(message.split())
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[None]:
+  """Turns SIGTERM and SIGINT into an error, wherever the block is then.
+
+  Raises:
+    PreemptedError: when one comes.
+  """
+
+  def stop(number: int, frame: types.FrameType | None) -> None:
+    del frame
+    raise errors.PreemptedError(
+      f'stopped by {signal.Signals(number).name}; give the same command again.'
+    )
+
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  before = [signal.signal(number, stop) for number in numbers]
+  try:
+    yield
+  finally:
+    for number, handler in zip(numbers, before, strict=True):
+      signal.signal(number, handler)
 
 
 def run(main: Callable[[], None], usage: str | None) -> None:

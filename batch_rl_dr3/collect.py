@@ -12,7 +12,13 @@ from absl import flags
 import gin
 import numpy as np
 
-from batch_rl_dr3 import cli, errors, progress, run_directory
+from batch_rl_dr3 import (
+  cli,
+  errors,
+  progress,
+  run_directory,
+  tensorflow_start,
+)
 from batch_rl_dr3.training import preemption
 
 _USAGE = """\
@@ -199,7 +205,7 @@ def main() -> None:
       '--gin_files is needed: it says what to collect, such as '
       'collect/freeway_scripted.gin (see --help).'
     )
-  cli.import_tensorflow()
+  tensorflow_start.import_tensorflow()
   collect_into(
     FLAGS.output_dir,
     FLAGS.gin_files,

@@ -1,21 +1,26 @@
-"""Looks into logged replay, and writes it in other forms."""
+"""Fetches logged replay, looks into it, and writes it in other forms."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 import os
 import pathlib
+import shutil
 import typing
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors
+from batch_rl_dr3 import cli, errors, progress
 
 if typing.TYPE_CHECKING:
-  from batch_rl_dr3.replay import inspection
+  from batch_rl_dr3.replay import subset
   from batch_rl_dr3.replay.source import Source
 
 _USAGE = """\
-Looks into logged replay in the DQN Replay format, or writes it anew.
+Fetches logged replay in the DQN Replay format, looks into it, writes it anew.
 
+  python -m batch_rl_dr3.data plan --game=Pong --run=1 --rule=prefix \\
+    --fraction=0.01
+  python -m batch_rl_dr3.data fetch --game=Pong --run=1 --rule=prefix \\
+    --fraction=0.01
   python -m batch_rl_dr3.data info --replay_dir=DATA/Pong/1
   python -m batch_rl_dr3.data doctor --replay_dir=DATA/Pong/1 --num_actions=6
 
@@ -26,19 +31,29 @@ Looks into logged replay in the DQN Replay format, or writes it anew.
   python -m batch_rl_dr3.data convert --replay_dir=DATA/Pong/1 \\
     --minari_id=atari/pong/dqn-replay-v0 --num_actions=6
 
-  info      rows, episodes, returns and sampleable share of every file
-  doctor    the traps of the format, and damage that no checksum shows: rewards
-            that are not clipped, actions outside the game's, frames that are
-            constant or not in time order, files that repeat each other; and
-            what a reader has to allow for: episodes across files, time limits
-            logged as terminals, padding, a cursor in mid-file
+  plan      what fetch would cost: download, disk, memory and time
+  fetch     makes the local store of a part of a log, and says where it is;
+            train --replay_dir=STORE then needs no network. A fetch that was
+            stopped or killed goes on when it is given again
+  info      rows, episodes, returns, sampleable share and size of every file,
+            and which files are missing
+  doctor    reads all of a log for the traps of the format, and damage that no
+            checksum shows: rewards that are not clipped, actions outside the
+            game's, frames that are constant or not in time order, episodes
+            without their padding, files that repeat each other; and what a
+            reader has to allow for: episodes across files, time limits logged
+            as terminals, padding, a stale last row, a cursor in mid-file
   convert   writes the log anew: a local copy of one in the cloud, files of
             another length, or a Minari data set (frames without loss, not
             stacked) for other libraries
   verify    hashes every file of a local store (--store) again
 
+info, doctor and convert read a store too, as --replay_dir=STORE. Where sources
+are looked for, and how they are read, are gin bindings: default_locations,
+FsspecSource, RluSource, Retry, open_store.codec, open_store.max_resident_bytes.
+
 Exit codes: 0 nothing wrong, 64 usage, 65 the log is missing, damaged, or has
-faults.
+faults, 73 cannot write, 75 stopped and can go on, 78 configuration.
 """
 
 FLAGS = flags.FLAGS
@@ -46,11 +61,14 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """Defines the flags of the command."""
+  cli.define_gin_flags()
+  cli.define_cache_dir()
   flags.DEFINE_string(
     'replay_dir',
     None,
     'Logged data of one run of one game: the folder of the .gz files, the '
-    'folder above its replay_logs, or a URL (gs://, https://, file://).',
+    'folder above its replay_logs, a URL (gs://, https://, file://), or a '
+    'store.',
   )
   flags.DEFINE_string(
     'game',
@@ -60,6 +78,24 @@ def define_flags() -> None:
   )
   flags.DEFINE_integer(
     'run', 1, 'With --game: the logged run.', lower_bound=1, upper_bound=5
+  )
+  flags.DEFINE_enum(
+    'rule',
+    None,
+    ['all', 'prefix', 'uniform', 'first'],
+    'plan, fetch: which part is taken. prefix: the first rows of each file, '
+    "as the authors' code does for a uniform 1%; uniform: transitions drawn "
+    'at random; first: the first rows in time.',
+  )
+  flags.DEFINE_float(
+    'fraction',
+    None,
+    'plan, fetch: how much of it, such as 0.01.',
+    lower_bound=0,
+    upper_bound=1,
+  )
+  flags.DEFINE_integer(
+    'subset_seed', None, 'plan, fetch: names the draw of --rule=uniform.'
   )
   flags.DEFINE_integer(
     'stack_size',
@@ -71,8 +107,8 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'num_actions',
     None,
-    'Actions of the game: doctor holds the log against them, and Minari wants '
-    'to know.',
+    'Actions of the game: fetch and doctor hold the log against them, and '
+    'Minari wants to know. With --game they are known.',
     lower_bound=1,
   )
   flags.DEFINE_string(
@@ -111,18 +147,87 @@ def _source() -> 'Source':
   return source_chain.make_source(FLAGS.replay_dir)
 
 
-def _summaries() -> 'Iterator[inspection.FileSummary]':
-  from batch_rl_dr3.replay import inspection
+def _num_actions() -> int | None:
+  if FLAGS.num_actions is not None or FLAGS.game is None:
+    num_actions: int | None = FLAGS.num_actions
+    return num_actions
+  from batch_rl_dr3.replay import expected_files
 
-  return inspection.summarise(_source(), FLAGS.stack_size)
+  return expected_files.num_actions(FLAGS.game)
+
+
+def _subset() -> 'subset.Subset':
+  """Returns the subset that the flags name, on top of what gin binds."""
+  from batch_rl_dr3.replay import subset
+
+  given = {
+    'rule': FLAGS.rule,
+    'fraction': FLAGS.fraction,
+    'seed': FLAGS.subset_seed,
+  }
+  return subset.Subset(
+    **{name: value for name, value in given.items() if value is not None}
+  )
+
+
+def plan() -> None:
+  """Prints what fetch would cost."""
+  import gin
+
+  from batch_rl_dr3.replay import fetch_plan, replay_store
+
+  try:
+    max_resident_bytes = gin.query_parameter('open_store.max_resident_bytes')
+  except ValueError:  # Not bound.
+    max_resident_bytes = replay_store.MAX_RESIDENT_BYTES
+  estimate = fetch_plan.estimate(_source(), _subset(), FLAGS.stack_size)
+  folder = pathlib.Path(FLAGS.cache_dir)
+  while not folder.exists():
+    folder = folder.parent
+  for line in fetch_plan.describe(
+    estimate, max_resident_bytes, shutil.disk_usage(folder).free
+  ):
+    print(line)
+
+
+def fetch() -> None:
+  """Makes the store of a part of a log, or finds it made."""
+  from batch_rl_dr3.replay import store
+
+  source = _source()
+  header = source.header('observation', source.suffixes()[0])
+  opened = store.open_store(
+    source,
+    FLAGS.cache_dir,
+    _subset(),
+    header.shape[1:],
+    _num_actions(),
+    FLAGS.stack_size,
+    observation_dtype=header.dtype,
+    max_resident_bytes=0,
+  )
+  print(
+    f'{opened.folder}: {opened.num_rows:,} rows, '
+    f'{len(opened.valid_indices()):,} of which begin a transition; data hash '
+    f'{opened.data_hash}.\n'
+    f'Train on it with --replay_dir={opened.folder}'
+  )
 
 
 def info() -> None:
-  """Prints a line a file."""
-  from batch_rl_dr3.replay import inspection
+  """Prints a line a file, and what is missing."""
+  from batch_rl_dr3.replay import expected_files, inspection
 
-  for line in inspection.table(_summaries()):
+  source = _source()
+  for line in inspection.table(inspection.summarise(source, FLAGS.stack_size)):
     print(line, flush=True)
+  present = source.suffixes()
+  missing = sorted(set(range(max(present))) - set(present))
+  if FLAGS.game is None and missing:
+    print(f'missing in the sequence: {", ".join(map(str, missing))}')
+  elif FLAGS.game is not None:
+    for note in expected_files.missing_notes(FLAGS.game, FLAGS.run, present):
+      print(note)
 
 
 def doctor() -> None:
@@ -131,10 +236,16 @@ def doctor() -> None:
   Raises:
     DataError: if anything is wrong.
   """
-  from batch_rl_dr3.replay import diagnosis
+  from batch_rl_dr3.replay import diagnosis, inspection
 
+  source = _source()
+  num_rows = sum(source.segment(s).num_rows for s in source.suffixes())
+  with progress.bar(num_rows, 'reading', 'row', delay=2) as bar:
+    summaries = list(
+      inspection.summarise(source, FLAGS.stack_size, True, bar.update)
+    )
   findings = diagnosis.diagnose(
-    list(_summaries()), FLAGS.num_actions, FLAGS.max_agent_steps_per_episode
+    summaries, _num_actions(), FLAGS.max_agent_steps_per_episode
   )
   for finding in findings:
     print(f'{"FAULT" if finding.is_fault else "note "}  {finding.message}')
@@ -150,7 +261,8 @@ def convert() -> None:
   """Writes the log anew."""
   if (FLAGS.output_dir is None) == (FLAGS.minari_id is None):
     raise errors.UsageError('give one of --output_dir and --minari_id.')
-  if FLAGS.minari_id is not None and FLAGS.num_actions is None:
+  num_actions = _num_actions()
+  if FLAGS.minari_id is not None and num_actions is None:
     raise errors.UsageError('--minari_id needs --num_actions.')
   from batch_rl_dr3.replay import conversion
 
@@ -166,7 +278,7 @@ def convert() -> None:
       source,
       target,
       FLAGS.stack_size,
-      FLAGS.num_actions,
+      num_actions or 0,
       f'Logged replay in the DQN Replay format, from {source.name}.',
     )
   print(f'{target}: {num_episodes} episodes.')
@@ -186,9 +298,26 @@ def verify() -> None:
   print(f'{FLAGS.store} is whole: data hash {manifest["data_hash"]}.')
 
 
+def _with_gin(command: Callable[[], None]) -> Callable[[], None]:
+  """Returns a command that is run under the gin bindings of the flags."""
+
+  def run() -> None:
+    # Each registers with gin what a binding can name.
+    from batch_rl_dr3.replay import source_chain, store  # noqa: F401
+
+    cli.load_gin(FLAGS.gin_files, FLAGS.gin_bindings)
+    with cli.gin_errors(), cli.stopping():
+      command()
+
+  return run
+
+
 if __name__ == '__main__':
   define_flags()
   cli.run_subcommand(
-    {'info': info, 'doctor': doctor, 'convert': convert, 'verify': verify},
+    {
+      command.__name__: _with_gin(command)
+      for command in (plan, fetch, info, doctor, convert, verify)
+    },
     _USAGE,
   )

@@ -44,9 +44,11 @@ class Penalty(abc.ABC):
   Attributes:
     name: how logs, columns and summaries call it.
     coefficient: its weight in the total loss, >= 0.
+    moves_next_features: whether its gradient flows into phi(s', a').
   """
 
   name: str
+  moves_next_features = False
 
   def __init__(self, coefficient: float):
     if coefficient < 0:
@@ -96,6 +98,7 @@ class FeatureDotPenalty(Penalty):
     """
     super().__init__(coefficient)
     self.stop_gradient = stop_gradient
+    self.moves_next_features = not stop_gradient
     self.mask_terminals = mask_terminals
     self.absolute = absolute
     self.same_action_only = same_action_only

@@ -15,6 +15,14 @@ Quote the glob, so that the shell does not expand it, and repeat --runs for
 several. Runs that are still training are shown as far as they are. A report
 that is already there is replaced, once the new one is whole.
 
+  --watch[=SECONDS]  goes on, and writes the report again when runs change
+  --serve[=PORT]     serves a live page of the runs in progress in place of
+                     writing a report, and the last report under /report/;
+                     together with --watch that is kept up to date
+
+Both go on until Ctrl-C or SIGTERM, and wait for runs that are not there yet.
+The page is for this machine alone unless --host says otherwise.
+
   python -m batch_rl_dr3.report --preset=dr3_atari17 --runs='RUNS/**'
 
 takes the runs for the paper's Atari study, 17 games x 4 methods x 3 data sets x
@@ -30,15 +38,16 @@ Runs are refused that cannot share a table, by their provenance.json: runs of
 one suite that differ in protocol or version of this package, of one game that
 differ in ROM, of one game, data set and logged run that differ in data.
 
-Exit status: 0 written; 64 wrong command line; 65 no runs, damaged runs, the
-same run twice, or runs that cannot share a table; 73 the report cannot be
-written.
+Exit status: 0 written, or ended; 64 wrong command line; 65 no runs, damaged
+runs, the same run twice, or runs that cannot share a table; 73 the report
+cannot be written.
 """
 
+from collections.abc import Callable
+import functools
 import os
-import pathlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -49,6 +58,38 @@ if TYPE_CHECKING:
   from batch_rl_dr3.reporting import run_cache
 
 FLAGS = flags.FLAGS
+
+_DEFAULT_PORT = 8765
+_DEFAULT_WATCH_SECONDS = 30.0
+
+
+class _OptionalNumber(flags.ArgumentParser):  # type: ignore[type-arg]
+  """Parses --flag, which stands for a default, and --flag=NUMBER."""
+
+  def __init__(
+    self, default: float, kind: Callable[[str], float], low: float, high: float
+  ):
+    self._default = default
+    self._kind = kind
+    self._range = (low, high)
+    self.syntactic_help = f'a number from {low:g} to {high:g}'
+
+  def parse(self, argument: Any) -> float | None:
+    """Returns the number, or None for --noflag."""
+    if argument in ('true', 'false'):
+      return self._default if argument == 'true' else None
+    number = self._kind(argument)
+    if not self._range[0] <= number <= self._range[1]:
+      raise ValueError(f'it has to be {self.syntactic_help}')
+    return number
+
+
+def _define_optional_number(
+  name: str, parser: _OptionalNumber, help_text: str
+) -> None:
+  flags.DEFINE_flag(
+    flags.Flag(parser, None, name, None, help_text, boolean=True)
+  )
 
 
 def define_flags() -> None:
@@ -65,6 +106,24 @@ def define_flags() -> None:
     None,
     'Folder of the report (default: report, in the folder that holds the '
     'runs).',
+  )
+  _define_optional_number(
+    'watch',
+    _OptionalNumber(_DEFAULT_WATCH_SECONDS, float, 0.1, 86_400),
+    'Write the report again whenever runs change, until Ctrl-C; '
+    f'--watch=SECONDS is how often to look ({_DEFAULT_WATCH_SECONDS:g}).',
+  )
+  _define_optional_number(
+    'serve',
+    _OptionalNumber(_DEFAULT_PORT, int, 0, 65_535),
+    'Serve a live page of the runs; --serve=PORT is where '
+    f'({_DEFAULT_PORT}; 0 takes a free one).',
+  )
+  flags.DEFINE_string(
+    'host',
+    '127.0.0.1',
+    'With --serve: the address to listen on. Any but a local one shows the '
+    'runs to everybody who can reach this machine.',
   )
   flags.DEFINE_enum(
     'preset',
@@ -97,17 +156,13 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'num_processes',
     os.cpu_count() or 1,
-    'Runs that are read, and figures of a study that are drawn, at a time.',
+    'Runs that are read, and figures of a study that are drawn, at a time; '
+    'with --serve always 1.',
     lower_bound=1,
   )
-  flags.DEFINE_string(
-    'cache_dir',
-    os.path.join(
-      os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache'),
-      'batch_rl_dr3',
-    ),
+  cli.define_cache_dir(
     'Where what was read of unchanged runs is kept for the next report; empty '
-    'keeps nothing.',
+    'keeps nothing.'
   )
 
 
@@ -148,9 +203,20 @@ def main() -> None:
     bootstrap=intervals.Bootstrap(FLAGS.num_resamples, FLAGS.seed),
     allow_mixed=FLAGS.allow_mixed,
     cache=_open_cache(),
-    num_processes=FLAGS.num_processes,
+    # A process with a server's threads in it must not fork.
+    num_processes=1 if FLAGS.serve is not None else FLAGS.num_processes,
   )
-  index = page.write_report(FLAGS.runs, FLAGS.output_dir, options)
+  write = functools.partial(
+    page.write_report, FLAGS.runs, FLAGS.output_dir, options
+  )
+  if FLAGS.serve is not None or FLAGS.watch is not None:
+    from batch_rl_dr3.reporting import live
+
+    live.run(
+      FLAGS.runs, FLAGS.output_dir, FLAGS.serve, FLAGS.host, FLAGS.watch, write
+    )
+    return
+  index = write()
   print(f'report: {index}')
 
 

@@ -5,8 +5,10 @@ A run directory is all that passes from training to evaluation, and its
 here, without TensorFlow.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
 import csv
+import fcntl
 import io
 import json
 import os
@@ -54,6 +56,38 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
   except OSError as error:
     raise WriteError(directory, error) from error
   return directory
+
+
+@contextlib.contextmanager
+def lock(directory: str | os.PathLike[str]) -> Iterator[None]:
+  """Keeps other processes from writing to a run directory meanwhile.
+
+  The system ends the lock with the process, however that ends.
+
+  Raises:
+    BusyError: if another process holds it.
+    WriteError: if the lock's file cannot be written.
+  """
+  path = pathlib.Path(directory) / '.lock'
+  try:
+    file = open(path, 'a')  # noqa: SIM115
+  except OSError as error:
+    raise WriteError(path, error) from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise BusyError(
+        f'{directory} is in use: another process trains or evaluates there. '
+        'Wait for it, or end it.'
+      ) from error
+    except OSError:
+      pass  # A file system without locks.
+    yield
+
+
+class BusyError(errors.WriteError):
+  """A run directory that another process is writing to."""
 
 
 class WriteError(errors.WriteError):

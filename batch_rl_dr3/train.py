@@ -1,12 +1,10 @@
 """Trains an offline agent on logged replay and evaluates it in its game."""
 
 from collections.abc import Sequence
-import os
-import pathlib
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors
+from batch_rl_dr3 import cli, errors, tensorflow_start
 
 _USAGE = """\
 Trains an offline agent on logged replay and evaluates it in its game.
@@ -41,17 +39,19 @@ def define_flags() -> None:
     'replay_dir',
     None,
     'Logged data of one run of one game: the folder of the .gz files, the '
-    'folder above its replay_logs, such as DATA/Pong/1, or a URL of it (gs://, '
-    'https://, file://).',
+    'folder above its replay_logs, such as DATA/Pong/1, a URL of it (gs://, '
+    'https://, file://), or the folder of a store that `data fetch` made.',
   )
-  flags.DEFINE_string(
-    'cache_dir',
-    os.path.join(
-      os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache'),
-      'batch_rl_dr3',
-    ),
-    'Where the extracted part of the data is kept for the next run.',
+  flags.DEFINE_integer(
+    'run',
+    None,
+    'In place of --replay_dir: which of the 5 logged runs of the Atari game, '
+    'looked for in the public bucket of the DQN Replay data set and then in '
+    'RL Unplugged.',
+    lower_bound=1,
+    upper_bound=5,
   )
+  cli.define_cache_dir()
   flags.DEFINE_integer(
     'seed', 0, 'Fixes initial weights, batches and evaluation.', lower_bound=0
   )
@@ -62,7 +62,7 @@ def define_flags() -> None:
 
 def train(
   base_dir: str,
-  replay_dir: str,
+  replay_dir: str | int,
   cache_dir: str,
   gin_files: Sequence[str],
   gin_bindings: Sequence[str] = (),
@@ -73,7 +73,8 @@ def train(
 
   Args:
     base_dir: the run directory.
-    replay_dir: the logged data of one run of one game.
+    replay_dir: the logged data of one run of one game, or the run's number in
+      the DQN Replay data set.
     cache_dir: where the extracted part of the data is kept.
     gin_files: what is trained; paths or names of shipped files.
     gin_bindings: overrides of the files.
@@ -110,18 +111,19 @@ def train(
 
 def main() -> None:
   """Runs the command that the flags ask for."""
-  for name in ('base_dir', 'replay_dir'):
-    if not FLAGS[name].value:
-      raise errors.UsageError(f'--{name} is needed (see --help).')
+  if not FLAGS.base_dir:
+    raise errors.UsageError('--base_dir is needed (see --help).')
+  if (not FLAGS.replay_dir) == (FLAGS.run is None):
+    raise errors.UsageError('give one of --replay_dir and --run (see --help).')
   if not FLAGS.gin_files:
     raise errors.UsageError(
       '--gin_files is needed: it says what to train, such as '
       'atari/rem_dr3_1pct.gin (see --help).'
     )
-  cli.import_tensorflow()
+  tensorflow_start.import_tensorflow()
   train(
     FLAGS.base_dir,
-    FLAGS.replay_dir,
+    FLAGS.replay_dir or FLAGS.run,
     FLAGS.cache_dir,
     FLAGS.gin_files,
     FLAGS.gin_bindings,

@@ -63,3 +63,20 @@ def test_make_directory_names_what_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(errors.WriteError, match='file/run'):
     run_directory.make_directory(tmp_path / 'file' / 'run')
+
+
+def test_one_process_at_a_time_writes_to_a_run_directory(tmp_path):
+  with run_directory.lock(tmp_path):
+    with (
+      pytest.raises(run_directory.BusyError, match='in use') as raised,
+      run_directory.lock(tmp_path),
+    ):
+      raise AssertionError
+    assert raised.value.exit_code == 73
+  with run_directory.lock(tmp_path):
+    pass
+  with (
+    pytest.raises(errors.WriteError, match='none'),
+    run_directory.lock(tmp_path / 'none'),
+  ):
+    raise AssertionError

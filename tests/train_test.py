@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors, run_directory, train
+from batch_rl_dr3 import errors, run_directory, select, train
+from batch_rl_dr3.reporting import live_runs, selection_rules
 
 
 @pytest.fixture
@@ -70,6 +71,7 @@ def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
   )
   provenance = json.loads((tmp_path / run_directory.PROVENANCE).read_text())
   assert provenance['protocol']['epsilon_eval'] == 0.001
+  assert provenance['total_gradient_steps'] == 60
   assert len(provenance['data_hash']) == 64
   config = (tmp_path / run_directory.CONFIG).read_text()
   assert 'FeatureDotPenalty.coefficient = 0.001' in config
@@ -79,6 +81,49 @@ def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
     'ckpt.0.json',
     'ckpt.1.json',
   }
+
+
+def test_a_store_is_trained_on_without_its_log(
+  train_here, replay_dir, tmp_path
+):
+  from batch_rl_dr3.replay import store, subset
+
+  log = tmp_path / 'breakout' / '1'
+  shutil.copytree(replay_dir, log)
+  made = store.open_store(
+    log, tmp_path / 'cache', subset.Subset('all'), (10, 10, 4), 6, 1
+  )
+  shutil.rmtree(log)
+  train_here(tmp_path / 'run', replay_dir=str(made.folder))
+  record = json.loads((tmp_path / 'run' / 'provenance.json').read_text())
+  assert record['data_hash'] == made.data_hash
+  assert record['run'] == 1
+  assert (tmp_path / 'run' / 'finished.json').exists()
+
+
+def test_a_run_of_the_data_set_is_asked_for_by_its_game(train_here, tmp_path):
+  with pytest.raises(errors.ConfigError, match='has no runs of minatar'):
+    train_here(tmp_path, replay_dir=3)
+
+
+def test_what_a_run_leaves_can_be_ranked_and_shown(
+  train_here, tmp_path, capsys
+):
+  train_here(tmp_path / 'run')
+  capsys.readouterr()
+  select.select([str(tmp_path / 'run')])
+  lines = capsys.readouterr().out.split('\n\n')[0].splitlines()
+  ranked = [line.split()[:3] for line in lines[1:]]
+  assert [rule for _, rule, _ in ranked] == [
+    rule.name for rule in selection_rules.RULES
+  ]
+  assert {checkpoint for _, _, checkpoint in ranked} <= {'0', '1'}
+  (shown,) = live_runs.LiveRuns([str(tmp_path / 'run')]).snapshot()['runs']
+  assert (shown['state'], shown['steps'], shown['total_steps']) == (
+    'finished',
+    60,
+    60,
+  )
 
 
 def test_evaluation_can_be_left_out(train_here, tmp_path):

@@ -18,12 +18,13 @@ from typing import Any, Literal
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import offline
+from batch_rl_dr3.agents import offline, update
 from batch_rl_dr3.losses import bellman
 from batch_rl_dr3.networks import value_network
 
 Backup = Literal['q_learning', 'sarsa', 'td', 'monte_carlo']
 BACKUPS = ('q_learning', 'sarsa', 'td', 'monte_carlo')
+_BEHAVIOUR = 'behaviour'  # The network of 'td'.
 
 
 @gin.configurable
@@ -52,52 +53,72 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
   def _build_networks(self) -> None:
     super()._build_networks()
     if self._backup == 'td':
-      behaviour = self.network(
+      self._behaviour = self.network(
         self.num_actions,
         initialiser=value_network.glorot_uniform,
         seed=self._seed + 1,
         name='Behaviour',
       )
-      self._behaviour_logits = behaviour(self._replay.states).q_values
-      self._next_behaviour_logits = behaviour(self._replay.next_states).q_values
+      self._behaviour(self.state_ph)  # Creates its variables.
 
-  def _build_auxiliary_losses(self) -> dict[str, tf.Tensor]:
+  def _networks(self) -> dict[str, tf.keras.Model]:
+    networks = super()._networks()
+    if self._backup == 'td':
+      networks[_BEHAVIOUR] = self._behaviour
+    return networks
+
+  def _behaviour_logits(
+    self, batch: update.Update, states: tf.Tensor
+  ) -> tf.Tensor:
+    """Returns the learnt behaviour policy's logits: float32 [B, A]."""
+    weights = batch.weights[_BEHAVIOUR]
+    features = self._behaviour.features(weights, states)
+    return self._behaviour.output(weights, features).q_values
+
+  def _build_auxiliary_losses(
+    self, batch: update.Update
+  ) -> dict[str, tf.Tensor]:
     if self._backup != 'td':
       return {}
     cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
-      labels=self._replay.actions, logits=self._behaviour_logits
+      labels=batch.transition['action'],
+      logits=self._behaviour_logits(batch, batch.transition['state']),
     )
     return {'behaviour_cross_entropy': tf.reduce_mean(cross_entropy)}
 
-  def _combine(self, atoms: tf.Tensor) -> tf.Tensor:
+  def _combine(self, batch: update.Update, atoms: tf.Tensor) -> tf.Tensor:
     """Returns the Q-values that are regressed: [B, A] from [B, A, K]."""
+    del batch
     return tf.squeeze(atoms, axis=2)
 
-  def _build_next_policy(self) -> tf.Tensor:
+  def _build_next_policy(self, batch: update.Update) -> tf.Tensor:
     """See base class. Monte-Carlo backs nothing up: the logged a' stands in."""
     if self._backup == 'td':
-      return tf.nn.softmax(self._next_behaviour_logits)
+      return tf.nn.softmax(
+        self._behaviour_logits(batch, batch.transition['next_state'])
+      )
     if self._backup == 'q_learning':
       greedy = tf.argmax(
-        self._combine(self._replay_next_target_net_outputs.atoms), axis=1
+        self._combine(batch, batch.next_target_outputs.atoms), axis=1
       )
       return tf.one_hot(greedy, self.num_actions)
-    return tf.one_hot(self._replay.next_actions, self.num_actions)
+    return tf.one_hot(batch.transition['next_action'], self.num_actions)
 
-  def _build_bellman_loss(self) -> tf.Tensor:
+  def _build_bellman_loss(
+    self, batch: update.Update, next_policy: tf.Tensor
+  ) -> tf.Tensor:
     """See base class."""
     chosen_q = bellman.chosen_values(
-      self._combine(self._replay_net_outputs.atoms), self._replay.actions
+      self._combine(batch, batch.outputs.atoms), batch.transition['action']
     )
     if self._backup == 'monte_carlo':
-      return bellman.huber(self._replay.returns, chosen_q)
+      return bellman.huber(batch.transition['return'], chosen_q)
     next_values = bellman.expected_values(
-      self._combine(self._replay_next_target_net_outputs.atoms),
-      self._next_policy,
+      self._combine(batch, batch.next_target_outputs.atoms), next_policy
     )
     target = bellman.bellman_target(
-      self._replay.rewards,
-      self._replay.terminals,
+      batch.transition['reward'],
+      batch.transition['terminal'],
       next_values,
       self.cumulative_gamma,
     )

@@ -23,7 +23,13 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3 import dopamine_compat
-from batch_rl_dr3.agents import measures, variables
+from batch_rl_dr3.agents import (
+  compiled_steps,
+  devices,
+  measures,
+  update,
+  variables,
+)
 from batch_rl_dr3.networks import value_network
 from batch_rl_dr3.penalties import Penalty, UpdateBatch
 from batch_rl_dr3.replay import fixed_replay_buffer
@@ -44,6 +50,7 @@ _ONLINE_ONLY = frozenset(
     'summary_writer',
     'summary_writing_frequency',
     'allow_partial_reload',
+    'tf_device',
   )
 )
 # States per session call where features of many states are asked for.
@@ -52,7 +59,13 @@ _FEATURE_CHUNK = 256
 
 @gin.configurable
 class OfflineAgent(dopamine_compat.DQNAgent):
-  """A Dopamine agent that learns from a fixed store and never writes to it."""
+  """A Dopamine agent that learns from a fixed store and never writes to it.
+
+  Attributes:
+    steps_per_call: the gradient steps that one session call runs at most.
+    metrics: what is logged of a batch, tensors by column name.
+    loss_parts: the loss of the batch that the next step learns from.
+  """
 
   # Outputs per action and the initialiser of the network's kernels.
   num_atoms = 1
@@ -67,7 +80,10 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     penalties: Sequence[Penalty] = (),
     target_update_period: int = 2000,
     network: Callable[..., tf.keras.Model] = value_network.NatureNetwork,
-    tf_device: str | None = None,
+    device: devices.Name = 'auto',
+    steps_per_call: int | None = None,
+    max_device_bytes: int = 8 << 30,
+    compute_dtype: str = 'float32',
     **kwargs: Any,
   ):
     """Builds the graph and initialises it.
@@ -81,15 +97,30 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       target_update_period: gradient steps between copies of the online into
         the target network.
       network: makes a `ValueNetwork` from (num_actions, num_atoms=, ...).
-      tf_device: where the graph is placed; None leaves it to TensorFlow (the
-        GPU if there is one), where Dopamine's default is the CPU.
+      device: 'cpu', 'gpu', 'tpu', or 'auto' for the fastest that is there. On
+        a CPU training is a plain graph, elsewhere it is compiled by XLA.
+      steps_per_call: gradient steps that one session call runs at most; None
+        is the device's own number. It changes no bit of the result.
+      max_device_bytes: frames up to so many bytes are held in the memory of a
+        GPU or TPU; batches of more are gathered on the host, step by step.
+      compute_dtype: 'float32', or 'bfloat16' for the networks' arithmetic in
+        training; weights, losses and the optimiser stay float32. Other numbers
+        than float32's come out.
       **kwargs: Dopamine's DQNAgent's parameters: observation_shape,
         stack_size, gamma, update_horizon, epsilon_eval, optimizer.
 
     Raises:
       ValueError: if two penalties share a name, or a parameter makes sense
         only for an agent that acts while it learns.
+      ConfigError: if there is no such device, or what is compiled for it does
+        not know the optimiser.
     """
+    if compute_dtype not in ('float32', 'bfloat16'):
+      raise ValueError(
+        f"compute_dtype must be 'float32' or 'bfloat16', not {compute_dtype!r}."
+      )
+    if steps_per_call is not None and steps_per_call < 1:
+      raise ValueError(f'steps_per_call is {steps_per_call}; it must be >= 1.')
     unusable = sorted(_ONLINE_ONLY & kwargs.keys())
     if unusable:
       raise ValueError(
@@ -102,31 +133,51 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     self._store = store
     self._seed = seed
     self._penalties = tuple(penalties)
+    self._device = devices.resolve(device)
+    self._max_device_bytes = max_device_bytes
+    self._compute_dtype = tf.as_dtype(compute_dtype)
     super().__init__(
       sess,
       num_actions,
       network=network,
       target_update_period=target_update_period,
-      tf_device=tf_device,
+      tf_device=self._device.tf_device,
       **kwargs,
     )
     self.eval_mode = True
+    if self._replay.table is not None:
+      self._replay.table.load(self._sess)
     self._sess.run(self._sync_qt_ops)
+    self.steps_per_call = 1
+    if self._device.is_compiled:
+      devices.initialise(self._device, self._sess)
+      self._train_steps = self.make_compiled_steps(self._device.name)
+      # Batches that are gathered on the host come one at a time.
+      if self._replay.table is not None:
+        self.steps_per_call = steps_per_call or self._device.steps_per_call
 
   # What a subclass says.
 
-  def _build_bellman_loss(self) -> tf.Tensor:
-    """Returns the Bellman loss of the batch: float32 [B]."""
+  def _build_bellman_loss(
+    self, batch: update.Update, next_policy: tf.Tensor
+  ) -> tf.Tensor:
+    """Returns the Bellman loss of a batch: float32 [B].
+
+    Args:
+      batch: the batch.
+      next_policy: float32 [B, A], what `_build_next_policy` returns of it.
+    """
     raise NotImplementedError
 
-  def _build_next_policy(self) -> tf.Tensor:
+  def _build_next_policy(self, batch: update.Update) -> tf.Tensor:
     """Returns the distribution of the backup's a': float32 [B, A]."""
     return tf.one_hot(
-      tf.argmax(self._replay_next_target_net_outputs.q_values, axis=1),
-      self.num_actions,
+      tf.argmax(batch.next_target_outputs.q_values, axis=1), self.num_actions
     )
 
-  def _build_auxiliary_losses(self) -> dict[str, tf.Tensor]:
+  def _build_auxiliary_losses(
+    self, batch: update.Update
+  ) -> dict[str, tf.Tensor]:
     """Returns further losses by name, float32 scalars added with weight 1."""
     return {}
 
@@ -163,6 +214,10 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       gamma=self.gamma,
       stack_size=self.stack_size,
       monte_carlo=self._needs_monte_carlo_returns(),
+      in_graph=True,
+      max_device_bytes=(
+        self._max_device_bytes if self._device.is_compiled else None
+      ),
     )
 
   def _build_networks(self) -> None:
@@ -179,13 +234,14 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     outputs = self.online_convnet(self._states_ph)
     self._greedy_actions = tf.argmax(outputs.q_values, axis=1)
     self._features = outputs.features
-    self._replay_net_outputs = self.online_convnet(self._replay.states)
-    self._replay_next_net_outputs = self.online_convnet(
-      self._replay.next_states
-    )
-    self._replay_next_target_net_outputs = self.target_convnet(
-      self._replay.next_states
-    )
+    self.target_convnet(self.state_ph)  # Creates its variables.
+
+  def _networks(self) -> dict[str, tf.keras.Model]:
+    """Returns the networks by name; all but the target network learn."""
+    return {
+      update.ONLINE: self.online_convnet,
+      update.TARGET: self.target_convnet,
+    }
 
   def _build_train_op(self) -> tf.Operation:
     """Builds the loss, the metrics and the training step.
@@ -194,31 +250,28 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       The op of one whole training step: gradient, optimiser, step number,
       and every `target_update_period` steps the target network.
     """
-    self._next_policy = tf.stop_gradient(self._build_next_policy())
-    batch = UpdateBatch(
-      q_values=self._replay_net_outputs.q_values,
-      features=self._replay_net_outputs.features,
-      next_features=self._replay_next_net_outputs.features,
-      actions=self._replay.actions,
-      next_policy=self._next_policy,
-      terminals=tf.cast(self._replay.terminals, tf.float32),
-    )
-    self.loss_parts = self._build_loss(batch)
-    gradients = [
-      (gradient, variable)
-      for gradient, variable in self.optimizer.compute_gradients(
-        self.loss_parts.total
-      )
-      if gradient is not None
+    weights = {name: n.variables for name, n in self._networks().items()}
+    batch = self._build_update(weights, self._step, self._replay.transition)
+    self._replay_net_outputs = batch.outputs
+    self._replay_next_target_net_outputs = batch.next_target_outputs
+    penalised, self.loss_parts = self._build_loss(batch)
+    learnt = [
+      variable
+      for name, variables in weights.items()
+      for variable in variables
+      if name != update.TARGET
     ]
+    gradients = tf.gradients(self.loss_parts.total, learnt)
     self.metrics = measures.build_metrics(
-      batch,
+      penalised,
       self.loss_parts,
-      self._replay_next_target_net_outputs.q_values,
-      [gradient for gradient, _ in gradients],
+      batch.next_target_outputs.q_values,
+      gradients,
     )
-    update = self.optimizer.apply_gradients(gradients)
-    with tf.control_dependencies([update]):
+    applied = self.optimizer.apply_gradients(
+      zip(gradients, learnt, strict=True)
+    )
+    with tf.control_dependencies([applied]):
       step = self.gradient_steps.assign_add(1, read_value=True)
     return tf.cond(
       tf.equal(step % self.target_update_period, 0),
@@ -241,15 +294,74 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       )
     ]
 
-  def _build_loss(self, batch: UpdateBatch) -> measures.LossParts:
-    bellman = tf.reduce_mean(self._build_bellman_loss())
-    auxiliary = self._build_auxiliary_losses()
-    penalties = {penalty.name: penalty(batch) for penalty in self._penalties}
+  def _build_update(
+    self,
+    weights: update.Weights,
+    step: tf.Tensor,
+    transition: Mapping[str, tf.Tensor],
+    is_compiled: bool = False,
+  ) -> update.Update:
+    return update.build(
+      self.online_convnet,
+      self.target_convnet,
+      weights,
+      step,
+      transition,
+      any(p.coefficient and p.moves_next_features for p in self._penalties),
+      is_compiled,
+      self._compute_dtype,
+    )
+
+  def compiled_steps(self) -> compiled_steps.CompiledSteps:
+    """Returns the training steps as a function that XLA compiles.
+
+    Raises:
+      ConfigError: if the optimiser is not Adam.
+    """
+
+    def loss(
+      weights: update.Weights,
+      step: tf.Tensor,
+      transition: Mapping[str, tf.Tensor],
+    ) -> measures.LossParts:
+      batch = self._build_update(weights, step, transition, is_compiled=True)
+      return self._build_loss(batch)[1]
+
+    with self._sess.graph.as_default(), tf.device(self._device.tf_device):
+      return compiled_steps.CompiledSteps(
+        compiled_steps.state_variables(
+          self.gradient_steps,
+          {name: n.variables for name, n in self._networks().items()},
+          self.optimizer,
+        ),
+        self._replay,
+        loss,
+        self.optimizer,
+        self.target_update_period,
+        self.loss_parts.by_name(),
+      )
+
+  def _build_loss(
+    self, batch: update.Update
+  ) -> tuple[UpdateBatch, measures.LossParts]:
+    """Returns what the penalties are given, and the loss."""
+    next_policy = tf.stop_gradient(self._build_next_policy(batch))
+    penalised = UpdateBatch(
+      q_values=batch.outputs.q_values,
+      features=batch.outputs.features,
+      next_features=batch.next_features,
+      actions=batch.transition['action'],
+      next_policy=next_policy,
+      terminals=tf.cast(batch.transition['terminal'], tf.float32),
+    )
+    bellman = tf.reduce_mean(self._build_bellman_loss(batch, next_policy))
+    auxiliary = self._build_auxiliary_losses(batch)
+    penalties = {p.name: p(penalised) for p in self._penalties}
     total = tf.add_n([bellman, *auxiliary.values()])
     for penalty in self._penalties:
       if penalty.coefficient != 0:
         total += penalty.coefficient * penalties[penalty.name]
-    return measures.LossParts(total, bellman, auxiliary, penalties)
+    return penalised, measures.LossParts(total, bellman, auxiliary, penalties)
 
   def _store_transition(self, *args: Any, **kwargs: Any) -> None:
     """Does nothing: the data are fixed, and acting never adds to them."""
@@ -260,6 +372,11 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   def replay(self) -> fixed_replay_buffer.FixedReplayBuffer:
     """What the batches are sampled from."""
     return self._replay
+
+  @property
+  def device(self) -> str:
+    """What the training step runs on: 'cpu', 'gpu' or 'tpu'."""
+    return self._device.name
 
   @property
   def penalties(self) -> tuple[Penalty, ...]:
@@ -285,8 +402,27 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     """
     variables.restore(self._sess, self._saver, prefix)
 
+  def make_train_steps(self) -> Callable[[int], dict[str, float]]:
+    """Returns a function that runs a number of gradient steps.
+
+    It returns the loss parts of the last batch that it has learnt from, by
+    name, and stops early at one whose loss is not finite. The number may be up
+    to `steps_per_call`.
+    """
+    if self._device.is_compiled:
+      return self._train_steps
+    train_step = self.make_train_step()
+    return lambda num_steps: train_step()
+
+  def make_compiled_steps(
+    self, device: str
+  ) -> Callable[[int], dict[str, float]]:
+    """Returns `make_train_steps`'s function, compiled for a device by XLA."""
+    with self._sess.graph.as_default(), tf.device(self._device.tf_device):
+      return self.compiled_steps().make_callable(self._sess, device)
+
   def make_train_step(self) -> Callable[[], dict[str, float]]:
-    """Returns a function that runs one gradient step.
+    """Returns a function that runs one gradient step of the plain graph.
 
     It returns the loss parts of the batch it has just learnt from, by name.
     """

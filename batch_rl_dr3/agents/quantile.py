@@ -13,8 +13,8 @@ import gin
 import tensorflow as tf
 
 from batch_rl_dr3 import penalties as penalties_lib
-from batch_rl_dr3.agents import offline
-from batch_rl_dr3.losses import bellman
+from batch_rl_dr3.agents import offline, update
+from batch_rl_dr3.losses import bellman, quantile_sums
 from batch_rl_dr3.networks import value_network
 from batch_rl_dr3.replay import store as replay_store
 
@@ -53,18 +53,22 @@ class FixedReplayQRCQLAgent(offline.OfflineAgent):
       penalties = [penalties_lib.ConservativePenalty()]
     super().__init__(sess, num_actions, store, penalties=penalties, **kwargs)
 
-  def _build_bellman_loss(self) -> tf.Tensor:
+  def _build_bellman_loss(
+    self, batch: update.Update, next_policy: tf.Tensor
+  ) -> tf.Tensor:
     """See base class."""
     next_quantiles = bellman.expected_values(
-      self._replay_next_target_net_outputs.atoms, self._next_policy
+      batch.next_target_outputs.atoms, next_policy
     )
     target = bellman.bellman_target(
-      self._replay.rewards,
-      self._replay.terminals,
+      batch.transition['reward'],
+      batch.transition['terminal'],
       next_quantiles,
       self.cumulative_gamma,
     )
     chosen = bellman.chosen_values(
-      self._replay_net_outputs.atoms, self._replay.actions
+      batch.outputs.atoms, batch.transition['action']
     )
-    return bellman.quantile_huber(target, chosen, self._kappa)
+    # Compilers fuse the loss over all pairs; without one, sorting is faster.
+    module = bellman if batch.is_compiled else quantile_sums
+    return module.quantile_huber(target, chosen, self._kappa)

@@ -5,7 +5,7 @@ from typing import Any
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import dqn
+from batch_rl_dr3.agents import dqn, update
 from batch_rl_dr3.networks import value_network
 
 # Keeps the mixture's random stream apart from the sampler's, which is keyed
@@ -24,10 +24,19 @@ def mixture_weights(seed: int, step: tf.Tensor, num_heads: int) -> tf.Tensor:
     step: int64 scalar, the gradient step.
     num_heads: K.
   """
-  draws = tf.random.stateless_uniform(
+  # The bits, and the algorithm by its name, are the same on every device. What
+  # `stateless_uniform` makes of them as floats is not: here it is the CPU's,
+  # the low 23 bits as a fraction.
+  bits = tf.random.stateless_uniform(
     [num_heads],
     seed=tf.stack([tf.constant(seed + _MIXTURE_STREAM, tf.int64), step]),
+    minval=None,
+    maxval=None,
+    dtype=tf.uint32,
+    alg='philox',
   )
+  fractions = tf.bitwise.bitwise_and(bits, tf.constant(2**23 - 1, tf.uint32))
+  draws = tf.cast(fractions, tf.float32) * 2.0**-23
   return draws / tf.reduce_sum(draws)
 
 
@@ -52,10 +61,7 @@ class FixedReplayREMAgent(dqn.FixedReplayDQNAgent):
     self.num_atoms = num_heads
     super().__init__(*args, **kwargs)
 
-  def _build_networks(self) -> None:
-    super()._build_networks()
-    self._mixture = mixture_weights(self._seed, self._step, self.num_atoms)
-
-  def _combine(self, atoms: tf.Tensor) -> tf.Tensor:
+  def _combine(self, batch: update.Update, atoms: tf.Tensor) -> tf.Tensor:
     """See base class."""
-    return tf.tensordot(atoms, self._mixture, axes=1)
+    mixture = mixture_weights(self._seed, batch.step, self.num_atoms)
+    return tf.tensordot(atoms, mixture, axes=1)

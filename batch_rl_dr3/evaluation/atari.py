@@ -18,6 +18,7 @@ Differences from Dopamine 4.1.2:
 """
 
 from collections.abc import Sequence
+from concurrent import futures
 import hashlib
 from typing import Any
 
@@ -35,74 +36,82 @@ _NO_FRAME_LIMIT = 2**30
 
 
 class AtariLanes:
-  """Lanes on ALE's vector environment."""
+  """Lanes on ALE's vector environment, one lane in each.
 
-  def __init__(self, game: lanes.Game, num_lanes: int, num_threads: int):
+  A vector environment steps all of its lanes or none. With one lane in each,
+  a lane that is done costs nothing and every emulator has a thread of its
+  own, outside Python's lock; a step costs the same as in larger ones.
+  """
+
+  group_size = 16
+
+  def __init__(self, game: lanes.Game, num_lanes: int):
     """Loads the emulators.
 
     Args:
       game: as `create_atari_lanes` makes it.
       num_lanes: int, L.
-      num_threads: int, threads that step the lanes; 0 for one per core, at
-        most L.
     """
     self.game = game
     self.num_lanes = num_lanes
-    self.game_over = np.zeros(num_lanes, np.bool_)
     screen_size = game.observation_shape[0]
     frame_skip = game.protocol['frame_skip']
-    self._environment: Any = vector_env.AtariVectorEnv(
-      game.protocol['rom'],
-      num_lanes,
-      num_threads=num_threads,
-      max_num_frames_per_episode=_NO_FRAME_LIMIT,
-      repeat_action_probability=game.protocol['sticky_action_probability'],
-      img_height=screen_size,
-      img_width=screen_size,
-      stack_num=1,
-      frameskip=frame_skip,
-      maxpool=frame_skip > 1,
-      noop_max=0,
-      reward_clipping=False,
-      use_fire_reset=False,
-    )
+    self._environments: list[Any] = [
+      vector_env.AtariVectorEnv(
+        game.protocol['rom'],
+        1,
+        num_threads=1,
+        max_num_frames_per_episode=_NO_FRAME_LIMIT,
+        repeat_action_probability=game.protocol['sticky_action_probability'],
+        img_height=screen_size,
+        img_width=screen_size,
+        stack_num=1,
+        frameskip=frame_skip,
+        maxpool=frame_skip > 1,
+        noop_max=0,
+        reward_clipping=False,
+        use_fire_reset=False,
+      )
+      for _ in range(num_lanes)
+    ]
 
-  def reset_all(self, seed: int) -> lanes.FrameArray:
+  def reset(
+    self, which: lanes.IntArray, seed: int | None = None
+  ) -> lanes.FrameArray:
     """See `lanes.Lanes`.
 
     A seed makes ALE load the ROM again, 20 times the cost of a plain reset,
-    so later resets go on with each emulator's own random numbers.
+    so the lanes do it at once.
     """
-    seeds = [lanes.lane_seed(seed, lane) for lane in range(self.num_lanes)]
-    result = self._environment.reset(seed=np.array(seeds))
-    self.game_over = np.zeros(self.num_lanes, np.bool_)
-    return _frames(result[0])
 
-  def reset(self, mask: lanes.BoolArray) -> lanes.FrameArray:
-    """See `lanes.Lanes`."""
-    result = self._environment.reset(options={'reset_mask': mask})
-    self.game_over = self.game_over & ~mask
-    return _frames(result[0])
+    def reset_lane(lane: int) -> lanes.FrameArray:
+      lane_seed = None if seed is None else lanes.lane_seed(seed, lane)
+      observations, _ = self._environments[lane].reset(seed=lane_seed)
+      frame: lanes.FrameArray = observations[0, 0]
+      return frame
 
-  def step(
-    self, actions: lanes.IntArray
-  ) -> tuple[lanes.FrameArray, lanes.FloatArray, lanes.BoolArray]:
+    with futures.ThreadPoolExecutor(len(which)) as pool:
+      return np.stack(list(pool.map(reset_lane, which.tolist())))
+
+  def step(self, which: lanes.IntArray, actions: lanes.IntArray) -> lanes.Step:
     """See `lanes.Lanes`."""
-    observations, rewards, terminals, _, _ = self._environment.step(
-      np.asarray(actions, np.int32)
-    )
-    self.game_over = terminals
-    return _frames(observations), rewards.astype(np.float32), terminals
+    environments = [self._environments[lane] for lane in which]
+    commands = np.asarray(actions, np.int32)[:, None]
+    for environment, command in zip(environments, commands, strict=True):
+      environment.send(command)
+    frames = np.empty((len(which), *self.game.observation_shape), np.uint8)
+    rewards = np.empty(len(which), np.float32)
+    game_over = np.empty(len(which), np.bool_)
+    for i, environment in enumerate(environments):
+      observations, reward, terminal, _, _ = environment.recv()
+      frames[i] = observations[0, 0]
+      rewards[i] = reward[0]
+      game_over[i] = terminal[0]
+    return lanes.Step(frames, rewards, game_over, game_over)
 
   def close(self) -> None:
     """See `lanes.Lanes`."""
-    del self._environment
-
-
-def _frames(stacks: Any) -> lanes.FrameArray:
-  """Returns uint8 [L, height, width] from ALE's stacks of one frame each."""
-  frames: lanes.FrameArray = stacks[:, 0]
-  return frames
+    self._environments = []
 
 
 class LifeLossLanes:
@@ -116,39 +125,35 @@ class LifeLossLanes:
       environments: one `AtariPreprocessing` per lane.
     """
     self.game = game
-    self.num_lanes = len(environments)
-    self.game_over = np.zeros(self.num_lanes, np.bool_)
+    self.num_lanes = self.group_size = len(environments)
     self._environments = environments
-    shape = (self.num_lanes, *game.observation_shape)
-    self._observations = np.zeros(shape, np.uint8)
 
-  def reset_all(self, seed: int) -> lanes.FrameArray:
+  def reset(
+    self, which: lanes.IntArray, seed: int | None = None
+  ) -> lanes.FrameArray:
     """See `lanes.Lanes`."""
-    for lane, environment in enumerate(self._environments):
-      environment.environment.reset(seed=lanes.lane_seed(seed, lane))
-    return self.reset(np.ones(self.num_lanes, np.bool_))
-
-  def reset(self, mask: lanes.BoolArray) -> lanes.FrameArray:
-    """See `lanes.Lanes`."""
-    for lane in np.flatnonzero(mask):
-      self._observations[lane] = self._environments[lane].reset()[..., 0]
-    self.game_over = self.game_over & ~mask
-    return self._observations.copy()
-
-  def step(
-    self, actions: lanes.IntArray
-  ) -> tuple[lanes.FrameArray, lanes.FloatArray, lanes.BoolArray]:
-    """See `lanes.Lanes`. A lane whose game is over stands still."""
-    rewards = np.zeros(self.num_lanes, np.float32)
-    terminals = self.game_over.copy()
-    for lane in np.flatnonzero(~self.game_over):
+    frames = []
+    for lane in which:
       environment = self._environments[lane]
-      observation, reward, terminal, _ = environment.step(int(actions[lane]))
-      self._observations[lane] = observation[..., 0]
-      rewards[lane] = reward
-      terminals[lane] = terminal
-      self.game_over[lane] = environment.game_over
-    return self._observations.copy(), rewards, terminals
+      if seed is not None:
+        lane_seed = lanes.lane_seed(seed, int(lane))
+        environment.environment.reset(seed=lane_seed)
+      frames.append(environment.reset()[..., 0])
+    return np.stack(frames)
+
+  def step(self, which: lanes.IntArray, actions: lanes.IntArray) -> lanes.Step:
+    """See `lanes.Lanes`."""
+    environments = [self._environments[lane] for lane in which]
+    steps = [
+      environment.step(int(action))
+      for environment, action in zip(environments, actions, strict=True)
+    ]
+    return lanes.Step(
+      np.stack([observation[..., 0] for observation, *_ in steps]),
+      np.array([reward for _, reward, *_ in steps], np.float32),
+      np.array([terminal for _, _, terminal, _ in steps], np.bool_),
+      np.array([e.game_over for e in environments], np.bool_),
+    )
 
   def close(self) -> None:
     """See `lanes.Lanes`."""
@@ -157,7 +162,7 @@ class LifeLossLanes:
 
 
 @gin.configurable
-def create_atari_lanes(num_lanes: int = 8, num_threads: int = 0) -> lanes.Lanes:
+def create_atari_lanes(num_lanes: int = 32) -> lanes.Lanes:
   """Returns lanes of the game that Dopamine's gin bindings name.
 
   Bind `atari_lib.create_atari_environment.game_name`, and if need be its
@@ -166,7 +171,6 @@ def create_atari_lanes(num_lanes: int = 8, num_threads: int = 0) -> lanes.Lanes:
 
   Args:
     num_lanes: int, the number of lanes. It is part of what a seed means.
-    num_threads: int, threads that step them; 0 for one per core.
 
   Raises:
     ConfigError: if no game is named, if there is no such game, or if the
@@ -181,7 +185,7 @@ def create_atari_lanes(num_lanes: int = 8, num_threads: int = 0) -> lanes.Lanes:
     others = [_create_dopamine_environment() for _ in range(num_lanes - 1)]
     return LifeLossLanes(game, [environment, *others])
   environment.close()
-  return AtariLanes(game, num_lanes, num_threads)
+  return AtariLanes(game, num_lanes)
 
 
 def _create_dopamine_environment() -> Any:

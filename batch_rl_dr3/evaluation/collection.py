@@ -31,23 +31,25 @@ def _transitions(
   max_agent_steps_per_episode: int,
 ) -> Iterator[_Transition]:
   """Yields what happens in lane 0, without end, as Dopamine's runner plays."""
-  observation = lanes.reset_all(seed)[0]
+  lane = np.array([0])
+  observation = lanes.reset(lane, seed)[0]
   action = int(player.begin_episode(observation))
   length, episode_return = 0, 0.0
   while True:
-    observations, rewards, terminals = lanes.step(np.array([action]))
+    step = lanes.step(lane, np.array([action]))
     length += 1
-    episode_return += float(rewards[0])
-    reward = float(np.clip(rewards[0], -1.0, 1.0))
-    ended = bool(lanes.game_over[0]) or length == max_agent_steps_per_episode
-    terminal = ended or bool(terminals[0])
+    episode_return += float(step.rewards[0])
+    reward = float(np.clip(step.rewards[0], -1.0, 1.0))
+    ended = bool(step.game_over[0]) or length == max_agent_steps_per_episode
+    terminal = ended or bool(step.terminals[0])
     yield _Transition(
       observation, action, reward, terminal, episode_return if ended else None
     )
+    next_observation = step.observations[0]
     if ended:
       length, episode_return = 0, 0.0
-      observations = lanes.reset(np.array([True]))
-    observation = observations[0]
+      next_observation = lanes.reset(lane)[0]
+    observation = next_observation
     if terminal:
       player.end_episode(reward)
       action = int(player.begin_episode(observation))
@@ -145,19 +147,19 @@ def collect(
   for row in _transitions(lanes, player, seed, max_agent_steps_per_episode):
     if should_stop():
       raise errors.PreemptedError(
-        f'stopped after {writer.add_count} of {num_rows} rows; nothing is '
+        f'stopped after {writer.num_rows_added} of {num_rows} rows; nothing is '
         'kept. Run the same command again to collect all of them.'
       )
     writer.add(row.observation, row.action, row.reward, row.terminal)
     num_transitions += 1
     if row.episode_return is not None:
-      ends.append(writer.add_count)
+      ends.append(writer.num_rows_added)
       returns.append(row.episode_return)
-    on_progress(writer.add_count, returns)
+    on_progress(writer.num_rows_added, returns)
     num_padding = game.stack_size - 1 if row.terminal else 0
-    if writer.add_count + num_padding >= num_rows:
+    if writer.num_rows_added + num_padding >= num_rows:
       break
-  num_logged = writer.add_count
+  num_logged = writer.num_rows_added
   writer.close()
   lanes.close()
   return {

@@ -48,8 +48,7 @@ class MinAtarLanes:
       difficulty_ramping=difficulty_ramping,
     )
     self._environments = [self._create() for _ in range(num_lanes)]
-    self.num_lanes = num_lanes
-    self.game_over = np.zeros(num_lanes, np.bool_)
+    self.num_lanes = self.group_size = num_lanes
     self.game = lanes.Game(
       suite='minatar',
       name=game_name,
@@ -66,41 +65,37 @@ class MinAtarLanes:
       },
     )
 
-  def reset_all(self, seed: int) -> lanes.FrameArray:
+  def reset(
+    self, which: lanes.IntArray, seed: int | None = None
+  ) -> lanes.FrameArray:
     """See `lanes.Lanes`.
 
-    The environments are made anew: MinAtar's own reset keeps the action that
-    a sticky first step would repeat.
+    With a seed the environments are made anew: MinAtar's own reset keeps the
+    action that a sticky first step would repeat.
     """
-    self._environments = [self._create() for _ in range(self.num_lanes)]
-    for lane, environment in enumerate(self._environments):
-      environment.seed(lanes.lane_seed(seed, lane))
-    return self.reset(np.ones(self.num_lanes, np.bool_))
-
-  def reset(self, mask: lanes.BoolArray) -> lanes.FrameArray:
-    """See `lanes.Lanes`."""
-    for lane in np.flatnonzero(mask):
+    for lane in which:
+      if seed is not None:
+        self._environments[lane] = self._create()
+        self._environments[lane].seed(lanes.lane_seed(seed, int(lane)))
       self._environments[lane].reset()
-    self.game_over = self.game_over & ~mask
-    return self._observe()
+    return self._observe(which)
 
-  def step(
-    self, actions: lanes.IntArray
-  ) -> tuple[lanes.FrameArray, lanes.FloatArray, lanes.BoolArray]:
-    """See `lanes.Lanes`. A lane whose game is over stands still."""
-    rewards = np.zeros(self.num_lanes, np.float32)
-    terminals = np.zeros(self.num_lanes, np.bool_)
-    for lane, environment in enumerate(self._environments):
-      rewards[lane], terminals[lane] = environment.act(int(actions[lane]))
-    self.game_over = terminals.copy()
-    return self._observe(), rewards, terminals
+  def step(self, which: lanes.IntArray, actions: lanes.IntArray) -> lanes.Step:
+    """See `lanes.Lanes`."""
+    results = [
+      self._environments[lane].act(int(action))
+      for lane, action in zip(which, actions, strict=True)
+    ]
+    game_over = np.array([terminal for _, terminal in results], np.bool_)
+    rewards = np.array([reward for reward, _ in results], np.float32)
+    return lanes.Step(self._observe(which), rewards, game_over, game_over)
 
   def close(self) -> None:
     """See `lanes.Lanes`; there is nothing to free."""
 
-  def _observe(self) -> lanes.FrameArray:
+  def _observe(self, which: lanes.IntArray) -> lanes.FrameArray:
     return np.stack(
-      [environment.state() for environment in self._environments]
+      [self._environments[lane].state() for lane in which]
     ).astype(np.uint8)
 
 

@@ -5,12 +5,14 @@ action: one value, K heads, or N quantiles. Layer names, order and padding are
 Dopamine's, so that its TF checkpoints have the same variables.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gin
 import tensorflow as tf
+
+from batch_rl_dr3.networks import dense
 
 
 class NetworkOutput(NamedTuple):
@@ -85,16 +87,13 @@ class ValueNetwork(tf.keras.Model):
         kernel_size,
         strides=stride,
         padding='same',
-        activation='relu',
         kernel_initializer=initialiser(next(seeds)),
         name='Conv',
       )
       for filters, kernel_size, stride in self.convolutions
     ]
-    self.flatten = tf.keras.layers.Flatten()
     self.feature_layer = tf.keras.layers.Dense(
       self.num_features,
-      activation='relu',
       kernel_initializer=initialiser(next(seeds)),
       name='fully_connected',
     )
@@ -104,25 +103,74 @@ class ValueNetwork(tf.keras.Model):
       name='fully_connected',
     )
 
+  def build(self, input_shape: Sequence[int | None]) -> None:
+    """Creates the variables for states of a shape, in Dopamine's order."""
+    height, width, *channels = tf.TensorShape(input_shape).as_list()[1:]
+    depth = math.prod(channels)
+    for layer in self.convolution_layers:
+      _build_layer(layer, (None, height, width, depth))
+      height, width = (-(-side // layer.strides[0]) for side in (height, width))
+      depth = layer.filters
+    _build_layer(self.feature_layer, (None, height * width * depth))
+    _build_layer(self.last_layer, (None, self.num_features))
+    self.built = True
+
   def call(self, states: tf.Tensor) -> NetworkOutput:
     """Returns the values and features of a batch of states.
 
     Args:
       states: uint8 [B, height, width, ..., stack].
     """
-    activations = tf.cast(states, tf.float32) / self.scale
+    return self.output(self.weights, self.features(self.weights, states))
+
+  def features(self, weights: Sequence[Any], states: tf.Tensor) -> tf.Tensor:
+    """Returns the features of a batch of states, under given weights.
+
+    Args:
+      weights: tensors or variables, as `variables` has them.
+      states: uint8 [B, height, width, ..., stack].
+
+    Returns:
+      [B, D], the weights' dtype.
+    """
+    activations = tf.cast(states, weights[0].dtype) / self.scale
     if states.shape.rank > 4:  # Channels and stacked frames are one axis.
       _, height, width, *channels = states.shape.as_list()
       activations = tf.reshape(
         activations, [-1, height, width, math.prod(channels)]
       )
-    for layer in self.convolution_layers:
-      activations = layer(activations)
-    features = self.feature_layer(self.flatten(activations))
+    pairs = zip(weights[0:-4:2], weights[1:-4:2], strict=True)
+    for layer, (kernel, bias) in zip(
+      self.convolution_layers, pairs, strict=True
+    ):
+      convolved = tf.nn.conv2d(activations, kernel, layer.strides, 'SAME')
+      activations = tf.nn.relu(tf.nn.bias_add(convolved, bias))
+    kernel, bias = weights[-4:-2]
+    flat = tf.reshape(activations, [-1, kernel.shape.as_list()[0]])
+    return tf.nn.relu(tf.nn.bias_add(dense.matmul(flat, kernel), bias))
+
+  def output(
+    self, weights: Sequence[Any], features: tf.Tensor
+  ) -> NetworkOutput:
+    """Returns what the last layer makes of features, under given weights.
+
+    Args:
+      weights: see `features`.
+      features: [B, D], the weights' dtype.
+    """
+    kernel, bias = weights[-2:]
     atoms = tf.reshape(
-      self.last_layer(features), [-1, self.num_actions, self.num_atoms]
+      tf.nn.bias_add(dense.matmul(features, kernel), bias),
+      [-1, self.num_actions, self.num_atoms],
     )
     return NetworkOutput(tf.reduce_mean(atoms, axis=2), features, atoms)
+
+
+def _build_layer(
+  layer: tf.keras.layers.Layer, input_shape: tuple[int | None, ...]
+) -> None:
+  with tf.name_scope(layer.name):
+    layer.build(input_shape)
 
 
 @gin.configurable

@@ -9,15 +9,13 @@ core gives 6.0 GB/s of 84x84 Atari frames from gzip level 9 in blocks of 2 MiB
 Python's gzip gives 1.6. ISA-L in a thread of its own is no faster.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import gzip
 import math
-import os
-import pathlib
 import threading
-from typing import Any, BinaryIO
+from typing import Any
 import zlib
 
 from isal import igzip, igzip_lib
@@ -25,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3 import errors
+from batch_rl_dr3.replay.stored_file import StoredFile
 
 _PARSING = threading.Lock()
 _BLOCK_BYTES = 2 << 20
@@ -49,35 +48,6 @@ class Header:
 
   shape: tuple[int, ...]
   dtype: np.dtype[Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredFile:
-  """A file somewhere, that can be opened from its start.
-
-  Attributes:
-    name: str, what messages call it: a path or an address.
-    num_bytes: int, its size as stored, compressed.
-    open: makes a context manager of a binary stream of its bytes.
-  """
-
-  name: str
-  num_bytes: int
-  open: Callable[[], contextlib.AbstractContextManager[BinaryIO]]
-
-
-def local_file(path: str | os.PathLike[str]) -> StoredFile:
-  """Returns the file at a path of this machine.
-
-  Raises:
-    DataError: if there is none.
-  """
-  path = pathlib.Path(path)
-  try:
-    num_bytes = path.stat().st_size
-  except OSError as error:
-    raise errors.DataError(f'cannot read {path}: {error.strerror}.') from error
-  return StoredFile(str(path), num_bytes, lambda: open(path, 'rb'))
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import array_stream
+from batch_rl_dr3.replay import array_stream, stored_file
 
 ELEMENTS = ('observation', 'action', 'reward', 'terminal')
 ATTRIBUTES = ('add_count', 'invalid_range')
@@ -139,7 +139,7 @@ def list_suffixes(folder: str | os.PathLike[str]) -> list[int]:
 
 def read_header(path: str | os.PathLike[str]) -> Header:
   """Returns `array_stream.read_header` of the file at a path."""
-  return array_stream.read_header(array_stream.local_file(path))
+  return array_stream.read_header(stored_file.local_file(path))
 
 
 def read_rows(
@@ -149,12 +149,12 @@ def read_rows(
   num_rows: int | None = None,
 ) -> Iterator[npt.NDArray[Any]]:
   """Returns `array_stream.read_rows` of the file at a path."""
-  file = array_stream.local_file(path)
+  file = stored_file.local_file(path)
   return array_stream.read_rows(file, dtype, row_shape, num_rows)
 
 
 def attribute_of(
-  file: array_stream.StoredFile, name: str
+  file: stored_file.StoredFile, name: str
 ) -> npt.NDArray[np.int64]:
   """Returns add_count (int64 []) or invalid_range (int64 [any]) in a file.
 
@@ -168,5 +168,5 @@ def read_attribute(
   folder: str | os.PathLike[str], name: str, suffix: int
 ) -> npt.NDArray[np.int64]:
   """Returns `attribute_of` a file of a local folder."""
-  file = array_stream.local_file(file_path(folder, name, suffix))
+  file = stored_file.local_file(file_path(folder, name, suffix))
   return attribute_of(file, name)

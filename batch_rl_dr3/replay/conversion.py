@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import log_writer
+from batch_rl_dr3.replay import checkpoint_format, log_writer
+from batch_rl_dr3.replay.segment import Segment
 from batch_rl_dr3.replay.source import Source
 
 # Frames of episodes that go to Minari at a time.
@@ -26,17 +27,23 @@ class Episode(NamedTuple):
       action.
     actions: int32 [T].
     rewards: float32 [T], clipped as they were logged.
-    is_whole: whether it ended in a terminal; else the log ends within it.
+    is_whole: whether it ended in a terminal; else the log breaks off there.
+    has_start: whether the log holds its beginning.
   """
 
   observations: npt.NDArray[np.uint8]
   actions: npt.NDArray[np.int32]
   rewards: npt.NDArray[np.float32]
   is_whole: bool
+  has_start: bool
 
 
 def episodes(source: Source, stack_size: int) -> Iterator[Episode]:
-  """Yields the episodes of a log in time order, across its files.
+  """Yields the episodes of a log in time order.
+
+  They go on from file to file where the files follow each other in time. Where
+  they do not, because one is missing or only a prefix of it is there, an
+  episode breaks off, and another begins in its middle.
 
   Args:
     source: the log.
@@ -47,61 +54,73 @@ def episodes(source: Source, stack_size: int) -> Iterator[Episode]:
     DataError: if a file is damaged, or its rows are not in time order.
   """
   parts: list[tuple[npt.NDArray[Any], ...]] = []
-  for rows in _row_blocks(source):
-    terminals = rows[3]
-    start = 0
-    for end in np.flatnonzero(terminals) + 1:
-      parts.append(tuple(element[start:end] for element in rows))
-      yield _join(parts, stack_size, is_whole=True)
-      parts, start = [], end
-    parts.append(tuple(element[start:] for element in rows))
-  rest = _join(parts, stack_size, is_whole=False)
-  if len(rest.actions):
-    yield rest
-
-
-def _row_blocks(source: Source) -> Iterator[tuple[npt.NDArray[Any], ...]]:
-  """Yields observations, actions, rewards and terminals, block by block."""
+  before = None
   for suffix in source.suffixes():
-    length, *frame_shape = source.header('observation', suffix).shape
-    add_count = int(source.attribute('add_count', suffix))
-    if add_count > length and add_count % length:
-      raise errors.DataError(
-        f'file {suffix} of {source.name} was saved with its cursor at row '
-        f'{add_count % length}: its oldest rows are in the middle, and it '
-        'cannot be joined to the files around it.'
-      )
-    num_rows = min(length, add_count)
-    actions, rewards, terminals = (
-      np.concatenate([*source.rows(name, suffix, dtype, ())])
-      for name, dtype in (
-        ('action', np.int32),
-        ('reward', np.float32),
-        ('terminal', np.uint8),
-      )
+    segment = source.segment(suffix)
+    if parts and before is not None and not before.is_followed_by(segment):
+      yield from _broken_off(parts, stack_size)
+      parts = []
+    for rows in _row_blocks(source, segment):
+      start = 0
+      for end in np.flatnonzero(rows[3]) + 1:
+        parts.append(tuple(element[start:end] for element in rows))
+        yield _join(parts, stack_size, is_whole=True)
+        parts, start = [], end
+      parts.append(tuple(element[start:] for element in rows))
+    before = segment
+  if parts:
+    yield from _broken_off(parts, stack_size)
+
+
+def _row_blocks(
+  source: Source, segment: Segment
+) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+  """Yields observations, actions, rewards and terminals, block by block."""
+  suffix, num_rows = segment.suffix, segment.num_rows
+  frame_shape = source.header('observation', suffix).shape[1:]
+  if segment.is_circular and segment.cursor:
+    raise errors.DataError(
+      f'file {suffix} of {source.name} was saved with its cursor at row '
+      f'{segment.cursor}: its oldest rows are in the middle, and it cannot be '
+      'joined to the files around it.'
     )
-    start = 0
-    for frames in source.rows(
-      'observation', suffix, np.uint8, tuple(frame_shape)
-    ):
-      end = min(start + len(frames), num_rows)
-      yield (
-        frames[: end - start],
-        actions[start:end],
-        rewards[start:end],
-        terminals[start:end],
-      )
-      start = end
+  actions, rewards, terminals = (
+    np.concatenate([*source.rows(name, suffix, dtype, ())])
+    for name, dtype in checkpoint_format.ELEMENT_DTYPES.items()
+  )
+  start = 0
+  for frames in source.rows('observation', suffix, np.uint8, frame_shape):
+    end = min(start + len(frames), num_rows)
+    yield (
+      frames[: end - start],
+      actions[start:end],
+      rewards[start:end],
+      terminals[start:end],
+    )
+    start = end
 
 
 def _join(
   parts: list[tuple[npt.NDArray[Any], ...]], stack_size: int, is_whole: bool
 ) -> Episode:
-  observations, actions, rewards, _ = (
-    np.concatenate(element)[stack_size - 1 :]
-    for element in zip(*parts, strict=True)
+  observations, actions, rewards, _ = map(
+    np.concatenate, zip(*parts, strict=True)
   )
-  return Episode(observations, actions, rewards, is_whole)
+  num_padding = stack_size - 1
+  has_start = not observations[:num_padding].any()
+  first = num_padding if has_start else 0
+  return Episode(
+    observations[first:], actions[first:], rewards[first:], is_whole, has_start
+  )
+
+
+def _broken_off(
+  parts: list[tuple[npt.NDArray[Any], ...]], stack_size: int
+) -> Iterator[Episode]:
+  """Yields the episode in whose middle the log breaks off, if it has a row."""
+  episode = _join(parts, stack_size, is_whole=False)
+  if len(episode.actions):
+    yield episode
 
 
 def to_log(
@@ -111,6 +130,8 @@ def to_log(
   rows_per_file: int,
 ) -> int:
   """Writes a log anew in the DQN Replay format.
+
+  Where an episode breaks off, the file ends, and what follows is in the next.
 
   Args:
     source: the log.
@@ -133,6 +154,8 @@ def to_log(
       writer = log_writer.LogWriter(
         folder, frame_shape, stack_size, rows_per_file
       )
+    if not episode.has_start:
+      writer.break_off(at_episode_start=False)
     last = len(episode.actions) - 1
     for row in range(len(episode.actions)):
       writer.add(
@@ -141,6 +164,8 @@ def to_log(
         float(episode.rewards[row]),
         episode.is_whole and row == last,
       )
+    if not episode.is_whole:
+      writer.break_off(at_episode_start=True)
     num_episodes += 1
   if writer is not None:
     writer.close()

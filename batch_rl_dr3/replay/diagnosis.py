@@ -13,6 +13,9 @@ from batch_rl_dr3.replay.inspection import FileSummary
 # Consecutive frames differ less than distant ones. Where the ratio of the two
 # is above this, the rows are not in time order.
 _SHUFFLED_RATIO = 0.9
+# The last frame of a file is stale where it differs so many times as much from
+# the one before as frames do on average.
+_STALE_RATIO = 5
 # A file with fewer rows than this says nothing about how frames change.
 _FEW_ROWS = 20
 
@@ -70,21 +73,40 @@ def _file_faults(
       )
     if summary.num_rows < _FEW_ROWS:
       continue
-    if summary.frame_spread == 0:
-      yield Finding(True, f'{file}: its frames are all the same.')
-    elif summary.frame_change > _SHUFFLED_RATIO * summary.frame_spread:
-      yield Finding(
-        True,
-        f'{file}: consecutive frames differ as much as distant ones '
-        f'({summary.frame_change:.3g} and {summary.frame_spread:.3g}): its '
-        'rows are not in time order.',
-      )
+    yield from _frame_faults(summary)
+
+
+def _frame_faults(summary: FileSummary) -> Iterator[Finding]:
+  file, frames = f'file {summary.suffix}', summary.frames
+  if all(change.far == 0 for change in frames.changes):
+    yield Finding(True, f'{file}: its frames are all the same.')
+    return
+  shuffled = [
+    change
+    for change in frames.changes
+    if change.near > _SHUFFLED_RATIO * change.far > 0
+  ]
+  if shuffled:
+    first = shuffled[0]
+    yield Finding(
+      True,
+      f'{file}: from row {first.first_row} on, consecutive frames differ as '
+      f'much as distant ones ({first.near:.3g} and {first.far:.3g}): its rows '
+      f'are not in time order, in {len(shuffled)} of {len(frames.changes)} '
+      'stretches looked at.',
+    )
+  if frames.num_unpadded:
+    yield Finding(
+      True,
+      f'{file}: {frames.num_unpadded} episodes do not begin with blank frames '
+      'of padding. Were states of another --stack_size logged?',
+    )
 
 
 def _duplicates(summaries: Sequence[FileSummary]) -> Iterator[Finding]:
   first: dict[str, int] = {}
   for summary in summaries:
-    other = first.setdefault(summary.frames_digest, summary.suffix)
+    other = first.setdefault(summary.frames.digest, summary.suffix)
     if other != summary.suffix:
       yield Finding(
         True, f'file {summary.suffix} begins with the frames of file {other}.'
@@ -97,7 +119,9 @@ def _traits(
   crossing = [
     f'{first.suffix}-{second.suffix}'
     for first, second in itertools.pairwise(summaries)
-    if first.ends_in_episode and not second.starts_with_padding
+    if second.follows_before
+    and first.ends_in_episode
+    and not second.starts_with_padding
   ]
   if crossing:
     yield Finding(
@@ -119,11 +143,31 @@ def _traits(
       yield Finding(
         False,
         f'file {summary.suffix}: its buffer was saved with the cursor at row '
-        f'{summary.cursor}; rows from there on are older than those before, '
-        'or were never written.',
+        f'{summary.cursor}; rows from there on are older than those before.',
       )
+  yield from _stale_rows(summaries)
   num_padding = sum(summary.num_padding_rows for summary in summaries)
   if num_padding:
     yield Finding(
       False, f'{num_padding:,} rows are the zero padding that begins episodes.'
+    )
+
+
+def _stale_rows(summaries: Sequence[FileSummary]) -> Iterator[Finding]:
+  """Yields the files whose last frame does not go on from the one before."""
+  stale = []
+  for summary in summaries:
+    change, frames = summary.frames.last_change, summary.frames.changes
+    if change is None or not summary.ends_in_episode:
+      continue
+    near = sum(stretch.near for stretch in frames) / len(frames)
+    far = sum(stretch.far for stretch in frames) / len(frames)
+    if change > max(_STALE_RATIO * near, _SHUFFLED_RATIO * far):
+      stale.append(str(summary.suffix))
+  if stale:
+    yield Finding(
+      False,
+      f'the last frame does not go on from the one before it in files '
+      f'{", ".join(stale)}: it is stale, or a cut in the picture. The last '
+      'transition of these files may have a wrong next state.',
     )

@@ -10,6 +10,7 @@ from collections.abc import Collection
 import csv
 import functools
 import importlib.resources
+import re
 
 from batch_rl_dr3 import errors
 
@@ -46,6 +47,29 @@ def expected_suffixes(game: str, run: int) -> list[int]:
     for suffix in range(_LAST_SUFFIX + 1)
     if (game, run, suffix) not in _absent()
   ]
+
+
+def num_actions(game: str) -> int:
+  """Returns the size of a game's minimal action set, which the data use.
+
+  Args:
+    game: str, as the data set spells it.
+
+  Raises:
+    ConfigError: if ale-py knows no such game.
+  """
+  import ale_py  # It takes a moment, and few callers need it.
+
+  rom_name = re.sub(r'(?<!^)(?=[A-Z])', '_', game).lower()
+  path = ale_py.roms.get_rom_path(rom_name)
+  if path is None:
+    raise errors.ConfigError(
+      f'there is no Atari game {game!r}; games are spelt like MsPacman.'
+    )
+  ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+  ale = ale_py.ALEInterface()
+  ale.loadROM(path)
+  return len(ale.getMinimalActionSet())
 
 
 def missing_notes(game: str, run: int, present: Collection[int]) -> list[str]:

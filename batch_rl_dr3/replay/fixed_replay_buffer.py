@@ -14,6 +14,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3 import errors
+from batch_rl_dr3.replay import graph_table
 from batch_rl_dr3.replay import store as replay_store
 
 # Dopamine's names for the fields of a batch.
@@ -38,6 +39,8 @@ _NAMES = (
     'gamma',
     'stack_size',
     'monte_carlo',
+    'in_graph',
+    'max_device_bytes',
   ]
 )
 class FixedReplayBuffer:
@@ -58,6 +61,8 @@ class FixedReplayBuffer:
     returns: float32 [batch_size], the discounted return to the end of the
       episode; None unless monte_carlo.
     batch_size: int.
+    table: the variables that hold the store; None where batches are gathered
+      by NumPy.
   """
 
   def __init__(
@@ -70,6 +75,8 @@ class FixedReplayBuffer:
     gamma: float = 0.99,
     stack_size: int = 4,
     monte_carlo: bool = False,
+    in_graph: bool = False,
+    max_device_bytes: int | None = None,
   ):
     """Makes the sampling tensors in the current graph.
 
@@ -84,6 +91,11 @@ class FixedReplayBuffer:
       stack_size: int, frames in a state, as the store has it.
       monte_carlo: whether to give returns too. Rows whose episode does not
         end within the store are then not sampled.
+      in_graph: whether batches are gathered by graph operations from variables
+        that hold the store, which must be loaded (`table.load`) before use.
+      max_device_bytes: int; the variables may take so many bytes for frames on
+        their device. None shares frames that are in memory already, and
+        gathers others by NumPy all the same.
 
     Raises:
       ConfigError: if batch_size is not positive, or the stack sizes differ.
@@ -116,6 +128,11 @@ class FixedReplayBuffer:
           f'{store.manifest["source"]}, so there are no Monte-Carlo returns. '
           'Use a larger part of it.'
         )
+    self.table: graph_table.TableVariables | None = None
+    if in_graph:
+      self.table = graph_table.make(
+        store, self._valid_rows, self._returns, max_device_bytes
+      )
     self.transition = self.transition_at(step)
     self.states = self.transition['state']
     self.actions = self.transition['action']
@@ -172,26 +189,14 @@ class FixedReplayBuffer:
     Args:
       step: int64 [], the number of the gradient step.
     """
+    if self.table is not None:
+      return self.transition_from(self.table.tensors, step)
     # The structure of a batch, with its dtypes and all shapes but the first.
     example = self.batch_at(self._valid_rows[:1])
     with tf.name_scope('sample_replay'), tf.device('/cpu:*'):
-      # The algorithm is named, or else it would depend on the device.
-      positions = tf.random.stateless_uniform(
-        [self.batch_size],
-        seed=tf.stack(
-          [
-            tf.constant(self._seed, tf.int64),
-            tf.cast(step, tf.int64),
-          ]
-        ),
-        maxval=self.num_valid,
-        minval=0,
-        dtype=tf.int64,
-        alg='philox',
-      )
       tensors = tf.numpy_function(
         self._gather_positions,
-        [positions],
+        [self._positions(step)],
         [tf.as_dtype(array.dtype) for array in example.values()],
         name='gather',
       )
@@ -199,6 +204,44 @@ class FixedReplayBuffer:
     for name, tensor in transition.items():
       tensor.set_shape([self.batch_size, *example[name].shape[1:]])
     return transition
+
+  def transition_from(
+    self, table: graph_table.Table, step: tf.Tensor
+  ) -> 'collections.OrderedDict[str, tf.Tensor]':
+    """Returns the tensors of one step's batch, gathered from tensors.
+
+    Args:
+      table: the store's, as `self.table.tensors` has them.
+      step: int64 [], the number of the gradient step.
+    """
+    with tf.name_scope('sample_replay'):
+      rows = tf.gather(table.valid_rows, self._positions(step))
+      gathered = graph_table.gather(
+        table,
+        rows,
+        self._store.observation_shape,
+        self._store.stack_size,
+        self._update_horizon,
+        self._gamma,
+      )
+      transition = collections.OrderedDict(zip(_NAMES, gathered, strict=True))
+      if self._returns is not None:
+        transition['return'] = tf.gather(table.returns, rows)
+    return transition
+
+  def _positions(self, step: tf.Tensor) -> tf.Tensor:
+    """Returns where among the valid rows a step's batch is, int64 [B]."""
+    # The algorithm is named, or else it would depend on the device.
+    return tf.random.stateless_uniform(
+      [self.batch_size],
+      seed=tf.stack(
+        [tf.constant(self._seed, tf.int64), tf.cast(step, tf.int64)]
+      ),
+      maxval=self.num_valid,
+      minval=0,
+      dtype=tf.int64,
+      alg='philox',
+    )
 
   def _gather_positions(
     self, positions: npt.NDArray[np.int64]

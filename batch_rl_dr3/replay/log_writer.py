@@ -31,6 +31,9 @@ class LogWriter:
   its own size or into a larger one, Dopamine finds the same valid rows in it.
 
   The rows of one file are held in memory: 7 GB for a million Atari frames.
+
+  Attributes:
+    num_rows_added: int, rows so far, padding included.
   """
 
   def __init__(
@@ -83,15 +86,13 @@ class LogWriter:
       },
     }
     self._padding = np.zeros(observation_shape, observation_dtype)
-    self._add_count = 0
+    self.num_rows_added = 0
+    self._add_count = 0  # Of the buffer, since what is logged broke off.
     self._num_rows = 0  # Of the file in the making.
     self._suffix = 0
+    self._last_rows = 0  # Of the last file written.
+    self._has_broken_off = False  # Since the last file was written.
     self._at_episode_start = True
-
-  @property
-  def add_count(self) -> int:
-    """The number of rows so far, padding included."""
-    return self._add_count
 
   def add(
     self,
@@ -123,6 +124,27 @@ class LogWriter:
     self._at_episode_start = bool(terminal)
     self._add_row(observation, action, reward, int(terminal))
 
+  def break_off(self, at_episode_start: bool) -> None:
+    """Ends a file where what follows does not go on from it.
+
+    The file is shorter, as the last one is. What follows is in files whose
+    add_counts say that they do not follow it (see Segment.is_followed_by).
+
+    Args:
+      at_episode_start: whether what follows begins with an episode, and so
+        with padding.
+
+    Raises:
+      WriteError: if the file cannot be written.
+    """
+    if self._num_rows:
+      # A file that is shorter than the one before would look like its rest.
+      is_like_rest = self._has_broken_off and self._num_rows < self._last_rows
+      self._write(add_count=self._num_rows * (2 if is_like_rest else 1))
+    self._has_broken_off = self._suffix > 0
+    self._add_count = 0
+    self._at_episode_start = at_episode_start
+
   def close(self) -> None:
     """Writes the rows left over, if any, as a last, shorter file.
 
@@ -131,8 +153,7 @@ class LogWriter:
     Raises:
       WriteError: if the file cannot be written.
     """
-    if self._num_rows:
-      self._write(add_count=self._num_rows)
+    self.break_off(at_episode_start=True)
 
   def _add_row(
     self,
@@ -148,6 +169,7 @@ class LogWriter:
     self._rows['terminal'][row] = terminal
     self._num_rows += 1
     self._add_count += 1
+    self.num_rows_added += 1
     if self._num_rows == self._rows_per_file:
       self._write(add_count=self._add_count)
 
@@ -159,7 +181,9 @@ class LogWriter:
     )
     _write_arrays(self._folder, self._suffix, arrays)
     self._suffix += 1
+    self._last_rows = self._num_rows
     self._num_rows = 0
+    self._has_broken_off = False
 
 
 def _write_arrays(

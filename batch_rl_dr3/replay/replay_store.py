@@ -159,6 +159,19 @@ class ReplayStore:
     frames = self._frames.rows(np.asarray(rows, np.int64))
     return frames.reshape(-1, *self.observation_shape)
 
+  @property
+  def resident_frames(self) -> npt.NDArray[Any] | None:
+    """All frames, [num_rows, numbers in a frame]; None if read when needed."""
+    if isinstance(self._frames, replay_frames.ResidentFrames):
+      return self._frames.array
+    return None
+
+  @property
+  def num_frame_bytes(self) -> int:
+    """The bytes of all frames."""
+    pixels = int(np.prod(self.observation_shape))
+    return self.num_rows * pixels * self._frames.dtype.itemsize
+
   def source_rows(self) -> npt.NDArray[np.int64]:
     """Returns where each row was in its file of the log, int64 [num_rows]."""
     if self._is_uniform:

@@ -5,7 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import array_stream
+from batch_rl_dr3.replay import spool, stored_file
 from batch_rl_dr3.replay.storage import Storage
 
 TFDS_INFO = 'dataset_info.json'
@@ -74,12 +74,14 @@ def stated_lengths(
       f'{storage.url} lacks {TFDS_INFO}, without which nobody can tell whether '
       'its files are whole. Fetch it too.'
     )
-  with storage.fetched(infos[TFDS_INFO], spool_dir, lambda _: None) as file:
+  with spool.fetched(
+    storage, infos[TFDS_INFO], spool_dir, lambda _: None
+  ) as file:
     return _parse_lengths(file)
 
 
 def _parse_lengths(
-  file: array_stream.StoredFile,
+  file: stored_file.StoredFile,
 ) -> dict[tuple[int, int], int]:
   """Returns the lengths in dataset_info.json, whose splits are checkpoints."""
   try:

@@ -43,10 +43,14 @@ from batch_rl_dr3.replay import (
   rlu_episode,
   rlu_files,
   rlu_rows,
+  spool,
   storage,
+  stored_file,
   validity,
 )
+from batch_rl_dr3.replay import source as replay_source
 from batch_rl_dr3.replay.retry import RefusedError, Retry
+from batch_rl_dr3.replay.segment import Segment
 
 
 def is_location(location: str) -> bool:
@@ -123,6 +127,11 @@ class RluSource:
     """The URL."""
     return self._url
 
+  @property
+  def num_bytes_read(self) -> int:
+    """Bytes that came over the network so far."""
+    return self._storage.count.total
+
   @functools.cached_property
   def _shards(self) -> dict[int, list[rlu_files.Shard]]:
     """The files of each suffix, as listed once."""
@@ -149,6 +158,14 @@ class RluSource:
         for shard in self._shards[suffix]
       ),
     ]
+
+  def num_bytes(self, suffix: int) -> int:
+    """Returns the size of the files of a checkpoint."""
+    return sum(int(shard.info['size']) for shard in self._parts(suffix))
+
+  def segment(self, suffix: int) -> Segment:
+    """Returns what is known of the rows of one checkpoint."""
+    return replay_source.whole_segment(self, suffix)
 
   def header(self, element: str, suffix: int) -> array_stream.Header:
     """Returns the shape and dtype of one element of one file."""
@@ -238,7 +255,9 @@ class RluSource:
       array_stream.check_gzip if self._layout.is_gzip else self._check_records
     )
     for shard in self._parts(suffix):
-      with self._storage.fetched(shard.info, self._spool_dir, check) as file:
+      with spool.fetched(
+        self._storage, shard.info, self._spool_dir, check
+      ) as file:
         num_episodes = 0
         for episode in self._episodes(file):
           yield episode
@@ -257,7 +276,7 @@ class RluSource:
     """What TFDS states of its files: (suffix, part) to a number of episodes."""
     return rlu_files.stated_lengths(self._storage, self._spool_dir)
 
-  def _check_records(self, file: array_stream.StoredFile) -> None:
+  def _check_records(self, file: stored_file.StoredFile) -> None:
     for _ in self._episodes(file):
       pass
 
@@ -281,7 +300,7 @@ class RluSource:
         yield from itertools.islice(self._episodes(file), num_done, None)
 
   def _episodes(
-    self, file: array_stream.StoredFile
+    self, file: stored_file.StoredFile
   ) -> Iterator[rlu_episode.Episode]:
     opened: contextlib.AbstractContextManager[Any] = (
       array_stream.decompressed(file) if self._layout.is_gzip else file.open()

@@ -58,11 +58,14 @@ class _RandomAccess:
   def __init__(self, path: pathlib.Path):
     self.path = path
     self._file = open(path, 'rb', buffering=0)  # noqa: SIM115
-    os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+    self._descriptor = self._file.fileno()
+    os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
   def read_into(self, view: memoryview, offset: int) -> None:
-    while view:
-      count = os.preadv(self._file.fileno(), [view], offset)
+    while True:
+      count = os.preadv(self._descriptor, [view], offset)
+      if count == len(view):
+        return
       if not count:
         raise errors.DataError(f'{self.path} is cut short; it is damaged.')
       view, offset = view[count:], offset + count
@@ -80,7 +83,7 @@ class _RawFile:
 
   def read(self, start: int, frames: npt.NDArray[Any]) -> None:
     self._file.read_into(
-      shards.array_bytes(frames), self._offset + start * self._row_bytes
+      frames.data.cast('B'), self._offset + start * self._row_bytes
     )
 
 

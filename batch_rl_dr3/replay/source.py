@@ -6,7 +6,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from batch_rl_dr3 import errors
 from batch_rl_dr3.replay import checkpoint_format
+from batch_rl_dr3.replay.segment import Segment
 
 
 class Source(Protocol):
@@ -20,6 +22,10 @@ class Source(Protocol):
   def name(self) -> str:
     """Where it is, as messages and manifests call it."""
 
+  @property
+  def num_bytes_read(self) -> int:
+    """Bytes that came out of the storage so far, compressed as they are."""
+
   def suffixes(self) -> list[int]:
     """Returns the files' suffixes in time order.
 
@@ -29,6 +35,16 @@ class Source(Protocol):
 
   def fingerprint(self) -> list[Any]:
     """Returns what changes whenever the data do: JSON values."""
+
+  def num_bytes(self, suffix: int) -> int:
+    """Returns the size of one file in the storage, compressed as it is."""
+
+  def segment(self, suffix: int) -> Segment:
+    """Returns what is known of the rows of one file.
+
+    Raises:
+      DataError: if its parts are damaged, or disagree with each other.
+    """
 
   def header(self, element: str, suffix: int) -> checkpoint_format.Header:
     """Returns the shape and dtype of one element of one file."""
@@ -49,3 +65,53 @@ class Source(Protocol):
 
   def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
     """Returns add_count or invalid_range of one file."""
+
+
+def count_rows(source: Source, suffix: int) -> int:
+  """Returns the number of rows of one file, which its elements agree on.
+
+  Raises:
+    DataError: if they do not.
+  """
+  lengths = {}
+  for name in checkpoint_format.ELEMENTS:
+    shape = source.header(name, suffix).shape
+    if not shape:
+      raise errors.DataError(
+        f'{name} of suffix {suffix} in {source.name} is a single number, not '
+        'rows.'
+      )
+    lengths[name] = shape[0]
+  if len(set(lengths.values())) > 1:
+    raise errors.DataError(
+      f'the files of suffix {suffix} in {source.name} differ in their number '
+      f'of rows: {lengths}. Fetch them again, all from the same run.'
+    )
+  return lengths['terminal']
+
+
+def whole_segment(source: Source, suffix: int) -> Segment:
+  """Returns all rows that the buffer of one file held when it was saved.
+
+  A buffer that was not full (add_count below the length of its arrays) held
+  only their first add_count rows.
+
+  Raises:
+    DataError: if its parts are damaged, or disagree with each other.
+  """
+  length = count_rows(source, suffix)
+  add_count = int(source.attribute('add_count', suffix))
+  if add_count < 0:
+    raise errors.DataError(
+      f'add_count of suffix {suffix} in {source.name} is damaged: it says '
+      f'{add_count}.'
+    )
+  return Segment(
+    suffix=suffix,
+    first_row=0,
+    num_rows=min(length, add_count),
+    num_rows_in_source=length,
+    add_count=add_count,
+    invalid_range=source.attribute('invalid_range', suffix).tolist(),
+    read_to_end=True,
+  )

@@ -12,7 +12,12 @@ from absl import logging
 import gin
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import expected_files, rlu_source, sources
+from batch_rl_dr3.replay import (
+  expected_files,
+  rlu_source,
+  sources,
+  store_source,
+)
 from batch_rl_dr3.replay.retry import RefusedError
 from batch_rl_dr3.replay.source import Source
 
@@ -53,7 +58,8 @@ def make_source(location: str | os.PathLike[str] | Source) -> Source:
   """Returns the source at a location; only folders are looked at yet.
 
   Args:
-    location: a folder, a URL that fsspec opens, or a source. What has
+    location: a folder of a log or a store, a URL that fsspec opens, or a
+      source. What has
       atari_episodes_ordered or rlu_atari_checkpoints_ordered in its path is
       RL Unplugged's; anything else is in the DQN Replay layout.
 
@@ -67,6 +73,8 @@ def make_source(location: str | os.PathLike[str] | Source) -> Source:
     return rlu_source.RluSource(text)
   if '://' in text:
     return sources.FsspecSource(text)
+  if store_source.is_store(text):
+    return store_source.StoreSource(text)
   return sources.FolderSource(text)
 
 

@@ -21,12 +21,25 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import array_stream, checkpoint_format, storage
+from batch_rl_dr3.replay import (
+  array_stream,
+  checkpoint_format,
+  spool,
+  storage,
+  stored_file,
+)
+from batch_rl_dr3.replay import source as replay_source
 from batch_rl_dr3.replay.retry import RefusedError, Retry
+from batch_rl_dr3.replay.segment import Segment
 
 
 class LogSource(abc.ABC):
   """A log in the DQN Replay layout: the protocol source.Source but storage."""
+
+  @property
+  @abc.abstractmethod
+  def num_bytes_read(self) -> int:
+    """Bytes that came out of the storage so far."""
 
   @property
   @abc.abstractmethod
@@ -35,10 +48,10 @@ class LogSource(abc.ABC):
 
   @abc.abstractmethod
   def _versions(self) -> dict[str, list[Any]]:
-    """Returns the files there: name to what changes with the content."""
+    """Returns the files there: name to size, and what else tells versions."""
 
   @abc.abstractmethod
-  def _file(self, file_name: str) -> array_stream.StoredFile:
+  def _file(self, file_name: str) -> stored_file.StoredFile:
     """Returns a file of the log."""
 
   def suffixes(self) -> list[int]:
@@ -64,6 +77,16 @@ class LogSource(abc.ABC):
       for suffix in self.suffixes()
       for name in checkpoint_format.file_names(suffix)
     ]
+
+  def num_bytes(self, suffix: int) -> int:
+    """Returns the size of the six files of a suffix."""
+    versions = self._versions()
+    names = checkpoint_format.file_names(suffix)
+    return sum(int(versions[name][0]) for name in names)
+
+  def segment(self, suffix: int) -> Segment:
+    """Returns what is known of the rows of one file."""
+    return replay_source.whole_segment(self, suffix)
 
   def header(self, element: str, suffix: int) -> array_stream.Header:
     """Returns the shape and dtype of one element of one file."""
@@ -112,11 +135,17 @@ class FolderSource(LogSource):
       self._folder = checkpoint_format.find_replay_logs(folder).resolve()
     except errors.DataError as error:
       raise RefusedError(str(error)) from error
+    self._count = stored_file.ByteCount()
 
   @property
   def name(self) -> str:
     """The folder's absolute path."""
     return str(self._folder)
+
+  @property
+  def num_bytes_read(self) -> int:
+    """Bytes that were read of the files so far."""
+    return self._count.total
 
   def _versions(self) -> dict[str, list[Any]]:
     try:
@@ -128,8 +157,9 @@ class FolderSource(LogSource):
       ) from error
     return {n: [stat.st_size, stat.st_mtime_ns] for n, stat in stats.items()}
 
-  def _file(self, file_name: str) -> array_stream.StoredFile:
-    return array_stream.local_file(pathlib.Path(self._folder) / file_name)
+  def _file(self, file_name: str) -> stored_file.StoredFile:
+    path = pathlib.Path(self._folder) / file_name
+    return stored_file.local_file(path, self._count)
 
 
 @gin.configurable
@@ -181,6 +211,11 @@ class FsspecSource(LogSource):
     """The URL."""
     return self._storage.url
 
+  @property
+  def num_bytes_read(self) -> int:
+    """Bytes that came over the network so far."""
+    return self._storage.count.total
+
   @functools.cached_property
   def _infos(self) -> dict[str, dict[str, Any]]:
     """What is there, as listed once: a source is one state of the data."""
@@ -214,7 +249,7 @@ class FsspecSource(LogSource):
       raise errors.DataError(f'{self.name} has no {file_name}.')
     return self._infos[file_name]
 
-  def _file(self, file_name: str) -> array_stream.StoredFile:
+  def _file(self, file_name: str) -> stored_file.StoredFile:
     return self._storage.file(self._info(file_name))
 
   def header(self, element: str, suffix: int) -> array_stream.Header:
@@ -262,6 +297,8 @@ class FsspecSource(LogSource):
 
   def _fetched(
     self, file_name: str
-  ) -> contextlib.AbstractContextManager[array_stream.StoredFile]:
+  ) -> contextlib.AbstractContextManager[stored_file.StoredFile]:
     info = self._info(file_name)
-    return self._storage.fetched(info, self._spool_dir, array_stream.check_gzip)
+    return spool.fetched(
+      self._storage, info, self._spool_dir, array_stream.check_gzip
+    )

@@ -1,25 +1,19 @@
 """Reads bytes of any storage that fsspec knows, tried again when it falters.
 
-Every read is of a range, so that what broke goes on at the byte reached. What
-is fetched whole is checked here against the size and the checksum that the
-storage states: gcsfs does not do it unless told to.
+Every read is of a range, so that what broke goes on at the byte reached.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
 import io
 import logging as stdlib_logging
 import os
-import pathlib
-import tempfile
 from typing import Any, BinaryIO, cast
 import urllib.parse
+import warnings
 
-from absl import logging
-
-from batch_rl_dr3 import errors, run_directory
-from batch_rl_dr3.replay import array_stream, checksum
-from batch_rl_dr3.replay.retry import RefusedError, Retry
+from batch_rl_dr3 import errors
+from batch_rl_dr3.replay import stored_file
+from batch_rl_dr3.replay.retry import Retry
 
 # What storages call what changes with an object's content.
 _VERSION_KEYS = (
@@ -74,7 +68,13 @@ class _RangeStream(io.RawIOBase):
 
 
 class Storage:
-  """The objects of one folder of a storage."""
+  """The objects of one folder of a storage.
+
+  Attributes:
+    url: str, what messages call the folder.
+    count: counts the bytes that came over the network, of this folder and of
+      those that `folder` returned.
+  """
 
   def __init__(self, url: str, filesystem: Any, root: str, retry: Retry):
     """Reads nothing yet; see open_storage.
@@ -89,11 +89,14 @@ class Storage:
     self._filesystem = filesystem
     self._root = root.rstrip('/')
     self._retry = retry
+    self.count = stored_file.ByteCount()
 
   def folder(self, name: str) -> 'Storage':
     """Returns the folder of this name within this one."""
     root = f'{self._root}/{name}'
-    return Storage(f'{self.url}/{name}', self._filesystem, root, self._retry)
+    within = Storage(f'{self.url}/{name}', self._filesystem, root, self._retry)
+    within.count = self.count
+    return within
 
   def list(self, is_wanted: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
     """Returns the wanted objects of the folder: name to what is said of each.
@@ -136,6 +139,7 @@ class Storage:
 
     def read(start: int, end: int) -> bytes:
       data = self._filesystem.cat_file(info['name'], start=start, end=end)
+      self.count.add(len(data))
       if len(data) > end - start:
         # A server that ignores ranges sends everything.
         data = data[start:end]
@@ -148,82 +152,10 @@ class Storage:
 
     return cast(BinaryIO, _RangeStream(read_again, info['size']))
 
-  def file(self, info: dict[str, Any]) -> array_stream.StoredFile:
+  def file(self, info: dict[str, Any]) -> stored_file.StoredFile:
     """Returns an object as a file whose bytes nobody checks: for prefixes."""
     name = f'{self.url}/{_last_part(info["name"])}'
-    return array_stream.StoredFile(name, info['size'], lambda: self.open(info))
-
-  @contextlib.contextmanager
-  def fetched(
-    self,
-    info: dict[str, Any],
-    spool_dir: str | None,
-    check: Callable[[array_stream.StoredFile], None],
-  ) -> Iterator[array_stream.StoredFile]:
-    """Fetches an object whole into a temporary file, checked before use.
-
-    A damaged object is fetched once more.
-
-    Args:
-      info: what `list` says of it.
-      spool_dir: str, where the temporary file is, None for the system's.
-      check: raises a DataError if the bytes are damaged; used where the
-        storage states no checksum.
-
-    Yields:
-      The file, under the object's name.
-
-    Raises:
-      DataError: if it is damaged both times.
-      WriteError: if there is no room for the temporary file.
-    """
-    name = f'{self.url}/{_last_part(info["name"])}'
-    with contextlib.ExitStack() as stack:
-      try:
-        target = stack.enter_context(
-          tempfile.NamedTemporaryFile(prefix='batch_rl_dr3_', dir=spool_dir)
-        )
-      except OSError as error:
-        folder = pathlib.Path(spool_dir or tempfile.gettempdir())
-        raise run_directory.WriteError(folder, error) from error
-      file = array_stream.StoredFile(
-        name, info['size'], array_stream.local_file(target.name).open
-      )
-      try:
-        self._fetch(info, file, target, check)
-      except RefusedError:
-        raise
-      except errors.DataError as error:
-        logging.warning('%s It is fetched once more.', error)
-        self._fetch(info, file, target, check)
-      yield file
-
-  def _fetch(
-    self,
-    info: dict[str, Any],
-    file: array_stream.StoredFile,
-    target: Any,
-    check: Callable[[array_stream.StoredFile], None],
-  ) -> None:
-    stated = checksum.stated_in(info)
-    with self.open(info) as stream:
-      try:
-        target.seek(0)
-        target.truncate()
-        while data := stream.read(_CHUNK_BYTES):
-          target.write(data)
-          if stated is not None:
-            stated[0].update(data)
-        target.flush()
-      except OSError as error:
-        raise run_directory.WriteError(target.name, error) from error
-    if stated is None:
-      check(file)
-    elif stated[0].digest() != stated[1]:
-      raise errors.DataError(
-        f'{file.name} is damaged: its bytes do not have the checksum that the '
-        'storage states.'
-      )
+    return stored_file.StoredFile(name, info['size'], lambda: self.open(info))
 
 
 def _last_part(name: str) -> str:
@@ -261,6 +193,8 @@ def open_storage(
   if url.startswith(('gs://', 'gcs://')):
     # The class that fsspec would choose asks for the bucket's kind by gRPC
     # first, which neither an anonymous user nor an emulator can answer.
+    # Google's packages warn of what the pinned versions do not support.
+    warnings.filterwarnings('ignore', '', FutureWarning, 'google')
     from gcsfs import core
 
     # It logs a traceback of every failure that Retry then tells in a line.

@@ -13,7 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import shards, source_chain, store_build, store_part
+from batch_rl_dr3.replay import (
+  shards,
+  source_chain,
+  store_build,
+  store_part,
+  store_source,
+)
 from batch_rl_dr3.replay.replay_store import (
   MAX_RESIDENT_BYTES,
   ReplayStore,
@@ -42,7 +48,7 @@ def open_store(
   cache_dir: str | os.PathLike[str],
   subset: Subset,
   observation_shape: tuple[int, ...],
-  num_actions: int,
+  num_actions: int | None,
   stack_size: int,
   progress: bool = True,
   observation_dtype: npt.DTypeLike = np.uint8,
@@ -66,12 +72,14 @@ def open_store(
 
   Args:
     replay: the log: its folder, or that one's parent, a URL that fsspec
-      opens, or a Source.
+      opens, or a Source; or the folder of a store, which is then opened as it
+      is, wherever its log may be.
     cache_dir: where stores are kept; it needs the room of the uncompressed
       rows, 7 GB per million Atari frames, if they are not compressed.
     subset: the part of the log that is used.
     observation_shape: the shape of one frame of the game.
-    num_actions: int, the number of the game's actions.
+    num_actions: int, the number of the game's actions; None does not hold
+      the logged ones against it.
     stack_size: int, frames in a state.
     progress: whether to show a progress bar when a build takes long.
     observation_dtype: the dtype of frames of the game.
@@ -82,7 +90,8 @@ def open_store(
 
   Raises:
     DataError: if the log is missing, damaged, or of another game.
-    ConfigError: if the subset is too small, or the codec unknown.
+    ConfigError: if the subset is too small, the codec unknown, or the given
+      store that of another subset.
     WriteError: if the store cannot be written.
   """
   if codec is not None and codec not in shards.CODECS:
@@ -90,22 +99,55 @@ def open_store(
       f'open_store.codec is {codec!r}; it must be one of '
       f'{", ".join(shards.CODECS)}.'
     )
-  source = source_chain.make_source(replay)
-  store_build.check_frames(source, observation_shape, observation_dtype)
-  key = store_build.store_key(source, subset, stack_size, codec)
-  folder = pathlib.Path(cache_dir) / key
-  if not folder.exists():
-    store_build.build(
-      source, folder, subset, num_actions, stack_size, codec, progress
-    )
+  if isinstance(replay, str | os.PathLike) and store_source.is_store(replay):
+    folder = pathlib.Path(replay)
+  else:
+    source = source_chain.make_source(replay)
+    store_build.check_frames(source, observation_shape, observation_dtype)
+    key = store_build.store_key(source, subset, stack_size, codec)
+    folder = pathlib.Path(cache_dir) / key
+    if not folder.exists():
+      store_build.build(
+        source, folder, subset, num_actions, stack_size, codec, progress
+      )
   store = ReplayStore(folder, stack_size, max_resident_bytes)
-  store_part.check_actions(
-    source.name, store.manifest['max_action'], num_actions
-  )
+  _check(store, subset, observation_shape, num_actions, observation_dtype)
   if store.manifest['missing_suffixes']:
     logging.warning(
       '%s has no files of suffix %s; what follows is without them.',
-      source.name,
+      store.manifest['source'],
       ', '.join(map(str, store.manifest['missing_suffixes'])),
     )
   return store
+
+
+def _check(
+  store: ReplayStore,
+  subset: Subset,
+  observation_shape: tuple[int, ...],
+  num_actions: int | None,
+  observation_dtype: npt.DTypeLike,
+) -> None:
+  """Checks that a store is of the subset and the game that are asked for.
+
+  Raises:
+    ConfigError: if it holds another subset.
+    DataError: if it is of another game.
+  """
+  manifest = store.manifest
+  if manifest['subset'] != subset.record():
+    raise errors.ConfigError(
+      f'{store.folder} holds the subset {manifest["subset"]} of its log, and '
+      f'{subset.record()} is asked for. Name another store, or bind Subset as '
+      'it is.'
+    )
+  store_build.check_frame(
+    str(store.folder),
+    store.observation_shape,
+    np.dtype(manifest['arrays']['observation']['dtype']),
+    observation_shape,
+    observation_dtype,
+  )
+  store_part.check_actions(
+    manifest['source'], manifest['max_action'], num_actions
+  )

@@ -51,11 +51,32 @@ def check_frames(
   """
   suffix = source.suffixes()[0]
   header = source.header('observation', suffix)
-  shape, dtype = tuple(observation_shape), np.dtype(observation_dtype)
-  if (header.shape[1:], header.dtype) != (shape, dtype):
+  check_frame(
+    source.name,
+    header.shape[1:],
+    header.dtype,
+    observation_shape,
+    observation_dtype,
+  )
+
+
+def check_frame(
+  name: str,
+  shape: tuple[int, ...],
+  dtype: np.dtype[Any],
+  observation_shape: tuple[int, ...],
+  observation_dtype: npt.DTypeLike,
+) -> None:
+  """Checks that a frame of a log or store is like the game's.
+
+  Raises:
+    DataError: if it has another shape or dtype.
+  """
+  wanted = tuple(observation_shape), np.dtype(observation_dtype)
+  if (shape, dtype) != wanted:
     raise errors.DataError(
-      f'{source.name} has frames of {header.dtype} {header.shape[1:]}; '
-      f'{dtype} {shape} is needed. Is it the data of another game?'
+      f'{name} has frames of {dtype} {shape}; {wanted[1]} {wanted[0]} is '
+      'needed. Is it the data of another game?'
     )
 
 
@@ -85,7 +106,7 @@ def build(
   source: Source,
   folder: pathlib.Path,
   subset: Subset,
-  num_actions: int,
+  num_actions: int | None,
   stack_size: int,
   codec: str | None = None,
   progress: bool = True,
@@ -99,7 +120,7 @@ def build(
     source: the log.
     folder: the store's folder, named by `store_key`.
     subset: the part of the log that is used.
-    num_actions: int, the number of the game's actions.
+    num_actions: int, the number of the game's actions; None if not known.
     stack_size: int, frames in a state.
     codec: str, one of shards.CODECS; by size if None.
     progress: whether to show a progress bar when it takes long.

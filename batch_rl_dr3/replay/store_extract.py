@@ -10,8 +10,10 @@ import time
 from typing import Self
 import uuid
 
+from absl import logging
 import numpy as np
 
+from batch_rl_dr3 import errors
 from batch_rl_dr3 import progress as progress_bars
 from batch_rl_dr3.replay import (
   checkpoint_format,
@@ -19,6 +21,7 @@ from batch_rl_dr3.replay import (
   store_part,
   store_plan,
 )
+from batch_rl_dr3.replay.retry import RefusedError
 from batch_rl_dr3.replay.source import Source
 
 # The first characters of a store's key, which stay when only the data change.
@@ -69,7 +72,7 @@ class Extraction:
     source: Source,
     codec: str,
     header: checkpoint_format.Header,
-    num_actions: int,
+    num_actions: int | None,
     progress: bool,
   ) -> None:
     """Extracts the parts that are not there.
@@ -89,8 +92,12 @@ class Extraction:
     )
     counting = threading.Lock()
 
+    already = source.num_bytes_read
+
     def on_rows(count: int) -> None:
       with counting:
+        read = (source.num_bytes_read - already) / 1e6
+        bar.set_postfix_str(f'{read:,.0f} MB read', refresh=False)
         bar.update(count)
 
     builder = store_part.PartBuilder(
@@ -129,7 +136,19 @@ class Extraction:
   ) -> None:
     temporary = store_files.part_folder(self._temporary, file.segment['suffix'])
     temporary.mkdir()
-    builder.build(file, temporary)
+    try:
+      builder.build(file, temporary)
+    except RefusedError:
+      raise
+    except errors.DataError as error:
+      # Whole files were fetched twice already, if need be; of a prefix nobody
+      # knew on the way that it is damaged.
+      if file.segment['read_to_end']:
+        raise
+      logging.warning('%s It is read once more.', error)
+      shutil.rmtree(temporary)
+      temporary.mkdir()
+      builder.build(file, temporary)
     try:
       os.rename(temporary, self._final(file))
     except OSError:

@@ -41,7 +41,7 @@ class PartBuilder:
     codec: str, one of shards.CODECS.
     frame_shape: the shape of one frame.
     frame_dtype: its dtype.
-    num_actions: int, the number of the game's actions.
+    num_actions: int, the number of the game's actions; None if not known.
     on_rows: called with the number of frames just read.
     should_stop: whether to give up.
   """
@@ -50,7 +50,7 @@ class PartBuilder:
   codec: str
   frame_shape: tuple[int, ...]
   frame_dtype: np.dtype[Any]
-  num_actions: int
+  num_actions: int | None
   on_rows: Callable[[int], None]
   should_stop: Callable[[], bool]
 
@@ -154,13 +154,15 @@ class PartBuilder:
     raise errors.DataError(f'{self.source.name}/{file_name} holds {problem}.')
 
 
-def check_actions(source: object, max_action: int, num_actions: int) -> None:
-  """Checks that actions are among the game's.
+def check_actions(
+  source: object, max_action: int, num_actions: int | None
+) -> None:
+  """Checks that actions are among the game's, if these are known.
 
   Raises:
     DataError: if they are not.
   """
-  if max_action >= num_actions:
+  if num_actions is not None and max_action >= num_actions:
     raise errors.DataError(
       f'{source} holds action {max_action}; the game has {num_actions} '
       'actions, numbered from 0. Is it the data of another game?'

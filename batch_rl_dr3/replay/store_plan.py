@@ -1,16 +1,23 @@
 """Decides which rows of which files of a log make up a local store."""
 
+from collections.abc import Callable
+from concurrent import futures
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3 import errors
 from batch_rl_dr3.replay import checkpoint_format, uniform_draw
+from batch_rl_dr3.replay import source as replay_source
 from batch_rl_dr3.replay.segment import Segment
 from batch_rl_dr3.replay.source import Source
 from batch_rl_dr3.replay.subset import Subset
+
+_T = TypeVar('_T')
+# Requests for small things at the same time.
+_NUM_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,23 +85,25 @@ def plan_files(source: Source, subset: Subset, stack_size: int) -> Plan:
     DataError: if files are missing, damaged, or disagree with each other.
     ConfigError: if the subset is too small.
   """
-  lengths = {
-    suffix: _count_rows(source, suffix) for suffix in source.suffixes()
-  }
+  suffixes = source.suffixes()
+  lengths = dict(
+    zip(
+      suffixes,
+      _of_each(replay_source.count_rows, source, suffixes),
+      strict=True,
+    )
+  )
   wanted = subset.rows_per_file(list(lengths.items()), stack_size)
   files: list[FilePlan] = []
-  for suffix, rows in wanted.items():
-    add_count, invalid_range = _read_attributes(source, suffix)
-    num_rows = min(rows, add_count)
+  wholes = _of_each(replay_source.whole_segment, source, list(wanted))
+  for whole, (suffix, rows) in zip(wholes, wanted.items(), strict=True):
+    num_rows = min(rows, whole.num_rows)
     segment = {
-      'suffix': suffix,
-      'first_row': 0,
+      **dataclasses.asdict(whole),
       'num_rows': num_rows,
-      'num_rows_in_source': lengths[suffix],
-      'add_count': add_count,
-      'invalid_range': invalid_range,
       'read_to_end': rows == lengths[suffix],
     }
+    del segment['num_drawn']
     files.append(FilePlan(segment, num_rows, None, stack_size))
   files = [file for file in files if file.num_held]
   if not files:
@@ -109,6 +118,14 @@ def plan_files(source: Source, subset: Subset, stack_size: int) -> Plan:
   return Plan(
     tuple(files), [suffix for suffix in lengths if suffix not in used]
   )
+
+
+def _of_each(
+  read: Callable[[Source, int], _T], source: Source, suffixes: list[int]
+) -> list[_T]:
+  """Returns what is read of each file, many at a time: storages are far."""
+  with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+    return list(pool.map(lambda suffix: read(source, suffix), suffixes))
 
 
 def _in_rows(files: list[FilePlan]) -> list[FilePlan]:
@@ -161,32 +178,3 @@ def _read_terminals(source: Source, file: FilePlan) -> npt.NDArray[np.uint8]:
   blocks = source.rows('terminal', file.segment['suffix'], dtype, ())
   terminals: npt.NDArray[np.uint8] = np.concatenate(list(blocks))
   return terminals[: file.num_held]
-
-
-def _count_rows(source: Source, suffix: int) -> int:
-  lengths = {}
-  for name in checkpoint_format.ELEMENTS:
-    shape = source.header(name, suffix).shape
-    if not shape:
-      raise errors.DataError(
-        f'{name} of suffix {suffix} in {source.name} is a single number, not '
-        'rows.'
-      )
-    lengths[name] = shape[0]
-  if len(set(lengths.values())) > 1:
-    raise errors.DataError(
-      f'the files of suffix {suffix} in {source.name} differ in their number '
-      f'of rows: {lengths}. Fetch them again, all from the same run.'
-    )
-  return lengths['terminal']
-
-
-def _read_attributes(source: Source, suffix: int) -> tuple[int, list[int]]:
-  add_count = int(source.attribute('add_count', suffix))
-  if add_count < 0:
-    raise errors.DataError(
-      f'add_count of suffix {suffix} in {source.name} is damaged: it says '
-      f'{add_count}.'
-    )
-  invalid_range = source.attribute('invalid_range', suffix)
-  return add_count, invalid_range.tolist()

@@ -7,6 +7,7 @@ from batch_rl_dr3.reporting import (
   methods,
   notes,
   scores,
+  selection_figure,
   tables,
 )
 from batch_rl_dr3.reporting.section import Content, Section
@@ -25,6 +26,7 @@ def content(collection: scores.Collection) -> Content:
       Section('', [first]),
       Section('', figures.all_figures(collection)),
       Section('', others),
+      selection_figure.section(collection),
       Section('', [facts.runs_table(collection)]),
     ],
     glossary=glossary.QUANTITIES,

@@ -14,6 +14,7 @@ from batch_rl_dr3.reporting import (
   preset,
   reference,
   scores,
+  selection_figure,
   study_figures,
   study_tables,
 )
@@ -70,6 +71,7 @@ def content(
         'Which runs there are',
         [game_tables.presence(study, dataset) for dataset in study.datasets],
       ),
+      selection_figure.section(collection),
       Section('', [facts.runs_table(collection)], is_folded=True),
     ],
     glossary=glossary.of_study(study.preset, normalisation, bootstrap),

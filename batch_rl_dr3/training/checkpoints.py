@@ -59,6 +59,7 @@ class Checkpoints:
     self._directory = run_directory.make_directory(directory)
     self._keep_last = keep_last
     self._keep_every = keep_every
+    self._protected: set[str] = set()
     for leftover in self._directory.glob('.writing.*'):
       shutil.rmtree(leftover)
 
@@ -98,6 +99,18 @@ class Checkpoints:
     )
     self._prune()
 
+  def of_iterations(self) -> dict[int, Checkpoint]:
+    """See the function of this name."""
+    return of_iterations(self._directory)
+
+  def protect(self, name: str) -> None:
+    """Keeps a checkpoint until `release`, whatever is saved after it."""
+    self._protected.add(name)
+
+  def release(self, name: str) -> None:
+    """Lets a checkpoint go when the next one is saved."""
+    self._protected.discard(name)
+
   def latest(self) -> Checkpoint | None:
     """Returns the newest whole checkpoint; None where none was ever written.
 
@@ -108,7 +121,7 @@ class Checkpoints:
     records = self._records()
     for record in records:
       name = record['name']
-      reason = self._damage(record['files'])
+      reason = _damage(self._directory, record['files'])
       if reason is None:
         prefix = str(self._directory / f'{_PREFIX}{name}')
         return Checkpoint(name, record['gradient_steps'], prefix)
@@ -140,21 +153,10 @@ class Checkpoints:
         records.append(record)
     return sorted(records, key=lambda r: r['gradient_steps'], reverse=True)
 
-  def _damage(self, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    for file_name, expected in files.items():
-      path = self._directory / file_name
-      if not path.exists():
-        return f'{file_name} is missing'
-      if path.stat().st_size != expected['bytes']:
-        return f'{file_name} has {path.stat().st_size} bytes, not all'
-      if _sha256(path) != expected['sha256']:
-        return f'{file_name} does not match its sha256'
-    return None
-
   def _prune(self) -> None:
     for record in self._records()[self._keep_last :]:
       name = record['name']
-      kept = (
+      kept = name in self._protected or (
         self._keep_every is not None
         and name.isdigit()
         and int(name) % self._keep_every == 0
@@ -167,6 +169,61 @@ class Checkpoints:
 
   def _manifest(self, name: str) -> pathlib.Path:
     return self._directory / f'ckpt.{name}.json'
+
+
+def of_iterations(directory: pathlib.Path) -> dict[int, Checkpoint]:
+  """Returns the checkpoints that end an iteration, whole or not, in order.
+
+  Nothing in the folder is changed: another process may be writing to it.
+
+  Args:
+    directory: the folder.
+  """
+  found = {}
+  for path in directory.glob('ckpt.*.json'):
+    try:
+      record = json.loads(path.read_text())
+      name, steps = record['name'], int(record['gradient_steps'])
+    except (OSError, ValueError, KeyError, TypeError):
+      continue  # Torn or gone: it does not exist.
+    if name.isdigit():
+      found[int(name)] = Checkpoint(
+        name, steps, str(directory / f'{_PREFIX}{name}')
+      )
+  return dict(sorted(found.items()))
+
+
+def check_whole(checkpoint: Checkpoint) -> None:
+  """Compares a checkpoint's files with its manifest.
+
+  Raises:
+    DataError: if they differ, or there is no manifest any more.
+  """
+  directory = pathlib.Path(checkpoint.prefix).parent
+  try:
+    record = json.loads(
+      (directory / f'ckpt.{checkpoint.name}.json').read_text()
+    )
+    reason = _damage(directory, record['files'])
+  except (OSError, ValueError, KeyError) as error:
+    reason = f'its manifest cannot be read: {error}'
+  if reason is not None:
+    raise errors.DataError(f'{checkpoint.prefix} is damaged: {reason}.')
+
+
+def _damage(
+  directory: pathlib.Path, files: Mapping[str, Mapping[str, Any]]
+) -> str | None:
+  """Returns in which way files differ from their manifest; None if in none."""
+  for file_name, expected in files.items():
+    path = directory / file_name
+    if not path.exists():
+      return f'{file_name} is missing'
+    if path.stat().st_size != expected['bytes']:
+      return f'{file_name} has {path.stat().st_size} bytes, not all'
+    if _sha256(path) != expected['sha256']:
+      return f'{file_name} does not match its sha256'
+  return None
 
 
 def _sha256(path: pathlib.Path) -> str:

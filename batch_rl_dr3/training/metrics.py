@@ -91,6 +91,10 @@ class MetricsLog:
     """Returns whether a row is to be written after `steps` steps."""
     return steps % self._log_period == 0
 
+  def steps_until_due(self, steps: int) -> int:
+    """Returns in how many steps the next row is due, at least 1."""
+    return self._log_period - steps % self._log_period
+
   def log(self, iteration: int, steps: int) -> dict[str, Any]:
     """Measures, writes and returns one row."""
     rate = self._rate(steps)

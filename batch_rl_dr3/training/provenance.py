@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -34,9 +35,12 @@ _RUN_FILES = (
 # Entries of provenance.json that a run is known by, beside its gin bindings.
 _IDENTITY = ('seed', 'data_hash')
 # A run may be continued with these changed: a longer run is the same run, and
-# how frames are stored changes none of them.
+# what is held, run or played where, or in one call, changes nothing.
 _CHANGEABLE = (
+  'FixedReplayRunner.async_evaluation',
   'FixedReplayRunner.num_iterations',
+  'OfflineAgent.max_device_bytes',
+  'OfflineAgent.steps_per_call',
   'open_store.codec',
   'open_store.max_resident_bytes',
 )
@@ -73,22 +77,38 @@ def git_revision() -> str | None:
   return (revision + ('+' if changed else '')) or None
 
 
-def of_process() -> dict[str, Any]:
-  """Returns what runs: device, versions, commit and command line."""
-  gpus = tf.config.list_physical_devices('GPU')
+def of_process(device: str) -> dict[str, Any]:
+  """Returns what runs: device, versions, commit and command line.
+
+  Args:
+    device: 'cpu', 'gpu' or 'tpu', what the training step runs on.
+  """
+  found = tf.config.list_physical_devices(device.upper())
+  details = tf.config.experimental.get_device_details(found[0])
   return {
-    'device': gpus[0].name if gpus else 'cpu',
+    'device': device,
+    'device_name': details.get('device_name', platform.machine()),
     'versions': versions(),
     'git_revision': git_revision(),
     'command': [os.path.basename(sys.executable), *sys.orig_argv[1:]],
   }
 
 
-def run_number(replay_dir: str) -> int | None:
-  """Returns 1 for .../Pong/1 or .../Pong/1/replay_logs, None elsewhere."""
-  parts = pathlib.Path(replay_dir).parts
-  names = [part for part in parts if part != 'replay_logs']
-  return int(names[-1]) if names and names[-1].isdigit() else None
+def run_number(source: str) -> int | None:
+  """Returns which logged run of its game a source is, None if not known.
+
+  1 for .../Pong/1, .../Pong/1/replay_logs, and, in RL Unplugged,
+  .../Pong/run_1 and .../Pong_run_1/1.1.0.
+
+  Args:
+    source: the name of a source, as manifests have it.
+  """
+  path = source.rstrip('/').removesuffix('/replay_logs')
+  parts = path.split('/')
+  if len(parts) > 1 and re.fullmatch(r'\d+(\.\d+)+', parts[-1]):
+    del parts[-1]
+  match = re.fullmatch(r'(?:(?:.*_)?run_)?(\d+)', parts[-1])
+  return int(match[1]) if match else None
 
 
 def claim(

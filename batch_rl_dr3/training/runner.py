@@ -13,15 +13,24 @@ import math
 from typing import Any
 
 import gin
-import numpy as np
 import tensorflow as tf
 
 from batch_rl_dr3 import errors, progress, run_directory
 from batch_rl_dr3.agents import offline
+from batch_rl_dr3.evaluation import evaluator, play
 from batch_rl_dr3.evaluation import lanes as lanes_lib
+from batch_rl_dr3.replay import source as replay_source
+from batch_rl_dr3.replay import source_chain
 from batch_rl_dr3.replay import store as replay_store
 from batch_rl_dr3.replay import subset as replay_subset
-from batch_rl_dr3.training import checkpoints, metrics, preemption, provenance
+from batch_rl_dr3.training import (
+  checkpoints,
+  evaluations,
+  metrics,
+  preemption,
+  provenance,
+  score_log,
+)
 
 
 @gin.configurable(
@@ -33,7 +42,7 @@ class FixedReplayRunner:
   def __init__(
     self,
     base_dir: str,
-    replay_dir: str,
+    replay_dir: str | int,
     cache_dir: str,
     seed: int = 0,
     overwrite: bool = False,
@@ -53,12 +62,14 @@ class FixedReplayRunner:
     keep_last_checkpoints: int = 4,
     keep_checkpoint_every: int | None = None,
     num_threads: int = 0,
+    async_evaluation: bool = False,
   ):
     """Opens the data and the game, and builds or restores the agent.
 
     Args:
       base_dir: the run directory.
-      replay_dir: the logged data of one run of one game.
+      replay_dir: the logged data of one run of one game: a folder, a URL, the
+        folder of a store, or the run's number in the DQN Replay data set.
       cache_dir: where the extracted subset of the data is kept.
       seed: the run's seed.
       overwrite: start over where base_dir holds a run already.
@@ -82,6 +93,8 @@ class FixedReplayRunner:
         for good.
       num_threads: CPU threads of the graph; 0 is one per core. Results are
         bit-identical only for the same number.
+      async_evaluation: play in another process while training goes on. The
+        scores are the same; it pays where there are cores to spare.
 
     Raises:
       ConfigError: if base_dir holds another run, or the configuration does
@@ -105,7 +118,9 @@ class FixedReplayRunner:
     self._lanes = create_lanes()
     game = self._lanes.game
     self._store = replay_store.open_store(
-      replay_dir,
+      _find_run(game, replay_dir)
+      if isinstance(replay_dir, int)
+      else replay_dir,
       cache_dir,
       subset=subset,
       observation_shape=game.observation_shape,
@@ -119,8 +134,9 @@ class FixedReplayRunner:
       'suite': game.suite,
       'game': game.name,
       'dataset': dataset,
-      'run': provenance.run_number(replay_dir),
+      'run': provenance.run_number(self._store.manifest['source']),
       'seed': seed,
+      'total_gradient_steps': num_iterations * num_gradient_steps,
       'data_hash': self._store.data_hash,
       'data': self._store.manifest,
       'protocol': {
@@ -132,7 +148,7 @@ class FixedReplayRunner:
       },
       'rom_md5': game.rom_md5,
       'num_threads': num_threads,
-      **provenance.of_process(),
+      **provenance.of_process(self._agent.device),
     }
     provenance.claim(
       self._base_dir, gin.operative_config_str(), self._provenance, overwrite
@@ -151,9 +167,8 @@ class FixedReplayRunner:
       effective_rank_period,
       effective_rank_num_states,
     )
-    self._scores = run_directory.CsvLog(
-      self._base_dir / run_directory.SCORES, run_directory.SCORE_COLUMNS
-    )
+    self._scores = score_log.ScoreLog(self._base_dir)
+    self._evaluations = self._create_evaluations(async_evaluation, num_threads)
 
   def _build_agent(
     self, agent: Callable[..., offline.OfflineAgent], num_threads: int
@@ -180,6 +195,26 @@ class FixedReplayRunner:
         f'cannot build the agent: {error}. Check its gin bindings.'
       ) from error
 
+  def _create_evaluations(
+    self, asynchronous: bool, num_threads: int
+  ) -> evaluations.Evaluations:
+    """Returns where and how finished checkpoints are played."""
+    if not self._num_evaluation_agent_steps:
+      return evaluations.NoEvaluations()
+    rule = play.Rule(
+      self._num_evaluation_agent_steps,
+      self._agent.epsilon_eval,
+      self._max_agent_steps_per_episode,
+    )
+    if asynchronous:
+      return evaluations.AsyncEvaluations(
+        gin.operative_config_str(), rule, num_threads, self._stop_request
+      )
+    return evaluations.SyncEvaluations(
+      evaluator.Evaluator(self._lanes, self._agent.network, rule, num_threads),
+      self._stop_request,
+    )
+
   def run(self) -> None:
     """Trains and evaluates to the end, from wherever the run was left.
 
@@ -194,22 +229,24 @@ class FixedReplayRunner:
         f'{total:,} gradient steps.'
       )
       return
-    steps = self._restore()
-    evaluated = self._evaluated_iterations()
     with (
+      run_directory.lock(self._base_dir),
       self._stop_request.listening(),
       contextlib.closing(self._metrics),
+      contextlib.closing(self._evaluations),
       progress.bar(
-        total, f'{self._method} seed {self._seed}', 'step', initial=steps
+        total, f'{self._method} seed {self._seed}', 'step'
       ) as self._bar,
     ):
+      steps = self._bar.initial = self._bar.n = self._restore()
+      self._evaluate_missing(steps)
       for iteration in range(self._num_iterations):
         end = (iteration + 1) * self._num_gradient_steps
         if steps < end:
           self._train(iteration, steps, end)
           steps = end
-        if iteration not in evaluated and steps == end:
-          self._evaluate(iteration, end)
+          self._evaluate_missing(steps)
+      self._finish_evaluations()
       self._metrics.start_clock(steps)  # Play is no part of the rate.
       self._metrics.log(self._num_iterations - 1, steps)
     run_directory.write_json(
@@ -234,29 +271,30 @@ class FixedReplayRunner:
       steps = self._agent.num_gradient_steps()
     # What was logged after the checkpoint will be logged again.
     self._metrics.start(steps)
-    self._scores.keep(lambda row: int(row['gradient_steps']) <= steps)
+    self._scores.keep(steps)
     return steps
-
-  def _evaluated_iterations(self) -> set[int]:
-    path = self._base_dir / run_directory.SCORES
-    if not self._num_evaluation_agent_steps:
-      return set(range(self._num_iterations))
-    return {int(row['iteration']) for row in run_directory.read_csv(path)}
 
   def _train(self, iteration: int, start: int, end: int) -> None:
     """Runs gradient steps `start` to `end` and writes a checkpoint."""
-    train_step = self._agent.make_train_step()
+    train_steps = self._agent.make_train_steps()
     self._metrics.start_clock(start)
-    for step in range(start, end):
+    step = start
+    while step < end:
       if self._metrics.is_due(step):
         self._show(self._metrics.log(iteration, step))
-      parts = train_step()
+      num_steps = min(
+        self._agent.steps_per_call,
+        self._metrics.steps_until_due(step),
+        end - step,
+      )
+      parts = train_steps(num_steps)
       if not math.isfinite(parts['loss_total']):
-        raise self._diverged(step, parts)
-      self._bar.update()
+        raise self._diverged(self._agent.num_gradient_steps() - 1, parts)
+      step += num_steps
+      self._bar.update(num_steps)
       if self._stop_request:
-        self._save(f'{iteration}_{step + 1}', step + 1)
-        raise self._preempted(step + 1)
+        self._save(f'{iteration}_{step}', step)
+        raise self._preempted(step)
     self._save(str(iteration), end)
 
   def _show(self, row: dict[str, Any]) -> None:
@@ -286,46 +324,54 @@ class FixedReplayRunner:
       'everything is saved, and the same command goes on from there.'
     )
 
-  def _evaluate(self, iteration: int, steps: int) -> None:
-    """Plays the game and writes the scores of one iteration, all or none."""
-    bar = progress.bar(
-      self._num_evaluation_agent_steps,
-      f'evaluation {iteration}',
-      'step',
-      leave=False,
-    )
-    with bar:
-      episodes = lanes_lib.play(
-        self._lanes,
-        self._agent.greedy_actions,
-        num_agent_steps=self._num_evaluation_agent_steps,
-        epsilon=self._agent.epsilon_eval,
-        seed=_evaluation_seed(self._seed, iteration),
-        max_agent_steps_per_episode=self._max_agent_steps_per_episode,
-        on_progress=lambda played, _: bar.update(played - bar.n),
-        should_stop=lambda: bool(self._stop_request),
+  def _evaluate_missing(self, steps: int) -> None:
+    """Plays every checkpoint so far that has no scores, or has it played."""
+    if not self._num_evaluation_agent_steps:
+      return
+    done = self._scores.iterations()
+    for iteration, checkpoint in self._checkpoints.of_iterations().items():
+      if iteration not in done and checkpoint.gradient_steps <= steps:
+        # It must outlive the next ones until its scores are written.
+        self._checkpoints.protect(checkpoint.name)
+        seed = play.evaluation_seed(self._seed, iteration)
+        self._evaluations.submit(iteration, checkpoint, seed)
+    for finished in self._evaluations.finished():
+      self._record(finished)
+
+  def _finish_evaluations(self) -> None:
+    """Waits until every iteration has its scores.
+
+    Raises:
+      DataError: if one never can have them.
+    """
+    for finished in self._evaluations.all():
+      self._record(finished)
+    missing = set(range(self._num_iterations)) - self._scores.iterations()
+    if missing and self._num_evaluation_agent_steps:
+      raise errors.DataError(
+        f'iteration {min(missing)} has no scores in {self._base_dir}, and its '
+        'checkpoint is gone or damaged. Restore it, or start over with '
+        '--overwrite.'
       )
-    names = ('suite', 'game', 'method', 'dataset', 'run', 'seed')
-    self._scores.extend_atomically(
-      {
-        **{name: self._provenance[name] for name in names},
-        'iteration': iteration,
-        'gradient_steps': steps,
-        'episode': number,
-        'return': episode.episode_return,
-        'length': episode.length,
-        'truncated': int(episode.truncated),
-      }
-      for number, episode in enumerate(episodes)
-    )
-    mean_return = float(np.mean([e.episode_return for e in episodes]))
+
+  def _record(self, finished: evaluations.Finished) -> None:
+    """Writes the scores of one iteration, all or none."""
+    checkpoint, episodes = finished.checkpoint, finished.episodes
+    steps = checkpoint.gradient_steps
+    self._scores.append(self._provenance, finished.iteration, steps, episodes)
+    self._checkpoints.release(checkpoint.name)
+    mean_return = sum(e.episode_return for e in episodes) / len(episodes)
     self._metrics.scalars({'eval_return': mean_return}, steps)
     self._bar.write(
-      f'iteration {iteration}: mean return {mean_return:.2f} over '
+      f'iteration {finished.iteration}: mean return {mean_return:.2f} over '
       f'{len(episodes)} episodes'
     )
 
 
-def _evaluation_seed(seed: int, iteration: int) -> int:
-  state = np.random.SeedSequence((seed, iteration)).generate_state(1)
-  return int(state[0])
+def _find_run(game: lanes_lib.Game, run: int) -> replay_source.Source:
+  if game.suite != 'atari':
+    raise errors.ConfigError(
+      f'the DQN Replay data set has no runs of {game.suite}: name the data '
+      'with --replay_dir.'
+    )
+  return source_chain.open_run(game.name, run)

@@ -55,9 +55,13 @@ def test_loss_of_bootstrapped_backups_by_hand(make_agent, backup):
 def test_td_backs_up_the_expectation_under_the_learnt_policy(make_agent):
   agent = make_agent(dqn.FixedReplayDQNAgent, backup='td', gamma=GAMMA)
   batch = outputs(agent)
-  logits, next_logits = agent.run(
-    [agent._behaviour_logits, agent._next_behaviour_logits]
-  )
+  with agent.graph.as_default():
+    logits, next_logits = agent.run(
+      [
+        agent._behaviour(agent._replay.states).q_values,
+        agent._behaviour(agent._replay.next_states).q_values,
+      ]
+    )
   policy = scipy.special.softmax(next_logits, axis=1)
   measured = agent.measure()
   np.testing.assert_allclose(

@@ -18,18 +18,24 @@ def test_mixture_is_convex_and_a_function_of_seed_and_step(session):
   assert (first >= 0).all()
   np.testing.assert_allclose(first.sum(), 1.0, rtol=1e-5)
   np.testing.assert_array_equal(first, weights(0, 5))
+  draws = tf.random.stateless_uniform([200], seed=[rem._MIXTURE_STREAM, 5])
+  np.testing.assert_array_equal(
+    first, session.run(draws / tf.reduce_sum(draws))
+  )
   assert (first != weights(0, 6)).any()
   assert (first != weights(1, 5)).any()
 
 
 def test_loss_uses_one_mixture_on_both_sides(make_agent):
   agent = make_agent(rem.FixedReplayREMAgent, num_heads=4, gamma=0.9)
+  with agent.graph.as_default():
+    mixture = rem.mixture_weights(0, agent.gradient_steps.read_value(), 4)
   batch, atoms, target_atoms, mixture = agent.run(
     [
       dict(agent._replay.transition),
       agent._replay_net_outputs.atoms,
       agent._replay_next_target_net_outputs.atoms,
-      agent._mixture,
+      mixture,
     ]
   )
   chosen = (atoms @ mixture)[np.arange(32), batch['action']]

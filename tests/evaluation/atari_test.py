@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3 import dopamine_compat, errors
-from batch_rl_dr3.evaluation import atari
-from batch_rl_dr3.evaluation import lanes as lanes_lib
+from batch_rl_dr3.evaluation import atari, play
 
 pytestmark = pytest.mark.usefixtures('clear_gin')
 
@@ -30,21 +29,22 @@ def assert_equal_to_dopamine(lanes, num_steps, seed):
   generator = np.random.default_rng(seed)
   num_terminals, num_games = 0, 0
   expected = environment.reset()
-  observations = lanes.reset_all(seed)
+  lane = np.array([1])
+  observations = lanes.reset(lane, seed)
   for _ in range(num_steps):
-    np.testing.assert_array_equal(observations[1], expected[..., 0])
+    np.testing.assert_array_equal(observations[0], expected[..., 0])
     action = int(generator.integers(lanes.game.num_actions))
     expected, reward, terminal, _ = environment.step(action)
-    observations, rewards, terminals = lanes.step(np.array([0, action]))
-    assert rewards[1] == reward
-    assert terminals[1] == terminal
-    assert lanes.game_over[1] == environment.game_over
+    step = lanes.step(lane, np.array([action]))
+    observations = step.observations
+    assert step.rewards[0] == reward
+    assert step.terminals[0] == terminal
+    assert step.game_over[0] == environment.game_over
     num_terminals += terminal
     if environment.game_over:
       num_games += 1
       expected = environment.reset()
-      observations = lanes.reset(np.array([False, True]))
-      assert not lanes.game_over[1]
+      observations = lanes.reset(lane)
   lanes.close()
   return num_terminals, num_games
 
@@ -98,31 +98,36 @@ def test_the_game_is_described_by_dopamines_bindings():
   assert game.protocol['frame_skip'] == 4
 
 
-def test_reset_leaves_other_lanes_alone():
+def test_lanes_that_are_not_named_stand_still():
   lanes = create('Pong', num_lanes=2)
-  first = lanes.reset_all(0)
+  both = np.array([0, 1])
+  first = lanes.reset(both, 0)
   assert first.shape == (2, 84, 84)
   assert first.dtype == np.uint8
   for _ in range(20):
-    observations, rewards, _ = lanes.step(np.array([2, 3]))
-  assert rewards.dtype == np.float32
-  after = lanes.reset(np.array([True, False]))
-  np.testing.assert_array_equal(after[0], first[0])
-  np.testing.assert_array_equal(after[1], observations[1])
-  assert (after[1] != first[1]).any()
+    step = lanes.step(both, np.array([2, 3]))
+  assert step.rewards.dtype == np.float32
+  np.testing.assert_array_equal(lanes.reset(both[:1])[0], first[0])
+  for _ in range(5):
+    lanes.step(both[:1], np.array([2]))
+  alone = create('Pong', num_lanes=2)
+  alone.reset(both, 0)
+  for _ in range(21):
+    expected = alone.step(both[1:], np.array([3]))
+  after = lanes.step(both[1:], np.array([3]))
+  np.testing.assert_array_equal(after.observations, expected.observations)
+  assert (after.observations[0] != step.observations[1]).any()
 
 
 def test_the_same_seed_plays_the_same_in_every_process():
   lanes = create('Breakout', num_lanes=2)
 
   def episodes(seed):
-    return lanes_lib.play(
+    return play.play(
       lanes,
       lambda states: np.zeros(len(states), int),
-      num_agent_steps=500,
-      epsilon=0.5,
-      seed=seed,
-      max_agent_steps_per_episode=200,
+      play.Rule(500, 0.5, max_agent_steps_per_episode=200),
+      seed,
     )
 
   first = episodes(0)
@@ -132,13 +137,28 @@ def test_the_same_seed_plays_the_same_in_every_process():
   assert episodes(0) == first
 
 
+def test_threads_play_what_one_group_plays():
+  lanes = create('Breakout', num_lanes=4)
+
+  def episodes(group_size):
+    lanes.group_size = group_size
+    rule = play.Rule(400, 0.5, max_agent_steps_per_episode=200)
+    return play.play(lanes, lambda s: s.sum((1, 2, 3)) % 4, rule, seed=0)
+
+  lockstep = episodes(4)
+  assert len({e.length for e in lockstep}) > 1
+  assert episodes(1) == episodes(3) == lockstep
+
+
 def test_life_loss_lanes_play_the_same_for_the_same_seed():
   lanes = create(
     'Breakout', 2, **{'AtariPreprocessing.terminal_on_life_loss': True}
   )
 
   def episodes(seed):
-    return lanes_lib.play(lanes, lambda s: s[:, 70, 40, 3] % 4, 100, 0.5, seed)
+    return play.play(
+      lanes, lambda s: s[:, 70, 40, 3] % 4, play.Rule(100, 0.5), seed
+    )
 
   first = episodes(5)
   assert first == episodes(5)

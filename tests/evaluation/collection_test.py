@@ -15,23 +15,20 @@ pytestmark = pytest.mark.usefixtures('clear_gin')
 class ThreeStepLanes:
   """One lane of 3-step episodes that earn 5 a step, with stacks of 4."""
 
-  num_lanes = 1
+  num_lanes = group_size = 1
   game = lanes_lib.Game('fake', 'three', 2, (1,), 4, None, {})
 
-  def reset_all(self, seed):
-    self._time = -1
-    return self.reset(None)
-
-  def reset(self, mask):
-    self._time = 10 * (self._time // 10 + 1)
-    self.game_over = np.array([False])
+  def reset(self, which, seed=None):
+    before = self._time if seed is None else -1
+    self._time = 10 * (before // 10 + 1)
     return np.array([[self._time]], np.uint8)
 
-  def step(self, actions):
+  def step(self, which, actions):
     self._time += 1
-    self.game_over = np.array([self._time % 10 == 3])
-    terminals = self.game_over | (self._time == self.life)
-    return np.array([[self._time]], np.uint8), np.array([5.0]), terminals
+    game_over = np.array([self._time % 10 == 3])
+    terminals = game_over | (self._time == self.life)
+    observations = np.array([[self._time]], np.uint8)
+    return lanes_lib.Step(observations, np.array([5.0]), terminals, game_over)
 
   def close(self):
     pass

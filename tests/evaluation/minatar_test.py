@@ -4,7 +4,7 @@ import pytest
 
 from batch_rl_dr3 import errors
 from batch_rl_dr3.evaluation import lanes as lanes_lib
-from batch_rl_dr3.evaluation import minatar
+from batch_rl_dr3.evaluation import minatar, play
 
 NUM_CHANNELS = {
   'asterix': 4,
@@ -25,27 +25,31 @@ def test_equals_minatars_own_environment(game_name):
   environment = upstream.Environment(game_name)
   environment.seed(lanes_lib.lane_seed(7, 1))
   environment.reset()
-  observations = lanes.reset_all(7)
+  both = np.array([0, 1])
+  observations = lanes.reset(both, 7)
   assert observations.dtype == np.uint8
   generator = np.random.default_rng(0)
   for _ in range(500):
     np.testing.assert_array_equal(observations[1], environment.state())
     actions = generator.integers(6, size=2)
     reward, terminal = environment.act(actions[1])
-    observations, rewards, terminals = lanes.step(actions)
-    assert rewards[1] == reward
-    assert terminals[1] == lanes.game_over[1] == terminal
+    step = lanes.step(both, actions)
+    observations = step.observations
+    assert step.rewards[1] == reward
+    assert step.terminals[1] == step.game_over[1] == terminal
     if terminal:
       environment.reset()
-    observations = lanes.reset(lanes.game_over)
+    over = np.flatnonzero(step.game_over)
+    if len(over):
+      observations[over] = lanes.reset(over)
 
 
-def test_reset_all_forgets_what_was_played():
+def test_a_seed_forgets_what_was_played():
   lanes = minatar.create_minatar_lanes('asterix', num_lanes=3)
 
   def episodes(seed):
-    return lanes_lib.play(
-      lanes, lambda s: s.sum((1, 2, 3, 4)) % 6, 300, 0.3, seed
+    return play.play(
+      lanes, lambda s: s.sum((1, 2, 3, 4)) % 6, play.Rule(300, 0.3), seed
     )
 
   first = episodes(0)
@@ -55,8 +59,9 @@ def test_reset_all_forgets_what_was_played():
 
 def test_actions_stick():
   lanes = minatar.create_minatar_lanes('breakout', 1, 1.0)
-  lanes.reset_all(0)
-  before = lanes.step(np.array([1]))[0]
+  lane = np.array([0])
+  lanes.reset(lane, 0)
+  before = lanes.step(lane, np.array([1])).observations
   # All actions stick to the first, the no-op: the paddle stays at column 4.
   assert before[0, 9, 4, 0] == 1
 

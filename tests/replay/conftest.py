@@ -196,6 +196,7 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
   that match, one after another; after the last one all goes well. A fault is
   an HTTP status, 'timeout', 'close', 'short' (the connection breaks within
   the body), 'cut' (half of the body, as if it were all), or 'flip' (a bit).
+  Every answer takes `delay` seconds, and its URL is added to `urls`.
   """
 
   daemon_threads = True
@@ -204,6 +205,8 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
     super().__init__(('127.0.0.1', 0), _ProxyHandler)
     self.target_port = target_port
     self.faults = {}
+    self.delay = 0.0
+    self.urls = []
     self.log = collections.Counter()
     self.lock = threading.Lock()
     self.endpoint = f'http://127.0.0.1:{self.server_address[1]}'
@@ -224,6 +227,8 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
 class _ProxyHandler(http.server.BaseHTTPRequestHandler):
   def do_GET(self):
     fault = self.server.next_fault(self.path)
+    self.server.urls.append(urllib.parse.unquote(self.path))
+    time.sleep(self.server.delay)
     if fault == 'timeout':
       time.sleep(0.6)
       fault = 'close'

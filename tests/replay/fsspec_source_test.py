@@ -213,6 +213,42 @@ def test_a_damaged_object_is_fetched_once_more(make_source, proxy, log, name):
     _rows(source, name, 0)
 
 
+def test_what_is_damaged_is_kept(make_source, proxy, log, tmp_path):
+  source = make_source()
+  source.header('action', 0)
+  proxy.faults = {r'action_ckpt\.0\.gz.*alt=media': ['flip'] * 1000}
+  with pytest.raises(errors.DataError, match=r'twice\. What came is kept in'):
+    _rows(source, 'action', 0)
+  [kept] = (tmp_path / 'batch_rl_dr3_quarantine').iterdir()
+  assert kept.name.endswith('action_ckpt.0.gz')
+  sound = (log / '$store$_action_ckpt.0.gz').read_bytes()
+  differences = np.frombuffer(kept.read_bytes(), np.uint8) ^ np.frombuffer(
+    sound, np.uint8
+  )
+  assert np.bitwise_count(differences).sum() == 1
+
+
+def test_a_damaged_prefix_is_read_once_more(
+  make_source, proxy, log, tmp_path, logs
+):
+  from batch_rl_dr3.replay import store
+  from batch_rl_dr3.replay.subset import Subset
+
+  def build(source, cache):
+    return store.open_store(
+      source, tmp_path / cache, Subset('prefix', 0.5), (40, 30), 6, 4
+    )
+
+  expected = build(log, 'expected')
+  source = make_source()
+  source.header('observation', 1)
+  # Half of a range, which leaves a hole in the stream of gzip.
+  proxy.faults = {OBSERVATION: ['cut']}
+  source._storage._retry = lambda name, read: read()
+  assert build(source, 'mended').data_hash == expected.data_hash
+  assert proxy.log['cut'] == 1
+
+
 def test_damage_that_keeps_the_checksum_of_gzip_is_found(
   make_source, cloud, log, tmp_path, monkeypatch
 ):

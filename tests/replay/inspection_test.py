@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from batch_rl_dr3 import errors
 from batch_rl_dr3.replay import diagnosis, inspection, log_writer, sources
 
 SHAPE = (12, 10)
@@ -116,4 +117,63 @@ def test_a_log_without_whole_episodes_has_a_table(tmp_path):
     '53',
     f'{summaries[0].num_valid / 53:.2%}',
     '0',
+    '0.0',
   ]
+
+
+def _summaries_of_all_frames(folder, **kwargs):
+  source = sources.FolderSource(folder)
+  return list(inspection.summarise(source, all_frames=True, **kwargs))
+
+
+def test_all_frames_are_looked_at(tmp_path, monkeypatch):
+  monkeypatch.setattr(inspection, '_WINDOW_ROWS', 50)
+  frames = moving_frames(200)
+  frames[97:197] = np.random.default_rng(0).permutation(frames[97:197])
+  first_only = write(tmp_path, frames, np.zeros(200), set(), rows_per_file=203)
+  assert faults(first_only) == []
+  counts = []
+  [summary] = _summaries_of_all_frames(tmp_path, on_rows=counts.append)
+  assert sum(counts) == 203
+  # Of the short stretch at the end nothing is said.
+  assert [change.first_row for change in summary.frames.changes] == [
+    0,
+    50,
+    100,
+    150,
+  ]
+  [fault] = faults([summary])
+  assert 'file 0: from row 100 on' in fault
+  assert 'in 2 of 4 stretches' in fault
+  assert 'not in time order' in fault
+
+
+def test_a_stale_last_row_is_named(tmp_path):
+  frames = moving_frames(57)
+  sound, _ = write(tmp_path / 'a', frames, np.zeros(57), set(), None, 59)
+  whole, _ = _summaries_of_all_frames(tmp_path / 'a')
+  assert sound.frames.last_change is not None  # A short file is read whole.
+  assert not any('stale' in note for note in notes([whole]))
+  frames[55] = 255 - frames[55]
+  write(tmp_path / 'b', frames, np.zeros(57), set(), None, 59)
+  summaries = _summaries_of_all_frames(tmp_path / 'b')
+  [note] = [note for note in notes(summaries) if 'stale' in note]
+  assert 'in files 0:' in note
+
+
+def test_episodes_without_their_padding_are_a_fault(tmp_path, logs):
+  # Blank rows of a game whose states are one frame, read as stacks of 4.
+  writer = log_writer.LogWriter(tmp_path, SHAPE, 1, 60)
+  for i, frame in enumerate(moving_frames(60)):
+    writer.add(frame, 0, 0.0, i in {19, 39})
+  writer.close()
+  [summary] = inspection.summarise(sources.FolderSource(tmp_path), 4)
+  [fault] = faults([summary])
+  assert '2 episodes do not begin with blank frames' in fault
+
+
+def test_an_empty_buffer_is_named(tmp_path, logs):
+  write(tmp_path, moving_frames(50), np.zeros(50), set())
+  logs.write_array(tmp_path / 'add_count_ckpt.0.gz', np.array(0))
+  with pytest.raises(errors.DataError, match=r'file 0 of .* holds no rows'):
+    list(inspection.summarise(sources.FolderSource(tmp_path)))

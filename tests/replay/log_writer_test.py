@@ -45,7 +45,7 @@ def test_the_last_file_is_short_and_its_count_starts_again(tmp_path, logs):
   transitions = logs.make_transitions(260)
   transitions = [t._replace(terminal=0) for t in transitions]
   writer = logs.write_log(tmp_path / 'log', transitions)
-  assert writer.add_count == 3 + 260
+  assert writer.num_rows_added == 3 + 260
   arrays = _arrays(tmp_path / 'log', logs)
   assert arrays['$store$_observation_ckpt.1.gz'].shape == (63, *logs.SHAPE)
   assert arrays['add_count_ckpt.1.gz'] == 63

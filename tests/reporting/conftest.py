@@ -93,6 +93,25 @@ def make_run(tmp_path):
   return make
 
 
+@pytest.fixture
+def make_checkpoint():
+  """Adds a checkpoint, whole by its manifest, to a run directory."""
+
+  def make(folder, name, gradient_steps):
+    inside = folder / run_directory.CHECKPOINTS
+    inside.mkdir(exist_ok=True)
+    data = inside / f'tf_ckpt-{name}.index'
+    data.write_text('weights')
+    record = {
+      'name': name,
+      'gradient_steps': gradient_steps,
+      'files': {data.name: {'bytes': 7, 'sha256': ''}},
+    }
+    (inside / f'ckpt.{name}.json').write_text(json.dumps(record))
+
+  return make
+
+
 def row(step, loss, dot, norm, rank='', q=1.0):
   return {
     'iteration': 0,

@@ -8,12 +8,15 @@ from matplotlib import figure as mpl_figure
 import pytest
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.reporting import figures, page
+from batch_rl_dr3.reporting import figures, page, selection_rules
 
 FILES = [
   'figures/minatar_breakout_10pct.pdf',
   'figures/minatar_breakout_10pct.png',
   'figures/minatar_breakout_10pct_narrow.png',
+  'figures/selection.pdf',
+  'figures/selection.png',
+  'figures/selection_narrow.png',
   'index.html',
   'tables/co_adaptation.csv',
   'tables/co_adaptation.tex',
@@ -25,6 +28,8 @@ FILES = [
   'tables/final_scores.tex',
   'tables/runs.csv',
   'tables/runs.tex',
+  'tables/selection.csv',
+  'tables/selection.tex',
 ]
 
 
@@ -99,6 +104,7 @@ def test_the_page_shows_the_tables(index):
     ['Method', 'REM'],
     ['Method', 'REM', 'REM + DR3'],
     ['Method', 'REM', 'REM + DR3'],
+    ['Rule', *(rule.name for rule in selection_rules.RULES), 'random'],
     ['Folder', 'rem', 'rem_dr3'],
   ]
   assert found[0][1] == [
@@ -112,7 +118,7 @@ def test_the_page_shows_the_tables(index):
     '1',
     '300',
   ]
-  assert found[4][2] == [
+  assert found[5][2] == [
     'rem_dr3',
     'REM + DR3',
     'breakout',
@@ -134,15 +140,20 @@ def test_csv_files_hold_exact_numbers(index):
 def test_the_page_needs_no_other_file(index):
   text = index.read_text()
   found = re.findall(r'(?:src|srcset)="([^"]*)"', text)
-  assert len(found) == 2
+  assert len(found) == 4  # Two figures, wide and narrow.
   embedded = []
   for uri in found:
     assert uri.startswith('data:image/png;base64,')
     embedded.append(base64.b64decode(uri.partition(',')[2]))
   figures = index.parent / 'figures'
   assert embedded == [
-    (figures / 'minatar_breakout_10pct_narrow.png').read_bytes(),
-    (figures / 'minatar_breakout_10pct.png').read_bytes(),
+    (figures / f'{name}.png').read_bytes()
+    for name in (
+      'minatar_breakout_10pct_narrow',
+      'minatar_breakout_10pct',
+      'selection_narrow',
+      'selection',
+    )
   ]
   assert '<script' not in text
   assert '<link' not in text

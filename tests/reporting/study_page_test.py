@@ -182,8 +182,8 @@ def test_the_page_shows_every_table_and_figure(
   html, content = page.make(collection, options, ['a & b'])
   for block in (*content.tables, *content.figures):
     assert f'{block.name}.' in html
-  assert len(re.findall('<table>', html)) == len(content.tables) == 8
-  assert len(re.findall('<figure>', html)) == len(content.figures) == 7
+  assert len(re.findall('<table>', html)) == len(content.tables) == 9
+  assert len(re.findall('<figure>', html)) == len(content.figures) == 8
   assert '<li>a &amp; b</li>' in html
   assert 'href="https://arxiv.org/abs/2108.13264"' in html
   assert 'average performance over the course of training' in html

@@ -98,3 +98,37 @@ def test_a_failing_disk_keeps_what_was_there(tmp_path):
     kept.save(fail, '1', 20)
   assert kept.latest().name == '0'
   assert len(names(tmp_path)) == 3
+
+
+def test_a_protected_checkpoint_outlives_the_next_ones(tmp_path):
+  kept = checkpoints.Checkpoints(tmp_path, keep_last=1)
+  kept.save(writer('a'), '0', 0)
+  kept.protect('0')
+  for iteration in range(1, 4):
+    kept.save(writer('a'), str(iteration), iteration)
+  assert list(kept.of_iterations()) == [0, 3]
+  kept.release('0')
+  kept.save(writer('a'), '4', 4)
+  assert list(kept.of_iterations()) == [4]
+
+
+def test_listing_leaves_a_folder_as_it_is(tmp_path):
+  kept = checkpoints.Checkpoints(tmp_path)
+  for iteration in (2, 10):
+    kept.save(writer('a'), str(iteration), 100 * iteration)
+  kept.save(writer('a'), '11_1150', 1150)
+  (tmp_path / 'ckpt.12.json').write_text('{"name": "12"')
+  (tmp_path / '.writing.13').mkdir()
+  before = names(tmp_path)
+  found = checkpoints.of_iterations(tmp_path)
+  assert [(i, c.gradient_steps) for i, c in found.items()] == [
+    (2, 200),
+    (10, 1000),
+  ]
+  checkpoints.check_whole(found[2])
+  pathlib.Path(f'{found[2].prefix}.index').write_text('b')
+  with pytest.raises(
+    errors.DataError, match=r'tf_ckpt-2\.index does not match'
+  ):
+    checkpoints.check_whole(found[2])
+  assert names(tmp_path) == before

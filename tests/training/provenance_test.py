@@ -72,6 +72,8 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
     ('data/Pong/5/replay_logs', 5),
     ('data/Pong/5/', 5),
     ('data/quickstart', None),
+    ('gs://rl_unplugged/atari_episodes_ordered/Pong/run_3', 3),
+    ('x/rlu_atari_checkpoints_ordered/Pong_run_2/1.1.0', 2),
   ],
 )
 def test_run_number(path, expected):

@@ -1,0 +1,98 @@
+"""The online network's weights in a checkpoint, whoever wrote it.
+
+Only TensorFlow's own files (`.index`, `.data-*`) are read; the pickles that
+Dopamine writes beside them are never opened. Three ways to name a layer's
+variables are known: this package's and Dopamine's Keras agents'
+(`Online/Conv_1/kernel`), and those of Dopamine up to 2.0 and of batch_rl,
+which used TF-Slim (`Online/Conv_1/weights`).
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from batch_rl_dr3 import errors
+
+WeightArray = npt.NDArray[np.float32]
+
+_SCOPE = 'Online'
+_NAMINGS = (('kernel', 'bias'), ('weights', 'biases'))
+
+
+def read(prefix: str) -> list[WeightArray]:
+  """Returns kernel and bias of every layer, from the first to the last.
+
+  Args:
+    prefix: the path without `.index`.
+
+  Raises:
+    DataError: if it cannot be read, or holds no network of this kind.
+  """
+  try:
+    reader = tf.compat.v1.train.NewCheckpointReader(prefix)
+    names = _layers(reader.get_variable_to_shape_map())
+    return [reader.get_tensor(name) for name in names]
+  except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    raise errors.DataError(
+      f'{prefix} cannot be read as a checkpoint: {error}'
+    ) from error
+
+
+def _layers(variables: dict[str, Any]) -> list[str]:
+  """Returns the names of the variables of every layer, in order."""
+  for kernel, bias in _NAMINGS:
+    names = [
+      f'{_SCOPE}/{layer}/{variable}'
+      for kind in ('Conv', 'fully_connected')
+      for layer in _numbered(kind, kernel, variables)
+      for variable in (kernel, bias)
+    ]
+    if names and all(name in variables for name in names):
+      return names
+  raise ValueError(
+    f'it has no {_SCOPE}/Conv and {_SCOPE}/fully_connected layers; its '
+    f'variables are {", ".join(sorted(variables)[:6]) or "none"}'
+  )
+
+
+def _numbered(kind: str, kernel: str, variables: dict[str, Any]) -> list[str]:
+  """Returns `Conv`, `Conv_1`, ... as far as there are such layers."""
+  layers = (kind if i == 0 else f'{kind}_{i}' for i in itertools.count())
+  return list(
+    itertools.takewhile(
+      lambda layer: f'{_SCOPE}/{layer}/{kernel}' in variables, layers
+    )
+  )
+
+
+def mean_over_atoms(
+  weights: list[WeightArray], num_actions: int
+) -> list[WeightArray]:
+  """Returns the weights with one output per action, the mean of its K.
+
+  Q-values are means over heads or quantiles, and the last layer is linear:
+  the mean of its outputs is the output of its mean.
+
+  Args:
+    weights: as `read` returns them; the last two are float32 [D, A * K] and
+      [A * K], ordered by action and then by head or quantile.
+    num_actions: int, A.
+
+  Raises:
+    DataError: if the outputs cannot be shared out over A actions.
+  """
+  kernel, bias = weights[-2:]
+  if kernel.shape[1] % num_actions:
+    raise errors.DataError(
+      f'the network has {kernel.shape[1]} outputs, which is no multiple of '
+      f"the game's {num_actions} actions. Is it of another game?"
+    )
+  num_features = kernel.shape[0]
+  return [
+    *weights[:-2],
+    kernel.reshape(num_features, num_actions, -1).mean(axis=2),
+    bias.reshape(num_actions, -1).mean(axis=1),
+  ]

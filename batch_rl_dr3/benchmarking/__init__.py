@@ -1,0 +1,1 @@
+"""Measures how fast the package is, beside the stack it extends."""

@@ -1,0 +1,245 @@
+"""A video of one evaluation episode, with what the network says of it.
+
+Beside the newest observation stand the Q-value of every action and the
+feature dot product phi(s_t)^T phi(s_t+1) of the pair of states just passed,
+the quantity that DR3 keeps small.
+"""
+
+from collections.abc import Callable
+import os
+import pathlib
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from batch_rl_dr3 import run_directory
+from batch_rl_dr3.agents import acting
+from batch_rl_dr3.evaluation import evaluator as evaluator_lib
+from batch_rl_dr3.evaluation import lanes as lanes_lib
+from batch_rl_dr3.evaluation import play
+
+_WIDTH, _HEIGHT = 854, 480
+_SCREEN = 420  # Pixels of the side of the observation.
+_MARGIN = 30
+_PANEL = _SCREEN + 2 * _MARGIN  # Where the right half begins.
+_PICTURES_PER_SECOND = 15  # Agent steps; Atari's real time at 4 frames each.
+_HISTORY = 240  # Agent steps of the curve.
+_WHITE, _GREY, _BLUE, _ORANGE = (
+  (255, 255, 255),
+  (150, 150, 150),
+  (230, 150, 60),
+  (40, 140, 255),
+)
+# One colour (blue, green, red) per channel of a MinAtar observation.
+_PALETTE = np.array(
+  [
+    *((230, 150, 60), (40, 140, 255), (80, 200, 80), (80, 80, 240)),
+    *((220, 120, 200), (120, 160, 190), (200, 120, 240), (160, 160, 160)),
+    *((60, 220, 220), (230, 220, 90)),
+  ],
+  np.uint8,
+)
+
+Picture = npt.NDArray[np.uint8]
+
+
+def record(
+  evaluator: evaluator_lib.Evaluator,
+  prefix: str,
+  seed: int,
+  path: str | os.PathLike[str],
+  should_stop: Callable[[], bool] | None = None,
+) -> play.Episode:
+  """Writes an MP4 of the first episode that lane 0 plays in an evaluation.
+
+  Args:
+    evaluator: plays the checkpoint.
+    prefix: the checkpoint's path without `.index`.
+    seed: the evaluation's seed.
+    path: the file; it appears when it is whole.
+    should_stop: see `play.play`.
+
+  Returns:
+    The episode.
+
+  Raises:
+    DataError: if the checkpoint cannot be read.
+    PreemptedError: if `should_stop` said so; no file appears.
+    WriteError: if the file cannot be written.
+  """
+  target = pathlib.Path(path)
+  run_directory.make_directory(target.parent)
+  temporary = target.with_name(f'.{target.stem}.{os.getpid()}.mp4')
+  writer = cv2.VideoWriter(
+    str(temporary),
+    cv2.VideoWriter.fourcc(*'mp4v'),
+    _PICTURES_PER_SECOND,
+    (_WIDTH, _HEIGHT),
+  )
+  if not writer.isOpened():
+    raise run_directory.WriteError(
+      target, OSError(0, 'OpenCV can open no video there')
+    )
+  actor = evaluator.load(prefix)
+  lane = _FilmedLane(evaluator.lanes, actor, writer)
+  rule = play.Rule(
+    1, evaluator.rule.epsilon, evaluator.rule.max_agent_steps_per_episode
+  )
+  try:
+    (episode,) = play.play(lane, lane.act, rule, seed, should_stop=should_stop)
+    writer.release()
+    os.replace(temporary, target)
+  except OSError as error:
+    raise run_directory.WriteError(target, error) from error
+  finally:
+    writer.release()
+    temporary.unlink(missing_ok=True)
+    actor.close()
+  return episode
+
+
+class _FilmedLane:
+  """Lane 0 of some lanes, with a picture written of every step."""
+
+  num_lanes = group_size = 1
+
+  def __init__(
+    self,
+    lanes: lanes_lib.Lanes,
+    actor: acting.Actor,
+    writer: cv2.VideoWriter,
+  ):
+    self.game = lanes.game
+    self._lanes = lanes
+    self._actor = actor
+    self._writer = writer
+    self._outputs: acting.Outputs | None = None
+    self._observation = np.zeros(lanes.game.observation_shape, np.uint8)
+    self._dot_products: list[float] = []
+    self._return = 0.0
+
+  def act(self, states: lanes_lib.FrameArray) -> lanes_lib.IntArray:
+    """Returns the greedy action and keeps what the network said."""
+    before, self._outputs = self._outputs, self._actor.outputs(states)
+    if before is not None:
+      self._dot_products.append(
+        float(before.features[0] @ self._outputs.features[0])
+      )
+    self._observation = states[0, ..., -1]
+    return self._outputs.q_values.argmax(axis=1)
+
+  def reset(
+    self, which: lanes_lib.IntArray, seed: int | None = None
+  ) -> lanes_lib.FrameArray:
+    """See `lanes.Lanes`."""
+    return self._lanes.reset(which, seed)
+
+  def step(
+    self, which: lanes_lib.IntArray, actions: lanes_lib.IntArray
+  ) -> lanes_lib.Step:
+    """See `lanes.Lanes`."""
+    assert self._outputs is not None
+    self._writer.write(
+      draw(
+        self._observation,
+        self._outputs.q_values[0],
+        int(actions[0]),
+        self._dot_products,
+        self._return,
+      )
+    )
+    step = self._lanes.step(which, actions)
+    self._return += float(step.rewards[0])
+    return step
+
+  def close(self) -> None:
+    """See `lanes.Lanes`; whose lane it is closes it."""
+
+
+def draw(
+  observation: lanes_lib.FrameArray,
+  q_values: npt.NDArray[np.float32],
+  action: int,
+  dot_products: list[float],
+  episode_return: float,
+) -> Picture:
+  """Returns one picture, uint8 [480, 854, 3] in OpenCV's order of colours.
+
+  Args:
+    observation: uint8 [height, width] in 256 greys, or [height, width, C].
+    q_values: float32 [A].
+    action: what is done; it differs from the greedy one where it is random.
+    dot_products: the feature dot products so far.
+    episode_return: the return so far.
+  """
+  picture: Picture = np.full((_HEIGHT, _WIDTH, 3), 24, np.uint8)
+  picture[_MARGIN : _MARGIN + _SCREEN, _MARGIN : _MARGIN + _SCREEN] = (
+    cv2.resize(
+      _colours(observation),
+      (_SCREEN, _SCREEN),
+      interpolation=cv2.INTER_NEAREST,
+    )
+  )
+  step = f'step {len(dot_products)}   return {episode_return:g}'
+  _write(picture, step, _MARGIN, _HEIGHT - 10)
+  _draw_q_values(picture, q_values, action)
+  _draw_dot_products(picture, dot_products[-_HISTORY:])
+  return picture
+
+
+def _colours(observation: lanes_lib.FrameArray) -> Picture:
+  """Returns an observation in colour: uint8 [height, width, 3]."""
+  if observation.ndim == 2:
+    return np.repeat(observation[..., None], 3, axis=2)
+  colours = _PALETTE[np.arange(observation.shape[2]) % len(_PALETTE)]
+  # What lies in several channels has the colour of the last of them.
+  return (observation[..., None] * colours).max(axis=2).astype(np.uint8)
+
+
+def _draw_q_values(
+  picture: Picture, q_values: npt.NDArray[np.float32], action: int
+) -> None:
+  """Draws a bar per action, from the lowest Q-value to the highest."""
+  _write(picture, 'Q by action (orange: done)', _PANEL, _MARGIN)
+  top, height = _MARGIN + 10, 230
+  row = height / len(q_values)
+  low, high = float(q_values.min()), float(q_values.max())
+  for i, value in enumerate(q_values):
+    y = int(top + i * row)
+    share = (float(value) - low) / max(high - low, 1e-9)
+    cv2.rectangle(
+      picture,
+      (_PANEL + 30, y + 1),
+      (_PANEL + 32 + int(200 * share), int(y + 0.8 * row)),
+      _ORANGE if i == action else _BLUE,
+      cv2.FILLED,
+    )
+    baseline = int(y + 0.5 * row + 4)
+    _write(picture, str(i), _PANEL, baseline, 0.4)
+    _write(picture, f'{value:.4g}', _PANEL + 245, baseline, 0.4)
+
+
+def _draw_dot_products(picture: Picture, dot_products: list[float]) -> None:
+  """Draws the curve of the feature dot product, from zero to its highest."""
+  left, right, top, bottom = _PANEL, _WIDTH - _MARGIN, 330, 450
+  now = f'{dot_products[-1]:.4g}' if dot_products else '-'
+  _write(picture, f'feature dot product {now}', left, top - 20)
+  cv2.rectangle(picture, (left, top), (right, bottom), _GREY, 1)
+  if len(dot_products) < 2:
+    return
+  highest = max(*dot_products, 1e-9)
+  _write(picture, f'{highest:.4g}', left + 4, top + 14, 0.4)
+  x = np.linspace(left, right, len(dot_products))
+  y = bottom - (bottom - top) * np.clip(dot_products, 0, None) / highest
+  points = np.stack([x, y], axis=1).astype(np.int32)[None]
+  cv2.polylines(picture, [points], False, _BLUE, 2, cv2.LINE_AA)
+
+
+def _write(
+  picture: Picture, text: str, x: int, y: int, scale: float = 0.55
+) -> None:
+  cv2.putText(
+    picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, _WHITE, 1,
+    cv2.LINE_AA,
+  )  # fmt: skip

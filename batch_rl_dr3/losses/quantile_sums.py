@@ -1,0 +1,124 @@
+"""The quantile Huber loss by sorting, in N log N instead of N^2.
+
+For one prediction p, the loss is a sum over targets of a function of
+u = target - p that is linear below -kappa, quadratic up to 0, quadratic up to
+kappa, and linear above. With the targets sorted, each of the four stretches is
+a range, and its sum of u and u^2 is a difference of prefix sums. These are
+taken in float64 and about the targets' mean, so that the differences lose
+nothing that float32 could hold.
+
+On a CPU it takes an eighth of the time of the loss written out over [N, M]
+pairs, whose many passes over 1.3 million elements (batch 32, 200 quantiles)
+are a tenth of a training step. Compilers for accelerators fuse those passes,
+and sort badly: there `bellman.quantile_huber` is the one to use.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class _Stretches(NamedTuple):
+  """For each prediction: how many targets, sum of u, sum of u^2; [B, 4, N].
+
+  The four are u < -kappa, -kappa <= u < 0, 0 <= u < kappa, kappa <= u.
+  """
+
+  counts: tf.Tensor
+  sums: tf.Tensor
+  squares: tf.Tensor
+
+
+def quantile_huber(
+  target: tf.Tensor, prediction: tf.Tensor, kappa: float = 1.0
+) -> tf.Tensor:
+  """Returns the loss of `bellman.quantile_huber`, to float32's precision.
+
+  Args:
+    target: float32 [B, M], target quantiles. No gradient flows into them.
+    prediction: float32 [B, N], quantiles of the chosen actions.
+    kappa: where the Huber loss turns linear, > 0.
+
+  Returns:
+    float32 [B].
+
+  Raises:
+    ValueError: if the batch sizes differ or a rank is not 2.
+  """
+  target.shape.assert_has_rank(2)
+  prediction.shape.assert_has_rank(2)
+  target.shape[:1].assert_is_compatible_with(prediction.shape[:1])
+  target = tf.stop_gradient(target)
+
+  @tf.custom_gradient
+  def loss(
+    prediction: tf.Tensor,
+  ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    value, slope = _value_and_slope(target, prediction, kappa)
+    return value, lambda upstream: upstream[:, tf.newaxis] * slope
+
+  return loss(prediction)
+
+
+def _value_and_slope(
+  target: tf.Tensor, prediction: tf.Tensor, kappa: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns the loss, float32 [B], and its derivative, float32 [B, N]."""
+  num_quantiles = prediction.shape.as_list()[1]
+  num_targets = target.shape.as_list()[1]
+  taus = (tf.range(num_quantiles, dtype=tf.float64) + 0.5) / num_quantiles
+  counts, sums, squares = _sum_stretches(target, prediction, kappa)
+  below, above = 1.0 - taus, taus  # The weight of an error by its sign.
+  huber = below * (
+    0.5 * squares[:, 1] - kappa * (sums[:, 0] + 0.5 * kappa * counts[:, 0])
+  ) + above * (
+    0.5 * squares[:, 2] + kappa * (sums[:, 3] - 0.5 * kappa * counts[:, 3])
+  )
+  slope = below * (sums[:, 1] - kappa * counts[:, 0]) + above * (
+    sums[:, 2] + kappa * counts[:, 3]
+  )
+  scale = 1.0 / (kappa * num_targets)
+  return (
+    tf.cast(scale * tf.reduce_sum(huber, axis=1), tf.float32),
+    tf.cast(-scale * slope, tf.float32),
+  )
+
+
+def _sum_stretches(
+  target: tf.Tensor, prediction: tf.Tensor, kappa: float
+) -> _Stretches:
+  num_quantiles = prediction.shape.as_list()[1]
+  num_targets = target.shape.as_list()[1]
+  ascending = tf.cast(tf.sort(target, axis=1), tf.float64)
+  centre = tf.reduce_mean(ascending, axis=1, keepdims=True)
+  ascending -= centre
+  centred = tf.cast(prediction, tf.float64) - centre
+  bounds = tf.searchsorted(
+    ascending, tf.concat([centred - kappa, centred, centred + kappa], axis=1)
+  )
+
+  def differences(table: tf.Tensor) -> tf.Tensor:
+    """Returns the rise of a table [B, M + 1] over each stretch."""
+    inner = tf.gather(table, bounds, batch_dims=1)
+    ends = [table[:, 0, tf.newaxis], table[:, -1, tf.newaxis]]
+    first, last = (tf.repeat(end, num_quantiles, axis=1) for end in ends)
+    edges = tf.concat([first, inner, last], axis=1)
+    return tf.reshape(
+      edges[:, num_quantiles:] - edges[:, :-num_quantiles],
+      [-1, 4, num_quantiles],
+    )
+
+  def prefix_sums(values: tf.Tensor) -> tf.Tensor:
+    return tf.pad(tf.cumsum(values, axis=1), [[0, 0], [1, 0]])
+
+  positions = tf.range(num_targets + 1, dtype=tf.float64)[tf.newaxis]
+  counts = differences(tf.repeat(positions, tf.shape(target)[0], axis=0))
+  targets = differences(prefix_sums(ascending))
+  target_squares = differences(prefix_sums(tf.square(ascending)))
+  shift = centred[:, tf.newaxis]
+  return _Stretches(
+    counts,
+    targets - counts * shift,
+    target_squares - 2.0 * shift * targets + counts * tf.square(shift),
+  )

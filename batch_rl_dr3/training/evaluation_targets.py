@@ -1,0 +1,231 @@
+"""What there is to play: the checkpoints of run directories, and others'.
+
+A run directory says itself what it plays, by which rule, and which scores it
+has. A checkpoint of another program (Dopamine, batch_rl) says nothing but its
+iteration, so the game comes from gin and the rest from the caller.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import glob
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3.evaluation import play
+from batch_rl_dr3.training import checkpoints, evaluation_pool
+
+_FOREIGN = re.compile(r'tf_ckpt-(\d+)\.index')
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """The checkpoints of one run.
+
+  Attributes:
+    source: the folder they were found by.
+    output_dir: the run directory that the scores go to.
+    config: gin text that names the game and the network.
+    rule: how they are played; None for what the configuration says.
+    provenance: what the run is. Of another program's, what the caller says;
+      the game's entries are added once it has been played.
+    checkpoints: by iteration.
+    is_run: whether it is a run directory of this package.
+  """
+
+  source: pathlib.Path
+  output_dir: pathlib.Path
+  config: str
+  rule: play.Rule | None
+  provenance: Mapping[str, Any]
+  checkpoints: Mapping[int, checkpoints.Checkpoint]
+  is_run: bool
+
+
+def find(
+  patterns: Sequence[str],
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+  """Returns the run directories, and the folders of other programs' files.
+
+  Args:
+    patterns: paths, or shell patterns in which ** stands for any folders.
+
+  Raises:
+    DataError: if a pattern finds neither.
+  """
+  runs: set[pathlib.Path] = set()
+  foreign: set[pathlib.Path] = set()
+  for pattern in patterns:
+    own, others = _classify(
+      pathlib.Path(path) for path in glob.glob(pattern, recursive=True)
+    )
+    if not own and not others:
+      raise errors.DataError(
+        f'nothing to evaluate in {pattern!r}: neither run directories (with '
+        f'{run_directory.PROVENANCE}) nor files tf_ckpt-N.index.'
+      )
+    runs |= own
+    foreign |= others
+  return sorted(runs), sorted(foreign)
+
+
+def _classify(
+  paths: Iterable[pathlib.Path],
+) -> tuple[set[pathlib.Path], set[pathlib.Path]]:
+  runs, foreign = set(), set()
+  for path in paths:
+    if (path / run_directory.PROVENANCE).is_file():
+      runs.add(path)
+    elif path.is_dir() and any(path.glob('tf_ckpt-*.index')):
+      foreign.add(path)
+    elif _FOREIGN.fullmatch(path.name):
+      foreign.add(path.parent)
+  own = {path for path in foreign if _is_of_run(path)}
+  return runs | {path.parent for path in own}, foreign - own
+
+
+def _is_of_run(folder: pathlib.Path) -> bool:
+  return (folder.parent / run_directory.PROVENANCE).is_file()
+
+
+def of_run(folder: pathlib.Path) -> Target:
+  """Returns the target that a run directory is.
+
+  Raises:
+    DataError: if its files cannot be read.
+  """
+  try:
+    provenance = json.loads((folder / run_directory.PROVENANCE).read_text())
+    config = (folder / run_directory.CONFIG).read_text()
+    protocol = provenance['protocol']
+    num_agent_steps = protocol['num_evaluation_agent_steps']
+    rule = play.Rule(
+      # A run that was trained without evaluation says 0.
+      num_agent_steps or play.PUBLISHED.num_agent_steps,
+      protocol['epsilon_eval'],
+      protocol['max_agent_steps_per_episode'],
+    )
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.DataError(
+      f'{folder} is no whole run directory: {error!r}.'
+    ) from error
+  return Target(
+    source=folder,
+    output_dir=folder,
+    config=config,
+    rule=rule,
+    provenance=provenance,
+    checkpoints=checkpoints.of_iterations(folder / run_directory.CHECKPOINTS),
+    is_run=True,
+  )
+
+
+def of_folder(
+  folder: pathlib.Path,
+  output_dir: str | os.PathLike[str],
+  config: str,
+  identity: Mapping[str, Any],
+  gradient_steps_per_iteration: int,
+) -> Target:
+  """Returns the target of another program's checkpoints.
+
+  Args:
+    folder: holds tf_ckpt-N.index and so on.
+    output_dir: the run directory to make of them.
+    config: gin text that names the game and the network.
+    identity: method, dataset, run and seed.
+    gradient_steps_per_iteration: between two of the checkpoints.
+  """
+  found = {}
+  for path in folder.glob('tf_ckpt-*.index'):
+    match = _FOREIGN.fullmatch(path.name)
+    if match:
+      iteration = int(match[1])
+      found[iteration] = checkpoints.Checkpoint(
+        name=match[1],
+        gradient_steps=(iteration + 1) * gradient_steps_per_iteration,
+        prefix=str(path.with_suffix('')),
+      )
+  return Target(
+    source=folder,
+    output_dir=pathlib.Path(output_dir),
+    config=config,
+    rule=None,
+    provenance={**identity, 'checkpoints': os.path.abspath(folder)},
+    checkpoints=dict(sorted(found.items())),
+    is_run=False,
+  )
+
+
+def write_provenance(
+  target: Target, result: evaluation_pool.Result
+) -> dict[str, Any]:
+  """Returns what a run is, and writes it down where it was not known yet.
+
+  Args:
+    target: whose checkpoint was played.
+    result: what came of it.
+
+  Raises:
+    DataError: if the game is not the one that the run directory speaks of:
+      scores of two protocols do not belong in one file.
+    WriteError: if the disk refuses.
+  """
+  path = target.output_dir / run_directory.PROVENANCE
+  game, rule = result.game, result.rule
+  played = {
+    **game.protocol,
+    'epsilon_eval': rule.epsilon,
+    'num_evaluation_agent_steps': rule.num_agent_steps,
+    'max_agent_steps_per_episode': rule.max_agent_steps_per_episode,
+  }
+  if path.exists():
+    there = json.loads(path.read_text())
+    _check_same_game(target, there, played, result)
+    if there['protocol']['num_evaluation_agent_steps']:
+      return dict(there)
+    provenance = {**there, 'protocol': {**there['protocol'], **played}}
+  else:
+    provenance = {
+      **target.provenance,
+      'suite': game.suite,
+      'game': game.name,
+      'data_hash': None,
+      'data': None,
+      'protocol': {'gamma': None, **played},
+      'rom_md5': game.rom_md5,
+      **result.process,
+    }
+    run_directory.write_atomically(
+      target.output_dir / run_directory.CONFIG, target.config
+    )
+  run_directory.write_json(path, provenance)
+  return provenance
+
+
+def _check_same_game(
+  target: Target,
+  there: Mapping[str, Any],
+  played: Mapping[str, Any],
+  result: evaluation_pool.Result,
+) -> None:
+  known = {**there, **there['protocol']}
+  found = {
+    **({} if target.is_run else target.provenance),
+    'suite': result.game.suite,
+    'game': result.game.name,
+    'rom_md5': result.game.rom_md5,
+    **played,
+  }
+  if known['num_evaluation_agent_steps'] == 0:  # Never evaluated before.
+    del found['num_evaluation_agent_steps']
+  for name, value in found.items():
+    if known.get(name) != value:
+      raise errors.DataError(
+        f'{target.output_dir} has {name} {known.get(name)!r} and here it is '
+        f'{value!r}; such scores do not belong in one file. Evaluate it where '
+        'it was trained, or with the versions that it names.'
+      )

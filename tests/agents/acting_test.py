@@ -1,0 +1,153 @@
+"""Acting from checkpoints: this package's, Dopamine's and TF-Slim's."""
+
+import numpy as np
+import pytest
+
+from batch_rl_dr3 import errors
+from batch_rl_dr3.agents import acting, dqn, online_weights, quantile, rem
+from batch_rl_dr3.networks import value_network
+
+
+def actor_of(prefix, num_actions=3, network=value_network.MinAtarNetwork):
+  return acting.Actor(network, str(prefix), num_actions, (10, 10, 4), 1)
+
+
+def random_states(num_states, shape=(10, 10, 4), stack_size=1):
+  return np.random.default_rng(0).integers(
+    0, 2, (num_states, *shape, stack_size), dtype=np.uint8
+  )
+
+
+@pytest.mark.parametrize(
+  ('agent_class', 'kwargs'),
+  [
+    (dqn.FixedReplayDQNAgent, {}),
+    (rem.FixedReplayREMAgent, {'num_heads': 7}),
+    (quantile.FixedReplayQRCQLAgent, {'num_quantiles': 5}),
+  ],
+)
+def test_says_what_the_agent_says(make_agent, tmp_path, agent_class, kwargs):
+  agent = make_agent(agent_class, **kwargs)
+  train_step = agent.make_train_step()
+  for _ in range(20):
+    train_step()
+  agent.save(str(tmp_path / 'tf_ckpt-0'))
+  actor = actor_of(tmp_path / 'tf_ckpt-0')
+  states = random_states(50)
+  with agent.graph.as_default():
+    expected = agent.online_convnet(states)
+  q_values, features = agent.run([expected.q_values, expected.features])
+  outputs = actor.outputs(states)
+  np.testing.assert_allclose(outputs.q_values, q_values, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(outputs.features, features, rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(
+    actor.greedy_actions(states), outputs.q_values.argmax(axis=1)
+  )
+  assert (actor.greedy_actions(states) == agent.greedy_actions(states)).all()
+
+
+def test_the_mean_over_atoms_is_taken_action_by_action():
+  # 2 actions of 3 atoms: the kernel's columns 0-2 are action 0's.
+  kernel = np.array([[1, 2, 6, -1, 0, 1]], np.float32)
+  bias = np.array([0, 3, 0, 1, 1, 4], np.float32)
+  mean_kernel, mean_bias = online_weights.mean_over_atoms([kernel, bias], 2)
+  np.testing.assert_array_equal(mean_kernel, [[3, 0]])
+  np.testing.assert_array_equal(mean_bias, [1, 2])
+
+
+def save_as(prefix, weights, layers, names):
+  """Writes a checkpoint with the variables of another program."""
+  import tensorflow as tf
+
+  with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    variables = [
+      tf.compat.v1.get_variable(f'Online/{layer}/{name}', initializer=weight)
+      for (layer, name), weight in zip(
+        ((layer, name) for layer in layers for name in names),
+        weights,
+        strict=True,
+      )
+    ]
+    tf.compat.v1.get_variable('Target/Conv/weights', initializer=0.0)
+    session.run(tf.compat.v1.global_variables_initializer())
+    tf.compat.v1.train.Saver().save(session, str(prefix))
+  return variables
+
+
+@pytest.fixture(scope='module')
+def dopamine_folder(tmp_path_factory):
+  """A checkpoint of Dopamine's own DQN, and what it says of some states."""
+  import gin
+  import tensorflow as tf
+
+  from batch_rl_dr3 import dopamine_compat
+
+  folder = tmp_path_factory.mktemp('dopamine')
+  gin.parse_config('WrappedReplayBuffer.replay_capacity = 50')
+  with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    agent = dopamine_compat.DQNAgent(session, num_actions=3)
+    agent.bundle_and_checkpoint(str(folder), 4)
+    states = random_states(4, (84, 84), 4) * 200
+    q_values = session.run(agent.online_convnet(tf.constant(states)).q_values)
+  gin.clear_config()
+  return folder, states, q_values
+
+
+def atari_actor(prefix):
+  network = value_network.NatureNetwork
+  return acting.Actor(network, str(prefix), 3, (84, 84), 4)
+
+
+def test_plays_dopamines_checkpoint(dopamine_folder):
+  folder, states, q_values = dopamine_folder
+  actor = atari_actor(folder / 'tf_ckpt-4')
+  np.testing.assert_allclose(
+    actor.outputs(states).q_values, q_values, rtol=1e-4, atol=1e-6
+  )
+
+
+def test_the_number_of_threads_changes_no_bit(dopamine_folder):
+  folder, _, _ = dopamine_folder
+  states = random_states(16, (84, 84), 4) * 200
+
+  def q_values(num_threads):
+    network = value_network.NatureNetwork
+    prefix = str(folder / 'tf_ckpt-4')
+    actor = acting.Actor(network, prefix, 3, (84, 84), 4, num_threads)
+    return actor.outputs(states).q_values
+
+  one = q_values(1)
+  for num_threads in (2, 5):
+    np.testing.assert_array_equal(q_values(num_threads), one)
+
+
+def test_plays_a_checkpoint_with_slims_names(dopamine_folder, tmp_path):
+  folder, states, q_values = dopamine_folder
+  weights = online_weights.read(str(folder / 'tf_ckpt-4'))
+  save_as(
+    tmp_path / 'tf_ckpt-0',
+    weights,
+    ['Conv', 'Conv_1', 'Conv_2', 'fully_connected', 'fully_connected_1'],
+    ['weights', 'biases'],
+  )
+  actor = atari_actor(tmp_path / 'tf_ckpt-0')
+  np.testing.assert_allclose(
+    actor.outputs(states).q_values, q_values, rtol=1e-4, atol=1e-6
+  )
+
+
+def test_other_files_and_networks_are_named(make_agent, tmp_path):
+  agent = make_agent(dqn.FixedReplayDQNAgent)
+  agent.save(str(tmp_path / 'tf_ckpt-0'))
+  with pytest.raises(errors.DataError, match='no multiple'):
+    actor_of(tmp_path / 'tf_ckpt-0', num_actions=2)
+  with pytest.raises(errors.DataError, match='does not fit'):
+    atari_actor(tmp_path / 'tf_ckpt-0')
+  with pytest.raises(errors.DataError, match='tf_ckpt-1'):
+    actor_of(tmp_path / 'tf_ckpt-1')
+  (tmp_path / 'tf_ckpt-2.index').write_bytes(b'\x80\x04K\x01.')
+  with pytest.raises(errors.DataError, match='tf_ckpt-2'):
+    actor_of(tmp_path / 'tf_ckpt-2')
+  save_as(tmp_path / 'tf_ckpt-3', [np.zeros(2, np.float32)], ['lstm'], ['w'])
+  with pytest.raises(errors.DataError, match='Online/lstm/w'):
+    actor_of(tmp_path / 'tf_ckpt-3')

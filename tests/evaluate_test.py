@@ -1,0 +1,318 @@
+"""Checkpoints that are played apart from training, and meanwhile."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from batch_rl_dr3 import errors, evaluate, run_directory, train
+from batch_rl_dr3.evaluation import lanes as lanes_lib
+from batch_rl_dr3.evaluation import play
+from batch_rl_dr3.training import (
+  configured_evaluation,
+  evaluation_pool,
+  evaluation_targets,
+)
+
+
+@pytest.fixture
+def train_here(session, clear_gin, replay_dir, cache_dir, tiny_bindings):
+  """Trains a tiny REM+DR3 run in this process."""
+
+  def train_here(base_dir, *bindings):
+    train.train(
+      str(base_dir),
+      str(replay_dir),
+      str(cache_dir),
+      ['minatar/rem_dr3.gin'],
+      [*tiny_bindings, *bindings],
+      seed=3,
+    )
+    return run_directory.read_csv(base_dir / run_directory.SCORES)
+
+  return train_here
+
+
+def command(*flags):
+  return [sys.executable, '-um', 'batch_rl_dr3.evaluate', *flags]
+
+
+def scores(folder):
+  return run_directory.read_csv(folder / run_directory.SCORES)
+
+
+def test_a_checkpoint_scores_what_its_run_scored(train_here, tmp_path):
+  expected = train_here(tmp_path)
+  target = evaluation_targets.of_run(tmp_path)
+  assert list(target.checkpoints) == [0, 1]
+  evaluator = configured_evaluation.create_evaluator(
+    target.config, target.rule, 0
+  )
+  for iteration, checkpoint in target.checkpoints.items():
+    seed = play.evaluation_seed(3, iteration)
+    episodes = evaluator.evaluate(checkpoint.prefix, seed)
+    assert [(e.episode_return, e.length) for e in episodes] == [
+      (float(row['return']), int(row['length']))
+      for row in expected
+      if row['iteration'] == str(iteration)
+    ]
+  assert evaluator.evaluate(checkpoint.prefix, seed + 1) != episodes
+
+
+def test_the_command_plays_what_has_no_scores_and_nothing_twice(
+  train_here, run, tmp_path
+):
+  """Of two runs one lacks an iteration, the other was never evaluated."""
+  one = tmp_path / 'runs' / 'one'
+  expected = train_here(one)
+  other = tmp_path / 'runs' / 'deep' / 'other'
+  shutil.copytree(one, other)
+  (other / run_directory.SCORES).unlink()
+  provenance = json.loads((other / run_directory.PROVENANCE).read_text())
+  provenance['protocol']['num_evaluation_agent_steps'] = 40
+  run_directory.write_json(other / run_directory.PROVENANCE, provenance)
+  half = [row for row in expected if row['iteration'] == '1']
+  log = run_directory.CsvLog(
+    one / run_directory.SCORES, run_directory.SCORE_COLUMNS
+  )
+  log.keep(lambda row: row['iteration'] == '1')
+
+  flag = f'--checkpoints={tmp_path}/runs/**'
+  result = run(command(flag, '--num_workers=1', '--video', '--which=last'))
+  assert result.returncode == 0, result.stderr
+  assert scores(one) == scores(other) == half
+  assert (one / 'videos' / 'iteration_1.mp4').stat().st_size > 1000
+  result = run(command(flag, '--num_workers=1'))
+  assert result.returncode == 0, result.stderr
+  assert 'Traceback' not in result.stderr
+  assert sorted(map(str, scores(one))) == sorted(map(str, expected))
+  assert sorted(map(str, scores(other))) == sorted(map(str, expected))
+
+  done = run(command(flag))
+  assert done.returncode == 0
+  assert done.stdout == 'Everything is evaluated already.\n'
+
+
+@pytest.mark.slow
+def test_another_programs_checkpoints_become_a_run(train_here, run, tmp_path):
+  expected = train_here(tmp_path / 'run')
+  foreign = tmp_path / 'foreign' / 'checkpoints'
+  foreign.mkdir(parents=True)
+  for path in (tmp_path / 'run' / 'checkpoints').glob('tf_ckpt-*'):
+    shutil.copy(path, foreign)
+  flags = [
+    f'--checkpoints={tmp_path}/foreign/**',
+    '--gin_files=minatar/protocol.gin',
+    "--gin_bindings=create_minatar_lanes.game_name='breakout'",
+    '--gin_bindings=create_minatar_lanes.num_lanes=2',
+    '--gin_bindings=FixedReplayRunner.num_evaluation_agent_steps=40',
+    '--method=rem',
+    '--dataset=all',
+    '--seed=3',
+    '--gradient_steps_per_iteration=30',
+    f'--output_dir={tmp_path}/scores',
+  ]
+  result = run(command(*flags))
+  assert result.returncode == 0, result.stderr
+  rows = scores(tmp_path / 'scores')
+  names = ('game', 'iteration', 'gradient_steps', 'return', 'length')
+  assert sorted([row[name] for name in names] for row in rows) == sorted(
+    [row[name] for name in names] for row in expected
+  )
+  provenance = json.loads(
+    (tmp_path / 'scores' / run_directory.PROVENANCE).read_text()
+  )
+  assert provenance['method'] == 'rem'
+  assert provenance['protocol']['epsilon_eval'] == 0.001
+  assert run(command(*flags)).returncode == 0
+  changed = run(command(*flags[:-2], flags[-1], '--method=dqn', '--which=last'))
+  assert changed.returncode == 0, 'all is done, nothing is compared'
+
+
+def result(**changes):
+  fields = {
+    'suite': 'minatar',
+    'name': 'breakout',
+    'num_actions': 6,
+    'observation_shape': (10, 10, 4),
+    'stack_size': 1,
+    'rom_md5': None,
+    'protocol': {'minatar_version': '1.0.15'},
+  }
+  return evaluation_pool.Result(
+    game=lanes_lib.Game(**{**fields, **changes}),
+    rule=play.Rule(40, 0.001),
+    episodes=[play.Episode(0, 1.0, 10, False)],
+    process={'device': 'cpu'},
+  )
+
+
+@pytest.fixture
+def target(tmp_path):
+  return evaluation_targets.of_folder(
+    tmp_path / 'theirs',
+    tmp_path,
+    'config\n',
+    {'method': 'dqn', 'dataset': '1pct', 'run': None, 'seed': 0},
+    100,
+  )
+
+
+def test_scores_of_two_protocols_do_not_meet_in_one_file(target):
+  written = evaluation_targets.write_provenance(target, result())
+  assert written['protocol']['num_evaluation_agent_steps'] == 40
+  assert evaluation_targets.write_provenance(target, result()) == written
+  for changed, named in (
+    (result(protocol={'minatar_version': '2.0'}), 'minatar_version'),
+    (result(rom_md5='abc'), 'rom_md5'),
+    (result(name='asterix'), 'game'),
+    (
+      dataclasses.replace(result(), rule=play.Rule(40, 0.05)),
+      'epsilon_eval',
+    ),
+  ):
+    with pytest.raises(errors.DataError, match=named):
+      evaluation_targets.write_provenance(target, changed)
+  other = dataclasses.replace(
+    target, provenance={**target.provenance, 'method': 'rem'}
+  )
+  with pytest.raises(errors.DataError, match='method'):
+    evaluation_targets.write_provenance(other, result())
+
+
+def test_a_run_without_evaluation_takes_the_published_protocol(
+  target, tmp_path
+):
+  provenance = evaluation_targets.write_provenance(target, result())
+  provenance['protocol']['num_evaluation_agent_steps'] = 0
+  run_directory.write_json(tmp_path / run_directory.PROVENANCE, provenance)
+  run_target = evaluation_targets.of_run(tmp_path)
+  assert run_target.rule == play.Rule(125_000, 0.001, 27_000)
+  played = dataclasses.replace(result(), rule=run_target.rule)
+  evaluation_targets.write_provenance(run_target, played)
+  now = evaluation_targets.of_run(tmp_path)
+  assert now.provenance['protocol']['num_evaluation_agent_steps'] == 125_000
+
+
+def test_what_is_found_is_a_run_or_a_folder_of_checkpoints(tmp_path):
+  run_folder = tmp_path / 'a' / 'run'
+  (run_folder / 'checkpoints').mkdir(parents=True)
+  (run_folder / run_directory.PROVENANCE).write_text('{}')
+  (run_folder / 'checkpoints' / 'tf_ckpt-0.index').touch()
+  foreign = tmp_path / 'b' / 'checkpoints'
+  foreign.mkdir(parents=True)
+  (foreign / 'tf_ckpt-12.index').touch()
+  (foreign / 'ckpt.12').touch()
+  expected = ([run_folder], [foreign])
+  assert evaluation_targets.find([f'{tmp_path}/**']) == expected
+  assert evaluation_targets.find([str(run_folder)]) == (expected[0], [])
+  with pytest.raises(errors.DataError, match='nothing to evaluate'):
+    evaluation_targets.find([f'{tmp_path}/none/*'])
+  with pytest.raises(errors.DataError, match='no whole run directory'):
+    evaluation_targets.of_run(run_folder)
+  found = evaluation_targets.of_folder(foreign, tmp_path, '', {}, 100)
+  assert found.checkpoints[12].gradient_steps == 1300
+
+
+def test_a_run_in_use_and_a_damaged_checkpoint_are_named(tmp_path, target):
+  provenance = evaluation_targets.write_provenance(target, result())
+  assert provenance['seed'] == 0
+  run_target = evaluation_targets.of_run(tmp_path)
+  with (
+    run_directory.lock(tmp_path),
+    pytest.raises(run_directory.BusyError, match='in use'),
+  ):
+    evaluate.evaluate([lambda: run_target])
+  with pytest.raises(errors.DataError, match='no checkpoint'):
+    evaluate.evaluate([lambda: run_target])
+  folder = tmp_path / 'checkpoints'
+  folder.mkdir()
+  (folder / 'tf_ckpt-0.index').write_text('x')
+  run_directory.write_json(
+    folder / 'ckpt.0.json',
+    {
+      'name': '0',
+      'gradient_steps': 30,
+      'files': {'tf_ckpt-0.index': {'bytes': 2, 'sha256': ''}},
+    },
+  )
+  with pytest.raises(errors.DataError, match='1 bytes, not all'):
+    evaluate.evaluate([lambda: evaluation_targets.of_run(tmp_path)])
+
+
+@pytest.mark.parametrize(
+  ('flags', 'code', 'named'),
+  [
+    ([], 64, '--checkpoints is needed'),
+    (['--checkpoints=/nowhere/**'], 65, 'nothing to evaluate'),
+  ],
+)
+def test_errors_are_one_line_and_a_code(run, flags, code, named):
+  failed = run(command(*flags))
+  assert failed.returncode == code
+  assert named in failed.stderr
+  assert failed.stderr.count('\n') == 1
+
+
+@pytest.mark.slow
+def test_async_scores_are_those_of_waiting(train_here, run, tmp_path):
+  expected = train_here(tmp_path / 'sync')
+  import gin
+  import tensorflow as tf
+
+  gin.clear_config()
+  with tf.Graph().as_default():
+    actual = train_here(
+      tmp_path / 'async',
+      'FixedReplayRunner.async_evaluation=True',
+      'FixedReplayRunner.keep_last_checkpoints=1',
+    )
+  assert actual == expected
+  assert (tmp_path / 'async' / run_directory.FINISHED).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_an_async_run_that_is_stopped_plays_the_rest_later(
+  train_command, run, tmp_path, number
+):
+  """Stopped once two checkpoints wait, of which only the last is kept."""
+  base_dir = tmp_path / 'run'
+  bindings = (
+    'FixedReplayRunner.async_evaluation=True',
+    'FixedReplayRunner.num_iterations=3',
+    'FixedReplayRunner.keep_last_checkpoints=1',
+    'FixedReplayRunner.num_evaluation_agent_steps=3000',
+  )
+  process = subprocess.Popen(
+    train_command(base_dir, *bindings),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  deadline = time.monotonic() + 300
+  second = base_dir / 'checkpoints' / 'ckpt.1.json'
+  while not second.exists() and process.poll() is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
+  process.send_signal(number)
+  _, stderr = process.communicate(timeout=120)
+  if number == signal.SIGTERM:
+    assert process.returncode == errors.PreemptedError.exit_code, stderr
+    assert 'Traceback' not in stderr
+  assert not (base_dir / run_directory.FINISHED).exists()
+  if not scores(base_dir):
+    assert (base_dir / 'checkpoints' / 'ckpt.0.json').exists()
+
+  again = run(train_command(base_dir, *bindings))
+  assert again.returncode == 0, again.stderr
+  assert (base_dir / run_directory.FINISHED).exists()
+  sync = run(train_command(tmp_path / 'sync', *bindings[1:]))
+  assert sync.returncode == 0, sync.stderr
+  key = lambda row: (int(row['iteration']), int(row['episode']))  # noqa: E731
+  assert sorted(scores(base_dir), key=key) == scores(tmp_path / 'sync')

@@ -1,0 +1,81 @@
+import cv2
+import gin
+import numpy as np
+import pytest
+
+from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3.evaluation import evaluator as evaluator_lib
+from batch_rl_dr3.evaluation import minatar, play, video
+from batch_rl_dr3.networks import value_network
+
+
+@pytest.fixture
+def evaluator():
+  gin.clear_config()
+  return evaluator_lib.Evaluator(
+    minatar.create_minatar_lanes('breakout', num_lanes=2),
+    value_network.MinAtarNetwork,
+    play.Rule(60, 0.1),
+  )
+
+
+@pytest.fixture
+def prefix(session, tmp_path):
+  """An untrained network's checkpoint."""
+  import tensorflow as tf
+
+  states = tf.compat.v1.placeholder(tf.uint8, (None, 10, 10, 4, 1))
+  value_network.MinAtarNetwork(6, num_atoms=3, seed=1, name='Online')(states)
+  session.run(tf.compat.v1.global_variables_initializer())
+  return tf.compat.v1.train.Saver().save(session, str(tmp_path / 'tf_ckpt-0'))
+
+
+def pictures(path):
+  capture = cv2.VideoCapture(str(path))
+  while True:
+    there, picture = capture.read()
+    if not there:
+      return
+    yield picture
+
+
+def test_a_video_shows_the_evaluations_first_episode(
+  evaluator, prefix, tmp_path
+):
+  path = tmp_path / 'videos' / 'one.mp4'
+  episode = video.record(evaluator, prefix, 5, path)
+  assert episode == evaluator.evaluate(prefix, 5)[0]
+  shown = list(pictures(path))
+  assert len(shown) == episode.length
+  assert shown[0].shape == (480, 854, 3)
+  # The paddle is drawn in the lowest row of the screen, in channel 0's blue.
+  lowest = shown[0][30 + 9 * 42 + 21, 30:450]
+  assert (lowest.max(axis=1) > 120).mean() == pytest.approx(0.1, abs=0.03)
+  assert [p.name for p in path.parent.iterdir()] == ['one.mp4']
+
+
+def test_bars_show_the_order_of_the_q_values():
+  picture = video.draw(
+    np.zeros((84, 84), np.uint8),
+    np.array([0.0, 2.0, 1.0], np.float32),
+    action=2,
+    dot_products=[1.0, 2.0],
+    episode_return=3.0,
+  )
+  blue = (picture == video._BLUE).all(axis=2)
+  orange = (picture == video._ORANGE).all(axis=2)
+  # Bars of 0 %, 100 % and 50 % of 200 pixels, from column 510 on.
+  row = 230 / 3
+  assert blue[int(40 + 1.3 * row), 510:720].sum() == 203
+  assert orange[int(40 + 2.3 * row), 510:720].sum() == 103
+  assert blue[int(40 + 0.3 * row), 510:720].sum() == 3
+
+
+def test_play_that_is_stopped_leaves_no_video(evaluator, prefix, tmp_path):
+  path = tmp_path / 'one.mp4'
+  with pytest.raises(errors.PreemptedError):
+    video.record(evaluator, prefix, 5, path, should_stop=lambda: True)
+  assert not path.exists()
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(run_directory.WriteError, match='file'):
+    video.record(evaluator, prefix, 5, tmp_path / 'file' / 'one.mp4')
