@@ -46,11 +46,16 @@ cannot be written.
 from collections.abc import Callable
 import functools
 import os
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors
+from batch_rl_dr3 import cli, errors, run_directory
+from batch_rl_dr3.reporting import preset
+
+if TYPE_CHECKING:
+  from batch_rl_dr3.reporting import run_cache
 
 FLAGS = flags.FLAGS
 
@@ -120,11 +125,12 @@ def define_flags() -> None:
     'With --serve: the address to listen on. Any but a local one shows the '
     'runs to everybody who can reach this machine.',
   )
-  flags.DEFINE_string(
+  flags.DEFINE_enum(
     'preset',
     None,
-    'Study that the runs are taken for: dr3_atari17 (default: each game and '
-    'data set on its own).',
+    list(preset.PRESETS),
+    'Study that the runs are taken for (default: each game and data set on '
+    'its own).',
   )
   flags.DEFINE_enum(
     'normalisation',
@@ -150,13 +156,32 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'num_processes',
     os.cpu_count() or 1,
-    'Figures of a study that are drawn at a time.',
+    'Runs that are read, and figures of a study that are drawn, at a time; '
+    'with --serve always 1.',
     lower_bound=1,
   )
   cli.define_cache_dir(
     'Where what was read of unchanged runs is kept for the next report; empty '
     'keeps nothing.'
   )
+
+
+def _open_cache() -> 'run_cache.RunCache | None':
+  """Returns the cache, None if there is to be none or it cannot be written."""
+  if not FLAGS.cache_dir:
+    return None
+  from batch_rl_dr3.reporting import run_cache
+
+  folder = os.path.join(FLAGS.cache_dir, 'runs')
+  try:
+    run_directory.make_directory(folder)
+  except errors.WriteError as error:
+    print(
+      f'report: {error} Until then every run is read again (--cache_dir).',
+      file=sys.stderr,
+    )
+    return None
+  return run_cache.RunCache(folder)
 
 
 def main() -> None:
@@ -169,21 +194,17 @@ def main() -> None:
   from batch_rl_dr3.reporting import (
     intervals,
     page,
-    preset,
     reference,
-    run_cache,
   )
 
-  if FLAGS.preset is not None:
-    preset.find(FLAGS.preset)
-  cache = FLAGS.cache_dir and os.path.join(FLAGS.cache_dir, 'runs')
   options = page.Options(
     preset=FLAGS.preset,
     normalisation=reference.Normalisation(FLAGS.normalisation),
     bootstrap=intervals.Bootstrap(FLAGS.num_resamples, FLAGS.seed),
     allow_mixed=FLAGS.allow_mixed,
-    cache=run_cache.RunCache(cache) if cache else None,
-    num_processes=FLAGS.num_processes,
+    cache=_open_cache(),
+    # A process with a server's threads in it must not fork.
+    num_processes=1 if FLAGS.serve is not None else FLAGS.num_processes,
   )
   write = functools.partial(
     page.write_report, FLAGS.runs, FLAGS.output_dir, options

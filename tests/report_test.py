@@ -23,7 +23,9 @@ def test_the_command_writes_a_report_and_says_where(tmp_path):
     json.dumps({'method': 'rem', 'game': 'Pong', 'seed': 0})
   )
   (run / 'scores.csv').write_text('gradient_steps,return\n10,21\n')
-  result = _report('--runs=runs/*', '--output_dir=out', cwd=tmp_path)
+  result = _report(
+    '--runs=runs/*', '--output_dir=out', '--cache_dir=', cwd=tmp_path
+  )
   assert (result.returncode, result.stderr) == (0, '')
   assert result.stdout == f'report: {tmp_path}/out/index.html\n'
   assert 'Pong' in (tmp_path / 'out' / 'index.html').read_text()
@@ -52,5 +54,69 @@ def test_errors_are_one_line_and_a_code(tmp_path, flags, code, expected):
 def test_help_documents_the_command():
   result = _report('--help')
   assert result.returncode == 0
-  for expected in ('--runs', '--output_dir', 'index.html', 'Exit status'):
+  for expected in ('--runs', '--preset', 'allow_mixed', 'Exit status'):
     assert expected in result.stdout
+
+
+def _make_run(folder, **record):
+  folder.mkdir(parents=True)
+  record = {
+    'method': 'rem',
+    'suite': 'atari',
+    'game': 'Pong',
+    'dataset': '1pct',
+    'seed': 0,
+  } | record
+  (folder / 'provenance.json').write_text(json.dumps(record))
+  (folder / 'scores.csv').write_text('gradient_steps,return\n6500000,-2.4\n')
+
+
+def test_a_study_of_one_run_has_the_papers_tables(tmp_path):
+  _make_run(tmp_path / 'runs' / 'rem')
+  result = _report(
+    '--preset=dr3_atari17',
+    '--runs=runs/**',
+    '--num_resamples=100',
+    '--num_processes=1',
+    f'--cache_dir={tmp_path}/cache',
+    cwd=tmp_path,
+  )
+  assert (result.returncode, result.stderr) == (0, '')
+  tables = tmp_path / 'runs' / 'report' / 'tables'
+  # Pong: half-way between random play (-20.7) and the online DQN (15.9).
+  row = (tables / 'table_1.csv').read_text().splitlines()[1]
+  assert row.startswith('1pct,rem,50.')
+  for name in ('stability', 'statistics', 'final_1pct', 'average_1pct', 'runs'):
+    assert (tables / f'{name}.csv').exists()
+    assert (tables / f'{name}.tex').exists()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'code', 'expected'),
+  [
+    (['--preset=atari100k'], 64, 'dr3_atari17'),
+    (['--normalisation=best'], 64, 'normalisation'),
+    ([], 65, 'minatar: epsilon_eval (0.001 in a; 0.05 in b)'),
+  ],
+)
+def test_what_cannot_be_reported_on(tmp_path, flags, code, expected):
+  for name, epsilon in (('a', 0.001), ('b', 0.05)):
+    _make_run(
+      tmp_path / 'runs' / name,
+      suite='minatar',
+      game=name,
+      protocol={'epsilon_eval': epsilon},
+    )
+  result = _report('--runs=runs/*', '--cache_dir=', *flags, cwd=tmp_path)
+  assert result.returncode == code
+  assert expected in result.stderr
+  assert result.stderr.count('\n') == 1
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_done_without(tmp_path):
+  _make_run(tmp_path / 'runs' / 'rem')
+  (tmp_path / 'file').touch()
+  result = _report('--runs=runs/*', '--cache_dir=file', cwd=tmp_path)
+  assert result.returncode == 0
+  assert 'cannot write file/runs' in result.stderr
+  assert result.stderr.count('\n') == 1

@@ -48,7 +48,8 @@ class Options:
     allow_mixed: whether runs that cannot be compared are reported on all the
       same, with a warning on the page.
     cache: where what was read of runs is kept; None keeps nothing.
-    num_processes: how many figures of a study are drawn at a time.
+    num_processes: how many runs are read, and figures of a study drawn, at a
+      time.
   """
 
   preset: str | None = None
@@ -85,7 +86,7 @@ def write_report(
     WriteError: if it cannot be written.
   """
   options = options or Options()
-  collection = scores.load(patterns, options.cache)
+  collection = scores.load(patterns, options.cache, options.num_processes)
   if output_dir is None:
     target = collection.parent / 'report'
   else:

@@ -1,4 +1,4 @@
-"""Work that is shared among processes, since drawing holds Python's lock."""
+"""Work shared among processes: parsing and drawing hold Python's lock."""
 
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -9,6 +9,7 @@ from batch_rl_dr3 import progress
 
 Result = TypeVar('Result')
 
+_CHUNKS_PER_PROCESS = 16
 # Seconds until a progress bar appears.
 _PATIENCE = 3.0
 # What the processes are to do. They are forked, so they find it here, and
@@ -39,9 +40,12 @@ def run(
         bar.update()
       return results
     _tasks = tasks
+    indices = range(len(tasks))
+    # Few tasks are long ones; of many, several are sent at a time.
+    chunk = 1 + len(tasks) // (_CHUNKS_PER_PROCESS * num_processes)
     fork = multiprocessing.get_context('fork')
     with futures.ProcessPoolExecutor(num_processes, fork) as pool:
-      for result in pool.map(_run_one, range(len(tasks))):
+      for result in pool.map(_run_one, indices, chunksize=chunk):
         results.append(result)
         bar.update()
     _tasks = ()

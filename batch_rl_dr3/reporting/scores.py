@@ -7,7 +7,6 @@ report comes from a cache.
 """
 
 from collections.abc import Iterable, Sequence
-from concurrent import futures
 import dataclasses
 import functools
 import glob
@@ -20,8 +19,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from batch_rl_dr3 import errors, progress, run_directory
-from batch_rl_dr3.reporting import csv_file, methods, run_cache, run_tables
+from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3.reporting import (
+  csv_file,
+  methods,
+  parallel,
+  run_cache,
+  run_tables,
+)
 
 # The quantities of metrics.csv that the report uses.
 TD_LOSS = 'loss_bellman'
@@ -34,10 +39,6 @@ METRICS = (TD_LOSS, DOT_PRODUCT, NORM_SQUARED, EFFECTIVE_RANK, MEAN_Q)
 RETURN = run_tables.RETURN
 
 _STEPS = csv_file.STEPS
-# Reading is half parsing, which threads share, and half waiting for disks.
-_NUM_READERS = 4
-# Seconds until a progress bar appears.
-_PATIENCE = 3.0
 # Nanoseconds by which the clocks of two machines may differ unnoticed.
 _CLOCK_TOLERANCE = 60_000_000_000
 
@@ -147,13 +148,16 @@ class Collection:
 
 
 def load(
-  patterns: Sequence[str], cache: run_cache.RunCache | None = None
+  patterns: Sequence[str],
+  cache: run_cache.RunCache | None = None,
+  num_processes: int = 1,
 ) -> Collection:
   """Returns the runs that glob patterns match.
 
   Args:
     patterns: such as 'runs/quickstart/*'; `**` matches any depth.
     cache: where unchanged runs are found again; None reads every run.
+    num_processes: how many runs are read at a time; more than 1 forks.
 
   Raises:
     DataError: if a pattern matches nothing, nothing that matches is a run, a
@@ -172,15 +176,11 @@ def load(
   parent = pathlib.Path(
     os.path.commonpath([os.path.dirname(folder) for folder in folders])
   )
-  read = functools.partial(_read_run, parent=parent, cache=cache)
-  with (
-    futures.ThreadPoolExecutor(_NUM_READERS) as pool,
-    progress.bar(len(folders), 'reading', 'run', delay=_PATIENCE) as bar,
-  ):
-    runs = []
-    for run in pool.map(read, map(pathlib.Path, folders)):
-      runs.append(run)
-      bar.update()
+  tasks = [
+    functools.partial(_read_run, pathlib.Path(folder), parent, cache)
+    for folder in folders
+  ]
+  runs = parallel.run(tasks, num_processes, 'reading', 'run')
   _refuse_duplicates(runs)
   return Collection(tuple(_sorted(runs)), parent, skipped)
 

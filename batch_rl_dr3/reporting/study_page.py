@@ -48,6 +48,8 @@ def content(
     num_processes: how many figures are drawn at a time.
   """
   tables = study_tables.StudyTables(study, normalisation, bootstrap)
+  # First, so that the processes that draw find rliable loaded.
+  table_1, statistics = tables.table_1(), tables.statistics()
   drawn = _draw(
     study,
     study_figures.StudyFigures(study, normalisation, bootstrap),
@@ -61,8 +63,8 @@ def content(
     summary=_summary(study),
     notes=[*_notes(study), *notes.of_files(collection)],
     sections=[
-      Section('', [tables.table_1(), *figure_4]),
-      Section('', [tables.statistics(), tables.improvement(), *profiles]),
+      Section('', [table_1, *figure_4]),
+      Section('', [statistics, tables.improvement(), *profiles]),
       Section('', [tables.stability(), *figure_5, *dot_product]),
       *_per_game(study, normalisation, drawn[_NUM_OVER_GAMES:]),
       Section(

@@ -37,9 +37,6 @@ _EXTENTS = (
   Column('gradient_steps', 'Gradient steps', when='never'),
   text('lacks', 'Lacks', when='known'),
 )
-_INCOMPLETE = (
-  f'{INCOMPLETE} computed on fewer runs than the study has, see the last column'
-)
 _BRACKETS = 'In brackets: 95% stratified bootstrap intervals.'
 _STATISTICS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
   ('iqm', 'IQM', aggregates.iqm),
@@ -130,7 +127,7 @@ class StudyTables:
       f'scores, in percent. {_BRACKETS} Average: over the evaluations of the '
       'whole training; final: the last evaluation. Inside, above, below: where '
       "the number lies to the paper's interval. The paper's text has no table "
-      f'of final scores. {_INCOMPLETE}.',
+      f'of final scores. {_marked(rows)}',
       _NO_SCORES,
       [*columns, *_EXTENTS],
       rows,
@@ -170,7 +167,7 @@ class StudyTables:
       f'Of {self._normalisation.label} scores, in percent. {_BRACKETS} IQM: '
       'mean of the middle half of all runs; median and mean: over games, of '
       'the mean over runs; optimality gap: by how much scores miss 100 on '
-      f'average, lower is better. {_INCOMPLETE}.',
+      f'average, lower is better. {_marked(rows)}',
       _NO_SCORES,
       [_LINE, text('measure', 'Score'), *columns, *_EXTENTS],
       rows,
@@ -219,7 +216,7 @@ class StudyTables:
       'Probability that DR3 improves a method',
       'The chance, in percent, that a run with DR3 scores above a run without, '
       f'averaged over the games that both have; ties count half. {_BRACKETS} '
-      f'{_INCOMPLETE}.',
+      f'{_marked(rows)}',
       'No method has finished runs both with and without DR3 on one data set.',
       [_LINE, *columns, *_EXTENTS],
       rows,
@@ -258,7 +255,7 @@ class StudyTables:
       'summed and divided by the length of the whole training; IQM, in percent '
       'of the normalised scale; 0 is no loss. Chance favours the best of many '
       f'evaluations, so no run reaches 100 and 0 quite. {_BRACKETS} '
-      f'{_INCOMPLETE}.',
+      f'{_marked(rows)}',
       _NO_SCORES,
       [_LINE, *columns, *_EXTENTS],
       rows,
@@ -277,6 +274,16 @@ def _identity(
     'complete': not cell.lacks,
     'lacks': _and(cell.lacks),
   }
+
+
+def _marked(rows: Sequence[dict[str, Any]]) -> str:
+  """Returns what the mark of a table's incomplete numbers means, if any is."""
+  if all(row['complete'] for row in rows):
+    return ''
+  return (
+    f'{INCOMPLETE} computed on fewer runs than the study has, see the last '
+    'column.'
+  )
 
 
 def _and(phrases: Sequence[str] | dict[str, None]) -> str | None:

@@ -147,8 +147,13 @@ def test_the_page_needs_no_other_file(index):
     embedded.append(base64.b64decode(uri.partition(',')[2]))
   figures = index.parent / 'figures'
   assert embedded == [
-    (figures / 'minatar_breakout_10pct_narrow.png').read_bytes(),
-    (figures / 'minatar_breakout_10pct.png').read_bytes(),
+    (figures / f'{name}.png').read_bytes()
+    for name in (
+      'minatar_breakout_10pct_narrow',
+      'minatar_breakout_10pct',
+      'selection_narrow',
+      'selection',
+    )
   ]
   assert '<script' not in text
   assert '<link' not in text
