@@ -14,7 +14,7 @@ BatchLoss = Callable[
 ]
 
 
-def state_variables(
+def _state_variables(
   step: tf.Variable,
   weights: Mapping[str, list[tf.Variable]],
   optimizer: tf.compat.v1.train.Optimizer,
@@ -51,7 +51,8 @@ class CompiledSteps:
 
   def __init__(
     self,
-    variables: pure_step.State,
+    step: tf.Variable,
+    weights: Mapping[str, list[tf.Variable]],
     replay: fixed_replay_buffer.FixedReplayBuffer,
     loss: BatchLoss,
     optimizer: tf.compat.v1.train.Optimizer,
@@ -61,7 +62,8 @@ class CompiledSteps:
     """Reads the variables and the data in the current graph.
 
     Args:
-      variables: what the steps change.
+      step: the step number.
+      weights: every network's variables, by name.
       replay: what the batches are sampled from: inside the steps if it has a
         table, else one batch is handed to the steps, which must be one.
       loss: the loss of one batch.
@@ -73,7 +75,7 @@ class CompiledSteps:
       ConfigError: if the optimiser is not Adam.
     """
     self._adam = pure_step.Adam.of(optimizer)
-    self._variables = variables
+    self._variables = _state_variables(step, weights, optimizer)
     self._replay = replay
     self._loss = loss
     self._target_update_period = target_update_period

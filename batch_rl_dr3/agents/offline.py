@@ -329,11 +329,8 @@ class OfflineAgent(dopamine_compat.DQNAgent):
 
     with self._sess.graph.as_default(), tf.device(self._device.tf_device):
       return compiled_steps.CompiledSteps(
-        compiled_steps.state_variables(
-          self.gradient_steps,
-          {name: n.variables for name, n in self._networks().items()},
-          self.optimizer,
-        ),
+        self.gradient_steps,
+        {name: n.variables for name, n in self._networks().items()},
         self._replay,
         loss,
         self.optimizer,

@@ -94,7 +94,7 @@ class FixedReplayBuffer:
       in_graph: whether batches are gathered by graph operations from variables
         that hold the store, which must be loaded (`table.load`) before use.
       max_device_bytes: int; the variables may take so many bytes for frames on
-        their device. None shares frames that are in memory already, and
+        their device. None copies frames that are in memory already, and
         gathers others by NumPy all the same.
 
     Raises:

@@ -21,8 +21,6 @@ from batch_rl_dr3.replay import shard_files
 
 # Files that the process may open beside the shards.
 _SPARE_FILES = 512
-# Bytes at a multiple of which TensorFlow wants its tensors.
-_ALIGNMENT = 64
 
 
 class Frames(abc.ABC):
@@ -210,7 +208,7 @@ def open_frames(
     _allow_files(len(paths) + _SPARE_FILES)
     opened = [path.open() for path in paths]
     return ShardFrames(opened, num_pixels, dtype)
-  frames = _empty_aligned((num_rows, num_pixels), dtype)
+  frames = np.empty((num_rows, num_pixels), dtype)
   row = 0
   with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
     running = []
@@ -221,16 +219,6 @@ def open_frames(
     for future in running:
       future.result()
   return ResidentFrames(frames)
-
-
-def _empty_aligned(
-  shape: tuple[int, int], dtype: np.dtype[Any]
-) -> npt.NDArray[Any]:
-  """Returns an array that TensorFlow can use as it is, without a copy."""
-  num_bytes = shape[0] * shape[1] * dtype.itemsize
-  memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
-  start = -memory.ctypes.data % _ALIGNMENT
-  return memory[start : start + num_bytes].view(dtype).reshape(shape)
 
 
 def _allow_files(count: int) -> None:

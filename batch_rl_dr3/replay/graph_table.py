@@ -105,8 +105,8 @@ class TableVariables:
   def load(self, session: tf.compat.v1.Session) -> None:
     """Hands the arrays over.
 
-    Frames that are in memory go at once; on a CPU they are shared, not copied.
-    Others are read part by part.
+    Frames that are in memory go at once, and are then held twice on a CPU;
+    others are read part by part.
     """
     frames = self._store.resident_frames
     if frames is None:

@@ -8,6 +8,7 @@ import pytest
 
 from batch_rl_dr3 import errors, penalties
 from batch_rl_dr3.agents import devices, dqn, pure_step, quantile, rem
+from batch_rl_dr3.replay import store as replay_store
 
 # isort: split
 import tensorflow as tf
@@ -75,6 +76,21 @@ def test_compiled_steps_equal_the_plain_graphs(make_agent, weights, make):
   # One by one is the same as all at once.
   train_step()
   train_steps(1)
+  assert_close(weights(plain), weights(compiled))
+
+
+def test_a_store_that_does_not_fit_is_gathered_from_step_by_step(
+  make_agent, weights, monkeypatch
+):
+  plain = make_td(make_agent)
+  monkeypatch.setattr(replay_store.ReplayStore, 'resident_frames', None)
+  compiled = make_td(make_agent)
+  assert compiled.replay.table is None
+  train_step = plain.make_train_step()
+  train_steps = compiled.make_compiled_steps('cpu')
+  for _ in range(2):
+    train_step()
+    train_steps(1)
   assert_close(weights(plain), weights(compiled))
 
 

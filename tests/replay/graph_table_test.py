@@ -128,3 +128,39 @@ def test_frames_that_are_not_in_memory_are_gathered_by_numpy(
   )
   assert buffer.table is None
   assert session.run(buffer.states).shape == (32, *logs.SHAPE, 4)
+
+
+@pytest.mark.parametrize('room', [0, 10**6])
+def test_a_device_holds_what_it_has_room_for(
+  session, tmp_path, logs, monkeypatch, room
+):
+  """Frames on the disk are copied to the device in parts, if they fit."""
+  monkeypatch.setattr(graph_table, '_PART_BYTES', 7 * 120)  # 7 frames
+  logs.write_log(tmp_path / 'log', logs.make_transitions(100))
+  store = replay_store.open_store(
+    tmp_path / 'log',
+    tmp_path,
+    Subset('all'),
+    logs.SHAPE,
+    logs.NUM_ACTIONS,
+    4,
+    max_resident_bytes=0,
+  )
+  assert store.num_frame_bytes == store.num_rows * 120
+  by_numpy, on_device = (
+    fixed_replay_buffer.FixedReplayBuffer(
+      store,
+      tf.constant(3, tf.int64),
+      0,
+      in_graph=room is not None,
+      max_device_bytes=room,
+    )
+    for room in (None, room)
+  )
+  if not room:
+    assert on_device.table is None
+    return
+  on_device.table.load(session)
+  ours, theirs = session.run([on_device.transition, by_numpy.transition])
+  for name, array in theirs.items():
+    np.testing.assert_array_equal(ours[name], array, err_msg=name)
