@@ -197,7 +197,7 @@ def _open(log: str, cache: str, max_resident_bytes: int, num_files: int) -> Any:
 
   fraction = num_files * _ROWS_PER_FILE / _NUM_ROWS
   subset = Subset('all') if fraction == 1 else Subset('first', fraction)
-  return store.open_store(
+  opened = store.open_store(
     log,
     cache,
     subset,
@@ -206,6 +206,8 @@ def _open(log: str, cache: str, max_resident_bytes: int, num_files: int) -> Any:
     _STACK,
     max_resident_bytes=max_resident_bytes,
   )
+  opened.hold_frames()
+  return opened
 
 
 def _build(log: str, cache: str, num_files: int) -> None:

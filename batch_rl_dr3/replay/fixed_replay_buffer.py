@@ -133,6 +133,8 @@ class FixedReplayBuffer:
       self.table = graph_table.make(
         store, self._valid_rows, self._returns, max_device_bytes
       )
+    if self.table is None:
+      store.hold_frames()
     self.transition = self.transition_at(step)
     self.states = self.transition['state']
     self.actions = self.transition['action']

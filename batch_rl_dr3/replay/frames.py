@@ -117,21 +117,17 @@ def _interleave(planes: list[npt.NDArray[Any]], into: npt.NDArray[Any]) -> None:
 
 
 class ResidentFrames(Frames):
-  """Frames that are all in memory.
-
-  Attributes:
-    array: [num_rows, num_pixels], the frames.
-  """
+  """Frames that are all in memory."""
 
   def __init__(self, frames: npt.NDArray[Any]):
     """Takes frames, [num_rows, num_pixels]."""
-    self.array = frames
+    self._frames = frames
     self.num_pixels = frames.shape[1]
     self.dtype = frames.dtype
 
   def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """See Frames."""
-    frames: npt.NDArray[Any] = self.array[rows]
+    frames: npt.NDArray[Any] = self._frames[rows]
     return frames
 
   def windows(
@@ -141,7 +137,7 @@ class ResidentFrames(Frames):
     shape = (len(first_rows), num_frames, self.num_pixels)
     windows = np.empty(shape, self.dtype)
     for window, row in zip(windows, first_rows.tolist(), strict=True):
-      window[:] = self.array[row : row + num_frames]
+      window[:] = self._frames[row : row + num_frames]
     return windows
 
 
@@ -175,6 +171,20 @@ class ShardFrames(Frames):
       self._read(row, window)
     return windows
 
+  def held(self) -> ResidentFrames:
+    """Returns the same frames, all read into memory."""
+    frames = np.empty((self._ends[-1], self.num_pixels), self.dtype)
+    with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+      running = [
+        pool.submit(shard.read, 0, frames[start:end])
+        for shard, start, end in zip(
+          self._shards, self._starts, self._ends, strict=True
+        )
+      ]
+      for future in running:
+        future.result()
+    return ResidentFrames(frames)
+
   def _read(self, row: int, frames: npt.NDArray[Any]) -> None:
     """Reads consecutive rows, which may lie in several shards."""
     while len(frames):
@@ -185,40 +195,22 @@ class ShardFrames(Frames):
 
 
 def open_frames(
-  paths: list[shard_files.ShardPath],
-  num_pixels: int,
-  dtype: np.dtype[Any],
-  max_resident_bytes: int,
-) -> Frames:
-  """Returns the frames of some shards.
+  paths: list[shard_files.ShardPath], num_pixels: int, dtype: np.dtype[Any]
+) -> ShardFrames:
+  """Returns the frames of some shards, opened for reading.
 
   Args:
     paths: the shards, in the order of their rows.
     num_pixels: int, numbers in a frame.
     dtype: their dtype.
-    max_resident_bytes: int; frames are held in memory up to so many bytes.
 
   Raises:
     ValueError: if a shard is damaged.
     OSError: if one cannot be read.
   """
-  num_rows = sum(path.num_rows for path in paths)
-  is_resident = num_rows * num_pixels * dtype.itemsize <= max_resident_bytes
-  if not is_resident:
-    _allow_files(len(paths) + _SPARE_FILES)
-    opened = [path.open() for path in paths]
-    return ShardFrames(opened, num_pixels, dtype)
-  frames = np.empty((num_rows, num_pixels), dtype)
-  row = 0
-  with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-    running = []
-    for path in paths:
-      part = frames[row : row + path.num_rows]
-      running.append(pool.submit(path.open().read, 0, part))
-      row += path.num_rows
-    for future in running:
-      future.result()
-  return ResidentFrames(frames)
+  _allow_files(len(paths) + _SPARE_FILES)
+  opened = [path.open() for path in paths]
+  return ShardFrames(opened, num_pixels, dtype)
 
 
 def _allow_files(count: int) -> None:

@@ -1,8 +1,8 @@
 """A store as tensors, and the gather of its transitions as graph operations.
 
-Where all frames are in memory, sampling needs no Python: the store's arrays
-are handed to the graph once, as variables that no checkpoint holds, and every
-batch is gathered from them inside the training step. What is gathered equals
+Where all frames fit into memory, sampling needs no Python: the store is read
+into variables of the graph once, which no checkpoint holds, and every batch is
+gathered from them inside the training step. What is gathered equals
 `ReplayStore.gather` bit for bit.
 """
 
@@ -54,14 +54,15 @@ def make(
     store: the store.
     valid_rows: see Table.
     returns: see Table; None where they are not asked for.
-    max_device_bytes: int, the most that frames may take; None takes those that
-      are in memory already, and no others.
+    max_device_bytes: int, the most that frames may take; None for as many as
+      the store may hold in memory.
   """
-  is_resident = store.resident_frames is not None
-  is_small = max_device_bytes is not None and (
-    store.num_frame_bytes <= max_device_bytes
+  fits = (
+    store.fits_memory
+    if max_device_bytes is None
+    else store.num_frame_bytes <= max_device_bytes
   )
-  if not (is_resident if max_device_bytes is None else is_small):
+  if not fits:
     return None
   return TableVariables(store, valid_rows, returns)
 
@@ -103,21 +104,13 @@ class TableVariables:
       self.tensors = Table(*(v.read_value() for v in self._variables))
 
   def load(self, session: tf.compat.v1.Session) -> None:
-    """Hands the arrays over.
-
-    Frames that are in memory go at once, and are then held twice on a CPU;
-    others are read part by part.
-    """
-    frames = self._store.resident_frames
-    if frames is None:
-      self._load_in_parts(session)
-    else:
-      self._variables.frames.load(frames, session)
+    """Fills the variables; frames are read part by part, and held once."""
+    self._load_frames(session)
     for name, array in self._arrays.items():
       getattr(self._variables, name).load(array, session)
     self._arrays = {}
 
-  def _load_in_parts(self, session: tf.compat.v1.Session) -> None:
+  def _load_frames(self, session: tf.compat.v1.Session) -> None:
     variable = self._variables.frames
     num_rows, num_pixels = self._frames_shape
     with session.graph.as_default():

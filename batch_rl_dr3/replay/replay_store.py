@@ -77,7 +77,8 @@ class ReplayStore:
     Args:
       folder: the store's own folder.
       stack_size: int, frames in a state.
-      max_resident_bytes: int; frames are held in memory up to so many bytes.
+      max_resident_bytes: int; `hold_frames` and whoever holds them elsewhere
+        hold frames up to so many bytes.
 
     Raises:
       DataError: if the folder has been damaged since it was built.
@@ -96,7 +97,8 @@ class ReplayStore:
       self.rewards = self._load('reward')
       self.terminals = self._load('terminal')
       self._drawn = self._load('drawn') if self._is_uniform else None
-      self._frames = self._open_frames(max_resident_bytes)
+      self._frames: replay_frames.Frames = self._open_frames()
+      self._max_resident_bytes = max_resident_bytes
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise store_files.damaged(folder, str(error)) from error
     self._first_rows = np.array([s.first_row for s in self.segments])
@@ -115,7 +117,7 @@ class ReplayStore:
       raise ValueError(f'{name}.npy is not what the manifest says')
     return array
 
-  def _open_frames(self, max_resident_bytes: int) -> replay_frames.Frames:
+  def _open_frames(self) -> replay_frames.ShardFrames:
     described = self.manifest['arrays']['observation']
     self.observation_shape = tuple(described['shape'][1:])
     shard_rows = self.manifest['shard_rows']
@@ -133,7 +135,6 @@ class ReplayStore:
       paths,
       int(np.prod(self.observation_shape)),
       np.dtype(described['dtype']),
-      max_resident_bytes,
     )
 
   @property
@@ -160,11 +161,17 @@ class ReplayStore:
     return frames.reshape(-1, *self.observation_shape)
 
   @property
-  def resident_frames(self) -> npt.NDArray[Any] | None:
-    """All frames, [num_rows, numbers in a frame]; None if read when needed."""
-    if isinstance(self._frames, replay_frames.ResidentFrames):
-      return self._frames.array
-    return None
+  def fits_memory(self) -> bool:
+    """Whether its frames are few enough to be held in memory."""
+    return self.num_frame_bytes <= self._max_resident_bytes
+
+  def hold_frames(self) -> None:
+    """Reads all frames into memory, if they are few enough.
+
+    Nobody else may be reading from the store meanwhile.
+    """
+    if self.fits_memory and isinstance(self._frames, replay_frames.ShardFrames):
+      self._frames = self._frames.held()
 
   @property
   def num_frame_bytes(self) -> int:

@@ -31,7 +31,7 @@ def open_store(tmp_path, logs, monkeypatch):
   monkeypatch.setattr(shards, 'SHARD_ROWS', 37)
 
   def call(folder, codec=None, max_resident_bytes=0, subset=Subset()):  # noqa: B008
-    return replay_store.open_store(
+    store = replay_store.open_store(
       folder,
       tmp_path / 'cache',
       subset,
@@ -41,6 +41,8 @@ def open_store(tmp_path, logs, monkeypatch):
       codec=codec,
       max_resident_bytes=max_resident_bytes,
     )
+    store.hold_frames()
+    return store
 
   return call
 
@@ -89,10 +91,8 @@ def test_frames_of_other_kinds(tmp_path, codec, monkeypatch):
     for number, num_rows in enumerate((16, 16, 1))
   ]
   rows = np.array([[[32], [0], [15]], [[1], [16], [31]]])
-  for max_resident_bytes in (0, 1 << 20):
-    frames = replay_frames.open_frames(
-      paths, 6, array.dtype, max_resident_bytes
-    )
+  opened = replay_frames.open_frames(paths, 6, array.dtype)
+  for frames in (opened, opened.held()):
     np.testing.assert_array_equal(
       frames.stacks(rows)[..., 0], array.reshape(33, 6)[rows[..., 0]]
     )
@@ -116,6 +116,17 @@ def test_resident_frames_are_not_read_again(log, open_store):
   for path in store.folder.glob('*/observation*'):
     path.unlink()
   np.testing.assert_array_equal(store.frames(range(50)), expected)
+
+
+def test_frames_that_do_not_fit_are_not_held(log, open_store):
+  num_bytes = open_store(log).num_frame_bytes
+  assert open_store(log, None, num_bytes).fits_memory
+  store = open_store(log, None, num_bytes - 1)
+  assert not store.fits_memory
+  for path in store.folder.glob('*/observation*'):
+    path.write_bytes(b'')
+  with pytest.raises(errors.DataError, match='cut short'):
+    store.frames(range(50))
 
 
 def test_an_unknown_codec_is_refused(log, open_store):

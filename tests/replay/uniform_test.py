@@ -59,6 +59,7 @@ def test_transitions_equal_dopamine(log, logs, open_store, max_resident_bytes):
   store = open_store(
     log, Subset('uniform', 0.3), max_resident_bytes=max_resident_bytes
   )
+  store.hold_frames()
   for segment, rows, source_rows in _drawn_per_file(store):
     buffer = logs.load_with_dopamine(log, segment.suffix, gamma=GAMMA)
     assert set(source_rows) <= set(logs.valid_with_dopamine(buffer))
