@@ -7,6 +7,7 @@ report comes from a cache.
 """
 
 from collections.abc import Iterable, Sequence
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -157,7 +158,8 @@ def load(
   Args:
     patterns: such as 'runs/quickstart/*'; `**` matches any depth.
     cache: where unchanged runs are found again; None reads every run.
-    num_processes: how many runs are read at a time; more than 1 forks.
+    num_processes: how many runs are read into the cache at a time; more than
+      1 forks.
 
   Raises:
     DataError: if a pattern matches nothing, nothing that matches is a run, a
@@ -176,11 +178,12 @@ def load(
   parent = pathlib.Path(
     os.path.commonpath([os.path.dirname(folder) for folder in folders])
   )
-  tasks = [
-    functools.partial(_read_run, pathlib.Path(folder), parent, cache)
-    for folder in folders
-  ]
-  runs = parallel.run(tasks, num_processes, 'reading', 'run')
+  paths = [pathlib.Path(folder) for folder in folders]
+  if cache is not None and num_processes > 1:
+    # To send tables from process to process would take as long as to read them.
+    fills = [functools.partial(_fill_cache, path, cache) for path in paths]
+    parallel.run(fills, num_processes, 'reading', 'run')
+  runs = [_read_run(path, parent, cache) for path in paths]
   _refuse_duplicates(runs)
   return Collection(tuple(_sorted(runs)), parent, skipped)
 
@@ -271,6 +274,12 @@ def _read_run(
       if entry is not None and entry[1] > now
     ),
   )
+
+
+def _fill_cache(folder: pathlib.Path, cache: run_cache.RunCache) -> None:
+  # Whoever reads the run from the cache meets the same error and raises it.
+  with contextlib.suppress(errors.BatchRLError):
+    _read_run(folder, folder, cache)
 
 
 def _text(value: Any) -> str:

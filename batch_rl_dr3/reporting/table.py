@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -115,12 +116,12 @@ class Table:
   columns: tuple[Column, ...]
   frame: pd.DataFrame
 
-  @property
+  @functools.cached_property
   def shown(self) -> list[Column]:
     """The columns that the page shows."""
     return [c for c in self.columns if _is_shown(c, self.frame[[*c.names]])]
 
-  @property
+  @functools.cached_property
   def cells(self) -> list[list[str]]:
     """The rows as the page shows them."""
     return [

@@ -151,3 +151,18 @@ def test_a_cache_that_cannot_be_written(run, tmp_path):
   cache = run_cache.RunCache(tmp_path / 'file')
   with pytest.raises(errors.WriteError, match='cannot write'):
     _load(run, cache)
+
+
+def test_other_processes_fill_the_cache(make_run, tmp_path, read_files, cache):
+  for seed in range(3):
+    folder = make_run('rem', name=str(seed), seed=seed, returns={1: [seed]})
+    _age(folder)
+  runs = scores.load([str(tmp_path / 'runs' / '*')], cache, 2).runs
+  assert [run.evaluations.loc[1, 'return'] for run in runs] == [0, 1, 2]
+  assert read_files == []  # In this process, that is.
+
+
+def test_damage_is_named_whoever_meets_it(run, cache):
+  (run / 'metrics.csv').write_text('gradient_steps,mean_q\n1,x\n')
+  with pytest.raises(errors.DataError, match="line 2: mean_q is 'x'"):
+    scores.load([str(run)], cache, 2)
