@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from batch_rl_dr3.replay import store as replay_store
 
-_PART_BYTES = 1 << 28
+_PART_BYTES = 1 << 25
 
 
 class Table(NamedTuple):
@@ -116,7 +116,10 @@ class TableVariables:
     with session.graph.as_default():
       start = tf.compat.v1.placeholder(tf.int64, [])
       part = tf.compat.v1.placeholder(variable.dtype, [None, num_pixels])
-      empty = variable.assign(tf.zeros(self._frames_shape, variable.dtype))
+      # Unlike zeros, it is not folded into a constant, which would be kept.
+      empty = variable.assign(
+        tf.raw_ops.Empty(shape=self._frames_shape, dtype=variable.dtype)
+      )
       # A slice of a variable is written in place.
       write = variable[start : start + tf.shape(part, tf.int64)[0]].assign(part)
     session.run(empty.op)
