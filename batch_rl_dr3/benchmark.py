@@ -11,7 +11,7 @@ DR3 term included. Both sides run in this process, in alternating bursts; every
 ratio is the median over the pairs of bursts. The data are made up and written
 to a temporary folder.
 
-Close other programs first: a ratio survives them, a rate does not.
+Close other programs first: they change rates, and ratios too.
 
 Exit status: 0 measured; 64 wrong command line; 73 the table cannot be written.
 """
@@ -28,7 +28,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """Defines --quick and --json."""
-  flags.DEFINE_boolean('quick', False, 'Measure for 3 minutes, not for 15.')
+  flags.DEFINE_boolean('quick', False, 'Measure for 1 to 2 minutes, not for 4.')
   flags.DEFINE_string(
     'json',
     None,
