@@ -128,6 +128,7 @@ def test_another_programs_checkpoints_become_a_run(train_here, run, tmp_path):
     (tmp_path / 'scores' / run_directory.PROVENANCE).read_text()
   )
   assert provenance['method'] == 'rem'
+  assert flags[-1] in provenance['command']
   assert provenance['protocol']['epsilon_eval'] == 0.001
   assert run(command(*flags)).returncode == 0
   changed = run(command(*flags[:-2], flags[-1], '--method=dqn', '--which=last'))

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 from typing import Any
 
 from batch_rl_dr3 import errors, run_directory
@@ -198,6 +199,7 @@ def write_provenance(
       'protocol': {'gamma': None, **played},
       'rom_md5': game.rom_md5,
       **result.process,
+      'command': [os.path.basename(sys.executable), *sys.orig_argv[1:]],
     }
     run_directory.write_atomically(
       target.output_dir / run_directory.CONFIG, target.config
