@@ -117,17 +117,21 @@ def _interleave(planes: list[npt.NDArray[Any]], into: npt.NDArray[Any]) -> None:
 
 
 class ResidentFrames(Frames):
-  """Frames that are all in memory."""
+  """Frames that are all in memory.
+
+  Attributes:
+    array: [num_rows, num_pixels], the frames.
+  """
 
   def __init__(self, frames: npt.NDArray[Any]):
     """Takes frames, [num_rows, num_pixels]."""
-    self._frames = frames
+    self.array = frames
     self.num_pixels = frames.shape[1]
     self.dtype = frames.dtype
 
   def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """See Frames."""
-    frames: npt.NDArray[Any] = self._frames[rows]
+    frames: npt.NDArray[Any] = self.array[rows]
     return frames
 
   def windows(
@@ -137,7 +141,7 @@ class ResidentFrames(Frames):
     shape = (len(first_rows), num_frames, self.num_pixels)
     windows = np.empty(shape, self.dtype)
     for window, row in zip(windows, first_rows.tolist(), strict=True):
-      window[:] = self._frames[row : row + num_frames]
+      window[:] = self.array[row : row + num_frames]
     return windows
 
 

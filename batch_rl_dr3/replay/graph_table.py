@@ -14,8 +14,6 @@ import tensorflow as tf
 
 from batch_rl_dr3.replay import store as replay_store
 
-_PART_BYTES = 1 << 25
-
 
 class Table(NamedTuple):
   """All that is sampled from, as tensors or as what they are made from.
@@ -104,30 +102,15 @@ class TableVariables:
       self.tensors = Table(*(v.read_value() for v in self._variables))
 
   def load(self, session: tf.compat.v1.Session) -> None:
-    """Fills the variables; frames are read part by part, and held once."""
-    self._load_frames(session)
+    """Fills the variables; meanwhile the frames are in memory three times.
+
+    To fill a variable slice by slice would need less, but from then on
+    TensorFlow copies it whole at every read.
+    """
+    self._variables.frames.load(self._store.all_frames(), session)
     for name, array in self._arrays.items():
       getattr(self._variables, name).load(array, session)
     self._arrays = {}
-
-  def _load_frames(self, session: tf.compat.v1.Session) -> None:
-    variable = self._variables.frames
-    num_rows, num_pixels = self._frames_shape
-    with session.graph.as_default():
-      start = tf.compat.v1.placeholder(tf.int64, [])
-      part = tf.compat.v1.placeholder(variable.dtype, [None, num_pixels])
-      # Unlike zeros, it is not folded into a constant, which would be kept.
-      empty = variable.assign(
-        tf.raw_ops.Empty(shape=self._frames_shape, dtype=variable.dtype)
-      )
-      # A slice of a variable is written in place.
-      write = variable[start : start + tf.shape(part, tf.int64)[0]].assign(part)
-    session.run(empty.op)
-    rows = max(1, _PART_BYTES // (num_pixels * variable.dtype.size))
-    for first in range(0, num_rows, rows):
-      wanted = np.arange(first, min(first + rows, num_rows))
-      frames = self._store.frames(wanted).reshape(-1, num_pixels)
-      session.run(write, {start: first, part: frames})
 
 
 def _variable(

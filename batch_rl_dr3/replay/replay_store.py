@@ -165,6 +165,10 @@ class ReplayStore:
     """Whether its frames are few enough to be held in memory."""
     return self.num_frame_bytes <= self._max_resident_bytes
 
+  def all_frames(self) -> npt.NDArray[Any]:
+    """Returns all frames, read anew: [num_rows, numbers in a frame]."""
+    return self._open_frames().held().array
+
   def hold_frames(self) -> None:
     """Reads all frames into memory, if they are few enough.
 

@@ -131,11 +131,8 @@ def test_frames_that_are_not_in_memory_are_gathered_by_numpy(
 
 
 @pytest.mark.parametrize('room', [0, 10**6])
-def test_a_device_holds_what_it_has_room_for(
-  session, tmp_path, logs, monkeypatch, room
-):
-  """Frames on the disk are copied to the device in parts, if they fit."""
-  monkeypatch.setattr(graph_table, '_PART_BYTES', 7 * 120)  # 7 frames
+def test_a_device_holds_what_it_has_room_for(session, tmp_path, logs, room):
+  """Frames on the disk are copied to the device, if they fit."""
   logs.write_log(tmp_path / 'log', logs.make_transitions(100))
   store = replay_store.open_store(
     tmp_path / 'log',
