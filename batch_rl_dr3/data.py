@@ -216,13 +216,17 @@ def fetch() -> None:
 
 def info() -> None:
   """Prints a line a file, and what is missing."""
-  from batch_rl_dr3.replay import expected_files, inspection
+  from batch_rl_dr3.replay import (
+    checkpoint_format,
+    expected_files,
+    inspection,
+  )
 
   source = _source()
   for line in inspection.table(inspection.summarise(source, FLAGS.stack_size)):
     print(line, flush=True)
   present = source.suffixes()
-  missing = sorted(set(range(max(present))) - set(present))
+  missing = checkpoint_format.missing_suffixes(present)
   if FLAGS.game is None and missing:
     print(f'missing in the sequence: {", ".join(map(str, missing))}')
   elif FLAGS.game is not None:

@@ -105,6 +105,16 @@ def find_replay_logs(replay_dir: str | os.PathLike[str]) -> pathlib.Path:
   )
 
 
+def missing_suffixes(present: Iterable[int]) -> list[int]:
+  """Returns the suffixes that lack in a sequence that begins with 0.
+
+  Args:
+    present: suffixes, at least one.
+  """
+  there = set(present)
+  return sorted(set(range(max(there))) - there)
+
+
 def complete_suffixes(location: object, names: Iterable[str]) -> list[int]:
   """Returns the suffixes among the names of files, in numeric order.
 

@@ -39,6 +39,9 @@ class Frames(abc.ABC):
     """Returns the frames at some rows, [n, num_pixels]."""
 
   @abc.abstractmethod
+  def read(self, row: int, frames: npt.NDArray[Any]) -> None:
+    """Fills `frames`, [n, num_pixels], with those from a row on."""
+
   def windows(
     self, first_rows: npt.NDArray[np.int64], num_frames: int
   ) -> npt.NDArray[Any]:
@@ -48,6 +51,11 @@ class Frames(abc.ABC):
       first_rows: int64 [B], where each starts.
       num_frames: int, frames of each.
     """
+    shape = (len(first_rows), num_frames, self.num_pixels)
+    windows = np.empty(shape, self.dtype)
+    for window, row in zip(windows, first_rows.tolist(), strict=True):
+      self.read(row, window)
+    return windows
 
   def stacks(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """Returns stacks of frames, oldest first.
@@ -134,15 +142,9 @@ class ResidentFrames(Frames):
     frames: npt.NDArray[Any] = self.array[rows]
     return frames
 
-  def windows(
-    self, first_rows: npt.NDArray[np.int64], num_frames: int
-  ) -> npt.NDArray[Any]:
+  def read(self, row: int, frames: npt.NDArray[Any]) -> None:
     """See Frames."""
-    shape = (len(first_rows), num_frames, self.num_pixels)
-    windows = np.empty(shape, self.dtype)
-    for window, row in zip(windows, first_rows.tolist(), strict=True):
-      window[:] = self.array[row : row + num_frames]
-    return windows
+    frames[:] = self.array[row : row + len(frames)]
 
 
 class ShardFrames(Frames):
@@ -165,16 +167,6 @@ class ShardFrames(Frames):
     """See Frames."""
     return self.windows(rows, 1)[:, 0]
 
-  def windows(
-    self, first_rows: npt.NDArray[np.int64], num_frames: int
-  ) -> npt.NDArray[Any]:
-    """See Frames."""
-    shape = (len(first_rows), num_frames, self.num_pixels)
-    windows = np.empty(shape, self.dtype)
-    for window, row in zip(windows, first_rows.tolist(), strict=True):
-      self._read(row, window)
-    return windows
-
   def held(self) -> ResidentFrames:
     """Returns the same frames, all read into memory."""
     frames = np.empty((self._ends[-1], self.num_pixels), self.dtype)
@@ -189,8 +181,8 @@ class ShardFrames(Frames):
         future.result()
     return ResidentFrames(frames)
 
-  def _read(self, row: int, frames: npt.NDArray[Any]) -> None:
-    """Reads consecutive rows, which may lie in several shards."""
+  def read(self, row: int, frames: npt.NDArray[Any]) -> None:
+    """See Frames; the rows may lie in several shards."""
     while len(frames):
       shard = bisect.bisect_right(self._ends, row)
       count = self._ends[shard] - row

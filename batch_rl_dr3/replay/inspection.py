@@ -114,21 +114,22 @@ def summarise(
   """
   before = None
   for suffix in source.suffixes():
+    segment = source.segment(suffix)
     yield _summarise_file(
-      source, suffix, before, stack_size, all_frames, on_rows
+      source, segment, before, stack_size, all_frames, on_rows
     )
-    before = source.segment(suffix)
+    before = segment
 
 
 def _summarise_file(
   source: Source,
-  suffix: int,
+  segment: Segment,
   before: Segment | None,
   stack_size: int,
   all_frames: bool,
   on_rows: Callable[[int], None] | None,
 ) -> FileSummary:
-  segment = source.segment(suffix)
+  suffix = segment.suffix
   if not segment.num_rows:
     raise errors.DataError(
       f'file {suffix} of {source.name} holds no rows: its buffer was empty. '

@@ -257,7 +257,7 @@ def _manifest(
       }
       for name, dtype in dtypes.items()
     },
-    'missing_suffixes': sorted(set(range(max(present))) - present),
+    'missing_suffixes': checkpoint_format.missing_suffixes(present),
     'unused_suffixes': plan.unused,
     'files': segments,
     'parts': parts,
