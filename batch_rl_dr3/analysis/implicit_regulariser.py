@@ -113,6 +113,14 @@ class FixedPoint:
     inverse = np.linalg.inv(self._differences @ along)
     return np.eye(len(self.theta)) - along @ inverse @ self._differences
 
+  def slowest_rate(self) -> float:
+    """Returns by which part a step contracts V's slowest direction.
+
+    That is eta times the lowest real part of G's nonzero eigenvalues.
+    """
+    inner = self._differences @ self.gradients.T
+    return self.step_size * float(np.linalg.eigvals(inner).real.min())
+
   def first_term(self) -> float:
     """Returns sum_i grad Q_i^T Sigma grad Q_i."""
     return float(np.sum(self.gradients @ self.covariance * self.gradients))

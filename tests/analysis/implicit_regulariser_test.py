@@ -101,6 +101,15 @@ def test_the_covariance_is_the_fixed_point_of_its_equation(point):
   )
 
 
+def test_the_slowest_rate_is_of_the_nonzero_eigenvalues(point):
+  values = np.linalg.eigvals(point.pseudo_hessian)
+  nonzero = values[np.abs(values) > 1e-9]
+  assert len(nonzero) == 4
+  np.testing.assert_allclose(
+    point.slowest_rate(), point.step_size * nonzero.real.min()
+  )
+
+
 def test_the_projection_keeps_the_null_space_and_removes_the_gradients(point):
   projection = point.null_projection()
   np.testing.assert_allclose(projection @ projection, projection, atol=1e-9)
