@@ -80,10 +80,18 @@ def test_figure1_trains_the_four_backups_once(command, tmp_path, capsys):
   check_figure(tmp_path / 'figure1.png')
   # Again: nothing is trained, the same is drawn.
   before = (tmp_path / 'figure1.png').read_bytes()
+  command('figure1', tmp_path, draw_only=True)
+  assert (tmp_path / 'figure1.png').read_bytes() == before
   capsys.readouterr()
   command('figure1', tmp_path)
-  assert ' of 4' not in capsys.readouterr().out
-  assert (tmp_path / 'figure1.png').read_bytes() == before
+  assert capsys.readouterr().out.count('is finished') == 4
+  # Other settings are other runs, and are refused there.
+  with pytest.raises(errors.ConfigError):
+    command(
+      'figure1',
+      tmp_path,
+      gin_bindings=[*TINY, 'tf.train.AdamOptimizer.learning_rate=0.1'],
+    )
 
 
 @pytest.mark.slow
