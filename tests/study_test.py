@@ -60,7 +60,7 @@ def check_figure(path):
   assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
-def test_figure1_trains_the_four_backups_once(command, tmp_path, capsys):
+def test_figure1_trains_the_four_backups(command, tmp_path):
   command('figure1', tmp_path)
   methods = ['regression', 'sarsa', 'td', 'q_learning']
   for method in methods:
@@ -78,10 +78,14 @@ def test_figure1_trains_the_four_backups_once(command, tmp_path, capsys):
   assert (row['first_step'], row['last_step']) == ('0', '12')
   assert float(row['last']) == pytest.approx(float(last['feature_dot_product']))
   check_figure(tmp_path / 'figure1.png')
-  # Again: nothing is trained, the same is drawn.
   before = (tmp_path / 'figure1.png').read_bytes()
   command('figure1', tmp_path, draw_only=True)
   assert (tmp_path / 'figure1.png').read_bytes() == before
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_not_trained_again(command, tmp_path, capsys):
+  command('figure1', tmp_path)
   capsys.readouterr()
   command('figure1', tmp_path)
   assert capsys.readouterr().out.count('is finished') == 4
