@@ -16,6 +16,7 @@ from batch_rl_dr3.evaluation import (
   minatar,  # noqa: F401
   online_dqn,  # noqa: F401
 )
+from batch_rl_dr3.sweeping import grid  # noqa: F401
 from batch_rl_dr3.training import runner
 
 CONFIGS = cli.shipped_configs()
