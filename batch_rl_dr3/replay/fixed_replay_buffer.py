@@ -14,7 +14,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import graph_table
+from batch_rl_dr3.replay import graph_calls, graph_table
 from batch_rl_dr3.replay import store as replay_store
 
 # Dopamine's names for the fields of a batch.
@@ -195,8 +195,8 @@ class FixedReplayBuffer:
       return self.transition_from(self.table.tensors, step)
     # The structure of a batch, with its dtypes and all shapes but the first.
     example = self.batch_at(self._valid_rows[:1])
-    with tf.name_scope('sample_replay'), tf.device('/cpu:*'):
-      tensors = tf.numpy_function(
+    with tf.name_scope('sample_replay'):
+      tensors = graph_calls.call(
         self._gather_positions,
         [self._positions(step)],
         [tf.as_dtype(array.dtype) for array in example.values()],

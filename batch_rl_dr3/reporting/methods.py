@@ -2,7 +2,26 @@
 
 from collections.abc import Iterable
 
-_NAMES = {'dqn': 'DQN', 'rem': 'REM', 'cql': 'CQL', 'dqn_cql': 'CQL on DQN'}
+_NAMES = {
+  'dqn': 'DQN',
+  'rem': 'REM',
+  'cql': 'CQL',
+  'dqn_cql': 'CQL on DQN',
+  # Variants of the paper's studies.
+  'regression': 'Regression on returns',
+  'sarsa': 'Offline SARSA',
+  'td': 'TD-learning',
+  'q_learning': 'Q-learning',
+  'dqn_rank': 'DQN + rank penalty',
+  'rem_rank': 'REM + rank penalty',
+  'cql_rank': 'CQL + rank penalty',
+  'cql_label_noise': 'CQL + DR3, label noise',
+  'cql_dr3_stop_gradient': 'CQL + DR3, gradient stopped',
+  'cql_dr3_same_action': "CQL + DR3 where a = a'",
+  'dqn_from_dr3': 'DQN from DR3',
+  'dqn_cql_from_dr3': 'CQL on DQN from DR3',
+  'dqn_adaptive': 'DQN + DR3, adaptive',
+}
 _DR3 = '_dr3'
 
 

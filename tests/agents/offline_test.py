@@ -180,20 +180,6 @@ def test_acting_never_writes_to_the_store(make_agent, store):
     np.testing.assert_array_equal(array, copy)
 
 
-def test_greedy_actions_maximise_the_q_values(make_agent):
-  agent = make_agent(dqn.FixedReplayDQNAgent)
-  states = np.random.default_rng(1).integers(
-    0, 2, (5, *agent.observation_shape, 1), dtype=np.uint8
-  )
-  q_values = [
-    agent.run(agent._net_outputs.q_values, {agent.state_ph: state[None]})[0]
-    for state in states
-  ]
-  np.testing.assert_array_equal(
-    agent.greedy_actions(states), np.argmax(q_values, axis=1)
-  )
-
-
 def test_features_in_chunks_equal_features_at_once(make_agent):
   agent = make_agent(dqn.FixedReplayDQNAgent)
   states = np.random.default_rng(1).integers(

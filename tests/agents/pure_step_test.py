@@ -156,6 +156,7 @@ def test_adam_equals_tensorflows(session):
   state = pure_step.State(
     tf.constant(0, tf.int64),
     {'online': [tf.constant([1.0, -2.0, 3.0])]},
+    {},
     ({'online': [tf.zeros(3)]}, {'online': [tf.zeros(3)]}),
     (tf.constant(0.9), tf.constant(0.999)),
   )
