@@ -41,6 +41,11 @@ sees RUNS, and given again.
   status     what is done, what runs and how fast, what has failed and why
   retry      lets runs that were set aside be tried again
   collect    writes the scores of all runs into one file
+  emit       writes the files of a job array for another system, all runs that
+             are left in it, and says how to submit them (--backend)
+  reconcile  the same for the runs that are left and that nobody executes now:
+             for what an array did not finish. A run that two arrays begin is
+             executed by one of them
   task       executes one run, as a task of a job array does
 
 A run that fails by its own fault (exit codes 64, 65, 70, 78) is set aside,
@@ -129,6 +134,22 @@ def define_flags() -> None:
     'collect: the file, .parquet (needs pyarrow) or .csv (default: '
     'scores.parquet in --runs if pyarrow is installed, else scores.csv).',
   )
+  flags.DEFINE_enum(
+    'backend',
+    None,
+    ['gcp-batch', 'slurm', 'kubernetes'],
+    'emit, reconcile: the system. Its gin bindings are those of GcpBatch, '
+    'Slurm and Kubernetes.',
+  )
+  flags.DEFINE_string(
+    'output_dir', None, 'emit, reconcile: where the files go.'
+  )
+  flags.DEFINE_string(
+    'only',
+    None,
+    'task: the runs of the job array, such as 0-2,5 (default: all of the '
+    'grid).',
+  )
   flags.DEFINE_integer(
     'index',
     None,
@@ -139,7 +160,13 @@ def define_flags() -> None:
 
 
 def _sweep() -> 'Sweep':
-  from batch_rl_dr3.sweeping import grid
+  # Each registers with gin what a binding can name.
+  from batch_rl_dr3.sweeping import (
+    gcp_batch,  # noqa: F401
+    grid,
+    kubernetes,  # noqa: F401
+    slurm,  # noqa: F401
+  )
 
   for name in ('grid', 'runs'):
     if not FLAGS[name].value:
@@ -295,23 +322,94 @@ def collect() -> None:
     print('It is CSV because pyarrow, which writes Parquet, is not installed.')
 
 
+def emit() -> None:
+  """Writes a job array of all runs that are left."""
+  from batch_rl_dr3.sweeping import standing
+
+  _emit((standing.RUNNING, standing.STALLED, standing.WAITING))
+
+
+def reconcile() -> None:
+  """Writes a job array of the runs that are left and that nobody executes."""
+  from batch_rl_dr3.sweeping import standing
+
+  _emit((standing.STALLED, standing.WAITING))
+
+
+def _emit(states: 'Sequence[str]') -> None:
+  from batch_rl_dr3 import run_directory
+  from batch_rl_dr3.sweeping import (
+    gcp_batch,
+    job_array,
+    kubernetes,
+    slurm,
+    standing,
+  )
+
+  backends: dict[str, Callable[[], job_array.Backend]] = {
+    'gcp-batch': gcp_batch.GcpBatch,
+    'slurm': slurm.Slurm,
+    'kubernetes': kubernetes.Kubernetes,
+  }
+  for name in ('backend', 'output_dir'):
+    if not FLAGS[name].value:
+      raise errors.UsageError(f'--{name} is needed (see --help).')
+  sweep = _sweep()
+  with cli.gin_errors():
+    backend = backends[FLAGS.backend]()
+  standings = standing.read(sweep.runs(), FLAGS.runs, sweep.results_dir)
+  left = [one.run for one in standings if one.state in states]
+  failed = sum(one.state == standing.FAILED for one in standings)
+  if failed:
+    print(f'{failed:,} runs are set aside; `sweep retry` lets them run again.')
+  if not left:
+    print('No run is left for a job array.')
+    return
+  array = job_array.create(
+    sweep, left, pathlib.Path(FLAGS.grid).stem, FLAGS.runs, _task_flags()
+  )
+  folder = run_directory.make_directory(FLAGS.output_dir)
+  files = backend.files(array)
+  for name, text in files.items():
+    run_directory.write_atomically(folder / name, text)
+  print(f'{len(left):,} runs are left. In {folder}:')
+  for line in backend.submit(list(files)):
+    print(f'  {line}')
+
+
+def _task_flags() -> list[str]:
+  """Returns the flags with which a task finds this sweep."""
+  return [
+    f'--grid={FLAGS.grid}',
+    *(f'--gin_bindings={line}' for line in FLAGS.gin_bindings),
+    f'--runs={FLAGS.runs}',
+    *([f'--cache_dir={FLAGS.cache_dir}'] if FLAGS['cache_dir'].present else []),
+  ]
+
+
 def task() -> None:
   """Executes one run and ends with its exit code."""
-  from batch_rl_dr3.sweeping import attempt, executor
+  from batch_rl_dr3.sweeping import attempt, executor, job_array
 
   sweep = _sweep()
   runs_of_sweep = sweep.runs()
+  places = (
+    range(len(runs_of_sweep))
+    if FLAGS.only is None
+    else job_array.parse_ranges(FLAGS.only)
+  )
   index = _index()
-  if index >= len(runs_of_sweep):
+  if index >= len(places) or max(places) >= len(runs_of_sweep):
     raise errors.UsageError(
-      f'there is no run {index}; the last one is {len(runs_of_sweep) - 1}.'
+      f'there is no task {index} of {len(places)} in a grid of '
+      f'{len(runs_of_sweep)} runs.'
     )
   job = executor.jobs(
     os.path.abspath(FLAGS.runs),
     FLAGS.cache_dir,
     ('-m', 'batch_rl_dr3.train'),
     sweep.max_attempts_without_progress,
-  )(runs_of_sweep[index])
+  )(runs_of_sweep[places[index]])
   outcome = attempt.in_foreground(job.attempt())
   if outcome.error:
     print(f'{job.folder}: {outcome.error}', file=sys.stderr)
@@ -334,7 +432,16 @@ def _index() -> int:
 
 COMMANDS: dict[str, Callable[[], None]] = {
   command.__name__: command
-  for command in (plan, run, status, retry, collect, task)
+  for command in (
+    plan,
+    run,
+    status,
+    retry,
+    collect,
+    emit,
+    reconcile,
+    task,
+  )
 }
 
 

@@ -121,9 +121,13 @@ def forget(folder: str | os.PathLike[str]) -> None:
   (pathlib.Path(folder) / RECORD).unlink(missing_ok=True)
 
 
-def is_finished(folder: str | os.PathLike[str]) -> bool:
-  """Returns whether the run of a directory came to its end."""
-  return os.path.exists(os.path.join(folder, run_directory.FINISHED))
+def is_finished(folder: str | os.PathLike[str], num_iterations: int) -> bool:
+  """Returns whether a run has had so many iterations, and all is written."""
+  try:
+    text = (pathlib.Path(folder) / run_directory.FINISHED).read_text()
+    return int(json.loads(text)['num_iterations']) >= num_iterations
+  except (OSError, ValueError, KeyError, TypeError):
+    return False  # Written last, and whole: what cannot be read is none.
 
 
 def progress(folder: str | os.PathLike[str]) -> tuple[int, int]:
@@ -164,6 +168,7 @@ class Attempt:
     self,
     folder: str,
     arguments: Sequence[str],
+    num_iterations: int,
     max_without_progress: int,
     cwd: str | None = None,
   ):
@@ -172,11 +177,13 @@ class Attempt:
     Args:
       folder: the run directory.
       arguments: what follows `python`.
+      num_iterations: that the run has in the end.
       max_without_progress: a run is set aside after so many attempts.
       cwd: where the process runs, if there is such a folder here.
     """
     self._folder = pathlib.Path(folder)
     self._arguments = arguments
+    self._num_iterations = num_iterations
     self._max_without_progress = max_without_progress
     self._cwd = cwd
     self._process: subprocess.Popen[bytes] | None = None
@@ -227,7 +234,7 @@ class Attempt:
 
   def _begin(self) -> Record | Outcome:
     """Records that the attempt begins; an outcome if it is not to."""
-    if is_finished(self._folder):
+    if is_finished(self._folder, self._num_iterations):
       return Outcome(DONE, 0)
     run_directory.make_directory(self._folder)
     record = read_record(self._folder)
@@ -269,19 +276,20 @@ class Attempt:
 
   def _end(self, record: Record, exit_code: int) -> Outcome:
     error = '' if exit_code == 0 else last_line(self._folder / LOG)
-    if exit_code == 0 and not is_finished(self._folder):
+    is_set_aside = exit_code in OWN_FAULT
+    if exit_code == 0 and not is_finished(self._folder, self._num_iterations):
       exit_code = errors.BatchRLError.exit_code
-      error = f'train ended without {run_directory.FINISHED}.'
+      error = f'train ended without a whole {run_directory.FINISHED}.'
     record = dataclasses.replace(
       record,
       exit_code=exit_code,
       error=error,
-      is_set_aside=exit_code in OWN_FAULT,
+      is_set_aside=is_set_aside,
     )
     self._write(record)
     if exit_code == 0:
       return Outcome(DONE, 0)
-    return self._outcome(SET_ASIDE if record.is_set_aside else AGAIN, record)
+    return self._outcome(SET_ASIDE if is_set_aside else AGAIN, record)
 
   def _outcome(self, kind: str, record: Record) -> Outcome:
     code = record.exit_code

@@ -183,8 +183,13 @@ def _run_bytes(
   sweep: Sweep, standings: Sequence[standing.Standing], runs: str
 ) -> tuple[float | None, str]:
   """Returns the size of one run directory, and where that is from."""
-  folders = (pathlib.Path(runs) / s.run.folder for s in standings)
-  finished = [folder for folder in folders if attempt.is_finished(folder)]
+  finished = [
+    pathlib.Path(runs) / s.run.folder
+    for s in standings
+    if attempt.is_finished(
+      pathlib.Path(runs) / s.run.folder, s.run.num_iterations
+    )
+  ]
   if finished:
     # A few tell as much as all, and a thousand take long.
     measured = [standing.disk_bytes(folder) for folder in finished[:20]]

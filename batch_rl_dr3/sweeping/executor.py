@@ -18,6 +18,9 @@ from batch_rl_dr3.sweeping.grid import Run
 # Seconds between looks at which nodes there are, and for a request to stop.
 _NODES_SECONDS = 5.0
 _POLL_SECONDS = 0.5
+# Seconds for which nothing begins on a node where a job was lost: it may be
+# dead, which takes Ray 12 seconds to notice.
+_SUSPENDED_SECONDS = 15.0
 # Seconds without a node after which a sweep gives up.
 _NO_NODE_SECONDS = 300.0
 
@@ -30,6 +33,7 @@ class Job:
     key: names it.
     folder: the run directory.
     arguments: what follows `python`.
+    num_iterations: that the run has in the end.
     max_without_progress: a run is set aside after so many attempts.
     cwd: where it runs: paths may be relative to it.
   """
@@ -37,13 +41,18 @@ class Job:
   key: int
   folder: str
   arguments: tuple[str, ...]
+  num_iterations: int
   max_without_progress: int
   cwd: str
 
   def attempt(self) -> attempt.Attempt:
     """Returns an attempt at it."""
     return attempt.Attempt(
-      self.folder, self.arguments, self.max_without_progress, self.cwd
+      self.folder,
+      self.arguments,
+      self.num_iterations,
+      self.max_without_progress,
+      self.cwd,
     )
 
 
@@ -201,6 +210,8 @@ class Executor:
     now = time.monotonic()
     outcome = ended.outcome
     if outcome is None:
+      if node is not None:
+        node.suspended_until = now + _SUSPENDED_SECONDS
       delay = self._queue.put_back(run, now, 0)
       self._again(f'{run.folder}: {ended.reason}; again in {delay:.0f} s')
     elif outcome.kind == attempt.DONE:
@@ -263,6 +274,7 @@ def jobs(
       run.index,
       os.path.join(runs, run.folder),
       (*program, *run.arguments(runs, cache_dir)),
+      run.num_iterations,
       max_without_progress,
       os.getcwd(),
     )

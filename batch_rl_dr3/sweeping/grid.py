@@ -7,7 +7,6 @@ the same command.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import hashlib
 import itertools
 import math
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import gin
 
 import batch_rl_dr3
-from batch_rl_dr3 import errors
+from batch_rl_dr3 import errors, run_identity
 from batch_rl_dr3.sweeping import bindings
 
 _RUNNER = 'FixedReplayRunner'
@@ -251,10 +250,10 @@ class Sweep:
       gin_files=files,
       gin_bindings=lines,
       replay_dir=replay_dir,
-      identity=_identity(
-        bindings.to_text(bound),
+      identity=run_identity.run_identity(
+        bound,
         # The log's name and not its place, which differs between machines.
-        f'{self.suite}/{game}/{logged_run}',
+        {'suite': self.suite, 'game': game, 'run': logged_run},
         seed,
         batch_rl_dr3.__version__,
       ),
@@ -274,8 +273,3 @@ def _fill(template: str, names: dict[str, Any]) -> str:
       f'cannot fill {template!r}: {error}; it may name '
       f'{", ".join("{" + name + "}" for name in names)}.'
     ) from error
-
-
-def _identity(operative_text: str, data: str, seed: int, version: str) -> str:
-  what = '\0'.join((operative_text, data, str(seed), version))
-  return hashlib.sha256(what.encode()).hexdigest()[:8]

@@ -27,12 +27,14 @@ class Node:
     memory: bytes that runs may use.
     running: the runs that it executes.
     stores: what it has on its disk, as far as is known.
+    suspended_until: no run begins on it before.
   """
 
   name: str
   memory: float
   running: list[Run] = dataclasses.field(default_factory=list)
   stores: set[str] = dataclasses.field(default_factory=set)
+  suspended_until: float = 0.0
 
 
 class Queue:
@@ -69,6 +71,8 @@ class Queue:
       nodes: all nodes that live.
       now: the time in seconds.
     """
+    if now < node.suspended_until:
+      return None
     held = set().union(*(other.stores for other in nodes))
     best: tuple[int, Run] | None = None
     for run, ready_at in self._ready_at.values():

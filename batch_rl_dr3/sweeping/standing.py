@@ -62,7 +62,7 @@ def is_done(run: Run, runs: str, results_dir: str | None) -> bool:
     runs: the folder of all runs.
     results_dir: where results are kept apart; None for nowhere.
   """
-  if attempt.is_finished(os.path.join(runs, run.folder)):
+  if attempt.is_finished(os.path.join(runs, run.folder), run.num_iterations):
     return True
   # What is kept apart is of one suite, so its name is left out there.
   return results_dir is not None and os.path.exists(
@@ -144,7 +144,7 @@ def measured_rates(
   rates: dict[str, list[float]] = {}
   for run in runs_of_sweep:
     folder = pathlib.Path(runs) / run.folder
-    if attempt.is_finished(folder):
+    if attempt.is_finished(folder, run.num_iterations):
       rate, _ = live_run.pace(
         live_run.last_rows(folder / run_directory.METRICS)
       )
