@@ -40,6 +40,10 @@ OWN_FAULT = frozenset(
 )
 PREEMPTED = errors.PreemptedError.exit_code
 
+# How `train` says that another process works on the run.
+_BUSY_CODES = (PREEMPTED, errors.WriteError.exit_code)
+_BUSY_WORDS = ' is in use: '
+
 # What an attempt comes to.
 DONE, SET_ASIDE, BUSY, AGAIN = 'done', 'set aside', 'busy', 'again'
 
@@ -207,7 +211,8 @@ class Attempt:
     Raises:
       WriteError: if the run directory cannot be written.
     """
-    record = self._begin()
+    before = read_record(self._folder)
+    record = self._begin(before)
     if isinstance(record, Outcome):
       return record
     with open(self._folder / LOG, 'ab') as log:
@@ -218,7 +223,7 @@ class Attempt:
       if self._stopped:  # Meanwhile.
         self._signal(signal.SIGTERM)
       exit_code = self._process.wait()
-    return self._end(record, exit_code)
+    return self._end(before, record, exit_code)
 
   def _start(self, log: Any) -> 'subprocess.Popen[bytes]':
     return subprocess.Popen(
@@ -232,20 +237,14 @@ class Attempt:
       env={**os.environ, 'PYTHONUNBUFFERED': '1'},
     )
 
-  def _begin(self) -> Record | Outcome:
+  def _begin(self, before: Record) -> Record | Outcome:
     """Records that the attempt begins; an outcome if it is not to."""
     if is_finished(self._folder, self._num_iterations):
       return Outcome(DONE, 0)
     run_directory.make_directory(self._folder)
-    record = read_record(self._folder)
-    if record.is_set_aside:
-      return self._outcome(SET_ASIDE, record)
-    try:
-      with run_directory.lock(self._folder):
-        pass
-    except run_directory.BusyError as error:
-      return Outcome(BUSY, PREEMPTED, str(error))
-    record = self._next(record)
+    if before.is_set_aside:
+      return self._outcome(SET_ASIDE, before)
+    record = self._next(before)
     self._write(record)
     if record.is_set_aside:
       return self._outcome(SET_ASIDE, record)
@@ -274,8 +273,11 @@ class Attempt:
       host=socket.gethostname(),
     )
 
-  def _end(self, record: Record, exit_code: int) -> Outcome:
+  def _end(self, before: Record, record: Record, exit_code: int) -> Outcome:
     error = '' if exit_code == 0 else last_line(self._folder / LOG)
+    if exit_code in _BUSY_CODES and _BUSY_WORDS in error:
+      self._write(before)  # It was no attempt.
+      return Outcome(BUSY, PREEMPTED, error, before.without_progress)
     is_set_aside = exit_code in OWN_FAULT
     if exit_code == 0 and not is_finished(self._folder, self._num_iterations):
       exit_code = errors.BatchRLError.exit_code

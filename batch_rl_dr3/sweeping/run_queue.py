@@ -15,7 +15,7 @@ from batch_rl_dr3.sweeping.grid import Run
 _FIRST_DELAY = 2.0
 _LONGEST_DELAY = 300.0
 # Until it is looked at again whether the process that works on a run has left.
-_BUSY_DELAY = 30.0
+_BUSY_DELAY = 60.0
 
 
 @dataclasses.dataclass

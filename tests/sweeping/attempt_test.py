@@ -75,6 +75,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(make_attempt):
   with open(make_attempt.folder / '.lock', 'a') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     assert make_attempt().execute().kind == attempt.BUSY
+  # It costs the run nothing.
   assert attempt.read_record(make_attempt.folder).attempts == 0
   assert make_attempt().execute().kind == attempt.DONE
 

@@ -6,7 +6,6 @@ is to do beside is in the file `behaviour` of the folder of all runs: lines of
 
     exit N       ends with the code N at once
     die_once N   kills itself after N steps, the first time
-    busy         holds the run directory's lock for another process
     steps N      takes N steps in place of 3
 """
 
@@ -47,7 +46,11 @@ def main():
     print(f'train: this run fails with {what["exit"]}.')
     sys.exit(what['exit'])
   lock = open(base_dir / '.lock', 'a')  # noqa: SIM115
-  fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    print(f'train: {base_dir} is in use: another process works on it.')
+    sys.exit(75)
   with open(base_dir / 'workers', 'a') as workers:
     workers.write(f'{os.getpid()}\n')
   checkpoints = base_dir / 'checkpoints'
