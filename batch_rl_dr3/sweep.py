@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
@@ -88,7 +89,7 @@ def define_flags() -> None:
   flags.DEFINE_float(
     'play_rate',
     None,
-    'plan: agent steps a second of evaluation, beside --rate.',
+    'plan: agent steps a second of evaluation.',
     lower_bound=1e-9,
   )
   flags.DEFINE_string(
@@ -180,10 +181,14 @@ def _rates(runs_of_sweep: 'Sequence[Run]') -> 'estimate_lib.Rates | None':
   from batch_rl_dr3.sweeping import estimate
 
   if FLAGS.rate is not None:
-    return estimate.given(FLAGS.rate, FLAGS.play_rate)
-  if FLAGS.benchmark is not None:
-    return estimate.of_benchmark(FLAGS.benchmark)
-  return estimate.of_finished(runs_of_sweep, FLAGS.runs)
+    rates: estimate.Rates | None = estimate.given(FLAGS.rate)
+  elif FLAGS.benchmark is not None:
+    rates = estimate.of_benchmark(FLAGS.benchmark)
+  else:
+    rates = estimate.of_finished(runs_of_sweep, FLAGS.runs)
+  if rates is not None and FLAGS.play_rate is not None:
+    rates = dataclasses.replace(rates, play=FLAGS.play_rate)
+  return rates
 
 
 def plan() -> None:

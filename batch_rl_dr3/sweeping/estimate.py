@@ -43,9 +43,9 @@ class Rates:
     return min(self.by_method.values(), default=None)
 
 
-def given(rate: float, play: float | None) -> Rates:
+def given(rate: float) -> Rates:
   """Returns a rate that a user states, for all methods."""
-  return Rates({'': rate}, play, 'as given')
+  return Rates({'': rate}, None, 'as given')
 
 
 def of_benchmark(path: str) -> Rates:

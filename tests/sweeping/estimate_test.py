@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -12,7 +13,7 @@ def read(sweep, runs):
 
 def test_time_and_money_follow_from_a_given_rate(make_sweep, tmp_path):
   sweep = make_sweep(num_gpus=0.5, num_cpus=2.0)
-  rates = estimate.given(50.0, 100.0)
+  rates = dataclasses.replace(estimate.given(50.0), play=100.0)
   plan = estimate.estimate(sweep, read(sweep, tmp_path), str(tmp_path), rates)
   # 6 runs of 100,000 gradient and 200,000 agent steps:
   # 6 x (100,000 / 50 + 200,000 / 100) s = 24,000 s = 6.667 h.
