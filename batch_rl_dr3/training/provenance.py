@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 import batch_rl_dr3
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3 import errors, run_directory, run_identity
 
 _PACKAGES = (
   'tensorflow',
@@ -34,16 +34,6 @@ _RUN_FILES = (
 )
 # Entries of provenance.json that a run is known by, beside its gin bindings.
 _IDENTITY = ('seed', 'data_hash')
-# A run may be continued with these changed: a longer run is the same run, and
-# what is held, run or played where, or in one call, changes nothing.
-_CHANGEABLE = (
-  'FixedReplayRunner.async_evaluation',
-  'FixedReplayRunner.num_iterations',
-  'OfflineAgent.max_device_bytes',
-  'OfflineAgent.steps_per_call',
-  'open_store.codec',
-  'open_store.max_resident_bytes',
-)
 
 
 def versions() -> dict[str, str]:
@@ -160,8 +150,7 @@ def _bindings(config: str, provenance: dict[str, Any]) -> dict[str, str]:
   bindings = {name: str(provenance[name]) for name in _IDENTITY}
   for line in config.replace('\\\n', ' ').splitlines():
     name, separator, value = line.partition('=')
-    if separator and not line.lstrip().startswith('#'):
-      bindings[name.strip()] = ' '.join(value.split())
-  for name in _CHANGEABLE:
-    bindings.pop(name, None)
+    name = name.strip()
+    if separator and name[:1] != '#' and run_identity.is_identity(name):
+      bindings[name] = ' '.join(value.split())
   return bindings
