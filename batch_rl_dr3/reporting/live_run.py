@@ -31,8 +31,8 @@ QUANTITIES = (
 )
 # A run is stalled after so many of its row intervals without a change, and not
 # before so many seconds: play between iterations writes no rows.
-_STALLED_INTERVALS = 10
-_STALLED_SECONDS = 120.0
+STALLED_INTERVALS = 10
+STALLED_SECONDS = 120.0
 # Rows that a rate is the median of.
 _RATE_ROWS = 5
 # Bytes at the end of metrics.csv that hold at least so many.
@@ -89,12 +89,12 @@ def read(folder: str, stamp: Stamp) -> Known | None:
   """Reads a run; None if it has vanished meanwhile."""
   now = time.time()
   changed = max((entry[1] / 1e9 for entry in stamp if entry), default=now)
-  patience = _STALLED_SECONDS
+  patience = STALLED_SECONDS
   try:
     run = scores.load([glob.escape(folder)]).runs[0]
-    rate, interval = _pace(_last_rows(run.folder / run_directory.METRICS))
+    rate, interval = pace(last_rows(run.folder / run_directory.METRICS))
     facts = _facts(run, rate)
-    patience = max(patience, _STALLED_INTERVALS * interval)
+    patience = max(patience, STALLED_INTERVALS * interval)
   except (OSError, ValueError, errors.DataError) as error:
     if not os.path.isdir(folder):
       return None
@@ -102,8 +102,8 @@ def read(folder: str, stamp: Stamp) -> Known | None:
   return Known(stamp, time.monotonic(), min(changed, now), facts, patience)
 
 
-def _last_rows(path: pathlib.Path) -> list[dict[str, str]]:
-  """Returns the last whole rows of a CSV file, without reading the rest."""
+def last_rows(path: pathlib.Path) -> list[dict[str, str]]:
+  """Returns the last five whole rows of a CSV file, reading only its end."""
   if not path.exists():
     return []
   with open(path, 'rb') as file:
@@ -118,7 +118,7 @@ def _last_rows(path: pathlib.Path) -> list[dict[str, str]]:
   return list(csv.DictReader(text))
 
 
-def _pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
+def pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
   """Returns gradient steps per second, and seconds between rows of metrics.
 
   The rate is the median of the last rows' and None if none is known; the
