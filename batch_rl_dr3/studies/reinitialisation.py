@@ -241,6 +241,8 @@ def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
   grid = figure.subplots(num_rows, num_columns, squeeze=False, sharey='row')
   for row, (quantity, label) in zip(grid, quantities, strict=True):
     row[0].set_ylabel(label)
+    shown = [quantity, 'return_before'] if quantity == 'return' else [quantity]
+    row[0].set_ylim(0, 1.08 * max(measured[shown].max(axis=None), 1e-9))
     for axes, name in zip(row, names, strict=True):
       _draw_panel(axes, measured[measured['method'] == name], quantity)
   for axes, name in zip(grid[0], names, strict=True):
@@ -270,4 +272,3 @@ def _draw_panel(
       axes.axhline(value, color='#888888', linestyle=':', label=None)
   axes.set_xticks(range(len(layers)), layers, fontsize=7)
   axes.set_xlim(-0.5, len(layers) - 0.5)
-  axes.set_ylim(bottom=0)
