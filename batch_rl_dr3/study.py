@@ -17,8 +17,9 @@ Each trains its methods one after the other, --num_seeds of each, in OUTPUT_DIR/
 GAME/METHOD/seedN, which are run directories like any other. It then writes
 STUDY.png, STUDY.pdf and STUDY.csv (what each quantity began and ended with).
 What is finished is not trained again: the same command goes on after it was
-stopped, and --draw_only draws what there is. Games are MinAtar's unless
---suite=atari; an Atari game takes the paper's time.
+stopped, studies with one OUTPUT_DIR share the methods they have in common, and
+--draw_only draws what there is. Games are MinAtar's unless --suite=atari; an
+Atari game takes the paper's time.
 
 Studies of what is trained, or of nothing:
 
@@ -100,7 +101,7 @@ def train_runs(
   bindings: Sequence[str],
   cache_dir: str,
 ) -> None:
-  """Trains what is not finished yet.
+  """Trains what is not finished yet, each run as `train` does.
 
   Args:
     study: what is trained.
@@ -123,8 +124,6 @@ def train_runs(
   ]
   for number, (variant, game, replay_dir, seed) in enumerate(runs, 1):
     base_dir = _base_dir(output_dir, game, variant.method, seed)
-    if (base_dir / run_directory.FINISHED).exists():
-      continue
     print(f'{number} of {len(runs)}: {base_dir}')
     given = [f'{_GAME_BINDINGS[suite]}={game!r}', *variant.bindings, *bindings]
     if variant.starts_from is not None:

@@ -61,6 +61,16 @@ def state_variables(
   }
 
 
+def assign_states(variables: States, states: States) -> list[tf.Operation]:
+  """Returns ops that fill the variables of states with tensors."""
+  return [
+    variable.assign(value, read_value=False)
+    for variable, value in zip(
+      tf.nest.flatten(variables), tf.nest.flatten(states), strict=True
+    )
+  ]
+
+
 def build(
   bellman_losses: tf.Tensor,
   auxiliary: dict[str, tf.Tensor],

@@ -160,12 +160,7 @@ class OfflineAgent(store_agent.StoreAgent):
     with tf.control_dependencies(next_states):
       applied = [
         self.optimizer.apply_gradients(zip(gradients, learnt, strict=True)),
-        *(
-          variable.assign(value, read_value=False)
-          for variable, value in zip(
-            tf.nest.flatten(self._penalty_states), next_states, strict=True
-          )
-        ),
+        *loss.assign_states(self._penalty_states, self.loss_parts.next_states),
       ]
     with tf.control_dependencies(applied):
       step = self.gradient_steps.assign_add(1, read_value=True)

@@ -24,7 +24,7 @@ _NUM_TD_STEPS = 400
 
 # Theorem 3.1: small networks, data sets of 4 transitions.
 _NUM_INPUTS, _NUM_HIDDEN, _NUM_DATA = 3, 8, 4
-_STEP_SIZE, _NOISE_SCALE = 0.05, 0.03
+_STEP_SIZE, _NOISE_SCALE = 0.05, 0.005
 _NUM_CHAINS, _NUM_STEPS, _BURN_IN = 1000, 400, 400
 
 

@@ -131,12 +131,19 @@ def test_metrics_measure_the_next_batch_and_change_nothing(make_agent, weights):
 def test_metrics_by_hand(make_agent, store):
   agent = make_agent(dqn.FixedReplayDQNAgent)
   replay = agent._replay
-  states, next_states = agent.run([replay.states, replay.next_states])
+  states, next_states, terminals = agent.run(
+    [replay.states, replay.next_states, replay.terminals]
+  )
   features, next_features = agent.features(states), agent.features(next_states)
   measured = agent.measure()
   np.testing.assert_allclose(
     measured['feature_dot_product'],
     np.mean(np.sum(features * next_features, axis=1)),
+    rtol=1e-5,
+  )
+  np.testing.assert_allclose(
+    measured['discounted_dot_product'],
+    np.mean(0.99 * (1 - terminals) * np.sum(features * next_features, axis=1)),
     rtol=1e-5,
   )
   np.testing.assert_allclose(

@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+
+from batch_rl_dr3.studies import reinitialisation
+
+
+def test_changes_of_predictions_by_hand():
+  before = np.array([[1.0, 2.0], [4.0, -1.0]])
+  after = np.array([[1.0, 0.0], [5.0, -1.0]])
+  # |0|, |-2|, |1|, |0| over 1, 2, 4, 1; the first state's action changes.
+  assert reinitialisation.compare(before, after) == {
+    'q_change': pytest.approx((3 / 4) / (8 / 4)),
+    'actions_changed': 0.5,
+  }
+
+
+def test_each_layer_is_set_back_alone_and_in_both_ways():
+  shapes = [(3, 3, 4, 16), (16,), (1600, 128), (128,), (128, 6), (6,)]
+  trained, initial, fresh = (
+    [np.full(shape, value, np.float32) for shape in shapes]
+    for value in (1, 2, 3)
+  )
+  resets = reinitialisation.resets(trained, initial, fresh)
+  assert [(r.layer, r.kind) for r in resets] == [
+    (layer, kind)
+    for layer in ('Conv', 'fully_connected', 'fully_connected_1')
+    for kind in ('initial', 'fresh')
+  ]
+  for i, reset in enumerate(resets):
+    values = [weight.flat[0] for weight in reset.weights]
+    expected = [1] * 6
+    expected[i // 2 * 2 : i // 2 * 2 + 2] = [2 + i % 2] * 2
+    assert values == expected
