@@ -24,7 +24,7 @@ A run that was stopped goes on when the same command is given again, and one
 that is finished says so. SIGTERM and Ctrl-C write a checkpoint first.
 
 Exit codes: 0 finished, 64 usage, 65 data, 70 diverged, 73 cannot write,
-75 stopped and can go on, 78 configuration.
+75 stopped and can go on, or another worker is at work there, 78 configuration.
 """
 
 FLAGS = flags.FLAGS

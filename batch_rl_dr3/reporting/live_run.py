@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import csv
 import dataclasses
 import glob
+import json
 import os
 import pathlib
 import time
@@ -15,8 +16,9 @@ import pandas as pd
 from batch_rl_dr3 import errors, run_directory
 from batch_rl_dr3.reporting import csv_file, methods, scores
 
-# A run is in one of these states. Nothing on disk says that a process has
-# died, so one that has, was stopped or hangs is 'stalled'.
+# A run is in one of these states. Nothing on disk says that a process was
+# killed, so one that was, was stopped or hangs is 'stalled', and so is one
+# that says that it failed of anything but divergence.
 RUNNING, STARTING, FINISHED = 'running', 'starting', 'finished'
 STALLED, DIVERGED, UNREADABLE = 'stalled', 'diverged', 'unreadable'
 STATES = (RUNNING, STARTING, DIVERGED, UNREADABLE, STALLED, FINISHED)
@@ -42,6 +44,7 @@ _FILES = (
   run_directory.PROVENANCE,
   run_directory.METRICS,
   run_directory.SCORES,
+  run_directory.FAILED,
   run_directory.FINISHED,
 )
 
@@ -138,10 +141,13 @@ def _facts(run: scores.Run, rate: float | None) -> dict[str, Any]:
   last = [float(s.iloc[-1]) for s in series.values() if len(s)]
   done = run.num_gradient_steps
   total = _total_steps(run)
+  failed = _failure(run.folder)
   if run.finished and (total is None or done >= total):
     state = FINISHED
-  elif not np.isfinite(last).all():
+  elif failed['error'] == 'DivergedError' or not np.isfinite(last).all():
     state = DIVERGED
+  elif failed['error']:
+    state = STALLED
   else:
     state = RUNNING if len(run.metrics) else STARTING
   rate = rate if state == RUNNING else None
@@ -153,13 +159,22 @@ def _facts(run: scores.Run, rate: float | None) -> dict[str, Any]:
     'logged_run': run.logged_run,
     'seed': run.seed,
     'state': state,
-    'error': '',
+    'error': '' if state == FINISHED else failed['message'],
     'steps': done,
     'total_steps': total,
     'steps_per_second': rate,
     'seconds_left': left,
     'quantities': {name: _curve(s) for name, s in series.items()},
   }
+
+
+def _failure(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the error that ended the last attempt; empty texts for none."""
+  failed: dict[str, Any] = {}
+  path = folder / run_directory.FAILED
+  if path.exists():
+    failed = json.loads(path.read_text())
+  return {name: str(failed.get(name, '')) for name in ('error', 'message')}
 
 
 def _unreadable(folder: str, error: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class MetricsLog:
     num_batches: int,
     effective_rank_period: int,
     effective_rank_num_states: int,
+    check: run_directory.Check = run_directory.unchecked,
   ):
     """Opens the log; nothing is written yet.
 
@@ -45,6 +46,7 @@ class MetricsLog:
       num_batches: batches that a row is measured on.
       effective_rank_period: gradient steps between effective ranks.
       effective_rank_num_states: states that one is measured on.
+      check: asked before a row is written.
     """
     self._base_dir = base_dir
     self._agent = agent
@@ -68,6 +70,7 @@ class MetricsLog:
         'effective_rank',
         'gradient_steps_per_second',
       ),
+      check,
     )
     self._has_warned = False
     self._writer: Any = None
@@ -113,6 +116,22 @@ class MetricsLog:
       row['effective_rank'] = effective_rank.effective_rank(
         self._agent.features(self._states)
       )
+    self._write(iteration, steps, row, rate)
+    self.start_clock(steps)
+    return row
+
+  def log_diverged(
+    self, iteration: int, steps: int, parts: dict[str, float]
+  ) -> None:
+    """Writes the row of a batch whose loss is not finite.
+
+    The weights say nothing any more, so its loss parts are all there is.
+    """
+    self._write(iteration, steps, parts, self._rate(steps))
+
+  def _write(
+    self, iteration: int, steps: int, row: dict[str, Any], rate: float | None
+  ) -> None:
     self.scalars(row, steps)
     self._csv.append(
       {
@@ -122,8 +141,6 @@ class MetricsLog:
         'gradient_steps_per_second': rate,
       }
     )
-    self.start_clock(steps)
-    return row
 
   def _warn_of_divergence(self, ratio: float, steps: int) -> None:
     """Says, once a run, that linear TD on the features would not converge."""

@@ -25,13 +25,6 @@ _PACKAGES = (
   'gymnasium',
   'MinAtar',
 )
-_RUN_FILES = (
-  run_directory.CONFIG,
-  run_directory.PROVENANCE,
-  run_directory.METRICS,
-  run_directory.SCORES,
-  run_directory.FINISHED,
-)
 # Entries of provenance.json that a run is known by, beside its gin bindings.
 _IDENTITY = ('seed', 'data_hash')
 
@@ -106,6 +99,7 @@ def claim(
   config: str,
   provenance: dict[str, Any],
   overwrite: bool = False,
+  check: run_directory.Check = run_directory.unchecked,
 ) -> None:
   """Records in a run directory what the run is.
 
@@ -114,17 +108,20 @@ def claim(
     config: the run's operative gin configuration.
     provenance: what goes into provenance.json.
     overwrite: remove the run that the directory holds, if any.
+    check: asked before anything is published.
 
   Raises:
     ConfigError: if it holds another run; the first difference is named.
   """
   if overwrite:
-    for name in _RUN_FILES:
-      (base_dir / name).unlink(missing_ok=True)
-    shutil.rmtree(base_dir / run_directory.CHECKPOINTS, ignore_errors=True)
+    for name in run_directory.RUN_FILES:
+      run_directory.remove(base_dir / name)
+    run_directory.remove(base_dir / run_directory.CHECKPOINTS)
   _check_same_run(base_dir, config, provenance)
-  run_directory.write_json(base_dir / run_directory.PROVENANCE, provenance)
-  run_directory.write_atomically(base_dir / run_directory.CONFIG, config)
+  run_directory.write_json(
+    base_dir / run_directory.PROVENANCE, provenance, check
+  )
+  run_directory.write_atomically(base_dir / run_directory.CONFIG, config, check)
 
 
 def _check_same_run(
