@@ -167,6 +167,11 @@ def _sweep() -> 'Sweep':
   for name in ('grid', 'runs'):
     if not FLAGS[name].value:
       raise errors.UsageError(f'--{name} is needed (see --help).')
+  if '://' in FLAGS.runs:
+    raise errors.UsageError(
+      f'--runs={FLAGS.runs} is a URL; a sweep needs a folder of a disk that all '
+      'its nodes see.'
+    )
   cli.load_gin([FLAGS.grid], FLAGS.gin_bindings)
   with cli.gin_errors():
     return grid.Sweep()
