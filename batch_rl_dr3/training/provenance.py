@@ -37,6 +37,7 @@ _IDENTITY = ('seed', 'data_hash')
 # A run may be continued with these changed: a longer run is the same run, and
 # what is held, run or played where, or in one call, changes nothing.
 _CHANGEABLE = (
+  'ContinuousRunner.num_iterations',
   'FixedReplayRunner.async_evaluation',
   'FixedReplayRunner.num_iterations',
   'OfflineAgent.max_device_bytes',
