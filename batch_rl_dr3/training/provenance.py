@@ -27,20 +27,6 @@ _PACKAGES = (
 )
 # Entries of provenance.json that a run is known by, beside its gin bindings.
 _IDENTITY = ('seed', 'data_hash')
-<<<<<<< HEAD
-=======
-# A run may be continued with these changed: a longer run is the same run, and
-# what is held, run or played where, or in one call, changes nothing.
-_CHANGEABLE = (
-  'ContinuousRunner.num_iterations',
-  'FixedReplayRunner.async_evaluation',
-  'FixedReplayRunner.num_iterations',
-  'OfflineAgent.max_device_bytes',
-  'OfflineAgent.steps_per_call',
-  'open_store.codec',
-  'open_store.max_resident_bytes',
-)
->>>>>>> continuous
 
 
 def versions() -> dict[str, str]:
