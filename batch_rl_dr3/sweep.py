@@ -161,17 +161,17 @@ def define_flags() -> None:
 
 
 def _sweep() -> 'Sweep':
-  # Each registers with gin what a binding can name.
-  from batch_rl_dr3.sweeping import (
-    gcp_batch,  # noqa: F401
-    grid,
-    kubernetes,  # noqa: F401
-    slurm,  # noqa: F401
-  )
+  # Both register with gin what a binding can name.
+  from batch_rl_dr3.sweeping import grid, job_files  # noqa: F401
 
   for name in ('grid', 'runs'):
     if not FLAGS[name].value:
       raise errors.UsageError(f'--{name} is needed (see --help).')
+  if '://' in FLAGS.runs:
+    raise errors.UsageError(
+      f'--runs={FLAGS.runs} is a URL; a sweep needs a folder of a disk that '
+      'all its nodes see.'
+    )
   cli.load_gin([FLAGS.grid], FLAGS.gin_bindings)
   with cli.gin_errors():
     return grid.Sweep()
@@ -342,26 +342,12 @@ def reconcile() -> None:
 
 
 def _emit(states: 'Sequence[str]') -> None:
-  from batch_rl_dr3 import run_directory
-  from batch_rl_dr3.sweeping import (
-    gcp_batch,
-    job_array,
-    kubernetes,
-    slurm,
-    standing,
-  )
+  from batch_rl_dr3.sweeping import job_array, job_files, standing
 
-  backends: dict[str, Callable[[], job_array.Backend]] = {
-    'gcp-batch': gcp_batch.GcpBatch,
-    'slurm': slurm.Slurm,
-    'kubernetes': kubernetes.Kubernetes,
-  }
   for name in ('backend', 'output_dir'):
     if not FLAGS[name].value:
       raise errors.UsageError(f'--{name} is needed (see --help).')
   sweep = _sweep()
-  with cli.gin_errors():
-    backend = backends[FLAGS.backend]()
   standings = standing.read(sweep.runs(), FLAGS.runs, sweep.results_dir)
   left = [one.run for one in standings if one.state in states]
   failed = sum(one.state == standing.FAILED for one in standings)
@@ -373,13 +359,11 @@ def _emit(states: 'Sequence[str]') -> None:
   array = job_array.create(
     sweep, left, pathlib.Path(FLAGS.grid).stem, FLAGS.runs, _task_flags()
   )
-  folder = run_directory.make_directory(FLAGS.output_dir)
-  files = backend.files(array)
-  for name, text in files.items():
-    run_directory.write_atomically(folder / name, text)
-  print(f'{len(left):,} runs are left. In {folder}:')
-  for line in backend.submit(list(files)):
-    print(f'  {line}')
+  with cli.gin_errors():
+    commands = job_files.write(FLAGS.backend, array, FLAGS.output_dir)
+  print(f'{len(left):,} runs are left. In {FLAGS.output_dir}:')
+  for command in commands:
+    print(f'  {command}')
 
 
 def _task_flags() -> list[str]:

@@ -27,6 +27,7 @@ CASES = {
   'no backend': ['emit', MINATAR, RUNS, '--output_dir=O'],
   'no index': ['task', MINATAR, RUNS],
   'no such task': ['task', MINATAR, RUNS, '--index=2', '--only=4-5'],
+  'a URL': ['status', MINATAR, '--runs=gs://bucket/runs'],
   'no Ray': ['run', MINATAR, RUNS],
 }
 PROGRAM = """\
@@ -171,6 +172,7 @@ def test_collect_writes_one_file(answers, folder):
     ('no backend', 64, '--backend is needed'),
     ('no index', 64, '--index is needed where none of BATCH_TASK_INDEX'),
     ('no such task', 64, 'there is no task 2 of 2'),
+    ('a URL', 64, 'a disk that all its nodes see'),
     ('no Ray', 78, 'sweep run needs Ray'),
   ],
 )

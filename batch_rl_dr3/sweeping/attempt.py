@@ -274,24 +274,32 @@ class Attempt:
     )
 
   def _end(self, before: Record, record: Record, exit_code: int) -> Outcome:
-    error = '' if exit_code == 0 else last_line(self._folder / LOG)
+    error = self._error(exit_code)
+    # Told to stop when all was written, a run may say that it was stopped.
+    exit_code = (exit_code or 1) if error else 0
     if exit_code in _BUSY_CODES and _BUSY_WORDS in error:
       self._write(before)  # It was no attempt.
       return Outcome(BUSY, PREEMPTED, error, before.without_progress)
-    is_set_aside = exit_code in OWN_FAULT
-    if exit_code == 0 and not is_finished(self._folder, self._num_iterations):
-      exit_code = errors.BatchRLError.exit_code
-      error = f'train ended without a whole {run_directory.FINISHED}.'
     record = dataclasses.replace(
       record,
       exit_code=exit_code,
       error=error,
-      is_set_aside=is_set_aside,
+      is_set_aside=exit_code in OWN_FAULT,
     )
     self._write(record)
     if exit_code == 0:
       return Outcome(DONE, 0)
-    return self._outcome(SET_ASIDE if is_set_aside else AGAIN, record)
+    return self._outcome(SET_ASIDE if record.is_set_aside else AGAIN, record)
+
+  def _error(self, exit_code: int) -> str:
+    """Returns why the run is not finished; '' if it is."""
+    if is_finished(self._folder, self._num_iterations):
+      return ''
+    if exit_code == 0:
+      return f'train ended without a whole {run_directory.FINISHED}.'
+    if exit_code < 0:
+      return f'ended by {signal.Signals(-exit_code).name}'
+    return last_line(self._folder / LOG) or f'ended with {exit_code}'
 
   def _outcome(self, kind: str, record: Record) -> Outcome:
     code = record.exit_code

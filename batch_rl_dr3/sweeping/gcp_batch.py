@@ -32,7 +32,7 @@ class GcpBatch:
     max_run_hours: a task is ended after so many, and can go on.
     disk_gigabytes: of a machine: image, and the stores of its tasks.
     nfs: 'SERVER:/PATH' of the shared disk that is mounted where --runs is;
-      None if --runs is a URL.
+      None mounts none, for images that see one.
   """
 
   image: str = 'REGION-docker.pkg.dev/PROJECT/images/batch-rl-dr3:cuda'

@@ -24,7 +24,7 @@ class Kubernetes:
     node_selector: labels of the nodes that may be used.
     tolerations: taints of nodes that are put up with, such as of spot ones.
     runs_claim: the PersistentVolumeClaim (ReadWriteMany) that is mounted where
-      --runs is; None if --runs is a URL.
+      --runs is; None mounts none, for nodes that see a shared disk.
     cache_gigabytes: of the node's disk that a pod may fill with its store.
   """
 

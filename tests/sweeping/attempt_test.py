@@ -60,6 +60,7 @@ def test_what_is_counted_is_attempts_without_progress(make_attempt):
   make_attempt('exit 75').execute()
   outcome = make_attempt('die_once 2').execute()
   assert (outcome.exit_code, outcome.without_progress) == (-signal.SIGKILL, 1)
+  assert outcome.error == 'ended by SIGKILL'
   assert make_attempt('exit 75').execute().without_progress == 0
   for _ in range(2):
     make_attempt('exit 75').execute()
@@ -129,8 +130,19 @@ def test_a_run_ends_with_who_executes_it(make_attempt, fake_train):
 def test_an_end_without_the_last_file_is_no_end(make_attempt):
   folder = make_attempt.folder
   outcome = attempt.Attempt(str(folder), ['-c', 'print(1)'], 1, 3).execute()
-  assert (outcome.kind, outcome.exit_code) == (attempt.AGAIN, 70)
+  assert (outcome.kind, outcome.exit_code) == (attempt.AGAIN, 1)
   assert outcome.error == 'train ended without a whole finished.json.'
+
+
+def test_an_end_after_the_last_file_is_one_whatever_its_code(make_attempt):
+  folder = make_attempt.folder
+  code = (
+    f'open({str(folder / "finished.json")!r}, "w").write('
+    '\'{"num_iterations": 1}\'); import os; os.kill(os.getpid(), 15)'
+  )
+  outcome = attempt.Attempt(str(folder), ['-c', code], 1, 3).execute()
+  assert outcome == attempt.Outcome(attempt.DONE, 0)
+  assert attempt.read_record(folder).exit_code == 0
 
 
 def test_a_damaged_record_is_named(tmp_path):

@@ -70,7 +70,7 @@ def main():
     f'{columns}episode,return,length,truncated\n'
     f'minatar,breakout,dqn,all,,0,0,{what["steps"]},0,1.5,20,0\n'
   )
-  (base_dir / 'finished.json').write_text('{"num_iterations": 1}')
+  (base_dir / 'finished.json').write_text('{"num_iterations": 20}')
 
 
 signal.signal(signal.SIGTERM, stop)

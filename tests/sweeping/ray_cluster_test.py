@@ -1,5 +1,6 @@
 """A sweep on a real cluster of three nodes, while nodes and workers die."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import time
 
 import pytest
 
-from batch_rl_dr3 import run_directory
+from batch_rl_dr3 import errors, lease, run_directory
 from batch_rl_dr3.sweeping import attempt, executor, grid, run_queue
 
 pytestmark = pytest.mark.slow
@@ -96,7 +97,9 @@ def wait_for(condition, seconds=900):
 def execute(address, sweep, runs, program, stop=lambda: False):
   from batch_rl_dr3.sweeping import ray_cluster
 
-  engine = ray_cluster.RayCluster(address, sweep.num_cpus, sweep.num_gpus)
+  engine = ray_cluster.RayCluster(
+    address, sweep.num_cpus, sweep.num_gpus, slots_per_node=2
+  )
   queue = run_queue.Queue(sweep.runs(), 1e8, sweep.store_bytes)
   jobs = executor.jobs(
     str(runs), str(runs / 'cache'), program, sweep.max_attempts_without_progress
@@ -105,6 +108,17 @@ def execute(address, sweep, runs, program, stop=lambda: False):
     return executor.Executor(engine, queue, jobs, stop, 60).run()
   finally:
     engine.close()
+
+
+def check_one_worker_at_a_time(folder):
+  """Checks that each worker began after the last beat of the one before."""
+  terms = lease.history(lease.FolderStorage(folder / lease.FOLDER))
+  assert [term.token for term in terms] == list(range(1, len(terms) + 1))
+  assert len({term.worker for term in terms}) == len(terms)
+  assert 1 <= len(terms) <= attempt.read_record(folder).attempts
+  for before, after in itertools.pairwise(terms):
+    beat = folder / lease.FOLDER / f'beat-{before.token:08}.json'
+    assert json.loads(beat.read_text())['at'] <= after.acquired
 
 
 class Killer(threading.Thread):
@@ -181,8 +195,43 @@ def test_nodes_and_workers_may_die(
     check=True,
   )
   for run in sweep.runs():
-    log = (runs / run.folder / attempt.LOG).read_text()
-    assert 'in use' not in log  # No second worker ever.
+    check_one_worker_at_a_time(runs / run.folder)
     for name in (run_directory.SCORES, run_directory.FINISHED):
       there = (runs / run.folder / name).read_bytes()
       assert there == (apart / run.folder / name).read_bytes(), run.folder
+
+
+def test_a_stopped_sweep_saves_and_goes_on(make_sweep, fake_train, tmp_path):
+  runs = tmp_path / 'runs'
+  runs.mkdir()
+  (runs / 'behaviour').write_text(
+    # The second run diverges; the others take half a minute.
+    ': steps 3000\nbreakout/all/rem/: exit 70\n'
+  )
+  sweep = make_sweep(run_gigabytes=0.1)
+
+  def progress():
+    folders = [runs / run.folder for run in sweep.runs()]
+    return [attempt.progress(folder)[0] for folder in folders]
+
+  with pytest.raises(errors.PreemptedError, match='runs left'):
+    execute(
+      None, sweep, runs, fake_train, stop=lambda: sorted(progress())[-2] > 20
+    )
+  stopped = [attempt.read_record(runs / run.folder) for run in sweep.runs()]
+  # Two slots, of which one had the run that diverged.
+  assert sorted(r.exit_code for r in stopped if r.attempts) == [70, 75, 75]
+  workers = [
+    int(pid)
+    for path in runs.glob('*/*/*/*/*/workers')
+    for pid in path.read_text().split()
+  ]
+  assert len(workers) == 2
+  assert not any(is_alive(pid) for pid in workers)
+  before = progress()
+  (runs / 'behaviour').write_text(
+    f': steps {max(before) + 3}\nbreakout/all/rem/: exit 70\n'
+  )
+  tally = execute(None, sweep, runs, fake_train)
+  assert (tally.num_done, len(tally.set_aside)) == (5, 1)
+  assert [a >= b for a, b in zip(progress(), before, strict=True)] == [True] * 6
