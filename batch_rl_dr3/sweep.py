@@ -169,8 +169,8 @@ def _sweep() -> 'Sweep':
       raise errors.UsageError(f'--{name} is needed (see --help).')
   if '://' in FLAGS.runs:
     raise errors.UsageError(
-      f'--runs={FLAGS.runs} is a URL; a sweep needs a folder of a disk that all '
-      'its nodes see.'
+      f'--runs={FLAGS.runs} is a URL; a sweep needs a folder of a disk that '
+      'all its nodes see.'
     )
   cli.load_gin([FLAGS.grid], FLAGS.gin_bindings)
   with cli.gin_errors():
