@@ -225,7 +225,11 @@ def run() -> None:
   from batch_rl_dr3.training import preemption
 
   stop_request = preemption.StopRequest()
-  with contextlib.closing(_cluster(sweep)) as cluster, stop_request.listening():
+  with (
+    stop_request.listening(),
+    contextlib.closing(_cluster(sweep)) as cluster,
+    stop_request.listening(),  # Again: Ray has handlers of its own.
+  ):
     tally = executor.Executor(
       cluster,
       run_queue.Queue(
@@ -272,7 +276,8 @@ def status() -> None:
 
   sweep = _sweep()
   runs_of_sweep = sweep.runs()
-  while True:
+
+  def show() -> None:
     standings = standing.read(runs_of_sweep, FLAGS.runs, sweep.results_dir)
     text = (
       standing.to_json(standings)
@@ -280,11 +285,14 @@ def status() -> None:
       else status_table.to_text(standings, FLAGS.limit)
     )
     if FLAGS.watch is not None and sys.stdout.isatty():
-      print('\x1b[H\x1b[2J', end='')
+      print('\x1b[H\x1b[2J', end='')  # In the place of the last one.
     print(text, flush=True)
-    if FLAGS.watch is None:
-      return
-    time.sleep(FLAGS.watch)
+
+  show()
+  with contextlib.suppress(KeyboardInterrupt):
+    while FLAGS.watch is not None:
+      time.sleep(FLAGS.watch)
+      show()
 
 
 def retry() -> None:
