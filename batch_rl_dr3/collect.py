@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import time
+from typing import Any
 
 from absl import flags
 import gin
@@ -19,6 +20,7 @@ from batch_rl_dr3 import (
   run_directory,
   tensorflow_start,
 )
+from batch_rl_dr3.continuous import dispatch, tf_agents_start
 from batch_rl_dr3.training import preemption
 
 _USAGE = """\
@@ -29,7 +31,8 @@ Plays a game and logs the play in the DQN Replay format.
 
 The gin file says which game, who plays, and how many rows. --output_dir then
 holds replay_logs/*.gz, which train takes as --replay_dir, and collection.json:
-the game, the returns of every file, versions and configuration. It appears
+the game, the returns of every file, versions and configuration. For continuous
+control (d4rl/collect_hopper.gin) it is data.hdf5 in D4RL's layout. It appears
 when it is whole; a command that is stopped leaves nothing behind. Given again
 once all is there, the same command says so and does nothing.
 
@@ -137,16 +140,12 @@ def collect_into(
     PreemptedError: if SIGTERM or SIGINT came; nothing is left behind.
     WriteError: if `output_dir` cannot be written.
   """
-  # Imported here so that --help and usage errors need no TensorFlow; each
-  # registers with gin what a file can name.
-  from batch_rl_dr3.evaluation import (
-    atari,  # noqa: F401
-    collection,
-    minatar,  # noqa: F401
-    online_dqn,  # noqa: F401
-  )
-  from batch_rl_dr3.networks import value_network  # noqa: F401
   from batch_rl_dr3.training import provenance
+
+  continuous = dispatch.is_continuous(
+    cli.gin_text(gin_files, gin_bindings), cli.shipped_configs()
+  )
+  collect, name = _continuous() if continuous else _frames()
 
   cli.load_gin(gin_files, gin_bindings)
   config = gin.config_str()
@@ -159,11 +158,11 @@ def collect_into(
   with (
     stop_request.listening(),
     _whole_or_nothing(output_dir) as staging,
-    _progress_bar(_num_rows()) as show,
+    _progress_bar(_num_rows(collect.__name__)) as show,
     cli.gin_errors(),
   ):
-    summary = collection.collect(
-      staging / LOGS,
+    summary = collect(
+      staging / name,
       seed,
       should_stop=lambda: bool(stop_request),
       on_progress=show,
@@ -189,9 +188,31 @@ def collect_into(
   )
 
 
-def _num_rows() -> int | None:
+# Imported here so that --help and usage errors need no TensorFlow; each
+# registers with gin what a file can name. A process does one or the other:
+# Dopamine switches off what TF-Agents needs.
+def _frames() -> tuple[Callable[..., dict[str, Any]], str]:
+  from batch_rl_dr3.evaluation import (
+    atari,  # noqa: F401
+    collection,
+    minatar,  # noqa: F401
+    online_dqn,  # noqa: F401
+  )
+  from batch_rl_dr3.networks import value_network  # noqa: F401
+
+  return collection.collect, LOGS
+
+
+def _continuous() -> tuple[Callable[..., dict[str, Any]], str]:
+  tf_agents_start.import_tf_agents()
+  from batch_rl_dr3.continuous import collection
+
+  return collection.collect_control, collection.DATA
+
+
+def _num_rows(configurable: str) -> int | None:
   try:
-    return int(gin.query_parameter('collect.num_rows'))
+    return int(gin.query_parameter(f'{configurable}.num_rows'))
   except (ValueError, TypeError):
     return None  # collect itself says what is missing.
 

@@ -6,6 +6,7 @@ import os
 from absl import flags
 
 from batch_rl_dr3 import cli, errors, tensorflow_start
+from batch_rl_dr3.continuous import dispatch, tf_agents_start
 
 _USAGE = """\
 Trains an offline agent on logged replay and evaluates it in its game.
@@ -41,7 +42,9 @@ def define_flags() -> None:
     None,
     'Logged data of one run of one game: the folder of the .gz files, the '
     'folder above its replay_logs, such as DATA/Pong/1, a URL of it (gs://, '
-    'https://, file://), or the folder of a store that `data fetch` made.',
+    'https://, file://), or the folder of a store that `data fetch` made. For '
+    'continuous control: an HDF5 file of D4RL, its URL, the folder of a '
+    'Minari data set, or minari:ID.',
   )
   flags.DEFINE_integer(
     'run',
@@ -92,6 +95,21 @@ def train(
   Raises:
     BatchRLError: see the exit codes of the command.
   """
+  if dispatch.is_continuous(
+    cli.gin_text(gin_files, gin_bindings), cli.shipped_configs()
+  ):
+    if isinstance(replay_dir, int):
+      raise errors.UsageError('--run is for Atari; give --replay_dir.')
+    tf_agents_start.import_tf_agents()
+    from batch_rl_dr3.continuous import runner as continuous_runner
+
+    cli.load_gin(gin_files, gin_bindings)
+    with cli.gin_errors():
+      continuous = continuous_runner.ContinuousRunner(
+        base_dir, replay_dir, cache_dir, seed, overwrite
+      )
+    continuous.run()
+    return
   # Imported here so that --help and usage errors need no TensorFlow; each
   # registers with gin what a file can name.
   from batch_rl_dr3.agents import (

@@ -20,7 +20,10 @@ _NAMES = {
   'cql_dr3_same_action': "CQL + DR3 where a = a'",
   'dqn_from_dr3': 'DQN from DR3',
   'dqn_cql_from_dr3': 'CQL on DQN from DR3',
-  'dqn_adaptive': 'DQN + DR3, adaptive',
+  'dqn_c0.001': 'DQN, c0 0.001',
+  'dqn_c0.01': 'DQN, c0 0.01',
+  'dqn_adaptive': 'DQN + adaptive cosine',
+  'dqn_adaptive_c0': 'DQN + adaptive DR3',
 }
 _DR3 = '_dr3'
 

@@ -161,8 +161,16 @@ STUDIES = {
         *_plain('dqn', 'dqn_dr3'),
         *_FIXED,
         Variant('dqn_adaptive', 'dqn', 'adaptive_dqn'),
+        Variant('dqn_adaptive_c0', 'dqn', 'adaptive_dqn_c0'),
       ),
-      (RETURN, _DOT, _RANK, 'feature_cosine', 'adaptive_coefficient'),
+      (
+        RETURN,
+        _DOT,
+        _RANK,
+        'divergence_ratio',
+        'feature_cosine',
+        'adaptive_coefficient',
+      ),
     ),
   )
 }

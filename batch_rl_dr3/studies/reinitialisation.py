@@ -10,6 +10,7 @@ states that the unchanged checkpoint visits.
 """
 
 from collections.abc import Sequence
+import hashlib
 import pathlib
 import tempfile
 from typing import NamedTuple
@@ -196,26 +197,49 @@ def compare(
   }
 
 
+class StateSample:
+  """Different states of a stream, the same sample in whatever order they come.
+
+  Of whom is kept the digest of the state decides. Threads may add at once.
+  """
+
+  def __init__(self, stream_length: int):
+    """Opens the sample.
+
+    Args:
+      stream_length: how many states will come, about.
+    """
+    self._stride = max(1, stream_length // _NUM_STATES)
+    self._kept: dict[int, npt.NDArray[np.uint8]] = {}
+
+  def add(self, states: npt.NDArray[np.uint8]) -> None:
+    """Adds states, uint8 [n, ...], which may be changed afterwards."""
+    for state in states:
+      digest = hashlib.blake2b(state.tobytes(), digest_size=8).digest()
+      number = int.from_bytes(digest)
+      if number % self._stride == 0:
+        self._kept.setdefault(number, state.copy())
+
+  @property
+  def states(self) -> npt.NDArray[np.uint8]:
+    """What was kept, at most 2,048 states: uint8 [n, ...]."""
+    return np.stack([self._kept[n] for n in sorted(self._kept)[:_NUM_STATES]])
+
+
 def _visit(
   evaluator: evaluator_lib.Evaluator, prefix: str, seed: int
 ) -> tuple[npt.NDArray[np.uint8], float]:
   """Returns states that a checkpoint visits, and its mean return."""
   actor = evaluator.load(prefix)
-  kept: list[npt.NDArray[np.uint8]] = []
+  sample = StateSample(evaluator.rule.num_agent_steps)
 
   def policy(states: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    kept.append(states.copy())
+    sample.add(states)
     return actor.greedy_actions(states)
 
   episodes = play.play(evaluator.lanes, policy, evaluator.rule, seed)
   actor.close()
-  states = np.concatenate(kept)
-  # Threads append in any order: sorted by content, the sample is the same.
-  order = np.lexsort(states.reshape(len(states), -1).T[:64])
-  chosen = np.random.default_rng(seed).choice(
-    len(states), min(_NUM_STATES, len(states)), replace=False
-  )
-  return states[order[np.sort(chosen)]], _mean_return(episodes)
+  return sample.states, _mean_return(episodes)
 
 
 def _mean_return(episodes: Sequence[play.Episode]) -> float:
@@ -241,6 +265,8 @@ def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
   grid = figure.subplots(num_rows, num_columns, squeeze=False, sharey='row')
   for row, (quantity, label) in zip(grid, quantities, strict=True):
     row[0].set_ylabel(label)
+    shown = [quantity, 'return_before'] if quantity == 'return' else [quantity]
+    row[0].set_ylim(0, 1.08 * max(measured[shown].max(axis=None), 1e-9))
     for axes, name in zip(row, names, strict=True):
       _draw_panel(axes, measured[measured['method'] == name], quantity)
   for axes, name in zip(grid[0], names, strict=True):
@@ -270,4 +296,3 @@ def _draw_panel(
       axes.axhline(value, color='#888888', linestyle=':', label=None)
   axes.set_xticks(range(len(layers)), layers, fontsize=7)
   axes.set_xlim(-0.5, len(layers) - 0.5)
-  axes.set_ylim(bottom=0)

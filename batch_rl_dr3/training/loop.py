@@ -7,6 +7,7 @@ from typing import Any
 
 from batch_rl_dr3 import errors, progress, run_directory
 from batch_rl_dr3.agents import offline
+from batch_rl_dr3.replay import graph_calls
 from batch_rl_dr3.training import (
   checkpoints,
   home,
@@ -85,7 +86,10 @@ class Loop:
         if another worker has taken over.
       WriteError: if the disk refuses.
     """
-    with progress.bar(self._total, title, 'step') as self._bar:
+    with (
+      graph_calls.raising(),
+      progress.bar(self._total, title, 'step') as self._bar,
+    ):
       self._scores.write = self._bar.write
       steps = self._bar.initial = self._bar.n = self._restore()
       self._scores.play_missing(steps)

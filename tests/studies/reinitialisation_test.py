@@ -31,3 +31,19 @@ def test_each_layer_is_set_back_alone_and_in_both_ways():
     expected = [1] * 6
     expected[i // 2 * 2 : i // 2 * 2 + 2] = [2 + i % 2] * 2
     assert values == expected
+
+
+def test_a_sample_of_states_does_not_depend_on_their_order():
+  rng = np.random.default_rng(0)
+  states = rng.integers(0, 256, (9000, 5), dtype=np.uint8)
+  samples = []
+  for order in (np.arange(9000), rng.permutation(9000)):
+    sample = reinitialisation.StateSample(9000)
+    for chunk in np.array_split(states[order], 7):
+      sample.add(chunk)
+    sample.add(states[:100])  # Seen again: they count once.
+    samples.append(sample.states)
+  np.testing.assert_array_equal(*samples)
+  # About every fourth is kept, 2,048 at most.
+  assert 1900 < len(samples[0]) <= 2048
+  assert {bytes(s) for s in samples[0]} < {bytes(s) for s in states}
