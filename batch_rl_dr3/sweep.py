@@ -81,6 +81,12 @@ def define_flags() -> None:
     'Gin bindings that override the grid, such as "Sweep.games=[\'Pong\']". '
     'Repeat the flag for several.',
   )
+  flags.DEFINE_boolean(
+    'trust_gin',
+    False,
+    'Let the grid and the gin files of its runs import any module and name any '
+    'function.',
+  )
   flags.DEFINE_string('runs', None, 'Folder of all runs, seen by all nodes.')
   cli.define_cache_dir('Where stores are kept, on each node.')
   flags.DEFINE_float(
@@ -240,7 +246,7 @@ def run() -> None:
       executor.jobs(
         os.path.abspath(FLAGS.runs),
         FLAGS.cache_dir,
-        ('-m', 'batch_rl_dr3.train'),
+        _train(),
         sweep.max_attempts_without_progress,
       ),
       lambda: bool(stop_request),
@@ -256,6 +262,12 @@ def run() -> None:
       f'{tally.set_aside[0]}: `sweep status` says why, and `sweep retry` lets '
       'them run again.'
     )
+
+
+def _train() -> list[str]:
+  """Returns what follows `python` in each run's command."""
+  trust = ['--trust_gin'] if cli.trusts_gin() else []
+  return ['-m', 'batch_rl_dr3.train', *trust]
 
 
 def _cluster(sweep: 'Sweep') -> 'ray_cluster.RayCluster':
@@ -380,6 +392,7 @@ def _task_flags() -> list[str]:
     f'--grid={FLAGS.grid}',
     *(f'--gin_bindings={line}' for line in FLAGS.gin_bindings),
     f'--runs={FLAGS.runs}',
+    *(['--trust_gin'] if cli.trusts_gin() else []),
     *([f'--cache_dir={FLAGS.cache_dir}'] if FLAGS['cache_dir'].present else []),
   ]
 
@@ -404,7 +417,7 @@ def task() -> None:
   job = executor.jobs(
     os.path.abspath(FLAGS.runs),
     FLAGS.cache_dir,
-    ('-m', 'batch_rl_dr3.train'),
+    _train(),
     sweep.max_attempts_without_progress,
   )(runs_of_sweep[places[index]])
   outcome = attempt.in_foreground(job.attempt())
