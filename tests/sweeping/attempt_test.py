@@ -65,7 +65,7 @@ def test_what_is_counted_is_attempts_without_progress(make_attempt):
   for _ in range(2):
     make_attempt('exit 75').execute()
   outcome = make_attempt('exit 75').execute()
-  assert outcome.kind == attempt.SET_ASIDE
+  assert (outcome.kind, outcome.exit_code) == (attempt.SET_ASIDE, 70)
   assert '3 attempts without progress; the last one: train: this run' in (
     outcome.error
   )
