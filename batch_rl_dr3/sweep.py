@@ -275,7 +275,7 @@ def _cluster(sweep: 'Sweep') -> 'ray_cluster.RayCluster':
     from batch_rl_dr3.sweeping import ray_cluster
   except ImportError as error:
     raise errors.ConfigError(
-      f'sweep run needs Ray ({error}): pip install "batch-rl-dr3[sweep]".'
+      f'sweep run needs Ray ({error}): `pip install ray`.'
     ) from error
   return ray_cluster.RayCluster(
     FLAGS.address, sweep.num_cpus, sweep.num_gpus, FLAGS.slots_per_node
