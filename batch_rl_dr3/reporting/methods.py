@@ -2,7 +2,13 @@
 
 from collections.abc import Iterable
 
-_NAMES = {'dqn': 'DQN', 'rem': 'REM', 'cql': 'CQL', 'dqn_cql': 'CQL on DQN'}
+_NAMES = {
+  'dqn': 'DQN',
+  'rem': 'REM',
+  'cql': 'CQL',
+  'dqn_cql': 'CQL on DQN',
+  'brac': 'BRAC',
+}
 _DR3 = '_dr3'
 
 
