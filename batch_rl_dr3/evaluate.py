@@ -42,8 +42,8 @@ the Nature network with any number of heads or quantiles) are played too:
 Pickles are never opened. --output_dir becomes a run directory with scores.csv
 and provenance.json, as report takes it.
 
-Exit codes: 0 finished, 64 usage, 65 data, 70 a process died, 73 cannot write
-or in use, 75 stopped and can go on, 78 configuration.
+Exit codes: 0 finished, 64 usage, 65 data, 70 a process died, 73 cannot write,
+75 stopped and can go on, or another worker is at work there, 78 configuration.
 """
 
 FLAGS = flags.FLAGS
@@ -102,6 +102,7 @@ class _Task:
   checkpoint: checkpoints.Checkpoint
   with_scores: bool
   with_video: bool
+  check: run_directory.Check
 
   def job(self, num_threads: int) -> evaluation_pool.Job:
     """Returns what a worker is to do."""
@@ -149,8 +150,10 @@ def evaluate(
       try:
         target = open_target()
         run_directory.make_directory(target.output_dir)
-        stack.enter_context(run_directory.lock(target.output_dir))
-        tasks += _tasks(target, which, video)
+        if _tasks(target, which, video):
+          held = stack.enter_context(run_directory.lock(target.output_dir))
+          # Somebody may just have done some of it.
+          tasks += _tasks(target, which, video, held.check)
       except errors.BatchRLError as error:
         problems.append(error)
     if tasks:
@@ -164,7 +167,10 @@ def evaluate(
 
 
 def _tasks(
-  target: evaluation_targets.Target, which: str, video: bool
+  target: evaluation_targets.Target,
+  which: str,
+  video: bool,
+  check: run_directory.Check = run_directory.unchecked,
 ) -> list[_Task]:
   """Returns what is left to do for one target."""
   if not target.checkpoints:
@@ -180,6 +186,7 @@ def _tasks(
       checkpoint,
       with_scores=iteration not in done,
       with_video=video and not _video(target, iteration).exists(),
+      check=check,
     )
     for iteration, checkpoint in (found if which == 'all' else found[-1:])
   ]
@@ -257,8 +264,8 @@ def _record(task: _Task, result: evaluation_pool.Result) -> str:
   name = f'{target.output_dir} iteration {task.iteration}'
   if not episodes:
     return f'{name}: video written'
-  provenance = evaluation_targets.write_provenance(target, result)
-  score_log.ScoreLog(target.output_dir).append(
+  provenance = evaluation_targets.write_provenance(target, result, task.check)
+  score_log.ScoreLog(target.output_dir, task.check).append(
     provenance, task.iteration, task.checkpoint.gradient_steps, episodes
   )
   mean_return = sum(e.episode_return for e in episodes) / len(episodes)

@@ -8,22 +8,29 @@ here, without TensorFlow.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
 import pathlib
+import secrets
+import shutil
 from typing import Any
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3 import errors, lease
+
+BusyError = lease.BusyError
 
 CHECKPOINTS = 'checkpoints'
 CONFIG = 'config.gin'
 PROVENANCE = 'provenance.json'
 METRICS = 'metrics.csv'
 SCORES = 'scores.csv'
+# Why the last attempt failed; the next one removes it.
+FAILED = 'failed.json'
 # Written last, when every iteration is trained and evaluated.
 FINISHED = 'finished.json'
+# All but the folders, and what others add.
+RUN_FILES = (CONFIG, PROVENANCE, METRICS, SCORES, FAILED, FINISHED)
 
 SCORE_COLUMNS = (
   'suite',
@@ -59,35 +66,39 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def lock(directory: str | os.PathLike[str]) -> Iterator[None]:
+def lock(directory: str | os.PathLike[str]) -> Iterator[lease.Lease]:
   """Keeps other processes from writing to a run directory meanwhile.
 
-  The system ends the lock with the process, however that ends.
+  What a worker that is no more left half-written is removed first.
+
+  Yields:
+    What is to be asked before everything that is published.
 
   Raises:
     BusyError: if another process holds it.
-    WriteError: if the lock's file cannot be written.
+    WriteError: if the lease cannot be written.
   """
-  path = pathlib.Path(directory) / '.lock'
+  folder = pathlib.Path(directory)
+  held = lease.Lease(lease.FolderStorage(folder / lease.FOLDER), str(folder))
   try:
-    file = open(path, 'a')  # noqa: SIM115
+    held.acquire()
   except OSError as error:
-    raise WriteError(path, error) from error
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise BusyError(
-        f'{directory} is in use: another process trains or evaluates there. '
-        'Wait for it, or end it.'
-      ) from error
-    except OSError:
-      pass  # A file system without locks.
-    yield
+    held.release()
+    raise WriteError(folder / lease.FOLDER, error) from error
+  try:
+    _remove_temporaries(folder)
+    yield held
+  finally:
+    held.release()
 
 
-class BusyError(errors.WriteError):
-  """A run directory that another process is writing to."""
+def _remove_temporaries(folder: pathlib.Path) -> None:
+  """Removes what was to become a file of a run: its rename now fails."""
+  for name in RUN_FILES:
+    for temporary in folder.glob(f'.{name}.*.tmp'):
+      remove(temporary)
+  for leftover in (folder / CHECKPOINTS).glob('.*'):
+    remove(leftover)
 
 
 class WriteError(errors.WriteError):
@@ -100,31 +111,81 @@ class WriteError(errors.WriteError):
     )
 
 
-def write_atomically(path: str | os.PathLike[str], content: str) -> None:
+# Asked before something is published; raises if it must not be.
+Check = Callable[[], None]
+
+
+def unchecked() -> None:
+  """Lets everything be published: the check of who shares with nobody."""
+
+
+def write_atomically(
+  path: str | os.PathLike[str], content: str, check: Check = unchecked
+) -> None:
   """Writes a text file whole or not at all, even across a kill.
 
   The content goes to a temporary file beside `path`, is synced to disk and
   renamed over it.
 
+  Args:
+    path: the file.
+    content: all of it.
+    check: asked before the rename.
+
   Raises:
     WriteError: if the file system refuses; what was at `path` is kept.
   """
   target = pathlib.Path(path)
-  temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+  # Of no other process's name, wherever that runs.
+  temporary = target.with_name(f'.{target.name}.{secrets.token_hex(8)}.tmp')
   try:
     with open(temporary, 'w', newline='') as file:
       file.write(content)
       file.flush()
       os.fsync(file.fileno())
+    check()
     os.replace(temporary, target)
+    sync(target.parent)
   except OSError as error:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      check()  # Who has taken over has removed the temporary file.
+    raise WriteError(target, error) from error
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+  """Removes a file or a folder, if there is one.
+
+  Raises:
+    WriteError: if the file system refuses.
+  """
+  target = pathlib.Path(path)
+  try:
+    if target.is_dir():
+      shutil.rmtree(target)
+    else:
+      target.unlink(missing_ok=True)
+  except OSError as error:
     raise WriteError(target, error) from error
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def sync(path: str | os.PathLike[str]) -> None:
+  """Sees to it that a file or folder is on its disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def write_json(
+  path: str | os.PathLike[str], value: Any, check: Check = unchecked
+) -> None:
   """Writes `value` as indented JSON, whole or not at all."""
-  write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + '\n')
+  text = json.dumps(value, indent=2, sort_keys=True) + '\n'
+  write_atomically(path, text, check)
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
@@ -140,15 +201,22 @@ def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
 class CsvLog:
   """A CSV file that grows row by row and can go back to an earlier state."""
 
-  def __init__(self, path: str | os.PathLike[str], columns: Sequence[str]):
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    columns: Sequence[str],
+    check: Check = unchecked,
+  ):
     """Opens the log; the file appears with its first row.
 
     Args:
       path: the CSV file.
       columns: its columns, in order.
+      check: asked before the file changes.
     """
     self._path = pathlib.Path(path)
     self._columns = tuple(columns)
+    self._check = check
 
   def keep(self, predicate: Callable[[dict[str, str]], bool]) -> None:
     """Rewrites the file with only the rows that satisfy `predicate`."""
@@ -156,7 +224,12 @@ class CsvLog:
       self._replace(row for row in read_csv(self._path) if predicate(row))
 
   def append(self, row: Mapping[str, Any]) -> None:
-    """Adds one row. A kill can tear it; `read_csv` leaves a torn row out."""
+    """Adds one row. A kill can tear it; `read_csv` leaves a torn row out.
+
+    Raises:
+      WriteError: if the disk refuses; the rows before are kept.
+    """
+    self._check()
     try:
       with open(self._path, 'a', newline='') as file:
         writer = csv.DictWriter(file, self._columns)
@@ -175,4 +248,4 @@ class CsvLog:
     writer = csv.DictWriter(text, self._columns)
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(self._path, text.getvalue())
+    write_atomically(self._path, text.getvalue(), self._check)

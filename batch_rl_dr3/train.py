@@ -1,6 +1,7 @@
 """Trains an offline agent on logged replay and evaluates it in its game."""
 
 from collections.abc import Sequence
+import os
 
 from absl import flags
 
@@ -24,7 +25,7 @@ A run that was stopped goes on when the same command is given again, and one
 that is finished says so. SIGTERM and Ctrl-C write a checkpoint first.
 
 Exit codes: 0 finished, 64 usage, 65 data, 70 diverged, 73 cannot write,
-75 stopped and can go on, 78 configuration.
+75 stopped and can go on, or another worker is at work there, 78 configuration.
 """
 
 FLAGS = flags.FLAGS
@@ -57,6 +58,13 @@ def define_flags() -> None:
   cli.define_cache_dir()
   flags.DEFINE_integer(
     'seed', 0, 'Fixes initial weights, batches and evaluation.', lower_bound=0
+  )
+  flags.DEFINE_string(
+    'init_checkpoint',
+    None,
+    'Start from the online network of a checkpoint, such as '
+    'RUN/checkpoints/tf_ckpt-19, with a new optimiser, from gradient step 0. '
+    'It is short for the gin binding OfflineAgent.init_checkpoint.',
   )
   flags.DEFINE_boolean(
     'overwrite', False, 'Start over where --base_dir holds a run already.'
@@ -138,13 +146,17 @@ def main() -> None:
       '--gin_files is needed: it says what to train, such as '
       'atari/rem_dr3_1pct.gin (see --help).'
     )
+  bindings = list(FLAGS.gin_bindings)
+  if FLAGS.init_checkpoint:
+    path = os.path.abspath(FLAGS.init_checkpoint)
+    bindings.append(f'OfflineAgent.init_checkpoint={path!r}')
   tensorflow_start.import_tensorflow()
   train(
     FLAGS.base_dir,
     FLAGS.replay_dir or FLAGS.run,
     FLAGS.cache_dir,
     FLAGS.gin_files,
-    FLAGS.gin_bindings,
+    bindings,
     FLAGS.seed,
     FLAGS.overwrite,
   )

@@ -308,7 +308,7 @@ def _train_peak(log: pathlib.Path, folder: pathlib.Path, name: str) -> float:
     'FixedReplayRunner.log_period': 100,
     'FixedReplayRunner.effective_rank_period': 100,
     'Subset.rule': "'all'",
-    'Subset.fraction': 1,
+    'Subset.fraction': 1.0,
     'open_store.max_resident_bytes': (1 << 40) if name == 'held' else 0,
   }
   subprocess.run(

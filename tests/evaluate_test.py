@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from batch_rl_dr3 import errors, evaluate, run_directory, train
+from batch_rl_dr3 import errors, evaluate, lease, run_directory, train
 from batch_rl_dr3.evaluation import lanes as lanes_lib
 from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import (
@@ -220,15 +220,12 @@ def test_what_is_found_is_a_run_or_a_folder_of_checkpoints(tmp_path):
   assert found.checkpoints[12].gradient_steps == 1300
 
 
-def test_a_run_in_use_and_a_damaged_checkpoint_are_named(tmp_path, target):
+def test_a_run_in_use_and_a_damaged_checkpoint_are_named(
+  tmp_path, target, monkeypatch
+):
   provenance = evaluation_targets.write_provenance(target, result())
   assert provenance['seed'] == 0
   run_target = evaluation_targets.of_run(tmp_path)
-  with (
-    run_directory.lock(tmp_path),
-    pytest.raises(run_directory.BusyError, match='in use'),
-  ):
-    evaluate.evaluate([lambda: run_target])
   with pytest.raises(errors.DataError, match='no checkpoint'):
     evaluate.evaluate([lambda: run_target])
   folder = tmp_path / 'checkpoints'
@@ -242,6 +239,13 @@ def test_a_run_in_use_and_a_damaged_checkpoint_are_named(tmp_path, target):
       'files': {'tf_ckpt-0.index': {'bytes': 2, 'sha256': ''}},
     },
   )
+  run_target = evaluation_targets.of_run(tmp_path)
+  monkeypatch.setattr(lease, 'HEARTBEAT_SECONDS', 0.05)
+  with (
+    run_directory.lock(tmp_path),
+    pytest.raises(run_directory.BusyError, match='in use'),
+  ):
+    evaluate.evaluate([lambda: run_target])
   with pytest.raises(errors.DataError, match='1 bytes, not all'):
     evaluate.evaluate([lambda: evaluation_targets.of_run(tmp_path)])
 

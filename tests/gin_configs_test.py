@@ -16,6 +16,7 @@ from batch_rl_dr3.evaluation import (
   minatar,  # noqa: F401
   online_dqn,  # noqa: F401
 )
+from batch_rl_dr3.sweeping import bindings, grid  # noqa: F401
 from batch_rl_dr3.training import runner
 
 CONFIGS = cli.shipped_configs()
@@ -85,6 +86,18 @@ def test_an_experiment_binds_what_its_name_says(clear_gin, method, dataset):
     assert bound('ConservativePenalty.coefficient') == ALPHA[dataset]
   if method.endswith('_dr3'):
     assert bound('FeatureDotPenalty.coefficient') == DR3_COEFFICIENT[base]
+
+
+@pytest.mark.parametrize('name', ['atari/cql_dr3_1pct.gin', 'minatar/rem.gin'])
+def test_a_sweep_reads_what_gin_binds(clear_gin, name):
+  parse(name)
+  found = bindings.read([name])
+  assert len(found) > 20
+  for parameter, value in found.items():
+    bound = gin.query_parameter(parameter)
+    if '@' in repr(value):  # References, which gin has resolved.
+      bound, value = repr(bound), repr(value)
+    assert bound == value
 
 
 def test_the_17_games_are_games_of_the_emulator(clear_gin):

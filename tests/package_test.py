@@ -34,7 +34,9 @@ def test_tensorflow_imported_first_is_an_error_that_says_what_to_do():
   assert result.returncode == 0
 
 
-@pytest.mark.parametrize('command', ['train', 'collect', 'data', 'report'])
+@pytest.mark.parametrize(
+  'command', ['train', 'collect', 'data', 'report', 'sweep']
+)
 def test_help_needs_no_tensorflow(command):
   result = run_python(
     'import sys, runpy; sys.modules["tensorflow"] = None;'

@@ -1,6 +1,6 @@
 import pytest
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3 import errors, lease, run_directory
 
 
 def test_csv_log_appends_and_goes_back(tmp_path):
@@ -65,14 +65,15 @@ def test_make_directory_names_what_cannot_be_written(tmp_path):
     run_directory.make_directory(tmp_path / 'file' / 'run')
 
 
-def test_one_process_at_a_time_writes_to_a_run_directory(tmp_path):
+def test_one_process_at_a_time_writes_to_a_run_directory(tmp_path, monkeypatch):
+  monkeypatch.setattr(lease, 'HEARTBEAT_SECONDS', 0.05)
   with run_directory.lock(tmp_path):
     with (
       pytest.raises(run_directory.BusyError, match='in use') as raised,
       run_directory.lock(tmp_path),
     ):
       raise AssertionError
-    assert raised.value.exit_code == 73
+    assert raised.value.exit_code == 75
   with run_directory.lock(tmp_path):
     pass
   with (
@@ -80,3 +81,12 @@ def test_one_process_at_a_time_writes_to_a_run_directory(tmp_path):
     run_directory.lock(tmp_path / 'none'),
   ):
     raise AssertionError
+
+
+def test_what_a_worker_left_half_written_is_removed(tmp_path):
+  (tmp_path / 'checkpoints' / '.writing.3.ab').mkdir(parents=True)
+  for name in ('.scores.csv.ab.tmp', '.attempt.json.ab.tmp'):
+    (tmp_path / name).write_text('')
+  with run_directory.lock(tmp_path):
+    left = {path.name for path in tmp_path.rglob('.*')}
+  assert left == {'.attempt.json.ab.tmp'}  # Somebody else's.

@@ -140,6 +140,14 @@ def test_a_loss_that_is_not_finite_ends_the_run(train_here, tmp_path):
   assert 'loss_feature_dot_product' in message
   assert 'none was written yet' in message
   assert not (tmp_path / run_directory.FINISHED).exists()
+  failed = json.loads((tmp_path / run_directory.FAILED).read_text())
+  assert (failed['error'], failed['exit_code']) == ('DivergedError', 70)
+  assert failed['message'] == message
+  last = read(tmp_path / run_directory.METRICS)[-1]
+  assert int(last['gradient_steps']) == failed['gradient_steps'] > 0
+  assert not np.isfinite(float(last['loss_total']))
+  (shown,) = live_runs.LiveRuns([str(tmp_path)]).snapshot()['runs']
+  assert (shown['state'], shown['error']) == ('diverged', message)
 
 
 def test_a_directory_of_another_run_is_refused_unless_overwritten(
@@ -295,7 +303,9 @@ def test_killed_anywhere_a_run_ends_bit_for_bit_the_same(
   result = run(train_command(straight, *steps))
   assert result.returncode == 0, result.stderr
 
-  command = train_command(disturbed, *steps)
+  # How often is saved is no part of what a run is.
+  often = 'FixedReplayRunner.checkpoint_every_minutes=0.005'
+  command = train_command(disturbed, *steps, often)
   rng = random.Random(time.time_ns())
   process = start_and_wait(command, disturbed, rng.randrange(50, 400))
   process.send_signal(signal.SIGTERM)

@@ -5,18 +5,21 @@ from typing import Any
 
 import tensorflow as tf
 
-from batch_rl_dr3.agents import devices, measures, pure_step, update
+from batch_rl_dr3.agents import devices, pure_step, update
+from batch_rl_dr3.agents import loss as loss_lib
 from batch_rl_dr3.replay import fixed_replay_buffer
 
-# (weights, step, transition) -> the loss of that batch.
+# (weights, step, transition, penalties' states) -> the loss of that batch.
 BatchLoss = Callable[
-  [update.Weights, tf.Tensor, Mapping[str, tf.Tensor]], measures.LossParts
+  [update.Weights, tf.Tensor, Mapping[str, tf.Tensor], loss_lib.States],
+  loss_lib.LossParts,
 ]
 
 
 def _state_variables(
   step: tf.Variable,
   weights: Mapping[str, list[tf.Variable]],
+  penalties: Any,
   optimizer: tf.compat.v1.train.Optimizer,
 ) -> pure_step.State:
   """Returns the variables that a gradient step changes.
@@ -24,6 +27,7 @@ def _state_variables(
   Args:
     step: the step number.
     weights: every network's variables.
+    penalties: those of the penalties' states.
     optimizer: TensorFlow's Adam, after it has been applied.
   """
 
@@ -37,6 +41,7 @@ def _state_variables(
   return pure_step.State(
     step,
     {name: list(variables) for name, variables in weights.items()},
+    penalties,
     (slots('m'), slots('v')),
     optimizer._get_beta_accumulators(),
   )
@@ -53,6 +58,7 @@ class CompiledSteps:
     self,
     step: tf.Variable,
     weights: Mapping[str, list[tf.Variable]],
+    penalties: Any,
     replay: fixed_replay_buffer.FixedReplayBuffer,
     loss: BatchLoss,
     optimizer: tf.compat.v1.train.Optimizer,
@@ -64,6 +70,7 @@ class CompiledSteps:
     Args:
       step: the step number.
       weights: every network's variables, by name.
+      penalties: those of the penalties' states, by name.
       replay: what the batches are sampled from: inside the steps if it has a
         table, else one batch is handed to the steps, which must be one.
       loss: the loss of one batch.
@@ -75,7 +82,7 @@ class CompiledSteps:
       ConfigError: if the optimiser is not Adam.
     """
     self._adam = pure_step.Adam.of(optimizer)
-    self._variables = _state_variables(step, weights, optimizer)
+    self._variables = _state_variables(step, weights, penalties, optimizer)
     self._replay = replay
     self._loss = loss
     self._target_update_period = target_update_period
@@ -109,11 +116,15 @@ class CompiledSteps:
     return [*tf.nest.flatten(state), *(parts[n] for n in self._part_names)]
 
   def _step_loss(
-    self, weights: update.Weights, step: tf.Tensor, data: Any
-  ) -> measures.LossParts:
+    self,
+    weights: update.Weights,
+    step: tf.Tensor,
+    data: Any,
+    states: loss_lib.States,
+  ) -> loss_lib.LossParts:
     if self._replay.table is not None:
       data = self._replay.transition_from(data, step)
-    return self._loss(weights, step, data)
+    return self._loss(weights, step, data, states)
 
   def make_callable(
     self, session: tf.compat.v1.Session, device: str

@@ -1,48 +1,25 @@
-"""What an agent says of a batch: its loss in parts, and what is logged."""
+"""What is logged of a batch."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
+from batch_rl_dr3.agents import loss
 from batch_rl_dr3.losses import bellman, dr3
 from batch_rl_dr3.penalties import UpdateBatch
 
 
-class LossParts(NamedTuple):
-  """The loss of one batch, whole and in parts.
-
-  Attributes:
-    total: float32 scalar, what the optimiser minimises.
-    bellman: float32 scalar, the mean Bellman loss.
-    auxiliary: further losses by name, each with weight 1.
-    penalties: penalties by name, before their coefficients.
-  """
-
-  total: tf.Tensor
-  bellman: tf.Tensor
-  auxiliary: dict[str, tf.Tensor]
-  penalties: dict[str, tf.Tensor]
-
-  def by_name(self) -> dict[str, tf.Tensor]:
-    """Returns every part under the name that logs use, such as loss_total."""
-    parts = {'total': self.total, 'bellman': self.bellman}
-    parts.update(self.auxiliary)
-    parts.update(self.penalties)
-    return {f'loss_{name}': value for name, value in parts.items()}
-
-
 def build_metrics(
   batch: UpdateBatch,
-  loss_parts: LossParts,
+  loss_parts: loss.LossParts,
   next_target_q_values: tf.Tensor,
   gradients: Sequence[tf.Tensor],
 ) -> dict[str, tf.Tensor]:
   """Returns what is logged of a batch: float32 scalars by column name.
 
-  Both the feature dot product and the squared feature norm are there, so
-  that Proposition 3.2's criterion (gamma * the first >= the second) can be
-  read off. `mean_q` is of the logged actions, `mean_target_q` of the backup's.
+  `discounted_dot_product` is of what is backed up: a transition that ends an
+  episode counts as 0. `mean_q` is of the logged actions, `mean_target_q` of
+  the backup's.
 
   Args:
     batch: the batch.
@@ -57,8 +34,22 @@ def build_metrics(
   return {
     **loss_parts.by_name(),
     'feature_dot_product': tf.reduce_mean(dot_products),
+    'discounted_dot_product': tf.reduce_mean(batch.discounts * dot_products),
     'feature_norm_squared': tf.reduce_mean(squared_norms),
     'mean_q': tf.reduce_mean(chosen_q),
     'mean_target_q': tf.reduce_mean(next_values),
     'gradient_norm': tf.linalg.global_norm(gradients),
+    **loss_parts.measures,
   }
+
+
+def divergence_ratio(metrics: Mapping[str, float]) -> float:
+  """Returns Proposition 3.2's ratio, `linear_td.divergence_ratio`, of metrics.
+
+  From 1 on, linear TD-learning on the features does not converge.
+
+  Args:
+    metrics: means over the same transitions.
+  """
+  norms = metrics['feature_norm_squared']
+  return metrics['discounted_dot_product'] / norms if norms else 1.0

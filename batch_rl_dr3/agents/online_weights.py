@@ -7,6 +7,8 @@ variables are known: this package's and Dopamine's Keras agents'
 which used TF-Slim (`Online/Conv_1/weights`).
 """
 
+from collections.abc import Sequence
+import errno
 import itertools
 from typing import Any
 
@@ -96,3 +98,43 @@ def mean_over_atoms(
     kernel.reshape(num_features, num_actions, -1).mean(axis=2),
     bias.reshape(num_actions, -1).mean(axis=1),
   ]
+
+
+def layer_names(weights: Sequence[WeightArray]) -> list[str]:
+  """Returns the name of each layer of weights as `read` returns them."""
+  kinds = [
+    'Conv' if kernel.ndim == 4 else 'fully_connected' for kernel in weights[::2]
+  ]
+  return [
+    kind if kinds[:i].count(kind) == 0 else f'{kind}_{kinds[:i].count(kind)}'
+    for i, kind in enumerate(kinds)
+  ]
+
+
+def write(prefix: str, weights: Sequence[WeightArray]) -> None:
+  """Writes weights so that `read` returns them: a checkpoint without more.
+
+  Args:
+    prefix: the path without `.index`.
+    weights: kernel and bias of every layer.
+
+  Raises:
+    OSError: if the disk refuses.
+  """
+  names = [
+    f'{_SCOPE}/{layer}/{variable}'
+    for layer in layer_names(weights)
+    for variable in _NAMINGS[0]
+  ]
+  try:
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+      session.run(
+        tf.raw_ops.SaveV2(
+          prefix=prefix,
+          tensor_names=names,
+          shape_and_slices=[''] * len(names),
+          tensors=[tf.constant(weight) for weight in weights],
+        )
+      )
+  except tf.errors.OpError as error:
+    raise OSError(errno.EIO, str(error)) from error

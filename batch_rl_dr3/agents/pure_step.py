@@ -1,6 +1,6 @@
 """Gradient steps as one pure function, which is what accelerators compile.
 
-Weights, the optimiser's moments, the step number and the data come in as
+Weights, moments, penalties' states, the step number and the data come in as
 arguments, and the new ones go out; nothing else is read or written. The loop
 over steps is inside, so that a compiled call runs many of them without a word
 from the host. On a CPU the agent's plain graph is faster (XLA's convolutions
@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.agents import measures, update
+from batch_rl_dr3.agents import loss as loss_lib
+from batch_rl_dr3.agents import update
 
 
 class State(NamedTuple):
@@ -23,18 +24,22 @@ class State(NamedTuple):
   Attributes:
     step: int64 scalar, gradient steps so far.
     weights: of every network, by name.
+    penalties: the penalties' states, by name.
     moments: Adam's first and second, each like the weights that learn.
     powers: Adam's beta_1^t and beta_2^t, float32 scalars.
   """
 
   step: Any
   weights: dict[str, list[Any]]
+  penalties: Any
   moments: tuple[dict[str, list[Any]], dict[str, list[Any]]]
   powers: tuple[Any, Any]
 
 
-# (weights, step, data) -> the loss of that step's batch.
-Loss = Callable[[update.Weights, tf.Tensor, Any], measures.LossParts]
+# (weights, step, data, penalties' states) -> the loss of that step's batch.
+Loss = Callable[
+  [update.Weights, tf.Tensor, Any, loss_lib.States], loss_lib.LossParts
+]
 
 
 class Adam(NamedTuple):
@@ -119,13 +124,13 @@ def run(
   """
 
   def step(state: State) -> tuple[State, dict[str, tf.Tensor]]:
-    parts = loss(state.weights, state.step, data)
+    parts = loss(state.weights, state.step, data, state.penalties)
     learnt = {n: w for n, w in state.weights.items() if n != update.TARGET}
     gradients = tf.nest.pack_sequence_as(
       learnt, tf.gradients(parts.total, tf.nest.flatten(learnt))
     )
     state = adam.step(state, gradients)
-    state = state._replace(step=state.step + 1)
+    state = state._replace(step=state.step + 1, penalties=parts.next_states)
     is_due = tf.equal(state.step % target_update_period, 0)
     target = [
       tf.where(is_due, online, old)

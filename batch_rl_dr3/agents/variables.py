@@ -1,10 +1,12 @@
 """Saving and restoring an agent's variables through TensorFlow's Saver."""
 
+from collections.abc import Sequence
 import errno
 
 import tensorflow as tf
 
 from batch_rl_dr3 import errors
+from batch_rl_dr3.agents import online_weights
 
 
 def save(
@@ -36,6 +38,31 @@ def restore(
     raise errors.DataError(
       f'{prefix} is no checkpoint of this agent: {error}'
     ) from error
+
+
+def load_online(
+  session: tf.compat.v1.Session, network: Sequence[tf.Variable], prefix: str
+) -> None:
+  """Fills a network's variables with the online weights of a checkpoint.
+
+  Args:
+    session: the variables'.
+    network: the variables, in the network's order.
+    prefix: the checkpoint's path without `.index`.
+
+  Raises:
+    DataError: if it cannot be read, or is of a network with other shapes.
+  """
+  weights = online_weights.read(prefix)
+  there = [list(weight.shape) for weight in weights]
+  here = [variable.shape.as_list() for variable in network]
+  if there != here:
+    raise errors.DataError(
+      f'the weights of {prefix} do not fit: its layers have the shapes '
+      f'{there}, not {here}. Start from an agent of the same kind.'
+    )
+  for variable, weight in zip(network, weights, strict=True):
+    variable.load(weight, session)
 
 
 def _check_shapes(session: tf.compat.v1.Session, prefix: str) -> None:

@@ -43,9 +43,14 @@ class PenalisedCritics:
     """Sets up what the methods below use; after the parent's constructor.
 
     Raises:
-      ValueError: if a penalty needs a finite set of actions.
+      ValueError: if a penalty needs a finite set of actions, or a state.
     """
     for penalty in penalties:
+      if penalty.initial_state(num_features=1):
+        raise ValueError(
+          f'{type(penalty).__name__} keeps a state, which continuous control '
+          'has no place for.'
+        )
       if isinstance(penalty, penalties_lib.ConservativePenalty) or getattr(
         penalty, 'same_action_only', False
       ):
@@ -108,6 +113,8 @@ class PenalisedCritics:
             actions=None,
             next_policy=None,
             terminals=1.0 - next_time_steps.discount,
+            discounts=self._gamma * next_time_steps.discount,  # type: ignore[attr-defined]
+            step=self.train_step_counter,  # type: ignore[attr-defined]
           )
         )
     return CriticTerms(loss, batches, q_values)

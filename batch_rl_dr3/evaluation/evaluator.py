@@ -33,7 +33,7 @@ class Evaluator:
     """
     self.lanes = lanes
     self.rule = rule
-    self._network = network
+    self.network = network
     self._num_threads = num_threads
 
   def load(self, prefix: str) -> acting.Actor:
@@ -44,7 +44,7 @@ class Evaluator:
     """
     game = self.lanes.game
     return acting.Actor(
-      self._network,
+      self.network,
       prefix,
       game.num_actions,
       game.observation_shape,

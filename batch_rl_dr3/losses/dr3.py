@@ -31,3 +31,24 @@ def feature_dot_product(
   if stop_gradient:
     next_features = tf.stop_gradient(next_features)
   return tf.reduce_sum(features * next_features, axis=1)
+
+
+def feature_cosine(features: tf.Tensor, next_features: tf.Tensor) -> tf.Tensor:
+  """Returns phi^T phi' / (|phi| |phi'|) of every transition.
+
+  It is 0 where a feature vector is 0.
+
+  Args:
+    features: float32 [B, D].
+    next_features: float32 [B, D]. Gradients flow into both.
+
+  Returns:
+    float32 [B].
+
+  Raises:
+    ValueError: if the two shapes are not the same [B, D].
+  """
+  return feature_dot_product(
+    tf.nn.l2_normalize(features, axis=1),
+    tf.nn.l2_normalize(next_features, axis=1),
+  )

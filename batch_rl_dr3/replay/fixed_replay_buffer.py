@@ -6,6 +6,8 @@ Dopamine's read the tensors by the names of its `WrappedReplayBuffer`.
 """
 
 import collections
+from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import gin
@@ -14,8 +16,10 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import graph_table
+from batch_rl_dr3.replay import graph_calls, graph_table
 from batch_rl_dr3.replay import store as replay_store
+
+_Positions = npt.NDArray[np.int64]
 
 # Dopamine's names for the fields of a batch.
 _NAMES = (
@@ -195,10 +199,10 @@ class FixedReplayBuffer:
       return self.transition_from(self.table.tensors, step)
     # The structure of a batch, with its dtypes and all shapes but the first.
     example = self.batch_at(self._valid_rows[:1])
-    with tf.name_scope('sample_replay'), tf.device('/cpu:*'):
-      tensors = tf.numpy_function(
-        self._gather_positions,
-        [self._positions(step)],
+    with tf.name_scope('sample_replay'):
+      tensors = graph_calls.call(
+        _ReadAhead(self._gather_positions),
+        [self._positions(step), self._positions(step + 1)],
         [tf.as_dtype(array.dtype) for array in example.values()],
         name='gather',
       )
@@ -251,3 +255,30 @@ class FixedReplayBuffer:
     # The table of valid rows stays out of the graph: it can be longer than
     # the 2 GB that a graph's serialised form allows.
     return list(self.batch_at(self._valid_rows[positions]).values())
+
+
+class _ReadAhead:
+  """Reads the next step's batch while this step's is learnt from.
+
+  A batch is known by its positions: where steps do not follow each other, what
+  was read ahead is dropped.
+  """
+
+  def __init__(self, read: Callable[[_Positions], list[npt.NDArray[Any]]]):
+    """Takes what reads a batch; it is called from a thread of its own."""
+    self._read = read
+    self._pool = futures.ThreadPoolExecutor(1, 'read_ahead')
+    self._pending: tuple[_Positions, futures.Future[Any]] | None = None
+
+  def __call__(
+    self, positions: _Positions, next_positions: _Positions
+  ) -> list[npt.NDArray[Any]]:
+    """Returns the batch at some positions; the next is then on its way."""
+    pending, self._pending = self._pending, None
+    if pending is not None and np.array_equal(pending[0], positions):
+      batch: list[npt.NDArray[Any]] = pending[1].result()
+    else:
+      batch = self._read(positions)
+    following = np.array(next_positions)  # TensorFlow keeps the memory of it.
+    self._pending = (following, self._pool.submit(self._read, following))
+    return batch

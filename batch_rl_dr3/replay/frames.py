@@ -21,6 +21,8 @@ from batch_rl_dr3.replay import shard_files
 
 # Files that the process may open beside the shards.
 _SPARE_FILES = 512
+# Bytes; TensorFlow copies arrays that lie otherwise.
+_ALIGNMENT = 64
 
 
 class Frames(abc.ABC):
@@ -169,7 +171,7 @@ class ShardFrames(Frames):
 
   def held(self) -> ResidentFrames:
     """Returns the same frames, all read into memory."""
-    frames = np.empty((self._ends[-1], self.num_pixels), self.dtype)
+    frames = _aligned((self._ends[-1], self.num_pixels), self.dtype)
     with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
       running = [
         pool.submit(shard.read, 0, frames[start:end])
@@ -188,6 +190,14 @@ class ShardFrames(Frames):
       count = self._ends[shard] - row
       self._shards[shard].read(row - self._starts[shard], frames[:count])
       row, frames = row + count, frames[count:]
+
+
+def _aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+  """Returns an array, not filled, that TensorFlow can use without a copy."""
+  num_bytes = int(np.prod(shape)) * dtype.itemsize
+  buffer = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+  start = -buffer.ctypes.data % _ALIGNMENT
+  return buffer[start : start + num_bytes].view(dtype).reshape(shape)
 
 
 def open_frames(

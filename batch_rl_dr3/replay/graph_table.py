@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from batch_rl_dr3.replay import graph_calls
 from batch_rl_dr3.replay import store as replay_store
 
 
@@ -100,14 +101,28 @@ class TableVariables:
         },
       )
       self.tensors = Table(*(v.read_value() for v in self._variables))
+      self._fill_frames = self._filling()
+
+  def _filling(self) -> tf.Operation:
+    """Returns what reads all frames into their variable.
+
+    TensorFlow takes over the array that is read, so that the frames are never
+    in memory twice. It would copy what is fed to it; and a variable that has
+    been filled in slices, it would copy at every read.
+    """
+    variable = self._variables.frames
+    frames = graph_calls.call(self._store.all_frames, [], variable.dtype)
+    frames.set_shape(variable.shape)
+    return variable.assign(frames, read_value=False)
 
   def load(self, session: tf.compat.v1.Session) -> None:
-    """Fills the variables; meanwhile the frames are in memory three times.
+    """Fills the variables.
 
-    To fill a variable slice by slice would need less, but from then on
-    TensorFlow copies it whole at every read.
+    Raises:
+      DataError: if a file of the store is damaged.
     """
-    self._variables.frames.load(self._store.all_frames(), session)
+    with graph_calls.raising():
+      session.run(self._fill_frames)
     for name, array in self._arrays.items():
       getattr(self._variables, name).load(array, session)
     self._arrays = {}

@@ -22,6 +22,9 @@ _FALTERING = {
   'ConnectionError',
   'FSTimeoutError',
 }
+# No connection was ever made: a wrong address, no network, a wall.
+_UNREACHABLE = 'ClientConnectorError'
+_UNREACHABLE_ATTEMPTS = 2
 
 
 class RefusedError(errors.DataError):
@@ -38,7 +41,7 @@ def _status(error: BaseException) -> int | None:
 
 def _is_refusal(error: Exception) -> bool:
   """Whether to ask elsewhere: 401, 403, 404, no such bucket, no credentials."""
-  kinds = {kind.__name__ for kind in type(error).__mro__}
+  kinds = _kinds(error)
   # gcsfs turns 403 into a bare OSError, and a bad bucket into a ValueError.
   told = str(error).startswith(('Forbidden', 'Bad Request'))
   return (
@@ -54,7 +57,11 @@ def _falters(error: Exception) -> bool:
   status = _status(error)
   if status is not None:
     return status in _FALTERS or status >= 500
-  return bool({kind.__name__ for kind in type(error).__mro__} & _FALTERING)
+  return bool(_kinds(error) & _FALTERING)
+
+
+def _kinds(error: Exception) -> set[str]:
+  return {kind.__name__ for kind in type(error).__mro__}
 
 
 @gin.configurable
@@ -75,7 +82,8 @@ class Retry:
     """Sets the rule.
 
     Args:
-      attempts: int, how often a read is tried in all.
+      attempts: int, how often a read is tried in all; twice at most where
+        no connection could be made: gcsfs alone tries for a minute.
       first_delay: float, seconds before the second attempt; each further
         delay is twice as long. The delay used is a random half to whole of
         it, so that many readers do not come back at once.
@@ -116,7 +124,9 @@ class Retry:
           raise RefusedError(f'{name} is refused: {told}.') from error
         if not _falters(error):
           raise errors.DataError(f'cannot read {name}: {told}.') from error
-        if attempt == self._attempts:
+        is_unreachable = _UNREACHABLE in _kinds(error)
+        most = _UNREACHABLE_ATTEMPTS if is_unreachable else self._attempts
+        if attempt >= min(most, self._attempts):
           raise RefusedError(
             f'{name} could not be read in {attempt} attempts; the last one '
             f'ended with: {told}. Try again later.'

@@ -83,7 +83,8 @@ class Subset:
 
   def record(self) -> dict[str, Any]:
     """Returns what the manifest says of it."""
-    fields = dataclasses.asdict(self)
+    # 1 and 1.0 are one subset, and so one store.
+    fields = {**dataclasses.asdict(self), 'fraction': float(self.fraction)}
     if not self.is_uniform:
       del fields['seed']
     return fields

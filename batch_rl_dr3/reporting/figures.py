@@ -104,13 +104,23 @@ def spans_decades(drawn: Sequence[curves.Curve]) -> bool:
   return bool(values.max() / values.min() >= _LOG_SPAN)
 
 
-def _draw_panel(
-  axes: mpl_axes.Axes, panel: Panel, drawn: dict[str, curves.Curve]
+def draw_panel(
+  axes: mpl_axes.Axes,
+  panel: Panel,
+  drawn: dict[str, curves.Curve],
+  lines: dict[str, dict[str, Any]],
 ) -> None:
+  """Draws one quantity of several methods.
+
+  Args:
+    axes: where.
+    panel: the quantity.
+    drawn: its curve by method.
+    lines: the style of each method's line.
+  """
   axes.set_title(panel.title)
   figure_lib.set_steps_axis(axes)
   label = panel.label
-  lines = figure_lib.line_styles(list(drawn))
   for method, curve in drawn.items():
     if curve.steps.size:
       name = methods.display_name(method)
@@ -140,12 +150,13 @@ def draw(
   runs = [run for run in collection.runs if run.setting == setting]
   last_step = max(1, *(run.num_gradient_steps for run in runs))
   names = collection.methods(setting)
+  lines = figure_lib.line_styles(names)
   for axes, panel in zip(np.ravel(grid), PANELS, strict=True):
     drawn = {
       method: curves.curve(collection, setting, method, panel.quantity)
       for method in names
     }
-    _draw_panel(axes, panel, drawn)
+    draw_panel(axes, panel, drawn, lines)
     axes.set_xlim(-0.02 * last_step, 1.03 * last_step)
   figure_lib.add_legend(figure, names, 2 if narrow else 6)
   return figure

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import csv
 import dataclasses
 import glob
+import json
 import os
 import pathlib
 import time
@@ -15,8 +16,9 @@ import pandas as pd
 from batch_rl_dr3 import errors, run_directory
 from batch_rl_dr3.reporting import csv_file, methods, scores
 
-# A run is in one of these states. Nothing on disk says that a process has
-# died, so one that has, was stopped or hangs is 'stalled'.
+# A run is in one of these states. Nothing on disk says that a process was
+# killed, so one that was, was stopped or hangs is 'stalled', and so is one
+# that says that it failed of anything but divergence.
 RUNNING, STARTING, FINISHED = 'running', 'starting', 'finished'
 STALLED, DIVERGED, UNREADABLE = 'stalled', 'diverged', 'unreadable'
 STATES = (RUNNING, STARTING, DIVERGED, UNREADABLE, STALLED, FINISHED)
@@ -29,8 +31,8 @@ QUANTITIES = (
 )
 # A run is stalled after so many of its row intervals without a change, and not
 # before so many seconds: play between iterations writes no rows.
-_STALLED_INTERVALS = 10
-_STALLED_SECONDS = 120.0
+STALLED_INTERVALS = 10
+STALLED_SECONDS = 120.0
 # Rows that a rate is the median of.
 _RATE_ROWS = 5
 # Bytes at the end of metrics.csv that hold at least so many.
@@ -42,6 +44,7 @@ _FILES = (
   run_directory.PROVENANCE,
   run_directory.METRICS,
   run_directory.SCORES,
+  run_directory.FAILED,
   run_directory.FINISHED,
 )
 
@@ -86,12 +89,12 @@ def read(folder: str, stamp: Stamp) -> Known | None:
   """Reads a run; None if it has vanished meanwhile."""
   now = time.time()
   changed = max((entry[1] / 1e9 for entry in stamp if entry), default=now)
-  patience = _STALLED_SECONDS
+  patience = STALLED_SECONDS
   try:
     run = scores.load([glob.escape(folder)]).runs[0]
-    rate, interval = _pace(_last_rows(run.folder / run_directory.METRICS))
+    rate, interval = pace(last_rows(run.folder / run_directory.METRICS))
     facts = _facts(run, rate)
-    patience = max(patience, _STALLED_INTERVALS * interval)
+    patience = max(patience, STALLED_INTERVALS * interval)
   except (OSError, ValueError, errors.DataError) as error:
     if not os.path.isdir(folder):
       return None
@@ -99,8 +102,8 @@ def read(folder: str, stamp: Stamp) -> Known | None:
   return Known(stamp, time.monotonic(), min(changed, now), facts, patience)
 
 
-def _last_rows(path: pathlib.Path) -> list[dict[str, str]]:
-  """Returns the last whole rows of a CSV file, without reading the rest."""
+def last_rows(path: pathlib.Path) -> list[dict[str, str]]:
+  """Returns the last five whole rows of a CSV file, reading only its end."""
   if not path.exists():
     return []
   with open(path, 'rb') as file:
@@ -115,7 +118,7 @@ def _last_rows(path: pathlib.Path) -> list[dict[str, str]]:
   return list(csv.DictReader(text))
 
 
-def _pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
+def pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
   """Returns gradient steps per second, and seconds between rows of metrics.
 
   The rate is the median of the last rows' and None if none is known; the
@@ -138,10 +141,13 @@ def _facts(run: scores.Run, rate: float | None) -> dict[str, Any]:
   last = [float(s.iloc[-1]) for s in series.values() if len(s)]
   done = run.num_gradient_steps
   total = _total_steps(run)
+  failed = _failure(run.folder)
   if run.finished and (total is None or done >= total):
     state = FINISHED
-  elif not np.isfinite(last).all():
+  elif failed['error'] == 'DivergedError' or not np.isfinite(last).all():
     state = DIVERGED
+  elif failed['error']:
+    state = STALLED
   else:
     state = RUNNING if len(run.metrics) else STARTING
   rate = rate if state == RUNNING else None
@@ -153,13 +159,22 @@ def _facts(run: scores.Run, rate: float | None) -> dict[str, Any]:
     'logged_run': run.logged_run,
     'seed': run.seed,
     'state': state,
-    'error': '',
+    'error': '' if state == FINISHED else failed['message'],
     'steps': done,
     'total_steps': total,
     'steps_per_second': rate,
     'seconds_left': left,
     'quantities': {name: _curve(s) for name, s in series.items()},
   }
+
+
+def _failure(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the error that ended the last attempt; empty texts for none."""
+  failed: dict[str, Any] = {}
+  path = folder / run_directory.FAILED
+  if path.exists():
+    failed = json.loads(path.read_text())
+  return {name: str(failed.get(name, '')) for name in ('error', 'message')}
 
 
 def _unreadable(folder: str, error: str) -> dict[str, Any]:

@@ -8,6 +8,23 @@ _NAMES = {
   'cql': 'CQL',
   'dqn_cql': 'CQL on DQN',
   'brac': 'BRAC',
+  # Variants of the paper's studies.
+  'regression': 'Regression on returns',
+  'sarsa': 'Offline SARSA',
+  'td': 'TD-learning',
+  'q_learning': 'Q-learning',
+  'dqn_rank': 'DQN + rank penalty',
+  'rem_rank': 'REM + rank penalty',
+  'cql_rank': 'CQL + rank penalty',
+  'cql_label_noise': 'CQL + DR3, label noise',
+  'cql_dr3_stop_gradient': 'CQL + DR3, gradient stopped',
+  'cql_dr3_same_action': "CQL + DR3 where a = a'",
+  'dqn_from_dr3': 'DQN from DR3',
+  'dqn_cql_from_dr3': 'CQL on DQN from DR3',
+  'dqn_c0.001': 'DQN, c0 0.001',
+  'dqn_c0.01': 'DQN, c0 0.01',
+  'dqn_adaptive': 'DQN + adaptive cosine',
+  'dqn_adaptive_c0': 'DQN + adaptive DR3',
 }
 _DR3 = '_dr3'
 

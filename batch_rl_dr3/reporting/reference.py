@@ -88,13 +88,17 @@ class Normalisation:
       returns: float64 [runs, games] or [runs, games, steps], in points.
       games: their names.
     """
-    table = atari_scores().loc[list(games)]
-    low = table['random'].to_numpy(float)
-    high = table[_UPPER_ENDS[self.name]].to_numpy(float)
+    low = atari_scores().loc[list(games), 'random'].to_numpy(float)
     shape = (-1, *[1] * (returns.ndim - 2))
     return np.asarray(
-      (returns - low.reshape(shape)) / (high - low).reshape(shape)
+      (returns - low.reshape(shape)) / self.points(games).reshape(shape)
     )
+
+  def points(self, games: tuple[str, ...]) -> npt.NDArray[np.float64]:
+    """Returns what 1 on the scale is worth in points, float64 [games]."""
+    table = atari_scores().loc[list(games)]
+    high = table[_UPPER_ENDS[self.name]].to_numpy(float)
+    return np.asarray(high - table['random'].to_numpy(float))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,6 +152,7 @@ def load(
   patterns: Sequence[str],
   cache: run_cache.RunCache | None = None,
   num_processes: int = 1,
+  quantities: Sequence[str] = METRICS,
 ) -> Collection:
   """Returns the runs that glob patterns match.
 
@@ -160,6 +161,7 @@ def load(
     cache: where unchanged runs are found again; None reads every run.
     num_processes: how many runs are read into the cache at a time; more than
       1 forks.
+    quantities: columns of metrics.csv to read. A cache holds `METRICS` alone.
 
   Raises:
     DataError: if a pattern matches nothing, nothing that matches is a run, a
@@ -183,7 +185,7 @@ def load(
     # To send tables from process to process would take as long as to read them.
     fills = [functools.partial(_fill_cache, path, cache) for path in paths]
     parallel.run(fills, num_processes, 'reading', 'run')
-  runs = [_read_run(path, parent, cache) for path in paths]
+  runs = [_read_run(path, parent, cache, quantities) for path in paths]
   _refuse_duplicates(runs)
   return Collection(tuple(_sorted(runs)), parent, skipped)
 
@@ -243,6 +245,7 @@ def _read_run(
   folder: pathlib.Path,
   parent: pathlib.Path,
   cache: run_cache.RunCache | None,
+  quantities: Sequence[str] = METRICS,
 ) -> Run:
   provenance = _read_provenance(folder / run_directory.PROVENANCE)
   identity = {name: _text(provenance.get(name)) for name in run_tables.IDENTITY}
@@ -251,7 +254,7 @@ def _read_run(
   tables = cache.get(folder, found) if cache else None
   if tables is None:
     tables = run_cache.Tables(
-      run_tables.read_metrics(files[0], METRICS),
+      run_tables.read_metrics(files[0], quantities),
       run_tables.read_evaluations(files[1], identity),
     )
     if cache and run_cache.stamp(files) == found:

@@ -17,6 +17,7 @@ from batch_rl_dr3 import run_directory
 from batch_rl_dr3.reporting import (
   intervals,
   methods,
+  reference,
   scores,
   selection_rules,
   tables,
@@ -113,7 +114,9 @@ def outcomes(
     `return` of the choice, `best`, `last`, `lost_to_best` and
     `gained_on_last` in points, and, as percentages of the range from the
     worst to the best evaluation of the run, `kept` (100 is the best, 0 the
-    worst) and `gained` (on the last).
+    worst) and `gained` (on the last). `lost_normalised` is `lost_to_best` in
+    percent of what separates random play from the online DQN's final score;
+    NaN where these are not known.
   """
   found = [_outcomes_of(run, rules) for run in collection.runs]
   return pd.DataFrame(
@@ -134,6 +137,7 @@ _OUTCOME = (
   'gained_on_last',
   'kept',
   'gained',
+  'lost_normalised',
 )
 
 
@@ -155,6 +159,7 @@ def _outcomes_of(
   chosen[RANDOM] = (np.nan, float(returns.mean()))
   best, worst, last = returns.max(), returns.min(), returns[-1]
   share = 100 / (best - worst)
+  point = _normalised_point(run.setting)
   whose = run.setting._asdict() | {'method': run.method, 'run': run.name}
   return [
     whose
@@ -168,9 +173,19 @@ def _outcomes_of(
       'gained_on_last': value - last,
       'kept': share * (value - worst),
       'gained': share * (value - last),
+      'lost_normalised': point * (best - value),
     }
     for name, (step, value) in chosen.items()
   ]
+
+
+def _normalised_point(setting: scores.Setting) -> float:
+  """Returns what a point is worth in percent, NaN without a reference."""
+  known = reference.atari_scores().index
+  if setting.suite != 'atari' or setting.game not in known:
+    return np.nan
+  scale = reference.Normalisation('dqn').points((setting.game,))
+  return 100 / float(scale[0])
 
 
 def measure(found: pd.DataFrame) -> pd.DataFrame:
@@ -182,8 +197,9 @@ def measure(found: pd.DataFrame) -> pd.DataFrame:
   Returns:
     One row per rule, in the order of the rules, with `runs` (how many it
     could choose in), means and 95% bootstrap intervals over runs of `kept`
-    and `gained`, means of the points, `better`, `equal` and `worse` than the
-    last, in runs, and `kept_<method>`, the mean over the runs of a method.
+    and `gained`, means of the points and of `lost_normalised` (NaN unless it is
+    known of all), `better`, `equal` and `worse` than the last, in runs, and
+    `kept_<method>`, the mean over the runs of a method.
   """
   rows = []
   groups = dict(iter(found.groupby('rule')))
@@ -204,6 +220,7 @@ def measure(found: pd.DataFrame) -> pd.DataFrame:
     row |= {
       'gained_on_last': group['gained_on_last'].mean(),
       'lost_to_best': group['lost_to_best'].mean(),
+      'lost_normalised': group['lost_normalised'].mean(skipna=False),
       'better': int((gained > 0).sum()),
       'equal': int((gained == 0).sum()),
       'worse': int((gained < 0).sum()),
@@ -247,6 +264,7 @@ def table(
     Column('gained_high', 'to', signed, when='known'),
     Column('gained_on_last', 'in points', signed, when=points),
     Column('lost_to_best', 'Lost to best, points', when=points),
+    Column('lost_normalised', 'Lost to best, % DQN-normalised', when='known'),
     Column('better', 'Runs better'),
     Column('equal', 'equal'),
     Column('worse', 'worse'),

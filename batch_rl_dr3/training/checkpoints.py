@@ -7,11 +7,13 @@ aside, and the one before it is used.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+import secrets
 import shutil
 from typing import Any
 
@@ -21,6 +23,9 @@ from batch_rl_dr3 import errors, run_directory
 
 _PREFIX = 'tf_ckpt-'
 _DAMAGED = '.damaged'
+_WRITING = '.writing.'
+# How many checkpoints within the iteration in progress are kept.
+_KEEP_WITHIN = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +52,34 @@ class Checkpoints:
     directory: str | os.PathLike[str],
     keep_last: int = 4,
     keep_every: int | None = None,
+    check: run_directory.Check = run_directory.unchecked,
   ):
     """Opens the folder, and creates it if need be.
 
     Args:
       directory: the folder.
-      keep_last: how many of the newest are kept.
+      keep_last: how many of the newest that end an iteration are kept. Of
+        those since then, written within an iteration, the newest two are.
       keep_every: the checkpoints of every so many iterations are kept for
         good; None keeps no others.
+      check: asked before anything is published.
     """
     self._directory = run_directory.make_directory(directory)
     self._keep_last = keep_last
     self._keep_every = keep_every
+    self._check = check
     self._protected: set[str] = set()
-    for leftover in self._directory.glob('.writing.*'):
-      shutil.rmtree(leftover)
+    self._remove_leftovers()
+
+  def _remove_leftovers(self) -> None:
+    """Removes what a kill left: temporary files, and files of no manifest."""
+    for leftover in self._directory.glob('.*'):
+      run_directory.remove(leftover)
+    for path in self._directory.glob(f'{_PREFIX}*'):
+      name = path.name.removeprefix(_PREFIX).partition('.')[0]
+      manifest = self._manifest(name)
+      if not manifest.exists() and not _set_aside(manifest).exists():
+        run_directory.remove(path)
 
   def save(
     self, write: Callable[[str], None], name: str, gradient_steps: int
@@ -76,26 +94,33 @@ class Checkpoints:
     Raises:
       WriteError: if the disk refuses; earlier checkpoints are untouched.
     """
-    temporary = self._directory / f'.writing.{name}'
+    target = self._directory / f'{_PREFIX}{name}'
+    # Of no other process's name, wherever that runs.
+    temporary = self._directory / f'{_WRITING}{name}.{secrets.token_hex(8)}'
     try:
-      temporary.mkdir(exist_ok=True)
-      write(str(temporary / f'{_PREFIX}{name}'))
+      temporary.mkdir()
+      write(str(temporary / target.name))
       files = {}
       for path in sorted(temporary.iterdir()):
-        _sync(path)
+        run_directory.sync(path)
         files[path.name] = {
           'bytes': path.stat().st_size,
           'sha256': _sha256(path),
         }
-        os.replace(path, self._directory / path.name)
-      temporary.rmdir()
-      _sync(self._directory)
+      self._check()
+      for file_name in files:
+        os.replace(temporary / file_name, self._directory / file_name)
+      run_directory.sync(self._directory)
     except OSError as error:
+      with contextlib.suppress(OSError):
+        self._check()  # Who has taken over has removed the temporary folder.
+      raise run_directory.WriteError(target, error) from error
+    finally:
       shutil.rmtree(temporary, ignore_errors=True)
-      raise run_directory.WriteError(temporary, error) from error
     run_directory.write_json(
       self._manifest(name),
       {'name': name, 'gradient_steps': gradient_steps, 'files': files},
+      self._check,
     )
     self._prune()
 
@@ -130,12 +155,12 @@ class Checkpoints:
         self._manifest(name),
         reason,
       )
-      manifest = self._manifest(name)
-      manifest.rename(f'{manifest}{_DAMAGED}')
+      _put_aside(self._manifest(name))
     if records or any(self._directory.glob(f'ckpt.*{_DAMAGED}')):
       raise errors.DataError(
-        f'every checkpoint in {self._directory} is damaged. Restore one from '
-        'a backup, or start over with --overwrite.'
+        f'every checkpoint in {self._directory} is damaged, and a run is not '
+        'started over by itself. Restore one from a backup, or start over '
+        'with --overwrite.'
       )
     return None
 
@@ -146,29 +171,48 @@ class Checkpoints:
       try:
         record = json.loads(path.read_text())
         record['name'], record['gradient_steps'], record['files']
-      except (ValueError, KeyError, TypeError):
+      except (OSError, ValueError, KeyError, TypeError):
         logging.warning('%s is no manifest; set aside.', path)
-        path.rename(f'{path}{_DAMAGED}')
+        _put_aside(path)
       else:
         records.append(record)
     return sorted(records, key=lambda r: r['gradient_steps'], reverse=True)
 
   def _prune(self) -> None:
-    for record in self._records()[self._keep_last :]:
-      name = record['name']
-      kept = name in self._protected or (
-        self._keep_every is not None
-        and name.isdigit()
-        and int(name) % self._keep_every == 0
-      )
-      if not kept:
-        # The manifest goes first: without it the rest does not exist.
-        self._manifest(name).unlink()
-        for file_name in record['files']:
-          (self._directory / file_name).unlink(missing_ok=True)
+    """Drops what is no longer kept.
+
+    Raises:
+      WriteError: if the disk refuses.
+    """
+    names = [record['name'] for record in self._records()]
+    ends = [name for name in names if name.isdigit()]
+    within = names[: names.index(ends[0])] if ends else names
+    kept = {*ends[: self._keep_last], *within[:_KEEP_WITHIN], *self._protected}
+    if self._keep_every is not None:
+      kept |= {name for name in ends if int(name) % self._keep_every == 0}
+    for record in self._records():
+      if record['name'] not in kept:
+        self._drop(record)
+
+  def _drop(self, record: Mapping[str, Any]) -> None:
+    # The manifest goes first: without it the rest does not exist.
+    run_directory.remove(self._manifest(record['name']))
+    for file_name in record['files']:
+      run_directory.remove(self._directory / file_name)
 
   def _manifest(self, name: str) -> pathlib.Path:
     return self._directory / f'ckpt.{name}.json'
+
+
+def _set_aside(manifest: pathlib.Path) -> pathlib.Path:
+  return manifest.with_name(f'{manifest.name}{_DAMAGED}')
+
+
+def _put_aside(manifest: pathlib.Path) -> None:
+  try:
+    manifest.rename(_set_aside(manifest))
+  except OSError as error:
+    raise run_directory.WriteError(manifest, error) from error
 
 
 def of_iterations(directory: pathlib.Path) -> dict[int, Checkpoint]:
@@ -219,21 +263,16 @@ def _damage(
     path = directory / file_name
     if not path.exists():
       return f'{file_name} is missing'
-    if path.stat().st_size != expected['bytes']:
-      return f'{file_name} has {path.stat().st_size} bytes, not all'
-    if _sha256(path) != expected['sha256']:
-      return f'{file_name} does not match its sha256'
+    try:
+      if path.stat().st_size != expected['bytes']:
+        return f'{file_name} has {path.stat().st_size} bytes, not all'
+      if _sha256(path) != expected['sha256']:
+        return f'{file_name} does not match its sha256'
+    except OSError as error:
+      return f'{file_name} cannot be read: {error.strerror}'
   return None
 
 
 def _sha256(path: pathlib.Path) -> str:
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _sync(path: pathlib.Path) -> None:
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

@@ -162,13 +162,16 @@ def of_folder(
 
 
 def write_provenance(
-  target: Target, result: evaluation_pool.Result
+  target: Target,
+  result: evaluation_pool.Result,
+  check: run_directory.Check = run_directory.unchecked,
 ) -> dict[str, Any]:
   """Returns what a run is, and writes it down where it was not known yet.
 
   Args:
     target: whose checkpoint was played.
     result: what came of it.
+    check: asked before anything is published.
 
   Raises:
     DataError: if the game is not the one that the run directory speaks of:
@@ -202,9 +205,9 @@ def write_provenance(
       'command': [os.path.basename(sys.executable), *sys.orig_argv[1:]],
     }
     run_directory.write_atomically(
-      target.output_dir / run_directory.CONFIG, target.config
+      target.output_dir / run_directory.CONFIG, target.config, check
     )
-  run_directory.write_json(path, provenance)
+  run_directory.write_json(path, provenance, check)
   return provenance
 
 

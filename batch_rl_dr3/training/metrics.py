@@ -4,12 +4,14 @@ import os
 import time
 from typing import Any
 
+from absl import logging
 import tensorflow as tf
 
 from batch_rl_dr3 import run_directory
-from batch_rl_dr3.agents import offline
+from batch_rl_dr3.agents import measures, offline
 from batch_rl_dr3.analysis import effective_rank
 
+_RATIO = 'divergence_ratio'
 # TensorBoard's group of a metric, by the beginning of its name.
 _GROUPS = (('loss_', 'Losses/'), ('eval_', 'Eval/'), ('', 'Features/'))
 
@@ -32,6 +34,7 @@ class MetricsLog:
     num_batches: int,
     effective_rank_period: int,
     effective_rank_num_states: int,
+    check: run_directory.Check = run_directory.unchecked,
   ):
     """Opens the log; nothing is written yet.
 
@@ -43,6 +46,7 @@ class MetricsLog:
       num_batches: batches that a row is measured on.
       effective_rank_period: gradient steps between effective ranks.
       effective_rank_num_states: states that one is measured on.
+      check: asked before a row is written.
     """
     self._base_dir = base_dir
     self._agent = agent
@@ -62,16 +66,23 @@ class MetricsLog:
         'iteration',
         'gradient_steps',
         *agent.metrics,
+        _RATIO,
         'effective_rank',
         'gradient_steps_per_second',
       ),
+      check,
     )
+    self._has_warned = False
     self._writer: Any = None
     self._clock: tuple[int, float] | None = None
 
   def start(self, steps: int) -> None:
     """Goes back to `steps` gradient steps, whatever was logged since."""
     self._csv.keep(lambda row: int(row['gradient_steps']) < steps)
+    path = os.path.join(self._base_dir, run_directory.METRICS)
+    self._has_warned = any(
+      float(row.get(_RATIO) or 0) >= 1 for row in run_directory.read_csv(path)
+    )
     self._writer = tf.compat.v1.summary.FileWriter(str(self._base_dir))
     self._writer.add_session_log(
       tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START),
@@ -99,10 +110,28 @@ class MetricsLog:
     """Measures, writes and returns one row."""
     rate = self._rate(steps)
     row: dict[str, Any] = dict(self._agent.measure(self._batches))
+    row[_RATIO] = measures.divergence_ratio(row)
+    self._warn_of_divergence(row[_RATIO], steps)
     if steps % self._effective_rank_period == 0:
       row['effective_rank'] = effective_rank.effective_rank(
         self._agent.features(self._states)
       )
+    self._write(iteration, steps, row, rate)
+    self.start_clock(steps)
+    return row
+
+  def log_diverged(
+    self, iteration: int, steps: int, parts: dict[str, float]
+  ) -> None:
+    """Writes the row of a batch whose loss is not finite.
+
+    The weights say nothing any more, so its loss parts are all there is.
+    """
+    self._write(iteration, steps, parts, self._rate(steps))
+
+  def _write(
+    self, iteration: int, steps: int, row: dict[str, Any], rate: float | None
+  ) -> None:
     self.scalars(row, steps)
     self._csv.append(
       {
@@ -112,8 +141,18 @@ class MetricsLog:
         'gradient_steps_per_second': rate,
       }
     )
-    self.start_clock(steps)
-    return row
+
+  def _warn_of_divergence(self, ratio: float, steps: int) -> None:
+    """Says, once a run, that linear TD on the features would not converge."""
+    if ratio >= 1 and not self._has_warned:
+      self._has_warned = True
+      logging.warning(
+        "features satisfy Proposition 3.2's divergence condition at gradient "
+        'step %d: %s is %.4g.',
+        steps,
+        _RATIO,
+        ratio,
+      )
 
   def _rate(self, steps: int) -> float | None:
     if self._clock is None or self._clock[0] == steps:

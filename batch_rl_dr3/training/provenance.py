@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 import batch_rl_dr3
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3 import errors, run_directory, run_identity
 
 _PACKAGES = (
   'tensorflow',
@@ -25,26 +25,8 @@ _PACKAGES = (
   'gymnasium',
   'MinAtar',
 )
-_RUN_FILES = (
-  run_directory.CONFIG,
-  run_directory.PROVENANCE,
-  run_directory.METRICS,
-  run_directory.SCORES,
-  run_directory.FINISHED,
-)
 # Entries of provenance.json that a run is known by, beside its gin bindings.
 _IDENTITY = ('seed', 'data_hash')
-# A run may be continued with these changed: a longer run is the same run, and
-# what is held, run or played where, or in one call, changes nothing.
-_CHANGEABLE = (
-  'ContinuousRunner.num_iterations',
-  'FixedReplayRunner.async_evaluation',
-  'FixedReplayRunner.num_iterations',
-  'OfflineAgent.max_device_bytes',
-  'OfflineAgent.steps_per_call',
-  'open_store.codec',
-  'open_store.max_resident_bytes',
-)
 
 
 def versions() -> dict[str, str]:
@@ -117,6 +99,7 @@ def claim(
   config: str,
   provenance: dict[str, Any],
   overwrite: bool = False,
+  check: run_directory.Check = run_directory.unchecked,
 ) -> None:
   """Records in a run directory what the run is.
 
@@ -125,17 +108,20 @@ def claim(
     config: the run's operative gin configuration.
     provenance: what goes into provenance.json.
     overwrite: remove the run that the directory holds, if any.
+    check: asked before anything is published.
 
   Raises:
     ConfigError: if it holds another run; the first difference is named.
   """
   if overwrite:
-    for name in _RUN_FILES:
-      (base_dir / name).unlink(missing_ok=True)
-    shutil.rmtree(base_dir / run_directory.CHECKPOINTS, ignore_errors=True)
+    for name in run_directory.RUN_FILES:
+      run_directory.remove(base_dir / name)
+    run_directory.remove(base_dir / run_directory.CHECKPOINTS)
   _check_same_run(base_dir, config, provenance)
-  run_directory.write_json(base_dir / run_directory.PROVENANCE, provenance)
-  run_directory.write_atomically(base_dir / run_directory.CONFIG, config)
+  run_directory.write_json(
+    base_dir / run_directory.PROVENANCE, provenance, check
+  )
+  run_directory.write_atomically(base_dir / run_directory.CONFIG, config, check)
 
 
 def _check_same_run(
@@ -161,8 +147,7 @@ def _bindings(config: str, provenance: dict[str, Any]) -> dict[str, str]:
   bindings = {name: str(provenance[name]) for name in _IDENTITY}
   for line in config.replace('\\\n', ' ').splitlines():
     name, separator, value = line.partition('=')
-    if separator and not line.lstrip().startswith('#'):
-      bindings[name.strip()] = ' '.join(value.split())
-  for name in _CHANGEABLE:
-    bindings.pop(name, None)
+    name = name.strip()
+    if separator and name[:1] != '#' and run_identity.is_identity(name):
+      bindings[name] = ' '.join(value.split())
   return bindings

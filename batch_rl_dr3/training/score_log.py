@@ -14,10 +14,21 @@ _IDENTITY = ('suite', 'game', 'method', 'dataset', 'run', 'seed')
 class ScoreLog:
   """Rows of evaluation episodes, all or none of an iteration."""
 
-  def __init__(self, base_dir: str | os.PathLike[str]):
-    """Opens the log of a run directory; nothing is written yet."""
+  def __init__(
+    self,
+    base_dir: str | os.PathLike[str],
+    check: run_directory.Check = run_directory.unchecked,
+  ):
+    """Opens the log of a run directory; nothing is written yet.
+
+    Args:
+      base_dir: the run directory.
+      check: asked before anything is published.
+    """
     self._path = os.path.join(base_dir, run_directory.SCORES)
-    self._csv = run_directory.CsvLog(self._path, run_directory.SCORE_COLUMNS)
+    self._csv = run_directory.CsvLog(
+      self._path, run_directory.SCORE_COLUMNS, check
+    )
 
   def iterations(self) -> set[int]:
     """Returns the iterations that have scores."""

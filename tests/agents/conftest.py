@@ -71,13 +71,13 @@ def weights():
   """Reads every variable of an agent, by name."""
 
   def read(agent):
-    with agent.graph.as_default():
+    with agent._sess.graph.as_default():
       import tensorflow as tf
 
       variables = tf.compat.v1.global_variables()
     return {
       v.name: value
-      for v, value in zip(variables, agent.run(variables), strict=True)
+      for v, value in zip(variables, agent._sess.run(variables), strict=True)
     }
 
   return read

@@ -131,12 +131,19 @@ def test_metrics_measure_the_next_batch_and_change_nothing(make_agent, weights):
 def test_metrics_by_hand(make_agent, store):
   agent = make_agent(dqn.FixedReplayDQNAgent)
   replay = agent._replay
-  states, next_states = agent.run([replay.states, replay.next_states])
+  states, next_states, terminals = agent.run(
+    [replay.states, replay.next_states, replay.terminals]
+  )
   features, next_features = agent.features(states), agent.features(next_states)
   measured = agent.measure()
   np.testing.assert_allclose(
     measured['feature_dot_product'],
     np.mean(np.sum(features * next_features, axis=1)),
+    rtol=1e-5,
+  )
+  np.testing.assert_allclose(
+    measured['discounted_dot_product'],
+    np.mean(0.99 * (1 - terminals) * np.sum(features * next_features, axis=1)),
     rtol=1e-5,
   )
   np.testing.assert_allclose(
@@ -178,20 +185,6 @@ def test_acting_never_writes_to_the_store(make_agent, store):
     (store.frames(rows), store.actions), before, strict=True
   ):
     np.testing.assert_array_equal(array, copy)
-
-
-def test_greedy_actions_maximise_the_q_values(make_agent):
-  agent = make_agent(dqn.FixedReplayDQNAgent)
-  states = np.random.default_rng(1).integers(
-    0, 2, (5, *agent.observation_shape, 1), dtype=np.uint8
-  )
-  q_values = [
-    agent.run(agent._net_outputs.q_values, {agent.state_ph: state[None]})[0]
-    for state in states
-  ]
-  np.testing.assert_array_equal(
-    agent.greedy_actions(states), np.argmax(q_values, axis=1)
-  )
 
 
 def test_features_in_chunks_equal_features_at_once(make_agent):

@@ -8,6 +8,7 @@ import pytest
 
 from batch_rl_dr3 import errors, penalties
 from batch_rl_dr3.agents import devices, dqn, pure_step, quantile, rem
+from batch_rl_dr3.benchmarking import setups
 from batch_rl_dr3.replay import store as replay_store
 
 # isort: split
@@ -76,6 +77,23 @@ def test_compiled_steps_equal_the_plain_graphs(make_agent, weights, make):
   # One by one is the same as all at once.
   train_step()
   train_steps(1)
+  assert_close(weights(plain), weights(compiled))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['cql', 'rem'])
+def test_the_protocols_steps_compiled_equal_the_plain_graphs(
+  tmp_path, weights, method
+):
+  """On the Nature network, with 200 atoms and batches of 32."""
+  problem = setups.ATARI
+  log = setups.write_log(tmp_path, problem, 200)
+  store = setups.open_store(log, tmp_path / 'cache', problem)
+  plain, compiled = (setups.agent(problem, store, method) for _ in range(2))
+  train_step = plain.make_train_step()
+  for _ in range(3):
+    train_step()
+  compiled.make_compiled_steps('cpu')(3)
   assert_close(weights(plain), weights(compiled))
 
 
@@ -156,6 +174,7 @@ def test_adam_equals_tensorflows(session):
   state = pure_step.State(
     tf.constant(0, tf.int64),
     {'online': [tf.constant([1.0, -2.0, 3.0])]},
+    {},
     ({'online': [tf.zeros(3)]}, {'online': [tf.zeros(3)]}),
     (tf.constant(0.9), tf.constant(0.999)),
   )

@@ -1,3 +1,5 @@
+import threading
+
 import gin
 import numpy as np
 import pytest
@@ -85,6 +87,31 @@ def test_a_batch_depends_on_seed_and_step_alone(store):
       np.testing.assert_array_equal(array, again[name])
     assert (batch['indices'] != first(step + 1)['indices']).any()
     assert (batch['indices'] != other(step)['indices']).any()
+
+
+def test_the_next_batch_is_read_ahead_and_no_batch_twice(store, monkeypatch):
+  sampler = Sampler(store)
+  expected = [sampler(step)['indices'].tolist() for step in range(6)]
+  asked, gather = [], store.gather
+  in_background = threading.Event()
+
+  def recorded(rows, *args):
+    asked.append(np.asarray(rows).tolist())
+    if threading.current_thread().name.startswith('read_ahead'):
+      in_background.set()
+    return gather(rows, *args)
+
+  monkeypatch.setattr(store, 'gather', recorded)
+  sampler = Sampler(store)
+  asked.clear()  # One row was read for the tensors' shapes.
+  for step in (0, 1, 2):
+    in_background.clear()
+    assert sampler(step)['indices'].tolist() == expected[step]
+    assert in_background.wait(60)
+  assert asked == expected[:4]
+  # Steps that do not follow each other are right all the same.
+  for step in (0, 5, 5, 2):
+    assert sampler(step)['indices'].tolist() == expected[step]
 
 
 def test_sampling_is_uniform_over_valid_rows(store):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-import batch_rl_dr3  # noqa: F401
+from batch_rl_dr3 import errors
 
 # isort: split
 import tensorflow as tf
 
-from batch_rl_dr3.replay import fixed_replay_buffer, graph_table
+from batch_rl_dr3.replay import fixed_replay_buffer, graph_calls, graph_table
 from batch_rl_dr3.replay import store as replay_store
 from batch_rl_dr3.replay.subset import Subset
 
@@ -161,3 +161,47 @@ def test_a_device_holds_what_it_has_room_for(session, tmp_path, logs, room):
   ours, theirs = session.run([on_device.transition, by_numpy.transition])
   for name, array in theirs.items():
     np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+@pytest.fixture(scope='module')
+def open_damaged(tmp_path_factory, logs):
+  """Opens a store whose second half of frames cannot be decompressed."""
+  folder = tmp_path_factory.mktemp('damaged')
+  logs.write_log(folder / 'log', logs.make_transitions(300))
+
+  def opened(max_resident_bytes):
+    return replay_store.open_store(
+      folder / 'log',
+      folder / 'cache',
+      Subset('all'),
+      logs.SHAPE,
+      logs.NUM_ACTIONS,
+      4,
+      progress=False,
+      max_resident_bytes=max_resident_bytes,
+      codec='zstd',
+    )
+
+  opened(0)
+  shard = max((folder / 'cache').rglob('observation-*.zst'))
+  content = shard.read_bytes()
+  half = len(content) // 2
+  shard.write_bytes(content[:half] + bytes(half + len(content) % 2))
+  return opened
+
+
+def test_damage_found_while_the_table_is_filled_is_named(session, open_damaged):
+  replay = fixed_replay_buffer.FixedReplayBuffer(
+    open_damaged(1 << 20), tf.constant(0, tf.int64), seed=0, in_graph=True
+  )
+  with pytest.raises(errors.DataError, match='zst is damaged'):
+    replay.table.load(session)
+
+
+def test_damage_found_while_sampling_is_named(session, open_damaged):
+  replay = fixed_replay_buffer.FixedReplayBuffer(
+    open_damaged(0), tf.constant(0, tf.int64), seed=0
+  )
+  sample = graph_calls.raising()(lambda: session.run(replay.states))
+  with pytest.raises(errors.DataError, match='zst is damaged'):
+    sample()

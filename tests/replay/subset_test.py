@@ -1,3 +1,5 @@
+import json
+
 import gin
 import pytest
 
@@ -78,6 +80,9 @@ def test_seeds_are_for_draws_alone(rule, seed):
 
 def test_the_manifest_has_the_seed_of_a_draw():
   assert Subset('prefix', 0.5).record() == {'rule': 'prefix', 'fraction': 0.5}
+  assert json.dumps(Subset('all', 1).record()) == json.dumps(
+    Subset('all', 1.0).record()
+  )
   assert Subset('uniform', 0.5, 3).record() == {
     'rule': 'uniform',
     'fraction': 0.5,

@@ -114,6 +114,22 @@ def test_states(make_run, runs, metrics, age, finished, state):
     assert run['steps_per_second'] is None
 
 
+@pytest.mark.parametrize(
+  ('error', 'state'), [('DivergedError', 'diverged'), ('WriteError', 'stalled')]
+)
+def test_a_run_that_says_why_it_failed(make_run, runs, error, state):
+  folder = make_run('rem', metrics=_rows(3), finished=False)
+  assert _only(runs)['state'] == 'running'
+  (folder / run_directory.FAILED).write_text(
+    json.dumps({'error': error, 'exit_code': 70, 'message': 'Too much.'})
+  )
+  run = _only(runs)
+  assert (run['state'], run['error']) == (state, 'Too much.')
+  assert run['steps_per_second'] is None
+  (folder / run_directory.FAILED).unlink()  # The next attempt begins.
+  assert (_only(runs)['state'], _only(runs)['error']) == ('running', '')
+
+
 def test_a_finished_run_that_is_to_go_on_is_not_finished(make_run, runs):
   make_run('rem', metrics=_rows(3), total_gradient_steps=400)
   assert _only(runs)['state'] == 'running'

@@ -108,6 +108,31 @@ def test_outcomes_are_the_returns_of_the_choices(make_run, tmp_path):
   assert found.loc['co_adaptation', 'gained'] == -40  # 100 * (1 - 3) / 5
 
 
+def test_a_loss_is_normalised_where_all_games_have_references(
+  make_run, tmp_path
+):
+  for game in ('Pong', 'Breakout'):
+    make_run(
+      'rem',
+      name=game,
+      suite='atari',
+      game=game,
+      metrics=METRICS,
+      returns=RETURNS,
+    )
+  collection = _load(tmp_path)
+  measured = selection.measure(selection.outcomes(collection))
+  # 6 - 4 points; DQN is 15.9 + 20.7 above random play, and 93.9 - 1.7.
+  expected = (200 / 36.6 + 200 / 92.2) / 2
+  lost = measured.set_index('rule')['lost_normalised']
+  assert lost['rank_highest'] == pytest.approx(expected)
+  make_run(
+    'rem', name='other', game='breakout', metrics=METRICS, returns=RETURNS
+  )
+  measured = selection.measure(selection.outcomes(_load(tmp_path)))
+  assert measured['lost_normalised'].isna().all()
+
+
 def test_choices_do_not_depend_on_returns(make_run, tmp_path):
   make_run('rem', metrics=METRICS, returns=RETURNS)
   other = {step: [-values[0]] for step, values in RETURNS.items()}

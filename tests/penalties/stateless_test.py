@@ -9,18 +9,6 @@ import tensorflow as tf
 from batch_rl_dr3 import penalties
 
 
-def batch(**changes):
-  values = {
-    'q_values': tf.constant([[1.0, 1.0], [0.0, 2.0]]),
-    'features': tf.constant([[1.0, 2.0], [3.0, 0.0]]),
-    'next_features': tf.constant([[1.0, 1.0], [-4.0, 1.0]]),
-    'actions': tf.constant([0, 1]),
-    'next_policy': tf.constant([[0.25, 0.75], [1.0, 0.0]]),
-    'terminals': tf.constant([1.0, 0.0]),
-  }
-  return penalties.UpdateBatch(**{**values, **changes})
-
-
 @pytest.mark.parametrize(
   ('options', 'expected'),
   [
@@ -34,14 +22,14 @@ def batch(**changes):
     ({'stop_gradient': True}, (3 - 12) / 2),
   ],
 )
-def test_feature_dot_penalty_by_hand(session, options, expected):
+def test_feature_dot_penalty_by_hand(session, batch, options, expected):
   penalty = penalties.FeatureDotPenalty(**options)
   np.testing.assert_allclose(session.run(penalty(batch())), expected)
 
 
 @pytest.mark.parametrize('stop_gradient', [False, True])
 def test_feature_dot_penalty_gradient_by_finite_differences(
-  session, stop_gradient
+  session, batch, stop_gradient
 ):
   # phi = W s and phi' = W s': the gradient by W has two paths.
   rng = np.random.default_rng(0)
@@ -72,14 +60,14 @@ def test_feature_dot_penalty_gradient_by_finite_differences(
     np.testing.assert_allclose(gradient[index], (up - down) / 2e-2, rtol=1e-2)
 
 
-def test_conservative_penalty_by_hand(session):
+def test_conservative_penalty_by_hand(session, batch):
   # log 2, and log(1 + e^2) - 2.
   value = session.run(penalties.ConservativePenalty()(batch()))
   expected = (np.log(2) + np.log(1 + np.exp(2)) - 2) / 2
   np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-def test_effective_rank_penalty_is_of_the_features(session):
+def test_effective_rank_penalty_is_of_the_features(session, batch):
   features = tf.constant([[3.0, 0.0], [0.0, 2.0]])
   value = penalties.EffectiveRankPenalty()(batch(features=features))
   np.testing.assert_allclose(session.run(value), 5.0, rtol=1e-6)

@@ -1,0 +1,218 @@
+"""Theorem 3.1: what noisy TD-learning regularises at a TD fixed point.
+
+Kumar et al. 2022 (arXiv:2112.04716) study theta <- theta - eta g(theta) + eta
+eps, eps ~ N(0, M), with the TD pseudo-gradient
+
+  g = sum_i grad Q_i delta_i,  delta_i = Q_i - r_i - gamma Q'_i,
+
+around a theta* where every TD error delta_i is 0 (Q_i = Q(s_i, a_i), Q'_i =
+Q(s'_i, a'_i)). Here every matrix of the theorem is computed in float64 for a
+network small enough to have its second derivatives by hand.
+
+With n data and d > n parameters, G = dg/dtheta = sum_i grad Q_i (grad Q_i -
+gamma grad Q'_i)^T has rank n. The span V of the grad Q_i is invariant under
+it, and label noise M = sum_i grad Q_i grad Q_i^T lies in V. So the parameters
+split into V, where noise is contracted to the covariance Sigma of the discrete
+Lyapunov equation, and the null space of G, where nothing acts to first order.
+To second order the mean moves there by
+
+  drift = -eta P field,  field = sum_i H_i Sigma (grad Q_i - gamma grad Q'_i)
+
+a step, H_i the Hessian of Q_i and P the projection onto the null space along
+V. (The rest of the second-order term, grad Q_i tr(Sigma (H_i - gamma H'_i)) /
+2, lies in V and only shifts where the noise is centred.)
+
+Against the paper: the field is the gradient of first / 2 - gamma second, with
+first = sum_i grad Q_i^T Sigma grad Q_i and second = sum_i grad Q_i^T Sigma
+[[grad Q'_i]]. Eq. 4 is first - gamma second: d(x^T Sigma x) is 2 Sigma x dx,
+and with the gradient stopped d(x^T Sigma y) is Sigma y dx, so that its first
+term has twice the weight which the expansion (Eq. 5) gives it. `regulariser`
+is Eq. 4 as printed, `field` what moves the parameters; both are measured.
+
+Where R_TD is taken at the fixed point with its own Sigma it is eta tr(G Sigma)
+= eta^2 (tr(G Sigma G^T) + tr M) / 2, which is positive whatever the backups
+are. (With Sigma = I it is eta tr G, and tr G <= 0 is Proposition 3.2's
+condition.) What in-sample backups bound is R_TD over its first term: at 1 -
+gamma, where (s'_i, a'_i) are a permutation of (s_i, a_i). Out of sample it can
+be lower.
+"""
+
+import numpy as np
+import scipy.linalg
+
+from batch_rl_dr3.analysis import lyapunov, small_network
+from batch_rl_dr3.analysis.small_network import Array
+
+
+class FixedPoint:
+  """The theorem's quantities at a theta where every TD error is 0.
+
+  Attributes:
+    problem: the data.
+    theta: float64 [d].
+    step_size: eta.
+    noise_scale: the standard deviation of the labels' noise.
+    gradients: float64 [n, d], grad Q_i.
+    next_gradients: float64 [n, d], grad Q'_i.
+    pseudo_hessian: float64 [d, d], G.
+    noise: float64 [d, d], M, noise_scale^2 sum_i grad Q_i grad Q_i^T.
+    covariance: float64 [d, d], Sigma.
+  """
+
+  def __init__(
+    self,
+    problem: small_network.Problem,
+    theta: Array,
+    step_size: float,
+    noise_scale: float = 1.0,
+  ):
+    """Computes them.
+
+    Args:
+      problem: the data.
+      theta: float64 [d], a fixed point.
+      step_size: eta.
+      noise_scale: the standard deviation of the labels' noise.
+
+    Raises:
+      ValueError: if theta is no fixed point, or does not satisfy condition (1)
+        of the theorem: TD leaves it in the span of the gradients.
+    """
+    if np.abs(small_network.pseudo_gradient(problem, theta)).max() > 1e-9:
+      raise ValueError('theta is no fixed point: a TD error is not 0.')
+    network = problem.network
+    self.problem = problem
+    self.theta = theta
+    self.step_size = step_size
+    self.noise_scale = noise_scale
+    self.gradients = network.gradients(theta, problem.inputs)
+    self.next_gradients = network.gradients(theta, problem.next_inputs)
+    self._differences = self.gradients - problem.gamma * self.next_gradients
+    self._hessians = network.hessians(theta, problem.inputs)
+    self.pseudo_hessian = self.gradients.T @ self._differences
+    self.noise = noise_scale**2 * self.gradients.T @ self.gradients
+    self.covariance = self._solve_covariance()
+
+  def _solve_covariance(self) -> Array:
+    """Returns Sigma, which lies in V: solved there, in n dimensions."""
+    basis = scipy.linalg.orth(self.gradients.T)
+    inner = lyapunov.stationary_covariance(
+      basis.T @ self.pseudo_hessian @ basis,
+      basis.T @ self.noise @ basis,
+      self.step_size,
+    )
+    return basis @ inner @ basis.T
+
+  def null_projection(self) -> Array:
+    """Returns P: float64 [d, d], onto G's null space along V.
+
+    G = J^T D with J the gradients and D their differences, both [n, d]: P = I
+    - J^T (D J^T)^-1 D keeps what D maps to 0 and removes V.
+    """
+    along = self.gradients.T
+    inverse = np.linalg.inv(self._differences @ along)
+    return np.eye(len(self.theta)) - along @ inverse @ self._differences
+
+  def slowest_rate(self) -> float:
+    """Returns by which part a step contracts V's slowest direction.
+
+    That is eta times the lowest real part of G's nonzero eigenvalues.
+    """
+    inner = self._differences @ self.gradients.T
+    return self.step_size * float(np.linalg.eigvals(inner).real.min())
+
+  def first_term(self) -> float:
+    """Returns sum_i grad Q_i^T Sigma grad Q_i."""
+    return float(np.sum(self.gradients @ self.covariance * self.gradients))
+
+  def second_term(self) -> float:
+    """Returns sum_i grad Q_i^T Sigma grad Q'_i."""
+    return float(np.sum(self.gradients @ self.covariance * self.next_gradients))
+
+  def regulariser(self) -> float:
+    """Returns R_TD(theta*) of Eq. 4."""
+    return self.step_size * (
+      self.first_term() - self.problem.gamma * self.second_term()
+    )
+
+  def regulariser_gradient(self) -> Array:
+    """Returns Eq. 4's gradient: float64 [d]; Sigma is constant in it."""
+    vectors = (
+      2.0 * self.gradients - self.problem.gamma * self.next_gradients
+    ) @ self.covariance
+    return self.step_size * np.einsum('nab,nb->a', self._hessians, vectors)
+
+  def first_field(self) -> Array:
+    """Returns sum_i H_i Sigma grad Q_i, all there is in supervised learning."""
+    return np.einsum(
+      'nab,nb->a', self._hessians, self.gradients @ self.covariance
+    )
+
+  def field(self) -> Array:
+    """Returns sum_i H_i Sigma (grad Q_i - gamma grad Q'_i): float64 [d]."""
+    return np.einsum(
+      'nab,nb->a', self._hessians, self._differences @ self.covariance
+    )
+
+  def dr3_gradient(self, stop_gradient: bool) -> Array:
+    """Returns the gradient of DR3's Delta = sum_i grad Q_i^T Sigma grad Q'_i.
+
+    With the gradient stopped, gamma Delta takes the second term out of the
+    field exactly; without, H'_i Sigma grad Q_i is added to it.
+
+    Args:
+      stop_gradient: whether grad Q'_i is a constant.
+
+    Returns:
+      float64 [d].
+    """
+    result = np.einsum(
+      'nab,nb->a', self._hessians, self.next_gradients @ self.covariance
+    )
+    if not stop_gradient:
+      network, inputs = self.problem.network, self.problem.next_inputs
+      result += np.einsum(
+        'nab,nb->a',
+        network.hessians(self.theta, inputs),
+        self.gradients @ self.covariance,
+      )
+    return result
+
+
+def simulate_drift(
+  point: FixedPoint,
+  num_chains: int,
+  num_steps: int,
+  burn_in: int,
+  seed: int,
+  extra_gradient: Array | None = None,
+) -> Array:
+  """Returns the mean movement along G's null space per noisy TD step.
+
+  Chains start at the fixed point and take Eq. 3's step, in pairs with opposite
+  noise, so that what is odd in it cancels.
+
+  Args:
+    point: the fixed point, with eta and M.
+    num_chains: an even number of independent chains.
+    num_steps: steps after the burn-in.
+    burn_in: steps before it, in which the covariance settles.
+    seed: of the noise.
+    extra_gradient: float64 [d], added to g at every step.
+
+  Returns:
+    float64 [d], to be compared with -eta P field.
+  """
+  rng = np.random.default_rng(seed)
+  thetas = np.repeat(point.theta[np.newaxis], num_chains, axis=0)
+  extra: Array | float = 0.0 if extra_gradient is None else extra_gradient
+  projection = point.null_projection()
+  settled = thetas
+  for step in range(burn_in + num_steps):
+    if step == burn_in:
+      settled = thetas
+    half = rng.normal(size=(num_chains // 2, len(point.gradients)))
+    noise = point.noise_scale * np.concatenate([half, -half]) @ point.gradients
+    gradient = small_network.pseudo_gradient(point.problem, thetas) + extra
+    thetas = thetas - point.step_size * (gradient - noise)
+  return projection @ (thetas - settled).mean(axis=0) / num_steps

@@ -1,0 +1,1 @@
+"""The paper's studies: what is trained for each, drawn and measured."""

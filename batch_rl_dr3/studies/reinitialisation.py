@@ -1,0 +1,298 @@
+"""How much a checkpoint depends on each of its layers (Figure A.2).
+
+Zhang et al. 2019 (arXiv:1902.01996) set one layer of a trained network back,
+to the values that it began with or to a fresh draw of the same distribution,
+and look at what is lost. Kumar et al. 2022 (arXiv:2112.04716) do so with
+value networks and say that DR3 makes them behave as in supervised learning.
+Their protocol is not known. Here a layer is a kernel with its bias, what is
+lost is return, by the run's own rule of play, and predictions are compared on
+states that the unchanged checkpoint visits.
+"""
+
+from collections.abc import Sequence
+import hashlib
+import pathlib
+import tempfile
+from typing import NamedTuple
+
+import gin
+from matplotlib import axes as mpl_axes
+from matplotlib import figure as mpl_figure
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import tensorflow as tf
+
+from batch_rl_dr3 import errors, progress
+from batch_rl_dr3.agents import online_weights
+from batch_rl_dr3.evaluation import evaluator as evaluator_lib
+from batch_rl_dr3.evaluation import play
+from batch_rl_dr3.reporting import methods
+from batch_rl_dr3.training import configured_evaluation, evaluation_targets
+
+INITIAL, FRESH = 'initial', 'fresh'
+# Added to the run's seed for the fresh draw.
+_FRESH_STREAM = 104_729
+_NUM_STATES = 2048
+_COLOURS = {INITIAL: '#0072B2', FRESH: '#D55E00'}
+
+Weights = list[online_weights.WeightArray]
+
+
+class Reset(NamedTuple):
+  """A checkpoint with one layer set back.
+
+  Attributes:
+    layer: its name.
+    kind: to its initial value, or to a fresh draw.
+    weights: all of them.
+  """
+
+  layer: str
+  kind: str
+  weights: Weights
+
+
+def initial_weights(
+  evaluator: evaluator_lib.Evaluator, like: Weights, seed: int
+) -> Weights:
+  """Returns the weights that an agent of the configuration begins with.
+
+  They are a function of the seed, as gin has the agent's class and network.
+
+  Args:
+    evaluator: of the same configuration, which gin still holds.
+    like: weights of such an agent.
+    seed: the run's.
+  """
+  game = evaluator.lanes.game
+  agent = gin.query_parameter('FixedReplayRunner.agent').configurable.wrapped
+  with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    network = evaluator.network(
+      game.num_actions,
+      num_atoms=like[-1].size // game.num_actions,
+      initialiser=agent.initialiser,
+      seed=seed,
+      name='Online',
+    )
+    network.build((None, *game.observation_shape, game.stack_size))
+    session.run(tf.compat.v1.global_variables_initializer())
+    return session.run(network.weights)
+
+
+def resets(trained: Weights, initial: Weights, fresh: Weights) -> list[Reset]:
+  """Returns every layer set back in both ways, one at a time."""
+  found = []
+  for i, layer in enumerate(online_weights.layer_names(trained)):
+    for kind, source in ((INITIAL, initial), (FRESH, fresh)):
+      weights = list(trained)
+      weights[2 * i : 2 * i + 2] = source[2 * i : 2 * i + 2]
+      found.append(Reset(layer, kind, weights))
+  return found
+
+
+def measure(folders: Sequence[pathlib.Path]) -> pd.DataFrame:
+  """Returns what setting back each layer of runs' last checkpoints does.
+
+  Args:
+    folders: run directories.
+
+  Returns:
+    A row a run, layer and kind: suite, game, method, seed, gradient_steps,
+    layer, kind; return and return_before (of the unchanged checkpoint);
+    q_change, the mean of |Q - Q_before| over that of |Q_before|;
+    actions_changed, the share of states with another greedy action.
+
+  Raises:
+    DataError: if a run has no checkpoint.
+  """
+  rows = []
+  for folder in folders:
+    target = evaluation_targets.of_run(folder)
+    if not target.checkpoints:
+      raise errors.DataError(f'{folder} has no checkpoint.')
+    iteration = max(target.checkpoints)
+    checkpoint = target.checkpoints[iteration]
+    evaluator = configured_evaluation.create_evaluator(
+      target.config, target.rule, num_threads=0
+    )
+    seed = int(target.provenance['seed'])
+    identity = {
+      name: target.provenance[name]
+      for name in ('suite', 'game', 'method', 'dataset', 'seed')
+    }
+    for row in _measure_checkpoint(
+      evaluator,
+      checkpoint.prefix,
+      seed,
+      play.evaluation_seed(seed, iteration),
+      str(folder),
+    ):
+      rows.append(
+        {**identity, 'gradient_steps': checkpoint.gradient_steps, **row}
+      )
+  return pd.DataFrame(rows)
+
+
+def _measure_checkpoint(
+  evaluator: evaluator_lib.Evaluator,
+  prefix: str,
+  seed: int,
+  evaluation_seed: int,
+  name: str,
+) -> list[dict[str, object]]:
+  trained = online_weights.read(prefix)
+  states, return_before = _visit(evaluator, prefix, evaluation_seed)
+  q_before = evaluator.load(prefix).outputs(states).q_values
+  changes = resets(
+    trained,
+    _first_weights(evaluator, trained, seed),
+    initial_weights(evaluator, trained, seed + _FRESH_STREAM),
+  )
+  rows: list[dict[str, object]] = []
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    progress.bar(len(changes), name, 'reset') as bar,
+  ):
+    for number, change in enumerate(changes):
+      changed = f'{folder}/tf_ckpt-{number}'
+      online_weights.write(changed, change.weights)
+      q_values = evaluator.load(changed).outputs(states).q_values
+      episodes = evaluator.evaluate(changed, evaluation_seed)
+      rows.append(
+        {
+          'layer': change.layer,
+          'kind': change.kind,
+          'return': _mean_return(episodes),
+          'return_before': return_before,
+          **compare(q_before, q_values),
+        }
+      )
+      bar.update()
+  return rows
+
+
+def _first_weights(
+  evaluator: evaluator_lib.Evaluator, like: Weights, seed: int
+) -> Weights:
+  """Returns what the run began with: of a checkpoint, if it names one."""
+  try:
+    start = gin.query_parameter('OfflineAgent.init_checkpoint')
+  except ValueError:
+    start = None
+  if start is not None:
+    return online_weights.read(start)
+  return initial_weights(evaluator, like, seed)
+
+
+def compare(
+  before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]
+) -> dict[str, float]:
+  """Returns q_change and actions_changed of Q-values [N, A]; see `measure`."""
+  return {
+    'q_change': float(np.abs(after - before).mean() / np.abs(before).mean()),
+    'actions_changed': float(
+      np.mean(before.argmax(axis=1) != after.argmax(axis=1))
+    ),
+  }
+
+
+class StateSample:
+  """Different states of a stream, the same sample in whatever order they come.
+
+  Of whom is kept the digest of the state decides. Threads may add at once.
+  """
+
+  def __init__(self, stream_length: int):
+    """Opens the sample.
+
+    Args:
+      stream_length: how many states will come, about.
+    """
+    self._stride = max(1, stream_length // _NUM_STATES)
+    self._kept: dict[int, npt.NDArray[np.uint8]] = {}
+
+  def add(self, states: npt.NDArray[np.uint8]) -> None:
+    """Adds states, uint8 [n, ...], which may be changed afterwards."""
+    for state in states:
+      digest = hashlib.blake2b(state.tobytes(), digest_size=8).digest()
+      number = int.from_bytes(digest)
+      if number % self._stride == 0:
+        self._kept.setdefault(number, state.copy())
+
+  @property
+  def states(self) -> npt.NDArray[np.uint8]:
+    """What was kept, at most 2,048 states: uint8 [n, ...]."""
+    return np.stack([self._kept[n] for n in sorted(self._kept)[:_NUM_STATES]])
+
+
+def _visit(
+  evaluator: evaluator_lib.Evaluator, prefix: str, seed: int
+) -> tuple[npt.NDArray[np.uint8], float]:
+  """Returns states that a checkpoint visits, and its mean return."""
+  actor = evaluator.load(prefix)
+  sample = StateSample(evaluator.rule.num_agent_steps)
+
+  def policy(states: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    sample.add(states)
+    return actor.greedy_actions(states)
+
+  episodes = play.play(evaluator.lanes, policy, evaluator.rule, seed)
+  actor.close()
+  return sample.states, _mean_return(episodes)
+
+
+def _mean_return(episodes: Sequence[play.Episode]) -> float:
+  return float(np.mean([e.episode_return for e in episodes]))
+
+
+def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
+  """Returns the figure of `measure`: a column a method, layers along x."""
+  names = methods.ordered(measured['method'])
+  quantities = (
+    ('return', 'return, points'),
+    ('q_change', 'change of Q-values,\nover their size'),
+    ('actions_changed', 'greedy actions\nchanged, share'),
+  )
+  num_rows, num_columns = len(quantities), len(names)
+  figure = mpl_figure.Figure(
+    figsize=(
+      (2.2 if narrow else 2.9) * num_columns + 0.6,
+      2.1 * num_rows + 0.5,
+    ),
+    layout='constrained',
+  )
+  grid = figure.subplots(num_rows, num_columns, squeeze=False, sharey='row')
+  for row, (quantity, label) in zip(grid, quantities, strict=True):
+    row[0].set_ylabel(label)
+    shown = [quantity, 'return_before'] if quantity == 'return' else [quantity]
+    row[0].set_ylim(0, 1.08 * max(measured[shown].max(axis=None), 1e-9))
+    for axes, name in zip(row, names, strict=True):
+      _draw_panel(axes, measured[measured['method'] == name], quantity)
+  for axes, name in zip(grid[0], names, strict=True):
+    axes.set_title(methods.display_name(name))
+  handles, labels = grid[0, 0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside upper center', ncols=3)
+  return figure
+
+
+def _draw_panel(
+  axes: mpl_axes.Axes, chosen: pd.DataFrame, quantity: str
+) -> None:
+  layers = list(dict.fromkeys(chosen['layer']))
+  for offset, (kind, colour) in zip(
+    (-0.12, 0.12), _COLOURS.items(), strict=True
+  ):
+    of_kind = chosen[chosen['kind'] == kind]
+    axes.scatter(
+      of_kind['layer'].map(layers.index) + offset,
+      of_kind[quantity],
+      s=20,
+      color=colour,
+      label=f'reset to {kind} value' if kind == INITIAL else 'fresh draw',
+    )
+  if quantity == 'return':
+    for value in chosen['return_before'].unique():
+      axes.axhline(value, color='#888888', linestyle=':', label=None)
+  axes.set_xticks(range(len(layers)), layers, fontsize=7)
+  axes.set_xlim(-0.5, len(layers) - 0.5)

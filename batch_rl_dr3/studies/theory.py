@@ -1,0 +1,273 @@
+"""The paper's two theoretical results, measured: no data and no training."""
+
+from collections.abc import Callable
+import functools
+
+from matplotlib import figure as mpl_figure
+import numpy as np
+import pandas as pd
+
+from batch_rl_dr3 import progress
+from batch_rl_dr3.analysis import (
+  implicit_regulariser,
+  linear_td,
+  small_network,
+)
+from batch_rl_dr3.reporting import figure as figure_lib
+
+_BLUE, _RED, _GREEN, _GREY = '#0072B2', '#D55E00', '#009E73', '#888888'
+_GAMMA = 0.9
+
+# Proposition 3.2.
+_RATIOS = (0.9, 0.99, 1.0, 1.01, 1.1)
+_NUM_TD_STEPS = 400
+
+# Theorem 3.1: small networks, data sets of 4 transitions.
+_NUM_INPUTS, _NUM_HIDDEN, _NUM_DATA = 3, 8, 4
+_STEP_SIZE, _NOISE_SCALE = 0.05, 0.005
+_NUM_CHAINS, _NUM_STEPS, _BURN_IN = 1000, 400, 400
+
+
+def feature_sets(num_sets: int, seed: int = 0) -> pd.DataFrame:
+  """Returns the proposition's ratio and what linear TD does, a row a set.
+
+  Each is of random features phi [N, D] and random successors, moved along phi
+  until the ratio is as drawn between 0 and 2.
+
+  Args:
+    num_sets: how many.
+    seed: of the draws.
+
+  Returns:
+    Columns ratio; lowest_real_part of G's eigenvalues, over |G|; diverges.
+  """
+  rng = np.random.default_rng(seed)
+  rows = []
+  for _ in range(num_sets):
+    phi = rng.normal(size=(20, rng.integers(2, 9)))
+    successors = rng.uniform(0, 1) * rng.normal(size=phi.shape)
+    discounts = np.full(len(phi), _GAMMA)
+    squares = np.sum(phi**2)
+    gap = rng.uniform(0, 2) * squares - _GAMMA * np.sum(phi * successors)
+    sides = linear_td.Features(
+      phi, successors + gap / (_GAMMA * squares) * phi, discounts
+    )
+    lowest = linear_td.lowest_real_part(sides)
+    norm = np.linalg.norm(linear_td.update_matrix(sides), 2)
+    rows.append(
+      {
+        'ratio': linear_td.divergence_ratio(sides),
+        'lowest_real_part': lowest / norm,
+        'diverges': lowest < 0,
+      }
+    )
+  return pd.DataFrame(rows)
+
+
+def draw_feature_sets(
+  sets: pd.DataFrame, narrow: bool = False
+) -> mpl_figure.Figure:
+  """Returns the figure of `feature_sets`, and of linear TD on one family."""
+  figure = mpl_figure.Figure(
+    figsize=(4.2, 6.4) if narrow else (8.0, 3.4), layout='constrained'
+  )
+  left, right = np.ravel(figure.subplots(*((2, 1) if narrow else (1, 2))))
+  for diverges, colour, label in (
+    (False, _BLUE, 'converges'),
+    (True, _RED, 'diverges'),
+  ):
+    chosen = sets[sets['diverges'] == diverges]
+    left.scatter(
+      chosen['ratio'],
+      chosen['lowest_real_part'],
+      s=9,
+      color=colour,
+      label=label,
+      linewidth=0,
+    )
+  left.axvline(1.0, color=_GREY, linestyle=':')
+  left.axhline(0.0, color=_GREY, linewidth=0.8)
+  left.set_title('Random features')
+  left.set_xlabel("Proposition 3.2's ratio")
+  left.set_ylabel('lowest Re eigenvalue of G, over |G|')
+  left.legend()
+  phi = np.random.default_rng(0).normal(size=(20, 4))
+  shades = np.linspace(0.15, 0.85, len(_RATIOS))
+  for ratio, shade in zip(_RATIOS, shades, strict=True):
+    sides = linear_td.Features(
+      phi, ratio / _GAMMA * phi, np.full(len(phi), _GAMMA)
+    )
+    weights = linear_td.iterate(
+      sides, np.zeros(20), np.ones(4), 0.02, _NUM_TD_STEPS
+    )
+    right.plot(
+      np.linalg.norm(weights, axis=1),
+      label=f'{ratio:g}',
+      color=(shade, 0.45, 1 - shade),
+    )
+  right.set_yscale('log')
+  right.set_title("gamma phi' = ratio * phi, rewards 0")
+  right.set_xlabel('steps of linear TD')
+  right.set_ylabel('|w|')
+  right.legend(title='ratio')
+  return figure
+
+
+def fixed_points(
+  num_points: int,
+) -> list[tuple[int, implicit_regulariser.FixedPoint]]:
+  """Returns fixed points that TD does not leave, with the seed of each."""
+  network = small_network.Network(_NUM_INPUTS, _NUM_HIDDEN)
+  found: list[tuple[int, implicit_regulariser.FixedPoint]] = []
+  seed = 0
+  while len(found) < num_points:
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(_NUM_DATA, _NUM_INPUTS))
+    next_inputs = inputs + 0.7 * rng.normal(size=inputs.shape)
+    theta = 0.7 * rng.normal(size=network.num_parameters)
+    problem = small_network.problem_at(
+      network, theta, inputs, next_inputs, _GAMMA
+    )
+    try:
+      point = implicit_regulariser.FixedPoint(
+        problem, theta, _STEP_SIZE, _NOISE_SCALE
+      )
+    except ValueError:
+      pass  # TD leaves it: the theorem does not speak of it.
+    else:
+      found.append((seed, point))
+    seed += 1
+  return found
+
+
+def drifts(num_points: int) -> pd.DataFrame:
+  """Returns how noisy TD moves around fixed points, a row a point.
+
+  Args:
+    num_points: how many points, with as many problems and seeds.
+
+  Returns:
+    Columns seed; slowest, `FixedPoint.slowest_rate`: where it is not well above
+    1 / burn-in, the covariance has not settled. Cosines of the simulated
+    movement along the null space: with what the expansion predicts (`field`)
+    and with Eq. 4 as printed (`eq4`). length_ratio, simulated over predicted.
+    slope, the cosine of the movement with Eq. 4's gradient, negative where
+    R_TD falls. Cosines with the field of supervised learning: of TD (`td`), of
+    TD + DR3 with the gradient stopped (`dr3_stopped`) and without (`dr3`), each
+    with coefficient gamma.
+  """
+  rows = []
+  points = fixed_points(num_points)
+  with progress.bar(3 * len(points), 'theorem31', 'simulation') as bar:
+    for seed, point in points:
+      projection = point.null_projection()
+
+      def drift(
+        extra: small_network.Array | None = None,
+        point: implicit_regulariser.FixedPoint = point,
+        seed: int = seed,
+      ) -> small_network.Array:
+        bar.update()
+        return implicit_regulariser.simulate_drift(
+          point, _NUM_CHAINS, _NUM_STEPS, _BURN_IN, seed, extra
+        )
+
+      moved = drift()
+      predicted = -point.step_size * projection @ point.field()
+      gradient = point.regulariser_gradient()
+      supervised = -projection @ point.first_field()
+      stopped, free = (
+        drift(_GAMMA * point.dr3_gradient(stop_gradient=stop))
+        for stop in (True, False)
+      )
+      rows.append(
+        {
+          'seed': seed,
+          'slowest': point.slowest_rate(),
+          'field': _cosine(moved, predicted),
+          'eq4': _cosine(moved, -projection @ gradient),
+          'length_ratio': np.linalg.norm(moved) / np.linalg.norm(predicted),
+          'slope': _cosine(moved, gradient),
+          'td': _cosine(moved, supervised),
+          'dr3_stopped': _cosine(stopped, supervised),
+          'dr3': _cosine(free, supervised),
+        }
+      )
+  return pd.DataFrame(rows)
+
+
+def _cosine(a: small_network.Array, b: small_network.Array) -> float:
+  return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def draw_drifts(
+  measured: pd.DataFrame, narrow: bool = False
+) -> mpl_figure.Figure:
+  """Returns the figure of `drifts`: a dot a fixed point, a bar the median."""
+  figure = mpl_figure.Figure(
+    figsize=(4.2, 6.8) if narrow else (8.0, 3.4), layout='constrained'
+  )
+  axes = np.ravel(figure.subplots(*((2, 1) if narrow else (1, 2))))
+  panels = (
+    (
+      'Noisy TD against what is predicted',
+      {'field': 'expansion', 'eq4': 'Eq. 4', 'slope': 'gradient\nof R_TD'},
+    ),
+    (
+      'Against supervised learning',
+      {'td': 'TD', 'dr3_stopped': 'TD + DR3,\nstopped', 'dr3': 'TD + DR3'},
+    ),
+  )
+  rng = np.random.default_rng(0)
+  for panel, (title, columns) in zip(axes, panels, strict=True):
+    for place, column in enumerate(columns):
+      values = measured[column].to_numpy()
+      panel.scatter(
+        place + rng.uniform(-0.18, 0.18, len(values)),
+        values,
+        s=12,
+        color=_BLUE,
+        alpha=0.6,
+        linewidth=0,
+      )
+      panel.hlines(np.median(values), place - 0.3, place + 0.3, color=_RED)
+    panel.set_xticks(range(len(columns)), list(columns.values()))
+    panel.set_xlim(-0.5, len(columns) - 0.5)
+    panel.set_ylim(-1.05, 1.05)
+    panel.axhline(0.0, color=_GREY, linewidth=0.8)
+    panel.set_ylabel('cosine in the null space of G')
+    panel.set_title(title)
+  return figure
+
+
+def _made(
+  name: str,
+  title: str,
+  caption: str,
+  table: pd.DataFrame,
+  draw: Callable[..., mpl_figure.Figure],
+) -> tuple[figure_lib.Figure, pd.DataFrame]:
+  drawn = figure_lib.make(name, title, caption, functools.partial(draw, table))
+  return drawn, table
+
+
+def proposition32() -> tuple[figure_lib.Figure, pd.DataFrame]:
+  """Returns the figure and the table of Proposition 3.2."""
+  return _made(
+    'proposition32',
+    'Linear TD-learning on co-adapted features',
+    'No set of features right of the line converges; left of it some do not.',
+    feature_sets(600),
+    draw_feature_sets,
+  )
+
+
+def theorem31() -> tuple[figure_lib.Figure, pd.DataFrame]:
+  """Returns the figure and the table of Theorem 3.1."""
+  return _made(
+    'theorem31',
+    'Noisy TD-learning around its fixed points',
+    'Cosines of the simulated movement with what is predicted.',
+    drifts(20),
+    draw_drifts,
+  )

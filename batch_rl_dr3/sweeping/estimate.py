@@ -1,0 +1,283 @@
+"""What is left of a sweep will cost: time, money, disk and download.
+
+Every figure follows from a rate that was measured; what is not known is said,
+and not made up.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+import statistics
+
+import tqdm
+
+from batch_rl_dr3 import errors
+from batch_rl_dr3.reporting import methods
+from batch_rl_dr3.sweeping import attempt, standing
+from batch_rl_dr3.sweeping.grid import Run, Sweep
+
+_RATE = ': gradient steps/s'
+_OWN_COST = ": DR3's own cost"
+_PLAY = 'evaluation: agent steps/s'
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+  """How fast runs are.
+
+  Attributes:
+    by_method: gradient steps a second; '' stands for any other method.
+    play: agent steps a second of evaluation; None if it is not known.
+    origin: where the numbers are from.
+  """
+
+  by_method: Mapping[str, float]
+  play: float | None
+  origin: str
+
+  def of(self, method: str) -> float | None:
+    """Returns the rate of a method, the slowest known if it has none."""
+    if method in self.by_method:
+      return self.by_method[method]
+    return min(self.by_method.values(), default=None)
+
+
+def given(rate: float) -> Rates:
+  """Returns a rate that a user states, for all methods."""
+  return Rates({'': rate}, None, 'as given')
+
+
+def of_benchmark(path: str) -> Rates:
+  """Returns the rates that `benchmark --json` has written.
+
+  Raises:
+    DataError: if the file is not one of it.
+  """
+  try:
+    rows = {
+      row['name']: row for row in json.loads(pathlib.Path(path).read_text())
+    }
+    by_method = {}
+    for base in ('dqn', 'rem', 'cql'):
+      dr3 = methods.with_dr3(base)
+      name = methods.display_name(dr3)
+      if name + _RATE in rows:
+        by_method[dr3] = float(rows[name + _RATE]['value'])
+        # Milliseconds of a step without DR3.
+        by_method[base] = 1e3 / float(rows[name + _OWN_COST]['peer_value'])
+    play = float(rows[_PLAY]['value'])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.DataError(
+      f'{path} is not what `benchmark --json` writes: {error!r}.'
+    ) from error
+  return Rates(by_method, play, f'benchmark, {path}')
+
+
+def of_finished(runs_of_sweep: Sequence[Run], runs: str) -> Rates | None:
+  """Returns the median rates of finished runs; None if there is none."""
+  rates = standing.measured_rates(runs_of_sweep, runs)
+  if not rates:
+    return None
+  count = sum(map(len, rates.values()))
+  return Rates(
+    {method: statistics.median(found) for method, found in rates.items()},
+    None,
+    f'median of {count} finished runs in {runs}',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """What is left to do, and what it costs.
+
+  Attributes:
+    num_runs: runs by state.
+    gradient_steps: left to do.
+    agent_steps: of play left to do.
+    run_hours: of runs one after the other; None without a rate.
+    num_stores: different stores.
+    store_bytes: of all of them, uncompressed.
+    download_bytes: of their logs; None where it is not known.
+    run_bytes: of all run directories in the end; None where not known.
+    run_bytes_origin: where that is from.
+  """
+
+  num_runs: Mapping[str, int]
+  gradient_steps: int
+  agent_steps: int
+  run_hours: float | None
+  num_stores: int
+  store_bytes: int
+  download_bytes: float | None
+  run_bytes: float | None
+  run_bytes_origin: str
+
+
+def estimate(
+  sweep: Sweep,
+  standings: Sequence[standing.Standing],
+  runs: str,
+  rates: Rates | None,
+) -> Estimate:
+  """Returns what a sweep will cost from here.
+
+  Args:
+    sweep: the sweep.
+    standings: how each of its runs stands.
+    runs: the folder of all runs.
+    rates: how fast runs are, if that is known.
+  """
+  left = [s for s in standings if s.state != standing.DONE]
+  stores = {s.run.store: s.run for s in left}
+  hours: float | None = None
+  if rates is not None:
+    hours = sum(_hours(s, rates) for s in left)
+  run_bytes, origin = _run_bytes(sweep, standings, runs)
+  return Estimate(
+    num_runs={
+      state: sum(s.state == state for s in standings)
+      for state in standing.STATES
+    },
+    gradient_steps=sum(s.total_steps - s.steps for s in left),
+    agent_steps=round(sum(_agent_steps(s) for s in left)),
+    run_hours=hours,
+    num_stores=len(stores),
+    store_bytes=sum(sweep.store_bytes(run) for run in stores.values()),
+    download_bytes=_download_bytes(sweep, list(stores.values())),
+    run_bytes=None if run_bytes is None else run_bytes * len(standings),
+    run_bytes_origin=origin,
+  )
+
+
+def _agent_steps(one: standing.Standing) -> float:
+  share = 1 - one.steps / one.total_steps if one.total_steps else 0.0
+  return share * one.run.num_evaluation_agent_steps
+
+
+def _hours(one: standing.Standing, rates: Rates) -> float:
+  rate = rates.of(one.run.method)
+  assert rate is not None
+  seconds = (one.total_steps - one.steps) / rate
+  if rates.play is not None:
+    seconds += _agent_steps(one) / rates.play
+  return seconds / 3600
+
+
+def _download_bytes(sweep: Sweep, runs: Sequence[Run]) -> float | None:
+  """Returns what is read of the logs of runs, one for each store."""
+  if sweep.replay_dir is not None and '://' not in sweep.replay_dir:
+    return 0.0
+  if sweep.log_gigabytes is None:
+    return None
+  # Whole files are read to draw rows from them.
+  return sum(
+    1e9
+    * sweep.log_gigabytes
+    * (1 if run.bound.get('Subset.rule') == 'uniform' else run.fraction)
+    for run in runs
+  )
+
+
+def _run_bytes(
+  sweep: Sweep, standings: Sequence[standing.Standing], runs: str
+) -> tuple[float | None, str]:
+  """Returns the size of one run directory, and where that is from."""
+  finished = [
+    pathlib.Path(runs) / s.run.folder
+    for s in standings
+    if attempt.is_finished(
+      pathlib.Path(runs) / s.run.folder, s.run.num_iterations
+    )
+  ]
+  if finished:
+    # A few tell as much as all, and a thousand take long.
+    measured = [standing.disk_bytes(folder) for folder in finished[:20]]
+    return statistics.mean(measured), f'mean of {len(measured)} finished runs'
+  if sweep.run_disk_gigabytes is not None:
+    return 1e9 * sweep.run_disk_gigabytes, 'Sweep.run_disk_gigabytes'
+  return None, 'known when one is finished, or by Sweep.run_disk_gigabytes'
+
+
+def describe(
+  sweep: Sweep, plan: Estimate, rates: Rates | None, price: float | None
+) -> list[str]:
+  """Returns an estimate in words, a line each.
+
+  Args:
+    sweep: the sweep.
+    plan: the estimate.
+    rates: what it is from.
+    price: of an hour of a GPU, or of a core where no GPU is used.
+  """
+  total = sum(plan.num_runs.values())
+  states = [f'{n:,} {state}' for state, n in plan.num_runs.items() if n]
+  lines = {
+    'runs': f'{total:,}: {", ".join(states)}',
+    'to do': f'{plan.gradient_steps:,} gradient steps, '
+    f'{plan.agent_steps:,} agent steps of play',
+    'rate': _rates_in_words(rates),
+    'time': _time_in_words(sweep, plan, rates),
+    'money': _money_in_words(sweep, plan, price),
+    'stores': f'{plan.num_stores:,}, {_size(plan.store_bytes)} uncompressed',
+    'download': 'not known: bind Sweep.log_gigabytes, or ask `data plan` '
+    'about one log'
+    if plan.download_bytes is None
+    else f'about {_size(plan.download_bytes)}'
+    if plan.download_bytes
+    else 'nothing, the logs are on this machine',
+    'run disk': (
+      'not known'
+      if plan.run_bytes is None
+      else f'about {_size(plan.run_bytes)} for all runs'
+    )
+    + f' ({plan.run_bytes_origin})',
+    'memory': f'{sweep.run_gigabytes:g} GB a run, and its store once a node',
+  }
+  return [f'{name:<10} {line}' for name, line in lines.items()]
+
+
+def _rates_in_words(rates: Rates | None) -> str:
+  if rates is None:
+    return (
+      'not known: give --rate or --benchmark, or let one run finish in --runs'
+    )
+  listed = ', '.join(
+    f'{methods.display_name(method) + " " if method else ""}{rate:,.4g}'
+    for method, rate in rates.by_method.items()
+  )
+  play = (
+    'play not counted'
+    if rates.play is None
+    else f'play {rates.play:,.4g} agent steps/s'
+  )
+  return f'{listed} gradient steps/s, {play} ({rates.origin})'
+
+
+def _time_in_words(sweep: Sweep, plan: Estimate, rates: Rates | None) -> str:
+  if plan.run_hours is None or rates is None:
+    return 'not known without a rate'
+  gpus = (
+    f'{plan.run_hours * sweep.num_gpus:,.4g} GPU-hours, '
+    if sweep.num_gpus
+    else ''
+  )
+  return (
+    f'{gpus}{plan.run_hours * sweep.num_cpus:,.4g} core-hours, '
+    f'{plan.run_hours / 24:,.4g} days of one run after the other'
+  )
+
+
+def _money_in_words(sweep: Sweep, plan: Estimate, price: float | None) -> str:
+  if plan.run_hours is None:
+    return 'not known without a rate'
+  unit = 'GPU' if sweep.num_gpus else 'core'
+  if price is None:
+    return f'--price_per_hour, of a {unit}, tells'
+  amount = plan.run_hours * (sweep.num_gpus or sweep.num_cpus) * price
+  return f'{amount:,.0f} at {price:g} an hour of a {unit}'
+
+
+def _size(num_bytes: float) -> str:
+  text: str = tqdm.tqdm.format_sizeof(num_bytes, 'B')
+  return text

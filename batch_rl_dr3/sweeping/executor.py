@@ -1,0 +1,282 @@
+"""Executes the runs of a sweep on whatever nodes there are.
+
+The loop knows no engine: a `Cluster` begins jobs on nodes and says what became
+of them. What the loop knows is lost when it ends, and is nothing that the run
+directories do not say: started again, it goes on.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import os
+import time
+from typing import Protocol
+
+from batch_rl_dr3 import errors, progress
+from batch_rl_dr3.sweeping import attempt, run_queue
+from batch_rl_dr3.sweeping.grid import Run
+
+# Seconds between looks at which nodes there are, and for a request to stop.
+_NODES_SECONDS = 5.0
+_POLL_SECONDS = 0.5
+# Seconds for which nothing begins on a node where a job was lost: it may be
+# dead, which takes Ray 12 seconds to notice.
+_SUSPENDED_SECONDS = 15.0
+# Seconds without a node after which a sweep gives up.
+_NO_NODE_SECONDS = 300.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What a slot is told to execute.
+
+  Attributes:
+    key: names it.
+    folder: the run directory.
+    arguments: what follows `python`.
+    num_iterations: that the run has in the end.
+    max_without_progress: a run is set aside after so many attempts.
+    cwd: where it runs: paths may be relative to it.
+  """
+
+  key: int
+  folder: str
+  arguments: tuple[str, ...]
+  num_iterations: int
+  max_without_progress: int
+  cwd: str
+
+  def attempt(self) -> attempt.Attempt:
+    """Returns an attempt at it."""
+    return attempt.Attempt(
+      self.folder,
+      self.arguments,
+      self.num_iterations,
+      self.max_without_progress,
+      self.cwd,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+  """What a node offers.
+
+  Attributes:
+    num_slots: runs at a time.
+    memory: bytes that runs may use.
+  """
+
+  num_slots: int
+  memory: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+  """A job that is over.
+
+  Attributes:
+    key: of the job.
+    outcome: what came of it; None if whoever executed it is gone.
+    reason: why that is gone, or why nothing came of it.
+  """
+
+  key: int
+  outcome: attempt.Outcome | None
+  reason: str = ''
+
+
+class Cluster(Protocol):
+  """Nodes that execute jobs."""
+
+  def nodes(self) -> dict[str, Capacity]:
+    """Returns the nodes that live, by name."""
+
+  def start(self, node: str, job: Job) -> None:
+    """Begins a job in a free slot of a node."""
+
+  def wait(self, seconds: float) -> list[Ended]:
+    """Returns jobs that are over, after at most so many seconds."""
+
+  def stop(self) -> None:
+    """Asks all jobs to save and end."""
+
+
+@dataclasses.dataclass
+class Tally:
+  """What became of the runs.
+
+  Attributes:
+    num_done: runs that are finished.
+    set_aside: folders of runs that are not tried again.
+    num_again: attempts after which a run was queued again.
+  """
+
+  num_done: int = 0
+  set_aside: list[str] = dataclasses.field(default_factory=list)
+  num_again: int = 0
+
+
+class Executor:
+  """Executes runs, each by one job at a time, until none is left."""
+
+  def __init__(
+    self,
+    cluster: Cluster,
+    queue: run_queue.Queue,
+    job: Callable[[Run], Job],
+    stop_requested: Callable[[], bool],
+    stop_seconds: float,
+  ):
+    """Prepares the loop.
+
+    Args:
+      cluster: where jobs are executed.
+      queue: the runs.
+      job: what a slot is told to execute of a run.
+      stop_requested: whether the sweep is to end.
+      stop_seconds: how long runs have then to save.
+    """
+    self._cluster = cluster
+    self._queue = queue
+    self._job = job
+    self._stop_requested = stop_requested
+    self._stop_seconds = stop_seconds
+    self._nodes: dict[str, run_queue.Node] = {}
+    self._slots: dict[str, int] = {}
+    self._running: dict[int, tuple[str, Run]] = {}
+    self._looked = -_NODES_SECONDS
+    self._last_seen = -_NO_NODE_SECONDS
+    self.tally = Tally()
+
+  def run(self) -> Tally:
+    """Executes all runs and returns what became of them.
+
+    Raises:
+      ConfigError: if a run fits no node.
+      PreemptedError: if asked to stop, once all runs have saved.
+    """
+    self._look_at_nodes()
+    self._queue.check_memory(list(self._nodes.values()))
+    with progress.bar(len(self._queue), 'sweep', 'run') as self._bar:
+      while self._queue or self._running:
+        if self._stop_requested():
+          self._stop()
+        self._look_at_nodes()
+        self._fill()
+        for ended in self._cluster.wait(_POLL_SECONDS):
+          self._record(ended)
+    return self.tally
+
+  def _look_at_nodes(self) -> None:
+    """Brings what is known of the nodes up to date, now and then.
+
+    Raises:
+      ConfigError: if there is none at first, or has been none for long.
+    """
+    now = time.monotonic()
+    if now - self._looked < _NODES_SECONDS:
+      return
+    self._looked = now
+    found = {n: c for n, c in self._cluster.nodes().items() if c.num_slots}
+    if found:
+      self._last_seen = now
+    elif now - self._last_seen > _NO_NODE_SECONDS:
+      raise errors.ConfigError(
+        'the cluster has no node that could execute a run.'
+      )
+    self._slots = {name: c.num_slots for name, c in found.items()}
+    self._nodes = {
+      name: self._nodes.get(name, run_queue.Node(name, capacity.memory))
+      for name, capacity in found.items()
+    }
+
+  def _fill(self) -> None:
+    """Begins runs in all free slots, on the emptiest nodes first."""
+    nodes = list(self._nodes.values())
+    for node in sorted(nodes, key=lambda node: len(node.running)):
+      while len(node.running) < self._slots[node.name]:
+        run = self._queue.take(node, nodes, time.monotonic())
+        if run is None:
+          break
+        self._running[run.index] = (node.name, run)
+        self._cluster.start(node.name, self._job(run))
+    self._bar.set_postfix_str(f'{len(self._running)} running', refresh=False)
+
+  def _record(self, ended: Ended) -> None:
+    """Decides what becomes of a run whose job is over."""
+    name, run = self._running.pop(ended.key)
+    node = self._nodes.get(name)
+    if node is not None:
+      node.running.remove(run)
+    now = time.monotonic()
+    outcome = ended.outcome
+    if outcome is None:
+      if node is not None:
+        node.suspended_until = now + _SUSPENDED_SECONDS
+      delay = self._queue.put_back(run, now, 0)
+      self._again(f'{run.folder}: {ended.reason}; again in {delay:.0f} s')
+    elif outcome.kind == attempt.DONE:
+      self.tally.num_done += 1
+      self._bar.update()
+    elif outcome.kind == attempt.SET_ASIDE:
+      self.tally.set_aside.append(run.folder)
+      self._bar.update()
+      self._bar.write(
+        f'{run.folder}: set aside, exit code {outcome.exit_code}: '
+        f'{outcome.error}'
+      )
+    elif outcome.kind == attempt.BUSY:
+      self._queue.put_back_busy(run, now)
+    else:
+      delay = self._queue.put_back(run, now, outcome.without_progress)
+      if not self._stop_requested():
+        self._again(
+          f'{run.folder}: ended with {outcome.exit_code}: {outcome.error}; '
+          f'again in {delay:.0f} s'
+        )
+
+  def _again(self, message: str) -> None:
+    self.tally.num_again += 1
+    self._bar.write(message)
+
+  def _stop(self) -> None:
+    """Has all runs save, and ends the sweep.
+
+    Raises:
+      PreemptedError: always.
+    """
+    running = len(self._running)
+    self._bar.write(f'stopping: {running} runs save their state')
+    self._cluster.stop()
+    deadline = time.monotonic() + self._stop_seconds
+    while self._running and time.monotonic() < deadline:
+      for ended in self._cluster.wait(_POLL_SECONDS):
+        self._record(ended)
+    left = len(self._queue) + len(self._running)
+    raise errors.PreemptedError(
+      f'stopped with {left} runs left; give the same command again.'
+    )
+
+
+def jobs(
+  runs: str, cache_dir: str, program: Sequence[str], max_without_progress: int
+) -> Callable[[Run], Job]:
+  """Returns what makes the job of a run.
+
+  Args:
+    runs: the folder of all runs.
+    cache_dir: where stores are kept, on each node.
+    program: what follows `python`, such as -m batch_rl_dr3.train.
+    max_without_progress: a run is set aside after so many attempts.
+  """
+
+  def job(run: Run) -> Job:
+    return Job(
+      run.index,
+      os.path.join(runs, run.folder),
+      (*program, *run.arguments(runs, cache_dir)),
+      run.num_iterations,
+      max_without_progress,
+      os.getcwd(),
+    )
+
+  return job

@@ -1,0 +1,275 @@
+"""What a sweep consists of: games x data sets x methods x seeds, as gin says.
+
+A grid file binds `Sweep` and nothing that is trained; each of its runs is the
+gin files and bindings that its templates give, and can be trained by hand with
+the same command.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import gin
+
+import batch_rl_dr3
+from batch_rl_dr3 import errors, run_identity
+from batch_rl_dr3.sweeping import bindings
+
+_RUNNER = 'FixedReplayRunner'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run of a sweep.
+
+  Attributes:
+    index: its place in the sweep, by which job arrays name it.
+    suite: of the game.
+    game: what it is evaluated in.
+    dataset: the data set's short name.
+    method: the method's short name.
+    seed: the run's seed.
+    logged_run: which logged run of the game it learns from.
+    gin_files: what is trained.
+    gin_bindings: overrides of the files.
+    replay_dir: where its log is; None for the public buckets.
+    identity: 8 hexadecimal digits, see `Sweep.runs`.
+    bound: what its files and bindings bind, by name.
+  """
+
+  index: int
+  suite: str
+  game: str
+  dataset: str
+  method: str
+  seed: int
+  logged_run: int
+  gin_files: tuple[str, ...]
+  gin_bindings: tuple[str, ...]
+  replay_dir: str | None
+  identity: str
+  bound: dict[str, Any] = dataclasses.field(repr=False, compare=False)
+
+  @property
+  def folder(self) -> str:
+    """The run directory, below the folder of all runs."""
+    name = f'seed{self.seed}-{self.identity}'
+    return '/'.join((self.suite, self.game, self.dataset, self.method, name))
+
+  @property
+  def data(self) -> str:
+    """The log that it learns from."""
+    return self.replay_dir or f'{self.game}/{self.logged_run}'
+
+  @property
+  def store(self) -> str:
+    """What runs have in common that learn from the same store."""
+    subset = {n: v for n, v in self.bound.items() if n.startswith('Subset.')}
+    return f'{self.data} {sorted(subset.items())}'
+
+  @property
+  def fraction(self) -> float:
+    """The share of the log's rows that it learns from."""
+    return float(self.bound.get('Subset.fraction', 1.0))
+
+  @property
+  def num_iterations(self) -> int:
+    """Iterations of training and evaluation."""
+    return self._bound('num_iterations')
+
+  @property
+  def num_gradient_steps(self) -> int:
+    """Gradient steps of all iterations."""
+    return self.num_iterations * self._bound('num_gradient_steps')
+
+  @property
+  def num_evaluation_agent_steps(self) -> int:
+    """Agent steps of play of all iterations."""
+    return self.num_iterations * self._bound('num_evaluation_agent_steps')
+
+  def _bound(self, name: str) -> int:
+    try:
+      return int(self.bound[f'{_RUNNER}.{name}'])
+    except (KeyError, ValueError) as error:
+      raise errors.ConfigError(
+        f'{self.gin_files[0]} binds no number to {_RUNNER}.{name}, which a '
+        'sweep has to know.'
+      ) from error
+
+  def arguments(self, runs: str, cache_dir: str) -> list[str]:
+    """Returns the flags of `python -m batch_rl_dr3.train` for this run.
+
+    Args:
+      runs: the folder of all runs.
+      cache_dir: where stores are kept.
+    """
+    where = (
+      f'--run={self.logged_run}'
+      if self.replay_dir is None
+      else f'--replay_dir={self.replay_dir}'
+    )
+    return [
+      *(f'--gin_files={name}' for name in self.gin_files),
+      *(f'--gin_bindings={line}' for line in self.gin_bindings),
+      where,
+      f'--seed={self.seed}',
+      f'--base_dir={runs.rstrip("/")}/{self.folder}',
+      f'--cache_dir={cache_dir}',
+    ]
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """The runs of a sweep, and what one of them needs.
+
+  In `gin_files`, `gin_bindings` and `replay_dir`, {suite}, {game}, {dataset},
+  {method}, {seed} and {run} stand for the run's own.
+
+  Attributes:
+    suite: the suite of the games.
+    games: names of games.
+    datasets: short names of data sets.
+    methods: short names of methods.
+    seeds: seeds of each combination.
+    logged_runs: the logged runs, dealt out to the seeds in turn.
+    gin_files: templates of gin files.
+    gin_bindings: templates of bindings that override them.
+    replay_dir: template of where the logs are; None looks for the logged run
+      in the public buckets.
+    results_dir: a folder of results that are kept apart from the runs, such as
+      one under version control: a run whose scores.csv is there is done.
+    num_cpus: processor cores of a run.
+    num_gpus: GPUs of a run; a fraction packs several on one.
+    run_gigabytes: memory of a run, with frames that it holds for itself.
+    store_memory_share: the share of a store, read as needed by all runs of a
+      node, that is to fit in the node's memory.
+    row_bytes: of a row in a store, in memory and on disk.
+    log_rows: rows of a logged run.
+    log_gigabytes: size of a logged run where it is read from; None where it
+      is not known or on this machine.
+    run_disk_gigabytes: disk of a finished run, checkpoints included; None
+      where it is to be measured.
+    max_attempts_without_progress: a run is set aside after so many.
+  """
+
+  suite: str = gin.REQUIRED
+  games: Sequence[str] = gin.REQUIRED
+  datasets: Sequence[str] = gin.REQUIRED
+  methods: Sequence[str] = gin.REQUIRED
+  seeds: Sequence[int] = gin.REQUIRED
+  logged_runs: Sequence[int] = (1,)
+  gin_files: Sequence[str] = gin.REQUIRED
+  gin_bindings: Sequence[str] = ()
+  replay_dir: str | None = None
+  results_dir: str | None = None
+  num_cpus: float = 1.0
+  num_gpus: float = 0.0
+  run_gigabytes: float = 2.0
+  store_memory_share: float = 1.0
+  row_bytes: int = gin.REQUIRED
+  log_rows: int = gin.REQUIRED
+  log_gigabytes: float | None = None
+  run_disk_gigabytes: float | None = None
+  max_attempts_without_progress: int = 5
+
+  def runs(self) -> list[Run]:
+    """Returns the runs, in an order that never changes for one grid.
+
+    A run's identity is a hash of what its files bind, which log it is, its
+    seed and the version of this package. Runs of one store follow each other.
+
+    Raises:
+      ConfigError: if a file is missing, does not say what the grid says of
+        it, or two runs are the same.
+    """
+    runs = [
+      self._run(index, *combination)
+      for index, combination in enumerate(self._combinations())
+    ]
+    seen: dict[str, Run] = {}
+    for run in runs:
+      if seen.setdefault(run.folder, run) is not run:
+        raise errors.ConfigError(
+          f'runs {seen[run.folder].index} and {run.index} of the grid are the '
+          f'same: {run.folder}. Is a name listed twice?'
+        )
+    return runs
+
+  def _combinations(self) -> Iterator[tuple[str, str, str, int, int]]:
+    """Yields game, dataset, method, seed and logged run."""
+    if not self.logged_runs:
+      raise errors.ConfigError('Sweep.logged_runs is empty.')
+    dealt = list(zip(self.seeds, itertools.cycle(self.logged_runs)))
+    for game in self.games:
+      for dataset in self.datasets:
+        for seed, logged_run in dealt:
+          for method in self.methods:
+            yield game, dataset, method, seed, logged_run
+
+  def _run(
+    self,
+    index: int,
+    game: str,
+    dataset: str,
+    method: str,
+    seed: int,
+    logged_run: int,
+  ) -> Run:
+    names = {
+      'suite': self.suite,
+      'game': game,
+      'dataset': dataset,
+      'method': method,
+      'seed': seed,
+      'run': logged_run,
+    }
+    files = tuple(_fill(text, names) for text in self.gin_files)
+    lines = tuple(_fill(text, names) for text in self.gin_bindings)
+    replay_dir = (
+      None if self.replay_dir is None else _fill(self.replay_dir, names)
+    )
+    bound = bindings.read(files, lines)
+    for name in ('dataset', 'method'):
+      said = bound.get(f'{_RUNNER}.{name}')
+      if said != names[name]:
+        raise errors.ConfigError(
+          f'the grid has {name} {names[name]!r}, but {", ".join(files)} binds '
+          f'{_RUNNER}.{name} to {said!r}.'
+        )
+    return Run(
+      index=index,
+      suite=self.suite,
+      game=game,
+      dataset=dataset,
+      method=method,
+      seed=seed,
+      logged_run=logged_run,
+      gin_files=files,
+      gin_bindings=lines,
+      replay_dir=replay_dir,
+      identity=run_identity.run_identity(
+        bound,
+        # The log's name and not its place, which differs between machines.
+        {'suite': self.suite, 'game': game, 'run': logged_run},
+        seed,
+        batch_rl_dr3.__version__,
+      ),
+      bound=bound,
+    )
+
+  def store_bytes(self, run: Run) -> int:
+    """Returns the size of a run's store."""
+    return math.ceil(run.fraction * self.log_rows) * self.row_bytes
+
+
+def _fill(template: str, names: dict[str, Any]) -> str:
+  try:
+    return template.format(**names)
+  except (KeyError, IndexError, ValueError) as error:
+    raise errors.ConfigError(
+      f'cannot fill {template!r}: {error}; it may name '
+      f'{", ".join("{" + name + "}" for name in names)}.'
+    ) from error

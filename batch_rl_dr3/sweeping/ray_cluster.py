@@ -1,0 +1,185 @@
+"""Slots on the nodes of a Ray cluster, each an actor that executes runs.
+
+Ray carries jobs to nodes and says who has died; which run goes where is decided
+by `run_queue`. So nothing is left to Ray's own retries, which would not know
+a preemption from a fault. An actor ends with its raylet and a run with its
+actor, by the kernel's word: Ray itself was seen to leave workers running.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+import ray
+from ray import exceptions
+from ray.util import scheduling_strategies
+
+from batch_rl_dr3 import errors
+from batch_rl_dr3.sweeping import attempt, executor
+
+# Bytes of the object store of a cluster that is started here. Only outcomes
+# of attempts pass through it.
+_OBJECT_STORE_BYTES = 80 << 20
+_PR_SET_PDEATHSIG = 1
+
+
+class Slot:
+  """What an actor is: a place for one run at a time."""
+
+  def __init__(self) -> None:
+    # A raylet is the parent of its workers.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+      sys.exit('the raylet has died')
+    self._lock = threading.Lock()
+    self._attempt: attempt.Attempt | None = None
+    self._stopped = False
+
+  def execute(self, job: executor.Job) -> attempt.Outcome:
+    """Executes a job and returns what came of it."""
+    with self._lock:
+      if self._stopped:
+        return attempt.Outcome(attempt.AGAIN, attempt.PREEMPTED, 'stopped')
+      self._attempt = job.attempt()
+    try:
+      return self._attempt.execute()
+    except errors.BatchRLError as error:
+      # The directory cannot say so itself.
+      return attempt.Outcome(attempt.SET_ASIDE, error.exit_code, str(error))
+
+  def stop(self) -> None:
+    """Has the run save and end, and begins no other."""
+    with self._lock:
+      self._stopped = True
+      if self._attempt is not None:
+        self._attempt.stop()
+
+
+class RayCluster:
+  """See `executor.Cluster`."""
+
+  def __init__(
+    self,
+    address: str | None,
+    num_cpus: float,
+    num_gpus: float,
+    slots_per_node: int = 0,
+  ):
+    """Connects to a cluster, or starts one on this machine.
+
+    Args:
+      address: of the cluster, such as 10.0.0.1:6379 or auto; None starts one.
+      num_cpus: processor cores of a slot.
+      num_gpus: GPUs of a slot; may be a fraction.
+      slots_per_node: at most so many, whatever a node has; 0 for no limit.
+
+    Raises:
+      ConfigError: if there is no cluster at the address.
+    """
+    self._num_cpus = num_cpus
+    self._num_gpus = num_gpus
+    self._slots_per_node = slots_per_node
+    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    here: dict[str, Any] = {}
+    if address is None:
+      here = {
+        'include_dashboard': False,
+        'object_store_memory': _OBJECT_STORE_BYTES,
+      }
+    try:
+      ray.init(
+        address=address or 'local',
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **here,
+      )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+      reason = ' '.join(str(error).split())
+      raise errors.ConfigError(
+        f'cannot use a Ray cluster at {address or "this machine"}: {reason}'
+      ) from error
+    self._remote_slot = ray.remote(Slot)
+    self._idle: dict[str, list[Any]] = {}
+    self._running: dict[Any, tuple[str, Any, executor.Job]] = {}
+
+  def close(self) -> None:
+    """Ends the actors, and the cluster if it was started here."""
+    ray.shutdown()
+
+  def nodes(self) -> dict[str, executor.Capacity]:
+    """Returns the nodes that live, by Ray's name for them."""
+    return {
+      node['NodeID']: executor.Capacity(
+        self._num_slots(node['Resources']),
+        node['Resources'].get('memory', 0.0),
+      )
+      for node in ray.nodes()  # type: ignore[no-untyped-call]
+      if node['Alive']
+    }
+
+  def _num_slots(self, resources: dict[str, float]) -> int:
+    slots = resources.get('CPU', 0.0) / self._num_cpus
+    if self._num_gpus:
+      slots = min(slots, resources.get('GPU', 0.0) / self._num_gpus)
+    if self._slots_per_node:
+      slots = min(slots, self._slots_per_node)
+    return int(slots)
+
+  def start(self, node: str, job: executor.Job) -> None:
+    """Begins a job in an actor of a node that is idle, or in a new one."""
+    idle = self._idle.get(node)
+    slot = idle.pop() if idle else self._new_slot(node)
+    self._running[slot.execute.remote(job)] = (node, slot, job)
+
+  def _new_slot(self, node: str) -> Any:
+    return self._remote_slot.options(
+      num_cpus=self._num_cpus,
+      num_gpus=self._num_gpus,
+      max_restarts=0,
+      max_task_retries=0,
+      max_concurrency=2,  # `stop` beside `execute`.
+      scheduling_strategy=scheduling_strategies.NodeAffinitySchedulingStrategy(
+        node, soft=False
+      ),
+    ).remote()
+
+  def wait(self, seconds: float) -> list[executor.Ended]:
+    """Returns jobs that are over, after at most so many seconds."""
+    references = list(self._running)
+    if not references:
+      # Nothing runs: a run is to be tried again later.
+      threading.Event().wait(seconds)
+      return []
+    done, _ = ray.wait(
+      references, num_returns=len(references), timeout=0, fetch_local=False
+    )
+    if not done:
+      done, _ = ray.wait(references, timeout=seconds, fetch_local=False)
+    return [self._ended(reference) for reference in done]
+
+  def _ended(self, reference: Any) -> executor.Ended:
+    node, slot, job = self._running.pop(reference)
+    try:
+      outcome = ray.get(reference)
+    except exceptions.RayError as error:
+      ray.kill(slot)  # If it lives, it must not go on.
+      return executor.Ended(job.key, None, _reason(error))
+    self._idle.setdefault(node, []).append(slot)
+    return executor.Ended(job.key, outcome)
+
+  def stop(self) -> None:
+    """Asks all jobs to save and end."""
+    for _, slot, _ in self._running.values():
+      slot.stop.remote()
+
+
+def _reason(error: exceptions.RayError) -> str:
+  if isinstance(error, exceptions.RayTaskError):
+    return f'its actor failed: {str(error).strip().splitlines()[-1]}'
+  if isinstance(error, exceptions.OutOfMemoryError):
+    return 'its node ran out of memory'
+  return 'its node or its actor has died'

@@ -1,0 +1,180 @@
+"""How each run of a sweep stands, by what its directory says.
+
+No engine is asked: a run may be executed by Ray, by a job array or by hand.
+"""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import json
+import os
+import pathlib
+import time
+
+from batch_rl_dr3 import run_directory
+from batch_rl_dr3.reporting import live_run
+from batch_rl_dr3.sweeping import attempt
+from batch_rl_dr3.sweeping.grid import Run
+
+# A run is in one of these states, in the order in which they are listed.
+# Stalled is one that nobody has written to for long, or that was stopped.
+RUNNING, STALLED, FAILED = 'running', 'stalled', 'failed'
+WAITING, DONE = 'waiting', 'done'
+STATES = (RUNNING, FAILED, STALLED, WAITING, DONE)
+# The files whose dates say that somebody works on a run.
+_SIGNS_OF_LIFE = (run_directory.METRICS, run_directory.SCORES, attempt.LOG)
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+  """How one run stands.
+
+  Attributes:
+    run: the run.
+    state: one of `STATES`.
+    steps: gradient steps done, by metrics.csv.
+    total_steps: gradient steps to do.
+    rate: gradient steps a second; None if it does not run or none is known.
+    error: the last line of what it printed, if it failed.
+    attempts: how often a sweep has begun it.
+  """
+
+  run: Run
+  state: str
+  steps: int = 0
+  total_steps: int = 0
+  rate: float | None = None
+  error: str = ''
+  attempts: int = 0
+
+  @property
+  def seconds_left(self) -> float | None:
+    """Until its last gradient step, at its rate; play is not counted."""
+    if self.rate is None:
+      return None
+    return max(0, self.total_steps - self.steps) / self.rate
+
+
+def is_done(run: Run, runs: str, results_dir: str | None) -> bool:
+  """Returns whether a run is finished, or its results are kept apart.
+
+  Args:
+    run: the run.
+    runs: the folder of all runs.
+    results_dir: where results are kept apart; None for nowhere.
+  """
+  if attempt.is_finished(os.path.join(runs, run.folder), run.num_iterations):
+    return True
+  # What is kept apart is of one suite, so its name is left out there.
+  return results_dir is not None and os.path.exists(
+    os.path.join(
+      results_dir, run.folder.partition('/')[2], run_directory.SCORES
+    )
+  )
+
+
+def read(
+  runs_of_sweep: Iterable[Run], runs: str, results_dir: str | None = None
+) -> list[Standing]:
+  """Returns how each run stands.
+
+  Args:
+    runs_of_sweep: the runs.
+    runs: the folder of all runs.
+    results_dir: see `is_done`.
+  """
+  return [_read(run, runs, results_dir) for run in runs_of_sweep]
+
+
+def _read(run: Run, runs: str, results_dir: str | None) -> Standing:
+  total = run.num_gradient_steps
+  folder = pathlib.Path(runs) / run.folder
+  if is_done(run, runs, results_dir):
+    return Standing(run, DONE, total, total)
+  if not folder.is_dir():
+    return Standing(run, WAITING, 0, total)
+  record = attempt.read_record(folder)
+  rows = live_run.last_rows(folder / run_directory.METRICS)
+  steps = int(rows[-1]['gradient_steps']) if rows else 0
+  rate, interval = live_run.pace(rows)
+  if record.is_set_aside:
+    return Standing(
+      run, FAILED, steps, total, None, record.error, record.attempts
+    )
+  patience = max(
+    live_run.STALLED_SECONDS, live_run.STALLED_INTERVALS * interval
+  )
+  # What is written after the end of the last attempt is somebody else's.
+  life = _newest(folder, _SIGNS_OF_LIFE)
+  is_over = record.exit_code is not None and life <= _newest(
+    folder, (attempt.RECORD,)
+  )
+  is_quiet = time.time() - life > patience
+  state = STALLED if is_over or is_quiet else RUNNING
+  return Standing(
+    run,
+    state,
+    steps,
+    total,
+    rate if state == RUNNING else None,
+    record.error,
+    record.attempts,
+  )
+
+
+def _newest(folder: pathlib.Path, names: Iterable[str]) -> float:
+  """Returns when one of some files was last written, in seconds since 1970."""
+  dates = [0.0]
+  for name in names:
+    try:
+      dates.append((folder / name).stat().st_mtime)
+    except OSError:
+      continue
+  return max(dates)
+
+
+def measured_rates(
+  runs_of_sweep: Sequence[Run], runs: str
+) -> dict[str, list[float]]:
+  """Returns the rate of each finished run, in gradient steps/s, by method.
+
+  Args:
+    runs_of_sweep: the runs.
+    runs: the folder of all runs.
+  """
+  rates: dict[str, list[float]] = {}
+  for run in runs_of_sweep:
+    folder = pathlib.Path(runs) / run.folder
+    if attempt.is_finished(folder, run.num_iterations):
+      rate, _ = live_run.pace(
+        live_run.last_rows(folder / run_directory.METRICS)
+      )
+      if rate is not None:
+        rates.setdefault(run.method, []).append(rate)
+  return rates
+
+
+def disk_bytes(folder: pathlib.Path) -> int:
+  """Returns the size of all files of a run directory."""
+  return sum(
+    entry.stat().st_size for entry in folder.rglob('*') if entry.is_file()
+  )
+
+
+def to_json(standings: Sequence[Standing]) -> str:
+  """Returns standings as JSON, a list of objects."""
+  return json.dumps(
+    [
+      {
+        'folder': s.run.folder,
+        'state': s.state,
+        'steps': s.steps,
+        'total_steps': s.total_steps,
+        'steps_per_second': s.rate,
+        'seconds_left': s.seconds_left,
+        'error': s.error,
+        'attempts': s.attempts,
+      }
+      for s in standings
+    ],
+    indent=2,
+  )

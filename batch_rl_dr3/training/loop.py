@@ -1,0 +1,200 @@
+"""The loop of a run: gradient steps, checkpoints, evaluations, to the end."""
+
+import json
+import math
+import time
+from typing import Any
+
+from batch_rl_dr3 import errors, progress, run_directory
+from batch_rl_dr3.agents import offline
+from batch_rl_dr3.replay import graph_calls
+from batch_rl_dr3.training import (
+  checkpoints,
+  home,
+  metrics,
+  preemption,
+  scoring,
+)
+
+
+class Loop:
+  """Trains and evaluates one agent, from wherever its run was left."""
+
+  def __init__(
+    self,
+    agent: offline.OfflineAgent,
+    home: home.Home,
+    kept: checkpoints.Checkpoints,
+    log: metrics.MetricsLog,
+    scores: scoring.Scoring,
+    stop_request: preemption.StopRequest,
+    num_iterations: int,
+    num_gradient_steps: int,
+    checkpoint_every_minutes: float | None = None,
+  ):
+    """Takes note of who takes part.
+
+    Args:
+      agent: what is trained.
+      home: of the run, locked.
+      kept: the run's checkpoints.
+      log: of its metrics.
+      scores: has its checkpoints played.
+      stop_request: ends the run once it is true.
+      num_iterations: iterations of training and evaluation.
+      num_gradient_steps: gradient steps an iteration.
+      checkpoint_every_minutes: also write checkpoints within an iteration,
+        this often; None writes them at its end only.
+    """
+    self._agent = agent
+    self._home = home
+    self._checkpoints = kept
+    self._metrics = log
+    self._scores = scores
+    self._stop_request = stop_request
+    self._num_iterations = num_iterations
+    self._num_gradient_steps = num_gradient_steps
+    self._checkpoint_seconds = (
+      math.inf
+      if checkpoint_every_minutes is None
+      else 60 * checkpoint_every_minutes
+    )
+    self._last_save = time.monotonic()
+
+  @property
+  def _total(self) -> int:
+    return self._num_iterations * self._num_gradient_steps
+
+  def is_finished(self) -> bool:
+    """Returns whether the run was trained and evaluated to its end before."""
+    path = self._home.folder / run_directory.FINISHED
+    if not path.exists():
+      return False
+    record = json.loads(path.read_text())
+    return bool(record['num_iterations'] >= self._num_iterations)
+
+  def run(self, title: str) -> None:
+    """Trains and evaluates to the end.
+
+    Args:
+      title: what the progress bar says.
+
+    Raises:
+      DataError: if the run cannot go on from where it was left.
+      DivergedError: if a loss is not finite.
+      PreemptedError: on SIGTERM or SIGINT, after a checkpoint was written, or
+        if another worker has taken over.
+      WriteError: if the disk refuses.
+    """
+    with (
+      graph_calls.raising(),
+      progress.bar(self._total, title, 'step') as self._bar,
+    ):
+      self._scores.write = self._bar.write
+      steps = self._bar.initial = self._bar.n = self._restore()
+      self._scores.play_missing(steps)
+      for iteration in range(self._num_iterations):
+        end = (iteration + 1) * self._num_gradient_steps
+        if steps < end:
+          self._train(iteration, steps, end)
+          steps = end
+          self._scores.play_missing(steps)
+      self._scores.finish(self._num_iterations)
+      self._metrics.start_clock(steps)  # Play is no part of the rate.
+      self._metrics.log(self._num_iterations - 1, steps)
+    run_directory.write_json(
+      self._home.folder / run_directory.FINISHED,
+      {'num_iterations': self._num_iterations, 'gradient_steps': steps},
+      self._home.check,
+    )
+    self._home.publish()
+
+  def _restore(self) -> int:
+    """Restores the newest checkpoint and returns its gradient steps."""
+    checkpoint = self._checkpoints.latest()
+    if checkpoint is None:
+      self._check_is_new()
+      steps = 0
+    else:
+      self._agent.restore(checkpoint.prefix)
+      steps = self._agent.num_gradient_steps()
+    # What was logged after the checkpoint will be logged again.
+    self._metrics.start(steps)
+    self._scores.start(steps)
+    return steps
+
+  def _check_is_new(self) -> None:
+    """Raises DataError if the run has had checkpoints, which are gone."""
+    rows = run_directory.read_csv(self._home.folder / run_directory.METRICS)
+    reached = max((int(row['iteration']) for row in rows), default=0)
+    if reached or self._scores.iterations():
+      raise errors.DataError(
+        f'{self._home.name} was trained beyond iteration 0, and '
+        f'{run_directory.CHECKPOINTS}/ holds no checkpoint any more; a run is '
+        'not started over by itself. Restore them from a backup, or start '
+        'over with --overwrite.'
+      )
+
+  def _train(self, iteration: int, start: int, end: int) -> None:
+    """Runs gradient steps `start` to `end` and writes a checkpoint."""
+    train_steps = self._agent.make_train_steps()
+    self._metrics.start_clock(start)
+    step = start
+    while step < end:
+      if self._metrics.is_due(step):
+        self._show(self._metrics.log(iteration, step))
+      num_steps = min(
+        self._agent.steps_per_call,
+        self._metrics.steps_until_due(step),
+        end - step,
+      )
+      parts = train_steps(num_steps)
+      if not math.isfinite(parts['loss_total']):
+        raise self._diverged(iteration, parts)
+      step += num_steps
+      self._bar.update(num_steps)
+      self._look_up(iteration, step, end)
+    self._save(str(iteration), end)
+
+  def _look_up(self, iteration: int, step: int, end: int) -> None:
+    """Does what is due between two calls of the training step."""
+    if self._home.is_lost():
+      self._home.check()
+    if self._stop_request:
+      self._save(f'{iteration}_{step}', step)
+      raise self._preempted(step)
+    is_due = time.monotonic() - self._last_save >= self._checkpoint_seconds
+    if is_due and step < end:
+      self._save(f'{iteration}_{step}', step)
+
+  def _show(self, row: dict[str, Any]) -> None:
+    self._bar.set_postfix(
+      loss=f'{row["loss_total"]:.3g}',
+      dot=f'{row["feature_dot_product"]:.3g}',
+      refresh=False,
+    )
+
+  def _save(self, name: str, steps: int) -> None:
+    self._checkpoints.save(self._agent.save, name, steps)
+    self._home.publish()
+    self._last_save = time.monotonic()
+
+  def _diverged(
+    self, iteration: int, parts: dict[str, float]
+  ) -> errors.DivergedError:
+    """Logs the row at which the run has diverged, and returns the error."""
+    reached = self._agent.num_gradient_steps()
+    self._metrics.log_diverged(iteration, reached, parts)
+    listed = ', '.join(f'{name} {value:g}' for name, value in parts.items())
+    good = self._checkpoints.latest()
+    kept = 'none was written yet' if good is None else good.prefix
+    return errors.DivergedError(
+      f'the loss is not finite at gradient step {reached - 1}: {listed}. Last '
+      f'good checkpoint: {kept}. Lower the learning rate or the coefficients.'
+    )
+
+  def _preempted(self, steps: int) -> errors.PreemptedError:
+    return errors.PreemptedError(
+      f'stopped by {self._stop_request.signal_name} at gradient step {steps}; '
+      'everything is saved, and the same command goes on from there.'
+    )

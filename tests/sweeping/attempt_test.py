@@ -1,0 +1,180 @@
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from batch_rl_dr3 import errors
+from batch_rl_dr3.sweeping import attempt
+
+
+@pytest.fixture
+def make_attempt(tmp_path, fake_train):
+  """Makes an attempt at a run whose train behaves as it is told."""
+  folder = tmp_path / 'minatar/breakout/all/dqn/seed0-00000000'
+
+  def make(behaviour='', limit=3):
+    (tmp_path / 'behaviour').write_text(f': {behaviour}\n' * bool(behaviour))
+    return attempt.Attempt(
+      str(folder), [*fake_train, f'--base_dir={folder}'], 1, limit
+    )
+
+  make.folder = folder
+  return make
+
+
+def test_a_run_is_executed_once(make_attempt):
+  assert make_attempt().execute() == attempt.Outcome(attempt.DONE, 0)
+  assert make_attempt().execute() == attempt.Outcome(attempt.DONE, 0)
+  assert len((make_attempt.folder / 'workers').read_text().split()) == 1
+  assert attempt.progress(make_attempt.folder)[0] == 3
+
+
+@pytest.mark.parametrize('code', [64, 65, 70, 78])
+def test_a_run_that_fails_by_its_own_fault_is_set_aside(make_attempt, code):
+  outcome = make_attempt(f'exit {code}').execute()
+  assert outcome == attempt.Outcome(
+    attempt.SET_ASIDE, code, f'train: this run fails with {code}.'
+  )
+  # And not begun again before it is let to.
+  log = (make_attempt.folder / attempt.LOG).read_text()
+  assert make_attempt().execute() == outcome
+  assert (make_attempt.folder / attempt.LOG).read_text() == log
+  attempt.forget(make_attempt.folder)
+  assert make_attempt().execute().kind == attempt.DONE
+
+
+def test_what_is_counted_is_attempts_without_progress(make_attempt):
+  for before in range(3):
+    outcome = make_attempt('exit 75').execute()
+    assert (outcome.kind, outcome.exit_code) == (attempt.AGAIN, 75)
+    assert outcome.without_progress == before
+  # One that is killed after a checkpoint begins the count anew, late as it is:
+  # the attempt before it is known by then to have come to nothing.
+  attempt.forget(make_attempt.folder)
+  make_attempt('exit 75').execute()
+  outcome = make_attempt('die_once 2').execute()
+  assert (outcome.exit_code, outcome.without_progress) == (-signal.SIGKILL, 1)
+  assert outcome.error == 'ended by SIGKILL'
+  assert make_attempt('exit 75').execute().without_progress == 0
+  for _ in range(2):
+    make_attempt('exit 75').execute()
+  outcome = make_attempt('exit 75').execute()
+  assert outcome.kind == attempt.SET_ASIDE
+  assert '3 attempts without progress; the last one: train: this run' in (
+    outcome.error
+  )
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(make_attempt):
+  make_attempt.folder.mkdir(parents=True)
+  with open(make_attempt.folder / '.lock', 'a') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert make_attempt().execute().kind == attempt.BUSY
+  # It costs the run nothing.
+  assert attempt.read_record(make_attempt.folder).attempts == 0
+  assert make_attempt().execute().kind == attempt.DONE
+
+
+def _wait_for(condition, seconds=20):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline, 'it did not happen'
+    time.sleep(0.01)
+
+
+def test_a_run_that_is_stopped_saves_and_says_so(make_attempt):
+  one = make_attempt('steps 2000')
+  outcomes = []
+  thread = threading.Thread(target=lambda: outcomes.append(one.execute()))
+  thread.start()
+  _wait_for(lambda: attempt.progress(make_attempt.folder)[0] > 1)
+  one.stop()
+  thread.join(20)
+  assert outcomes[0].exit_code == 75
+  assert 'stopped by SIGTERM' in outcomes[0].error
+
+
+def test_a_run_ends_with_who_executes_it(make_attempt, fake_train):
+  (make_attempt.folder.parents[4] / 'behaviour').write_text(': steps 2000\n')
+  arguments = [*fake_train, f'--base_dir={make_attempt.folder}']
+  code = (
+    'from batch_rl_dr3.sweeping import attempt;'
+    f'attempt.Attempt({str(make_attempt.folder)!r}, {arguments!r}, 1, 3)'
+    '.execute()'
+  )
+  parent = subprocess.Popen([sys.executable, '-c', code])
+  workers = make_attempt.folder / 'workers'
+  _wait_for(workers.exists)
+  _wait_for(lambda: workers.read_text().strip())
+  parent.kill()
+  parent.wait()
+
+  def is_gone():
+    try:
+      with open(f'/proc/{int(workers.read_text())}/stat') as file:
+        return file.read().rsplit(')', 1)[1].split()[0] == 'Z'
+    except FileNotFoundError:
+      return True
+
+  _wait_for(is_gone)
+  record = attempt.read_record(make_attempt.folder)
+  assert (record.attempts, record.exit_code) == (1, None)
+
+
+def test_an_end_without_the_last_file_is_no_end(make_attempt):
+  folder = make_attempt.folder
+  outcome = attempt.Attempt(str(folder), ['-c', 'print(1)'], 1, 3).execute()
+  assert (outcome.kind, outcome.exit_code) == (attempt.AGAIN, 1)
+  assert outcome.error == 'train ended without a whole finished.json.'
+
+
+def test_an_end_after_the_last_file_is_one_whatever_its_code(make_attempt):
+  folder = make_attempt.folder
+  code = (
+    f'open({str(folder / "finished.json")!r}, "w").write('
+    '\'{"num_iterations": 1}\'); import os; os.kill(os.getpid(), 15)'
+  )
+  outcome = attempt.Attempt(str(folder), ['-c', code], 1, 3).execute()
+  assert outcome == attempt.Outcome(attempt.DONE, 0)
+  assert attempt.read_record(folder).exit_code == 0
+
+
+def test_a_damaged_record_is_named(tmp_path):
+  (tmp_path / attempt.RECORD).write_text('{"attempts": ')
+  with pytest.raises(errors.DataError, match=r'attempt\.json cannot be read'):
+    attempt.read_record(tmp_path)
+
+
+def test_a_torn_manifest_is_no_progress(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  for name, text in (
+    ('ckpt.0.json', json.dumps({'gradient_steps': 5})),
+    ('ckpt.1.json', '{"gradient_steps": 9'),
+  ):
+    (tmp_path / 'checkpoints' / name).write_text(text)
+  assert attempt.progress(tmp_path) == (5, 0)
+  (tmp_path / 'scores.csv').write_text('12345678')
+  assert attempt.progress(tmp_path) == (5, 8)
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('', ''),
+    ('one\ntwo\n\n', 'two'),
+    # A progress bar writes over its line.
+    ('50%\r60%\rtrain: broken\n', 'train: broken'),
+    ('x' * 10_000 + '\nlast', 'last'),
+  ],
+)
+def test_the_last_line_of_a_log(tmp_path, text, expected):
+  (tmp_path / 'log').write_text(text)
+  assert attempt.last_line(tmp_path / 'log') == expected
+  assert attempt.last_line(tmp_path / 'none') == ''
+  assert os.listdir(tmp_path) == ['log']

@@ -1,0 +1,141 @@
+"""The loop that executes a sweep, on a cluster that does as it is told."""
+
+import pytest
+
+from batch_rl_dr3 import errors
+from batch_rl_dr3.sweeping import attempt, executor, run_queue
+
+DONE = attempt.Outcome(attempt.DONE, 0)
+LOST = None
+
+
+class ScriptedCluster:
+  """Ends one job at a wait, with the next outcome of its run's script."""
+
+  def __init__(self, scripts, num_slots=2, num_nodes=1):
+    self._scripts = {key: list(script) for key, script in scripts.items()}
+    self._capacity = executor.Capacity(num_slots, 1e9)
+    self.alive = [f'node{k}' for k in range(num_nodes)]
+    self.running = {}
+    self.started = []
+    self.stopped = False
+    self.most_at_a_time = 0
+
+  def nodes(self):
+    return dict.fromkeys(self.alive, self._capacity)
+
+  def start(self, node, job):
+    assert job.key not in self.running, 'a run has two workers'
+    self.running[job.key] = node
+    self.started.append(job.key)
+    self.most_at_a_time = max(self.most_at_a_time, len(self.running))
+
+  def wait(self, seconds):
+    del seconds
+    if not self.running:
+      return []
+    key = next(iter(self.running))
+    del self.running[key]
+    script = self._scripts.get(key)
+    outcome = script.pop(0) if script else DONE
+    if self.stopped:
+      outcome = attempt.Outcome(attempt.AGAIN, 75)
+    return [executor.Ended(key, outcome, 'its node has died')]
+
+  def stop(self):
+    self.stopped = True
+
+
+@pytest.fixture
+def runs(make_sweep):
+  return make_sweep().runs()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+  """A clock on which every look is a minute later."""
+  now = [0.0]
+
+  def monotonic():
+    now[0] += 60.0
+    return now[0]
+
+  monkeypatch.setattr(executor.time, 'monotonic', monotonic)
+
+
+def execute(cluster, runs, stop=lambda: False):
+  queue = run_queue.Queue(runs, 1.0, lambda run: 1.0)
+  jobs = executor.jobs('RUNS', 'CACHE', ('-m', 'train'), 5)
+  return executor.Executor(cluster, queue, jobs, stop, 1e6).run()
+
+
+def test_all_runs_are_executed_as_many_at_a_time_as_there_are_slots(runs):
+  cluster = ScriptedCluster({}, num_slots=2)
+  tally = execute(cluster, runs)
+  assert tally == executor.Tally(num_done=6)
+  assert sorted(cluster.started) == [0, 1, 2, 3, 4, 5]
+  assert cluster.most_at_a_time == 2
+
+
+def test_what_was_lost_or_preempted_is_executed_again(runs):
+  preempted = attempt.Outcome(attempt.AGAIN, 75, 'stopped', 2)
+  busy = attempt.Outcome(attempt.BUSY, 75, 'in use')
+  cluster = ScriptedCluster({0: [LOST, preempted, DONE], 3: [busy, DONE]})
+  tally = execute(cluster, runs)
+  # That another process works on a run is no attempt.
+  assert tally == executor.Tally(num_done=6, num_again=2)
+  assert cluster.started.count(0) == 3
+  assert cluster.started.count(3) == 2
+
+
+def test_what_fails_by_its_own_fault_is_not(runs, capsys):
+  diverged = attempt.Outcome(attempt.SET_ASIDE, 70, 'train: the loss is nan')
+  cluster = ScriptedCluster({1: [diverged]})
+  tally = execute(cluster, runs)
+  assert tally.num_done == 5
+  assert tally.set_aside == [runs[1].folder]
+  assert cluster.started.count(1) == 1
+  assert (
+    f'{runs[1].folder}: set aside, exit code 70: train: the loss is nan'
+    in capsys.readouterr().out
+  )
+
+
+def test_a_request_to_stop_has_runs_save_and_can_go_on(runs):
+  cluster = ScriptedCluster({})
+  with pytest.raises(errors.PreemptedError, match='stopped with 3 runs left'):
+    # Three have ended when it comes, and one runs.
+    execute(cluster, runs, stop=lambda: len(cluster.started) >= 4)
+  assert cluster.stopped
+  assert not cluster.running
+
+
+def test_a_cluster_without_room_is_an_error(runs):
+  with pytest.raises(errors.ConfigError, match='no node that could execute'):
+    execute(ScriptedCluster({}, num_slots=0), runs)
+
+
+def test_nodes_may_come_and_go(runs):
+  cluster = ScriptedCluster({}, num_slots=1, num_nodes=2)
+  wait = cluster.wait
+
+  def wait_and_change(seconds):
+    cluster.alive = ['node1', f'node{len(cluster.started)}']
+    return wait(seconds)
+
+  cluster.wait = wait_and_change
+  assert execute(cluster, runs).num_done == 6
+
+
+def test_the_job_of_a_run_is_its_command(runs):
+  job = executor.jobs('/RUNS', '/CACHE', ('-m', 'batch_rl_dr3.train'), 5)(
+    runs[4]
+  )
+  assert job.key == 4
+  assert job.folder == f'/RUNS/{runs[4].folder}'
+  assert job.arguments[:3] == (
+    '-m',
+    'batch_rl_dr3.train',
+    '--gin_files=minatar/rem.gin',
+  )
+  assert f'--base_dir={job.folder}' in job.arguments

@@ -1,0 +1,112 @@
+import collections
+
+import pytest
+
+from batch_rl_dr3 import cli, errors
+from batch_rl_dr3.reporting import preset, scores
+from batch_rl_dr3.sweeping import bindings, grid
+
+
+def test_the_paper_grid_is_the_study_that_the_report_expects(clear_gin):
+  cli.load_gin(['sweeps/dr3_atari17.gin'], [])
+  runs = grid.Sweep().runs()
+  study = preset.DR3_ATARI17
+  assert len(runs) == 17 * 3 * 4 * 5
+  assert {run.game for run in runs} == set(study.games)
+  assert {run.method for run in runs} == set(study.methods)
+  assert {(r.dataset, r.num_gradient_steps) for r in runs} == set(
+    study.datasets.items()
+  )
+  # One seed for each of the logged runs.
+  assert {(r.seed, r.logged_run) for r in runs} == {
+    (k, k + 1) for k in range(study.num_runs)
+  }
+  assert len({run.folder for run in runs}) == len(runs)
+  # The four methods learn from the same rows, and share a store.
+  assert set(collections.Counter(r.store for r in runs).values()) == {4}
+
+
+def test_the_minatar_grid_has_ninety_runs_of_one_thread(clear_gin):
+  cli.load_gin(['sweeps/minatar.gin'], [])
+  runs = grid.Sweep().runs()
+  assert len(runs) == 5 * 6 * 3
+  assert {r.bound['FixedReplayRunner.num_threads'] for r in runs} == {1}
+  assert runs[0].num_gradient_steps == 100_000
+  assert runs[0].num_evaluation_agent_steps == 200_000
+
+
+def test_a_run_is_a_command_and_a_folder(make_sweep):
+  run = make_sweep(seeds=[7], logged_runs=[3]).runs()[0]
+  assert run.folder == f'minatar/breakout/all/dqn/seed7-{run.identity}'
+  assert run.arguments('RUNS/', 'CACHE') == [
+    '--gin_files=minatar/dqn.gin',
+    "--gin_bindings=create_minatar_lanes.game_name='breakout'",
+    '--replay_dir=data/breakout/3',
+    '--seed=7',
+    f'--base_dir=RUNS/{run.folder}',
+    '--cache_dir=CACHE',
+  ]
+  public = make_sweep(logged_runs=[3], replay_dir=None).runs()[0]
+  assert '--run=3' in public.arguments('RUNS', 'CACHE')
+
+
+def test_identity_is_of_what_is_trained_and_not_of_where_it_is(make_sweep):
+  def identity(**bound):
+    return make_sweep(**bound).runs()[0].identity
+
+  usual = identity()
+  assert len(usual) == 8
+  assert int(usual, 16) >= 0
+  assert identity(replay_dir='/elsewhere/{game}/{run}') == usual
+  assert identity(num_gpus=1.0, run_gigabytes=9.0) == usual
+  assert identity(seeds=[1]) != usual
+  assert identity(logged_runs=[2]) != usual
+  game = "create_minatar_lanes.game_name='{game}'"
+  assert identity(gin_bindings=[game, 'OfflineAgent.gamma=0.9']) != usual
+  # Written otherwise, it is the same.
+  assert identity(gin_bindings=[game, 'OfflineAgent.gamma = 0.990']) == usual
+
+
+@pytest.mark.parametrize(
+  ('bound', 'expected'),
+  [
+    ({'seeds': [0, 0]}, 'are the same'),
+    ({'gin_files': ['minatar/{what}.gin']}, "cannot fill 'minatar/{what}.gin'"),
+    ({'gin_files': ['minatar/dqn.gin']}, "method 'rem'"),
+    ({'datasets': ['1pct']}, "dataset '1pct'"),
+    ({'methods': ['sac']}, "no gin file 'minatar/sac.gin'"),
+    ({'gin_bindings': ['nonsense']}, 'is no gin'),
+    ({'logged_runs': []}, 'logged_runs is empty'),
+  ],
+)
+def test_a_grid_that_fits_not_together_is_refused(make_sweep, bound, expected):
+  with pytest.raises(errors.ConfigError, match=expected):
+    make_sweep(**bound).runs()
+
+
+def test_later_files_and_bindings_win_and_references_stay(tmp_path):
+  (tmp_path / 'base.gin').write_text('A.x = 1\nscope/A.x = [@B(), %M]\nM = 2\n')
+  (tmp_path / 'top.gin').write_text(
+    f"include '{tmp_path}/base.gin'\nA.x = 3\nA:\n  y = 'text'\n"
+  )
+  bound = bindings.read([str(tmp_path / 'top.gin')], ['A.y = None'])
+  assert bindings.to_text(bound) == (
+    'A.x = 3\nA.y = None\nM = 2\nscope/A.x = [@B(), %M]\n'
+  )
+
+
+def test_a_missing_include_names_who_includes_it(tmp_path):
+  (tmp_path / 'top.gin').write_text("include 'gone.gin'\n")
+  with pytest.raises(errors.ConfigError, match=r"'gone.gin', which .*top.gin"):
+    bindings.read([str(tmp_path / 'top.gin')])
+
+
+def test_the_report_reads_the_tree_of_a_sweep(make_sweep, write_run, tmp_path):
+  runs = make_sweep().runs()
+  for run in runs:
+    write_run(run, steps=(0, 100), finished=True)
+  found = scores.load([f'{tmp_path}/**'])
+  assert {(r.setting.game, r.method) for r in found.runs} == {
+    (run.game, run.method) for run in runs
+  }
+  assert not found.skipped

@@ -1,0 +1,71 @@
+"""Rows of metrics.csv, of an agent that says what it is told."""
+
+import types
+
+from absl import logging
+import numpy as np
+import pytest
+
+from batch_rl_dr3 import run_directory
+from batch_rl_dr3.training import metrics
+
+
+@pytest.fixture
+def open_log(tmp_path):
+  """Makes logs on one run directory, with what the agent measures."""
+  measured = {'discounted_dot_product': 1.0, 'feature_norm_squared': 4.0}
+  agent = types.SimpleNamespace(
+    metrics=dict(measured),
+    measure=lambda batches: dict(measured),
+    features=lambda states: np.eye(3),
+    replay=types.SimpleNamespace(
+      batch_size=2,
+      num_valid=5,
+      draw=lambda num_rows, seed: np.arange(num_rows),
+      batch_at=lambda rows: {'state': rows},
+    ),
+  )
+
+  def open_log():
+    log = metrics.MetricsLog(tmp_path, agent, 0, 10, 1, 10, 5)
+    return log, measured
+
+  return open_log
+
+
+def rows(tmp_path):
+  return run_directory.read_csv(tmp_path / run_directory.METRICS)
+
+
+def test_the_ratio_of_proposition_32_is_logged(open_log, tmp_path):
+  log, _ = open_log()
+  log.start(0)
+  log.log(0, 0)
+  log.close()
+  assert [float(row['divergence_ratio']) for row in rows(tmp_path)] == [0.25]
+
+
+def test_the_condition_is_said_once_a_run(open_log, tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(logging, 'warning', lambda *a: said.append(a[0] % a[1:]))
+  log, measured = open_log()
+  log.start(0)
+  log.log(0, 0)
+  assert not said
+  measured['discounted_dot_product'] = 5.0
+  log.log(0, 10)
+  log.log(0, 20)
+  log.close()
+  assert said == [
+    (
+      "features satisfy Proposition 3.2's divergence condition at gradient "
+      'step 10: divergence_ratio is 1.25.'
+    )
+  ]
+  # A run that is gone on with remembers, unless it goes back before the row.
+  for steps, expected in ((20, 1), (10, 2)):
+    log, _ = open_log()
+    log.start(steps)
+    log.log(0, steps)
+    log.close()
+    assert len(said) == expected
