@@ -194,8 +194,10 @@ def _rank(name: str) -> tuple[int, str]:
   """Returns the order of uploads: what vouches for others comes after them."""
   path = pathlib.PurePosixPath(name)
   is_manifest = path.match(f'{run_directory.CHECKPOINTS}/ckpt.*.json')
-  is_end = name == run_directory.FINISHED
-  return (2 if is_end else int(is_manifest), name)
+  if name == run_directory.FINISHED:
+    return 2, name
+  # config.gin says that there is a run, as provenance.json describes it.
+  return int(is_manifest or name == run_directory.CONFIG), name
 
 
 @contextlib.contextmanager
