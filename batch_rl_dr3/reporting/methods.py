@@ -7,6 +7,7 @@ _NAMES = {
   'rem': 'REM',
   'cql': 'CQL',
   'dqn_cql': 'CQL on DQN',
+  'brac': 'BRAC',
   # Variants of the paper's studies.
   'regression': 'Regression on returns',
   'sarsa': 'Offline SARSA',
@@ -18,8 +19,8 @@ _NAMES = {
   'cql_label_noise': 'CQL + DR3, label noise',
   'cql_dr3_stop_gradient': 'CQL + DR3, gradient stopped',
   'cql_dr3_same_action': "CQL + DR3 where a = a'",
-  'dqn_from_dr3': 'DQN from DR3',
-  'dqn_cql_from_dr3': 'CQL on DQN from DR3',
+  'from_dr3_dqn': 'DQN from a DR3 checkpoint',
+  'from_dr3_cql': 'CQL on DQN from a DR3 checkpoint',
   'dqn_c0.001': 'DQN, c0 0.001',
   'dqn_c0.01': 'DQN, c0 0.01',
   'dqn_adaptive': 'DQN + adaptive cosine',

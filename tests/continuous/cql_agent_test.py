@@ -115,6 +115,7 @@ def test_max_q_backup_takes_the_smaller_maximum(make_cql, batch):
   )
 
 
+@pytest.mark.slow
 def test_lagrange_with_weight_and_clamp(make_cql, batch):
   """alpha' (w gap - tau), alpha' = exp(min(log alpha', 0))."""
   agent = make_cql(
