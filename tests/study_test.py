@@ -111,7 +111,7 @@ def test_every_other_study_trains_and_draws(command, tmp_path, name):
     # It begins where the run with DR3 ended.
     source, started = (
       rows(tmp_path / f'breakout/{method}/seed0/metrics.csv')
-      for method in ('dqn_cql_dr3', 'dqn_cql_from_dr3')
+      for method in ('dqn_cql_dr3', 'from_dr3_cql')
     )
     assert float(started[0]['mean_q']) == pytest.approx(
       float(source[-1]['mean_q']), rel=1e-5

@@ -6,11 +6,12 @@ found by dual ascent, so that the mean cosine of consecutive features,
 
   cosine = mean of phi^T phi' / (|phi| |phi'|),
 
-comes down to a target, a number without a scale. What is penalised is the
-cosine itself, or with `normalised = False` DR3's dot product. The multiplier
-c is kept positive by its logarithm:
+comes down to a target, a number without a scale. What is penalised is DR3's dot
+product, so that the multiplier is c0, or with `normalised` the cosine itself,
+so that it is the multiplier of a Lagrangian. It is kept positive by its
+logarithm:
 
-  log c <- clip(log c + rate * (cosine - target)).
+  log c0 <- clip(log c0 + rate * (cosine - target)).
 
 This is beyond the paper.
 """
@@ -44,7 +45,7 @@ class AdaptiveFeatureDotPenalty(Penalty):
     coefficient: float = 0.01,
     target: float = 0.5,
     rate: float = 0.001,
-    normalised: bool = True,
+    normalised: bool = False,
     bounds: tuple[float, float] = (1e-6, 10.0),
   ):
     """Creates the penalty.
@@ -53,7 +54,7 @@ class AdaptiveFeatureDotPenalty(Penalty):
       coefficient: the multiplier at the first step, > 0.
       target: the mean cosine to come down to.
       rate: of the multiplier's logarithm, a step and a unit of cosine.
-      normalised: whether the cosine is penalised, or the dot product.
+      normalised: whether the cosine is penalised in place of the dot product.
       bounds: the multiplier stays within them.
 
     Raises:

@@ -108,10 +108,8 @@ STUDIES = {
       'losses do not.',
       (
         Variant('dqn_cql_dr3', 'dqn_cql_dr3', is_drawn=False),
-        Variant('dqn_from_dr3', 'dqn', 'figure2_dqn', (), 'dqn_cql_dr3'),
-        Variant(
-          'dqn_cql_from_dr3', 'dqn_cql', 'figure2_cql', (), 'dqn_cql_dr3'
-        ),
+        Variant('from_dr3_dqn', 'dqn', 'figure2_dqn', (), 'dqn_cql_dr3'),
+        Variant('from_dr3_cql', 'dqn_cql', 'figure2_cql', (), 'dqn_cql_dr3'),
       ),
       (RETURN, _DOT, 'loss_bellman', 'loss_total'),
     ),

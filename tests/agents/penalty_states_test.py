@@ -19,7 +19,9 @@ def make_stateful(make_agent):
     label_noise = penalties.LabelNoiseFeatureDotPenalty(
       coefficient, refresh_period=2, decay=0.5
     )
-    adaptive = penalties.AdaptiveFeatureDotPenalty(0.01, target=0.2, rate=0.1)
+    adaptive = penalties.AdaptiveFeatureDotPenalty(
+      0.01, target=0.2, rate=0.1, normalised=True
+    )
     return make_agent(
       dqn.FixedReplayDQNAgent,
       penalties=[label_noise, adaptive] if coefficient else [label_noise],
