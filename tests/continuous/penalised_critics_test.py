@@ -185,14 +185,16 @@ def test_the_loss_holds_every_term(make_agent, batch):
 
 
 @pytest.mark.parametrize(
-  'penalty',
+  ('penalty', 'message'),
   [
-    penalties.ConservativePenalty(1.0),
-    penalties.FeatureDotPenalty(same_action_only=True),
+    (penalties.ConservativePenalty(1.0), 'finite'),
+    (penalties.FeatureDotPenalty(same_action_only=True), 'finite'),
+    (penalties.AdaptiveFeatureDotPenalty(), 'keeps a state'),
+    (penalties.LabelNoiseFeatureDotPenalty(), 'keeps a state'),
   ],
 )
-def test_penalties_of_finite_actions_are_refused(make_cql, penalty):
-  with pytest.raises(ValueError, match='finite'):
+def test_penalties_that_do_not_fit_are_refused(make_cql, penalty, message):
+  with pytest.raises(ValueError, match=message):
     make_cql(penalties=[penalty])
 
 
