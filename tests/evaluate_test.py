@@ -65,6 +65,7 @@ def test_a_checkpoint_scores_what_its_run_scored(train_here, tmp_path):
   assert evaluator.evaluate(checkpoint.prefix, seed + 1) != episodes
 
 
+@pytest.mark.slow
 def test_the_command_plays_what_has_no_scores_and_nothing_twice(
   train_here, run, tmp_path
 ):

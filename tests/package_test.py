@@ -49,6 +49,7 @@ def test_help_needs_no_tensorflow(command):
   assert '--[no]debug' in result.stdout
 
 
+@pytest.mark.slow
 def test_another_version_of_dopamine_is_refused():
   result = run_python(
     'import importlib.metadata as m, batch_rl_dr3;'

@@ -60,6 +60,7 @@ def check_figure(path):
   assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
+@pytest.mark.slow
 def test_figure1_trains_the_four_backups(command, tmp_path):
   command('figure1', tmp_path)
   methods = ['regression', 'sarsa', 'td', 'q_learning']

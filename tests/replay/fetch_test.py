@@ -98,6 +98,7 @@ def _kill_and_finish(fetch, proxy, tmp_path, num_kills):
   return num_resumed
 
 
+@pytest.mark.slow
 def test_a_killed_fetch_goes_on(fetch, proxy, tmp_path):
   _kill_and_finish(fetch, proxy, tmp_path, num_kills=2)
 

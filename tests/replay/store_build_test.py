@@ -80,6 +80,7 @@ def _folders(cache):
   return [path for path in cache.iterdir() if path.is_dir()]
 
 
+@pytest.mark.slow
 def test_a_build_killed_again_and_again_ends_the_same(
   log, open_store, start_build, tmp_path
 ):
