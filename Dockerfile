@@ -11,6 +11,11 @@ ARG DEVICE=cuda
 # Where libtpu is, which TPU machines need.
 ARG LIBTPU_INDEX=https://storage.googleapis.com/libtpu-tf-releases/index.html
 
+# What OpenCV's wheel links to and does not bring.
+RUN apt-get update && \
+    apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 && \
+    rm -rf /var/lib/apt/lists/*
+
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 XDG_CACHE_HOME=/cache
 
 WORKDIR /app

@@ -13,7 +13,7 @@ import types
 from absl import flags, logging
 import gin
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3 import errors, gin_lint
 
 FLAGS = flags.FLAGS
 
@@ -38,6 +38,20 @@ def define_gin_flags() -> None:
     'Gin bindings that override the files, such as '
     '"atari_lib.create_atari_environment.game_name=\'Pong\'". Repeat the flag '
     'for several.',
+  )
+  flags.DEFINE_boolean(
+    'trust_gin',
+    False,
+    'Let gin files import any module and name any function. Without it they '
+    f'may import {", ".join(gin_lint.ALLOWED_IMPORTS)}, and what else would '
+    'execute foreign code is refused.',
+  )
+
+
+def trusts_gin() -> bool:
+  """Returns whether --trust_gin was given."""
+  return FLAGS.is_parsed() and bool(
+    'trust_gin' in FLAGS and FLAGS['trust_gin'].value
   )
 
 
@@ -82,10 +96,11 @@ def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
   """Parses gin files and bindings, as the flags of the same names give them.
 
   Raises:
-    ConfigError: if a file is missing, or names something that does not exist.
+    ConfigError: if a file is missing, names something that does not exist, or
+      would execute foreign code and --trust_gin was not given.
   """
   gin.add_config_file_search_path(str(shipped_configs()))
-  paths = [_find_gin_file(name) for name in files]
+  paths = _find_gin_files(files, bindings)
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)  # Gin logs each place it looks in.
   try:
@@ -96,13 +111,24 @@ def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     logging.set_verbosity(verbosity)
 
 
+def _find_gin_files(files: Sequence[str], bindings: Sequence[str]) -> list[str]:
+  """Returns the paths of files that may be parsed, with these bindings."""
+  paths = [_find_gin_file(name) for name in files]
+  if not trusts_gin():
+    search = [shipped_configs()]
+    gin_lint.check_files(paths, search)
+    gin_lint.check_text('\n'.join(bindings), '--gin_bindings', search)
+  return paths
+
+
 def gin_text(files: Sequence[str], bindings: Sequence[str]) -> str:
   """Returns gin text that another process can parse, as `load_gin` would.
 
   Raises:
-    ConfigError: if a file is missing.
+    ConfigError: see `load_gin`.
   """
-  includes = [f"include '{_find_gin_file(name)}'" for name in files]
+  paths = _find_gin_files(files, bindings)
+  includes = [f"include '{path}'" for path in paths]
   return '\n'.join([*includes, *bindings]) + '\n'
 
 

@@ -281,7 +281,8 @@ def _targets() -> list[Callable[[], evaluation_targets.Target]]:
   """
   runs, folders = evaluation_targets.find(FLAGS.checkpoints)
   targets: list[Callable[[], evaluation_targets.Target]] = [
-    functools.partial(evaluation_targets.of_run, run) for run in runs
+    functools.partial(evaluation_targets.of_run, run, cli.trusts_gin())
+    for run in runs
   ]
   if not folders:
     for name in ('gin_files', 'gin_bindings', 'output_dir', 'method'):

@@ -128,7 +128,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     'preset',
     None,
-    list(preset.PRESETS),
+    list(preset.NAMES),
     'Study that the runs are taken for (default: each game and data set on '
     'its own).',
   )

@@ -52,8 +52,14 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
   """Returns `path`, a directory that exists and can be written.
 
   Raises:
+    ConfigError: if it is a URL.
     WriteError: if it cannot be created or written.
   """
+  if '://' in os.fspath(path):
+    raise errors.ConfigError(
+      f'{path} is a URL, and only `train` of a discrete game writes to one. '
+      'Choose a folder.'
+    )
   directory = pathlib.Path(path)
   try:
     directory.mkdir(parents=True, exist_ok=True)

@@ -81,6 +81,12 @@ def define_flags() -> None:
     'Gin bindings that override the grid, such as "Sweep.games=[\'Pong\']". '
     'Repeat the flag for several.',
   )
+  flags.DEFINE_boolean(
+    'trust_gin',
+    False,
+    'Let the grid and the gin files of its runs import any module and name any '
+    'function.',
+  )
   flags.DEFINE_string('runs', None, 'Folder of all runs, seen by all nodes.')
   cli.define_cache_dir('Where stores are kept, on each node.')
   flags.DEFINE_float(
@@ -225,7 +231,11 @@ def run() -> None:
   from batch_rl_dr3.training import preemption
 
   stop_request = preemption.StopRequest()
-  with contextlib.closing(_cluster(sweep)) as cluster, stop_request.listening():
+  with (
+    stop_request.listening(),
+    contextlib.closing(_cluster(sweep)) as cluster,
+    stop_request.listening(),  # Again: Ray has handlers of its own.
+  ):
     tally = executor.Executor(
       cluster,
       run_queue.Queue(
@@ -236,7 +246,7 @@ def run() -> None:
       executor.jobs(
         os.path.abspath(FLAGS.runs),
         FLAGS.cache_dir,
-        ('-m', 'batch_rl_dr3.train'),
+        _train(),
         sweep.max_attempts_without_progress,
       ),
       lambda: bool(stop_request),
@@ -254,12 +264,18 @@ def run() -> None:
     )
 
 
+def _train() -> list[str]:
+  """Returns what follows `python` in each run's command."""
+  trust = ['--trust_gin'] if cli.trusts_gin() else []
+  return ['-m', 'batch_rl_dr3.train', *trust]
+
+
 def _cluster(sweep: 'Sweep') -> 'ray_cluster.RayCluster':
   try:
     from batch_rl_dr3.sweeping import ray_cluster
   except ImportError as error:
     raise errors.ConfigError(
-      f'sweep run needs Ray ({error}): pip install "batch-rl-dr3[sweep]".'
+      f'sweep run needs Ray ({error}): `pip install ray`.'
     ) from error
   return ray_cluster.RayCluster(
     FLAGS.address, sweep.num_cpus, sweep.num_gpus, FLAGS.slots_per_node
@@ -272,7 +288,8 @@ def status() -> None:
 
   sweep = _sweep()
   runs_of_sweep = sweep.runs()
-  while True:
+
+  def show() -> None:
     standings = standing.read(runs_of_sweep, FLAGS.runs, sweep.results_dir)
     text = (
       standing.to_json(standings)
@@ -280,11 +297,14 @@ def status() -> None:
       else status_table.to_text(standings, FLAGS.limit)
     )
     if FLAGS.watch is not None and sys.stdout.isatty():
-      print('\x1b[H\x1b[2J', end='')
+      print('\x1b[H\x1b[2J', end='')  # In the place of the last one.
     print(text, flush=True)
-    if FLAGS.watch is None:
-      return
-    time.sleep(FLAGS.watch)
+
+  show()
+  with contextlib.suppress(KeyboardInterrupt):
+    while FLAGS.watch is not None:
+      time.sleep(FLAGS.watch)
+      show()
 
 
 def retry() -> None:
@@ -372,6 +392,7 @@ def _task_flags() -> list[str]:
     f'--grid={FLAGS.grid}',
     *(f'--gin_bindings={line}' for line in FLAGS.gin_bindings),
     f'--runs={FLAGS.runs}',
+    *(['--trust_gin'] if cli.trusts_gin() else []),
     *([f'--cache_dir={FLAGS.cache_dir}'] if FLAGS['cache_dir'].present else []),
   ]
 
@@ -396,7 +417,7 @@ def task() -> None:
   job = executor.jobs(
     os.path.abspath(FLAGS.runs),
     FLAGS.cache_dir,
-    ('-m', 'batch_rl_dr3.train'),
+    _train(),
     sweep.max_attempts_without_progress,
   )(runs_of_sweep[places[index]])
   outcome = attempt.in_foreground(job.attempt())

@@ -35,7 +35,11 @@ def define_flags() -> None:
   """Defines the flags of the command."""
   cli.define_gin_flags()
   flags.DEFINE_string(
-    'base_dir', None, 'Run directory: where everything the run writes goes.'
+    'base_dir',
+    None,
+    'Run directory: where everything the run writes goes. A folder, or a URL '
+    'such as gs://BUCKET/RUNS/Pong/rem/seed0: then the run is worked on below '
+    '--cache_dir, and uploaded after every checkpoint and evaluation.',
   )
   flags.DEFINE_string(
     'replay_dir',

@@ -13,6 +13,12 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# They take longest and so come first: at the end no core is to wait for them.
+_LONG = ('train_test.py', 'continuous_test.py', 'evaluate_test.py')
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.name not in _LONG)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from batch_rl_dr3.training import (
   configured_evaluation,
   evaluation_pool,
   evaluation_targets,
+  score_log,
 )
 
 
@@ -76,22 +77,18 @@ def test_the_command_plays_what_has_no_scores_and_nothing_twice(
   provenance = json.loads((other / run_directory.PROVENANCE).read_text())
   provenance['protocol']['num_evaluation_agent_steps'] = 40
   run_directory.write_json(other / run_directory.PROVENANCE, provenance)
-  half = [row for row in expected if row['iteration'] == '1']
   log = run_directory.CsvLog(
     one / run_directory.SCORES, run_directory.SCORE_COLUMNS
   )
   log.keep(lambda row: row['iteration'] == '1')
 
   flag = f'--checkpoints={tmp_path}/runs/**'
-  result = run(command(flag, '--num_workers=1', '--video', '--which=last'))
-  assert result.returncode == 0, result.stderr
-  assert scores(one) == scores(other) == half
-  assert (one / 'videos' / 'iteration_1.mp4').stat().st_size > 1000
-  result = run(command(flag, '--num_workers=1'))
+  result = run(command(flag, '--num_workers=1', '--video'))
   assert result.returncode == 0, result.stderr
   assert 'Traceback' not in result.stderr
+  assert scores(other) == expected
   assert sorted(map(str, scores(one))) == sorted(map(str, expected))
-  assert sorted(map(str, scores(other))) == sorted(map(str, expected))
+  assert (one / 'videos' / 'iteration_1.mp4').stat().st_size > 1000
 
   done = run(command(flag))
   assert done.returncode == 0
@@ -131,8 +128,6 @@ def test_another_programs_checkpoints_become_a_run(train_here, run, tmp_path):
   assert flags[-1] in provenance['command']
   assert provenance['protocol']['epsilon_eval'] == 0.001
   assert run(command(*flags)).returncode == 0
-  changed = run(command(*flags[:-2], flags[-1], '--method=dqn', '--which=last'))
-  assert changed.returncode == 0, 'all is done, nothing is compared'
 
 
 def result(**changes):
@@ -158,7 +153,7 @@ def target(tmp_path):
   return evaluation_targets.of_folder(
     tmp_path / 'theirs',
     tmp_path,
-    'config\n',
+    '# config\n',
     {'method': 'dqn', 'dataset': '1pct', 'run': None, 'seed': 0},
     100,
   )
@@ -220,6 +215,30 @@ def test_what_is_found_is_a_run_or_a_folder_of_checkpoints(tmp_path):
   assert found.checkpoints[12].gradient_steps == 1300
 
 
+def test_only_what_is_left_is_played(tmp_path, target):
+  folder = tmp_path / 'theirs'
+  folder.mkdir()
+  for iteration in (0, 1, 10):
+    (folder / f'tf_ckpt-{iteration}.index').touch()
+  found = evaluation_targets.of_folder(
+    folder, tmp_path, '', target.provenance, 100
+  )
+
+  def left(which, video=False):
+    return [
+      (task.iteration, task.with_scores, task.with_video)
+      for task in evaluate._tasks(found, which, video)
+    ]
+
+  assert left('last') == [(10, True, False)]
+  written = evaluation_targets.write_provenance(found, result())
+  log = score_log.ScoreLog(tmp_path)
+  log.append(written, 10, 1100, result().episodes)
+  assert left('last') == []
+  assert left('all') == [(0, True, False), (1, True, False)]
+  assert left('last', video=True) == [(10, False, True)]
+
+
 def test_a_run_in_use_and_a_damaged_checkpoint_are_named(
   tmp_path, target, monkeypatch
 ):
@@ -264,29 +283,26 @@ def test_errors_are_one_line_and_a_code(run, flags, code, named):
   assert failed.stderr.count('\n') == 1
 
 
-@pytest.mark.slow
-def test_async_scores_are_those_of_waiting(train_here, run, tmp_path):
-  expected = train_here(tmp_path / 'sync')
-  import gin
-  import tensorflow as tf
-
-  gin.clear_config()
-  with tf.Graph().as_default():
-    actual = train_here(
-      tmp_path / 'async',
-      'FixedReplayRunner.async_evaluation=True',
-      'FixedReplayRunner.keep_last_checkpoints=1',
-    )
-  assert actual == expected
-  assert (tmp_path / 'async' / run_directory.FINISHED).exists()
+def stop_once(path, command, number):
+  """Starts a command, sends it a signal once a file is there, and waits."""
+  process = subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  deadline = time.monotonic() + 300
+  while not path.exists() and process.poll() is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
+  process.send_signal(number)
+  _, stderr = process.communicate(timeout=120)
+  assert 'Traceback' not in stderr
+  return process.returncode
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_an_async_run_that_is_stopped_plays_the_rest_later(
-  train_command, run, tmp_path, number
+  train_command, run, tmp_path
 ):
-  """Stopped once two checkpoints wait, of which only the last is kept."""
+  """SIGTERM, SIGKILL, then the end; only the last checkpoint is kept."""
   base_dir = tmp_path / 'run'
   bindings = (
     'FixedReplayRunner.async_evaluation=True',
@@ -294,30 +310,20 @@ def test_an_async_run_that_is_stopped_plays_the_rest_later(
     'FixedReplayRunner.keep_last_checkpoints=1',
     'FixedReplayRunner.num_evaluation_agent_steps=3000',
   )
-  process = subprocess.Popen(
-    train_command(base_dir, *bindings),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  deadline = time.monotonic() + 300
-  second = base_dir / 'checkpoints' / 'ckpt.1.json'
-  while not second.exists() and process.poll() is None:
-    assert time.monotonic() < deadline
-    time.sleep(0.005)
-  process.send_signal(number)
-  _, stderr = process.communicate(timeout=120)
-  if number == signal.SIGTERM:
-    assert process.returncode == errors.PreemptedError.exit_code, stderr
-    assert 'Traceback' not in stderr
-  assert not (base_dir / run_directory.FINISHED).exists()
-  if not scores(base_dir):
-    assert (base_dir / 'checkpoints' / 'ckpt.0.json').exists()
+  command = train_command(base_dir, *bindings)
+  folder = base_dir / 'checkpoints'
+  for iteration, number in ((0, signal.SIGTERM), (1, signal.SIGKILL)):
+    code = stop_once(folder / f'ckpt.{iteration}.json', command, number)
+    assert code in (errors.PreemptedError.exit_code, -signal.SIGKILL)
+    assert not (base_dir / run_directory.FINISHED).exists()
+    there = {row['iteration'] for row in scores(base_dir)}
+    for earlier in range(iteration + 1):
+      kept = (folder / f'ckpt.{earlier}.json').exists()
+      assert kept or str(earlier) in there
 
-  again = run(train_command(base_dir, *bindings))
+  again = run(command)
   assert again.returncode == 0, again.stderr
   assert (base_dir / run_directory.FINISHED).exists()
   sync = run(train_command(tmp_path / 'sync', *bindings[1:]))
   assert sync.returncode == 0, sync.stderr
-  key = lambda row: (int(row['iteration']), int(row['episode']))  # noqa: E731
-  assert sorted(scores(base_dir), key=key) == scores(tmp_path / 'sync')
+  assert scores(base_dir) == scores(tmp_path / 'sync')

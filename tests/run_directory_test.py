@@ -65,6 +65,13 @@ def test_make_directory_names_what_cannot_be_written(tmp_path):
     run_directory.make_directory(tmp_path / 'file' / 'run')
 
 
+def test_a_url_is_no_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.ConfigError, match='gs://bucket/run is a URL'):
+    run_directory.make_directory('gs://bucket/run')
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_one_process_at_a_time_writes_to_a_run_directory(tmp_path, monkeypatch):
   monkeypatch.setattr(lease, 'HEARTBEAT_SECONDS', 0.05)
   with run_directory.lock(tmp_path):

@@ -13,7 +13,7 @@ MINATAR = '--grid=sweeps/minatar.gin'
 ATARI = '--grid=sweeps/dr3_atari17.gin'
 RUNS = '--runs=RUNS'
 CASES = {
-  'plan': ['plan', ATARI, RUNS, '--rate=30', '--play_rate=1300'],
+  'plan': ['plan', ATARI, RUNS, '--rate=30', '--play_rate=2200'],
   'status': ['status', MINATAR, RUNS, '--json'],
   'table': ['status', MINATAR, RUNS],
   'retry': ['retry', MINATAR, RUNS],

@@ -148,6 +148,8 @@ class ContinuousRunner:
         'environment': self._task.environment,
         'num_evaluation_episodes': num_evaluation_episodes,
         'policy': 'deterministic',
+        # The returns that the normalised score calls 0 and 100.
+        'scale': self._task.scale,
       },
       'rom_md5': None,
       'simulators': _simulators(),

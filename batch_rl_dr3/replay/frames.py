@@ -148,6 +148,21 @@ class ResidentFrames(Frames):
     """See Frames."""
     frames[:] = self.array[row : row + len(frames)]
 
+  def windows(
+    self, first_rows: npt.NDArray[np.int64], num_frames: int
+  ) -> npt.NDArray[Any]:
+    """See Frames; one gather from all windows there are, which overlap."""
+    num_rows, num_pixels = self.array.shape
+    of_row, of_pixel = self.array.strides
+    overlapping = np.lib.stride_tricks.as_strided(
+      self.array,
+      (num_rows - num_frames + 1, num_frames, num_pixels),
+      (of_row, of_row, of_pixel),
+      writeable=False,
+    )
+    windows: npt.NDArray[Any] = overlapping[first_rows]
+    return windows
+
 
 class ShardFrames(Frames):
   """Frames that are read from shards whenever they are asked for."""

@@ -15,7 +15,7 @@ from batch_rl_dr3 import errors
 from batch_rl_dr3.reporting import reference, scores
 
 # Settings of the protocol that differ between games by nature.
-_PER_GAME = ('rom',)
+_PER_GAME = ('environment', 'num_evaluation_episodes', 'rom', 'scale')
 _MAX_NAMES = 3
 
 

@@ -141,7 +141,7 @@ def _facts(run: scores.Run, rate: float | None) -> dict[str, Any]:
   last = [float(s.iloc[-1]) for s in series.values() if len(s)]
   done = run.num_gradient_steps
   total = _total_steps(run)
-  failed = _failure(run.folder)
+  failed = failure(run.folder)
   if run.finished and (total is None or done >= total):
     state = FINISHED
   elif failed['error'] == 'DivergedError' or not np.isfinite(last).all():
@@ -168,7 +168,7 @@ def _facts(run: scores.Run, rate: float | None) -> dict[str, Any]:
   }
 
 
-def _failure(folder: pathlib.Path) -> dict[str, str]:
+def failure(folder: pathlib.Path) -> dict[str, str]:
   """Returns the error that ended the last attempt; empty texts for none."""
   failed: dict[str, Any] = {}
   path = folder / run_directory.FAILED

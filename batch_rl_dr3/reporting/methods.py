@@ -7,6 +7,7 @@ _NAMES = {
   'rem': 'REM',
   'cql': 'CQL',
   'dqn_cql': 'CQL on DQN',
+  'brac': 'BRAC',
   # Variants of the paper's studies.
   'regression': 'Regression on returns',
   'sarsa': 'Offline SARSA',

@@ -18,6 +18,7 @@ import markupsafe
 
 from batch_rl_dr3 import errors, run_directory
 from batch_rl_dr3.reporting import (
+  d4rl_page,
   guards,
   intervals,
   overview,
@@ -124,6 +125,8 @@ def make(
   """
   if options.preset is None:
     content = overview.content(collection)
+  elif options.preset == preset.DR3_D4RL:
+    content = d4rl_page.content(collection)
   else:
     about = study.make(preset.find(options.preset), collection)
     content = study_page.content(

@@ -63,6 +63,9 @@ DR3_ATARI17 = Preset(
 )
 
 PRESETS = MappingProxyType({DR3_ATARI17.name: DR3_ATARI17})
+# Continuous control has no grid of games and data sets: `d4rl_page`.
+DR3_D4RL = 'dr3_d4rl'
+NAMES = (*PRESETS, DR3_D4RL)
 _DATASET_NAMES = {'1pct': '1%', '5pct': '5%', 'first10pct': 'first 10%'}
 
 
@@ -74,7 +77,7 @@ def find(name: str) -> Preset:
   """
   if name not in PRESETS:
     raise errors.UsageError(
-      f'no preset {name!r}; choose one of {", ".join(PRESETS)}.'
+      f'no preset {name!r}; choose one of {", ".join(NAMES)}.'
     )
   return PRESETS[name]
 

@@ -261,7 +261,8 @@ class Attempt:
       return dataclasses.replace(
         before,
         without_progress=without,
-        exit_code=before.exit_code or errors.BatchRLError.exit_code,
+        # Not what the last one ended with, which would say: try again.
+        exit_code=errors.BatchRLError.exit_code,
         error=f'{without} attempts without progress; the last one: {last}',
         is_set_aside=True,
       )

@@ -18,9 +18,6 @@ from batch_rl_dr3.sweeping.grid import Run
 # Seconds between looks at which nodes there are, and for a request to stop.
 _NODES_SECONDS = 5.0
 _POLL_SECONDS = 0.5
-# Seconds for which nothing begins on a node where a job was lost: it may be
-# dead, which takes Ray 12 seconds to notice.
-_SUSPENDED_SECONDS = 15.0
 # Seconds without a node after which a sweep gives up.
 _NO_NODE_SECONDS = 300.0
 
@@ -185,9 +182,13 @@ class Executor:
       )
     self._slots = {name: c.num_slots for name, c in found.items()}
     self._nodes = {
-      name: self._nodes.get(name, run_queue.Node(name, capacity.memory))
+      name: self._nodes.get(name) or self._new_node(name, capacity.memory)
       for name, capacity in found.items()
     }
+
+  def _new_node(self, name: str, memory: float) -> run_queue.Node:
+    running = [run for node, run in self._running.values() if node == name]
+    return run_queue.Node(name, memory, running)
 
   def _fill(self) -> None:
     """Begins runs in all free slots, on the emptiest nodes first."""
@@ -204,17 +205,19 @@ class Executor:
   def _record(self, ended: Ended) -> None:
     """Decides what becomes of a run whose job is over."""
     name, run = self._running.pop(ended.key)
-    node = self._nodes.get(name)
-    if node is not None:
-      node.running.remove(run)
+    # A node that is known no more has nothing to be noted.
+    node = self._nodes.get(name, run_queue.Node(name, 0.0, [run]))
+    node.running.remove(run)
     now = time.monotonic()
     outcome = ended.outcome
     if outcome is None:
-      if node is not None:
-        node.suspended_until = now + _SUSPENDED_SECONDS
+      node.lose(now)
       delay = self._queue.put_back(run, now, 0)
       self._again(f'{run.folder}: {ended.reason}; again in {delay:.0f} s')
-    elif outcome.kind == attempt.DONE:
+      self._check_nodes(ended.reason)
+      return
+    node.num_lost = 0
+    if outcome.kind == attempt.DONE:
       self.tally.num_done += 1
       self._bar.update()
     elif outcome.kind == attempt.SET_ASIDE:
@@ -233,6 +236,19 @@ class Executor:
           f'{run.folder}: ended with {outcome.exit_code}: {outcome.error}; '
           f'again in {delay:.0f} s'
         )
+
+  def _check_nodes(self, reason: str) -> None:
+    """Checks that there is a node on which a run can be executed.
+
+    Raises:
+      ConfigError: if all of them lose whatever they are given.
+    """
+    nodes = self._nodes.values()
+    if nodes and all(node.is_broken for node in nodes):
+      raise errors.ConfigError(
+        f'every node loses all that it is given; the last time: {reason}. Is '
+        'this package installed on the nodes?'
+      )
 
   def _again(self, message: str) -> None:
     self.tally.num_again += 1

@@ -7,6 +7,7 @@ the same command.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any
@@ -63,7 +64,7 @@ class Run:
     """The log that it learns from."""
     return self.replay_dir or f'{self.game}/{self.logged_run}'
 
-  @property
+  @functools.cached_property
   def store(self) -> str:
     """What runs have in common that learn from the same store."""
     subset = {n: v for n, v in self.bound.items() if n.startswith('Subset.')}

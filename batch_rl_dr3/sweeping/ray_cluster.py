@@ -178,8 +178,9 @@ class RayCluster:
 
 
 def _reason(error: exceptions.RayError) -> str:
-  if isinstance(error, exceptions.RayTaskError):
-    return f'its actor failed: {str(error).strip().splitlines()[-1]}'
+  """Returns why a job was lost, on one line."""
   if isinstance(error, exceptions.OutOfMemoryError):
     return 'its node ran out of memory'
-  return 'its node or its actor has died'
+  lines = [line.strip() for line in str(error).splitlines()]
+  last = next((line for line in reversed(lines) if line), '')
+  return f'its node or its actor has died ({last})'

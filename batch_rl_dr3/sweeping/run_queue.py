@@ -6,6 +6,7 @@ the one it is told.
 
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
+import math
 
 from batch_rl_dr3 import errors
 from batch_rl_dr3.sweeping.grid import Run
@@ -14,6 +15,10 @@ from batch_rl_dr3.sweeping.grid import Run
 # progress, up to the longest.
 _FIRST_DELAY = 2.0
 _LONGEST_DELAY = 300.0
+# Seconds for which nothing begins on a node where a job was lost: it may be
+# dead, which takes Ray 12 seconds to notice. After so many times it is broken.
+_SUSPENDED_SECONDS = 15.0
+_MAX_LOST = 5
 # Until it is looked at again whether the process that works on a run has left.
 _BUSY_DELAY = 60.0
 
@@ -28,6 +33,7 @@ class Node:
     running: the runs that it executes.
     stores: what it has on its disk, as far as is known.
     suspended_until: no run begins on it before.
+    num_lost: how often in a row jobs were lost there, and nothing came back.
   """
 
   name: str
@@ -35,6 +41,20 @@ class Node:
   running: list[Run] = dataclasses.field(default_factory=list)
   stores: set[str] = dataclasses.field(default_factory=set)
   suspended_until: float = 0.0
+  num_lost: int = 0
+
+  def lose(self, now: float) -> None:
+    """Notes that a job was lost here; what else is lost at once is one."""
+    if now >= self.suspended_until:
+      self.num_lost += 1
+      self.suspended_until = now + _SUSPENDED_SECONDS
+    if self.is_broken:
+      self.suspended_until = math.inf
+
+  @property
+  def is_broken(self) -> bool:
+    """Whether no run is to begin here any more."""
+    return self.num_lost >= _MAX_LOST
 
 
 class Queue:

@@ -109,14 +109,16 @@ def _read(run: Run, runs: str, results_dir: str | None) -> Standing:
     folder, (attempt.RECORD,)
   )
   is_quiet = time.time() - life > patience
-  state = STALLED if is_over or is_quiet else RUNNING
+  # By hand or not, what failed has left word until it is begun again.
+  failure = live_run.failure(folder)['message']
+  state = STALLED if is_over or is_quiet or failure else RUNNING
   return Standing(
     run,
     state,
     steps,
     total,
     rate if state == RUNNING else None,
-    record.error,
+    record.error or failure,
     record.attempts,
   )
 

@@ -69,7 +69,6 @@ class Checkpoints:
     self._keep_every = keep_every
     self._check = check
     self._protected: set[str] = set()
-    self._remove_leftovers()
 
   def _remove_leftovers(self) -> None:
     """Removes what a kill left: temporary files, and files of no manifest."""
@@ -139,10 +138,14 @@ class Checkpoints:
   def latest(self) -> Checkpoint | None:
     """Returns the newest whole checkpoint; None where none was ever written.
 
+    What a kill left half-written is removed, so ask only where nobody else
+    writes.
+
     Raises:
       DataError: if there are checkpoints and none of them is whole: a run is
         never started over silently.
     """
+    self._remove_leftovers()
     records = self._records()
     for record in records:
       name = record['name']

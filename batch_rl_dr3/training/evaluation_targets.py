@@ -15,7 +15,7 @@ import re
 import sys
 from typing import Any
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3 import errors, gin_lint, run_directory
 from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import checkpoints, evaluation_pool
 
@@ -92,10 +92,15 @@ def _is_of_run(folder: pathlib.Path) -> bool:
   return (folder.parent / run_directory.PROVENANCE).is_file()
 
 
-def of_run(folder: pathlib.Path) -> Target:
+def of_run(folder: pathlib.Path, trust_gin: bool = False) -> Target:
   """Returns the target that a run directory is.
 
+  Args:
+    folder: the run directory.
+    trust_gin: let its configuration execute what it likes.
+
   Raises:
+    ConfigError: if its configuration would execute foreign code.
     DataError: if its files cannot be read.
   """
   try:
@@ -113,6 +118,8 @@ def of_run(folder: pathlib.Path) -> Target:
     raise errors.DataError(
       f'{folder} is no whole run directory: {error!r}.'
     ) from error
+  if not trust_gin:
+    gin_lint.check_text(config, str(folder / run_directory.CONFIG))
   return Target(
     source=folder,
     output_dir=folder,

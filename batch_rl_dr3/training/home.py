@@ -47,6 +47,24 @@ class Home(Protocol):
     """
 
 
+def open_home(base_dir: str, cache_dir: str) -> Home:
+  """Returns the home of a run.
+
+  Args:
+    base_dir: a folder, or a URL such as gs://BUCKET/RUNS/Pong/rem/seed0.
+    cache_dir: where what lives in a bucket is worked on.
+
+  Raises:
+    ConfigError: if there is no file system for the URL.
+    WriteError: if the folder cannot be written.
+  """
+  if '://' in base_dir:
+    from batch_rl_dr3.training import remote_home  # Its clients load slowly.
+
+    return remote_home.RemoteHome(base_dir, cache_dir)
+  return LocalHome(base_dir)
+
+
 class LocalHome:
   """A run directory on a local or shared disk: what is written is there."""
 

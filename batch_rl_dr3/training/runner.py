@@ -68,7 +68,7 @@ class FixedReplayRunner:
     """Opens the data and the game, and builds or restores the agent.
 
     Args:
-      base_dir: the run directory.
+      base_dir: the run directory, or a URL of one, such as gs://.
       replay_dir: the logged data of one run of one game: a folder, a URL, the
         folder of a store, or the run's number in the DQN Replay data set.
       cache_dir: where the extracted subset of the data is kept.
@@ -110,7 +110,7 @@ class FixedReplayRunner:
         f'effective_rank_period ({effective_rank_period}) must be a multiple '
         f'of log_period ({log_period}).'
       )
-    self._home = home.LocalHome(base_dir)
+    self._home = home.open_home(base_dir, cache_dir)
     self._seed = seed
     self._overwrite = overwrite
     self._num_iterations = num_iterations

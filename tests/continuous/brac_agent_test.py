@@ -85,6 +85,7 @@ def test_the_policy_sees_no_q_before_its_warm_start_is_over(make_brac, batch):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('train_alpha', [False, True])
 def test_alpha_is_fixed_or_holds_the_divergence(make_brac, batch, train_alpha):
   agent = make_brac(
@@ -98,6 +99,7 @@ def test_alpha_is_fixed_or_holds_the_divergence(make_brac, batch, train_alpha):
     np.testing.assert_allclose(alpha, 0.4, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_behaviour_policy_is_not_trained(make_brac, batch):
   agent = make_brac()
   agent.loss(batch)

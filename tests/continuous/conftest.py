@@ -113,7 +113,10 @@ def make_brac():
   return make
 
 
-@pytest.fixture(params=['cql', 'brac'])
+# Tracing CQL's policy loss takes seconds: it is left to the slow tests.
+@pytest.fixture(
+  params=[pytest.param('cql', marks=pytest.mark.slow), 'brac'],
+)
 def make_agent(request):
   """Makes agents of either kind."""
   return request.getfixturevalue(f'make_{request.param}')

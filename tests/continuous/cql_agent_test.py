@@ -115,6 +115,7 @@ def test_max_q_backup_takes_the_smaller_maximum(make_cql, batch):
   )
 
 
+@pytest.mark.slow
 def test_lagrange_with_weight_and_clamp(make_cql, batch):
   """alpha' (w gap - tau), alpha' = exp(min(log alpha', 0))."""
   agent = make_cql(
@@ -136,6 +137,7 @@ def test_lagrange_with_weight_and_clamp(make_cql, batch):
   )
 
 
+@pytest.mark.slow
 def test_the_policy_clones_the_data_at_first(make_cql, batch):
   """alpha log pi(a') - log pi(a_data), for num_bc_steps gradient steps."""
   agent = make_cql(num_bc_steps=3)

@@ -148,6 +148,7 @@ def test_terminals_can_be_masked(make_agent, batch):
   )
 
 
+@pytest.mark.slow
 def test_a_coefficient_of_zero_changes_no_bit(make_agent, batch):
   plain = make_agent()
   zero = make_agent(penalties=[penalties.FeatureDotPenalty(0.0)])
@@ -158,6 +159,7 @@ def test_a_coefficient_of_zero_changes_no_bit(make_agent, batch):
     np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
+@pytest.mark.slow
 def test_the_loss_holds_every_term(make_agent, batch):
   penalty = penalties.FeatureDotPenalty(COEFFICIENT)
   agent = make_agent(penalties=[penalty])
@@ -183,14 +185,16 @@ def test_the_loss_holds_every_term(make_agent, batch):
 
 
 @pytest.mark.parametrize(
-  'penalty',
+  ('penalty', 'message'),
   [
-    penalties.ConservativePenalty(1.0),
-    penalties.FeatureDotPenalty(same_action_only=True),
+    (penalties.ConservativePenalty(1.0), 'finite'),
+    (penalties.FeatureDotPenalty(same_action_only=True), 'finite'),
+    (penalties.AdaptiveFeatureDotPenalty(), 'keeps a state'),
+    (penalties.LabelNoiseFeatureDotPenalty(), 'keeps a state'),
   ],
 )
-def test_penalties_of_finite_actions_are_refused(make_cql, penalty):
-  with pytest.raises(ValueError, match='finite'):
+def test_penalties_that_do_not_fit_are_refused(make_cql, penalty, message):
+  with pytest.raises(ValueError, match=message):
     make_cql(penalties=[penalty])
 
 

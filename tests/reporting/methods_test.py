@@ -12,7 +12,7 @@ from batch_rl_dr3.reporting import methods
     ('cql_dr3', 'CQL + DR3'),
     ('dqn', 'DQN'),
     ('dqn_dr3', 'DQN + DR3'),
-    ('brac_dr3', 'brac_dr3'),
+    ('awac_dr3', 'awac_dr3'),
     ('my-method', 'my-method'),
   ],
 )

@@ -65,7 +65,7 @@ def test_what_is_counted_is_attempts_without_progress(make_attempt):
   for _ in range(2):
     make_attempt('exit 75').execute()
   outcome = make_attempt('exit 75').execute()
-  assert outcome.kind == attempt.SET_ASIDE
+  assert (outcome.kind, outcome.exit_code) == (attempt.SET_ASIDE, 70)
   assert '3 attempts without progress; the last one: train: this run' in (
     outcome.error
   )
@@ -100,20 +100,39 @@ def test_a_run_that_is_stopped_saves_and_says_so(make_attempt):
   assert 'stopped by SIGTERM' in outcomes[0].error
 
 
-def test_a_run_ends_with_who_executes_it(make_attempt, fake_train):
-  (make_attempt.folder.parents[4] / 'behaviour').write_text(': steps 2000\n')
-  arguments = [*fake_train, f'--base_dir={make_attempt.folder}']
-  code = (
-    'from batch_rl_dr3.sweeping import attempt;'
-    f'attempt.Attempt({str(make_attempt.folder)!r}, {arguments!r}, 1, 3)'
-    '.execute()'
-  )
-  parent = subprocess.Popen([sys.executable, '-c', code])
-  workers = make_attempt.folder / 'workers'
-  _wait_for(workers.exists)
-  _wait_for(lambda: workers.read_text().strip())
+@pytest.fixture
+def start_elsewhere(make_attempt, fake_train):
+  """Starts an attempt at a long run in another process."""
+
+  def start(call):
+    folder = make_attempt.folder
+    (folder.parents[4] / 'behaviour').write_text(': steps 2000\n')
+    arguments = [*fake_train, f'--base_dir={folder}']
+    code = (
+      'import sys; from batch_rl_dr3.sweeping import attempt;'
+      f'one = attempt.Attempt({str(folder)!r}, {arguments!r}, 1, 3);'
+      f'sys.exit({call}.exit_code)'
+    )
+    process = subprocess.Popen([sys.executable, '-c', code])
+    _wait_for(lambda: attempt.progress(folder)[0] > 1)
+    return process
+
+  return start
+
+
+def test_a_task_hands_on_sigterm(make_attempt, start_elsewhere):
+  process = start_elsewhere('attempt.in_foreground(one)')
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(20) == 75
+  record = attempt.read_record(make_attempt.folder)
+  assert 'stopped by SIGTERM' in record.error
+
+
+def test_a_run_ends_with_who_executes_it(make_attempt, start_elsewhere):
+  parent = start_elsewhere('one.execute()')
   parent.kill()
   parent.wait()
+  workers = make_attempt.folder / 'workers'
 
   def is_gone():
     try:

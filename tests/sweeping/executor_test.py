@@ -115,6 +115,12 @@ def test_a_cluster_without_room_is_an_error(runs):
     execute(ScriptedCluster({}, num_slots=0), runs)
 
 
+def test_nodes_that_lose_all_that_they_are_given_end_the_sweep(runs):
+  scripts = {run.index: [LOST] * 9 for run in runs}
+  with pytest.raises(errors.ConfigError, match=r'its node has died\. Is this'):
+    execute(ScriptedCluster(scripts, num_slots=1), runs)
+
+
 def test_nodes_may_come_and_go(runs):
   cluster = ScriptedCluster({}, num_slots=1, num_nodes=2)
   wait = cluster.wait

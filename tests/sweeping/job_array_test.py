@@ -110,6 +110,8 @@ def test_the_same_runs_have_the_same_name(small_array):
   assert small_array().command[-1] == '--only=0-2,5'
 
 
+# It says that it will not support this Python for ever.
+@pytest.mark.filterwarnings('ignore::FutureWarning')
 def test_google_cloud_batch_reads_its_job(array):
   from google.cloud import batch_v1
 

@@ -60,8 +60,21 @@ def test_delays_double_up_to_five_minutes(runs):
   assert waiting.take(node, [node], 104.0) is runs[0]
 
 
-def test_a_node_that_lost_a_run_is_left_alone_for_a_while(runs):
-  node = run_queue.Node('a', 100.0, suspended_until=15.0)
+def test_a_node_that_lost_runs_is_left_alone_for_a_while(runs):
+  node = run_queue.Node('a', 100.0)
   waiting = queue(runs)
+  node.lose(0.0)
+  node.lose(0.5)  # The same death.
+  assert node.num_lost == 1
   assert waiting.take(node, [node], 14.9) is None
   assert waiting.take(node, [node], 15.0) is runs[0]
+
+
+def test_a_node_that_loses_all_that_it_is_given_is_given_no_more(runs):
+  node = run_queue.Node('a', 100.0)
+  for now in (0.0, 15.0, 30.0, 45.0):
+    node.lose(now)
+  assert not node.is_broken
+  node.lose(60.0)
+  assert node.is_broken
+  assert queue(runs).take(node, [node], 1e9) is None

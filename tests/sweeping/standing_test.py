@@ -58,6 +58,13 @@ def test_a_run_by_hand_after_an_attempt_is_running(runs, write_run, tmp_path):
   assert standing.read(runs, str(tmp_path))[0].state == 'running'
 
 
+def test_a_run_that_failed_by_hand_says_why(runs, write_run, tmp_path):
+  folder = write_run(runs[0], steps=(0, 500))
+  (folder / 'failed.json').write_text('{"message": "the loss is not finite"}')
+  (one, *_) = standing.read(runs, str(tmp_path))
+  assert (one.state, one.error) == ('stalled', 'the loss is not finite')
+
+
 def test_play_between_rows_is_no_stall(runs, write_run, tmp_path):
   # A row takes 500 / 5 = 100 s, so that ten of them are waited for.
   folder = write_run(runs[0], steps=(0, 500), rate=5.0)

@@ -80,10 +80,31 @@ def test_files_without_a_manifest_do_not_exist(tmp_path):
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path):
+  kept = checkpoints.Checkpoints(tmp_path)
+  kept.save(writer('a'), '2', 20)
+  before = names(tmp_path)
   (tmp_path / '.writing.3').mkdir()
   (tmp_path / '.writing.3' / 'tf_ckpt-3.index').write_text('a')
-  checkpoints.Checkpoints(tmp_path)
-  assert names(tmp_path) == []
+  (tmp_path / '.ckpt.3.json.ab.tmp').write_text('{')
+  writer('b')(str(tmp_path / 'tf_ckpt-2_25'))  # Its manifest never came.
+  # Another worker may be at it until the run is this one's.
+  assert names(tmp_path) != before
+  assert checkpoints.Checkpoints(tmp_path).latest().name == '2'
+  assert names(tmp_path) == before
+
+
+def test_of_those_within_an_iteration_the_newest_two_are_kept(tmp_path):
+  kept = checkpoints.Checkpoints(tmp_path, keep_last=1)
+  kept.save(writer('a'), '0', 10)
+  for steps in range(11, 16):
+    kept.save(writer('a'), f'1_{steps}', steps)
+  assert [n for n in names(tmp_path) if n.startswith('ckpt')] == [
+    *('ckpt.0.json', 'ckpt.1_14.json', 'ckpt.1_15.json')
+  ]
+  (tmp_path / 'tf_ckpt-1_15.index').write_text('')
+  assert kept.latest().name == '1_14'
+  kept.save(writer('a'), '1', 20)  # Now they are of no use.
+  assert [n for n in names(tmp_path) if n.endswith('json')] == ['ckpt.1.json']
 
 
 def test_a_failing_disk_keeps_what_was_there(tmp_path):

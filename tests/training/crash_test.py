@@ -8,8 +8,10 @@ being written is written half.
 """
 
 import builtins
+import contextlib
 import errno
 import io
+import itertools
 import os
 import pathlib
 import random
@@ -52,13 +54,13 @@ class Disk:
     self.count = 0
     for name in ('replace', 'rename', 'unlink', 'mkdir', 'rmdir'):
       self._patch(monkeypatch, os, name)
-    monkeypatch.setattr(os, 'fsync', lambda _: self.reach())
+    monkeypatch.setattr(os, 'fsync', lambda _: self.reach_on_disk())
     opened = io.open
 
     def open_counted(file, mode='r', *args, **kwargs):
       if not set(mode) & set('wxa'):
         return opened(file, mode, *args, **kwargs)
-      self.reach()
+      self.reach_on_disk()
       return _File(opened(file, mode, *args, **kwargs), self)
 
     monkeypatch.setattr(io, 'open', open_counted)
@@ -68,7 +70,7 @@ class Disk:
     original = getattr(module, name)
 
     def counted(*args, **kwargs):
-      self.reach()
+      self.reach_on_disk()
       return original(*args, **kwargs)
 
     monkeypatch.setattr(module, name, counted)
@@ -78,6 +80,9 @@ class Disk:
 
   def disarm(self):
     self.moment = None
+
+  def reach_on_disk(self):
+    self.reach()
 
   def reach(self):
     self.count += 1
@@ -94,7 +99,7 @@ class _File:
 
   def write(self, data):
     try:
-      self._disk.reach()
+      self._disk.reach_on_disk()
     except BaseException:
       if self._disk.count == self._disk.moment:
         self._file.write(data[: len(data) // 2])
@@ -198,18 +203,18 @@ def disk(monkeypatch):
   return Disk(monkeypatch)
 
 
-def live(folder):
+def live(base_dir, cache_dir=''):
   """Trains to the end from wherever the run was left."""
   from batch_rl_dr3.training import loop
 
   agent = Agent()
-  place = home.LocalHome(folder)
+  place = home.open_home(str(base_dir), str(cache_dir))
   stop_request = preemption.StopRequest()
   with place.lock():
-    provenance.claim(folder, 'A.b = 1\n', PROVENANCE, False, place.check)
+    provenance.claim(place.folder, 'A.b = 1\n', PROVENANCE, False, place.check)
     with failure.noted(place, agent.num_gradient_steps):
       kept = checkpoints.Checkpoints(
-        folder / 'checkpoints', keep_last=2, check=place.check
+        place.folder / 'checkpoints', keep_last=2, check=place.check
       )
       log = Metrics(place, agent)
       played = evaluations.SyncEvaluations(Evaluator(), stop_request)
@@ -278,9 +283,52 @@ def test_killed_at_a_hundred_moments_it_ends_the_same(disk, straight, tmp_path):
     assert hidden == []
 
 
-@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize(
+  'num_runs', [5, pytest.param(60, marks=pytest.mark.slow)]
+)
+def test_killed_while_it_uploads_it_ends_the_same_elsewhere(
+  disk, straight, tmp_path, monkeypatch, num_runs
+):
+  """Every request to the bucket is a moment; each life has another machine."""
+  from fsspec.implementations import memory
+
+  for name in ('put_file', 'pipe_file', 'rm_file', 'cat_file'):
+    original = getattr(memory.MemoryFileSystem, name)
+
+    def counted(*args, original=original, **kwargs):
+      disk.reach()
+      return original(*args, **kwargs)
+
+    monkeypatch.setattr(memory.MemoryFileSystem, name, counted)
+  monkeypatch.setattr(disk, 'reach_on_disk', lambda: None)
+  machines = (tmp_path / f'machine{i}' for i in itertools.count())
+  disk.arm(10**9, Killed)
+  live(f'memory://{num_runs}/straight', next(machines))
+  num_moments = disk.count
+  assert num_moments > 150
+  rng = random.Random(num_runs)
+  for number in range(num_runs):
+    url = f'memory://{num_runs}/run{number}'
+    disk.arm(rng.randint(1, num_moments), Killed)
+    with contextlib.suppress(Killed):
+      live(url, next(machines))
+    disk.disarm()
+    live(url, next(machines))
+    place = home.open_home(url, str(next(machines)))
+    with place.lock():
+      assert left_by(place.folder) == straight.left
+
+
+@pytest.mark.parametrize(
+  ('number', 'every'),
+  [
+    (errno.ENOSPC, 12),
+    pytest.param(errno.ENOSPC, 1, marks=pytest.mark.slow),
+    pytest.param(errno.EIO, 1, marks=pytest.mark.slow),
+  ],
+)
 def test_a_disk_that_fails_is_named_and_nothing_earlier_is_lost(
-  disk, straight, tmp_path, monkeypatch, number
+  disk, straight, tmp_path, monkeypatch, number, every
 ):
   def fault():
     return OSError(number, os.strerror(number))
@@ -293,7 +341,7 @@ def test_a_disk_that_fails_is_named_and_nothing_earlier_is_lost(
     saved.append(gradient_steps)
 
   monkeypatch.setattr(checkpoints.Checkpoints, 'save', save_and_note)
-  for moment in range(1, straight.num_moments + 1, 3):
+  for moment in range(1, straight.num_moments + 1, every):
     folder = tmp_path / f'run{moment}'
     saved.clear()
     disk.arm(moment, fault)
