@@ -338,6 +338,7 @@ def test_killed_anywhere_a_run_ends_bit_for_bit_the_same(
   assert 'is finished: 2 iterations, 1,200 gradient steps' in result.stdout
 
 
+@pytest.mark.slow
 def test_errors_of_the_command_are_one_line_and_a_code(
   train_command, run, tmp_path
 ):

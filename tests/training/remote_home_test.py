@@ -186,6 +186,7 @@ def test_one_works_the_other_leaves_and_the_fenced_publishes_nothing(
     assert (third.folder / 'scores.csv').read_text() == 'of the second'
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_lost_costs_nothing(open_home, proxy):
   """The request is sent again, and the object that it made is there."""
   place = open_home()
