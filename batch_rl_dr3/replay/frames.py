@@ -41,9 +41,6 @@ class Frames(abc.ABC):
     """Returns the frames at some rows, [n, num_pixels]."""
 
   @abc.abstractmethod
-  def read(self, row: int, frames: npt.NDArray[Any]) -> None:
-    """Fills `frames`, [n, num_pixels], with those from a row on."""
-
   def windows(
     self, first_rows: npt.NDArray[np.int64], num_frames: int
   ) -> npt.NDArray[Any]:
@@ -53,11 +50,6 @@ class Frames(abc.ABC):
       first_rows: int64 [B], where each starts.
       num_frames: int, frames of each.
     """
-    shape = (len(first_rows), num_frames, self.num_pixels)
-    windows = np.empty(shape, self.dtype)
-    for window, row in zip(windows, first_rows.tolist(), strict=True):
-      self.read(row, window)
-    return windows
 
   def stacks(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """Returns stacks of frames, oldest first.
@@ -144,10 +136,6 @@ class ResidentFrames(Frames):
     frames: npt.NDArray[Any] = self.array[rows]
     return frames
 
-  def read(self, row: int, frames: npt.NDArray[Any]) -> None:
-    """See Frames."""
-    frames[:] = self.array[row : row + len(frames)]
-
   def windows(
     self, first_rows: npt.NDArray[np.int64], num_frames: int
   ) -> npt.NDArray[Any]:
@@ -198,8 +186,18 @@ class ShardFrames(Frames):
         future.result()
     return ResidentFrames(frames)
 
-  def read(self, row: int, frames: npt.NDArray[Any]) -> None:
-    """See Frames; the rows may lie in several shards."""
+  def windows(
+    self, first_rows: npt.NDArray[np.int64], num_frames: int
+  ) -> npt.NDArray[Any]:
+    """See Frames."""
+    shape = (len(first_rows), num_frames, self.num_pixels)
+    windows = np.empty(shape, self.dtype)
+    for window, row in zip(windows, first_rows.tolist(), strict=True):
+      self._read(row, window)
+    return windows
+
+  def _read(self, row: int, frames: npt.NDArray[Any]) -> None:
+    """Fills `frames` with those from a row on, of one or several shards."""
     while len(frames):
       shard = bisect.bisect_right(self._ends, row)
       count = self._ends[shard] - row
