@@ -12,14 +12,13 @@ from collections.abc import Iterator
 import contextlib
 import errno
 import hashlib
-import logging as stdlib_logging
 import os
 import pathlib
 import shutil
 from typing import Any
-import warnings
 
 from batch_rl_dr3 import errors, lease, run_directory
+from batch_rl_dr3.replay import storage
 
 # Seconds without a byte after which a connection is given up.
 _TIMEOUT = 60.0
@@ -233,7 +232,7 @@ def _open(url: str) -> tuple[Any, str]:
   """Returns the file system of a URL, and the folder as it calls it."""
   import fsspec
 
-  if not url.startswith(('gs://', 'gcs://')):
+  if not storage.is_google(url):
     try:
       filesystem, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -241,22 +240,8 @@ def _open(url: str) -> tuple[Any, str]:
         f'--base_dir={url} cannot be opened: {error}.'
       ) from error
     return filesystem, str(root)
-  import aiohttp
-
-  # As in replay.storage: the class that fsspec would choose first asks for
-  # the bucket's kind by gRPC.
-  warnings.filterwarnings('ignore', '', FutureWarning, 'google')
-  from gcsfs import core
-
-  stdlib_logging.getLogger('gcsfs').setLevel(stdlib_logging.CRITICAL)
   emulated = bool(os.environ.get('STORAGE_EMULATOR_HOST'))
-  filesystem = core.GCSFileSystem(
-    token='anon' if emulated else 'google_default',
-    consistency='md5',
-    requests_timeout=aiohttp.ClientTimeout(
-      total=None, sock_connect=_TIMEOUT, sock_read=_TIMEOUT
-    ),
-    use_listings_cache=False,
-    skip_instance_cache=True,
+  filesystem = storage.google_filesystem(
+    'anon' if emulated else 'google_default', _TIMEOUT, consistency='md5'
   )
   return filesystem, url.split('://', 1)[1]
