@@ -61,8 +61,8 @@ class GcpBatch:
         }
       ],
       'computeResource': {
-        'cpuMilli': math.ceil(1000 * array.num_cpus),
-        'memoryMib': math.ceil(array.gigabytes * 1e9 / 2**20),
+        'cpuMilli': array.milli_cpus,
+        'memoryMib': array.mebibytes,
       },
       'maxRunDuration': f'{math.ceil(3600 * self.max_run_hours)}s',
       'maxRetryCount': job_array.MAX_RETRIES,

@@ -10,12 +10,13 @@ import dataclasses
 import functools
 import itertools
 import math
+import pathlib
 from typing import Any
 
 import gin
 
 import batch_rl_dr3
-from batch_rl_dr3 import errors, run_identity
+from batch_rl_dr3 import errors, run_directory, run_identity
 from batch_rl_dr3.sweeping import bindings
 
 _RUNNER = 'FixedReplayRunner'
@@ -58,6 +59,15 @@ class Run:
     """The run directory, below the folder of all runs."""
     name = f'seed{self.seed}-{self.identity}'
     return '/'.join((self.suite, self.game, self.dataset, self.method, name))
+
+  def scores_apart(self, results_dir: str) -> pathlib.Path:
+    """Returns where its scores are if results are kept apart.
+
+    Args:
+      results_dir: of one suite, so its name is left out there.
+    """
+    below = self.folder.partition('/')[2]
+    return pathlib.Path(results_dir) / below / run_directory.SCORES
 
   @property
   def data(self) -> str:

@@ -88,6 +88,16 @@ class JobArray:
     ]
 
   @property
+  def milli_cpus(self) -> int:
+    """Thousandths of a core of a task."""
+    return math.ceil(1000 * self.num_cpus)
+
+  @property
+  def mebibytes(self) -> int:
+    """Memory of a task."""
+    return math.ceil(self.gigabytes * 1e9 / 2**20)
+
+  @property
   def whole_gpus(self) -> int:
     """GPUs of a task where a fraction cannot be asked for."""
     return math.ceil(self.num_gpus)

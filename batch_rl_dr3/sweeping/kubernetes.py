@@ -56,8 +56,8 @@ class Kubernetes:
 
   def _pod(self, array: job_array.JobArray) -> dict[str, Any]:
     amounts: dict[str, Any] = {
-      'cpu': f'{math.ceil(1000 * array.num_cpus)}m',
-      'memory': f'{math.ceil(array.gigabytes * 1e9 / 2**20)}Mi',
+      'cpu': f'{array.milli_cpus}m',
+      'memory': f'{array.mebibytes}Mi',
       'ephemeral-storage': f'{math.ceil(self.cache_gigabytes)}G',
     }
     limits = {'memory': amounts['memory']}

@@ -24,13 +24,10 @@ def has_parquet() -> bool:
 
 def find(run: Run, runs: str, results_dir: str | None) -> pathlib.Path | None:
   """Returns where the scores of a run are; None if it has none yet."""
-  places = [pathlib.Path(runs) / run.folder]
+  places = [pathlib.Path(runs) / run.folder / run_directory.SCORES]
   if results_dir is not None:
-    places.append(pathlib.Path(results_dir) / run.folder.partition('/')[2])
-  for place in places:
-    if (place / run_directory.SCORES).exists():
-      return place / run_directory.SCORES
-  return None
+    places.append(run.scores_apart(results_dir))
+  return next((place for place in places if place.exists()), None)
 
 
 def write(paths: Iterable[pathlib.Path], output: str) -> int:

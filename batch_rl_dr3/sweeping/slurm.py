@@ -66,7 +66,7 @@ class Slurm:
       'job-name': array.name,
       'array': f'0-{last}%{self.parallelism}',
       'cpus-per-task': math.ceil(array.num_cpus),
-      'mem': f'{math.ceil(array.gigabytes * 1e9 / 2**20)}M',
+      'mem': f'{array.mebibytes}M',
       'time': self.time,
       'signal': f'B:TERM@{job_array.STOP_SECONDS}',
       'open-mode': 'append',

@@ -64,12 +64,7 @@ def is_done(run: Run, runs: str, results_dir: str | None) -> bool:
   """
   if attempt.is_finished(os.path.join(runs, run.folder), run.num_iterations):
     return True
-  # What is kept apart is of one suite, so its name is left out there.
-  return results_dir is not None and os.path.exists(
-    os.path.join(
-      results_dir, run.folder.partition('/')[2], run_directory.SCORES
-    )
-  )
+  return results_dir is not None and run.scores_apart(results_dir).exists()
 
 
 def read(
