@@ -187,13 +187,14 @@ class Checkpoints:
     Raises:
       WriteError: if the disk refuses.
     """
-    names = [record['name'] for record in self._records()]
+    records = self._records()
+    names = [record['name'] for record in records]
     ends = [name for name in names if name.isdigit()]
     within = names[: names.index(ends[0])] if ends else names
     kept = {*ends[: self._keep_last], *within[:_KEEP_WITHIN], *self._protected}
     if self._keep_every is not None:
       kept |= {name for name in ends if int(name) % self._keep_every == 0}
-    for record in self._records():
+    for record in records:
       if record['name'] not in kept:
         self._drop(record)
 
