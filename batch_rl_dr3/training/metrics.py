@@ -1,7 +1,6 @@
 """What a run writes down while it trains: metrics.csv and TensorBoard."""
 
 import os
-import time
 from typing import Any
 
 from absl import logging
@@ -10,10 +9,9 @@ import tensorflow as tf
 from batch_rl_dr3 import run_directory
 from batch_rl_dr3.agents import measures, offline
 from batch_rl_dr3.analysis import effective_rank
+from batch_rl_dr3.training import metric_rows
 
 _RATIO = 'divergence_ratio'
-# TensorBoard's group of a metric, by the beginning of its name.
-_GROUPS = (('loss_', 'Losses/'), ('eval_', 'Eval/'), ('', 'Features/'))
 
 
 class MetricsLog:
@@ -60,28 +58,18 @@ class MetricsLog:
     )['state']
     self._log_period = log_period
     self._effective_rank_period = effective_rank_period
-    self._csv = run_directory.CsvLog(
-      os.path.join(base_dir, run_directory.METRICS),
-      (
-        'iteration',
-        'gradient_steps',
-        *agent.metrics,
-        _RATIO,
-        'effective_rank',
-        'gradient_steps_per_second',
-      ),
-      check,
+    self._rows = metric_rows.MetricRows(
+      base_dir, (*agent.metrics, _RATIO), check
     )
     self._has_warned = False
     self._writer: Any = None
-    self._clock: tuple[int, float] | None = None
 
   def start(self, steps: int) -> None:
     """Goes back to `steps` gradient steps, whatever was logged since."""
-    self._csv.keep(lambda row: int(row['gradient_steps']) < steps)
-    path = os.path.join(self._base_dir, run_directory.METRICS)
+    self._rows.keep(steps)
     self._has_warned = any(
-      float(row.get(_RATIO) or 0) >= 1 for row in run_directory.read_csv(path)
+      float(row.get(_RATIO) or 0) >= 1
+      for row in run_directory.read_csv(self._rows.path)
     )
     self._writer = tf.compat.v1.summary.FileWriter(str(self._base_dir))
     self._writer.add_session_log(
@@ -96,7 +84,7 @@ class MetricsLog:
 
   def start_clock(self, steps: int) -> None:
     """Starts to measure gradient steps per second, from `steps` on."""
-    self._clock = (steps, time.monotonic())
+    self._rows.start_clock(steps)
 
   def is_due(self, steps: int) -> bool:
     """Returns whether a row is to be written after `steps` steps."""
@@ -108,7 +96,7 @@ class MetricsLog:
 
   def log(self, iteration: int, steps: int) -> dict[str, Any]:
     """Measures, writes and returns one row."""
-    rate = self._rate(steps)
+    rate = self._rows.rate(steps)
     row: dict[str, Any] = dict(self._agent.measure(self._batches))
     row[_RATIO] = measures.divergence_ratio(row)
     self._warn_of_divergence(row[_RATIO], steps)
@@ -127,20 +115,13 @@ class MetricsLog:
 
     The weights say nothing any more, so its loss parts are all there is.
     """
-    self._write(iteration, steps, parts, self._rate(steps))
+    self._write(iteration, steps, parts, self._rows.rate(steps))
 
   def _write(
     self, iteration: int, steps: int, row: dict[str, Any], rate: float | None
   ) -> None:
     self.scalars(row, steps)
-    self._csv.append(
-      {
-        'iteration': iteration,
-        'gradient_steps': steps,
-        **row,
-        'gradient_steps_per_second': rate,
-      }
-    )
+    self._rows.append(iteration, steps, row, rate)
 
   def _warn_of_divergence(self, ratio: float, steps: int) -> None:
     """Says, once a run, that linear TD on the features would not converge."""
@@ -154,19 +135,10 @@ class MetricsLog:
         ratio,
       )
 
-  def _rate(self, steps: int) -> float | None:
-    if self._clock is None or self._clock[0] == steps:
-      return None
-    since, then = self._clock
-    return round((steps - since) / (time.monotonic() - then), 2)
-
   def scalars(self, values: dict[str, Any], steps: int) -> None:
     """Writes values to TensorBoard under Losses/, Eval/ and Features/."""
     summary = tf.compat.v1.Summary()
     for name, value in values.items():
-      prefix, group = next(g for g in _GROUPS if name.startswith(g[0]))
-      summary.value.add(
-        tag=group + name.removeprefix(prefix), simple_value=value
-      )
+      summary.value.add(tag=metric_rows.tag(name), simple_value=value)
     self._writer.add_summary(summary, steps)
     self._writer.flush()
