@@ -120,18 +120,9 @@ class DR3BracAgent(penalised_critics.PenalisedCritics, sac_agent.SacAgent):
       distribution.log_prob(samples), behaviour.log_prob(inside)
     )
 
-  def critic_loss(
-    self,
-    time_steps: Any,
-    actions: tf.Tensor,
-    next_time_steps: Any,
-    *args: Any,
-    **kwargs: Any,
-  ) -> tf.Tensor:
+  def critic_loss(self, *args: Any, **kwargs: Any) -> tf.Tensor:
     """Returns the parent's critic loss with the penalties, float32 scalar."""
-    return self._penalised(
-      self._terms(time_steps, actions, next_time_steps, *args, **kwargs)
-    )
+    return self._penalised(self._terms(*args, **kwargs))
 
   def _terms(
     self,
@@ -182,16 +173,8 @@ class DR3BracAgent(penalised_critics.PenalisedCritics, sac_agent.SacAgent):
     self, experience: Any, weights: tf.Tensor | None, training: bool
   ) -> dict[str, tf.Tensor]:
     time_steps, policy_steps, next_time_steps = self._as_transition(experience)
-    terms = self._terms(
-      time_steps,
-      policy_steps.action,
-      next_time_steps,
-      td_errors_loss_fn=self._td_errors_loss_fn,
-      gamma=self._gamma,
-      reward_scale_factor=self._reward_scale_factor,
-      weights=weights,
-      training=training,
-      measured=True,
+    terms = self._measured_terms(
+      time_steps, policy_steps.action, next_time_steps, weights, training
     )
     minimised = {
       'loss_critic': self._critic_loss_weight * self._penalised(terms),

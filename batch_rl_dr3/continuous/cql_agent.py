@@ -71,16 +71,9 @@ class DR3CqlSacAgent(
     return actions, log_probs
 
   def _critic_loss_with_optional_entropy_term(
-    self,
-    time_steps: Any,
-    actions: tf.Tensor,
-    next_time_steps: Any,
-    *args: Any,
-    **kwargs: Any,
+    self, *args: Any, **kwargs: Any
   ) -> tf.Tensor:
-    return self._penalised(
-      self._terms(time_steps, actions, next_time_steps, *args, **kwargs)
-    )
+    return self._penalised(self._terms(*args, **kwargs))
 
   def _terms(
     self,
@@ -214,16 +207,8 @@ class DR3CqlSacAgent(
   ) -> dict[str, tf.Tensor]:
     time_steps, policy_steps, next_time_steps = self._as_transition(experience)
     actions = policy_steps.action
-    terms = self._terms(
-      time_steps,
-      actions,
-      next_time_steps,
-      td_errors_loss_fn=self._td_errors_loss_fn,
-      gamma=self._gamma,
-      reward_scale_factor=self._reward_scale_factor,
-      weights=weights,
-      training=training,
-      measured=True,
+    terms = self._measured_terms(
+      time_steps, actions, next_time_steps, weights, training
     )
     conservative = self._cql_loss(time_steps, actions, training)
     alpha = self._get_cql_alpha()

@@ -119,6 +119,39 @@ class PenalisedCritics:
         )
     return CriticTerms(loss, batches, q_values)
 
+  def _terms(
+    self,
+    time_steps: Any,
+    actions: tf.Tensor,
+    next_time_steps: Any,
+    *args: Any,
+    measured: bool = False,
+    **kwargs: Any,
+  ) -> CriticTerms:
+    """Returns `_critic_terms` of the parent's loss; takes its arguments."""
+    raise NotImplementedError
+
+  def _measured_terms(
+    self,
+    time_steps: Any,
+    actions: tf.Tensor,
+    next_time_steps: Any,
+    weights: tf.Tensor | None,
+    training: bool,
+  ) -> CriticTerms:
+    """Returns the terms with the arguments of the parent's training step."""
+    return self._terms(
+      time_steps,
+      actions,
+      next_time_steps,
+      td_errors_loss_fn=self._td_errors_loss_fn,  # type: ignore[attr-defined]
+      gamma=self._gamma,  # type: ignore[attr-defined]
+      reward_scale_factor=self._reward_scale_factor,  # type: ignore[attr-defined]
+      weights=weights,
+      training=training,
+      measured=True,
+    )
+
   def _penalised(self, terms: CriticTerms) -> tf.Tensor:
     """Returns the critic loss, such that its weight leaves penalties whole."""
     active = [p for p in self.penalties if p.coefficient]
