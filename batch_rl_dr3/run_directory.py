@@ -194,6 +194,14 @@ def write_json(
   write_atomically(path, text, check)
 
 
+def is_finished(directory: str | os.PathLike[str], num_iterations: int) -> bool:
+  """Returns whether a run has had so many iterations, scores and all."""
+  path = pathlib.Path(directory) / FINISHED
+  if not path.exists():
+    return False
+  return bool(json.loads(path.read_text())['num_iterations'] >= num_iterations)
+
+
 def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
   """Returns the whole rows of a CSV file; a row torn by a kill is left out."""
   if not os.path.exists(path):

@@ -8,7 +8,6 @@ behaviour policy, which ends with a checkpoint at 0 gradient steps.
 from collections.abc import Callable
 import contextlib
 import importlib.metadata
-import json
 from typing import Any
 
 import gin
@@ -194,7 +193,7 @@ class ContinuousRunner:
       PreemptedError: on SIGTERM or SIGINT, after a checkpoint was written.
     """
     total = self._num_iterations * self._num_gradient_steps
-    if self._is_finished():
+    if run_directory.is_finished(self._base_dir, self._num_iterations):
       print(
         f'{self._base_dir} is finished: {self._num_iterations} iterations, '
         f'{total:,} gradient steps.'
@@ -219,13 +218,6 @@ class ContinuousRunner:
       self._base_dir / run_directory.FINISHED,
       {'num_iterations': self._num_iterations, 'gradient_steps': steps},
     )
-
-  def _is_finished(self) -> bool:
-    finished = self._base_dir / run_directory.FINISHED
-    if not finished.exists():
-      return False
-    record = json.loads(finished.read_text())
-    return bool(record['num_iterations'] >= self._num_iterations)
 
   def _restore(self) -> int:
     """Restores the newest checkpoint and returns its gradient steps."""
@@ -274,19 +266,13 @@ class ContinuousRunner:
       self._bar.update(num_steps)
       if self._stop_request and step < end:
         self._save(f'{iteration}_{step}', step)
-        raise self._preempted(step)
+        raise self._stop_request.saved(step)
     self._save(str(iteration), end)
     if self._stop_request:
-      raise self._preempted(end)
+      raise self._stop_request.saved(end)
 
   def _save(self, name: str, steps: int) -> None:
     self._checkpoints.save(self._learner.save, name, steps)
-
-  def _preempted(self, steps: int) -> errors.PreemptedError:
-    return errors.PreemptedError(
-      f'stopped by {self._stop_request.signal_name} at gradient step {steps}; '
-      'everything is saved, and the same command goes on from there.'
-    )
 
   def _log(self, iteration: int, steps: int) -> None:
     row: dict[str, Any] = dict(self._learner.measure())

@@ -128,8 +128,7 @@ def forget(folder: str | os.PathLike[str]) -> None:
 def is_finished(folder: str | os.PathLike[str], num_iterations: int) -> bool:
   """Returns whether a run has had so many iterations, and all is written."""
   try:
-    text = (pathlib.Path(folder) / run_directory.FINISHED).read_text()
-    return int(json.loads(text)['num_iterations']) >= num_iterations
+    return run_directory.is_finished(folder, num_iterations)
   except (OSError, ValueError, KeyError, TypeError):
     return False  # Written last, and whole: what cannot be read is none.
 

@@ -1,6 +1,5 @@
 """The loop of a run: gradient steps, checkpoints, evaluations, to the end."""
 
-import json
 import math
 import time
 from typing import Any
@@ -67,11 +66,7 @@ class Loop:
 
   def is_finished(self) -> bool:
     """Returns whether the run was trained and evaluated to its end before."""
-    path = self._home.folder / run_directory.FINISHED
-    if not path.exists():
-      return False
-    record = json.loads(path.read_text())
-    return bool(record['num_iterations'] >= self._num_iterations)
+    return run_directory.is_finished(self._home.folder, self._num_iterations)
 
   def run(self, title: str) -> None:
     """Trains and evaluates to the end.
@@ -162,7 +157,7 @@ class Loop:
       self._home.check()
     if self._stop_request:
       self._save(f'{iteration}_{step}', step)
-      raise self._preempted(step)
+      raise self._stop_request.saved(step)
     is_due = time.monotonic() - self._last_save >= self._checkpoint_seconds
     if is_due and step < end:
       self._save(f'{iteration}_{step}', step)
@@ -191,10 +186,4 @@ class Loop:
     return errors.DivergedError(
       f'the loss is not finite at gradient step {reached - 1}: {listed}. Last '
       f'good checkpoint: {kept}. Lower the learning rate or the coefficients.'
-    )
-
-  def _preempted(self, steps: int) -> errors.PreemptedError:
-    return errors.PreemptedError(
-      f'stopped by {self._stop_request.signal_name} at gradient step {steps}; '
-      'everything is saved, and the same command goes on from there.'
     )

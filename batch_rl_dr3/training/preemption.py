@@ -5,6 +5,8 @@ import contextlib
 import signal
 from types import FrameType
 
+from batch_rl_dr3 import errors
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -20,6 +22,13 @@ class StopRequest:
 
   def __bool__(self) -> bool:
     return self.signal_name is not None
+
+  def saved(self, steps: int) -> errors.PreemptedError:
+    """Returns the error that ends a run whose checkpoint is written."""
+    return errors.PreemptedError(
+      f'stopped by {self.signal_name} at gradient step {steps}; everything is '
+      'saved, and the same command goes on from there.'
+    )
 
   def _handle(self, number: int, frame: FrameType | None) -> None:
     del frame
