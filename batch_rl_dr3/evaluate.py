@@ -9,13 +9,16 @@ import pathlib
 import sys
 
 from absl import flags
+import gin
 
-from batch_rl_dr3 import cli, errors, progress, run_directory, tensorflow_start
+from batch_rl_dr3 import cli, errors, progress, run_directory
+from batch_rl_dr3.continuous import dispatch, policy_worker
 from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import (
   checkpoints,
   evaluation_pool,
   evaluation_targets,
+  game_worker,
   preemption,
   score_log,
 )
@@ -29,7 +32,8 @@ Every run directory that the pattern finds says itself which game, network and
 protocol it has; every checkpoint of it that has no scores yet is played with
 the seeds that training would have used, and its rows are added to the run's
 scores.csv. What is done is skipped, so the same command goes on after it was
-stopped. Neither the logged data nor an agent is needed.
+stopped. The logged data are not needed. Runs of continuous control are played
+in the same way; there is no --video of them.
 
 Checkpoints of Dopamine's or batch_rl's TensorFlow agents (tf_ckpt-N.index, of
 the Nature network with any number of heads or quantiles) are played too:
@@ -112,13 +116,22 @@ class _Task:
       config=self.target.config,
       prefix=self.checkpoint.prefix,
       seed=play.evaluation_seed(self.target.provenance['seed'], self.iteration),
-      rule=self.target.rule,
+      protocol=self.target.protocol,
       num_threads=num_threads,
       with_scores=self.with_scores,
       video=str(_video(self.target, self.iteration))
       if self.with_video
       else None,
     )
+
+  @property
+  def is_continuous(self) -> bool:
+    """Whether it is of continuous control, and so of TF-Agents."""
+    return _is_continuous(self.target)
+
+
+def _is_continuous(target: evaluation_targets.Target) -> bool:
+  return dispatch.is_continuous(target.config, cli.shipped_configs())
 
 
 def _video(target: evaluation_targets.Target, iteration: int) -> pathlib.Path:
@@ -156,8 +169,11 @@ def evaluate(
           tasks += _tasks(target, which, video, held.check)
       except errors.BatchRLError as error:
         problems.append(error)
-    if tasks:
-      problems += _play(tasks, num_workers)
+    # A process plays games or continuous control, never both.
+    for is_continuous in (False, True):
+      of_kind = [task for task in tasks if task.is_continuous == is_continuous]
+      if of_kind:
+        problems += _play(of_kind, num_workers, is_continuous)
   if not tasks and not problems:
     print('Everything is evaluated already.')
   for problem in problems[1:]:
@@ -177,6 +193,12 @@ def _tasks(
     raise errors.DataError(
       f'{target.source} has no checkpoint of a finished iteration yet.'
     )
+  if _is_continuous(target) and (video or not target.is_run):
+    raise errors.ConfigError(
+      f'{target.source} is of continuous control, of which there are neither '
+      "videos nor other programs' checkpoints: evaluate it without --video, "
+      'from its run directory.'
+    )
   found = list(target.checkpoints.items())
   done = score_log.ScoreLog(target.output_dir).iterations()
   tasks = [
@@ -194,7 +216,7 @@ def _tasks(
 
 
 def _play(
-  tasks: Sequence[_Task], num_workers: int
+  tasks: Sequence[_Task], num_workers: int, is_continuous: bool
 ) -> list[errors.BatchRLError]:
   """Plays the tasks, writes their scores, and returns what went wrong."""
   num_cores = len(os.sched_getaffinity(0))
@@ -203,13 +225,19 @@ def _play(
   problems: list[errors.BatchRLError] = []
   pending = {}
   bar = progress.bar(
-    sum(_num_agent_steps(task) for task in tasks), 'playing', 'step'
+    # Episodes of continuous control end when they end.
+    None if is_continuous else sum(_num_agent_steps(task) for task in tasks),
+    'playing',
+    'step',
   )
   with (
     stop_request.listening(),
     bar,
     contextlib.closing(
-      evaluation_pool.EvaluationPool(workers, _prepare)
+      evaluation_pool.EvaluationPool(
+        workers,
+        policy_worker.prepare if is_continuous else _prepare_games,
+      )
     ) as pool,
   ):
     for task in tasks:
@@ -238,8 +266,11 @@ def _play(
 
 
 def _num_agent_steps(task: _Task) -> int:
-  rule = task.target.rule or play.PUBLISHED
-  return rule.num_agent_steps if task.with_scores else 0
+  if not task.with_scores:
+    return 0
+  if task.target.protocol is None:
+    return play.PUBLISHED.num_agent_steps
+  return play.Rule.recorded(task.target.protocol).num_agent_steps
 
 
 def _default_workers(num_cores: int) -> int:
@@ -250,12 +281,10 @@ def _default_workers(num_cores: int) -> int:
   return max(1, min(num_cores // 2, free // _WORKER_BYTES))
 
 
-def _prepare() -> None:
+def _prepare_games() -> evaluation_pool.CreateEvaluator:
   """Makes a worker process ready: it may meet names of shipped gin files."""
-  tensorflow_start.import_tensorflow()
-  import gin
-
   gin.add_config_file_search_path(str(cli.shipped_configs()))
+  return game_worker.prepare()
 
 
 def _record(task: _Task, result: evaluation_pool.Result) -> str:

@@ -83,7 +83,8 @@ def play_episodes(
   policy: Policy,
   num_episodes: int,
   seed: int,
-  should_stop: Callable[[], bool] = lambda: False,
+  on_progress: play.ProgressCallback | None = None,
+  should_stop: Callable[[], bool] | None = None,
 ) -> list[play.Episode]:
   """Plays whole episodes, several at a time, and returns them in order.
 
@@ -95,6 +96,7 @@ def play_episodes(
     policy: plays all of them.
     num_episodes: how many.
     seed: fixes the episodes.
+    on_progress: called after every step with the steps and episodes so far.
     should_stop: asked before every step.
 
   Raises:
@@ -104,10 +106,11 @@ def play_episodes(
   seeds = np.random.SeedSequence(seed).generate_state(num_episodes)
   episodes: dict[int, play.Episode] = {}
   running: dict[int, _Lane] = {}
+  num_steps = 0
   for lane, environment in enumerate(environments[:num_episodes]):
     running[lane] = _Lane(environment, waiting.pop(0), seeds)
   while running:
-    if should_stop():
+    if should_stop is not None and should_stop():
       raise errors.PreemptedError(
         'stopped while playing; the same command goes on from there.'
       )
@@ -116,11 +119,14 @@ def play_episodes(
       list(running.items()), actions, strict=True
     ):
       episode = state.step(action, lane)
+      num_steps += 1
       if episode is not None:
         episodes[state.number] = episode
         del running[lane]
         if waiting:
           running[lane] = _Lane(environments[lane], waiting.pop(0), seeds)
+    if on_progress is not None:
+      on_progress(num_steps, len(episodes))
   return [episodes[number] for number in range(num_episodes)]
 
 

@@ -183,9 +183,10 @@ class PenalisedCritics:
 
   def _measures(self, terms: CriticTerms) -> dict[str, tf.Tensor]:
     """Returns what is logged of the critics, float32 scalars by column."""
-    dots, norms = [], []
+    dots, discounted, norms = [], [], []
     for batch in terms.batches:
       dots.append(dr3.feature_dot_product(batch.features, batch.next_features))
+      discounted.append(batch.discounts * dots[-1])
       norms.append(dr3.feature_dot_product(batch.features, batch.features))
     return {
       **{
@@ -193,6 +194,7 @@ class PenalisedCritics:
         for penalty in self.penalties
       },
       'feature_dot_product': tf.reduce_mean(dots),
+      'discounted_dot_product': tf.reduce_mean(discounted),
       'feature_norm_squared': tf.reduce_mean(norms),
       'mean_q': tf.reduce_mean(terms.q_values),
     }

@@ -187,7 +187,7 @@ class Metrics:
 class Evaluator:
   """Episodes that are a function of the checkpoint and the seed."""
 
-  rule = play.Rule(10, 0.0)
+  num_agent_steps = 10
 
   def evaluate(self, prefix, seed, on_progress, should_stop):
     text = pathlib.Path(f'{prefix}.data-00000-of-00001').read_text()
@@ -230,7 +230,7 @@ def live(base_dir, cache_dir=''):
         NUM_GRADIENT_STEPS,
         checkpoint_every_minutes=0.0,
       )
-      if not one.is_finished():
+      if not run_directory.is_finished(place.folder, NUM_ITERATIONS):
         one.run('')
 
 
