@@ -137,9 +137,9 @@ def test_status_says_how_each_run_stands(answers):
   assert (code, err) == (0, '')
   states = [one['state'] for one in json.loads(out)]
   assert states[:3] == ['done', 'failed', 'waiting']
-  assert len(states) == 90
+  assert len(states) == 60
   out = answers['table'][1]
-  assert out.startswith('90 runs: 1 failed, 88 waiting, 1 done\n')
+  assert out.startswith('60 runs: 1 failed, 58 waiting, 1 done\n')
   assert 'attempt 2: train: the loss is not finite' in out
 
 
@@ -150,16 +150,16 @@ def test_what_was_set_aside_is_retried_and_reconciled(answers, folder):
   code, out, _ = answers['reconcile']
   assert (code, out.splitlines()[0]) == (
     0,
-    f'89 runs are left. In {folder}/jobs:',
+    f'59 runs are left. In {folder}/jobs:',
   )
   (script,) = (folder / 'jobs').iterdir()
-  assert '--only=1-89' in script.read_text()
+  assert '--only=1-59' in script.read_text()
 
 
 def test_collect_writes_one_file(answers, folder):
   code, out, _ = answers['collect']
   assert code == 0
-  assert '1 episodes of 1 runs; 89 have no scores yet' in out
+  assert '1 episodes of 1 runs; 59 have no scores yet' in out
   assert 'asterix,dqn' in (folder / 'all.csv').read_text()
 
 

@@ -5,7 +5,7 @@ gin files and bindings that its templates give, and can be trained by hand with
 the same command.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -144,6 +144,9 @@ class Sweep:
     games: names of games.
     datasets: short names of data sets.
     methods: short names of methods.
+    variants: bindings by name, such as {'c0_0.03':
+      ['FeatureDotPenalty.coefficient = 0.03']}: each method is run with each,
+      and is then called <method>_<name>. Templates see the method without it.
     seeds: seeds of each combination.
     logged_runs: the logged runs, dealt out to the seeds in turn.
     gin_files: templates of gin files.
@@ -170,6 +173,7 @@ class Sweep:
   games: Sequence[str] = gin.REQUIRED
   datasets: Sequence[str] = gin.REQUIRED
   methods: Sequence[str] = gin.REQUIRED
+  variants: Mapping[str, Sequence[str]] | None = None
   seeds: Sequence[int] = gin.REQUIRED
   logged_runs: Sequence[int] = (1,)
   gin_files: Sequence[str] = gin.REQUIRED
@@ -209,16 +213,20 @@ class Sweep:
         )
     return runs
 
-  def _combinations(self) -> Iterator[tuple[str, str, str, int, int]]:
-    """Yields game, dataset, method, seed and logged run."""
+  def _combinations(
+    self,
+  ) -> Iterator[tuple[str, str, str, str, int, int]]:
+    """Yields game, dataset, method, variant, seed and logged run."""
     if not self.logged_runs:
       raise errors.ConfigError('Sweep.logged_runs is empty.')
     dealt = list(zip(self.seeds, itertools.cycle(self.logged_runs)))
     for game in self.games:
       for dataset in self.datasets:
         for seed, logged_run in dealt:
-          for method in self.methods:
-            yield game, dataset, method, seed, logged_run
+          for method, variant in itertools.product(
+            self.methods, self.variants or ('',)
+          ):
+            yield game, dataset, method, variant, seed, logged_run
 
   def _run(
     self,
@@ -226,10 +234,11 @@ class Sweep:
     game: str,
     dataset: str,
     method: str,
+    variant: str,
     seed: int,
     logged_run: int,
   ) -> Run:
-    names = {
+    names: dict[str, Any] = {
       'suite': self.suite,
       'game': game,
       'dataset': dataset,
@@ -239,6 +248,12 @@ class Sweep:
     }
     files = tuple(_fill(text, names) for text in self.gin_files)
     lines = tuple(_fill(text, names) for text in self.gin_bindings)
+    if self.variants and variant:
+      names['method'] = f'{method}_{variant}'
+      lines += (
+        f'{_RUNNER}.method = {names["method"]!r}',
+        *self.variants[variant],
+      )
     replay_dir = (
       None if self.replay_dir is None else _fill(self.replay_dir, names)
     )
@@ -255,7 +270,7 @@ class Sweep:
       suite=self.suite,
       game=game,
       dataset=dataset,
-      method=method,
+      method=names['method'],
       seed=seed,
       logged_run=logged_run,
       gin_files=files,

@@ -1,5 +1,6 @@
 import collections
 
+import gin
 import pytest
 
 from batch_rl_dr3 import cli, errors
@@ -26,13 +27,55 @@ def test_the_paper_grid_is_the_study_that_the_report_expects(clear_gin):
   assert set(collections.Counter(r.store for r in runs).values()) == {4}
 
 
-def test_the_minatar_grid_has_ninety_runs_of_one_thread(clear_gin):
+def test_the_minatar_grid_has_sixty_runs_of_one_thread(clear_gin):
   cli.load_gin(['sweeps/minatar.gin'], [])
   runs = grid.Sweep().runs()
-  assert len(runs) == 5 * 6 * 3
+  assert len(runs) == 5 * 4 * 3
   assert {r.bound['FixedReplayRunner.num_threads'] for r in runs} == {1}
   assert runs[0].num_gradient_steps == 100_000
   assert runs[0].num_evaluation_agent_steps == 200_000
+
+
+@pytest.mark.parametrize(
+  ('file', 'methods', 'name', 'values'),
+  [
+    (
+      'minatar_tuning.gin',
+      ['rem_dr3', 'cql_dr3'],
+      'FeatureDotPenalty.coefficient',
+      [0.001, 0.03, 0.3],
+    ),
+    (
+      'minatar_tuning_alpha.gin',
+      ['cql'],
+      'ConservativePenalty.coefficient',
+      [0.1, 1.0, 4.0],
+    ),
+  ],
+)
+def test_tuning_varies_one_coefficient_on_a_seed_of_its_own(
+  clear_gin, file, methods, name, values
+):
+  cli.load_gin(['sweeps/minatar.gin'], [])
+  study = grid.Sweep()
+  gin.clear_config()
+  cli.load_gin([f'sweeps/{file}'], [])
+  runs = grid.Sweep().runs()
+  assert not {r.seed for r in runs} & set(study.seeds)
+  assert {r.game for r in runs} < set(study.games)
+  # Each method with each value, under a name that says it, on each game.
+  found = collections.Counter((r.method, r.bound[name]) for r in runs)
+  prefix = 'c0' if 'rem_dr3' in methods else 'alpha'
+  assert found == {
+    (f'{method}_{prefix}_{value:g}', value): 2
+    for method in methods
+    for value in values
+  }
+  assert all(
+    r.bound['FixedReplayRunner.method'] == r.method
+    and r.gin_files[0] == f'minatar/{r.method.partition(f"_{prefix}")[0]}.gin'
+    for r in runs
+  )
 
 
 def test_a_run_is_a_command_and_a_folder(make_sweep):
