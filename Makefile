@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 
-.PHONY: help quickstart test test-slow check format requirements clean
+.PHONY: help quickstart tune-minatar reproduce-minatar test test-slow check \
+  format requirements clean
 
 help:
 	@echo 'make quickstart    install and run the main job (runs/quickstart/report)'
+	@echo 'make reproduce-minatar  the study on MinAtar, hours; results/minatar'
+	@echo 'make tune-minatar  what its coefficients were chosen by'
 	@echo 'make test          install and run the test suite'
 	@echo 'make test-slow     run the tests that take minutes'
 	@echo 'make check         ruff, mypy and import-linter'
@@ -18,6 +21,16 @@ help:
 
 quickstart: $(BASE)
 	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/quickstart.sh
+
+tune-minatar: $(DEV)
+	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/minatar_study.sh \
+	  minatar_tuning_alpha minatar_tuning
+
+reproduce-minatar: $(DEV)
+	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/minatar_study.sh \
+	  minatar minatar_figure1
+	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar \
+	  --runs='results/minatar/*/*/*/*' --output_dir=runs/minatar/report
 
 test: $(DEV)
 	$(BIN)/python -m pytest

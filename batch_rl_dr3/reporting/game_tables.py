@@ -39,13 +39,13 @@ def scores(
 ) -> Table:
   """Returns the scores of each game and method, in points and normalised."""
   names = study.methods_on(dataset)
-  scale = reference.atari_scores()
+  scale = reference.scores()
   rows = []
   for game in study.preset.games:
     row: dict[str, Any] = {
       'game': game,
       'random': scale.loc[game, 'random'],
-      'online_dqn': scale.loc[game, 'dqn_final_last5_mean5runs'],
+      'online_dqn': scale.loc[game, reference.ONLINE_DQN],
     }
     for method in names:
       found = _summary(study, normalisation, (dataset, method, game), measure)

@@ -22,6 +22,15 @@ QUANTITIES: Mapping[str, str] = MappingProxyType(
   }
 )
 
+# Where a suite's reference scores are from.
+_REFERENCES = {
+  'atari': 'The reference scores are means over the last 5 iterations and 5 '
+  "runs of Dopamine's published DQN curves.",
+  'minatar': "The reference scores were measured by this package's `collect`: "
+  '100,000 steps of random play; the last 50,000 of the 500,000 steps of the '
+  'online DQN, with epsilon 0.1.',
+}
+
 
 def of_study(
   chosen: preset.Preset,
@@ -30,7 +39,7 @@ def of_study(
 ) -> dict[str, str]:
   """Returns how the numbers of a study's page are made."""
   lengths = ', '.join(
-    f'{steps / 1e6:g}M on {preset.dataset_name(dataset)}'
+    f'{steps:,} on {preset.dataset_name(dataset)}'
     for dataset, steps in chosen.datasets.items()
   )
   kept = ('Return', 'Feature dot product', 'Effective rank')
@@ -44,9 +53,8 @@ def of_study(
     'the text.',
     'Normalised score': f'{normalisation.formula}, in percent. How the paper '
     'normalises is not in its text; the final score of the online DQN, which '
-    'made the data, is what it is taken to normalise by. The reference scores '
-    "are means over the last 5 iterations and 5 runs of Dopamine's published "
-    'DQN curves.',
+    'made the data, is what it is taken to normalise by. '
+    f'{_REFERENCES[chosen.suite]}',
     'IQM and intervals': 'The interquartile mean is that of all runs of all '
     'games without the lowest and the highest quarter. Intervals are 95% '
     'percentile intervals of a stratified bootstrap: runs are drawn again '

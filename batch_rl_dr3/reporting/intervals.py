@@ -59,8 +59,13 @@ class Bootstrap:
         on its own, as those of independent methods.
 
     Returns:
-      The estimate, float64 [K].
+      The estimate, float64 [K]. The ends are NaN where one of the `scores` has
+      a single run: to draw it again and again says nothing.
     """
+    if min(map(len, scores)) < 2:
+      value = np.atleast_1d(statistic(*scores))
+      unknown = np.full_like(value, np.nan)
+      return Estimate(value, unknown, unknown)
     # Imported here because it takes longer than a report of single seeds.
     from rliable import library
 

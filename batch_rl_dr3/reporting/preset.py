@@ -18,7 +18,7 @@ class Preset:
     games: as their suite spells them.
     methods: those of the paper; runs of others are shown beside them.
     datasets: the gradient steps that each data set is trained for.
-    num_runs: logged runs, each trained on by one seed.
+    num_runs: of each game, method and data set.
   """
 
   name: str
@@ -28,6 +28,11 @@ class Preset:
   methods: tuple[str, ...]
   datasets: Mapping[str, int]
   num_runs: int
+
+  @property
+  def is_published(self) -> bool:
+    """Whether it is the paper's own study, whose numbers are known."""
+    return self.suite == 'atari'
 
 
 # The games are listed in follow-up work by the paper's authors. The lengths are
@@ -62,11 +67,29 @@ DR3_ATARI17 = Preset(
   num_runs=5,
 )
 
-PRESETS = MappingProxyType({DR3_ATARI17.name: DR3_ATARI17})
+# This package's study at laptop scale: sweeps/minatar.gin.
+DR3_MINATAR = Preset(
+  name='dr3_minatar',
+  title='DR3 on the five games of MinAtar',
+  suite='minatar',
+  games=('asterix', 'breakout', 'freeway', 'seaquest', 'space_invaders'),
+  methods=('rem', 'rem_dr3', 'cql', 'cql_dr3'),
+  datasets=MappingProxyType({'10pct': 100_000}),
+  num_runs=3,
+)
+
+PRESETS = MappingProxyType(
+  {study.name: study for study in (DR3_ATARI17, DR3_MINATAR)}
+)
 # Continuous control has no grid of games and data sets: `d4rl_page`.
 DR3_D4RL = 'dr3_d4rl'
 NAMES = (*PRESETS, DR3_D4RL)
-_DATASET_NAMES = {'1pct': '1%', '5pct': '5%', 'first10pct': 'first 10%'}
+_DATASET_NAMES = {
+  '1pct': '1%',
+  '5pct': '5%',
+  '10pct': '10%',
+  'first10pct': 'first 10%',
+}
 
 
 def find(name: str) -> Preset:

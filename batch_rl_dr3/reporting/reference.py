@@ -1,6 +1,6 @@
 """What runs are compared with: reference scores, the paper's table, old ROMs.
 
-Three CSV files ship beside this module.
+Four CSV files ship beside this module.
 
 `atari17_scores.csv`: scores of the 17 games. `random` and `human` are those of
 published evaluation code. The `dqn_` columns are of the online DQN (Nature
@@ -16,6 +16,13 @@ iteration of a curve is chosen by chance, the mean over training is of no
 policy, and the Adam agent made no data. `human` is
 (score - random) / (human - random); DoubleDunk and IceHockey span few points on
 it, so that small differences in points become large there.
+
+`minatar_scores.csv`: the same for the five games of MinAtar, measured here.
+`random`: the mean return of 100,000 steps of uniformly random play,
+`collect --gin_files=collect/minatar_uniform.gin`. `online_dqn`: that of the
+last tenth of the 500,000 steps of `collect/minatar_study.gin`, whose agent
+made the logged data while it learnt, with epsilon 0.1; one run, seed 0. There
+are no human scores.
 
 `dr3_table1.csv`: Table 1 of the paper (Kumar et al., ICLR 2022,
 arXiv:2112.04716), normalised average performance in percent. Its text has no
@@ -37,14 +44,26 @@ import pandas as pd
 from batch_rl_dr3 import errors
 
 _FOLDER = pathlib.Path(__file__).parent
-_UPPER_ENDS = {'dqn': 'dqn_final_last5_mean5runs', 'human': 'human'}
+ONLINE_DQN = 'online_dqn'
+_UPPER_ENDS = {'dqn': ONLINE_DQN, 'human': 'human'}
 NORMALISATIONS = tuple(_UPPER_ENDS)
 
 
 @functools.cache
-def atari_scores() -> pd.DataFrame:
-  """Returns the reference scores, in points, one row per game."""
-  return pd.read_csv(_FOLDER / 'atari17_scores.csv', index_col='game')
+def scores() -> pd.DataFrame:
+  """Returns `random`, `online_dqn` and `human`, in points, one row per game.
+
+  A score that nobody has measured is NaN. Games are spelt as their suite does,
+  so that Breakout is Atari's and breakout is MinAtar's.
+  """
+  atari, minatar = (
+    pd.read_csv(_FOLDER / name, index_col='game')
+    for name in ('atari17_scores.csv', 'minatar_scores.csv')
+  )
+  atari = atari.rename(columns={'dqn_final_last5_mean5runs': ONLINE_DQN})
+  return pd.concat([atari, minatar]).reindex(
+    columns=['random', ONLINE_DQN, 'human']
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +107,27 @@ class Normalisation:
       returns: float64 [runs, games] or [runs, games, steps], in points.
       games: their names.
     """
-    low = atari_scores().loc[list(games), 'random'].to_numpy(float)
+    low = scores().loc[list(games), 'random'].to_numpy(float)
     shape = (-1, *[1] * (returns.ndim - 2))
     return np.asarray(
       (returns - low.reshape(shape)) / self.points(games).reshape(shape)
     )
 
   def points(self, games: tuple[str, ...]) -> npt.NDArray[np.float64]:
-    """Returns what 1 on the scale is worth in points, float64 [games]."""
-    table = atari_scores().loc[list(games)]
-    high = table[_UPPER_ENDS[self.name]].to_numpy(float)
-    return np.asarray(high - table['random'].to_numpy(float))
+    """Returns what 1 on the scale is worth in points, float64 [games].
+
+    Raises:
+      UsageError: if a game has no score at the scale's upper end.
+    """
+    table = scores().loc[list(games)]
+    points = (table[_UPPER_ENDS[self.name]] - table['random']).astype(float)
+    unknown = points.index[points.isna()]
+    if len(unknown):
+      raise errors.UsageError(
+        f'there is no {self.name} score of {", ".join(unknown)} to normalise '
+        'by; choose another --normalisation.'
+      )
+    return points.to_numpy()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,8 +181,7 @@ def _outcomes_of(
 
 def _normalised_point(setting: scores.Setting) -> float:
   """Returns what a point is worth in percent, NaN without a reference."""
-  known = reference.atari_scores().index
-  if setting.suite != 'atari' or setting.game not in known:
+  if setting.game not in reference.scores().index:
     return np.nan
   scale = reference.Normalisation('dqn').points((setting.game,))
   return 100 / float(scale[0])

@@ -5,6 +5,7 @@ import functools
 
 from batch_rl_dr3.reporting import (
   facts,
+  findings,
   game_tables,
   glossary,
   intervals,
@@ -64,6 +65,7 @@ def content(
     notes=[*_notes(study), *notes.of_files(collection)],
     sections=[
       Section('', [table_1, *figure_4]),
+      Section('', [findings.findings(study, normalisation, bootstrap)]),
       Section('', [statistics, tables.improvement(), *profiles]),
       Section('', [tables.stability(), *figure_5, *dot_product]),
       *_per_game(study, normalisation, drawn[_NUM_OVER_GAMES:]),

@@ -37,6 +37,10 @@ _EXTENTS = (
   Column('gradient_steps', 'Gradient steps', when='never'),
   text('lacks', 'Lacks', when='known'),
 )
+_BESIDE_PAPER = (
+  "Inside, above, below: where the number lies to the paper's interval. The "
+  "paper's text has no table of final scores. "
+)
 _BRACKETS = 'In brackets: 95% stratified bootstrap intervals.'
 _STATISTICS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
   ('iqm', 'IQM', aggregates.iqm),
@@ -102,8 +106,10 @@ class StudyTables:
       row = _identity(dataset, method, cell)
       for measure in study_lib.MEASURES:
         iqm = self._statistics(dataset, method, measure)[0]
-        paper = reference.published().get((dataset, method, measure))
         row |= _in_percent(measure, iqm)
+        if not self._study.preset.is_published:
+          continue
+        paper = reference.published().get((dataset, method, measure))
         row |= {
           f'paper_{measure}_percent': paper and paper.iqm,
           f'paper_{measure}_low_percent': paper and paper.low,
@@ -114,20 +120,23 @@ class StudyTables:
     columns = [_LINE]
     for measure, heading in (('average', 'Average'), ('final', 'Final')):
       ends = [f'{measure}{end}_percent' for end in ('', '_low', '_high')]
-      paper_ends = tuple(f'paper_{end}' for end in ends)
-      columns += [
-        Column((*ends, 'complete'), heading, interval),
-        Column(paper_ends, 'Paper', _published),
-        text(f'{measure}_to_paper', 'to paper', when='known'),
-      ]
+      columns.append(Column((*ends, 'complete'), heading, interval))
+      if self._study.preset.is_published:
+        paper_ends = tuple(f'paper_{end}' for end in ends)
+        columns += [
+          Column(paper_ends, 'Paper', _published),
+          text(f'{measure}_to_paper', 'to paper', when='known'),
+        ]
     return build(
       'table_1',
-      'Table 1: IQM of normalised scores',
+      'IQM of normalised scores'
+      if not self._study.preset.is_published
+      else 'Table 1: IQM of normalised scores',
       f'Interquartile mean over games and runs of {self._normalisation.label} '
       f'scores, in percent. {_BRACKETS} Average: over the evaluations of the '
-      'whole training; final: the last evaluation. Inside, above, below: where '
-      "the number lies to the paper's interval. The paper's text has no table "
-      f'of final scores. {_marked(rows)}',
+      'whole training; final: the last evaluation. '
+      f'{_BESIDE_PAPER if self._study.preset.is_published else ""}'
+      f'{_marked(rows)}',
       _NO_SCORES,
       [*columns, *_EXTENTS],
       rows,

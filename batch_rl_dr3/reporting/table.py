@@ -54,10 +54,15 @@ def percent(value: Any) -> str:
 
 
 def interval(value: Any, low: Any, high: Any, complete: Any = True) -> str:
-  """Returns '43.7 (39.6, 48.6)', with a dagger if it is incomplete."""
+  """Returns '43.7 (39.6, 48.6)', with a dagger if it is incomplete.
+
+  Without ends it is the value alone.
+  """
   if pd.isna(value):
     return MISSING
   mark = '' if complete else f' {INCOMPLETE}'
+  if pd.isna(low):
+    return f'{percent(value)}{mark}'
   return f'{percent(value)} ({percent(low)}, {percent(high)}){mark}'
 
 

@@ -209,9 +209,9 @@ def in_points():
   """Makes points of float64 [runs, games, steps] on DQN's scale."""
 
   def convert(normalised, games):
-    table = reference.atari_scores().loc[list(games)]
+    table = reference.scores().loc[list(games)]
     low = table['random'].to_numpy()[:, np.newaxis]
-    high = table['dqn_final_last5_mean5runs'].to_numpy()[:, np.newaxis]
+    high = table['online_dqn'].to_numpy()[:, np.newaxis]
     return low + normalised * (high - low)
 
   return convert

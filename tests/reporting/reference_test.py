@@ -29,8 +29,17 @@ def test_an_unknown_normalisation():
 
 
 def test_every_game_of_the_study_has_scores_and_a_rom():
-  assert set(preset.DR3_ATARI17.games) == set(reference.atari_scores().index)
+  games = {game for study in preset.PRESETS.values() for game in study.games}
+  assert games == set(reference.scores().index)
   assert all(map(reference.legacy_rom, preset.DR3_ATARI17.games))
+
+
+def test_minatar_by_hand():
+  # Breakout of MinAtar: (3.573445 - 0.499556) / (6.647335 - 0.499556) = 1 / 2.
+  scores = reference.Normalisation()(np.array([[3.573445]]), ('breakout',))
+  np.testing.assert_allclose(scores, 0.5, rtol=1e-6)
+  with pytest.raises(errors.UsageError, match='no human score of breakout'):
+    reference.Normalisation('human').points(('breakout',))
 
 
 def test_the_papers_table():

@@ -46,13 +46,13 @@ def _write_run(folder, identity, low, high, rng):
 @pytest.fixture
 def runs(tmp_path):
   rng = np.random.default_rng(0)
-  scale = reference.atari_scores()
+  scale = reference.scores()
   chosen = preset.DR3_ATARI17
   for dataset in chosen.datasets:
     for level, method in enumerate(chosen.methods):
       for game in chosen.games:
         low = scale.loc[game, 'random']
-        high = scale.loc[game, 'dqn_final_last5_mean5runs']
+        high = scale.loc[game, 'online_dqn']
         for run in range(1, chosen.num_runs + 1):
           identity = {
             'suite': 'atari',

@@ -126,9 +126,7 @@ def test_a_loss_is_normalised_where_all_games_have_references(
   expected = (200 / 36.6 + 200 / 92.2) / 2
   lost = measured.set_index('rule')['lost_normalised']
   assert lost['rank_highest'] == pytest.approx(expected)
-  make_run(
-    'rem', name='other', game='breakout', metrics=METRICS, returns=RETURNS
-  )
+  make_run('rem', name='other', game='maze', metrics=METRICS, returns=RETURNS)
   measured = selection.measure(selection.outcomes(_load(tmp_path)))
   assert measured['lost_normalised'].isna().all()
 

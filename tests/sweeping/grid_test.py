@@ -44,7 +44,7 @@ def test_the_minatar_grid_has_sixty_runs_of_one_thread(clear_gin):
       'minatar_tuning.gin',
       ['rem_dr3', 'cql_dr3'],
       'FeatureDotPenalty.coefficient',
-      [0.001, 0.03, 0.3],
+      [0.0001, 0.001, 0.03, 0.3],
     ),
     (
       'minatar_tuning_alpha.gin',
@@ -68,7 +68,7 @@ def test_tuning_varies_one_coefficient_on_a_seed_of_its_own(
   found = collections.Counter((r.method, r.bound[name]) for r in runs)
   prefix = 'c0' if 'rem_dr3' in methods else 'alpha'
   assert found == {
-    (f'{method}_{prefix}_{value:g}', value): 2
+    (f'{method}_{prefix}_{value:.4g}', value): 2
     for method in methods
     for value in values
   }

@@ -1,0 +1,289 @@
+"""What the paper finds, claim by claim, and what the runs of a study say.
+
+Each claim is about one number of a data set, and about the side of zero on
+which it lies. A claim is supported if the whole 95% interval of its number is
+on that side, contradicted if it is wholly on the other, and else left open; so
+is one of which a method has a single run of each game, as that has no interval.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from batch_rl_dr3.reporting import (
+  aggregates,
+  intervals,
+  methods,
+  preset,
+  reference,
+  scores,
+  table,
+)
+from batch_rl_dr3.reporting import study as study_lib
+
+SUPPORTED, CONTRADICTED, OPEN = 'supported', 'contradicted', 'open'
+# The share of training after which growth and fall are measured: what the
+# features do in their first steps is the same for all methods.
+_EARLY = 0.05
+_FLOOR = 1e-9  # Of quantities whose logarithm is taken.
+# Methods that do not choose the action of their backup by their own values.
+_IN_SAMPLE = ('sarsa', 'regression')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Claim:
+  """A claim of the paper about one method, or about two.
+
+  Attributes:
+    name: of its number in the CSV file.
+    sentence: says it.
+    of_run: makes float64 [runs, games] of one method's runs.
+    quantity: that `of_run` is made of, of `scores.METRICS` or a return.
+    is_factor: whether the number is the logarithm of a factor.
+    is_above: whether it is to be above zero.
+  """
+
+  name: str
+  sentence: str
+  of_run: Callable[[study_lib.Cell, reference.Normalisation], intervals.Array]
+  quantity: str
+  is_factor: bool
+  is_above: bool
+
+
+def _growth(cell: study_lib.Cell, _: reference.Normalisation) -> Any:
+  early = np.searchsorted(cell.steps, _EARLY * cell.steps[-1])
+  return _log(cell.values[..., -1]) - _log(cell.values[..., early])
+
+
+def _last(cell: study_lib.Cell, _: reference.Normalisation) -> Any:
+  return _log(cell.values[..., -1])
+
+
+def _log(values: intervals.Array) -> Any:
+  return np.log(np.maximum(values, _FLOOR))
+
+
+def _score(name: str) -> Callable[..., Any]:
+  def score(cell: study_lib.Cell, scale: reference.Normalisation) -> Any:
+    return 100 * scale(study_lib.measure(cell, name), cell.games)
+
+  return score
+
+
+def _area_lost(cell: study_lib.Cell, scale: reference.Normalisation) -> Any:
+  return 100 * aggregates.area_lost(scale(cell.values, cell.games))
+
+
+_DOT, _RANK = scores.DOT_PRODUCT, scores.EFFECTIVE_RANK
+_OF_ONE = (
+  _Claim(
+    'dot_growth',
+    'features co-adapt: their dot product grows in training',
+    _growth,
+    _DOT,
+    is_factor=True,
+    is_above=True,
+  ),
+  _Claim(
+    'rank_growth',
+    'the effective rank falls in training',
+    _growth,
+    _RANK,
+    is_factor=True,
+    is_above=False,
+  ),
+)
+_OF_DR3 = (
+  _Claim(
+    'dot',
+    'DR3 lowers the dot product',
+    _last,
+    _DOT,
+    is_factor=True,
+    is_above=False,
+  ),
+  _Claim(
+    'rank',
+    'DR3 keeps the effective rank higher',
+    _last,
+    _RANK,
+    is_factor=True,
+    is_above=True,
+  ),
+  _Claim(
+    'average',
+    'DR3 raises the average score',
+    _score(study_lib.AVERAGE),
+    scores.RETURN,
+    is_factor=False,
+    is_above=True,
+  ),
+  _Claim(
+    'final',
+    'DR3 raises the final score',
+    _score(study_lib.FINAL),
+    scores.RETURN,
+    is_factor=False,
+    is_above=True,
+  ),
+  _Claim(
+    'area_lost',
+    'with DR3 less is lost after the best evaluation',
+    _area_lost,
+    scores.RETURN,
+    is_factor=False,
+    is_above=False,
+  ),
+)
+_OF_BACKUPS = (
+  _Claim(
+    'dot_growth',
+    'the dot product grows more than under {other}',
+    _growth,
+    _DOT,
+    is_factor=True,
+    is_above=True,
+  ),
+)
+
+
+def findings(
+  study: study_lib.Study,
+  normalisation: reference.Normalisation,
+  bootstrap: intervals.Bootstrap,
+) -> table.Table:
+  """Returns the claims of the paper that the runs of a study are about.
+
+  Args:
+    study: the runs.
+    normalisation: the scale of scores.
+    bootstrap: makes the intervals.
+  """
+  rows = []
+  for claim, dataset, method, other in _claims(study):
+    cells = [
+      _cell(study, claim, dataset, name)
+      for name in (method, other)
+      if name is not None
+    ]
+    games = [
+      game
+      for game in study.preset.games
+      if all(cell is not None and game in cell.games for cell in cells)
+    ]
+    if games:
+      kept = [cell.only(games) for cell in cells if cell is not None]
+      rows.append(
+        {
+          'dataset': dataset,
+          'method': method,
+          'other': other,
+          'claim': claim.sentence.format(
+            other=methods.display_name(other or '')
+          ),
+          'games': len(games),
+          'runs': min(cell.num_runs for cell in kept),
+        }
+        | _measure(claim, kept, normalisation, bootstrap)
+      )
+  return table.build(
+    'findings',
+    'What the paper finds, and what these runs say',
+    'A factor (x) is that between the interquartile means of the logarithms of '
+    'a quantity, over runs and games: at the end of training and after '
+    f'{_EARLY:.0%} of it, or at the end with DR3 and without. Others are '
+    'differences of interquartile means of normalised scores, in percent. In '
+    'brackets: 95% stratified bootstrap intervals. Supported, contradicted: '
+    'the interval lies on one side of no effect; open: it does not, or there '
+    'is one run of each game and so no interval.',
+    'No run has finished yet.',
+    [
+      table.text(
+        ('dataset', 'method'),
+        'Method, data',
+        lambda dataset, method: (
+          f'{methods.display_name(method)}, {preset.dataset_name(dataset)}'
+        ),
+      ),
+      table.text('claim', 'Claim'),
+      table.Column(('number', 'low', 'high', 'unit'), 'Here', _shown),
+      table.text('verdict', 'So it is'),
+      table.Column('games', 'Games'),
+      table.Column('runs', 'Runs of each'),
+      table.text('other', 'Beside', when='never'),
+    ],
+    rows,
+  )
+
+
+def _claims(
+  study: study_lib.Study,
+) -> Iterator[tuple[_Claim, str, str, str | None]]:
+  """Yields each claim with its data set, its method and the other one."""
+  for dataset, method in study.lines:
+    there = study.methods_on(dataset)
+    if methods.has_dr3(method):
+      continue
+    if method not in _IN_SAMPLE:
+      yield from ((claim, dataset, method, None) for claim in _OF_ONE)
+      for other in _IN_SAMPLE:
+        if other in there:
+          yield from ((c, dataset, method, other) for c in _OF_BACKUPS)
+    if methods.with_dr3(method) in there:
+      yield from (
+        (claim, dataset, methods.with_dr3(method), method) for claim in _OF_DR3
+      )
+
+
+def _cell(
+  study: study_lib.Study, claim: _Claim, dataset: str, method: str
+) -> study_lib.Cell | None:
+  """Returns the finished runs of a method, None without any."""
+  if study.scores(dataset, method) is None:
+    return None
+  if claim.quantity == scores.RETURN:
+    cell = study.scores(dataset, method)
+  else:
+    cell = study.curve(dataset, method, claim.quantity)
+  return cell if cell is not None and cell.steps.size else None
+
+
+def _measure(
+  claim: _Claim,
+  cells: list[study_lib.Cell],
+  normalisation: reference.Normalisation,
+  bootstrap: intervals.Bootstrap,
+) -> dict[str, Any]:
+  """Returns the number of a claim, its interval and the verdict."""
+  values = [claim.of_run(cell, normalisation) for cell in cells]
+
+  def statistic(*drawn: intervals.Array) -> intervals.Array:
+    found = [np.atleast_1d(aggregates.iqm(one)) for one in drawn]
+    return found[0] - found[1] if len(found) == 2 else found[0]
+
+  estimate = bootstrap(statistic, *values)[0]
+  to_number = np.exp if claim.is_factor else float
+  low, high = float(estimate.low), float(estimate.high)
+  side = 1 if claim.is_above else -1
+  verdict = OPEN
+  if low * high > 0:
+    verdict = SUPPORTED if side * low > 0 else CONTRADICTED
+  return {
+    'number': float(to_number(estimate.value)),
+    'low': float(to_number(low)),
+    'high': float(to_number(high)),
+    'unit': 'factor' if claim.is_factor else 'percent',
+    'verdict': verdict,
+  }
+
+
+def _shown(number: Any, low: Any, high: Any, unit: str) -> str:
+  if unit == 'factor':
+    texts = [f'x {table.number(v)}' for v in (number, low, high)]
+  else:
+    texts = [f'{v:+.1f}' for v in (number, low, high)]
+  ends = '' if np.isnan(low) else f' ({texts[1]}, {texts[2]})'
+  return f'{texts[0]}{ends}'
