@@ -1,7 +1,9 @@
 """Environments to score policies in, and the play of whole episodes."""
 
 from collections.abc import Callable, Sequence
+import contextlib
 import copy
+import importlib.metadata
 from typing import Any
 import warnings
 
@@ -16,6 +18,15 @@ FloatArray = npt.NDArray[np.float32]
 
 # Observations, float32 [n, o] -> actions, float32 [n, d].
 Policy = Callable[[FloatArray], FloatArray]
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of what plays and learns, as far as installed."""
+  found = {}
+  for name in ('tf-agents', 'mujoco', 'gymnasium-robotics', 'minari', 'h5py'):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
 
 
 def make(task: tasks.Task) -> Any:

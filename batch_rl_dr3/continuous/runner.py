@@ -5,8 +5,6 @@ clones the behaviour policy, which ends with a checkpoint at 0 gradient steps.
 """
 
 from collections.abc import Callable
-import contextlib
-import importlib.metadata
 from typing import Any
 
 import gin
@@ -16,6 +14,7 @@ from batch_rl_dr3 import errors, progress
 from batch_rl_dr3.continuous import (
   agent_setups,
   control_data,
+  environments,
   learner,
   policy_evaluator,
   policy_worker,
@@ -152,7 +151,7 @@ class ContinuousRunner:
         self._task, num_evaluation_episodes
       ),
       'rom_md5': None,
-      'simulators': _simulators(),
+      'simulators': environments.versions(),
       **provenance.of_process('cpu'),
     }
 
@@ -215,12 +214,3 @@ class ContinuousRunner:
         num_steps, learning_rate, on_step
       )
       bar.write(f'behaviour policy: log-likelihood {likelihood:.3f}')
-
-
-def _simulators() -> dict[str, str]:
-  """Returns the versions of what plays and learns, as far as installed."""
-  found = {}
-  for name in ('tf-agents', 'mujoco', 'gymnasium-robotics', 'minari', 'h5py'):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      found[name] = importlib.metadata.version(name)
-  return found
