@@ -147,9 +147,10 @@ class ContinuousRunner:
       'total_gradient_steps': self._schedule.total_gradient_steps,
       'data_hash': transitions.manifest['hash'],
       'data': transitions.manifest,
-      'protocol': policy_evaluator.protocol(
-        self._task, num_evaluation_episodes
-      ),
+      'protocol': {
+        **policy_evaluator.protocol(self._task, num_evaluation_episodes),
+        'gamma': float(agent._gamma),
+      },
       'rom_md5': None,
       'simulators': environments.versions(),
       **provenance.of_process('cpu'),

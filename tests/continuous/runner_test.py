@@ -13,6 +13,7 @@ import tensorflow as tf
 from batch_rl_dr3 import cli, errors, evaluate, lease, run_directory
 from batch_rl_dr3.continuous import configured_evaluation, runner
 from batch_rl_dr3.evaluation import play
+from batch_rl_dr3.reporting import scores, selection, selection_rules, tables
 from batch_rl_dr3.training import evaluation_pool, evaluation_targets
 
 BINDINGS = (
@@ -149,7 +150,7 @@ def test_periods_must_fit(hopper, tmp_path):
 @pytest.mark.slow
 def test_a_checkpoint_scores_what_its_run_scored(hopper, tmp_path):
   """Played again from its directory, without the data."""
-  make('brac', hopper, tmp_path).run()
+  make('brac', hopper, tmp_path, 'create_brac_agent.gamma=0.9').run()
   target = evaluation_targets.of_run(tmp_path)
   evaluator = configured_evaluation.create_evaluator(
     target.config, target.protocol, 0
@@ -173,6 +174,15 @@ def test_a_checkpoint_scores_what_its_run_scored(hopper, tmp_path):
   with pytest.raises(errors.DataError, match='no checkpoint of such an agent'):
     evaluator.evaluate(str(tmp_path / 'none'), 0)
   evaluator.close()
+  # Every rule of `select` finds what it looks at, and is judged by the scores.
+  collection = scores.load([str(tmp_path)])
+  assert tables.gamma_of(collection.runs[0]) == 0.9
+  names = {rule.name for rule in selection_rules.RULES}
+  ranked = selection.ranking(collection)
+  assert set(ranked['rule']) == names
+  assert set(ranked['checkpoint']) == {'0', '1'}
+  assert np.isfinite(ranked['return']).all()
+  assert set(selection.outcomes(collection)['rule']) == {*names, 'random'}
 
 
 @pytest.mark.slow
