@@ -13,9 +13,11 @@ import pytest
 from batch_rl_dr3 import errors, evaluate, lease, run_directory, train
 from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import (
+  checkpoints,
   configured_evaluation,
   evaluation_pool,
   evaluation_targets,
+  evaluation_tasks,
   score_log,
 )
 
@@ -223,7 +225,7 @@ def test_only_what_is_left_is_played(tmp_path, target):
   def left(which, video=False):
     return [
       (task.iteration, task.with_scores, task.with_video)
-      for task in evaluate._tasks(found, which, video)
+      for task in evaluation_tasks.left(found, which, video)
     ]
 
   assert left('last') == [(10, True, False)]
@@ -233,6 +235,18 @@ def test_only_what_is_left_is_played(tmp_path, target):
   assert left('last') == []
   assert left('all') == [(0, True, False), (1, True, False)]
   assert left('last', video=True) == [(10, False, True)]
+
+
+def test_a_protocol_that_is_not_whole_is_named(target, tmp_path):
+  provenance = evaluation_targets.write_provenance(target, result())
+  del provenance['protocol']['epsilon_eval']
+  run_directory.write_json(tmp_path / run_directory.PROVENANCE, provenance)
+  broken = dataclasses.replace(
+    evaluation_targets.of_run(tmp_path),
+    checkpoints={0: checkpoints.Checkpoint('0', 30, 'x')},
+  )
+  with pytest.raises(errors.DataError, match="lacks 'epsilon_eval'"):
+    evaluation_tasks.left(broken, 'all', False)
 
 
 def test_a_run_in_use_and_a_damaged_checkpoint_are_named(
