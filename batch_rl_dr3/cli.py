@@ -81,7 +81,15 @@ def shipped_configs() -> pathlib.Path:
   return installed if installed.is_dir() else package.parent / 'gin_configs'
 
 
-def _find_gin_file(name: str) -> str:
+def find_gin_file(name: str) -> str:
+  """Returns the path of a gin file.
+
+  Args:
+    name: its path, or the name of a file that ships with the package.
+
+  Raises:
+    ConfigError: if there is none.
+  """
   bare = name.removeprefix('gin_configs/')
   for candidate in (pathlib.Path(name), shipped_configs() / bare):
     if candidate.is_file():
@@ -113,7 +121,7 @@ def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
 
 def _find_gin_files(files: Sequence[str], bindings: Sequence[str]) -> list[str]:
   """Returns the paths of files that may be parsed, with these bindings."""
-  paths = [_find_gin_file(name) for name in files]
+  paths = [find_gin_file(name) for name in files]
   if not trusts_gin():
     search = [shipped_configs()]
     gin_lint.check_files(paths, search)

@@ -1,4 +1,4 @@
-"""Plays a game and logs the play in the DQN Replay format."""
+"""Plays a game and logs the play, as data to train on."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -24,7 +24,7 @@ from batch_rl_dr3.continuous import dispatch, tf_agents_start
 from batch_rl_dr3.training import preemption
 
 _USAGE = """\
-Plays a game and logs the play in the DQN Replay format.
+Plays a game and logs the play, as data to train on.
 
   python -m batch_rl_dr3.collect --gin_files=collect/freeway_scripted.gin \\
     --output_dir=DATA/Freeway/1
@@ -32,9 +32,10 @@ Plays a game and logs the play in the DQN Replay format.
 The gin file says which game, who plays, and how many rows. --output_dir then
 holds replay_logs/*.gz, which train takes as --replay_dir, and collection.json:
 the game, the returns of every file, versions and configuration. For continuous
-control (d4rl/collect_hopper.gin) it is data.hdf5 in D4RL's layout. It appears
-when it is whole; a command that is stopped leaves nothing behind. Given again
-once all is there, the same command says so and does nothing.
+control (d4rl/collect_hopper.gin) it holds data.hdf5 in D4RL's layout, or is a
+Minari data set itself if collect_control.layout = 'minari'. It appears when it
+is whole; a command that is stopped leaves nothing behind. Given again once all
+is there, the same command says so and does nothing.
 
 Exit codes: 0 finished, 64 usage, 73 cannot write, 75 stopped (start again),
 78 configuration.
@@ -128,7 +129,7 @@ def collect_into(
   """Makes a collection, whole or not at all; one that is there is kept.
 
   Args:
-    output_dir: takes replay_logs/ and collection.json.
+    output_dir: takes the data and collection.json.
     gin_files: what to collect, as the flag of this name.
     gin_bindings: overrides of the files.
     seed: int, not negative.
@@ -207,7 +208,7 @@ def _continuous() -> tuple[Callable[..., dict[str, Any]], str]:
   tf_agents_start.import_tf_agents()
   from batch_rl_dr3.continuous import collection
 
-  return collection.collect_control, collection.DATA
+  return collection.collect_control, ''  # It names its files itself.
 
 
 def _num_rows(configurable: str) -> int | None:
@@ -240,7 +241,7 @@ def define_flags() -> None:
   """Defines the flags of the command."""
   cli.define_gin_flags()
   flags.DEFINE_string(
-    'output_dir', None, 'Where replay_logs/ and collection.json go.'
+    'output_dir', None, 'Where the data and collection.json go.'
   )
   flags.DEFINE_integer(
     'seed', 0, 'Fixes the game and the actions.', lower_bound=0

@@ -2,22 +2,22 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import contextlib
-import dataclasses
 import functools
 import os
 import pathlib
 import sys
 
 from absl import flags
+import gin
 
-from batch_rl_dr3 import cli, errors, progress, run_directory, tensorflow_start
-from batch_rl_dr3.evaluation import play
+from batch_rl_dr3 import cli, errors, progress, run_directory
+from batch_rl_dr3.continuous import dispatch, policy_worker
 from batch_rl_dr3.training import (
-  checkpoints,
   evaluation_pool,
   evaluation_targets,
+  evaluation_tasks,
+  game_worker,
   preemption,
-  score_log,
 )
 
 _USAGE = """\
@@ -29,7 +29,8 @@ Every run directory that the pattern finds says itself which game, network and
 protocol it has; every checkpoint of it that has no scores yet is played with
 the seeds that training would have used, and its rows are added to the run's
 scores.csv. What is done is skipped, so the same command goes on after it was
-stopped. Neither the logged data nor an agent is needed.
+stopped. The logged data are not needed. Runs of continuous control are played
+in the same way; there is no --video of them.
 
 Checkpoints of Dopamine's or batch_rl's TensorFlow agents (tf_ckpt-N.index, of
 the Nature network with any number of heads or quantiles) are played too:
@@ -51,7 +52,6 @@ FLAGS = flags.FLAGS
 # Memory of one worker process, in bytes: TensorFlow, a network and emulators.
 _WORKER_BYTES = 1_500_000_000
 _POLL_SECONDS = 0.5
-VIDEOS = 'videos'
 
 
 def define_flags() -> None:
@@ -75,7 +75,8 @@ def define_flags() -> None:
   flags.DEFINE_boolean(
     'video',
     False,
-    f"Also write an MP4 of each one's first episode to {VIDEOS}/, with the "
+    "Also write an MP4 of each one's first episode to "
+    f'{evaluation_tasks.VIDEOS}/, with the '
     'Q-values and the feature dot product.',
   )
   flags.DEFINE_string(
@@ -93,36 +94,9 @@ def define_flags() -> None:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Task:
-  """One checkpoint to play, and whose it is."""
-
-  target: evaluation_targets.Target
-  iteration: int
-  checkpoint: checkpoints.Checkpoint
-  with_scores: bool
-  with_video: bool
-  check: run_directory.Check
-
-  def job(self, num_threads: int) -> evaluation_pool.Job:
-    """Returns what a worker is to do."""
-    if self.target.is_run:
-      checkpoints.check_whole(self.checkpoint)
-    return evaluation_pool.Job(
-      config=self.target.config,
-      prefix=self.checkpoint.prefix,
-      seed=play.evaluation_seed(self.target.provenance['seed'], self.iteration),
-      rule=self.target.rule,
-      num_threads=num_threads,
-      with_scores=self.with_scores,
-      video=str(_video(self.target, self.iteration))
-      if self.with_video
-      else None,
-    )
-
-
-def _video(target: evaluation_targets.Target, iteration: int) -> pathlib.Path:
-  return target.output_dir / VIDEOS / f'iteration_{iteration}.mp4'
+@functools.lru_cache
+def _is_continuous(config: str) -> bool:
+  return dispatch.is_continuous(config, cli.shipped_configs())
 
 
 def evaluate(
@@ -144,20 +118,28 @@ def evaluate(
       played; the others are printed.
   """
   problems: list[errors.BatchRLError] = []
-  tasks: list[_Task] = []
+  tasks: list[evaluation_tasks.Task] = []
   with contextlib.ExitStack() as stack:
     for open_target in targets:
       try:
         target = open_target()
         run_directory.make_directory(target.output_dir)
-        if _tasks(target, which, video):
+        _check_kind(target, video)
+        if evaluation_tasks.left(target, which, video):
           held = stack.enter_context(run_directory.lock(target.output_dir))
           # Somebody may just have done some of it.
-          tasks += _tasks(target, which, video, held.check)
+          tasks += evaluation_tasks.left(target, which, video, held.check)
       except errors.BatchRLError as error:
         problems.append(error)
-    if tasks:
-      problems += _play(tasks, num_workers)
+    # A process plays games or continuous control, never both.
+    for is_continuous in (False, True):
+      of_kind = [
+        task
+        for task in tasks
+        if _is_continuous(task.target.config) == is_continuous
+      ]
+      if of_kind:
+        problems += _play(of_kind, num_workers, is_continuous)
   if not tasks and not problems:
     print('Everything is evaluated already.')
   for problem in problems[1:]:
@@ -166,35 +148,18 @@ def evaluate(
     raise problems[0]
 
 
-def _tasks(
-  target: evaluation_targets.Target,
-  which: str,
-  video: bool,
-  check: run_directory.Check = run_directory.unchecked,
-) -> list[_Task]:
-  """Returns what is left to do for one target."""
-  if not target.checkpoints:
-    raise errors.DataError(
-      f'{target.source} has no checkpoint of a finished iteration yet.'
+def _check_kind(target: evaluation_targets.Target, video: bool) -> None:
+  """Raises ConfigError if there is no such play of continuous control."""
+  if _is_continuous(target.config) and (video or not target.is_run):
+    raise errors.ConfigError(
+      f'{target.source} is of continuous control, of which there are neither '
+      "videos nor other programs' checkpoints: evaluate it without --video, "
+      'from its run directory.'
     )
-  found = list(target.checkpoints.items())
-  done = score_log.ScoreLog(target.output_dir).iterations()
-  tasks = [
-    _Task(
-      target,
-      iteration,
-      checkpoint,
-      with_scores=iteration not in done,
-      with_video=video and not _video(target, iteration).exists(),
-      check=check,
-    )
-    for iteration, checkpoint in (found if which == 'all' else found[-1:])
-  ]
-  return [task for task in tasks if task.with_scores or task.with_video]
 
 
 def _play(
-  tasks: Sequence[_Task], num_workers: int
+  tasks: Sequence[evaluation_tasks.Task], num_workers: int, is_continuous: bool
 ) -> list[errors.BatchRLError]:
   """Plays the tasks, writes their scores, and returns what went wrong."""
   num_cores = len(os.sched_getaffinity(0))
@@ -203,13 +168,19 @@ def _play(
   problems: list[errors.BatchRLError] = []
   pending = {}
   bar = progress.bar(
-    sum(_num_agent_steps(task) for task in tasks), 'playing', 'step'
+    # Episodes of continuous control end when they end.
+    None if is_continuous else sum(task.num_agent_steps for task in tasks),
+    'playing',
+    'step',
   )
   with (
     stop_request.listening(),
     bar,
     contextlib.closing(
-      evaluation_pool.EvaluationPool(workers, _prepare)
+      evaluation_pool.EvaluationPool(
+        workers,
+        policy_worker.prepare if is_continuous else _prepare_games,
+      )
     ) as pool,
   ):
     for task in tasks:
@@ -224,7 +195,7 @@ def _play(
       for future in done:
         task = pending.pop(future)
         try:
-          bar.write(_record(task, evaluation_pool.result_of(future)))
+          bar.write(task.record(evaluation_pool.result_of(future)))
         except evaluation_pool.WorkerDiedError:
           raise
         except errors.BatchRLError as error:
@@ -237,11 +208,6 @@ def _play(
   return problems
 
 
-def _num_agent_steps(task: _Task) -> int:
-  rule = task.target.rule or play.PUBLISHED
-  return rule.num_agent_steps if task.with_scores else 0
-
-
 def _default_workers(num_cores: int) -> int:
   """Returns a process for every two cores, if there is memory for them."""
   with open('/proc/meminfo') as file:
@@ -250,26 +216,10 @@ def _default_workers(num_cores: int) -> int:
   return max(1, min(num_cores // 2, free // _WORKER_BYTES))
 
 
-def _prepare() -> None:
+def _prepare_games() -> evaluation_pool.CreateEvaluator:
   """Makes a worker process ready: it may meet names of shipped gin files."""
-  tensorflow_start.import_tensorflow()
-  import gin
-
   gin.add_config_file_search_path(str(cli.shipped_configs()))
-
-
-def _record(task: _Task, result: evaluation_pool.Result) -> str:
-  """Writes the scores of one checkpoint and returns what to say of them."""
-  target, episodes = task.target, result.episodes
-  name = f'{target.output_dir} iteration {task.iteration}'
-  if not episodes:
-    return f'{name}: video written'
-  provenance = evaluation_targets.write_provenance(target, result, task.check)
-  score_log.ScoreLog(target.output_dir, task.check).append(
-    provenance, task.iteration, task.checkpoint.gradient_steps, episodes
-  )
-  mean_return = sum(e.episode_return for e in episodes) / len(episodes)
-  return f'{name}: mean return {mean_return:.2f} over {len(episodes)} episodes'
+  return game_worker.prepare()
 
 
 def _targets() -> list[Callable[[], evaluation_targets.Target]]:

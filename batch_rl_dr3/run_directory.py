@@ -60,8 +60,7 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
   """
   if '://' in os.fspath(path):
     raise errors.ConfigError(
-      f'{path} is a URL, and only `train` of a discrete game writes to one. '
-      'Choose a folder.'
+      f'{path} is a URL, and only `train` writes to one. Choose a folder.'
     )
   directory = pathlib.Path(path)
   try:

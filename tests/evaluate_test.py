@@ -11,12 +11,13 @@ import time
 import pytest
 
 from batch_rl_dr3 import errors, evaluate, lease, run_directory, train
-from batch_rl_dr3.evaluation import lanes as lanes_lib
 from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import (
+  checkpoints,
   configured_evaluation,
   evaluation_pool,
   evaluation_targets,
+  evaluation_tasks,
   score_log,
 )
 
@@ -52,7 +53,7 @@ def test_a_checkpoint_scores_what_its_run_scored(train_here, tmp_path):
   target = evaluation_targets.of_run(tmp_path)
   assert list(target.checkpoints) == [0, 1]
   evaluator = configured_evaluation.create_evaluator(
-    target.config, target.rule, 0
+    target.config, target.protocol, 0
   )
   for iteration, checkpoint in target.checkpoints.items():
     seed = play.evaluation_seed(3, iteration)
@@ -131,19 +132,17 @@ def test_another_programs_checkpoints_become_a_run(train_here, run, tmp_path):
   assert run(command(*flags)).returncode == 0
 
 
-def result(**changes):
-  fields = {
-    'suite': 'minatar',
-    'name': 'breakout',
-    'num_actions': 6,
-    'observation_shape': (10, 10, 4),
-    'stack_size': 1,
-    'rom_md5': None,
-    'protocol': {'minatar_version': '1.0.15'},
-  }
+PROTOCOL = {
+  'minatar_version': '1.0.15',
+  'epsilon_eval': 0.001,
+  'num_evaluation_agent_steps': 40,
+  'max_agent_steps_per_episode': 27_000,
+}
+
+
+def result(protocol=PROTOCOL, game='breakout', rom_md5=None):
   return evaluation_pool.Result(
-    game=lanes_lib.Game(**{**fields, **changes}),
-    rule=play.Rule(40, 0.001),
+    played=play.Played('minatar', game, rom_md5, protocol),
     episodes=[play.Episode(0, 1.0, 10, False)],
     process={'device': 'cpu'},
   )
@@ -165,13 +164,10 @@ def test_scores_of_two_protocols_do_not_meet_in_one_file(target):
   assert written['protocol']['num_evaluation_agent_steps'] == 40
   assert evaluation_targets.write_provenance(target, result()) == written
   for changed, named in (
-    (result(protocol={'minatar_version': '2.0'}), 'minatar_version'),
+    (result({**PROTOCOL, 'minatar_version': '2.0'}), 'minatar_version'),
     (result(rom_md5='abc'), 'rom_md5'),
-    (result(name='asterix'), 'game'),
-    (
-      dataclasses.replace(result(), rule=play.Rule(40, 0.05)),
-      'epsilon_eval',
-    ),
+    (result(game='asterix'), 'game'),
+    (result({**PROTOCOL, 'epsilon_eval': 0.05}), 'epsilon_eval'),
   ):
     with pytest.raises(errors.DataError, match=named):
       evaluation_targets.write_provenance(target, changed)
@@ -189,9 +185,10 @@ def test_a_run_without_evaluation_takes_the_published_protocol(
   provenance['protocol']['num_evaluation_agent_steps'] = 0
   run_directory.write_json(tmp_path / run_directory.PROVENANCE, provenance)
   run_target = evaluation_targets.of_run(tmp_path)
-  assert run_target.rule == play.Rule(125_000, 0.001, 27_000)
-  played = dataclasses.replace(result(), rule=run_target.rule)
-  evaluation_targets.write_provenance(run_target, played)
+  rule = play.Rule.recorded(run_target.protocol)
+  assert rule == play.Rule(125_000, 0.001, 27_000)
+  played = {**PROTOCOL, 'num_evaluation_agent_steps': 125_000}
+  evaluation_targets.write_provenance(run_target, result(played))
   now = evaluation_targets.of_run(tmp_path)
   assert now.provenance['protocol']['num_evaluation_agent_steps'] == 125_000
 
@@ -228,7 +225,7 @@ def test_only_what_is_left_is_played(tmp_path, target):
   def left(which, video=False):
     return [
       (task.iteration, task.with_scores, task.with_video)
-      for task in evaluate._tasks(found, which, video)
+      for task in evaluation_tasks.left(found, which, video)
     ]
 
   assert left('last') == [(10, True, False)]
@@ -238,6 +235,18 @@ def test_only_what_is_left_is_played(tmp_path, target):
   assert left('last') == []
   assert left('all') == [(0, True, False), (1, True, False)]
   assert left('last', video=True) == [(10, False, True)]
+
+
+def test_a_protocol_that_is_not_whole_is_named(target, tmp_path):
+  provenance = evaluation_targets.write_provenance(target, result())
+  del provenance['protocol']['epsilon_eval']
+  run_directory.write_json(tmp_path / run_directory.PROVENANCE, provenance)
+  broken = dataclasses.replace(
+    evaluation_targets.of_run(tmp_path),
+    checkpoints={0: checkpoints.Checkpoint('0', 30, 'x')},
+  )
+  with pytest.raises(errors.DataError, match="lacks 'epsilon_eval'"):
+    evaluation_tasks.left(broken, 'all', False)
 
 
 def test_a_run_in_use_and_a_damaged_checkpoint_are_named(

@@ -1,6 +1,6 @@
 """What is logged of a batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -41,15 +41,3 @@ def build_metrics(
     'gradient_norm': tf.linalg.global_norm(gradients),
     **loss_parts.measures,
   }
-
-
-def divergence_ratio(metrics: Mapping[str, float]) -> float:
-  """Returns Proposition 3.2's ratio, `linear_td.divergence_ratio`, of metrics.
-
-  From 1 on, linear TD-learning on the features does not converge.
-
-  Args:
-    metrics: means over the same transitions.
-  """
-  norms = metrics['feature_norm_squared']
-  return metrics['discounted_dot_product'] / norms if norms else 1.0

@@ -1,6 +1,6 @@
 """What a gin file builds: agents with their networks and optimisers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
@@ -11,10 +11,12 @@ from tf_agents.networks import actor_distribution_network
 from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
 
+from batch_rl_dr3 import errors
 from batch_rl_dr3.continuous import (
   brac_agent,
   cql_agent,
   feature_critic,
+  tasks,
 )
 
 
@@ -43,6 +45,27 @@ class Spaces:
     return tensor_spec.BoundedTensorSpec(
       [self.action_size], tf.float32, -1.0, 1.0
     )
+
+
+def build(create_agent: Callable[..., Any], task: tasks.Task, seed: int) -> Any:
+  """Returns the agent of a task; its first weights are drawn by the seed.
+
+  Args:
+    create_agent: one of the functions below, or another of (spaces, seed).
+    task: what it is to play.
+    seed: the run's seed.
+
+  Raises:
+    ConfigError: if a binding is wrong.
+  """
+  tf.keras.utils.set_random_seed(seed)
+  spaces = Spaces(task.observation_size, task.action_size)
+  try:
+    return create_agent(spaces=spaces, seed=seed)
+  except (TypeError, ValueError) as error:
+    raise errors.ConfigError(
+      f'cannot build the agent: {error}. Check its gin bindings.'
+    ) from error
 
 
 def create_actor(spaces: Spaces, layers: Sequence[int]) -> Any:

@@ -30,6 +30,8 @@ class DR3BracAgent(penalised_critics.PenalisedCritics, sac_agent.SacAgent):
 
   def __init__(
     self,
+    time_step_spec: Any,
+    action_spec: Any,
     *args: Any,
     behaviour_network: Any,
     penalties: Sequence[penalties_lib.Penalty] = (),
@@ -46,6 +48,8 @@ class DR3BracAgent(penalised_critics.PenalisedCritics, sac_agent.SacAgent):
     """Creates the agent. Defaults are those of the authors' code.
 
     Args:
+      time_step_spec: of `SacAgent`.
+      action_spec: of `SacAgent`.
       *args: of `SacAgent`.
       behaviour_network: b(.|s), cloned from the data, like the actor.
       penalties: on the critics' features.
@@ -62,13 +66,17 @@ class DR3BracAgent(penalised_critics.PenalisedCritics, sac_agent.SacAgent):
       **kwargs: of `SacAgent`.
 
     Raises:
+      ConfigError: see `penalised_critics.check_specs`.
       ValueError: if the divergence is unknown or alpha not positive.
     """
     if divergence not in ('kl', 'mmd'):
       raise ValueError(f"divergence is 'kl' or 'mmd', not {divergence!r}.")
     if alpha <= 0:
       raise ValueError(f'alpha must be > 0, got {alpha}.')
+    penalised_critics.check_specs(time_step_spec, action_spec)
     super().__init__(
+      time_step_spec,
+      action_spec,
       *args,
       initial_log_alpha=math.log(alpha),
       target_entropy=-target_divergence,

@@ -1,22 +1,25 @@
-"""Making data: play that is logged in D4RL's layout.
+"""Making data: play that is logged in D4RL's layout or in Minari's.
 
 Three kinds, as D4RL made its own (arXiv:2004.07219): `random`, uniform actions;
 `policy`, a partly trained SAC policy plays, with noise if asked for; `replay`,
 all that SAC saw while it learnt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import os
+import pathlib
 from typing import Any
 
 import gin
 import h5py
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3 import errors
 from batch_rl_dr3.continuous import (
   environments,
+  minari_folder,
   online_sac,
   tasks,
 )
@@ -44,15 +47,18 @@ class Log:
   def __len__(self) -> int:
     return len(self.columns['rewards'])
 
-  def write(self, path: str | os.PathLike[str], attributes: Any) -> None:
-    """Writes a file in the layout of D4RL's gym_mujoco v2."""
-    with h5py.File(path, 'w') as file:
-      for name, values in self.columns.items():
-        dtype = bool if name in ('terminals', 'timeouts') else np.float32
-        file.create_dataset(
-          name, data=np.asarray(values, dtype), compression='gzip'
-        )
-      file.attrs.update(attributes)
+  def end(self) -> None:
+    """Counts the last row as one whose time ran out, unless it is the end."""
+    self.columns['timeouts'][-1] = not self.columns['terminals'][-1]
+
+  def arrays(self) -> dict[str, npt.NDArray[Any]]:
+    """Returns the columns as arrays, bool or float32 [N, ...]."""
+    return {
+      name: np.asarray(
+        values, bool if name in ('terminals', 'timeouts') else np.float32
+      )
+      for name, values in self.columns.items()
+    }
 
 
 class Player:
@@ -88,13 +94,24 @@ class Player:
       self.observation = environments.flatten(observation)
 
 
-@gin.configurable(denylist=['path', 'seed', 'should_stop', 'on_progress'])
+def _write_d4rl(
+  path: pathlib.Path, arrays: Mapping[str, npt.NDArray[Any]], attributes: Any
+) -> None:
+  """Writes a file in the layout of D4RL's gym_mujoco v2."""
+  with h5py.File(path, 'w') as file:
+    for name, array in arrays.items():
+      file.create_dataset(name, data=array, compression='gzip')
+    file.attrs.update(attributes)
+
+
+@gin.configurable(denylist=['folder', 'seed', 'should_stop', 'on_progress'])
 def collect_control(
-  path: str | os.PathLike[str],
+  folder: str | os.PathLike[str],
   seed: int,
   game: str = gin.REQUIRED,
   kind: str = gin.REQUIRED,
   num_rows: int = gin.REQUIRED,
+  layout: str = tasks.D4RL,
   noise: float = 0.0,
   should_stop: Callable[[], bool] = lambda: False,
   on_progress: Callable[[int, list[float]], None] = lambda rows, returns: None,
@@ -102,26 +119,33 @@ def collect_control(
   """Writes a data set and returns what it holds.
 
   Args:
-    path: the HDF5 file to write.
+    folder: takes data.hdf5 of D4RL's layout, or becomes a Minari data set.
     seed: fixes play and learning.
-    game: hopper, halfcheetah or walker2d.
+    game: hopper, halfcheetah or walker2d; of Minari's layout, any game.
     kind: 'random', 'policy' or 'replay'.
     num_rows: transitions to log. For 'replay', SAC learns until it has seen
       so many or its return is reached, whichever is first.
+    layout: 'd4rl' or 'minari': whose files are written, and in whose
+      environment of the game is played.
     noise: for 'policy', the standard deviation of Gaussian noise on actions.
     should_stop: asked before every step.
     on_progress: called after every step with the rows so far and the returns
       of whole episodes.
 
   Raises:
-    ConfigError: if the game has no environment or the kind is unknown.
+    ConfigError: if the game has no environment, or the kind or the layout is
+      unknown.
     PreemptedError: if `should_stop` said so; nothing is written then.
   """
   if kind not in ('random', 'policy', 'replay'):
     raise errors.ConfigError(
       f"collect_control.kind is 'random', 'policy' or 'replay', not {kind!r}."
     )
-  task = tasks.find(game, tasks.D4RL)
+  if layout not in (tasks.D4RL, tasks.MINARI):
+    raise errors.ConfigError(
+      f"collect_control.layout is 'd4rl' or 'minari', not {layout!r}."
+    )
+  task = tasks.find(game, layout)
   environment = environments.make(task)
   tf.keras.utils.set_random_seed(seed)
   rng = np.random.default_rng(seed)
@@ -160,9 +184,19 @@ def collect_control(
         action = action + noise * rng.normal(size=action.shape)
         action = np.clip(action, -1, 1).astype(np.float32)
       advance(player, action)
+  log.end()
+  if layout == tasks.MINARI:
+    name = game.replace('-', '/', 1) if '-' in game else f'{game}/collected'
+    minari_folder.write(
+      pathlib.Path(folder), f'{name}-{kind}-v0', environment, log.arrays()
+    )
+  else:
+    _write_d4rl(
+      pathlib.Path(folder) / DATA,
+      log.arrays(),
+      {'game': game, 'environment': task.environment, 'kind': kind},
+    )
   environment.close()
-  log.columns['timeouts'][-1] = not log.columns['terminals'][-1]
-  log.write(path, {'game': game, 'environment': task.environment, 'kind': kind})
   return _summary(task, kind, log)
 
 
@@ -171,6 +205,8 @@ def _summary(task: tasks.Task, kind: str, log: Log) -> dict[str, Any]:
   return {
     'game': task.game,
     'environment': task.environment,
+    'layout': task.layout,
+    'simulators': environments.versions(),
     'behaviour': kind,
     'num_rows': len(log),
     'num_episodes': len(log.returns),

@@ -25,6 +25,8 @@ class DR3CqlSacAgent(
 
   def __init__(
     self,
+    time_step_spec: Any,
+    action_spec: Any,
     *args: Any,
     penalties: Sequence[penalties_lib.Penalty] = (),
     seed: int = 0,
@@ -37,6 +39,8 @@ class DR3CqlSacAgent(
     """Creates the agent.
 
     Args:
+      time_step_spec: of `CqlSacAgent`.
+      action_spec: of `CqlSacAgent`.
       *args: of `CqlSacAgent`.
       penalties: on the critics' features.
       seed: fixes all that is sampled.
@@ -50,10 +54,12 @@ class DR3CqlSacAgent(
       **kwargs: of `CqlSacAgent`.
 
     Raises:
+      ConfigError: see `penalised_critics.check_specs`.
       ValueError: if a penalty needs a finite set of actions, or noise is to
         be put on rewards, which could not be resumed bit for bit.
     """
-    super().__init__(*args, **kwargs)
+    penalised_critics.check_specs(time_step_spec, action_spec)
+    super().__init__(time_step_spec, action_spec, *args, **kwargs)
     if self._reward_noise_variance:
       raise ValueError('reward_noise_variance is not supported; leave it 0.')
     self._prepare(penalties, seed)

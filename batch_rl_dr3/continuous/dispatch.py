@@ -4,27 +4,26 @@ A process runs Dopamine or TF-Agents, and what its gin files bind says which.
 """
 
 import pathlib
-import re
 
-_INCLUDE = re.compile(r"^\s*include\s+['\"](.+?)['\"]", re.MULTILINE)
-_OURS = re.compile(
-  r'^\s*(?:ContinuousRunner|collect_control)\.\w+\s*=', re.MULTILINE
-)
+from batch_rl_dr3 import errors, gin_statements
+
+_OURS = ('ContinuousRunner', 'collect_control')
 
 
 def is_continuous(gin_text: str, search_path: pathlib.Path) -> bool:
   """Returns whether gin text, or what it includes, binds what is here.
 
+  What cannot be read does not: gin itself is to say so.
+
   Args:
     gin_text: as `cli.gin_text` gives it.
     search_path: where included files are looked for by bare name.
   """
-  if _OURS.search(gin_text):
-    return True
-  for name in _INCLUDE.findall(gin_text):
-    for path in (pathlib.Path(name), search_path / name):
-      if path.is_file():
-        if is_continuous(path.read_text(), search_path):
-          return True
-        break
-  return False
+  try:
+    return any(
+      isinstance(statement, gin_statements.Binding)
+      and statement.selector.rpartition('.')[2] in _OURS
+      for _, statement in gin_statements.of_text(gin_text, '', [search_path])
+    )
+  except errors.ConfigError:
+    return False

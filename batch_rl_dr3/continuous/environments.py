@@ -1,7 +1,9 @@
 """Environments to score policies in, and the play of whole episodes."""
 
 from collections.abc import Callable, Sequence
+import contextlib
 import copy
+import importlib.metadata
 from typing import Any
 import warnings
 
@@ -16,6 +18,15 @@ FloatArray = npt.NDArray[np.float32]
 
 # Observations, float32 [n, o] -> actions, float32 [n, d].
 Policy = Callable[[FloatArray], FloatArray]
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of what plays and learns, as far as installed."""
+  found = {}
+  for name in ('tf-agents', 'mujoco', 'gymnasium-robotics', 'minari', 'h5py'):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
 
 
 def make(task: tasks.Task) -> Any:
@@ -83,7 +94,8 @@ def play_episodes(
   policy: Policy,
   num_episodes: int,
   seed: int,
-  should_stop: Callable[[], bool] = lambda: False,
+  on_progress: play.ProgressCallback | None = None,
+  should_stop: Callable[[], bool] | None = None,
 ) -> list[play.Episode]:
   """Plays whole episodes, several at a time, and returns them in order.
 
@@ -95,6 +107,7 @@ def play_episodes(
     policy: plays all of them.
     num_episodes: how many.
     seed: fixes the episodes.
+    on_progress: called after every step with the steps and episodes so far.
     should_stop: asked before every step.
 
   Raises:
@@ -104,10 +117,11 @@ def play_episodes(
   seeds = np.random.SeedSequence(seed).generate_state(num_episodes)
   episodes: dict[int, play.Episode] = {}
   running: dict[int, _Lane] = {}
+  num_steps = 0
   for lane, environment in enumerate(environments[:num_episodes]):
     running[lane] = _Lane(environment, waiting.pop(0), seeds)
   while running:
-    if should_stop():
+    if should_stop is not None and should_stop():
       raise errors.PreemptedError(
         'stopped while playing; the same command goes on from there.'
       )
@@ -116,11 +130,14 @@ def play_episodes(
       list(running.items()), actions, strict=True
     ):
       episode = state.step(action, lane)
+      num_steps += 1
       if episode is not None:
         episodes[state.number] = episode
         del running[lane]
         if waiting:
           running[lane] = _Lane(environments[lane], waiting.pop(0), seeds)
+    if on_progress is not None:
+      on_progress(num_steps, len(episodes))
   return [episodes[number] for number in range(num_episodes)]
 
 

@@ -1,6 +1,8 @@
 """An agent with its data: training steps, measures, acting, checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import errno
+import math
 from typing import Any
 
 import numpy as np
@@ -14,18 +16,33 @@ from batch_rl_dr3.continuous import (
   behaviour_cloning,
   transitions,
 )
-from batch_rl_dr3.continuous.environments import FloatArray
 
 # Keeps the batches apart from what the agents sample.
 _BATCH_SALT = 0xBA7C4
+# How TF-Agents calls a loss that is not finite, and its column.
+_LOSSES = {
+  'Critic loss is inf or nan': 'loss_critic',
+  'Actor loss is inf or nan': 'loss_actor',
+  'Alpha loss is inf or nan': 'loss_alpha',
+  'CQL loss is inf or nan': 'loss_conservative',
+  'CQL alpha loss is inf or nan': 'loss_cql_alpha',
+}
 
 
 class Learner:
-  """Gradient steps on transitions drawn uniformly.
+  """Gradient steps on transitions drawn uniformly, and measures of them.
+
+  It is a `training.loop.Learner` and a `training.metrics.Sample`.
 
   Which rows a batch holds is a function of (seed, gradient step), and so is
   all that the agent samples: the weights and optimisers are all the state.
+
+  Attributes:
+    agent: what learns.
+    steps_per_call: gradient steps between looks at whether the run is to stop.
   """
+
+  steps_per_call = 50
 
   def __init__(
     self,
@@ -67,15 +84,9 @@ class Learner:
     self._features = tf.function(
       lambda states, actions: agent.critics[0].features((states, actions))
     )
-    self._act = tf.function(
-      lambda states: agent.policy.distribution(
-        batches.time_steps(states)
-      ).action.mode()
-    )
 
-  @property
   def num_gradient_steps(self) -> int:
-    """How many gradient steps the weights have had."""
+    """Returns how many gradient steps the weights have had."""
     return int(self.agent.train_step_counter)
 
   def _gather(self, rows: npt.NDArray[np.int64] | tf.Tensor) -> Any:
@@ -99,22 +110,23 @@ class Learner:
       loss = self.agent.train(batch).loss
     return loss
 
-  def train(self, num_steps: int) -> float:
-    """Takes gradient steps and returns the last one's loss.
+  def make_train_steps(self) -> Callable[[int], dict[str, float]]:
+    """See `training.loop.Learner`."""
+    return self._take_steps
 
-    Raises:
-      DivergedError: if a loss is not finite.
-    """
+  def _take_steps(self, num_steps: int) -> dict[str, float]:
     try:
-      loss = float(self._train(tf.constant(num_steps)))
+      return {'loss_total': float(self._train(tf.constant(num_steps)))}
     except tf.errors.InvalidArgumentError as error:
-      last = self.num_gradient_steps + num_steps
-      raise errors.DivergedError(
-        f'a loss is not finite before gradient step {last}: '
-        f'{error.message.splitlines()[0]} Lower the learning rate or the '
-        'coefficients.'
-      ) from error
-    return loss
+      # TF-Agents looks at each loss of a step before it counts the step.
+      parts = [name for name in _LOSSES if name in error.message]
+      if not parts:
+        raise
+      self.agent.train_step_counter.assign_add(1)
+      return {
+        'loss_total': math.nan,
+        **{_LOSSES[name]: math.nan for name in parts},
+      }
 
   def clone_behaviour(
     self, num_steps: int, learning_rate: float, on_step: Callable[[], None]
@@ -128,6 +140,11 @@ class Learner:
       learning_rate,
       on_step,
     )
+
+  @property
+  def columns(self) -> Sequence[str]:
+    """See `training.metrics.Sample`."""
+    return tuple(self.measure())
 
   def measure(self) -> dict[str, float]:
     """Returns what is logged, by column, averaged over the batches."""
@@ -143,17 +160,25 @@ class Learner:
     features = self._features(time_steps.observation, policy_steps.action)
     return effective_rank.effective_rank(np.asarray(features))
 
-  def act(self, observations: FloatArray) -> FloatArray:
-    """Returns the policy's most likely actions, float32 [n, d]."""
-    return np.asarray(self._act(tf.constant(observations)))
-
   def save(self, prefix: str) -> None:
     """Writes weights, optimisers and the step number."""
-    self._checkpoint.write(prefix)
+    try:
+      self._checkpoint.write(prefix)
+    except tf.errors.OpError as error:
+      raise OSError(errno.EIO, error.message) from error
 
   def restore(self, prefix: str) -> None:
-    """Reads what `save` wrote."""
-    self._checkpoint.read(prefix).assert_existing_objects_matched()
+    """Reads what `save` wrote.
+
+    Raises:
+      DataError: if the checkpoint is of another agent.
+    """
+    try:
+      self._checkpoint.read(prefix).assert_existing_objects_matched()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+      raise errors.DataError(
+        f'{prefix} is no checkpoint of this agent: {str(error).splitlines()[0]}'
+      ) from error
 
   def _build_slots(self) -> None:
     """Creates the optimisers' variables, which else a first step would."""

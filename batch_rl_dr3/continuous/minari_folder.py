@@ -1,8 +1,11 @@
-"""Minari data sets, read by Minari itself."""
+"""Minari data sets, read and written by Minari itself."""
 
+from collections.abc import Mapping
 import pathlib
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from batch_rl_dr3 import errors
 from batch_rl_dr3.continuous import (
@@ -69,6 +72,61 @@ def read(
       'num_episodes': len(parts),
       'num_transitions': sum(len(part['rewards']) for part in parts),
     },
+  )
+
+
+def write(
+  folder: pathlib.Path,
+  dataset_id: str,
+  environment: Any,
+  columns: Mapping[str, npt.NDArray[Any]],
+) -> None:
+  """Writes a data set of whole episodes, observations flat as they are read.
+
+  Args:
+    folder: the data set's; Minari's files go into data/ below it.
+    dataset_id: such as hopper/replay-v0.
+    environment: the gymnasium environment that was played.
+    columns: rows in the order of play: observations, actions, rewards,
+      next_observations, terminals and timeouts; the last row ends an episode.
+  """
+  import gymnasium as gym
+  import minari
+  from minari.data_collector import EpisodeBuffer
+  from minari.dataset import minari_storage
+
+  def box(width: int, bound: float) -> gym.spaces.Box:
+    return gym.spaces.Box(-bound, bound, (width,), np.float32)
+
+  ends = np.flatnonzero(columns['terminals'] | columns['timeouts']) + 1
+  data = folder / 'data'
+  data.mkdir(parents=True)
+  storage = minari_storage.MinariStorage.new(
+    data,
+    box(columns['observations'].shape[1], np.inf),
+    box(columns['actions'].shape[1], 1.0),
+    environment.spec,
+  )
+  storage.update_metadata(
+    {'dataset_id': dataset_id, 'minari_version': minari.__version__}
+  )
+  storage.update_episodes(
+    EpisodeBuffer(
+      id=number,
+      observations=np.concatenate(
+        [
+          columns['observations'][start:end],
+          columns['next_observations'][end - 1 : end],
+        ]
+      ),
+      actions=columns['actions'][start:end],
+      rewards=columns['rewards'][start:end],
+      terminations=columns['terminals'][start:end],
+      truncations=columns['timeouts'][start:end],
+    )
+    for number, (start, end) in enumerate(
+      zip([0, *ends[:-1]], ends, strict=True)
+    )
   )
 
 

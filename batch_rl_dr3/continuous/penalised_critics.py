@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 import types
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from tf_agents.agents import tf_agent
+from tf_agents.specs import tensor_spec
 
+from batch_rl_dr3 import errors
 from batch_rl_dr3 import penalties as penalties_lib
 from batch_rl_dr3.continuous import step_seeds
 from batch_rl_dr3.losses import dr3
@@ -32,6 +35,30 @@ class CriticTerms(NamedTuple):
   loss: tf.Tensor
   batches: list[penalties_lib.UpdateBatch]
   q_values: list[tf.Tensor]
+
+
+def check_specs(time_step_spec: Any, action_spec: Any) -> None:
+  """Refuses what TF-Agents cannot sample from; before its constructor does.
+
+  Raises:
+    ConfigError: if a uint8 spec is bounded by scalars. TF-Agents computes their
+      upper bound plus one in uint8, which NumPy 2 wraps to nothing.
+  """
+  for name, spec in (
+    ('observation', time_step_spec.observation),
+    ('action', action_spec),
+  ):
+    for part in tf.nest.flatten(spec):
+      if (
+        isinstance(part, tensor_spec.BoundedTensorSpec)
+        and part.dtype == tf.uint8
+        and not (np.ndim(part.minimum) and np.ndim(part.maximum))
+      ):
+        raise errors.ConfigError(
+          f'the {name} spec is uint8 with scalar bounds, which TF-Agents '
+          'cannot handle on NumPy 2: give the bounds as arrays of its shape, '
+          'or make it float32.'
+        )
 
 
 class PenalisedCritics:
@@ -183,9 +210,10 @@ class PenalisedCritics:
 
   def _measures(self, terms: CriticTerms) -> dict[str, tf.Tensor]:
     """Returns what is logged of the critics, float32 scalars by column."""
-    dots, norms = [], []
+    dots, discounted, norms = [], [], []
     for batch in terms.batches:
       dots.append(dr3.feature_dot_product(batch.features, batch.next_features))
+      discounted.append(batch.discounts * dots[-1])
       norms.append(dr3.feature_dot_product(batch.features, batch.features))
     return {
       **{
@@ -193,6 +221,7 @@ class PenalisedCritics:
         for penalty in self.penalties
       },
       'feature_dot_product': tf.reduce_mean(dots),
+      'discounted_dot_product': tf.reduce_mean(discounted),
       'feature_norm_squared': tf.reduce_mean(norms),
       'mean_q': tf.reduce_mean(terms.q_values),
     }

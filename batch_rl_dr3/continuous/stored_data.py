@@ -6,12 +6,13 @@ import pathlib
 import shutil
 from typing import Any
 
-import fsspec
-
 from batch_rl_dr3 import errors, progress, run_directory
+from batch_rl_dr3.replay import retry, storage
 
 _MINARI = 'minari:'
 _CHUNK = 1 << 20
+# Seconds without a byte after which a connection is given up.
+_TIMEOUT = 60.0
 
 
 def locate(path: str, cache_dir: str) -> pathlib.Path:
@@ -22,7 +23,9 @@ def locate(path: str, cache_dir: str) -> pathlib.Path:
     cache_dir: what is fetched is kept there.
 
   Raises:
-    DataError: if it is not there or cannot be fetched.
+    DataError: if it is not there or cannot be fetched, after as many attempts
+      as `Retry` has.
+    WriteError: if there is no room for it.
   """
   if path.startswith(_MINARI):
     return _minari(path.removeprefix(_MINARI))
@@ -37,26 +40,27 @@ def _fetch(url: str, cache_dir: pathlib.Path) -> pathlib.Path:
   """Returns the cached copy of a URL, fetched whole or not at all."""
   key = hashlib.sha256(url.encode()).hexdigest()[:16]
   folder = run_directory.make_directory(cache_dir / 'd4rl' / key)
-  target = folder / url.rstrip('/').rsplit('/', 1)[-1]
+  parent, _, name = url.rstrip('/').rpartition('/')
+  target = folder / name
   if target.exists():
     return target
-  temporary = folder / f'.{target.name}.{os.getpid()}.tmp'
+  source = storage.open_storage(parent, None, None, _TIMEOUT, retry.Retry())
+  info = source.info(name)
+  temporary = folder / f'.{name}.{os.getpid()}.tmp'
   try:
-    with fsspec.open(url, 'rb') as source, open(temporary, 'wb') as copy:
-      size = getattr(source, 'size', None)
-      with progress.bar(
-        size, target.name, 'B', unit_scale=True, leave=False
-      ) as bar:
-        while chunk := source.read(_CHUNK):
-          copy.write(chunk)
-          bar.update(len(chunk))
-    if size is not None and temporary.stat().st_size != size:
-      raise errors.DataError(
-        f'{url} broke off after {temporary.stat().st_size} of {size} bytes.'
-      )
+    with (
+      source.open(info) as stream,
+      open(temporary, 'wb') as copy,
+      progress.bar(
+        info['size'], name, 'B', unit_scale=True, leave=False
+      ) as bar,
+    ):
+      while chunk := stream.read(_CHUNK):
+        copy.write(chunk)
+        bar.update(len(chunk))
     os.replace(temporary, target)
-  except (OSError, ValueError, ImportError) as error:
-    raise errors.DataError(f'cannot fetch {url}: {error}.') from error
+  except OSError as error:  # Of the disk; the storage raises a DataError.
+    raise run_directory.WriteError(target, error) from error
   finally:
     temporary.unlink(missing_ok=True)
   return target

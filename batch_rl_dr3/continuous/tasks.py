@@ -158,6 +158,18 @@ def find(game: str, layout: str) -> Task:
   return TASKS[game, layout]
 
 
+def played_in(game: str, environment: str | None) -> Task:
+  """Returns the task of a game that is scored in an environment.
+
+  Raises:
+    ConfigError: if there is none.
+  """
+  for task in TASKS.values():
+    if (task.game, task.environment) == (game, environment):
+      return task
+  raise errors.ConfigError(f'no task {game!r} is played in {environment}.')
+
+
 def check_scorable(task: Task) -> None:
   """Refuses to score a policy in another environment than its data are of.
 

@@ -36,6 +36,27 @@ class Evaluator:
     self.network = network
     self._num_threads = num_threads
 
+  @property
+  def played(self) -> play.Played:
+    """What is played, and how."""
+    game = self.lanes.game
+    return play.Played(
+      game.suite,
+      game.name,
+      game.rom_md5,
+      {
+        **game.protocol,
+        'epsilon_eval': self.rule.epsilon,
+        'num_evaluation_agent_steps': self.rule.num_agent_steps,
+        'max_agent_steps_per_episode': self.rule.max_agent_steps_per_episode,
+      },
+    )
+
+  @property
+  def num_agent_steps(self) -> int:
+    """How many agent steps an evaluation has."""
+    return self.rule.num_agent_steps
+
   def load(self, prefix: str) -> acting.Actor:
     """Returns who acts by a checkpoint.
 
@@ -83,3 +104,7 @@ class Evaluator:
       )
     finally:
       actor.close()
+
+  def close(self) -> None:
+    """Ends the games."""
+    self.lanes.close()

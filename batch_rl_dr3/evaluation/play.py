@@ -13,10 +13,11 @@ and what happens in a lane, does not depend on time: the result is a function
 of the seed, the policy and the number of lanes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 import dataclasses
 import threading
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +81,42 @@ class Rule:
       raise errors.ConfigError(
         f'epsilon is {self.epsilon}; it must be in [0, 1].'
       )
+
+  @classmethod
+  def recorded(cls, protocol: Mapping[str, Any]) -> 'Rule':
+    """Returns the rule of a protocol, as provenance.json has it.
+
+    A run that was trained without evaluation says 0 agent steps; it is then
+    the published number.
+
+    Raises:
+      DataError: if the protocol does not say.
+    """
+    try:
+      return cls(
+        protocol['num_evaluation_agent_steps'] or PUBLISHED.num_agent_steps,
+        protocol['epsilon_eval'],
+        protocol['max_agent_steps_per_episode'],
+      )
+    except KeyError as error:
+      raise errors.DataError(f'the protocol of a run lacks {error}.') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+  """What is played, and how, in the words of provenance.json.
+
+  Attributes:
+    suite: the suite of the game.
+    game: its name.
+    rom_md5: the MD5 of the ROM file, None where there is none.
+    protocol: the rules, by name; JSON values.
+  """
+
+  suite: str
+  game: str
+  rom_md5: str | None
+  protocol: Mapping[str, Any]
 
 
 # The protocol of the logged Atari data: 125,000 agent steps an evaluation.

@@ -122,6 +122,15 @@ class Storage:
     }
     return {n: self._sized(n, i) for n, i in found.items() if is_wanted(n)}
 
+  def info(self, name: str) -> dict[str, Any]:
+    """Returns what is said of one object of the folder.
+
+    Raises:
+      RefusedError: if the storage refuses or there is no such object.
+      DataError: if the storage does not state its size.
+    """
+    return self._sized(name, {'name': f'{self._root}/{name}'})
+
   def _sized(self, name: str, info: dict[str, Any]) -> dict[str, Any]:
     if info.get('size') is None:  # Listings of web servers say no sizes.
       path = info['name']

@@ -265,16 +265,19 @@ def _measure(
     return found[0] - found[1] if len(found) == 2 else found[0]
 
   estimate = bootstrap(statistic, *values)[0]
-  to_number = np.exp if claim.is_factor else float
+
+  def to_number(value: Any) -> float:
+    return float(np.exp(value) if claim.is_factor else value)
+
   low, high = float(estimate.low), float(estimate.high)
   side = 1 if claim.is_above else -1
   verdict = OPEN
   if low * high > 0:
     verdict = SUPPORTED if side * low > 0 else CONTRADICTED
   return {
-    'number': float(to_number(estimate.value)),
-    'low': float(to_number(low)),
-    'high': float(to_number(high)),
+    'number': to_number(estimate.value),
+    'low': to_number(low),
+    'high': to_number(high),
     'unit': 'factor' if claim.is_factor else 'percent',
     'verdict': verdict,
   }

@@ -114,7 +114,7 @@ def measure(folders: Sequence[pathlib.Path]) -> pd.DataFrame:
     iteration = max(target.checkpoints)
     checkpoint = target.checkpoints[iteration]
     evaluator = configured_evaluation.create_evaluator(
-      target.config, target.rule, num_threads=0
+      target.config, target.protocol, num_threads=0
     )
     seed = int(target.provenance['seed'])
     identity = {

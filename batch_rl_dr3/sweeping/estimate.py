@@ -166,8 +166,8 @@ def _hours(one: standing.Standing, rates: Rates) -> float:
 
 def _download_bytes(sweep: Sweep, runs: Sequence[Run]) -> float | None:
   """Returns what is read of the logs of runs, one for each store."""
-  if sweep.replay_dir is not None and '://' not in sweep.replay_dir:
-    return 0.0
+  if sweep.replay_dir is not None and ':' not in sweep.replay_dir:
+    return 0.0  # Neither a URL nor minari:ID.
   if sweep.log_gigabytes is None:
     return None
   # Whole files are read to draw rows from them.

@@ -19,7 +19,9 @@ import batch_rl_dr3
 from batch_rl_dr3 import errors, run_directory, run_identity
 from batch_rl_dr3.sweeping import bindings
 
-_RUNNER = 'FixedReplayRunner'
+# Steps of an episode of continuous control, at most: those of the kitchen are
+# 280, the others' 1,000.
+_MAX_EPISODE_STEPS = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Run:
     gin_bindings: overrides of the files.
     replay_dir: where its log is; None for the public buckets.
     identity: 8 hexadecimal digits, see `Sweep.runs`.
+    runner: what trains it, as its files call it.
     bound: what its files and bindings bind, by name.
   """
 
@@ -52,6 +55,7 @@ class Run:
   gin_bindings: tuple[str, ...]
   replay_dir: str | None
   identity: str
+  runner: str
   bound: dict[str, Any] = dataclasses.field(repr=False, compare=False)
 
   @property
@@ -97,16 +101,20 @@ class Run:
 
   @property
   def num_evaluation_agent_steps(self) -> int:
-    """Agent steps of play of all iterations."""
-    return self.num_iterations * self._bound('num_evaluation_agent_steps')
+    """Agent steps of play of all iterations; of continuous control, at most."""
+    if f'{self.runner}.num_evaluation_episodes' in self.bound:
+      num_steps = _MAX_EPISODE_STEPS * self._bound('num_evaluation_episodes')
+    else:
+      num_steps = self._bound('num_evaluation_agent_steps')
+    return self.num_iterations * num_steps
 
   def _bound(self, name: str) -> int:
     try:
-      return int(self.bound[f'{_RUNNER}.{name}'])
+      return int(self.bound[f'{self.runner}.{name}'])
     except (KeyError, ValueError) as error:
       raise errors.ConfigError(
-        f'{self.gin_files[0]} binds no number to {_RUNNER}.{name}, which a '
-        'sweep has to know.'
+        f'{self.gin_files[0]} binds no number to {self.runner}.{name}, which '
+        'a sweep has to know.'
       ) from error
 
   def arguments(self, runs: str, cache_dir: str) -> list[str]:
@@ -137,7 +145,8 @@ class Sweep:
   """The runs of a sweep, and what one of them needs.
 
   In `gin_files`, `gin_bindings` and `replay_dir`, {suite}, {game}, {dataset},
-  {method}, {seed} and {run} stand for the run's own.
+  {method}, {seed} and {run} stand for the run's own, and {data} for what
+  `data_names` makes of them.
 
   Attributes:
     suite: the suite of the games.
@@ -153,6 +162,8 @@ class Sweep:
     gin_bindings: templates of bindings that override them.
     replay_dir: template of where the logs are; None looks for the logged run
       in the public buckets.
+    data_names: what {data} stands for, by game or by data set; it is the data
+      set's own name where nothing is said.
     results_dir: a folder of results that are kept apart from the runs, such as
       one under version control: a run whose scores.csv is there is done.
     num_cpus: processor cores of a run.
@@ -160,7 +171,8 @@ class Sweep:
     run_gigabytes: memory of a run, with frames that it holds for itself.
     store_memory_share: the share of a store, read as needed by all runs of a
       node, that is to fit in the node's memory.
-    row_bytes: of a row in a store, in memory and on disk.
+    row_bytes: of a row in a store, in memory and on disk; 0 where there is no
+      store, as in continuous control, whose data each run holds for itself.
     log_rows: rows of a logged run.
     log_gigabytes: size of a logged run where it is read from; None where it
       is not known or on this machine.
@@ -179,6 +191,7 @@ class Sweep:
   gin_files: Sequence[str] = gin.REQUIRED
   gin_bindings: Sequence[str] = ()
   replay_dir: str | None = None
+  data_names: Mapping[str, str] | None = None
   results_dir: str | None = None
   num_cpus: float = 1.0
   num_gpus: float = 0.0
@@ -245,13 +258,15 @@ class Sweep:
       'method': method,
       'seed': seed,
       'run': logged_run,
+      'data': self._data_name(game, dataset),
     }
     files = tuple(_fill(text, names) for text in self.gin_files)
     lines = tuple(_fill(text, names) for text in self.gin_bindings)
+    runner = _runner(files, lines)
     if self.variants and variant:
       names['method'] = f'{method}_{variant}'
       lines += (
-        f'{_RUNNER}.method = {names["method"]!r}',
+        f'{runner}.method = {names["method"]!r}',
         *self.variants[variant],
       )
     replay_dir = (
@@ -259,11 +274,11 @@ class Sweep:
     )
     bound = bindings.read(files, lines)
     for name in ('dataset', 'method'):
-      said = bound.get(f'{_RUNNER}.{name}')
+      said = bound.get(f'{runner}.{name}')
       if said != names[name]:
         raise errors.ConfigError(
           f'the grid has {name} {names[name]!r}, but {", ".join(files)} binds '
-          f'{_RUNNER}.{name} to {said!r}.'
+          f'{runner}.{name} to {said!r}.'
         )
     return Run(
       index=index,
@@ -283,12 +298,28 @@ class Sweep:
         seed,
         batch_rl_dr3.__version__,
       ),
+      runner=runner,
       bound=bound,
     )
+
+  def _data_name(self, game: str, dataset: str) -> str:
+    names = self.data_names or {}
+    return names.get(game, names.get(dataset, dataset))
 
   def store_bytes(self, run: Run) -> int:
     """Returns the size of a run's store."""
     return math.ceil(run.fraction * self.log_rows) * self.row_bytes
+
+
+def _runner(files: Sequence[str], lines: Sequence[str]) -> str:
+  """Returns what trains the run of some gin files, as they call it."""
+  for name in bindings.read(files, lines):
+    if name.endswith('Runner.method'):
+      return name.removesuffix('.method')
+  raise errors.ConfigError(
+    f'{", ".join(files)} binds no method of a runner, such as '
+    'FixedReplayRunner.method.'
+  )
 
 
 def _fill(template: str, names: dict[str, Any]) -> str:

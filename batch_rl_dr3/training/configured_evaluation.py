@@ -1,6 +1,6 @@
 """An evaluator from a configuration alone: no data, no agent, no run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gin
@@ -21,14 +21,14 @@ from batch_rl_dr3.training import runner  # noqa: F401
 
 
 def create_evaluator(
-  config: str, rule: play.Rule | None, num_threads: int
+  config: str, protocol: Mapping[str, Any] | None, num_threads: int
 ) -> evaluator.Evaluator:
   """Returns what plays the checkpoints of a run, from its gin text.
 
   Args:
     config: such as a run directory's config.gin.
-    rule: how is played; None for what the configuration says and, where it
-      says nothing, the published protocol.
+    protocol: how is played, as provenance.json has it; None for what the
+      configuration says and, where it says nothing, the published protocol.
     num_threads: CPU threads of one call of the network; 0 is one per core.
 
   Raises:
@@ -44,8 +44,9 @@ def create_evaluator(
   except (ValueError, TypeError, RuntimeError, SyntaxError) as error:
     message = ' '.join(str(error).split())
     raise errors.ConfigError(f'gin: {message}') from error
-  if rule is None:
-    rule = _configured_rule()
+  rule = (
+    _configured_rule() if protocol is None else play.Rule.recorded(protocol)
+  )
   return evaluator.Evaluator(lanes, _network(), rule, num_threads)
 
 

@@ -5,23 +5,66 @@ worker returns episodes, so that one that dies, or outlives who asked, leaves
 nothing half-written. A worker ends with its parent, even if that is killed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
-import contextlib
 import dataclasses
 import multiprocessing
 from multiprocessing import connection
 import os
 import signal
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.evaluation import lanes as lanes_lib
 from batch_rl_dr3.evaluation import play
 
 # What a worker process holds: see _start.
 _worker: Any = None
+
+
+class Evaluator(Protocol):
+  """Plays the checkpoints of one kind of run.
+
+  Attributes:
+    num_agent_steps: how many an evaluation has; None if that is not known
+      before it is played.
+    played: what is played, and how.
+  """
+
+  @property
+  def num_agent_steps(self) -> int | None: ...  # noqa: D102
+
+  @property
+  def played(self) -> play.Played: ...  # noqa: D102
+
+  def evaluate(
+    self,
+    prefix: str,
+    seed: int,
+    on_progress: play.ProgressCallback | None = None,
+    should_stop: Callable[[], bool] | None = None,
+  ) -> list[play.Episode]:
+    """Returns the episodes of a checkpoint, a function of it and the seed.
+
+    Args:
+      prefix: the checkpoint's path without `.index`.
+      seed: see `play.evaluation_seed`.
+      on_progress: called with the agent steps and the episodes so far.
+      should_stop: asked before every step.
+
+    Raises:
+      DataError: if the checkpoint cannot be read or is of another network.
+      PreemptedError: if `should_stop` said so.
+    """
+
+  def close(self) -> None:
+    """Frees the games."""
+
+
+# Makes an evaluator from gin text that names game and network, the protocol of
+# a run (None for what the text says), and the CPU threads of one call of the
+# network (0 is one per core).
+CreateEvaluator = Callable[[str, Mapping[str, Any] | None, int], Evaluator]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +75,8 @@ class Job:
     config: gin text that names the game and the network.
     prefix: the checkpoint's path without `.index`.
     seed: see `play.evaluation_seed`.
-    rule: how it is played; None for what the configuration says.
+    protocol: how it is played, as provenance.json has it; None for what the
+      configuration says.
     num_threads: CPU threads of one call of the network; 0 is one per core.
     with_scores: whether the whole evaluation is played.
     video: the path of the video to write of the first episode; None for none.
@@ -41,7 +85,7 @@ class Job:
   config: str
   prefix: str
   seed: int
-  rule: play.Rule | None
+  protocol: Mapping[str, Any] | None
   num_threads: int = 0
   with_scores: bool = True
   video: str | None = None
@@ -52,14 +96,12 @@ class Result:
   """What a job came to.
 
   Attributes:
-    game: what was played.
-    rule: how it was played.
+    played: what was played, and how.
     episodes: the episodes; none where no scores were asked for.
     process: who played: versions, commit, device and command.
   """
 
-  game: lanes_lib.Game
-  rule: play.Rule
+  played: play.Played
   episodes: list[play.Episode]
   process: dict[str, Any]
 
@@ -74,14 +116,15 @@ class EvaluationPool:
   def __init__(
     self,
     num_workers: int,
-    prepare: Callable[[], None],
+    prepare: Callable[[], CreateEvaluator],
     niceness: int = 0,
   ):
     """Makes the pool; a process starts when there is a job for it.
 
     Args:
       num_workers: processes.
-      prepare: called first in each of them, a function of a module.
+      prepare: called first in each of them, a function of a module; returns
+        what makes the evaluators of jobs.
       niceness: by how much their priority is lowered.
     """
     context = multiprocessing.get_context('spawn')
@@ -146,7 +189,10 @@ def result_of(future: 'futures.Future[Result]') -> Result:
 
 
 def _start(
-  num_played: Any, stopped: Any, prepare: Callable[[], None], niceness: int
+  num_played: Any,
+  stopped: Any,
+  prepare: Callable[[], CreateEvaluator],
+  niceness: int,
 ) -> None:
   """Prepares a worker process."""
   global _worker
@@ -156,8 +202,7 @@ def _start(
     target=_end_with, args=(parent.sentinel,), daemon=True
   ).start()
   os.nice(niceness)
-  prepare()
-  _worker = _Worker(num_played, stopped)
+  _worker = _Worker(num_played, stopped, prepare())
 
 
 def _end_with(sentinel: int) -> None:
@@ -172,27 +217,28 @@ def _run(job: Job) -> Result:
 class _Worker:
   """A process that plays one job after another."""
 
-  def __init__(self, num_played: Any, stopped: Any):
+  def __init__(
+    self, num_played: Any, stopped: Any, create_evaluator: CreateEvaluator
+  ):
     self._num_played = num_played
     self._stopped = stopped
-    self._game: tuple[Any, Any] = (None, None)
+    self._create_evaluator = create_evaluator
+    self._key: Any = None
+    self._evaluator: Any = None
 
   def run(self, job: Job) -> Result:
     """Plays one job."""
     from batch_rl_dr3.agents import devices
-    from batch_rl_dr3.training import configured_evaluation, provenance
+    from batch_rl_dr3.training import provenance
 
-    key = (job.config, job.rule, job.num_threads)
-    if self._game[0] != key:
-      with contextlib.suppress(AttributeError):
-        self._game[1].lanes.close()
-      self._game = (
-        key,
-        configured_evaluation.create_evaluator(
-          job.config, job.rule, job.num_threads
-        ),
-      )
-    evaluator = self._game[1]
+    key = (job.config, job.protocol, job.num_threads)
+    if self._evaluator is None or self._key != key:
+      if self._evaluator is not None:
+        self._evaluator.close()
+        self._evaluator = None
+      self._evaluator = self._create_evaluator(*key)
+      self._key = key
+    evaluator = self._evaluator
     before = 0
 
     def show(num_played: int, num_episodes: int) -> None:
@@ -214,8 +260,7 @@ class _Worker:
         job.prefix, job.seed, show, self._stopped.is_set
       )
     return Result(
-      evaluator.lanes.game,
-      evaluator.rule,
+      evaluator.played,
       episodes,
       provenance.of_process(devices.resolve('auto').name),
     )

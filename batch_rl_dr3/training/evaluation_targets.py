@@ -20,6 +20,8 @@ from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import checkpoints, evaluation_pool
 
 _FOREIGN = re.compile(r'tf_ckpt-(\d+)\.index')
+# How much an evaluation plays, in the protocol of a run.
+_AMOUNTS = ('num_evaluation_agent_steps', 'num_evaluation_episodes')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Target:
     source: the folder they were found by.
     output_dir: the run directory that the scores go to.
     config: gin text that names the game and the network.
-    rule: how they are played; None for what the configuration says.
+    protocol: how they are played, as provenance.json has it; None for what
+      the configuration says.
     provenance: what the run is. Of another program's, what the caller says;
       the game's entries are added once it has been played.
     checkpoints: by iteration.
@@ -40,7 +43,7 @@ class Target:
   source: pathlib.Path
   output_dir: pathlib.Path
   config: str
-  rule: play.Rule | None
+  protocol: Mapping[str, Any] | None
   provenance: Mapping[str, Any]
   checkpoints: Mapping[int, checkpoints.Checkpoint]
   is_run: bool
@@ -106,14 +109,7 @@ def of_run(folder: pathlib.Path, trust_gin: bool = False) -> Target:
   try:
     provenance = json.loads((folder / run_directory.PROVENANCE).read_text())
     config = (folder / run_directory.CONFIG).read_text()
-    protocol = provenance['protocol']
-    num_agent_steps = protocol['num_evaluation_agent_steps']
-    rule = play.Rule(
-      # A run that was trained without evaluation says 0.
-      num_agent_steps or play.PUBLISHED.num_agent_steps,
-      protocol['epsilon_eval'],
-      protocol['max_agent_steps_per_episode'],
-    )
+    protocol = dict(provenance['protocol'])
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise errors.DataError(
       f'{folder} is no whole run directory: {error!r}.'
@@ -124,7 +120,7 @@ def of_run(folder: pathlib.Path, trust_gin: bool = False) -> Target:
     source=folder,
     output_dir=folder,
     config=config,
-    rule=rule,
+    protocol=protocol,
     provenance=provenance,
     checkpoints=checkpoints.of_iterations(folder / run_directory.CHECKPOINTS),
     is_run=True,
@@ -161,7 +157,7 @@ def of_folder(
     source=folder,
     output_dir=pathlib.Path(output_dir),
     config=config,
-    rule=None,
+    protocol=None,
     provenance={**identity, 'checkpoints': os.path.abspath(folder)},
     checkpoints=dict(sorted(found.items())),
     is_run=False,
@@ -186,28 +182,23 @@ def write_provenance(
     WriteError: if the disk refuses.
   """
   path = target.output_dir / run_directory.PROVENANCE
-  game, rule = result.game, result.rule
-  played = {
-    **game.protocol,
-    'epsilon_eval': rule.epsilon,
-    'num_evaluation_agent_steps': rule.num_agent_steps,
-    'max_agent_steps_per_episode': rule.max_agent_steps_per_episode,
-  }
+  played = result.played
   if path.exists():
     there = json.loads(path.read_text())
-    _check_same_game(target, there, played, result)
-    if there['protocol']['num_evaluation_agent_steps']:
+    _check_same_game(target, there, played)
+    protocol = {**there['protocol'], **played.protocol}
+    if protocol == there['protocol']:
       return dict(there)
-    provenance = {**there, 'protocol': {**there['protocol'], **played}}
+    provenance = {**there, 'protocol': protocol}
   else:
     provenance = {
       **target.provenance,
-      'suite': game.suite,
-      'game': game.name,
+      'suite': played.suite,
+      'game': played.game,
       'data_hash': None,
       'data': None,
-      'protocol': {'gamma': None, **played},
-      'rom_md5': game.rom_md5,
+      'protocol': {'gamma': None, **played.protocol},
+      'rom_md5': played.rom_md5,
       **result.process,
       'command': [os.path.basename(sys.executable), *sys.orig_argv[1:]],
     }
@@ -221,20 +212,19 @@ def write_provenance(
 def _check_same_game(
   target: Target,
   there: Mapping[str, Any],
-  played: Mapping[str, Any],
-  result: evaluation_pool.Result,
+  played: play.Played,
 ) -> None:
   known = {**there, **there['protocol']}
   found = {
     **({} if target.is_run else target.provenance),
-    'suite': result.game.suite,
-    'game': result.game.name,
-    'rom_md5': result.game.rom_md5,
-    **played,
+    'suite': played.suite,
+    'game': played.game,
+    'rom_md5': played.rom_md5,
+    **played.protocol,
   }
-  if known['num_evaluation_agent_steps'] == 0:  # Never evaluated before.
-    del found['num_evaluation_agent_steps']
   for name, value in found.items():
+    if name in _AMOUNTS and known.get(name) == 0:
+      continue  # Never evaluated before.
     if known.get(name) != value:
       raise errors.DataError(
         f'{target.output_dir} has {name} {known.get(name)!r} and here it is '

@@ -3,13 +3,12 @@
 Both play by the same code and the same seeds, so the scores are the same.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
-from batch_rl_dr3 import errors, progress, tensorflow_start
-from batch_rl_dr3.evaluation import evaluator as evaluator_lib
+from batch_rl_dr3 import errors, progress
 from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import checkpoints, evaluation_pool, preemption
 
@@ -81,7 +80,7 @@ class SyncEvaluations:
 
   def __init__(
     self,
-    evaluator: evaluator_lib.Evaluator,
+    evaluator: evaluation_pool.Evaluator,
     stop_request: preemption.StopRequest,
   ):
     """Takes note of who plays.
@@ -115,7 +114,7 @@ class SyncEvaluations:
     self, iteration: int, checkpoint: checkpoints.Checkpoint, seed: int
   ) -> list[play.Episode]:
     bar = progress.bar(
-      self._evaluator.rule.num_agent_steps,
+      self._evaluator.num_agent_steps,
       f'evaluation {iteration}',
       'step',
       leave=False,
@@ -144,25 +143,25 @@ class AsyncEvaluations:
   def __init__(
     self,
     config: str,
-    rule: play.Rule,
+    protocol: Mapping[str, Any],
     num_threads: int,
     stop_request: preemption.StopRequest,
+    prepare: Callable[[], evaluation_pool.CreateEvaluator],
   ):
     """Makes the pool; its process starts with the first checkpoint.
 
     Args:
       config: the run's operative gin configuration.
-      rule: how is played.
+      protocol: how is played, as provenance.json has it.
       num_threads: CPU threads of one call of the network; 0 is one per core.
       stop_request: ends the waiting once it is true.
+      prepare: see `EvaluationPool`.
     """
     self._config = config
-    self._rule = rule
+    self._protocol = protocol
     self._num_threads = num_threads
     self._stop_request = stop_request
-    self._pool = evaluation_pool.EvaluationPool(
-      1, tensorflow_start.import_tensorflow, _NICENESS
-    )
+    self._pool = evaluation_pool.EvaluationPool(1, prepare, _NICENESS)
     self._submitted: set[int] = set()
     self._pending: dict[
       futures.Future[evaluation_pool.Result],
@@ -177,7 +176,7 @@ class AsyncEvaluations:
       return
     self._submitted.add(iteration)
     job = evaluation_pool.Job(
-      self._config, checkpoint.prefix, seed, self._rule, self._num_threads
+      self._config, checkpoint.prefix, seed, self._protocol, self._num_threads
     )
     self._pending[self._pool.submit(job)] = (iteration, checkpoint)
 

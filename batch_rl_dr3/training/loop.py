@@ -1,11 +1,11 @@
 """The loop of a run: gradient steps, checkpoints, evaluations, to the end."""
 
+from collections.abc import Callable
 import math
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from batch_rl_dr3 import errors, progress, run_directory
-from batch_rl_dr3.agents import offline
 from batch_rl_dr3.replay import graph_calls
 from batch_rl_dr3.training import (
   checkpoints,
@@ -16,12 +16,46 @@ from batch_rl_dr3.training import (
 )
 
 
+class Learner(Protocol):
+  """What is trained: weights that are a function of how often they learnt.
+
+  Attributes:
+    steps_per_call: gradient steps that one call takes at most.
+  """
+
+  steps_per_call: int
+
+  def num_gradient_steps(self) -> int:
+    """Returns how many gradient steps the weights have had."""
+
+  def make_train_steps(self) -> Callable[[int], dict[str, float]]:
+    """Returns a function that takes a number of gradient steps.
+
+    It returns the parts of the last loss by name, 'loss_total' among them, and
+    stops early at one that is not finite; the step counts as taken.
+    """
+
+  def save(self, prefix: str) -> None:
+    """Writes all that `restore` needs to files that begin with a prefix.
+
+    Raises:
+      OSError: if the disk refuses.
+    """
+
+  def restore(self, prefix: str) -> None:
+    """Reads what `save` wrote.
+
+    Raises:
+      DataError: if the checkpoint is of another learner.
+    """
+
+
 class Loop:
-  """Trains and evaluates one agent, from wherever its run was left."""
+  """Trains and evaluates one learner, from wherever its run was left."""
 
   def __init__(
     self,
-    agent: offline.OfflineAgent,
+    learner: Learner,
     home: home.Home,
     kept: checkpoints.Checkpoints,
     log: metrics.MetricsLog,
@@ -30,11 +64,12 @@ class Loop:
     num_iterations: int,
     num_gradient_steps: int,
     checkpoint_every_minutes: float | None = None,
+    before: Callable[[], None] | None = None,
   ):
     """Takes note of who takes part.
 
     Args:
-      agent: what is trained.
+      learner: what is trained.
       home: of the run, locked.
       kept: the run's checkpoints.
       log: of its metrics.
@@ -44,8 +79,11 @@ class Loop:
       num_gradient_steps: gradient steps an iteration.
       checkpoint_every_minutes: also write checkpoints within an iteration,
         this often; None writes them at its end only.
+      before: what is done to the weights before their first gradient step; a
+        checkpoint is written when it ends. None does nothing.
     """
-    self._agent = agent
+    self._learner = learner
+    self._before = before
     self._home = home
     self._checkpoints = kept
     self._metrics = log
@@ -63,10 +101,6 @@ class Loop:
   @property
   def _total(self) -> int:
     return self._num_iterations * self._num_gradient_steps
-
-  def is_finished(self) -> bool:
-    """Returns whether the run was trained and evaluated to its end before."""
-    return run_directory.is_finished(self._home.folder, self._num_iterations)
 
   def run(self, title: str) -> None:
     """Trains and evaluates to the end.
@@ -110,9 +144,12 @@ class Loop:
     if checkpoint is None:
       self._check_is_new()
       steps = 0
+      if self._before is not None:
+        self._before()
+        self._save('0_0', steps)
     else:
-      self._agent.restore(checkpoint.prefix)
-      steps = self._agent.num_gradient_steps()
+      self._learner.restore(checkpoint.prefix)
+      steps = self._learner.num_gradient_steps()
     # What was logged after the checkpoint will be logged again.
     self._metrics.start(steps)
     self._scores.start(steps)
@@ -132,14 +169,14 @@ class Loop:
 
   def _train(self, iteration: int, start: int, end: int) -> None:
     """Runs gradient steps `start` to `end` and writes a checkpoint."""
-    train_steps = self._agent.make_train_steps()
+    train_steps = self._learner.make_train_steps()
     self._metrics.start_clock(start)
     step = start
     while step < end:
       if self._metrics.is_due(step):
         self._show(self._metrics.log(iteration, step))
       num_steps = min(
-        self._agent.steps_per_call,
+        self._learner.steps_per_call,
         self._metrics.steps_until_due(step),
         end - step,
       )
@@ -149,18 +186,18 @@ class Loop:
       step += num_steps
       self._bar.update(num_steps)
       self._look_up(iteration, step, end)
-    self._save(str(iteration), end)
 
   def _look_up(self, iteration: int, step: int, end: int) -> None:
     """Does what is due between two calls of the training step."""
     if self._home.is_lost():
       self._home.check()
-    if self._stop_request:
-      self._save(f'{iteration}_{step}', step)
-      raise self._stop_request.saved(step)
     is_due = time.monotonic() - self._last_save >= self._checkpoint_seconds
-    if is_due and step < end:
+    if step == end:
+      self._save(str(iteration), end)
+    elif is_due or self._stop_request:
       self._save(f'{iteration}_{step}', step)
+    if self._stop_request:
+      raise self._stop_request.saved(step)
 
   def _show(self, row: dict[str, Any]) -> None:
     self._bar.set_postfix(
@@ -170,7 +207,7 @@ class Loop:
     )
 
   def _save(self, name: str, steps: int) -> None:
-    self._checkpoints.save(self._agent.save, name, steps)
+    self._checkpoints.save(self._learner.save, name, steps)
     self._home.publish()
     self._last_save = time.monotonic()
 
@@ -178,7 +215,7 @@ class Loop:
     self, iteration: int, parts: dict[str, float]
   ) -> errors.DivergedError:
     """Logs the row at which the run has diverged, and returns the error."""
-    reached = self._agent.num_gradient_steps()
+    reached = self._learner.num_gradient_steps()
     self._metrics.log_diverged(iteration, reached, parts)
     listed = ', '.join(f'{name} {value:g}' for name, value in parts.items())
     good = self._checkpoints.latest()

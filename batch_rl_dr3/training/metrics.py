@@ -1,21 +1,41 @@
 """What a run writes down while it trains: metrics.csv and TensorBoard."""
 
+from collections.abc import Mapping, Sequence
 import os
-from typing import Any
+from typing import Any, Protocol
 
 from absl import logging
 import tensorflow as tf
 
 from batch_rl_dr3 import run_directory
-from batch_rl_dr3.agents import measures, offline
-from batch_rl_dr3.analysis import effective_rank
 from batch_rl_dr3.training import metric_rows
 
 _RATIO = 'divergence_ratio'
 
 
+class Sample(Protocol):
+  """Samples of the data, drawn once a run, that a learner is measured on.
+
+  Attributes:
+    columns: what `measure` returns, by name.
+  """
+
+  @property
+  def columns(self) -> Sequence[str]: ...  # noqa: D102
+
+  def measure(self) -> dict[str, float]:
+    """Returns what is logged, by column.
+
+    The loss is in 'loss_total'; feature_dot_product, feature_norm_squared and
+    discounted_dot_product are among the rest.
+    """
+
+  def effective_rank(self) -> int:
+    """Returns the effective rank of the features."""
+
+
 class MetricsLog:
-  """Measures an agent every so many gradient steps and logs the result.
+  """Measures a learner every so many gradient steps and logs the result.
 
   A row says what the weights after `gradient_steps` steps make of one sample
   of the data, drawn once for the whole run: so that rows can be compared, and
@@ -26,40 +46,26 @@ class MetricsLog:
   def __init__(
     self,
     base_dir: str | os.PathLike[str],
-    agent: offline.OfflineAgent,
-    seed: int,
+    sample: Sample,
     log_period: int,
-    num_batches: int,
     effective_rank_period: int,
-    effective_rank_num_states: int,
     check: run_directory.Check = run_directory.unchecked,
   ):
     """Opens the log; nothing is written yet.
 
     Args:
       base_dir: the run directory.
-      agent: what is measured.
-      seed: names the samples.
+      sample: what is measured.
       log_period: gradient steps between rows.
-      num_batches: batches that a row is measured on.
       effective_rank_period: gradient steps between effective ranks.
-      effective_rank_num_states: states that one is measured on.
       check: asked before a row is written.
     """
     self._base_dir = base_dir
-    self._agent = agent
-    replay = agent.replay
-    rows = replay.draw(num_batches * replay.batch_size, seed)
-    self._batches = [
-      replay.batch_at(rows[i::num_batches]) for i in range(num_batches)
-    ]
-    self._states = replay.batch_at(
-      replay.draw(min(effective_rank_num_states, replay.num_valid), seed)
-    )['state']
+    self._sample = sample
     self._log_period = log_period
     self._effective_rank_period = effective_rank_period
     self._rows = metric_rows.MetricRows(
-      base_dir, (*agent.metrics, _RATIO), check
+      base_dir, (*sample.columns, _RATIO), check
     )
     self._has_warned = False
     self._writer: Any = None
@@ -71,7 +77,8 @@ class MetricsLog:
       float(row.get(_RATIO) or 0) >= 1
       for row in run_directory.read_csv(self._rows.path)
     )
-    self._writer = tf.compat.v1.summary.FileWriter(str(self._base_dir))
+    with tf.Graph().as_default():  # It refuses where TensorFlow is eager.
+      self._writer = tf.compat.v1.summary.FileWriter(str(self._base_dir))
     self._writer.add_session_log(
       tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START),
       global_step=steps,
@@ -97,13 +104,11 @@ class MetricsLog:
   def log(self, iteration: int, steps: int) -> dict[str, Any]:
     """Measures, writes and returns one row."""
     rate = self._rows.rate(steps)
-    row: dict[str, Any] = dict(self._agent.measure(self._batches))
-    row[_RATIO] = measures.divergence_ratio(row)
+    row: dict[str, Any] = dict(self._sample.measure())
+    row[_RATIO] = _divergence_ratio(row)
     self._warn_of_divergence(row[_RATIO], steps)
     if steps % self._effective_rank_period == 0:
-      row['effective_rank'] = effective_rank.effective_rank(
-        self._agent.features(self._states)
-      )
+      row['effective_rank'] = self._sample.effective_rank()
     self._write(iteration, steps, row, rate)
     self.start_clock(steps)
     return row
@@ -142,3 +147,15 @@ class MetricsLog:
       summary.value.add(tag=metric_rows.tag(name), simple_value=value)
     self._writer.add_summary(summary, steps)
     self._writer.flush()
+
+
+def _divergence_ratio(metrics: Mapping[str, float]) -> float:
+  """Returns Proposition 3.2's ratio, `linear_td.divergence_ratio`, of metrics.
+
+  From 1 on, linear TD-learning on the features does not converge.
+
+  Args:
+    metrics: means over the same transitions.
+  """
+  norms = metrics['feature_norm_squared']
+  return metrics['discounted_dot_product'] / norms if norms else 1.0

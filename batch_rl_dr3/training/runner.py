@@ -7,12 +7,11 @@ with the same weights and the same scores, bit for bit (on CPU).
 """
 
 from collections.abc import Callable
-import contextlib
 
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3 import errors
 from batch_rl_dr3.agents import offline
 from batch_rl_dr3.evaluation import evaluator, play
 from batch_rl_dr3.evaluation import lanes as lanes_lib
@@ -21,16 +20,14 @@ from batch_rl_dr3.replay import source_chain
 from batch_rl_dr3.replay import store as replay_store
 from batch_rl_dr3.replay import subset as replay_subset
 from batch_rl_dr3.training import (
-  checkpoints,
+  agent_sample,
   evaluations,
-  failure,
+  execution,
+  game_worker,
   home,
-  metrics,
   preemption,
   provenance,
-  scoring,
 )
-from batch_rl_dr3.training import loop as loop_lib
 
 
 @gin.configurable(
@@ -105,25 +102,22 @@ class FixedReplayRunner:
       DataError: if the data cannot be used.
       WriteError: if base_dir or cache_dir cannot be written.
     """
-    if effective_rank_period % log_period:
-      raise errors.ConfigError(
-        f'effective_rank_period ({effective_rank_period}) must be a multiple '
-        f'of log_period ({log_period}).'
-      )
+    self._schedule = execution.Schedule(
+      num_iterations,
+      num_gradient_steps,
+      log_period,
+      effective_rank_period,
+      keep_last_checkpoints,
+      keep_checkpoint_every,
+      checkpoint_every_minutes,
+    )
     self._home = home.open_home(base_dir, cache_dir)
     self._seed = seed
     self._overwrite = overwrite
-    self._num_iterations = num_iterations
-    self._num_gradient_steps = num_gradient_steps
     self._num_evaluation_agent_steps = num_evaluation_agent_steps
     self._max_agent_steps_per_episode = max_agent_steps_per_episode
-    self._log_period = log_period
     self._num_metric_batches = num_metric_batches
-    self._effective_rank_period = effective_rank_period
     self._effective_rank_num_states = effective_rank_num_states
-    self._keep_last_checkpoints = keep_last_checkpoints
-    self._keep_checkpoint_every = keep_checkpoint_every
-    self._checkpoint_every_minutes = checkpoint_every_minutes
     self._num_threads = num_threads
     self._async_evaluation = async_evaluation
     self._stop_request = preemption.StopRequest()
@@ -148,7 +142,7 @@ class FixedReplayRunner:
       'dataset': dataset,
       'run': provenance.run_number(self._store.manifest['source']),
       'seed': seed,
-      'total_gradient_steps': num_iterations * num_gradient_steps,
+      'total_gradient_steps': self._schedule.total_gradient_steps,
       'data_hash': self._store.data_hash,
       'data': self._store.manifest,
       'protocol': {
@@ -188,16 +182,12 @@ class FixedReplayRunner:
         f'cannot build the agent: {error}. Check its gin bindings.'
       ) from error
 
-  def _create_metrics(self) -> metrics.MetricsLog:
-    return metrics.MetricsLog(
-      self._home.folder,
+  def _draw_sample(self) -> agent_sample.AgentSample:
+    return agent_sample.AgentSample(
       self._agent,
       self._seed,
-      self._log_period,
       self._num_metric_batches,
-      self._effective_rank_period,
       self._effective_rank_num_states,
-      self._home.check,
     )
 
   def _create_evaluations(self) -> evaluations.Evaluations:
@@ -212,9 +202,10 @@ class FixedReplayRunner:
     if self._async_evaluation:
       return evaluations.AsyncEvaluations(
         gin.operative_config_str(),
-        rule,
+        self._provenance['protocol'],
         self._num_threads,
         self._stop_request,
+        game_worker.prepare,
       )
     return evaluations.SyncEvaluations(
       evaluator.Evaluator(
@@ -234,50 +225,18 @@ class FixedReplayRunner:
         another worker is at work on the run, or has taken over.
       WriteError: if the disk refuses.
     """
-    with self._home.lock():
-      provenance.claim(
-        self._home.folder,
-        gin.operative_config_str(),
+    execution.execute(
+      execution.Run(
+        self._schedule,
+        self._agent,
+        self._draw_sample,
+        self._create_evaluations,
         self._provenance,
         self._overwrite,
-        self._home.check,
-      )
-      with (
-        failure.noted(self._home, self._agent.num_gradient_steps),
-        self._stop_request.listening(),
-        contextlib.closing(self._create_evaluations()) as played,
-        contextlib.closing(self._create_metrics()) as log,
-      ):
-        self._run(played, log)
-
-  def _run(
-    self, played: evaluations.Evaluations, log: metrics.MetricsLog
-  ) -> None:
-    kept = checkpoints.Checkpoints(
-      self._home.folder / run_directory.CHECKPOINTS,
-      self._keep_last_checkpoints,
-      self._keep_checkpoint_every,
-      self._home.check,
-    )
-    loop = loop_lib.Loop(
-      self._agent,
+      ),
       self._home,
-      kept,
-      log,
-      scoring.Scoring(self._home, self._provenance, kept, played, log),
       self._stop_request,
-      self._num_iterations,
-      self._num_gradient_steps,
-      self._checkpoint_every_minutes,
     )
-    if loop.is_finished():
-      print(
-        f'{self._home.name} is finished: {self._num_iterations} iterations, '
-        f'{self._provenance["total_gradient_steps"]:,} gradient steps.'
-      )
-    else:
-      method, seed = self._provenance['method'], self._provenance['seed']
-      loop.run(f'{method} seed {seed}')
 
 
 def _find_run(game: lanes_lib.Game, run: int) -> replay_source.Source:

@@ -29,6 +29,7 @@ class Scoring:
     kept: checkpoints.Checkpoints,
     played: evaluations.Evaluations,
     log: metrics.MetricsLog,
+    normalised: Callable[[float], float | None] = lambda mean_return: None,
   ):
     """Takes note of who takes part.
 
@@ -38,12 +39,15 @@ class Scoring:
       kept: the run's checkpoints.
       played: plays them, here or elsewhere.
       log: where the mean return is shown.
+      normalised: makes a score in percent of a mean return, None of one that
+        is on no scale.
     """
     self._home = home
     self._provenance = provenance
     self._checkpoints = kept
     self._evaluations = played
     self._metrics = log
+    self._normalised = normalised
     self._scores = score_log.ScoreLog(home.folder, home.check)
     # Prints a line; a progress bar has its own way to.
     self.write: Callable[[str], object] = print
@@ -103,8 +107,11 @@ class Scoring:
     self._home.publish()
     self._checkpoints.release(checkpoint.name)
     mean_return = sum(e.episode_return for e in episodes) / len(episodes)
-    self._metrics.scalars({'eval_return': mean_return}, steps)
-    self.write(
-      f'iteration {finished.iteration}: mean return {mean_return:.2f} over '
-      f'{len(episodes)} episodes'
-    )
+    shown = {'eval_return': mean_return}
+    text = f'iteration {finished.iteration}: mean return {mean_return:.2f}'
+    score = self._normalised(mean_return)
+    if score is not None:
+      shown['eval_normalised_score'] = score
+      text += f', normalised {score:.1f},'
+    self._metrics.scalars(shown, steps)
+    self.write(f'{text} over {len(episodes)} episodes')

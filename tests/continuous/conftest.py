@@ -79,8 +79,8 @@ def make_cql():
 
   def make(learning_rate=0.1, agent=cql_agent.DR3CqlSacAgent, **kwargs):
     made = agent(
-      **arguments(learning_rate),
       **{
+        **arguments(learning_rate),
         'cql_alpha': 1.5,
         'num_cql_samples': 5,
         'include_critic_entropy_term': False,
@@ -105,7 +105,7 @@ def make_brac():
     behaviour_network = agent_setups.create_actor(spaces, (4,))
     behaviour_network.create_variables()
     made = brac_agent.DR3BracAgent(
-      **shared, behaviour_network=behaviour_network, **kwargs
+      **{**shared, 'behaviour_network': behaviour_network, **kwargs}
     )
     made.initialize()
     return made

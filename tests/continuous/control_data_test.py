@@ -1,7 +1,12 @@
 """Readers against files in the real layouts, whole and damaged."""
 
+import functools
+import http.server
 import json
+import pathlib
+import threading
 
+import gin
 import gymnasium as gym
 import h5py
 from minari.serialization import serialize_space
@@ -160,8 +165,42 @@ def test_a_url_is_fetched_once(write, tmp_path):
   _, again = load(f'file://{path}', cache_dir=cache)
   np.testing.assert_array_equal(data.rewards, again.rewards)
   assert copy.stat().st_size == data.manifest['bytes']
-  with pytest.raises(errors.DataError, match='cannot fetch'):
+  with pytest.raises(errors.DataError, match=r'hdf5\.gone is refused'):
     load(f'file://{path}.gone', cache_dir=cache)
+
+
+class Faltering(http.server.SimpleHTTPRequestHandler):
+  """Refuses every other request for the moment."""
+
+  count = 0
+
+  def do_GET(self):
+    Faltering.count += 1
+    if Faltering.count % 2:
+      self.send_error(503)
+    else:
+      super().do_GET()
+
+  def log_message(self, *args):
+    pass
+
+
+def test_a_server_that_falters_is_asked_again(write, tmp_path):
+  path = pathlib.Path(write())
+  cache = tmp_path / 'cache'
+  serve = functools.partial(Faltering, directory=str(path.parent))
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), serve)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  url = f'http://127.0.0.1:{server.server_address[1]}/{path.name}'
+  gin.parse_config('Retry.first_delay = 0.0')
+  _, data = load(url, cache_dir=cache)
+  assert Faltering.count >= 2
+  (copy,) = (p for p in cache.rglob('*.hdf5'))
+  assert copy.read_bytes() == path.read_bytes()
+  assert data.manifest['source'] == url
+  with pytest.raises(errors.DataError, match=r'gone\.hdf5 is refused'):
+    load(url.replace(path.name, 'gone.hdf5'), cache_dir=cache)
+  server.shutdown()
 
 
 @pytest.fixture

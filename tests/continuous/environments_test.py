@@ -65,4 +65,4 @@ def test_episodes_do_not_depend_on_how_many_are_played_at_a_time():
   assert [e.episode_return for e in one] == [e.episode_return for e in three]
   assert len({e.episode_return for e in one}) == 4
   with pytest.raises(errors.PreemptedError):
-    environments.play_episodes(made, policy, 4, 5, lambda: True)
+    environments.play_episodes(made, policy, 4, 5, should_stop=lambda: True)

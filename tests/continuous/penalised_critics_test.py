@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from tf_agents.specs import tensor_spec
+from tf_agents.trajectories import time_step as ts
 
-from batch_rl_dr3 import penalties
-from batch_rl_dr3.continuous import agent_setups, feature_critic
+from batch_rl_dr3 import errors, penalties
+from batch_rl_dr3.continuous import (
+  agent_setups,
+  feature_critic,
+  penalised_critics,
+)
 
 COEFFICIENT = 0.3
 
@@ -210,3 +216,23 @@ def test_the_dot_product_falls_with_c0(make_agent, batch):
       step(batch)
     ends.append(float(agent.loss(batch).extra['feature_dot_product']))
   assert ends == sorted(ends, reverse=True), ends
+
+
+@pytest.mark.parametrize('make', ['make_brac', 'make_cql'])
+def test_uint8_specs_with_scalar_bounds_are_refused(make, request):
+  """NumPy 2 makes TF-Agents' `maximum + 1` a 0, and nothing to draw from."""
+  scalar = tensor_spec.BoundedTensorSpec([3], tf.uint8, 0, 255)
+  with pytest.raises(tf.errors.InvalidArgumentError):
+    tensor_spec.sample_spec_nest(scalar)
+  steps = ts.time_step_spec(scalar)
+  make_agent = request.getfixturevalue(make)
+  with pytest.raises(errors.ConfigError, match='observation spec is uint8'):
+    make_agent(time_step_spec=steps)
+  with pytest.raises(errors.ConfigError, match='action spec is uint8'):
+    make_agent(action_spec=scalar)
+  penalised_critics.check_specs(
+    ts.time_step_spec(
+      tensor_spec.BoundedTensorSpec([3], tf.uint8, np.zeros(3), np.full(3, 255))
+    ),
+    tensor_spec.BoundedTensorSpec([2], tf.float32, -1.0, 1.0),
+  )

@@ -21,10 +21,10 @@ def collection(make_run, tmp_path):
       **kwargs,
     )
 
-  run('cql', 'antmaze-medium-play', 'minari-v1', 0.5, [0.0, 1.0])
-  run('cql_dr3', 'antmaze-medium-play', 'minari-v1', 0.75, [0.0, 1.0])
-  run('cql_dr3', 'kitchen-mixed', 'minari-v2', 1.0, [0.0, 4.0])
-  run('cql_dr3', 'kitchen-mixed', 'minari-v2', 2.0, [0.0, 4.0], seed=1)
+  run('cql', 'antmaze-medium-play', 'minari', 0.5, [0.0, 1.0])
+  run('cql_dr3', 'antmaze-medium-play', 'minari', 0.75, [0.0, 1.0])
+  run('cql_dr3', 'kitchen-mixed', 'minari', 1.0, [0.0, 4.0])
+  run('cql_dr3', 'kitchen-mixed', 'minari', 2.0, [0.0, 4.0], seed=1)
   run('brac', 'hopper', 'medium', 500.0, [0.0, 2000.0])
   run('brac_dr3', 'hopper', 'medium', 700.0, [0.0, 2000.0])
   run('brac', 'walker2d', 'medium', 9.0, [0.0, 10.0], finished=False)

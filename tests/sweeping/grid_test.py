@@ -1,4 +1,5 @@
 import collections
+import itertools
 
 import gin
 import pytest
@@ -118,7 +119,7 @@ def test_identity_is_of_what_is_trained_and_not_of_where_it_is(make_sweep):
     ({'gin_files': ['minatar/dqn.gin']}, "method 'rem'"),
     ({'datasets': ['1pct']}, "dataset '1pct'"),
     ({'methods': ['sac']}, "no gin file 'minatar/sac.gin'"),
-    ({'gin_bindings': ['nonsense']}, 'is no gin'),
+    ({'gin_bindings': ['nonsense']}, 'no gin'),
     ({'logged_runs': []}, 'logged_runs is empty'),
   ],
 )
@@ -138,9 +139,57 @@ def test_later_files_and_bindings_win_and_references_stay(tmp_path):
   )
 
 
+def test_continuous_grids_are_the_tables_that_the_report_expects(clear_gin):
+  """And train takes what they say: no log number, and data by their names."""
+  cli.load_gin(['sweeps/d4rl_table2.gin'], [])
+  runs = grid.Sweep().runs()
+  assert len({r.game for r in runs}) == 7
+  assert len(runs) == 7 * 2 * 3
+  assert {r.runner for r in runs} == {'ContinuousRunner'}
+  assert {r.num_gradient_steps for r in runs} == {2_000_000}
+  where = {r.game: r.arguments('RUNS', 'CACHE')[1] for r in runs}
+  assert where['antmaze-large-play'] == (
+    '--replay_dir=minari:D4RL/antmaze/large-play-v1'
+  )
+  assert where['kitchen-mixed'] == '--replay_dir=minari:D4RL/kitchen/mixed-v2'
+  gin.clear_config()
+  cli.load_gin(['sweeps/brac_mujoco.gin'], [])
+  runs = grid.Sweep().runs()
+  assert len({(r.game, r.dataset) for r in runs}) == 15
+  assert {(r.method, r.seed) for r in runs} == set(
+    itertools.product(('brac', 'brac_dr3'), range(3))
+  )
+  # 10 episodes of at most 1,000 steps, 25 times.
+  assert {r.num_evaluation_agent_steps for r in runs} == {250_000}
+  names = {r.data.rpartition('/')[2] for r in runs if r.game == 'hopper'}
+  assert names == {
+    f'hopper_{name}.hdf5'
+    for name in ('random', 'medium', 'mixed', 'medium_expert', 'expert')
+  }
+  assert grid.Sweep().store_bytes(runs[0]) == 0
+
+
+def test_a_variant_is_named_on_whichever_runner_there_is(clear_gin):
+  cli.load_gin(
+    ['sweeps/brac_mujoco.gin'],
+    [
+      "Sweep.methods = ['brac_dr3']",
+      "Sweep.variants = {'c0_1': ['FeatureDotPenalty.coefficient = 1.0']}",
+    ],
+  )
+  run = grid.Sweep().runs()[0]
+  assert run.method == 'brac_dr3_c0_1'
+  assert "ContinuousRunner.method = 'brac_dr3_c0_1'" in run.gin_bindings
+
+
+def test_what_binds_no_runner_is_no_run(make_sweep):
+  with pytest.raises(errors.ConfigError, match='no method of a runner'):
+    make_sweep(gin_files=['atari/games.gin'], gin_bindings=[]).runs()
+
+
 def test_a_missing_include_names_who_includes_it(tmp_path):
   (tmp_path / 'top.gin').write_text("include 'gone.gin'\n")
-  with pytest.raises(errors.ConfigError, match=r"'gone.gin', which .*top.gin"):
+  with pytest.raises(errors.ConfigError, match=r"top.gin:1: .*'gone.gin'"):
     bindings.read([str(tmp_path / 'top.gin')])
 
 

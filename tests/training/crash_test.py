@@ -121,9 +121,10 @@ class Agent:
 
   steps_per_call = 2
 
-  def __init__(self):
+  def __init__(self, on_step=lambda steps: None):
     self._weights = np.zeros(3)
     self._steps = 0
+    self._on_step = on_step
 
   def num_gradient_steps(self):
     return self._steps
@@ -134,6 +135,7 @@ class Agent:
         draw = np.random.default_rng((0, self._steps)).normal(size=3)
         self._weights = 0.9 * self._weights + draw
         self._steps += 1
+        self._on_step(self._steps)
       return {'loss_total': float(self._weights.sum())}
 
     return train
@@ -187,7 +189,7 @@ class Metrics:
 class Evaluator:
   """Episodes that are a function of the checkpoint and the seed."""
 
-  rule = play.Rule(10, 0.0)
+  num_agent_steps = 10
 
   def evaluate(self, prefix, seed, on_progress, should_stop):
     text = pathlib.Path(f'{prefix}.data-00000-of-00001').read_text()
@@ -203,11 +205,21 @@ def disk(monkeypatch):
   return Disk(monkeypatch)
 
 
-def live(base_dir, cache_dir=''):
-  """Trains to the end from wherever the run was left."""
+def live(base_dir, cache_dir='', stop_at=None):
+  """Trains to the end from wherever the run was left.
+
+  Args:
+    base_dir: the run directory.
+    cache_dir: where a run of a bucket is worked on.
+    stop_at: the gradient step in which SIGTERM comes.
+  """
   from batch_rl_dr3.training import loop
 
-  agent = Agent()
+  def stop(steps):
+    if steps == stop_at:
+      stop_request.signal_name = 'SIGTERM'
+
+  agent = Agent(stop)
   place = home.open_home(str(base_dir), str(cache_dir))
   stop_request = preemption.StopRequest()
   with place.lock():
@@ -230,7 +242,7 @@ def live(base_dir, cache_dir=''):
         NUM_GRADIENT_STEPS,
         checkpoint_every_minutes=0.0,
       )
-      if not one.is_finished():
+      if not run_directory.is_finished(place.folder, NUM_ITERATIONS):
         one.run('')
 
 
@@ -358,6 +370,15 @@ def test_a_disk_that_fails_is_named_and_nothing_earlier_is_lost(
       assert kept.gradient_steps >= max(saved)
     live(folder)
     assert left_by(folder) == straight.left
+
+
+@pytest.mark.parametrize('stop_at', range(1, 2 * NUM_GRADIENT_STEPS))
+def test_a_run_that_is_stopped_ends_the_same(disk, straight, tmp_path, stop_at):
+  """Also in the last step of an iteration, whose checkpoint is then its end."""
+  with pytest.raises(errors.PreemptedError, match='everything is saved'):
+    live(tmp_path, stop_at=stop_at)
+  live(tmp_path)
+  assert left_by(tmp_path) == straight.left
 
 
 def test_a_run_whose_checkpoints_are_gone_is_not_started_over(disk, tmp_path):

@@ -1,9 +1,8 @@
-"""Rows of metrics.csv, of an agent that says what it is told."""
+"""Rows of metrics.csv, of a learner that says what it is told."""
 
 import types
 
 from absl import logging
-import numpy as np
 import pytest
 
 from batch_rl_dr3 import run_directory
@@ -12,22 +11,16 @@ from batch_rl_dr3.training import metrics
 
 @pytest.fixture
 def open_log(tmp_path):
-  """Makes logs on one run directory, with what the agent measures."""
+  """Makes logs on one run directory, with what the sample measures."""
   measured = {'discounted_dot_product': 1.0, 'feature_norm_squared': 4.0}
-  agent = types.SimpleNamespace(
-    metrics=dict(measured),
-    measure=lambda batches: dict(measured),
-    features=lambda states: np.eye(3),
-    replay=types.SimpleNamespace(
-      batch_size=2,
-      num_valid=5,
-      draw=lambda num_rows, seed: np.arange(num_rows),
-      batch_at=lambda rows: {'state': rows},
-    ),
+  sample = types.SimpleNamespace(
+    columns=tuple(measured),
+    measure=lambda: dict(measured),
+    effective_rank=lambda: 3,
   )
 
   def open_log():
-    log = metrics.MetricsLog(tmp_path, agent, 0, 10, 1, 10, 5)
+    log = metrics.MetricsLog(tmp_path, sample, 10, 10)
     return log, measured
 
   return open_log
@@ -42,7 +35,9 @@ def test_the_ratio_of_proposition_32_is_logged(open_log, tmp_path):
   log.start(0)
   log.log(0, 0)
   log.close()
-  assert [float(row['divergence_ratio']) for row in rows(tmp_path)] == [0.25]
+  (row,) = rows(tmp_path)
+  assert float(row['divergence_ratio']) == 0.25
+  assert row['effective_rank'] == '3'
 
 
 def test_the_condition_is_said_once_a_run(open_log, tmp_path, monkeypatch):

@@ -1,0 +1,128 @@
+"""What is left to play of a target, one checkpoint a task."""
+
+import dataclasses
+import pathlib
+
+from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3.evaluation import play
+from batch_rl_dr3.training import (
+  checkpoints,
+  evaluation_pool,
+  evaluation_targets,
+  score_log,
+)
+
+VIDEOS = 'videos'
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One checkpoint to play, and whose it is.
+
+  Attributes:
+    target: whose it is.
+    iteration: the iteration that it ends.
+    checkpoint: the checkpoint.
+    with_scores: whether the whole evaluation is played.
+    with_video: whether a video is written.
+    num_agent_steps: of play; 0 where episodes are counted, or for a video.
+    check: asked before anything is published.
+  """
+
+  target: evaluation_targets.Target
+  iteration: int
+  checkpoint: checkpoints.Checkpoint
+  with_scores: bool
+  with_video: bool
+  num_agent_steps: int
+  check: run_directory.Check
+
+  def job(self, num_threads: int) -> evaluation_pool.Job:
+    """Returns what a worker is to do.
+
+    Raises:
+      DataError: if the checkpoint is damaged.
+    """
+    if self.target.is_run:
+      checkpoints.check_whole(self.checkpoint)
+    return evaluation_pool.Job(
+      config=self.target.config,
+      prefix=self.checkpoint.prefix,
+      seed=play.evaluation_seed(self.target.provenance['seed'], self.iteration),
+      protocol=self.target.protocol,
+      num_threads=num_threads,
+      with_scores=self.with_scores,
+      video=str(_video(self.target, self.iteration))
+      if self.with_video
+      else None,
+    )
+
+  def record(self, result: evaluation_pool.Result) -> str:
+    """Writes the scores and returns what to say of them.
+
+    Raises:
+      DataError: see `evaluation_targets.write_provenance`.
+      WriteError: if the disk refuses.
+    """
+    target, episodes = self.target, result.episodes
+    name = f'{target.output_dir} iteration {self.iteration}'
+    if not episodes:
+      return f'{name}: video written'
+    provenance = evaluation_targets.write_provenance(target, result, self.check)
+    score_log.ScoreLog(target.output_dir, self.check).append(
+      provenance, self.iteration, self.checkpoint.gradient_steps, episodes
+    )
+    mean_return = sum(e.episode_return for e in episodes) / len(episodes)
+    return (
+      f'{name}: mean return {mean_return:.2f} over {len(episodes)} episodes'
+    )
+
+
+def left(
+  target: evaluation_targets.Target,
+  which: str,
+  video: bool,
+  check: run_directory.Check = run_directory.unchecked,
+) -> list[Task]:
+  """Returns what is left to do for one target.
+
+  Args:
+    target: the target.
+    which: 'all' checkpoints, or the 'last'.
+    video: whether a video of each is written, where there is none.
+    check: asked before anything is published.
+
+  Raises:
+    DataError: if there is no checkpoint yet, or the protocol is not whole.
+  """
+  if not target.checkpoints:
+    raise errors.DataError(
+      f'{target.source} has no checkpoint of a finished iteration yet.'
+    )
+  found = list(target.checkpoints.items())
+  done = score_log.ScoreLog(target.output_dir).iterations()
+  tasks = [
+    Task(
+      target,
+      iteration,
+      checkpoint,
+      with_scores=iteration not in done,
+      with_video=video and not _video(target, iteration).exists(),
+      num_agent_steps=0 if iteration in done else _num_agent_steps(target),
+      check=check,
+    )
+    for iteration, checkpoint in (found if which == 'all' else found[-1:])
+  ]
+  return [task for task in tasks if task.with_scores or task.with_video]
+
+
+def _num_agent_steps(target: evaluation_targets.Target) -> int:
+  if target.protocol is None:
+    return play.PUBLISHED.num_agent_steps
+  if 'num_evaluation_episodes' in target.protocol:
+    return 0
+  return play.Rule.recorded(target.protocol).num_agent_steps
+
+
+def _video(target: evaluation_targets.Target, iteration: int) -> pathlib.Path:
+  return target.output_dir / VIDEOS / f'iteration_{iteration}.mp4'
