@@ -31,11 +31,11 @@ def create_evaluator(
   """
   if tf.config.threading.get_intra_op_parallelism_threads() != num_threads:
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+  played = protocol or {}
   try:
-    assert protocol is not None
-    environment = protocol['environment']
-    num_episodes = protocol['num_evaluation_episodes'] or _NUM_EPISODES
-  except (KeyError, AssertionError) as error:
+    environment = played['environment']
+    num_episodes = played['num_evaluation_episodes'] or _NUM_EPISODES
+  except KeyError as error:
     raise errors.DataError(
       'the protocol of a continuous run names its environment and the '
       f'number of episodes; that is missing: {error}.'
