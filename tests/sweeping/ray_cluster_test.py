@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from batch_rl_dr3 import errors, lease, run_directory
+from batch_rl_dr3 import errors, folders, lease, run_directory
 from batch_rl_dr3.sweeping import attempt, executor, grid, run_queue
 
 pytestmark = pytest.mark.slow
@@ -112,7 +112,7 @@ def execute(address, sweep, runs, program, stop=lambda: False):
 
 def check_one_worker_at_a_time(folder):
   """Checks that each worker began after the last beat of the one before."""
-  terms = lease.history(lease.FolderStorage(folder / lease.FOLDER))
+  terms = lease.history(folders.LocalFolder(folder / lease.FOLDER))
   assert [term.token for term in terms] == list(range(1, len(terms) + 1))
   assert len({term.worker for term in terms}) == len(terms)
   assert 1 <= len(terms) <= attempt.read_record(folder).attempts

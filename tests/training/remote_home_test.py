@@ -149,7 +149,7 @@ def test_what_is_published_is_there_on_the_next_machine(open_home, proxy):
     proxy.uploaded.clear()
     write(first, b='3')  # Of what is there already nothing goes up again.
     assert [n for n in proxy.uploaded if 'lease' not in n] == [
-      f'{first._root.partition("/")[2]}/b.csv'
+      f'{first._remote._root.partition("/")[2]}/b.csv'
     ]
     (first.folder / 'a.csv').unlink()
     first.publish()
@@ -214,7 +214,7 @@ def test_a_checkpoint_is_published_before_what_vouches_for_it(
     kept.save(save, '0', 10)
     place.publish()
     kept.save(save, '1', 20)
-    put = place._filesystem.put_file
+    put = place._remote._filesystem.put_file
     names = []
 
     def put_until_the_manifest(path, target):
@@ -223,7 +223,9 @@ def test_a_checkpoint_is_published_before_what_vouches_for_it(
         raise ConnectionError('the network is away')
       put(path, target)
 
-    monkeypatch.setattr(place._filesystem, 'put_file', put_until_the_manifest)
+    monkeypatch.setattr(
+      place._remote._filesystem, 'put_file', put_until_the_manifest
+    )
     with pytest.raises(errors.WriteError, match=r'gs://.*ckpt\.1\.json.*away'):
       place.publish()
     assert names == [
