@@ -46,6 +46,9 @@ SCORE_COLUMNS = (
   'length',
   'truncated',
 )
+# Where a row stands for all episodes of an evaluation, one more column: how
+# many they are. `return` and `length` are then means, `truncated` is a count.
+EPISODES = 'episodes'
 
 
 def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:

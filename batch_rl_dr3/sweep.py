@@ -42,6 +42,8 @@ sees RUNS, and given again.
   status     what is done, what runs and how fast, what has failed and why
   retry      lets runs that were set aside be tried again
   collect    writes the scores of all runs into one file
+  keep       writes what is worth keeping of finished runs, some 10 kB each, to
+             Sweep.results_dir, as for version control: they count as done then
   emit       writes the files of a job array for another system, all runs that
              are left in it, and says how to submit them (--backend)
   reconcile  the same for the runs that are left and that nobody executes now:
@@ -347,6 +349,31 @@ def collect() -> None:
     print('It is CSV because pyarrow, which writes Parquet, is not installed.')
 
 
+def keep() -> None:
+  """Writes what is kept of finished runs to the sweep's results.
+
+  Raises:
+    UsageError: if the sweep has no place for them.
+  """
+  from batch_rl_dr3.sweeping import attempt, kept
+
+  sweep = _sweep()
+  if sweep.results_dir is None:
+    raise errors.UsageError(
+      f'{FLAGS.grid} does not say where to keep results: bind '
+      'Sweep.results_dir.'
+    )
+  num_kept = 0
+  for run in sweep.runs():
+    folder = pathlib.Path(FLAGS.runs) / run.folder
+    if run.scores_apart(sweep.results_dir).exists():
+      continue
+    if attempt.is_finished(folder, run.num_iterations):
+      print(kept.keep(run, folder, sweep.results_dir))
+      num_kept += 1
+  print(f'{num_kept:,} runs are newly kept in {sweep.results_dir}.')
+
+
 def emit() -> None:
   """Writes a job array of all runs that are left."""
   from batch_rl_dr3.sweeping import standing
@@ -448,6 +475,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     status,
     retry,
     collect,
+    keep,
     emit,
     reconcile,
     task,

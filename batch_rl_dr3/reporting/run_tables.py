@@ -4,9 +4,10 @@ from collections.abc import Iterable
 import pathlib
 
 import numpy as np
+from numpy import typing as npt
 import pandas as pd
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3 import errors, run_directory
 from batch_rl_dr3.reporting import csv_file
 
 STEPS = csv_file.STEPS
@@ -43,7 +44,11 @@ def read_evaluations(
   Raises:
     DataError: if the file is damaged, or holds rows of another run.
   """
-  episodes = csv_file.read(path, (RETURN, 'episode'), ('truncated', *IDENTITY))
+  episodes = csv_file.read(
+    path,
+    (RETURN, 'episode', run_directory.EPISODES),
+    ('truncated', *IDENTITY),
+  )
   if RETURN not in episodes:
     episodes[RETURN] = np.nan
   wrong = np.flatnonzero(~np.isfinite(episodes[RETURN].to_numpy()))
@@ -54,21 +59,36 @@ def read_evaluations(
     )
   _refuse_strangers(path, episodes, identity)
   _refuse_repeated_episodes(path, episodes)
-  cut_short = np.zeros(len(episodes), bool)
-  if 'truncated' in episodes:
-    cut_short = episodes['truncated'].str.lower().isin(('1', 'true')).to_numpy()
+  weights = np.ones(len(episodes))
+  if run_directory.EPISODES in episodes:
+    weights = episodes[run_directory.EPISODES].to_numpy()
   # pandas' own grouping costs more than the rest of reading a small file.
-  steps, rows, counts = np.unique(
-    episodes[STEPS].to_numpy(), return_inverse=True, return_counts=True
-  )
+  steps, rows = np.unique(episodes[STEPS].to_numpy(), return_inverse=True)
+  counts = np.bincount(rows, weights, len(steps))
+  returns = weights * episodes[RETURN].to_numpy()
+  cut_short = np.bincount(rows, _cut_short(episodes), len(steps))
   return pd.DataFrame(
     {
       STEPS: steps,
-      RETURN: np.bincount(rows, episodes[RETURN], len(steps)) / counts,
-      'episodes': counts,
-      'truncated': np.bincount(rows, cut_short, len(steps)).astype(np.int64),
+      RETURN: np.bincount(rows, returns, len(steps)) / counts,
+      'episodes': counts.astype(np.int64),
+      'truncated': cut_short.astype(np.int64),
     }
   )
+
+
+def _cut_short(episodes: pd.DataFrame) -> npt.NDArray[np.float64]:
+  """Returns how many episodes of each row were cut short: float64 [rows]."""
+  if 'truncated' not in episodes:
+    return np.zeros(len(episodes))
+  column = episodes['truncated'].cat
+  words = {'true': '1', 'false': '0'}
+  numbers = pd.to_numeric(
+    [words.get(word.lower(), word) for word in column.categories],
+    errors='coerce',
+  )
+  # The last is what an empty cell's code, -1, stands for.
+  return np.nan_to_num(np.append(numbers, 0.0))[column.codes]
 
 
 def _refuse_strangers(

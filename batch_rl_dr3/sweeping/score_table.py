@@ -13,6 +13,7 @@ from batch_rl_dr3 import errors, run_directory
 from batch_rl_dr3.sweeping.grid import Run
 
 PARQUET, CSV = '.parquet', '.csv'
+_COLUMNS = (*run_directory.SCORE_COLUMNS, run_directory.EPISODES)
 # Columns of text; the others are numbers.
 _TEXT = ('suite', 'game', 'method', 'dataset')
 
@@ -34,7 +35,8 @@ def write(paths: Iterable[pathlib.Path], output: str) -> int:
   """Writes the rows of many scores.csv into one file, whole or not at all.
 
   Args:
-    paths: files of `run_directory.SCORE_COLUMNS`.
+    paths: files of `run_directory.SCORE_COLUMNS`. The table has one column
+      more, for those of which a row stands for several episodes.
     output: .parquet or .csv.
 
   Returns:
@@ -74,12 +76,15 @@ def write(paths: Iterable[pathlib.Path], output: str) -> int:
 
 def _read(path: pathlib.Path) -> pd.DataFrame:
   try:
-    return pd.read_csv(
+    table = pd.read_csv(
       path,
-      usecols=list(run_directory.SCORE_COLUMNS),
+      usecols=lambda name: name in _COLUMNS,
       dtype={'run': 'Int64', **dict.fromkeys(_TEXT, 'string')},
-    )[list(run_directory.SCORE_COLUMNS)]
-  except (OSError, ValueError) as error:
+    )
+    return table.assign(**{_COLUMNS[-1]: table.get(run_directory.EPISODES, 1)})[
+      list(_COLUMNS)
+    ]
+  except (OSError, ValueError, KeyError) as error:
     raise errors.DataError(f'cannot read {path}: {error}') from error
 
 
@@ -100,10 +105,10 @@ def _writer(path: str, ending: str) -> Iterator[Any]:
         pyarrow.string()
         if name in _TEXT
         else pyarrow.float64()
-        if name == 'return'
+        if name in ('return', 'length')
         else pyarrow.int64(),
       )
-      for name in run_directory.SCORE_COLUMNS
+      for name in _COLUMNS
     ]
   )
   with parquet.ParquetWriter(path, schema) as writer:

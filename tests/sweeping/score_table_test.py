@@ -20,7 +20,7 @@ def paths(make_sweep, write_run, tmp_path):
 def test_scores_of_all_runs_are_one_csv(paths, tmp_path):
   assert score_table.write(paths, str(tmp_path / 'all.csv')) == 3
   table = pd.read_csv(tmp_path / 'all.csv')
-  assert list(table.columns) == list(run_directory.SCORE_COLUMNS)
+  assert list(table.columns) == [*run_directory.SCORE_COLUMNS, 'episodes']
   assert list(table['method']) == ['dqn', 'rem', 'rem_dr3']
   assert list(table['return']) == [1.5] * 3
   assert sorted(path.name for path in tmp_path.iterdir()) == [
