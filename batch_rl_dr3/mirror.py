@@ -149,6 +149,7 @@ class Mirror:
     below = list(below)
     with self._pool() as pool:
       try:
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._listed = {}
         for found in pool.map(self._remote.find, below):
           self._listed |= found
