@@ -273,6 +273,14 @@ class View:
         path = os.path.join(glob.escape(str(mirror.folder)), rest)
       self.patterns.append(path)
 
+  def name_of(self, path: str) -> str:
+    """Returns where a file of this machine is from: its URL, or itself."""
+    for mirror in self._mirrors:
+      rest = path.removeprefix(str(mirror.folder))
+      if rest != path:
+        return f'{mirror.name}{rest}'
+    return path
+
   @property
   def is_remote(self) -> bool:
     """Whether anything of it is in a bucket."""

@@ -57,7 +57,8 @@ class RemoteFolder:
       url: such as gs://BUCKET/RUNS.
 
     Raises:
-      ConfigError: if no file system for this URL is installed.
+      ConfigError: if no file system for this URL is installed, or it lacks
+        credentials.
     """
     self.url = url.rstrip('/')
     self._filesystem, root = _open(self.url)
@@ -205,16 +206,18 @@ def _open(url: str) -> tuple[Any, str]:
   """Returns the file system of a URL, and the folder as it calls it."""
   import fsspec  # It and its clients load slowly.
 
-  if not is_google(url):
-    try:
+  try:
+    if not is_google(url):
       filesystem, root = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-      raise errors.ConfigError(f'{url} cannot be opened: {error}.') from error
-    return filesystem, str(root)
-  emulated = bool(os.environ.get('STORAGE_EMULATOR_HOST'))
-  filesystem = google_filesystem(
-    'anon' if emulated else 'google_default', _TIMEOUT, consistency='md5'
-  )
+      return filesystem, str(root)
+    emulated = bool(os.environ.get('STORAGE_EMULATOR_HOST'))
+    filesystem = google_filesystem(
+      'anon' if emulated else 'google_default', _TIMEOUT, consistency='md5'
+    )
+  except Exception as error:  # Of what is installed, and of credentials.
+    raise errors.ConfigError(
+      f'{url} cannot be opened: {_told(error)}'
+    ) from error
   return filesystem, url.split('://', 1)[1]
 
 

@@ -27,7 +27,10 @@ CASES = {
   'no backend': ['emit', MINATAR, RUNS, '--output_dir=O'],
   'no index': ['task', MINATAR, RUNS],
   'no such task': ['task', MINATAR, RUNS, '--index=2', '--only=4-5'],
-  'a URL': ['status', MINATAR, '--runs=gs://bucket/runs'],
+  'no such storage': ['status', MINATAR, '--runs=nosuch://bucket/runs'],
+  'an empty bucket': [
+    *('status', MINATAR, '--runs=memory://runs', '--cache_dir=RUNS/cache')
+  ],
   'no Ray': ['run', MINATAR, RUNS],
 }
 PROGRAM = """\
@@ -141,6 +144,8 @@ def test_status_says_how_each_run_stands(answers):
   out = answers['table'][1]
   assert out.startswith('60 runs: 1 failed, 58 waiting, 1 done\n')
   assert 'attempt 2: train: the loss is not finite' in out
+  code, out, _ = answers['an empty bucket']
+  assert (code, out) == (0, '60 runs: 60 waiting\n0 of 6,000,000 gradient steps\n')
 
 
 def test_what_was_set_aside_is_retried_and_reconciled(answers, folder):
@@ -172,7 +177,7 @@ def test_collect_writes_one_file(answers, folder):
     ('no backend', 64, '--backend is needed'),
     ('no index', 64, '--index is needed where none of BATCH_TASK_INDEX'),
     ('no such task', 64, 'there is no task 2 of 2'),
-    ('a URL', 64, 'a disk that all its nodes see'),
+    ('no such storage', 78, 'nosuch://bucket/runs cannot be opened'),
     ('no Ray', 78, 'sweep run needs Ray'),
   ],
 )
