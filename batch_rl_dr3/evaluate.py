@@ -10,7 +10,13 @@ import sys
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors, progress, run_directory, tensorflow_start
+from batch_rl_dr3 import (
+  cli,
+  errors,
+  mirror,
+  progress,
+  tensorflow_start,
+)
 from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import (
   checkpoints,
@@ -19,6 +25,7 @@ from batch_rl_dr3.training import (
   preemption,
   score_log,
 )
+from batch_rl_dr3.training import home as home_lib
 
 _USAGE = """\
 Plays checkpoints under the protocol of their run and writes their scores.
@@ -29,7 +36,9 @@ Every run directory that the pattern finds says itself which game, network and
 protocol it has; every checkpoint of it that has no scores yet is played with
 the seeds that training would have used, and its rows are added to the run's
 scores.csv. What is done is skipped, so the same command goes on after it was
-stopped. Neither the logged data nor an agent is needed.
+stopped. Neither the logged data nor an agent is needed. Of runs in a bucket,
+--checkpoints='gs://BUCKET/RUNS/**', those checkpoints are fetched that are to
+be played.
 
 Checkpoints of Dopamine's or batch_rl's TensorFlow agents (tf_ckpt-N.index, of
 the Nature network with any number of heads or quantiles) are played too:
@@ -51,7 +60,6 @@ FLAGS = flags.FLAGS
 # Memory of one worker process, in bytes: TensorFlow, a network and emulators.
 _WORKER_BYTES = 1_500_000_000
 _POLL_SECONDS = 0.5
-VIDEOS = 'videos'
 
 
 def define_flags() -> None:
@@ -60,8 +68,8 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     'checkpoints',
     [],
-    'Run directories or folders of checkpoints; ** stands for any folders. '
-    'Repeat the flag for several.',
+    'Run directories or folders of checkpoints, on a disk or in a bucket; ** '
+    'stands for any folders. Repeat the flag for several.',
   )
   flags.DEFINE_enum(
     'which', 'all', ['all', 'last'], 'Which checkpoints of each are played.'
@@ -75,9 +83,11 @@ def define_flags() -> None:
   flags.DEFINE_boolean(
     'video',
     False,
-    f"Also write an MP4 of each one's first episode to {VIDEOS}/, with the "
-    'Q-values and the feature dot product.',
+    "Also write an MP4 of each one's first episode to "
+    f'{evaluation_targets.VIDEOS}/, with the Q-values and the feature dot '
+    'product.',
   )
+  cli.define_cache_dir('Where what is in a bucket is worked on.')
   flags.DEFINE_string(
     'output_dir', None, "Where scores of another program's checkpoints go."
   )
@@ -102,7 +112,7 @@ class _Task:
   checkpoint: checkpoints.Checkpoint
   with_scores: bool
   with_video: bool
-  check: run_directory.Check
+  home: home_lib.Home
 
   def job(self, num_threads: int) -> evaluation_pool.Job:
     """Returns what a worker is to do."""
@@ -122,7 +132,9 @@ class _Task:
 
 
 def _video(target: evaluation_targets.Target, iteration: int) -> pathlib.Path:
-  return target.output_dir / VIDEOS / f'iteration_{iteration}.mp4'
+  return (
+    target.output_dir / evaluation_targets.VIDEOS / f'iteration_{iteration}.mp4'
+  )
 
 
 def evaluate(
@@ -130,6 +142,7 @@ def evaluate(
   which: str = 'all',
   num_workers: int = 0,
   video: bool = False,
+  cache_dir: str = '',
 ) -> None:
   """Plays every checkpoint that has no scores yet.
 
@@ -138,6 +151,7 @@ def evaluate(
     which: 'all', or 'last' of each.
     num_workers: processes; 0 chooses by cores and memory.
     video: whether a video of each is written, where there is none.
+    cache_dir: where what lives in a bucket is worked on.
 
   Raises:
     BatchRLError: the first that went wrong, after everything else has been
@@ -149,11 +163,23 @@ def evaluate(
     for open_target in targets:
       try:
         target = open_target()
-        run_directory.make_directory(target.output_dir)
-        if _tasks(target, which, video):
-          held = stack.enter_context(run_directory.lock(target.output_dir))
+        left = _todo(target, which, video)
+        if left:
+          names = {target.checkpoints[iteration].name for iteration in left}
+          place = target.open_home(cache_dir, names)
+          stack.enter_context(place.lock())
+          target = target.within(place)
           # Somebody may just have done some of it.
-          tasks += _tasks(target, which, video, held.check)
+          for iteration, kinds in _todo(target, which, video).items():
+            tasks.append(
+              _Task(
+                target,
+                iteration,
+                target.checkpoints[iteration],
+                *kinds,
+                home=place,
+              )
+            )
       except errors.BatchRLError as error:
         problems.append(error)
     if tasks:
@@ -166,31 +192,24 @@ def evaluate(
     raise problems[0]
 
 
-def _tasks(
-  target: evaluation_targets.Target,
-  which: str,
-  video: bool,
-  check: run_directory.Check = run_directory.unchecked,
-) -> list[_Task]:
-  """Returns what is left to do for one target."""
+def _todo(
+  target: evaluation_targets.Target, which: str, video: bool
+) -> dict[int, tuple[bool, bool]]:
+  """Returns the iterations that are left: whether to score, and to film."""
   if not target.checkpoints:
     raise errors.DataError(
-      f'{target.source} has no checkpoint of a finished iteration yet.'
+      f'{target.home} has no checkpoint of a finished iteration yet.'
     )
-  found = list(target.checkpoints.items())
+  found = list(target.checkpoints)
   done = score_log.ScoreLog(target.output_dir).iterations()
-  tasks = [
-    _Task(
-      target,
-      iteration,
-      checkpoint,
-      with_scores=iteration not in done,
-      with_video=video and not _video(target, iteration).exists(),
-      check=check,
+  kinds = {
+    iteration: (
+      iteration not in done,
+      video and not _video(target, iteration).exists(),
     )
-    for iteration, checkpoint in (found if which == 'all' else found[-1:])
-  ]
-  return [task for task in tasks if task.with_scores or task.with_video]
+    for iteration in (found if which == 'all' else found[-1:])
+  }
+  return {iteration: kind for iteration, kind in kinds.items() if any(kind)}
 
 
 def _play(
@@ -261,13 +280,16 @@ def _prepare() -> None:
 def _record(task: _Task, result: evaluation_pool.Result) -> str:
   """Writes the scores of one checkpoint and returns what to say of them."""
   target, episodes = task.target, result.episodes
-  name = f'{target.output_dir} iteration {task.iteration}'
+  name = f'{target.home} iteration {task.iteration}'
+  if episodes:
+    check = task.home.check
+    provenance = evaluation_targets.write_provenance(target, result, check)
+    score_log.ScoreLog(target.output_dir, check).append(
+      provenance, task.iteration, task.checkpoint.gradient_steps, episodes
+    )
+  task.home.publish()
   if not episodes:
     return f'{name}: video written'
-  provenance = evaluation_targets.write_provenance(target, result, task.check)
-  score_log.ScoreLog(target.output_dir, task.check).append(
-    provenance, task.iteration, task.checkpoint.gradient_steps, episodes
-  )
   mean_return = sum(e.episode_return for e in episodes) / len(episodes)
   return f'{name}: mean return {mean_return:.2f} over {len(episodes)} episodes'
 
@@ -279,9 +301,15 @@ def _targets() -> list[Callable[[], evaluation_targets.Target]]:
     DataError: if they name nothing.
     UsageError: if another flag is missing, or is of no use.
   """
-  runs, folders = evaluation_targets.find(FLAGS.checkpoints)
+  view = mirror.View(
+    FLAGS.checkpoints, FLAGS.cache_dir, evaluation_targets.CONTENTS
+  )
+  view.refresh()
+  runs, folders = evaluation_targets.find(view.patterns)
   targets: list[Callable[[], evaluation_targets.Target]] = [
-    functools.partial(evaluation_targets.of_run, run, cli.trusts_gin())
+    functools.partial(
+      evaluation_targets.of_run, run, cli.trusts_gin(), view.name_of(str(run))
+    )
     for run in runs
   ]
   if not folders:
@@ -303,19 +331,33 @@ def _targets() -> list[Callable[[], evaluation_targets.Target]]:
       f'--output_dir takes one run, and there are {len(folders)} folders of '
       f"other programs' checkpoints: {folders[0]}, {folders[1]}."
     )
-  return [*targets, functools.partial(_foreign_target, folders[0])]
+  return [
+    *targets,
+    functools.partial(_foreign_target, view.name_of(str(folders[0]))),
+  ]
 
 
-def _foreign_target(folder: pathlib.Path) -> evaluation_targets.Target:
+def _foreign_target(folder: str) -> evaluation_targets.Target:
+  """Returns the target of a folder or URL of another program's checkpoints."""
+  source, target = (
+    mirror.open_runs(place, FLAGS.cache_dir, contents)
+    for place, contents in (
+      (folder, evaluation_targets.FOREIGN_CONTENTS),
+      (FLAGS.output_dir, evaluation_targets.CONTENTS),
+    )
+  )
+  source.refresh()
+  target.refresh()
   identity = {
     name: FLAGS[name].value for name in ('method', 'dataset', 'run', 'seed')
   }
   return evaluation_targets.of_folder(
-    folder,
-    FLAGS.output_dir,
+    source.folder,
+    target.folder,
     cli.gin_text(FLAGS.gin_files, FLAGS.gin_bindings),
     identity,
     FLAGS.gradient_steps_per_iteration,
+    FLAGS.output_dir,
   )
 
 
@@ -323,7 +365,9 @@ def main() -> None:
   """Runs the command that the flags ask for."""
   if not FLAGS.checkpoints:
     raise errors.UsageError('--checkpoints is needed (see --help).')
-  evaluate(_targets(), FLAGS.which, FLAGS.num_workers, FLAGS.video)
+  evaluate(
+    _targets(), FLAGS.which, FLAGS.num_workers, FLAGS.video, FLAGS.cache_dir
+  )
 
 
 if __name__ == '__main__':

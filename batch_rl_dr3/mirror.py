@@ -101,7 +101,9 @@ def open_runs(
     ConfigError: if there is no file system for the URL.
   """
   path = folders.local_path(runs)
-  return Mirror(runs, cache_dir, contents) if path is None else LocalRuns(path)
+  if path is None:
+    return Mirror(runs, cache_dir, contents)
+  return LocalRuns(path)
 
 
 class LocalRuns:
@@ -153,7 +155,9 @@ class Mirror:
         self._listed = {}
         for found in pool.map(self._remote.find, below):
           self._listed |= found
-        held = {n: e for n, e in self._listed.items() if self._is_held(self._path(n))}
+        held = {
+          n: e for n, e in self._listed.items() if self._is_held(self._path(n))
+        }
         here = {n: s for name in below for n, s in self._stamps(name)}
         for name in here.keys() - held.keys():
           (self.folder / name).unlink(missing_ok=True)

@@ -127,7 +127,9 @@ class RemoteFolder:
         if not path.endswith('/')  # What consoles make, to show a folder.
       }
 
-  def fetch(self, name: str, target: pathlib.Path, entry: Entry) -> Entry | None:
+  def fetch(
+    self, name: str, target: pathlib.Path, entry: Entry
+  ) -> Entry | None:
     """Writes an object's content to a file, and checks it.
 
     Args:

@@ -56,6 +56,7 @@ ended with.
 
 FLAGS = flags.FLAGS
 
+
 def define_flags() -> None:
   """Defines the flags of the command."""
   flags.DEFINE_string(

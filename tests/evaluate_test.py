@@ -226,10 +226,8 @@ def test_only_what_is_left_is_played(tmp_path, target):
   )
 
   def left(which, video=False):
-    return [
-      (task.iteration, task.with_scores, task.with_video)
-      for task in evaluate._tasks(found, which, video)
-    ]
+    todo = evaluate._todo(found, which, video)
+    return [(iteration, *kinds) for iteration, kinds in todo.items()]
 
   assert left('last') == [(10, True, False)]
   written = evaluation_targets.write_provenance(found, result())

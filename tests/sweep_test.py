@@ -145,7 +145,10 @@ def test_status_says_how_each_run_stands(answers):
   assert out.startswith('60 runs: 1 failed, 58 waiting, 1 done\n')
   assert 'attempt 2: train: the loss is not finite' in out
   code, out, _ = answers['an empty bucket']
-  assert (code, out) == (0, '60 runs: 60 waiting\n0 of 6,000,000 gradient steps\n')
+  assert (code, out) == (
+    0,
+    '60 runs: 60 waiting\n0 of 6,000,000 gradient steps\n',
+  )
 
 
 def test_what_was_set_aside_is_retried_and_reconciled(answers, folder):

@@ -197,7 +197,11 @@ class Attempt:
     if before.attempts:
       without = without + 1 if now <= before.progress else 0
     if without >= self._max_without_progress:
-      last = before.error or attempt_record.last_line(self._folder / attempt_record.LOG) or 'no word'
+      last = (
+        before.error
+        or attempt_record.last_line(self._folder / attempt_record.LOG)
+        or 'no word'
+      )
       return dataclasses.replace(
         before,
         without_progress=without,
@@ -240,7 +244,10 @@ class Attempt:
       return f'train ended without a whole {run_directory.FINISHED}.'
     if exit_code < 0:
       return f'ended by {signal.Signals(-exit_code).name}'
-    return attempt_record.last_line(self._folder / attempt_record.LOG) or f'ended with {exit_code}'
+    return (
+      attempt_record.last_line(self._folder / attempt_record.LOG)
+      or f'ended with {exit_code}'
+    )
 
   def _outcome(self, kind: str, record: Record) -> Outcome:
     code = record.exit_code

@@ -87,7 +87,10 @@ class GcpBatch:
     if self.nfs:
       server, _, path = self.nfs.partition(':')
       spec['volumes'] = [
-        {'nfs': {'server': server, 'remotePath': path}, 'mountPath': array.mount}
+        {
+          'nfs': {'server': server, 'remotePath': path},
+          'mountPath': array.mount,
+        }
       ]
     group = {
       'taskSpec': spec,

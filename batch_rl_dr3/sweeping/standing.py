@@ -78,7 +78,9 @@ def is_done(run: Run, runs: _Path, results_dir: str | None) -> bool:
     runs: the folder where all runs are read.
     results_dir: where results are kept apart; None for nowhere.
   """
-  if attempt_record.is_finished(os.path.join(runs, run.folder), run.num_iterations):
+  if attempt_record.is_finished(
+    os.path.join(runs, run.folder), run.num_iterations
+  ):
     return True
   return results_dir is not None and run.scores_apart(results_dir).exists()
 
