@@ -141,7 +141,7 @@ class Mirror:
     self.name = self._remote.url
     place = self.name.replace('://', '/', 1).lstrip('/')
     self.folder = pathlib.Path(cache_dir) / _FOLDER / contents.name / place
-    self._whole = _matcher(contents.whole)
+    self._is_read = _matcher(contents.whole + contents.ends)
     self._ends = _matcher(contents.ends)
     self._is_held = _matcher(contents.whole + contents.ends + contents.sizes)
     self._listed: dict[str, remote_folder.Entry] = {}
@@ -196,27 +196,34 @@ class Mirror:
     temporary = target.with_name(f'.{target.name}.{secrets.token_hex(8)}.tmp')
     try:
       now: remote_folder.Entry | None = entry
-      if self._whole(self._path(name)):
+      is_done = not self._is_read(name) or (
+        self._ends(self._path(name))
+        and entry.size > 2 * _PART_BYTES
+        and self._write_ends(name, temporary, entry.size)
+      )
+      if not is_done:
         now = self._remote.fetch(name, temporary, entry)
-      else:
-        self._write_ends(name, temporary, entry.size)
       if now is not None:  # Else it has gone meanwhile.
+        with open(temporary, 'ab') as file:
+          file.truncate(now.size)
         os.utime(temporary, ns=(now.changed * 10**6,) * 2)
         os.replace(temporary, target)
     finally:
       temporary.unlink(missing_ok=True)
 
-  def _write_ends(self, name: str, path: pathlib.Path, size: int) -> None:
-    """Writes a file with the beginning and the end of an object, or neither."""
+  def _write_ends(self, name: str, path: pathlib.Path, size: int) -> bool:
+    """Writes the beginning and the end of an object; returns whether it could.
+
+    It cannot of one that has changed since, or where storages know no parts.
+    """
     with open(path, 'wb') as file:
-      if self._ends(self._path(name)):
-        if size <= 2 * _PART_BYTES:
-          file.write(self._remote.read(name) or b'')
-        else:
-          file.write(self._remote.read(name, 0, _PART_BYTES) or b'')
-          file.seek(size - _PART_BYTES)
-          file.write(self._remote.read(name, -_PART_BYTES) or b'')
-      file.truncate(size)
+      for start in (0, size - _PART_BYTES):
+        part = self._remote.read_part(name, start, start + _PART_BYTES)
+        if part is None:
+          return False
+        file.seek(start)
+        file.write(part)
+    return True
 
   def _path(self, name: str) -> str:
     # The folder can be one within a run directory.

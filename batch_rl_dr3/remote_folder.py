@@ -87,17 +87,22 @@ class RemoteFolder:
     with _as_os_error():
       self._filesystem.pipe_file(self._path(name), content)
 
-  def read(
-    self, name: str, start: int | None = None, end: int | None = None
-  ) -> bytes | None:
-    """See `Folder`; `start` and `end` name a part of the content."""
+  def read(self, name: str) -> bytes | None:
+    """See `Folder`."""
     with _as_os_error():
       try:
-        return bytes(
-          self._filesystem.cat_file(self._path(name), start=start, end=end)
-        )
+        return bytes(self._filesystem.cat_file(self._path(name)))
       except FileNotFoundError:
         return None
+
+  def read_part(self, name: str, start: int, end: int) -> bytes | None:
+    """Returns bytes of an object; None if just these do not come."""
+    with _as_os_error():
+      try:
+        part = self._filesystem.cat_file(self._path(name), start=start, end=end)
+      except FileNotFoundError:
+        return None
+    return bytes(part) if len(part) == end - start else None
 
   def names(self) -> list[str]:
     """See `Folder`."""
