@@ -33,8 +33,23 @@ CASES = {
   ],
   'no Ray': ['run', MINATAR, RUNS],
 }
+# The same of runs in a bucket; each case is seen from another machine.
+BUCKET = '--runs=memory://bucket/runs'
+CASES |= {
+  f'{name} of a bucket': [
+    *(BUCKET if word == RUNS else word for word in CASES[name]),
+    f'--cache_dir=RUNS/{name}',
+  ]
+  for name in ('status', 'table', 'plan', 'retry', 'reconcile', 'collect')
+}
+CASES |= {
+  'status again': ['status', MINATAR, BUCKET, '--cache_dir=RUNS/again'],
+  'collect into it': ['collect', MINATAR, BUCKET, '--cache_dir=RUNS/into'],
+}
 PROGRAM = """\
 import contextlib, io, json, os, sys
+import fsspec
+fsspec.filesystem('memory').put(sys.argv[1], '/bucket/runs', recursive=True)
 sys.modules['tensorflow'] = sys.modules['ray'] = None
 import gin
 from batch_rl_dr3 import cli, sweep
@@ -105,7 +120,7 @@ def answers(folder):
     for name, words in CASES.items()
   }
   result = subprocess.run(
-    [sys.executable, '-c', PROGRAM],
+    [sys.executable, '-c', PROGRAM, str(folder)],
     input=json.dumps(cases),
     capture_output=True,
     text=True,
@@ -162,6 +177,20 @@ def test_what_was_set_aside_is_retried_and_reconciled(answers, folder):
   )
   (script,) = (folder / 'jobs').iterdir()
   assert '--only=1-59' in script.read_text()
+
+
+def test_runs_in_a_bucket_stand_as_they_do_on_a_disk(answers, folder):
+  for name in ('status', 'table', 'plan', 'reconcile', 'collect'):
+    remote = answers[f'{name} of a bucket']
+    assert remote == answers[name], name
+  assert answers['retry of a bucket'][1] == answers['retry'][1].replace(
+    str(folder), 'memory://bucket/runs'
+  )
+  # What was set aside is so no more, for everybody.
+  assert '59 waiting, 1 done' in answers['status again'][1]
+  code, out, _ = answers['collect into it']
+  assert (code, out.split(':')[0]) == (0, 'memory')
+  assert out.startswith('memory://bucket/runs/scores.')
 
 
 def test_collect_writes_one_file(answers, folder):

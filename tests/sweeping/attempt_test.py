@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3 import errors, remote_folder
 from batch_rl_dr3.sweeping import attempt, attempt_record
 
 
@@ -197,3 +197,85 @@ def test_the_last_line_of_a_log(tmp_path, text, expected):
   assert attempt_record.last_line(tmp_path / 'log') == expected
   assert attempt_record.last_line(tmp_path / 'none') == ''
   assert os.listdir(tmp_path) == ['log']
+
+
+class Process:
+  """A process whose run is in fsspec's memory: it does a list of things."""
+
+  def __init__(self, remote, files, exit_code):
+    self._remote = remote
+    self._files = files
+    self._exit_code = exit_code
+
+  def poll(self):
+    return self._exit_code
+
+  def wait(self):
+    for name, content in self._files.items():
+      self._remote.write(name, content)
+    return self._exit_code
+
+
+@pytest.fixture
+def execute_remotely(monkeypatch, request):
+  """Makes an attempt at a run in a bucket, each on a machine of its own."""
+  remote = remote_folder.RemoteFolder(f'memory://{request.node.name}/run')
+
+  def execute(exit_code, said='', **files):
+    def start(self, log):
+      log.write(said.encode())
+      named = {n.replace('__', '/') + '.json': c for n, c in files.items()}
+      return Process(remote, named, exit_code)
+
+    monkeypatch.setattr(attempt.Attempt, '_start', start)
+    return attempt.Attempt(remote.url, [], 1, 2).execute()
+
+  execute.remote = remote
+  yield execute
+  for name in remote.find():
+    remote.remove(name)
+
+
+def test_the_truth_about_a_run_in_a_bucket_is_there(execute_remotely):
+  remote = execute_remotely.remote
+  for before in range(2):
+    outcome = execute_remotely(75, 'train: stopped\n')
+    assert (outcome.kind, outcome.error) == (attempt.AGAIN, 'train: stopped')
+    assert outcome.without_progress == before
+  log = remote.read(attempt_record.LOG).decode()
+  assert log.count('train: stopped') == log.count('--- attempt ') == 2
+  outcome = execute_remotely(75)
+  assert outcome.kind == attempt.SET_ASIDE
+  assert json.loads(remote.read(attempt_record.NAME))['is_set_aside']
+  assert remote.read(attempt_record.LOG).decode() == log
+
+
+def test_a_run_in_a_bucket_gets_on_and_ends(execute_remotely):
+  step = {'checkpoints__ckpt.0': b'{"gradient_steps": 5}'}
+  for _ in range(4):  # More than may come to nothing.
+    outcome = execute_remotely(-signal.SIGKILL, **step)
+    step['checkpoints__ckpt.0'] = step['checkpoints__ckpt.0'].replace(
+      b'5', b'55'
+    )
+    assert outcome.error == 'ended by SIGKILL'
+  end = {'finished': b'{"num_iterations": 1}'}
+  assert execute_remotely(0, **end) == attempt.Outcome(attempt.DONE, 0)
+  assert execute_remotely(1) == attempt.Outcome(attempt.DONE, 0)
+
+
+def test_a_bucket_that_is_away_is_waited_for(execute_remotely, monkeypatch):
+  monkeypatch.setattr(attempt, '_AGAIN_SECONDS', 0.01)
+  put = remote_folder.RemoteFolder.put
+  failures = [OSError(5, 'the network is away')] * 3
+
+  def put_in_the_end(*arguments):
+    if failures:
+      raise failures.pop()
+    put(*arguments)
+
+  monkeypatch.setattr(remote_folder.RemoteFolder, 'put', put_in_the_end)
+  assert execute_remotely(75, 'train: x').kind == attempt.AGAIN
+  monkeypatch.setattr(attempt, '_PATIENCE_SECONDS', 0.0)
+  failures += [OSError(5, 'the network is away')] * 3
+  with pytest.raises(errors.WriteError, match=r'attempt\.json: the network'):
+    execute_remotely(75)
