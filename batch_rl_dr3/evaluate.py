@@ -301,7 +301,7 @@ def _targets() -> list[Callable[[], evaluation_targets.Target]]:
     DataError: if they name nothing.
     UsageError: if another flag is missing, or is of no use.
   """
-  view = mirror.View(
+  view = run_globs.RunGlobs(
     FLAGS.checkpoints, FLAGS.cache_dir, evaluation_targets.CONTENTS
   )
   view.refresh()

@@ -52,7 +52,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors, mirror, run_directory
+from batch_rl_dr3 import cli, errors, run_directory, run_globs
 from batch_rl_dr3.reporting import preset
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def main() -> None:
     # A process with a server's threads in it must not fork.
     num_processes=1 if FLAGS.serve is not None else FLAGS.num_processes,
   )
-  view = mirror.View(FLAGS.runs, FLAGS.cache_dir, scores.CONTENTS)
+  view = run_globs.RunGlobs(FLAGS.runs, FLAGS.cache_dir, scores.CONTENTS)
   if view.is_remote and not (FLAGS.output_dir and FLAGS.cache_dir):
     raise errors.UsageError(
       '--output_dir and --cache_dir are needed for runs in a bucket.'

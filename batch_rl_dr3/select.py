@@ -32,7 +32,7 @@ from absl import flags
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3 import cli, errors, mirror, run_directory
+from batch_rl_dr3 import cli, errors, run_directory, run_globs
 from batch_rl_dr3.reporting import scores, selection, selection_rules, table
 
 FLAGS = flags.FLAGS
@@ -99,7 +99,7 @@ def select(
     DataError: if there are no runs, or none that can be ranked.
     WriteError: if `output` cannot be written.
   """
-  view = mirror.View(patterns, cache_dir, selection.CONTENTS)
+  view = run_globs.RunGlobs(patterns, cache_dir, selection.CONTENTS)
   view.refresh()
   collection = scores.load(view.patterns)
   rules = [r for r in selection_rules.RULES if not names or r.name in names]

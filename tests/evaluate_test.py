@@ -15,9 +15,9 @@ from batch_rl_dr3 import (
   errors,
   evaluate,
   lease,
-  mirror,
   remote_folder,
   run_directory,
+  run_globs,
   train,
 )
 from batch_rl_dr3.evaluation import lanes as lanes_lib
@@ -260,7 +260,7 @@ def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
     ):
       remote.write(f'checkpoints/{path}', content.encode())
   remote.write('events.out.tfevents', b'large')
-  view = mirror.View(
+  view = run_globs.RunGlobs(
     ['memory://evaluate/**'], tmp_path / 'cache', evaluation_targets.CONTENTS
   )
   view.refresh()

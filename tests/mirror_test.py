@@ -2,7 +2,13 @@ import os
 
 import pytest
 
-from batch_rl_dr3 import errors, mirror, remote_folder, run_directory
+from batch_rl_dr3 import (
+  errors,
+  mirror,
+  remote_folder,
+  run_directory,
+  run_globs,
+)
 from batch_rl_dr3.reporting import live_run
 
 CONTENTS = mirror.Contents(
@@ -132,7 +138,7 @@ def test_what_is_published_and_removed_is_so_for_everybody(
 
 def test_globs_of_urls_become_globs_of_files(runs, tmp_path):
   patterns = [f'{runs.name}/*/seed0', str(tmp_path / '*'), f'{runs.name}/a']
-  view = mirror.View(patterns, tmp_path, CONTENTS)
+  view = run_globs.RunGlobs(patterns, tmp_path, CONTENTS)
   view.refresh()
   assert view.patterns == [
     f'{runs.folder}/*/seed0',
@@ -144,7 +150,7 @@ def test_globs_of_urls_become_globs_of_files(runs, tmp_path):
   assert view.name_of(str(tmp_path)) == str(tmp_path)
   assert os.path.isdir(inside)
   with pytest.raises(errors.UsageError, match='has to name a bucket'):
-    mirror.View(['gs://*/runs'], tmp_path, CONTENTS)
+    run_globs.RunGlobs(['gs://*/runs'], tmp_path, CONTENTS)
 
 
 def test_a_bucket_that_falters_is_read_all_the_same(bucket, tmp_path):
