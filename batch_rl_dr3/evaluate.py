@@ -15,6 +15,7 @@ from batch_rl_dr3 import (
   errors,
   mirror,
   progress,
+  run_globs,
   tensorflow_start,
 )
 from batch_rl_dr3.evaluation import play
