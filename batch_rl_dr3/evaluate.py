@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import functools
 import os
-import pathlib
 import sys
 
 from absl import flags
 import gin
 
-from batch_rl_dr3 import cli, errors, progress, run_directory
+from batch_rl_dr3 import cli, errors, mirror, progress, run_globs
 from batch_rl_dr3.continuous import dispatch, policy_worker
 from batch_rl_dr3.training import (
   evaluation_pool,
@@ -30,7 +29,9 @@ protocol it has; every checkpoint of it that has no scores yet is played with
 the seeds that training would have used, and its rows are added to the run's
 scores.csv. What is done is skipped, so the same command goes on after it was
 stopped. The logged data are not needed. Runs of continuous control are played
-in the same way; there is no --video of them.
+in the same way; there is no --video of them. Of runs in a bucket,
+--checkpoints='gs://BUCKET/RUNS/**', those checkpoints are fetched that are to
+be played.
 
 Checkpoints of Dopamine's or batch_rl's TensorFlow agents (tf_ckpt-N.index, of
 the Nature network with any number of heads or quantiles) are played too:
@@ -60,8 +61,8 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     'checkpoints',
     [],
-    'Run directories or folders of checkpoints; ** stands for any folders. '
-    'Repeat the flag for several.',
+    'Run directories or folders of checkpoints, on a disk or in a bucket; ** '
+    'stands for any folders. Repeat the flag for several.',
   )
   flags.DEFINE_enum(
     'which', 'all', ['all', 'last'], 'Which checkpoints of each are played.'
@@ -76,9 +77,10 @@ def define_flags() -> None:
     'video',
     False,
     "Also write an MP4 of each one's first episode to "
-    f'{evaluation_tasks.VIDEOS}/, with the '
-    'Q-values and the feature dot product.',
+    f'{evaluation_targets.VIDEOS}/, with the Q-values and the feature dot '
+    'product.',
   )
+  cli.define_cache_dir('Where what is in a bucket is worked on.')
   flags.DEFINE_string(
     'output_dir', None, "Where scores of another program's checkpoints go."
   )
@@ -104,6 +106,7 @@ def evaluate(
   which: str = 'all',
   num_workers: int = 0,
   video: bool = False,
+  cache_dir: str = '',
 ) -> None:
   """Plays every checkpoint that has no scores yet.
 
@@ -112,6 +115,7 @@ def evaluate(
     which: 'all', or 'last' of each.
     num_workers: processes; 0 chooses by cores and memory.
     video: whether a video of each is written, where there is none.
+    cache_dir: where what lives in a bucket is worked on.
 
   Raises:
     BatchRLError: the first that went wrong, after everything else has been
@@ -123,12 +127,17 @@ def evaluate(
     for open_target in targets:
       try:
         target = open_target()
-        run_directory.make_directory(target.output_dir)
         _check_kind(target, video)
-        if evaluation_tasks.left(target, which, video):
-          held = stack.enter_context(run_directory.lock(target.output_dir))
+        left = evaluation_tasks.left(target, which, video)
+        if left:
+          place = target.open_home(
+            cache_dir, {task.checkpoint.name for task in left}
+          )
+          stack.enter_context(place.lock())
           # Somebody may just have done some of it.
-          tasks += evaluation_tasks.left(target, which, video, held.check)
+          tasks += evaluation_tasks.left(
+            target.within(place), which, video, place
+          )
       except errors.BatchRLError as error:
         problems.append(error)
     # A process plays games or continuous control, never both.
@@ -229,9 +238,15 @@ def _targets() -> list[Callable[[], evaluation_targets.Target]]:
     DataError: if they name nothing.
     UsageError: if another flag is missing, or is of no use.
   """
-  runs, folders = evaluation_targets.find(FLAGS.checkpoints)
+  view = run_globs.RunGlobs(
+    FLAGS.checkpoints, FLAGS.cache_dir, evaluation_targets.CONTENTS
+  )
+  view.refresh()
+  runs, folders = evaluation_targets.find(view.patterns)
   targets: list[Callable[[], evaluation_targets.Target]] = [
-    functools.partial(evaluation_targets.of_run, run, cli.trusts_gin())
+    functools.partial(
+      evaluation_targets.of_run, run, cli.trusts_gin(), view.name_of(str(run))
+    )
     for run in runs
   ]
   if not folders:
@@ -253,19 +268,33 @@ def _targets() -> list[Callable[[], evaluation_targets.Target]]:
       f'--output_dir takes one run, and there are {len(folders)} folders of '
       f"other programs' checkpoints: {folders[0]}, {folders[1]}."
     )
-  return [*targets, functools.partial(_foreign_target, folders[0])]
+  return [
+    *targets,
+    functools.partial(_foreign_target, view.name_of(str(folders[0]))),
+  ]
 
 
-def _foreign_target(folder: pathlib.Path) -> evaluation_targets.Target:
+def _foreign_target(folder: str) -> evaluation_targets.Target:
+  """Returns the target of a folder or URL of another program's checkpoints."""
+  source, target = (
+    mirror.open_runs(place, FLAGS.cache_dir, contents)
+    for place, contents in (
+      (folder, evaluation_targets.FOREIGN_CONTENTS),
+      (FLAGS.output_dir, evaluation_targets.CONTENTS),
+    )
+  )
+  source.refresh()
+  target.refresh()
   identity = {
     name: FLAGS[name].value for name in ('method', 'dataset', 'run', 'seed')
   }
   return evaluation_targets.of_folder(
-    folder,
-    FLAGS.output_dir,
+    source.folder,
+    target.folder,
     cli.gin_text(FLAGS.gin_files, FLAGS.gin_bindings),
     identity,
     FLAGS.gradient_steps_per_iteration,
+    FLAGS.output_dir,
   )
 
 
@@ -273,7 +302,9 @@ def main() -> None:
   """Runs the command that the flags ask for."""
   if not FLAGS.checkpoints:
     raise errors.UsageError('--checkpoints is needed (see --help).')
-  evaluate(_targets(), FLAGS.which, FLAGS.num_workers, FLAGS.video)
+  evaluate(
+    _targets(), FLAGS.which, FLAGS.num_workers, FLAGS.video, FLAGS.cache_dir
+  )
 
 
 if __name__ == '__main__':

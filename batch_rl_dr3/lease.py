@@ -28,9 +28,9 @@ import secrets
 import socket
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3 import errors, folders
 
 FOLDER = 'lease'
 # How often a worker shows that it lives, and for how long its beat may stand
@@ -46,67 +46,6 @@ class BusyError(errors.PreemptedError):
 
 class FencedError(errors.PreemptedError):
   """Another worker has taken over the run; this one may not write any more."""
-
-
-class Storage(Protocol):
-  """A folder for small files, shared by all who may work on a run."""
-
-  def create(self, name: str, content: bytes) -> bool:
-    """Writes a file unless it exists; returns whether it did not."""
-
-  def write(self, name: str, content: bytes) -> None:
-    """Writes a file, whole or not at all."""
-
-  def read(self, name: str) -> bytes | None:
-    """Returns the content of a file; None if there is none."""
-
-  def names(self) -> list[str]:
-    """Returns the names of the files."""
-
-
-class FolderStorage:
-  """A folder of a local or shared disk. It needs no locks of the system."""
-
-  def __init__(self, folder: str | os.PathLike[str]):
-    """Takes note of the folder, which is made when something is written."""
-    self._folder = pathlib.Path(folder)
-
-  def create(self, name: str, content: bytes) -> bool:
-    """See `Storage`. A kill can leave the file empty."""
-    self._folder.mkdir(exist_ok=True)
-    try:
-      with open(self._folder / name, 'xb') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    except FileExistsError:
-      return False
-    return True
-
-  def write(self, name: str, content: bytes) -> None:
-    """See `Storage`."""
-    temporary = self._folder / f'.{name}.{secrets.token_hex(4)}.tmp'
-    try:
-      temporary.write_bytes(content)
-      os.replace(temporary, self._folder / name)
-    except OSError:
-      temporary.unlink(missing_ok=True)
-      raise
-
-  def read(self, name: str) -> bytes | None:
-    """See `Storage`."""
-    with contextlib.suppress(OSError):
-      os.utime(self._folder)  # A network file system then looks anew.
-    try:
-      return (self._folder / name).read_bytes()
-    except FileNotFoundError:
-      return None
-
-  def names(self) -> list[str]:
-    """See `Storage`."""
-    with contextlib.suppress(FileNotFoundError):
-      return os.listdir(self._folder)
-    return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +74,7 @@ class Term:
 class Lease:
   """The right of this process to work on a run."""
 
-  def __init__(self, storage: Storage, name: str):
+  def __init__(self, storage: folders.Folder, name: str):
     """Prepares it; see `acquire`.
 
     Args:
@@ -246,7 +185,7 @@ class Lease:
     return True
 
 
-def history(storage: Storage) -> list[Term]:
+def history(storage: folders.Folder) -> list[Term]:
   """Returns the terms of a run, in order: who worked on it."""
   tokens = sorted(
     int(name.removeprefix('term-').removesuffix('.json'))
@@ -256,7 +195,7 @@ def history(storage: Storage) -> list[Term]:
   return [_read_term(storage, token) for token in tokens]
 
 
-def _newest(storage: Storage) -> Term | None:
+def _newest(storage: folders.Folder) -> Term | None:
   terms: Sequence[str] = [n for n in storage.names() if n.startswith('term-')]
   if not terms:
     return None
@@ -264,7 +203,7 @@ def _newest(storage: Storage) -> Term | None:
   return _read_term(storage, int(newest))
 
 
-def _read_term(storage: Storage, token: int) -> Term:
+def _read_term(storage: folders.Folder, token: int) -> Term:
   term = _parse_term(token, storage.read(_term(token)))
   released = _is_released(storage.read(_beat(token)))
   return dataclasses.replace(term, released=released)

@@ -13,7 +13,8 @@ runs/quickstart/report:
 
 Quote the glob, so that the shell does not expand it, and repeat --runs for
 several. Runs that are still training are shown as far as they are. A report
-that is already there is replaced, once the new one is whole.
+that is already there is replaced, once the new one is whole. Of runs in a
+bucket, --runs='gs://BUCKET/RUNS/**', what has changed is fetched first.
 
   --watch[=SECONDS]  goes on, and writes the report again when runs change
   --serve[=PORT]     serves a live page of the runs in progress in place of
@@ -51,7 +52,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors, run_directory
+from batch_rl_dr3 import cli, errors, run_directory, run_globs
 from batch_rl_dr3.reporting import preset
 
 if TYPE_CHECKING:
@@ -98,14 +99,14 @@ def define_flags() -> None:
     'runs',
     [],
     'Glob of run directories, such as runs/quickstart/*; ** matches any depth. '
-    'Folders that are no run directories are skipped. Repeat the flag for '
-    'several.',
+    'Folders that are no run directories are skipped. It may be of a bucket, '
+    'such as gs://BUCKET/RUNS/**. Repeat the flag for several.',
   )
   flags.DEFINE_string(
     'output_dir',
     None,
     'Folder of the report (default: report, in the folder that holds the '
-    'runs).',
+    'runs, unless that is in a bucket).',
   )
   _define_optional_number(
     'watch',
@@ -162,7 +163,7 @@ def define_flags() -> None:
   )
   cli.define_cache_dir(
     'Where what was read of unchanged runs is kept for the next report; empty '
-    'keeps nothing.'
+    'keeps nothing, and reads nothing of a bucket.'
   )
 
 
@@ -195,6 +196,7 @@ def main() -> None:
     intervals,
     page,
     reference,
+    scores,
   )
 
   options = page.Options(
@@ -206,15 +208,27 @@ def main() -> None:
     # A process with a server's threads in it must not fork.
     num_processes=1 if FLAGS.serve is not None else FLAGS.num_processes,
   )
+  view = run_globs.RunGlobs(FLAGS.runs, FLAGS.cache_dir, scores.CONTENTS)
+  if view.is_remote and not (FLAGS.output_dir and FLAGS.cache_dir):
+    raise errors.UsageError(
+      '--output_dir and --cache_dir are needed for runs in a bucket.'
+    )
+  view.refresh()
   write = functools.partial(
-    page.write_report, FLAGS.runs, FLAGS.output_dir, options
+    page.write_report, view.patterns, FLAGS.output_dir, options
   )
   if FLAGS.serve is not None or FLAGS.watch is not None:
     from batch_rl_dr3.reporting import live
 
-    live.run(
-      FLAGS.runs, FLAGS.output_dir, FLAGS.serve, FLAGS.host, FLAGS.watch, write
-    )
+    with view.kept_fresh(FLAGS.watch or _DEFAULT_WATCH_SECONDS):
+      live.run(
+        view.patterns,
+        FLAGS.output_dir,
+        FLAGS.serve,
+        FLAGS.host,
+        FLAGS.watch,
+        write,
+      )
     return
   index = write()
   print(f'report: {index}')

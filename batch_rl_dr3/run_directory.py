@@ -16,7 +16,7 @@ import secrets
 import shutil
 from typing import Any
 
-from batch_rl_dr3 import errors, lease
+from batch_rl_dr3 import errors, folders, lease
 
 BusyError = lease.BusyError
 
@@ -87,7 +87,7 @@ def lock(directory: str | os.PathLike[str]) -> Iterator[lease.Lease]:
     WriteError: if the lease cannot be written.
   """
   folder = pathlib.Path(directory)
-  held = lease.Lease(lease.FolderStorage(folder / lease.FOLDER), str(folder))
+  held = lease.Lease(folders.LocalFolder(folder / lease.FOLDER), str(folder))
   try:
     held.acquire()
   except OSError as error:

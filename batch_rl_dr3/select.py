@@ -32,7 +32,7 @@ from absl import flags
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3 import cli, errors, run_directory
+from batch_rl_dr3 import cli, errors, run_directory, run_globs
 from batch_rl_dr3.reporting import scores, selection, selection_rules, table
 
 FLAGS = flags.FLAGS
@@ -47,8 +47,10 @@ def define_flags() -> None:
     'runs',
     [],
     'Glob of run directories, such as runs/minatar/*; ** matches any depth. '
-    'Repeat the flag for several.',
+    'It may be of a bucket, such as gs://BUCKET/RUNS/**. Repeat the flag for '
+    'several.',
   )
+  cli.define_cache_dir('Where what is read of runs in a bucket is kept.')
   flags.DEFINE_multi_enum(
     'rule',
     [],
@@ -82,6 +84,7 @@ def select(
   names: Sequence[str] = (),
   top: int = 1,
   output: str | None = None,
+  cache_dir: str = '',
 ) -> None:
   """Prints, and writes if asked, the choices of the rules and their worth.
 
@@ -90,14 +93,18 @@ def select(
     names: of rules; none for all.
     top: how many checkpoints of each rule to print.
     output: a .csv or .json file for the whole ranking.
+    cache_dir: where what is read of a bucket is kept.
 
   Raises:
     DataError: if there are no runs, or none that can be ranked.
     WriteError: if `output` cannot be written.
   """
-  collection = scores.load(patterns)
+  view = run_globs.RunGlobs(patterns, cache_dir, selection.CONTENTS)
+  view.refresh()
+  collection = scores.load(view.patterns)
   rules = [r for r in selection_rules.RULES if not names or r.name in names]
   ranked = selection.ranking(collection, rules)
+  ranked['folder'] = ranked['folder'].map(view.name_of)
   outcomes = selection.outcomes(collection, rules)
   if ranked.empty and outcomes.empty:
     raise errors.DataError(
@@ -182,7 +189,7 @@ def main() -> None:
     raise errors.UsageError(
       f'--output={FLAGS.output} ends in neither .csv nor .json.'
     )
-  select(FLAGS.runs, FLAGS.rule, FLAGS.top, FLAGS.output)
+  select(FLAGS.runs, FLAGS.rule, FLAGS.top, FLAGS.output, FLAGS.cache_dir)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,15 @@
 """Fixtures that more than one folder of tests uses."""
 
+import http.client
+import http.server
 import os
 import pathlib
+import re
+import socket
 import subprocess
 import sys
+import threading
+import urllib.parse
 
 import batch_rl_dr3  # noqa: F401  (first: it selects Keras for TensorFlow)
 
@@ -11,6 +17,8 @@ import batch_rl_dr3  # noqa: F401  (first: it selects Keras for TensorFlow)
 import gin
 import numpy as np
 import pytest
+
+from batch_rl_dr3 import lease
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # They take longest and so come first: at the end no core is to wait for them.
@@ -115,3 +123,121 @@ def run():
     )
 
   return run
+
+
+class BucketProxy(http.server.ThreadingHTTPServer):
+  """Stands before the emulator, which knows no conditions and no faults.
+
+  It answers 412 where an object is there already. `faults` are what befalls
+  the next requests that change things, `read_faults` those that read content:
+  503 answers without passing on; 'lost' passes on and closes before the
+  answer, as when a network breaks; 'cut' answers with half of the content.
+  """
+
+  daemon_threads = True
+
+  def __init__(self, target_port):
+    super().__init__(('127.0.0.1', 0), _BucketHandler)
+    self.target_port = target_port
+    self.faults = []
+    self.read_faults = []
+    self.uploaded = []
+    self.lock = threading.Lock()
+
+  def handle_error(self, request, client_address):
+    pass
+
+
+class _BucketHandler(http.server.BaseHTTPRequestHandler):
+  def _pass_on(self):
+    body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+    with self.server.lock:  # Conditions hold for one request at a time.
+      fault = None
+      faults = []
+      if self.command != 'GET':
+        faults = self.server.faults
+      elif 'alt=media' in self.path:
+        faults = self.server.read_faults
+      if faults:
+        fault = faults.pop(0)
+      if fault == 503:
+        status, answer = 503, b'{}'
+      elif 'ifGenerationMatch=0' in self.path and self._exists(body):
+        status, answer = 412, b'{}'
+      else:
+        status, answer = self._ask(self.command, self.path, body)
+        name = re.search(rb'"name": "([^"]+)"', body)
+        if name:
+          self.server.uploaded.append(name[1].decode())
+    if fault == 'cut':
+      answer = answer[: len(answer) // 2]
+    if fault == 'lost':
+      self.connection.shutdown(socket.SHUT_RDWR)
+      return
+    self.send_response(status)
+    self.send_header('Content-Type', 'application/json')
+    self.send_header('Content-Length', str(len(answer)))
+    self.end_headers()
+    self.wfile.write(answer)
+
+  do_GET = do_POST = do_PUT = do_DELETE = _pass_on
+
+  def _exists(self, body):
+    name = re.search(rb'"name": "([^"]+)"', body)[1].decode()
+    bucket = re.search('/b/([^/]+)/', self.path)[1]
+    quoted = urllib.parse.quote(name, safe='')
+    return self._ask('GET', f'/storage/v1/b/{bucket}/o/{quoted}', b'')[0] == 200
+
+  def _ask(self, method, path, body):
+    connection = http.client.HTTPConnection(
+      '127.0.0.1', self.server.target_port
+    )
+    kept = {
+      k: v
+      for k, v in self.headers.items()
+      if k.lower().startswith(('content-', 'range'))
+    }
+    connection.request(method, path, body, kept)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, content
+
+  def log_message(self, *args):
+    pass
+
+
+@pytest.fixture(scope='session')
+def emulator():
+  """The port of an emulator of Google Cloud Storage with a bucket `bucket`."""
+  from gcp_storage_emulator import server
+
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  emulator = server.create_server('127.0.0.1', port, in_memory=True)
+  emulator.start()
+  connection = http.client.HTTPConnection('127.0.0.1', port)
+  connection.request(
+    'POST',
+    '/storage/v1/b?project=test',
+    '{"name": "bucket"}',
+    {'Content-Type': 'application/json'},
+  )
+  assert connection.getresponse().status == 200
+  yield port
+  emulator.stop()
+
+
+@pytest.fixture
+def bucket(emulator, monkeypatch):
+  """gs://bucket, behind a proxy that spoils answers; leases end quickly."""
+  monkeypatch.setattr(lease, 'HEARTBEAT_SECONDS', 0.2)
+  monkeypatch.setattr(lease, '_POLL_SECONDS', 0.05)
+  with BucketProxy(emulator) as server:
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    host = f'http://127.0.0.1:{server.server_address[1]}'
+    monkeypatch.setenv('STORAGE_EMULATOR_HOST', host)
+    yield server
+    server.shutdown()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,15 @@ import time
 
 import pytest
 
-from batch_rl_dr3 import errors, evaluate, lease, run_directory, train
+from batch_rl_dr3 import (
+  errors,
+  evaluate,
+  lease,
+  remote_folder,
+  run_directory,
+  run_globs,
+  train,
+)
 from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import (
   checkpoints,
@@ -247,6 +256,45 @@ def test_a_protocol_that_is_not_whole_is_named(target, tmp_path):
   )
   with pytest.raises(errors.DataError, match="lacks 'epsilon_eval'"):
     evaluation_tasks.left(broken, 'all', False)
+
+
+def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
+  evaluation_targets.write_provenance(target, result())
+  remote = remote_folder.RemoteFolder('memory://evaluate/seed0')
+  for name in (run_directory.PROVENANCE, run_directory.CONFIG):
+    remote.put(tmp_path / name, name)
+  for name in '01':
+    manifest = {'name': name, 'gradient_steps': 30, 'files': {}}
+    for path, content in (
+      (f'tf_ckpt-{name}.index', 'weights'),
+      (f'ckpt.{name}.json', json.dumps(manifest)),
+    ):
+      remote.write(f'checkpoints/{path}', content.encode())
+  remote.write('events.out.tfevents', b'large')
+  view = run_globs.RunGlobs(
+    ['memory://evaluate/**'], tmp_path / 'cache', evaluation_targets.CONTENTS
+  )
+  view.refresh()
+  ((folder,), _) = evaluation_targets.find(view.patterns)
+  found = evaluation_targets.of_run(folder, home=view.name_of(str(folder)))
+  assert found.home == remote.url
+  assert list(found.checkpoints) == [0, 1]
+  place = found.open_home(str(tmp_path / 'cache'), {'1'})
+  with place.lock():
+    here = found.within(place)
+    assert list(here.checkpoints) == [1]
+    index = pathlib.Path(f'{here.checkpoints[1].prefix}.index')
+    assert index.read_text() == 'weights'
+    assert not list(place.folder.glob('events.*'))
+    written = evaluation_targets.write_provenance(here, result(), place.check)
+    log = score_log.ScoreLog(here.output_dir, place.check)
+    log.append(written, 1, 30, result().episodes)
+    place.publish()
+  view.refresh()
+  assert score_log.ScoreLog(folder).iterations() == {1}
+  # What was not fetched is still there.
+  assert remote.read('checkpoints/tf_ckpt-0.index') == b'weights'
+  assert remote.read('events.out.tfevents') == b'large'
 
 
 def test_a_run_in_use_and_a_damaged_checkpoint_are_named(

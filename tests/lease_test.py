@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from batch_rl_dr3 import errors, lease, run_directory
+from batch_rl_dr3 import errors, folders, lease, run_directory
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def storage(tmp_path):
-  return lease.FolderStorage(tmp_path / lease.FOLDER)
+  return folders.LocalFolder(tmp_path / lease.FOLDER)
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(
 ):
   monkeypatch.setattr(lease, 'EXPIRY_SECONDS', 1000.0)
   script = (
-    'import os, sys; from batch_rl_dr3 import lease;'
-    'lease.Lease(lease.FolderStorage(sys.argv[1]), "RUN").acquire();'
+    'import os, sys; from batch_rl_dr3 import folders, lease;'
+    'lease.Lease(folders.LocalFolder(sys.argv[1]), "RUN").acquire();'
     'os._exit(9)'
   )
   folder = str(storage._folder)

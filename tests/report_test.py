@@ -41,6 +41,7 @@ def test_the_command_writes_a_report_and_says_where(tmp_path):
   [
     ([], 64, 'no runs given'),
     (['--runs=nowhere/*'], 65, "'nowhere/*' matches nothing"),
+    (['--runs=memory://runs/*'], 64, '--output_dir and --cache_dir are needed'),
   ],
 )
 def test_errors_are_one_line_and_a_code(tmp_path, flags, code, expected):

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,6 +55,27 @@ def test_it_prints_the_choices_and_what_they_are_worth(runs):
   assert len(rows) == 2 * 3 + 1
   assert rows[2]['rule'] == 'dot_growth'
   assert (rows[2]['place'], rows[2]['checkpoint']) == ('1', '0')
+
+
+def test_runs_in_a_bucket_are_ranked_by_what_is_fetched(runs, tmp_path):
+  checkpoints = runs / 'runs' / 'rem' / 'checkpoints'
+  for name in '01':
+    (checkpoints / f'tf_ckpt-{name}.index').write_text('weights')
+    manifest = checkpoints / f'ckpt.{name}.json'
+    record = json.loads(manifest.read_text())
+    record['files'] = {f'tf_ckpt-{name}.index': {'bytes': 7, 'sha256': ''}}
+    manifest.write_text(json.dumps(record))
+  memory = fsspec.filesystem('memory')
+  memory.put(str(runs / 'runs'), '/select', recursive=True)
+  tables = {}
+  for place in (f'{runs}/runs', 'memory://select'):
+    output = tmp_path / 'all.csv'
+    select.select([f'{place}/*'], output=str(output), cache_dir=str(tmp_path))
+    tables[place] = output.read_text().replace(place, 'RUNS')
+  memory.rm('/select', recursive=True)
+  local, remote = tables.values()
+  assert local == remote
+  assert 'RUNS/rem' in local
 
 
 def test_json_has_everything(runs, capsys, monkeypatch):

@@ -27,11 +27,29 @@ CASES = {
   'no backend': ['emit', MINATAR, RUNS, '--output_dir=O'],
   'no index': ['task', MINATAR, RUNS],
   'no such task': ['task', MINATAR, RUNS, '--index=2', '--only=4-5'],
-  'a URL': ['status', MINATAR, '--runs=gs://bucket/runs'],
+  'no such storage': ['status', MINATAR, '--runs=nosuch://bucket/runs'],
+  'an empty bucket': [
+    *('status', MINATAR, '--runs=memory://runs', '--cache_dir=RUNS/cache')
+  ],
   'no Ray': ['run', MINATAR, RUNS],
+}
+# The same of runs in a bucket; each case is seen from another machine.
+BUCKET = '--runs=memory://bucket/runs'
+CASES |= {
+  f'{name} of a bucket': [
+    *(BUCKET if word == RUNS else word for word in CASES[name]),
+    f'--cache_dir=RUNS/{name}',
+  ]
+  for name in ('status', 'table', 'plan', 'retry', 'reconcile', 'collect')
+}
+CASES |= {
+  'status again': ['status', MINATAR, BUCKET, '--cache_dir=RUNS/again'],
+  'collect into it': ['collect', MINATAR, BUCKET, '--cache_dir=RUNS/into'],
 }
 PROGRAM = """\
 import contextlib, io, json, os, sys
+import fsspec
+fsspec.filesystem('memory').put(sys.argv[1], '/bucket/runs', recursive=True)
 sys.modules['tensorflow'] = sys.modules['ray'] = None
 import gin
 from batch_rl_dr3 import cli, sweep
@@ -102,7 +120,7 @@ def answers(folder):
     for name, words in CASES.items()
   }
   result = subprocess.run(
-    [sys.executable, '-c', PROGRAM],
+    [sys.executable, '-c', PROGRAM, str(folder)],
     input=json.dumps(cases),
     capture_output=True,
     text=True,
@@ -141,6 +159,11 @@ def test_status_says_how_each_run_stands(answers):
   out = answers['table'][1]
   assert out.startswith('60 runs: 1 failed, 58 waiting, 1 done\n')
   assert 'attempt 2: train: the loss is not finite' in out
+  code, out, _ = answers['an empty bucket']
+  assert (code, out) == (
+    0,
+    '60 runs: 60 waiting\n0 of 6,000,000 gradient steps\n',
+  )
 
 
 def test_what_was_set_aside_is_retried_and_reconciled(answers, folder):
@@ -154,6 +177,20 @@ def test_what_was_set_aside_is_retried_and_reconciled(answers, folder):
   )
   (script,) = (folder / 'jobs').iterdir()
   assert '--only=1-59' in script.read_text()
+
+
+def test_runs_in_a_bucket_stand_as_they_do_on_a_disk(answers, folder):
+  for name in ('status', 'table', 'plan', 'reconcile', 'collect'):
+    remote = answers[f'{name} of a bucket']
+    assert remote == answers[name], name
+  assert answers['retry of a bucket'][1] == answers['retry'][1].replace(
+    str(folder), 'memory://bucket/runs'
+  )
+  # What was set aside is so no more, for everybody.
+  assert '59 waiting, 1 done' in answers['status again'][1]
+  code, out, _ = answers['collect into it']
+  assert (code, out.split(':')[0]) == (0, 'memory')
+  assert out.startswith('memory://bucket/runs/scores.')
 
 
 def test_collect_writes_one_file(answers, folder):
@@ -172,7 +209,7 @@ def test_collect_writes_one_file(answers, folder):
     ('no backend', 64, '--backend is needed'),
     ('no index', 64, '--index is needed where none of BATCH_TASK_INDEX'),
     ('no such task', 64, 'there is no task 2 of 2'),
-    ('a URL', 64, 'a disk that all its nodes see'),
+    ('no such storage', 78, 'nosuch://bucket/runs cannot be opened'),
     ('no Ray', 78, 'sweep run needs Ray'),
   ],
 )

@@ -5,13 +5,11 @@ Every read is of a range, so that what broke goes on at the byte reached.
 
 from collections.abc import Callable
 import io
-import logging as stdlib_logging
 import os
 from typing import Any, BinaryIO, cast
 import urllib.parse
-import warnings
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3 import errors, remote_folder
 from batch_rl_dr3.replay import stored_file
 from batch_rl_dr3.replay.retry import Retry
 
@@ -195,17 +193,17 @@ def open_storage(
 
   url = url.rstrip('/')
   options: dict[str, Any] = {}
-  if is_google(url):
+  if remote_folder.is_google(url):
     if google_token is None:
       has_credentials = 'GOOGLE_APPLICATION_CREDENTIALS' in os.environ
       google_token = 'google_default' if has_credentials else 'anon'
     root = url.split('://', 1)[1]
-    filesystem = google_filesystem(
+    filesystem = remote_folder.google_filesystem(
       google_token, timeout, endpoint_url=endpoint_url
     )
     return Storage(url, filesystem, root, retry)
   if url.startswith(('http://', 'https://')):
-    options = {'client_kwargs': {'timeout': _limits(timeout)}}
+    options = {'client_kwargs': {'timeout': remote_folder.limits(timeout)}}
   elif url.startswith('s3://'):
     options = {'anon': 'AWS_ACCESS_KEY_ID' not in os.environ}
   try:
@@ -213,42 +211,3 @@ def open_storage(
   except (ImportError, ValueError) as error:
     raise errors.DataError(f'{url} cannot be opened: {error}.') from error
   return Storage(url, filesystem, root, retry)
-
-
-def is_google(url: str) -> bool:
-  """Returns whether a URL is of Google Cloud Storage."""
-  return url.startswith(('gs://', 'gcs://'))
-
-
-def google_filesystem(token: str, timeout: float, **options: Any) -> Any:
-  """Returns gcsfs's file system, by plain HTTP and without caches.
-
-  The class that fsspec would choose asks for the bucket's kind by gRPC first,
-  which neither an anonymous user nor an emulator can answer.
-
-  Args:
-    token: see GCSFileSystem: 'anon', 'google_default' and others.
-    timeout: seconds without a byte after which a connection is given up.
-    **options: more of GCSFileSystem's.
-  """
-  # Google's packages warn of what the pinned versions do not support.
-  warnings.filterwarnings('ignore', '', FutureWarning, 'google')
-  from gcsfs import core
-
-  # It logs a traceback of every failure that is then told in a line.
-  stdlib_logging.getLogger('gcsfs').setLevel(stdlib_logging.CRITICAL)
-  return core.GCSFileSystem(
-    token=token,
-    requests_timeout=_limits(timeout),
-    use_listings_cache=False,
-    skip_instance_cache=True,
-    **options,
-  )
-
-
-def _limits(timeout: float) -> Any:
-  import aiohttp
-
-  return aiohttp.ClientTimeout(
-    total=None, sock_connect=timeout, sock_read=timeout
-  )

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3 import errors, mirror, run_directory
 from batch_rl_dr3.reporting import (
   csv_file,
   methods,
@@ -38,6 +38,9 @@ MEAN_Q = 'mean_q'
 METRICS = (TD_LOSS, DOT_PRODUCT, NORM_SQUARED, EFFECTIVE_RANK, MEAN_Q)
 # Of scores.csv: the mean over the episodes of one evaluation.
 RETURN = run_tables.RETURN
+
+# What is read of a run.
+CONTENTS = mirror.Contents('runs', whole=run_directory.RUN_FILES)
 
 _STEPS = csv_file.STEPS
 # Nanoseconds by which the clocks of two machines may differ unnoticed.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3 import run_directory
+from batch_rl_dr3 import mirror, run_directory
 from batch_rl_dr3.reporting import (
   intervals,
   methods,
@@ -30,6 +30,15 @@ RANDOM = 'random'
 # Below so many runs the table says that it is not to be relied on.
 _FEW_RUNS = 5
 _MANIFESTS = 'ckpt.*.json'
+# What is read of a run.
+CONTENTS = mirror.Contents(
+  'selection',
+  whole=(
+    *scores.CONTENTS.whole,
+    f'{run_directory.CHECKPOINTS}/{_MANIFESTS}',
+  ),
+  sizes=(f'{run_directory.CHECKPOINTS}/*',),
+)
 # Columns of `ranking`, beside 'run' and 'rule'.
 _RANKED = ('place', 'checkpoint', 'gradient_steps', 'value', 'return')
 

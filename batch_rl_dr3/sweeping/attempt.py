@@ -1,33 +1,28 @@
 """One attempt at a run: its process, its log, and what is recorded of it.
 
 Whoever executes a run, an actor of Ray or a task of a job array, does it by
-`execute`. All that outlives an attempt is in the run directory:
-
-    attempt.json   how often it was tried, how often without progress, how the
-                   last attempt ended, and whether the run is set aside
-    train.log      what `train` printed, one attempt after another
-
-Progress is a newer checkpoint or more scores. It is looked at when the next
-attempt begins, so that it does not matter who died of what: an attempt that
-was preempted costs nothing unless nothing ever comes of any.
+`execute`. All that outlives an attempt is in the run directory, see
+`attempt_record`; if that is in a bucket, the log goes there when the attempt
+ends. Progress is looked at when the next attempt begins, so that it does not
+matter who died of what: an attempt that was preempted costs nothing unless
+nothing ever comes of any.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import datetime
-import json
 import os
-import pathlib
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from typing import Any
 
-from batch_rl_dr3 import errors, run_directory
-
-RECORD = 'attempt.json'
-LOG = 'train.log'
+from batch_rl_dr3 import errors, mirror, run_directory
+from batch_rl_dr3.sweeping import attempt_record
+from batch_rl_dr3.sweeping.attempt_record import Record
 
 # Exit codes after which the same command would fail again.
 OWN_FAULT = frozenset(
@@ -47,6 +42,11 @@ _BUSY_WORDS = ' is in use: '
 # What an attempt comes to.
 DONE, SET_ASIDE, BUSY, AGAIN = 'done', 'set aside', 'busy', 'again'
 
+# For how long, and how often in seconds, a bucket that is away is asked again
+# before or after an attempt of days.
+_PATIENCE_SECONDS = 600.0
+_AGAIN_SECONDS = 10.0
+
 # Becomes the command that its arguments name, and ends with the process that
 # started it, however that ends. Ray's workers block signals; train needs them.
 _BECOME = """\
@@ -57,34 +57,6 @@ if os.getppid() != int(sys.argv[1]):
   sys.exit(75)
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
-# Bytes at the end of a log among which its last line is.
-_TAIL_BYTES = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-  """What is known of the attempts at a run.
-
-  Attributes:
-    attempts: how many were begun.
-    without_progress: how many of the last ones, but for the newest, came to
-      nothing.
-    progress: of the run when the newest attempt began.
-    began: when that was, in ISO 8601, UTC.
-    host: where.
-    exit_code: how it ended; None if nobody lived to say so, or it goes on.
-    error: the last line of its log, if it did not end well.
-    is_set_aside: whether the run is not to be tried again until `retry`.
-  """
-
-  attempts: int = 0
-  without_progress: int = 0
-  progress: tuple[int, int] = (0, 0)
-  began: str = ''
-  host: str = ''
-  exit_code: int | None = None
-  error: str = ''
-  is_set_aside: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,65 +77,6 @@ class Outcome:
   without_progress: int = 0
 
 
-def read_record(folder: str | os.PathLike[str]) -> Record:
-  """Returns what is recorded in a run directory; of a new run, nothing."""
-  try:
-    value = json.loads((pathlib.Path(folder) / RECORD).read_text())
-    value['progress'] = tuple(value['progress'])
-    return Record(**value)
-  except FileNotFoundError:
-    return Record()
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise errors.DataError(
-      f'{pathlib.Path(folder) / RECORD} cannot be read: {error}. Remove it, '
-      'and the run is tried as if for the first time.'
-    ) from error
-
-
-def forget(folder: str | os.PathLike[str]) -> None:
-  """Lets a run be tried as if for the first time, from where it was left."""
-  (pathlib.Path(folder) / RECORD).unlink(missing_ok=True)
-
-
-def is_finished(folder: str | os.PathLike[str], num_iterations: int) -> bool:
-  """Returns whether a run has had so many iterations, and all is written."""
-  try:
-    return run_directory.is_finished(folder, num_iterations)
-  except (OSError, ValueError, KeyError, TypeError):
-    return False  # Written last, and whole: what cannot be read is none.
-
-
-def progress(folder: str | os.PathLike[str]) -> tuple[int, int]:
-  """Returns what grows as a run gets on, whatever becomes of its process.
-
-  The gradient steps of the newest checkpoint, and the bytes of scores.csv.
-  """
-  root = pathlib.Path(folder)
-  steps = 0
-  for path in (root / run_directory.CHECKPOINTS).glob('ckpt.*.json'):
-    try:
-      steps = max(steps, int(json.loads(path.read_text())['gradient_steps']))
-    except (OSError, ValueError, KeyError, TypeError):
-      continue  # Torn or gone: it does not exist.
-  try:
-    return steps, (root / run_directory.SCORES).stat().st_size
-  except OSError:
-    return steps, 0
-
-
-def last_line(path: str | os.PathLike[str]) -> str:
-  """Returns the last line of a log that is not empty; '' if there is none."""
-  try:
-    with open(path, 'rb') as file:
-      size = file.seek(0, os.SEEK_END)
-      file.seek(max(0, size - _TAIL_BYTES))
-      text = file.read().decode(errors='replace')
-  except OSError:
-    return ''
-  lines = [line.strip() for line in text.replace('\r', '\n').split('\n')]
-  return next((line for line in reversed(lines) if line), '')
-
-
 class Attempt:
   """One attempt at a run, which can be stopped from another thread."""
 
@@ -178,13 +91,13 @@ class Attempt:
     """Prepares it; nothing happens yet.
 
     Args:
-      folder: the run directory.
+      folder: the run directory, or its URL.
       arguments: what follows `python`.
       num_iterations: that the run has in the end.
       max_without_progress: a run is set aside after so many attempts.
       cwd: where the process runs, if there is such a folder here.
     """
-    self._folder = pathlib.Path(folder)
+    self._place = folder
     self._arguments = arguments
     self._num_iterations = num_iterations
     self._max_without_progress = max_without_progress
@@ -208,21 +121,49 @@ class Attempt:
     The process ends with the thread that calls this.
 
     Raises:
-      WriteError: if the run directory cannot be written.
+      DataError: if the run directory cannot be read.
+      WriteError: if it cannot be written.
     """
-    before = read_record(self._folder)
-    record = self._begin(before)
-    if isinstance(record, Outcome):
-      return record
-    with open(self._folder / LOG, 'ab') as log:
+    with tempfile.TemporaryDirectory(prefix='batch_rl_dr3.') as scratch:
+      self._run = mirror.open_runs(
+        self._place, scratch, attempt_record.CONTENTS
+      )
+      self._folder = self._run.folder
+      self._patiently(self._run.refresh)
+      before = attempt_record.read(self._folder)
+      record = self._begin(before)
+      if isinstance(record, Outcome):
+        return record
+      exit_code = self._train(record)
+      self._publish(attempt_record.LOG)
+      self._patiently(self._run.refresh)
+      return self._end(before, record, exit_code)
+
+  def _train(self, record: Record) -> int:
+    """Executes the process, and returns what it ended with."""
+    with open(self._folder / attempt_record.LOG, 'ab') as log:
       line = f'--- attempt {record.attempts}, {record.began}, {record.host}\n'
       log.write(line.encode())
       log.flush()
       self._process = self._start(log)
       if self._stopped:  # Meanwhile.
         self._signal(signal.SIGTERM)
-      exit_code = self._process.wait()
-    return self._end(before, record, exit_code)
+      return self._process.wait()
+
+  def _publish(self, name: str) -> None:
+    self._patiently(lambda: self._run.publish(name))
+
+  def _patiently(self, action: Callable[[], None]) -> None:
+    """Does what needs a bucket, which may be away for a while."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+      try:
+        return action()
+      except errors.BatchRLError as error:
+        is_gone = isinstance(error.__cause__, FileNotFoundError)
+        if is_gone or self._stopped or time.monotonic() > deadline:
+          raise
+        time.sleep(_AGAIN_SECONDS)
 
   def _start(self, log: Any) -> 'subprocess.Popen[bytes]':
     return subprocess.Popen(
@@ -238,7 +179,7 @@ class Attempt:
 
   def _begin(self, before: Record) -> Record | Outcome:
     """Records that the attempt begins; an outcome if it is not to."""
-    if is_finished(self._folder, self._num_iterations):
+    if attempt_record.is_finished(self._folder, self._num_iterations):
       return Outcome(DONE, 0)
     run_directory.make_directory(self._folder)
     if before.is_set_aside:
@@ -251,12 +192,16 @@ class Attempt:
 
   def _next(self, before: Record) -> Record:
     """Returns the record of an attempt that begins after others."""
-    now = progress(self._folder)
+    now = attempt_record.progress(self._folder)
     without = before.without_progress
     if before.attempts:
       without = without + 1 if now <= before.progress else 0
     if without >= self._max_without_progress:
-      last = before.error or last_line(self._folder / LOG) or 'no word'
+      last = (
+        before.error
+        or attempt_record.last_line(self._folder / attempt_record.LOG)
+        or 'no word'
+      )
       return dataclasses.replace(
         before,
         without_progress=without,
@@ -293,13 +238,16 @@ class Attempt:
 
   def _error(self, exit_code: int) -> str:
     """Returns why the run is not finished; '' if it is."""
-    if is_finished(self._folder, self._num_iterations):
+    if attempt_record.is_finished(self._folder, self._num_iterations):
       return ''
     if exit_code == 0:
       return f'train ended without a whole {run_directory.FINISHED}.'
     if exit_code < 0:
       return f'ended by {signal.Signals(-exit_code).name}'
-    return last_line(self._folder / LOG) or f'ended with {exit_code}'
+    return (
+      attempt_record.last_line(self._folder / attempt_record.LOG)
+      or f'ended with {exit_code}'
+    )
 
   def _outcome(self, kind: str, record: Record) -> Outcome:
     code = record.exit_code
@@ -311,7 +259,10 @@ class Attempt:
     )
 
   def _write(self, record: Record) -> None:
-    run_directory.write_json(self._folder / RECORD, dataclasses.asdict(record))
+    run_directory.write_json(
+      self._folder / attempt_record.NAME, dataclasses.asdict(record)
+    )
+    self._publish(attempt_record.NAME)
 
 
 def in_foreground(attempt: Attempt) -> Outcome:

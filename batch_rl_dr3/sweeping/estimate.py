@@ -12,9 +12,9 @@ import statistics
 
 import tqdm
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3 import errors, mirror
 from batch_rl_dr3.reporting import methods
-from batch_rl_dr3.sweeping import attempt, standing
+from batch_rl_dr3.sweeping import attempt_record, standing
 from batch_rl_dr3.sweeping.grid import Run, Sweep
 
 _RATE = ': gradient steps/s'
@@ -74,16 +74,18 @@ def of_benchmark(path: str) -> Rates:
   return Rates(by_method, play, f'benchmark, {path}')
 
 
-def of_finished(runs_of_sweep: Sequence[Run], runs: str) -> Rates | None:
+def of_finished(
+  runs_of_sweep: Sequence[Run], runs: mirror.Runs
+) -> Rates | None:
   """Returns the median rates of finished runs; None if there is none."""
-  rates = standing.measured_rates(runs_of_sweep, runs)
+  rates = standing.measured_rates(runs_of_sweep, runs.folder)
   if not rates:
     return None
   count = sum(map(len, rates.values()))
   return Rates(
     {method: statistics.median(found) for method, found in rates.items()},
     None,
-    f'median of {count} finished runs in {runs}',
+    f'median of {count} finished runs in {runs.name}',
   )
 
 
@@ -117,7 +119,7 @@ class Estimate:
 def estimate(
   sweep: Sweep,
   standings: Sequence[standing.Standing],
-  runs: str,
+  runs: mirror.Runs,
   rates: Rates | None,
 ) -> Estimate:
   """Returns what a sweep will cost from here.
@@ -125,7 +127,7 @@ def estimate(
   Args:
     sweep: the sweep.
     standings: how each of its runs stands.
-    runs: the folder of all runs.
+    runs: all runs.
     rates: how fast runs are, if that is known.
   """
   left = [s for s in standings if s.state != standing.DONE]
@@ -180,19 +182,19 @@ def _download_bytes(sweep: Sweep, runs: Sequence[Run]) -> float | None:
 
 
 def _run_bytes(
-  sweep: Sweep, standings: Sequence[standing.Standing], runs: str
+  sweep: Sweep, standings: Sequence[standing.Standing], runs: mirror.Runs
 ) -> tuple[float | None, str]:
   """Returns the size of one run directory, and where that is from."""
   finished = [
-    pathlib.Path(runs) / s.run.folder
+    s.run.folder
     for s in standings
-    if attempt.is_finished(
-      pathlib.Path(runs) / s.run.folder, s.run.num_iterations
+    if attempt_record.is_finished(
+      runs.folder / s.run.folder, s.run.num_iterations
     )
   ]
   if finished:
     # A few tell as much as all, and a thousand take long.
-    measured = [standing.disk_bytes(folder) for folder in finished[:20]]
+    measured = [runs.num_bytes(folder) for folder in finished[:20]]
     return statistics.mean(measured), f'mean of {len(measured)} finished runs'
   if sweep.run_disk_gigabytes is not None:
     return 1e9 * sweep.run_disk_gigabytes, 'Sweep.run_disk_gigabytes'

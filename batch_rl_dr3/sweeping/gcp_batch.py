@@ -8,6 +8,7 @@ from typing import Any
 
 import gin
 
+from batch_rl_dr3 import errors
 from batch_rl_dr3.sweeping import attempt, job_array
 
 # Of Batch itself: a preempted virtual machine, one that does not answer, one
@@ -32,7 +33,7 @@ class GcpBatch:
     max_run_hours: a task is ended after so many, and can go on.
     disk_gigabytes: of a machine: image, and the stores of its tasks.
     nfs: 'SERVER:/PATH' of the shared disk that is mounted where --runs is;
-      None mounts none, for images that see one.
+      None mounts none, for images that see one, and for runs in a bucket.
   """
 
   image: str = 'REGION-docker.pkg.dev/PROJECT/images/batch-rl-dr3:cuda'
@@ -46,7 +47,16 @@ class GcpBatch:
   nfs: str | None = None
 
   def files(self, array: job_array.JobArray) -> dict[str, str]:
-    """Returns one file, whose job's name is the file's."""
+    """Returns one file, whose job's name is the file's.
+
+    Raises:
+      ConfigError: if a disk is to be mounted for runs in a bucket.
+    """
+    if self.nfs and array.mount is None:
+      raise errors.ConfigError(
+        f'GcpBatch.nfs={self.nfs} mounts a disk, but --runs={array.runs} is in '
+        'a bucket: leave one of them out.'
+      )
     spec: dict[str, Any] = {
       'runnables': [
         {
@@ -55,7 +65,7 @@ class GcpBatch:
             'commands': array.command,
             'volumes': [
               _CACHE,
-              *([f'{array.runs}:{array.runs}:rw'] if self.nfs else []),
+              *([f'{array.mount}:{array.mount}:rw'] if self.nfs else []),
             ],
           }
         }
@@ -77,7 +87,10 @@ class GcpBatch:
     if self.nfs:
       server, _, path = self.nfs.partition(':')
       spec['volumes'] = [
-        {'nfs': {'server': server, 'remotePath': path}, 'mountPath': array.runs}
+        {
+          'nfs': {'server': server, 'remotePath': path},
+          'mountPath': array.mount,
+        }
       ]
     group = {
       'taskSpec': spec,

@@ -12,7 +12,7 @@ import itertools
 import math
 from typing import Protocol
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3 import errors, folders
 from batch_rl_dr3.sweeping import attempt
 from batch_rl_dr3.sweeping.grid import Run, Sweep
 
@@ -64,7 +64,7 @@ class JobArray:
     name: of lower-case letters, digits and dashes.
     indices: the runs, by their place in the sweep.
     flags: of `sweep task`, without --only.
-    runs: the folder of all runs.
+    runs: the folder of all runs, or its URL.
     num_cpus: processor cores of a task.
     num_gpus: GPUs of a task; may be a fraction.
     gigabytes: memory of a task, with its store.
@@ -86,6 +86,11 @@ class JobArray:
       *self.flags,
       f'--only={format_ranges(self.indices)}',
     ]
+
+  @property
+  def mount(self) -> str | None:
+    """Where a shared disk has to be mounted; None if runs are in a bucket."""
+    return folders.local_path(self.runs)
 
   @property
   def milli_cpus(self) -> int:

@@ -20,9 +20,19 @@ import json
 import pathlib
 import statistics
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3 import errors, mirror, run_directory
 from batch_rl_dr3.sweeping.grid import Run
 
+# What is read of a run.
+CONTENTS = mirror.Contents(
+  'kept',
+  whole=(
+    run_directory.PROVENANCE,
+    run_directory.METRICS,
+    run_directory.SCORES,
+    run_directory.FINISHED,
+  ),
+)
 _MEANS = ('return', 'length')
 
 

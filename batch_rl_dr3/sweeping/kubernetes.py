@@ -24,7 +24,8 @@ class Kubernetes:
     node_selector: labels of the nodes that may be used.
     tolerations: taints of nodes that are put up with, such as of spot ones.
     runs_claim: the PersistentVolumeClaim (ReadWriteMany) that is mounted where
-      --runs is; None mounts none, for nodes that see a shared disk.
+      --runs is, unless that is in a bucket; None mounts none, for nodes that
+      see a shared disk.
     cache_gigabytes: of the node's disk that a pod may fill with its store.
   """
 
@@ -78,8 +79,8 @@ class Kubernetes:
       pod['nodeSelector'] = dict(self.node_selector)
     if self.tolerations:
       pod['tolerations'] = [dict(one) for one in self.tolerations]
-    if self.runs_claim is not None:
-      container['volumeMounts'] = [{'name': 'runs', 'mountPath': array.runs}]
+    if self.runs_claim is not None and array.mount is not None:
+      container['volumeMounts'] = [{'name': 'runs', 'mountPath': array.mount}]
       pod['volumes'] = [
         {
           'name': 'runs',

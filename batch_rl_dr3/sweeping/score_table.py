@@ -9,10 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3 import errors, mirror, run_directory
 from batch_rl_dr3.sweeping.grid import Run
 
 PARQUET, CSV = '.parquet', '.csv'
+# What is read of a run.
+CONTENTS = mirror.Contents('scores', whole=(run_directory.SCORES,))
 _COLUMNS = (*run_directory.SCORE_COLUMNS, run_directory.EPISODES)
 # Columns of text; the others are numbers.
 _TEXT = ('suite', 'game', 'method', 'dataset')
@@ -23,7 +25,9 @@ def has_parquet() -> bool:
   return importlib.util.find_spec('pyarrow') is not None
 
 
-def find(run: Run, runs: str, results_dir: str | None) -> pathlib.Path | None:
+def find(
+  run: Run, runs: str | os.PathLike[str], results_dir: str | None
+) -> pathlib.Path | None:
   """Returns where the scores of a run are; None if it has none yet."""
   places = [pathlib.Path(runs) / run.folder / run_directory.SCORES]
   if results_dir is not None:

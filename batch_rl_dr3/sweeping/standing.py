@@ -10,18 +10,34 @@ import os
 import pathlib
 import time
 
-from batch_rl_dr3 import run_directory
+from batch_rl_dr3 import lease, mirror, run_directory
 from batch_rl_dr3.reporting import live_run
-from batch_rl_dr3.sweeping import attempt
+from batch_rl_dr3.sweeping import attempt_record
 from batch_rl_dr3.sweeping.grid import Run
+
+_Path = str | os.PathLike[str]
 
 # A run is in one of these states, in the order in which they are listed.
 # Stalled is one that nobody has written to for long, or that was stopped.
 RUNNING, STALLED, FAILED = 'running', 'stalled', 'failed'
 WAITING, DONE = 'waiting', 'done'
 STATES = (RUNNING, FAILED, STALLED, WAITING, DONE)
-# The files whose dates say that somebody works on a run.
-_SIGNS_OF_LIFE = (run_directory.METRICS, run_directory.SCORES, attempt.LOG)
+# The files whose dates say that somebody works on a run. To a bucket nothing
+# but the beat is written until a checkpoint is.
+_BEATS = f'{lease.FOLDER}/beat-*.json'
+_SIGNS_OF_LIFE = (
+  run_directory.METRICS,
+  run_directory.SCORES,
+  attempt_record.LOG,
+  _BEATS,
+)
+# What is read of a run.
+CONTENTS = mirror.Contents(
+  'standing',
+  whole=(attempt_record.NAME, run_directory.FAILED, run_directory.FINISHED),
+  ends=(run_directory.METRICS,),
+  sizes=(run_directory.SCORES, attempt_record.LOG, _BEATS),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,40 +70,42 @@ class Standing:
     return max(0, self.total_steps - self.steps) / self.rate
 
 
-def is_done(run: Run, runs: str, results_dir: str | None) -> bool:
+def is_done(run: Run, runs: _Path, results_dir: str | None) -> bool:
   """Returns whether a run is finished, or its results are kept apart.
 
   Args:
     run: the run.
-    runs: the folder of all runs.
+    runs: the folder where all runs are read.
     results_dir: where results are kept apart; None for nowhere.
   """
-  if attempt.is_finished(os.path.join(runs, run.folder), run.num_iterations):
+  if attempt_record.is_finished(
+    os.path.join(runs, run.folder), run.num_iterations
+  ):
     return True
   return results_dir is not None and run.scores_apart(results_dir).exists()
 
 
 def read(
-  runs_of_sweep: Iterable[Run], runs: str, results_dir: str | None = None
+  runs_of_sweep: Iterable[Run], runs: _Path, results_dir: str | None = None
 ) -> list[Standing]:
   """Returns how each run stands.
 
   Args:
     runs_of_sweep: the runs.
-    runs: the folder of all runs.
+    runs: the folder where all runs are read.
     results_dir: see `is_done`.
   """
   return [_read(run, runs, results_dir) for run in runs_of_sweep]
 
 
-def _read(run: Run, runs: str, results_dir: str | None) -> Standing:
+def _read(run: Run, runs: _Path, results_dir: str | None) -> Standing:
   total = run.num_gradient_steps
   folder = pathlib.Path(runs) / run.folder
   if is_done(run, runs, results_dir):
     return Standing(run, DONE, total, total)
   if not folder.is_dir():
     return Standing(run, WAITING, 0, total)
-  record = attempt.read_record(folder)
+  record = attempt_record.read(folder)
   rows = live_run.last_rows(folder / run_directory.METRICS)
   steps = int(rows[-1]['gradient_steps']) if rows else 0
   rate, interval = live_run.pace(rows)
@@ -101,7 +119,7 @@ def _read(run: Run, runs: str, results_dir: str | None) -> Standing:
   # What is written after the end of the last attempt is somebody else's.
   life = _newest(folder, _SIGNS_OF_LIFE)
   is_over = record.exit_code is not None and life <= _newest(
-    folder, (attempt.RECORD,)
+    folder, (attempt_record.NAME,)
   )
   is_quiet = time.time() - life > patience
   # By hand or not, what failed has left word until it is begun again.
@@ -121,40 +139,33 @@ def _read(run: Run, runs: str, results_dir: str | None) -> Standing:
 def _newest(folder: pathlib.Path, names: Iterable[str]) -> float:
   """Returns when one of some files was last written, in seconds since 1970."""
   dates = [0.0]
-  for name in names:
+  for path in (path for name in names for path in folder.glob(name)):
     try:
-      dates.append((folder / name).stat().st_mtime)
+      dates.append(path.stat().st_mtime)
     except OSError:
       continue
   return max(dates)
 
 
 def measured_rates(
-  runs_of_sweep: Sequence[Run], runs: str
+  runs_of_sweep: Sequence[Run], runs: _Path
 ) -> dict[str, list[float]]:
   """Returns the rate of each finished run, in gradient steps/s, by method.
 
   Args:
     runs_of_sweep: the runs.
-    runs: the folder of all runs.
+    runs: the folder where all runs are read.
   """
   rates: dict[str, list[float]] = {}
   for run in runs_of_sweep:
     folder = pathlib.Path(runs) / run.folder
-    if attempt.is_finished(folder, run.num_iterations):
+    if attempt_record.is_finished(folder, run.num_iterations):
       rate, _ = live_run.pace(
         live_run.last_rows(folder / run_directory.METRICS)
       )
       if rate is not None:
         rates.setdefault(run.method, []).append(rate)
   return rates
-
-
-def disk_bytes(folder: pathlib.Path) -> int:
-  """Returns the size of all files of a run directory."""
-  return sum(
-    entry.stat().st_size for entry in folder.rglob('*') if entry.is_file()
-  )
 
 
 def to_json(standings: Sequence[Standing]) -> str:

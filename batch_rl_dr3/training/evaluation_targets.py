@@ -5,7 +5,7 @@ has. A checkpoint of another program (Dopamine, batch_rl) says nothing but its
 iteration, so the game comes from gin and the rest from the caller.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
 import glob
 import json
@@ -15,9 +15,25 @@ import re
 import sys
 from typing import Any
 
-from batch_rl_dr3 import errors, gin_lint, run_directory
+from batch_rl_dr3 import errors, gin_lint, mirror, run_directory
 from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import checkpoints, evaluation_pool
+from batch_rl_dr3.training import home as home_lib
+
+VIDEOS = 'videos'
+# What is read of runs to know what there is to play, and of other programs'
+# folders to play it.
+CONTENTS = mirror.Contents(
+  'evaluation',
+  whole=(
+    run_directory.PROVENANCE,
+    run_directory.CONFIG,
+    run_directory.SCORES,
+    f'{run_directory.CHECKPOINTS}/ckpt.*.json',
+  ),
+  sizes=('tf_ckpt-*', f'{VIDEOS}/*'),
+)
+FOREIGN_CONTENTS = mirror.Contents('checkpoints', whole=('tf_ckpt-*',))
 
 _FOREIGN = re.compile(r'tf_ckpt-(\d+)\.index')
 # How much an evaluation plays, in the protocol of a run.
@@ -30,7 +46,8 @@ class Target:
 
   Attributes:
     source: the folder they were found by.
-    output_dir: the run directory that the scores go to.
+    output_dir: the run directory that the scores go to, as a folder.
+    home: where that is: itself, or its URL.
     config: gin text that names the game and the network.
     protocol: how they are played, as provenance.json has it; None for what
       the configuration says.
@@ -42,11 +59,40 @@ class Target:
 
   source: pathlib.Path
   output_dir: pathlib.Path
+  home: str
   config: str
   protocol: Mapping[str, Any] | None
   provenance: Mapping[str, Any]
   checkpoints: Mapping[int, checkpoints.Checkpoint]
   is_run: bool
+
+  def open_home(self, cache_dir: str, names: Collection[str]) -> home_lib.Home:
+    """Returns the home of the scores, with what it takes to add to them.
+
+    Args:
+      cache_dir: where what lives in a bucket is worked on.
+      names: of the checkpoints that are to be played.
+    """
+    return home_lib.open_home(
+      self.home, cache_dir, lambda name: _is_needed(name, names)
+    )
+
+  def within(self, home: home_lib.Home) -> 'Target':
+    """Returns this target as it is in its home, once that is locked."""
+    here = dataclasses.replace(self, output_dir=home.folder)
+    if not self.is_run:
+      return here
+    found = checkpoints.of_iterations(home.folder / run_directory.CHECKPOINTS)
+    return dataclasses.replace(here, source=home.folder, checkpoints=found)
+
+
+def _is_needed(name: str, checkpoint_names: Collection[str]) -> bool:
+  path = pathlib.PurePosixPath(name)
+  if path.parts[0] != run_directory.CHECKPOINTS:
+    return not path.name.startswith('events.out.')
+  # tf_ckpt-<name>.index and so on, and ckpt.<name>.json.
+  own = path.name.removeprefix('tf_ckpt-').removeprefix('ckpt.')
+  return own.partition('.')[0] in checkpoint_names
 
 
 def find(
@@ -95,12 +141,15 @@ def _is_of_run(folder: pathlib.Path) -> bool:
   return (folder.parent / run_directory.PROVENANCE).is_file()
 
 
-def of_run(folder: pathlib.Path, trust_gin: bool = False) -> Target:
+def of_run(
+  folder: pathlib.Path, trust_gin: bool = False, home: str | None = None
+) -> Target:
   """Returns the target that a run directory is.
 
   Args:
     folder: the run directory.
     trust_gin: let its configuration execute what it likes.
+    home: where it is, if `folder` mirrors it.
 
   Raises:
     ConfigError: if its configuration would execute foreign code.
@@ -119,6 +168,7 @@ def of_run(folder: pathlib.Path, trust_gin: bool = False) -> Target:
   return Target(
     source=folder,
     output_dir=folder,
+    home=home or str(folder),
     config=config,
     protocol=protocol,
     provenance=provenance,
@@ -133,6 +183,7 @@ def of_folder(
   config: str,
   identity: Mapping[str, Any],
   gradient_steps_per_iteration: int,
+  home: str | None = None,
 ) -> Target:
   """Returns the target of another program's checkpoints.
 
@@ -142,6 +193,7 @@ def of_folder(
     config: gin text that names the game and the network.
     identity: method, dataset, run and seed.
     gradient_steps_per_iteration: between two of the checkpoints.
+    home: where that is, if `output_dir` mirrors it.
   """
   found = {}
   for path in folder.glob('tf_ckpt-*.index'):
@@ -156,6 +208,7 @@ def of_folder(
   return Target(
     source=folder,
     output_dir=pathlib.Path(output_dir),
+    home=home or str(output_dir),
     config=config,
     protocol=None,
     provenance={**identity, 'checkpoints': os.path.abspath(folder)},

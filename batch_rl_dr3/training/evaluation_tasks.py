@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3 import errors
 from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import (
   checkpoints,
@@ -11,8 +11,7 @@ from batch_rl_dr3.training import (
   evaluation_targets,
   score_log,
 )
-
-VIDEOS = 'videos'
+from batch_rl_dr3.training import home as home_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Task:
     with_scores: whether the whole evaluation is played.
     with_video: whether a video is written.
     num_agent_steps: of play; 0 where episodes are counted, or for a video.
-    check: asked before anything is published.
+    home: where its scores go, locked; None before that.
   """
 
   target: evaluation_targets.Target
@@ -35,7 +34,7 @@ class Task:
   with_scores: bool
   with_video: bool
   num_agent_steps: int
-  check: run_directory.Check
+  home: home_lib.Home | None = None
 
   def job(self, num_threads: int) -> evaluation_pool.Job:
     """Returns what a worker is to do.
@@ -64,14 +63,18 @@ class Task:
       DataError: see `evaluation_targets.write_provenance`.
       WriteError: if the disk refuses.
     """
+    assert self.home is not None
     target, episodes = self.target, result.episodes
-    name = f'{target.output_dir} iteration {self.iteration}'
+    name = f'{target.home} iteration {self.iteration}'
+    if episodes:
+      check = self.home.check
+      provenance = evaluation_targets.write_provenance(target, result, check)
+      score_log.ScoreLog(target.output_dir, check).append(
+        provenance, self.iteration, self.checkpoint.gradient_steps, episodes
+      )
+    self.home.publish()
     if not episodes:
       return f'{name}: video written'
-    provenance = evaluation_targets.write_provenance(target, result, self.check)
-    score_log.ScoreLog(target.output_dir, self.check).append(
-      provenance, self.iteration, self.checkpoint.gradient_steps, episodes
-    )
     mean_return = sum(e.episode_return for e in episodes) / len(episodes)
     return (
       f'{name}: mean return {mean_return:.2f} over {len(episodes)} episodes'
@@ -82,7 +85,7 @@ def left(
   target: evaluation_targets.Target,
   which: str,
   video: bool,
-  check: run_directory.Check = run_directory.unchecked,
+  home: home_lib.Home | None = None,
 ) -> list[Task]:
   """Returns what is left to do for one target.
 
@@ -90,14 +93,14 @@ def left(
     target: the target.
     which: 'all' checkpoints, or the 'last'.
     video: whether a video of each is written, where there is none.
-    check: asked before anything is published.
+    home: see `Task`.
 
   Raises:
     DataError: if there is no checkpoint yet, or the protocol is not whole.
   """
   if not target.checkpoints:
     raise errors.DataError(
-      f'{target.source} has no checkpoint of a finished iteration yet.'
+      f'{target.home} has no checkpoint of a finished iteration yet.'
     )
   found = list(target.checkpoints.items())
   done = score_log.ScoreLog(target.output_dir).iterations()
@@ -109,7 +112,7 @@ def left(
       with_scores=iteration not in done,
       with_video=video and not _video(target, iteration).exists(),
       num_agent_steps=0 if iteration in done else _num_agent_steps(target),
-      check=check,
+      home=home,
     )
     for iteration, checkpoint in (found if which == 'all' else found[-1:])
   ]
@@ -125,4 +128,6 @@ def _num_agent_steps(target: evaluation_targets.Target) -> int:
 
 
 def _video(target: evaluation_targets.Target, iteration: int) -> pathlib.Path:
-  return target.output_dir / VIDEOS / f'iteration_{iteration}.mp4'
+  return (
+    target.output_dir / evaluation_targets.VIDEOS / f'iteration_{iteration}.mp4'
+  )

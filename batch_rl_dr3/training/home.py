@@ -1,12 +1,13 @@
 """Where a run lives: its folder, and who may write to it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import os
 import pathlib
 from typing import Protocol
 
-from batch_rl_dr3 import lease, run_directory
+from batch_rl_dr3 import folders, lease, run_directory
+from batch_rl_dr3.training import remote_home
 
 
 class Home(Protocol):
@@ -47,22 +48,26 @@ class Home(Protocol):
     """
 
 
-def open_home(base_dir: str, cache_dir: str) -> Home:
+def open_home(
+  base_dir: str,
+  cache_dir: str,
+  is_wanted: Callable[[str], bool] = lambda name: True,
+) -> Home:
   """Returns the home of a run.
 
   Args:
     base_dir: a folder, or a URL such as gs://BUCKET/RUNS/Pong/rem/seed0.
     cache_dir: where what lives in a bucket is worked on.
+    is_wanted: which of its files are needed here.
 
   Raises:
     ConfigError: if there is no file system for the URL.
     WriteError: if the folder cannot be written.
   """
-  if '://' in base_dir:
-    from batch_rl_dr3.training import remote_home  # Its clients load slowly.
-
-    return remote_home.RemoteHome(base_dir, cache_dir)
-  return LocalHome(base_dir)
+  path = folders.local_path(base_dir)
+  if path is None:
+    return remote_home.RemoteHome(base_dir, cache_dir, is_wanted)
+  return LocalHome(path)
 
 
 class LocalHome:

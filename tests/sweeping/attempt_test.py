@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from batch_rl_dr3 import errors
-from batch_rl_dr3.sweeping import attempt
+from batch_rl_dr3 import errors, remote_folder
+from batch_rl_dr3.sweeping import attempt, attempt_record
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_run_is_executed_once(make_attempt):
   assert make_attempt().execute() == attempt.Outcome(attempt.DONE, 0)
   assert make_attempt().execute() == attempt.Outcome(attempt.DONE, 0)
   assert len((make_attempt.folder / 'workers').read_text().split()) == 1
-  assert attempt.progress(make_attempt.folder)[0] == 3
+  assert attempt_record.progress(make_attempt.folder)[0] == 3
 
 
 @pytest.mark.parametrize('code', [64, 65, 70, 78])
@@ -42,10 +42,10 @@ def test_a_run_that_fails_by_its_own_fault_is_set_aside(make_attempt, code):
     attempt.SET_ASIDE, code, f'train: this run fails with {code}.'
   )
   # And not begun again before it is let to.
-  log = (make_attempt.folder / attempt.LOG).read_text()
+  log = (make_attempt.folder / attempt_record.LOG).read_text()
   assert make_attempt().execute() == outcome
-  assert (make_attempt.folder / attempt.LOG).read_text() == log
-  attempt.forget(make_attempt.folder)
+  assert (make_attempt.folder / attempt_record.LOG).read_text() == log
+  (make_attempt.folder / attempt_record.NAME).unlink()
   assert make_attempt().execute().kind == attempt.DONE
 
 
@@ -56,7 +56,7 @@ def test_what_is_counted_is_attempts_without_progress(make_attempt):
     assert outcome.without_progress == before
   # One that is killed after a checkpoint begins the count anew, late as it is:
   # the attempt before it is known by then to have come to nothing.
-  attempt.forget(make_attempt.folder)
+  (make_attempt.folder / attempt_record.NAME).unlink()
   make_attempt('exit 75').execute()
   outcome = make_attempt('die_once 2').execute()
   assert (outcome.exit_code, outcome.without_progress) == (-signal.SIGKILL, 1)
@@ -77,7 +77,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(make_attempt):
     fcntl.flock(lock, fcntl.LOCK_EX)
     assert make_attempt().execute().kind == attempt.BUSY
   # It costs the run nothing.
-  assert attempt.read_record(make_attempt.folder).attempts == 0
+  assert attempt_record.read(make_attempt.folder).attempts == 0
   assert make_attempt().execute().kind == attempt.DONE
 
 
@@ -93,7 +93,7 @@ def test_a_run_that_is_stopped_saves_and_says_so(make_attempt):
   outcomes = []
   thread = threading.Thread(target=lambda: outcomes.append(one.execute()))
   thread.start()
-  _wait_for(lambda: attempt.progress(make_attempt.folder)[0] > 1)
+  _wait_for(lambda: attempt_record.progress(make_attempt.folder)[0] > 1)
   one.stop()
   thread.join(20)
   assert outcomes[0].exit_code == 75
@@ -114,7 +114,7 @@ def start_elsewhere(make_attempt, fake_train):
       f'sys.exit({call}.exit_code)'
     )
     process = subprocess.Popen([sys.executable, '-c', code])
-    _wait_for(lambda: attempt.progress(folder)[0] > 1)
+    _wait_for(lambda: attempt_record.progress(folder)[0] > 1)
     return process
 
   return start
@@ -124,7 +124,7 @@ def test_a_task_hands_on_sigterm(make_attempt, start_elsewhere):
   process = start_elsewhere('attempt.in_foreground(one)')
   process.send_signal(signal.SIGTERM)
   assert process.wait(20) == 75
-  record = attempt.read_record(make_attempt.folder)
+  record = attempt_record.read(make_attempt.folder)
   assert 'stopped by SIGTERM' in record.error
 
 
@@ -142,7 +142,7 @@ def test_a_run_ends_with_who_executes_it(make_attempt, start_elsewhere):
       return True
 
   _wait_for(is_gone)
-  record = attempt.read_record(make_attempt.folder)
+  record = attempt_record.read(make_attempt.folder)
   assert (record.attempts, record.exit_code) == (1, None)
 
 
@@ -161,13 +161,13 @@ def test_an_end_after_the_last_file_is_one_whatever_its_code(make_attempt):
   )
   outcome = attempt.Attempt(str(folder), ['-c', code], 1, 3).execute()
   assert outcome == attempt.Outcome(attempt.DONE, 0)
-  assert attempt.read_record(folder).exit_code == 0
+  assert attempt_record.read(folder).exit_code == 0
 
 
 def test_a_damaged_record_is_named(tmp_path):
-  (tmp_path / attempt.RECORD).write_text('{"attempts": ')
+  (tmp_path / attempt_record.NAME).write_text('{"attempts": ')
   with pytest.raises(errors.DataError, match=r'attempt\.json cannot be read'):
-    attempt.read_record(tmp_path)
+    attempt_record.read(tmp_path)
 
 
 def test_a_torn_manifest_is_no_progress(tmp_path):
@@ -177,9 +177,9 @@ def test_a_torn_manifest_is_no_progress(tmp_path):
     ('ckpt.1.json', '{"gradient_steps": 9'),
   ):
     (tmp_path / 'checkpoints' / name).write_text(text)
-  assert attempt.progress(tmp_path) == (5, 0)
+  assert attempt_record.progress(tmp_path) == (5, 0)
   (tmp_path / 'scores.csv').write_text('12345678')
-  assert attempt.progress(tmp_path) == (5, 8)
+  assert attempt_record.progress(tmp_path) == (5, 8)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +194,88 @@ def test_a_torn_manifest_is_no_progress(tmp_path):
 )
 def test_the_last_line_of_a_log(tmp_path, text, expected):
   (tmp_path / 'log').write_text(text)
-  assert attempt.last_line(tmp_path / 'log') == expected
-  assert attempt.last_line(tmp_path / 'none') == ''
+  assert attempt_record.last_line(tmp_path / 'log') == expected
+  assert attempt_record.last_line(tmp_path / 'none') == ''
   assert os.listdir(tmp_path) == ['log']
+
+
+class Process:
+  """A process whose run is in fsspec's memory: it does a list of things."""
+
+  def __init__(self, remote, files, exit_code):
+    self._remote = remote
+    self._files = files
+    self._exit_code = exit_code
+
+  def poll(self):
+    return self._exit_code
+
+  def wait(self):
+    for name, content in self._files.items():
+      self._remote.write(name, content)
+    return self._exit_code
+
+
+@pytest.fixture
+def execute_remotely(monkeypatch, request):
+  """Makes an attempt at a run in a bucket, each on a machine of its own."""
+  remote = remote_folder.RemoteFolder(f'memory://{request.node.name}/run')
+
+  def execute(exit_code, said='', **files):
+    def start(self, log):
+      log.write(said.encode())
+      named = {n.replace('__', '/') + '.json': c for n, c in files.items()}
+      return Process(remote, named, exit_code)
+
+    monkeypatch.setattr(attempt.Attempt, '_start', start)
+    return attempt.Attempt(remote.url, [], 1, 2).execute()
+
+  execute.remote = remote
+  yield execute
+  for name in remote.find():
+    remote.remove(name)
+
+
+def test_the_truth_about_a_run_in_a_bucket_is_there(execute_remotely):
+  remote = execute_remotely.remote
+  for before in range(2):
+    outcome = execute_remotely(75, 'train: stopped\n')
+    assert (outcome.kind, outcome.error) == (attempt.AGAIN, 'train: stopped')
+    assert outcome.without_progress == before
+  log = remote.read(attempt_record.LOG).decode()
+  assert log.count('train: stopped') == log.count('--- attempt ') == 2
+  outcome = execute_remotely(75)
+  assert outcome.kind == attempt.SET_ASIDE
+  assert json.loads(remote.read(attempt_record.NAME))['is_set_aside']
+  assert remote.read(attempt_record.LOG).decode() == log
+
+
+def test_a_run_in_a_bucket_gets_on_and_ends(execute_remotely):
+  step = {'checkpoints__ckpt.0': b'{"gradient_steps": 5}'}
+  for _ in range(4):  # More than may come to nothing.
+    outcome = execute_remotely(-signal.SIGKILL, **step)
+    step['checkpoints__ckpt.0'] = step['checkpoints__ckpt.0'].replace(
+      b'5', b'55'
+    )
+    assert outcome.error == 'ended by SIGKILL'
+  end = {'finished': b'{"num_iterations": 1}'}
+  assert execute_remotely(0, **end) == attempt.Outcome(attempt.DONE, 0)
+  assert execute_remotely(1) == attempt.Outcome(attempt.DONE, 0)
+
+
+def test_a_bucket_that_is_away_is_waited_for(execute_remotely, monkeypatch):
+  monkeypatch.setattr(attempt, '_AGAIN_SECONDS', 0.01)
+  put = remote_folder.RemoteFolder.put
+  failures = [OSError(5, 'the network is away')] * 3
+
+  def put_in_the_end(*arguments):
+    if failures:
+      raise failures.pop()
+    put(*arguments)
+
+  monkeypatch.setattr(remote_folder.RemoteFolder, 'put', put_in_the_end)
+  assert execute_remotely(75, 'train: x').kind == attempt.AGAIN
+  monkeypatch.setattr(attempt, '_PATIENCE_SECONDS', 0.0)
+  failures += [OSError(5, 'the network is away')] * 3
+  with pytest.raises(errors.WriteError, match=r'attempt\.json: the network'):
+    execute_remotely(75)

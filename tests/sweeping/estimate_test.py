@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3 import errors, mirror
 from batch_rl_dr3.sweeping import estimate, standing
 
 
@@ -11,10 +11,16 @@ def read(sweep, runs):
   return standing.read(sweep.runs(), str(runs), sweep.results_dir)
 
 
+def runs_in(folder):
+  return mirror.LocalRuns(str(folder))
+
+
 def test_time_and_money_follow_from_a_given_rate(make_sweep, tmp_path):
   sweep = make_sweep(num_gpus=0.5, num_cpus=2.0)
   rates = dataclasses.replace(estimate.given(50.0), play=100.0)
-  plan = estimate.estimate(sweep, read(sweep, tmp_path), str(tmp_path), rates)
+  plan = estimate.estimate(
+    sweep, read(sweep, tmp_path), runs_in(tmp_path), rates
+  )
   # 6 runs of 100,000 gradient and 200,000 agent steps:
   # 6 x (100,000 / 50 + 200,000 / 100) s = 24,000 s = 6.667 h.
   assert plan.run_hours == pytest.approx(24_000 / 3600)
@@ -35,8 +41,10 @@ def test_what_is_done_is_not_paid_for_again(make_sweep, write_run, tmp_path):
   runs = sweep.runs()
   write_run(runs[0], steps=(0, 50_000), rate=20.0, finished=True)
   write_run(runs[1], steps=(0, 25_000), rate=20.0)
-  rates = estimate.of_finished(runs, str(tmp_path))
-  plan = estimate.estimate(sweep, read(sweep, tmp_path), str(tmp_path), rates)
+  rates = estimate.of_finished(runs, runs_in(tmp_path))
+  plan = estimate.estimate(
+    sweep, read(sweep, tmp_path), runs_in(tmp_path), rates
+  )
   assert plan.num_runs[standing.DONE] == 1
   # 4 whole runs and three quarters of one.
   assert plan.gradient_steps == 475_000
@@ -65,7 +73,9 @@ def test_rates_of_a_benchmark(tmp_path):
 
 def test_what_is_not_known_is_said(make_sweep, tmp_path):
   sweep = make_sweep(replay_dir=None)
-  plan = estimate.estimate(sweep, read(sweep, tmp_path), str(tmp_path), None)
+  plan = estimate.estimate(
+    sweep, read(sweep, tmp_path), runs_in(tmp_path), None
+  )
   text = '\n'.join(estimate.describe(sweep, plan, None, None))
   for line in (
     'rate       not known: give --rate or --benchmark',
@@ -74,7 +84,7 @@ def test_what_is_not_known_is_said(make_sweep, tmp_path):
     'run disk   not known',
   ):
     assert line in text
-  assert estimate.of_finished(sweep.runs(), str(tmp_path)) is None
+  assert estimate.of_finished(sweep.runs(), runs_in(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -88,5 +98,7 @@ def test_a_part_of_a_log_is_a_part_of_the_download(
     log_gigabytes=10.0,
     gin_bindings=[f"Subset.rule='{rule}'", 'Subset.fraction=0.05'],
   )
-  plan = estimate.estimate(sweep, read(sweep, tmp_path), str(tmp_path), None)
+  plan = estimate.estimate(
+    sweep, read(sweep, tmp_path), runs_in(tmp_path), None
+  )
   assert plan.download_bytes == pytest.approx(gigabytes * 1e9)

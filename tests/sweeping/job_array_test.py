@@ -55,6 +55,17 @@ def small_array(make_sweep):
   return make
 
 
+def test_runs_in_a_bucket_need_no_disk(small_array):
+  array = dataclasses.replace(small_array(), runs='gs://bucket/runs')
+  (text,) = kubernetes.Kubernetes().files(array).values()
+  assert 'volume' not in text
+  (text,) = gcp_batch.GcpBatch().files(array).values()
+  (task,) = json.loads(text)['taskGroups']
+  assert 'volumes' not in task['taskSpec']
+  with pytest.raises(errors.ConfigError, match='leave one of them out'):
+    gcp_batch.GcpBatch(nfs='10.0.0.2:/share').files(array)
+
+
 def normalised(text):
   """Leaves out what changes with every version of the package."""
   return re.sub(r'dr3-atari17-[0-9a-f]{8}', 'dr3-atari17-IDENTITY', text)

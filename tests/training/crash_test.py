@@ -20,7 +20,7 @@ import types
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors, lease, run_directory
+from batch_rl_dr3 import errors, folders, lease, run_directory
 from batch_rl_dr3.evaluation import play
 from batch_rl_dr3.training import (
   checkpoints,
@@ -429,6 +429,6 @@ def test_a_worker_that_is_taken_over_writes_nothing_more(disk, tmp_path):
   assert left_by(tmp_path) == first[1]
   tokens = [
     term.token
-    for term in lease.history(lease.FolderStorage(tmp_path / lease.FOLDER))
+    for term in lease.history(folders.LocalFolder(tmp_path / lease.FOLDER))
   ]
   assert tokens == [1, 2]

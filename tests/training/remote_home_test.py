@@ -1,15 +1,4 @@
-"""Runs in a bucket, before an emulator that has been taught conditions.
-
-The emulator ignores ifGenerationMatch, and knows no faults: a proxy before it
-answers 412 where an object is there already, and spoils what it is told to.
-"""
-
-import http.client
-import http.server
-import re
-import socket
-import threading
-import urllib.parse
+"""Runs in a bucket, before an emulator and a proxy that spoils answers."""
 
 import pytest
 
@@ -17,112 +6,8 @@ from batch_rl_dr3 import errors, lease, run_directory
 from batch_rl_dr3.training import checkpoints, home, remote_home
 
 
-class Proxy(http.server.ThreadingHTTPServer):
-  """Passes on requests; `faults` are what befalls the next that change things.
-
-  503 answers without passing on; 'lost' passes on and closes before the
-  answer, as when a network breaks.
-  """
-
-  daemon_threads = True
-
-  def __init__(self, target_port):
-    super().__init__(('127.0.0.1', 0), _Handler)
-    self.target_port = target_port
-    self.faults = []
-    self.uploaded = []
-    self.lock = threading.Lock()
-
-  def handle_error(self, request, client_address):
-    pass
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-  def _pass_on(self):
-    body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
-    with self.server.lock:  # Conditions hold for one request at a time.
-      fault = None
-      if self.command != 'GET' and self.server.faults:
-        fault = self.server.faults.pop(0)
-      if fault == 503:
-        status, answer = 503, b'{}'
-      elif 'ifGenerationMatch=0' in self.path and self._exists(body):
-        status, answer = 412, b'{}'
-      else:
-        status, answer = self._ask(self.command, self.path, body)
-        name = re.search(rb'"name": "([^"]+)"', body)
-        if name:
-          self.server.uploaded.append(name[1].decode())
-    if fault == 'lost':
-      self.connection.shutdown(socket.SHUT_RDWR)
-      return
-    self.send_response(status)
-    self.send_header('Content-Type', 'application/json')
-    self.send_header('Content-Length', str(len(answer)))
-    self.end_headers()
-    self.wfile.write(answer)
-
-  do_GET = do_POST = do_PUT = do_DELETE = _pass_on
-
-  def _exists(self, body):
-    name = re.search(rb'"name": "([^"]+)"', body)[1].decode()
-    bucket = re.search('/b/([^/]+)/', self.path)[1]
-    quoted = urllib.parse.quote(name, safe='')
-    return self._ask('GET', f'/storage/v1/b/{bucket}/o/{quoted}', b'')[0] == 200
-
-  def _ask(self, method, path, body):
-    connection = http.client.HTTPConnection(
-      '127.0.0.1', self.server.target_port
-    )
-    kept = {
-      k: v for k, v in self.headers.items() if k.lower().startswith('content-')
-    }
-    connection.request(method, path, body, kept)
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
-    return answer.status, content
-
-  def log_message(self, *args):
-    pass
-
-
-@pytest.fixture(scope='module')
-def emulator():
-  from gcp_storage_emulator import server
-
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    port = probe.getsockname()[1]
-  emulator = server.create_server('127.0.0.1', port, in_memory=True)
-  emulator.start()
-  connection = http.client.HTTPConnection('127.0.0.1', port)
-  connection.request(
-    'POST',
-    '/storage/v1/b?project=test',
-    '{"name": "bucket"}',
-    {'Content-Type': 'application/json'},
-  )
-  assert connection.getresponse().status == 200
-  yield port
-  emulator.stop()
-
-
 @pytest.fixture
-def proxy(emulator, monkeypatch):
-  monkeypatch.setattr(lease, 'HEARTBEAT_SECONDS', 0.2)
-  monkeypatch.setattr(lease, '_POLL_SECONDS', 0.05)
-  with Proxy(emulator) as server:
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    host = f'http://127.0.0.1:{server.server_address[1]}'
-    monkeypatch.setenv('STORAGE_EMULATOR_HOST', host)
-    yield server
-    server.shutdown()
-
-
-@pytest.fixture
-def open_home(proxy, tmp_path, request):
+def open_home(bucket, tmp_path, request):
   """Opens the home of the test's run, as on so many machines."""
 
   def open_home(machine='one'):
@@ -139,17 +24,17 @@ def write(place, **texts):
   place.publish()
 
 
-def test_what_is_published_is_there_on_the_next_machine(open_home, proxy):
+def test_what_is_published_is_there_on_the_next_machine(open_home, bucket):
   first = open_home('one')
   assert isinstance(first, remote_home.RemoteHome)
   with first.lock():
     (first.folder / 'checkpoints').mkdir()
     write(first, a='1', b='2')
     (first.folder / '.hidden.tmp').write_text('')
-    proxy.uploaded.clear()
+    bucket.uploaded.clear()
     write(first, b='3')  # Of what is there already nothing goes up again.
-    assert [n for n in proxy.uploaded if 'lease' not in n] == [
-      f'{first._root.partition("/")[2]}/b.csv'
+    assert [n for n in bucket.uploaded if 'lease' not in n] == [
+      f'{first._remote._root.partition("/")[2]}/b.csv'
     ]
     (first.folder / 'a.csv').unlink()
     first.publish()
@@ -187,12 +72,12 @@ def test_one_works_the_other_leaves_and_the_fenced_publishes_nothing(
 
 
 @pytest.mark.slow
-def test_an_answer_that_is_lost_costs_nothing(open_home, proxy):
+def test_an_answer_that_is_lost_costs_nothing(open_home, bucket):
   """The request is sent again, and the object that it made is there."""
   place = open_home()
-  proxy.faults = ['lost', 503]
+  bucket.faults = ['lost', 503]
   with place.lock():
-    proxy.faults = [503, 'lost']
+    bucket.faults = [503, 'lost']
     write(place, a='1')
   assert place._lease.token == 1
   with open_home('two').lock():
@@ -200,7 +85,7 @@ def test_an_answer_that_is_lost_costs_nothing(open_home, proxy):
 
 
 def test_a_checkpoint_is_published_before_what_vouches_for_it(
-  open_home, proxy, monkeypatch
+  open_home, bucket, monkeypatch
 ):
   def save(prefix):
     for end in ('index', 'data-00000-of-00001'):
@@ -214,7 +99,7 @@ def test_a_checkpoint_is_published_before_what_vouches_for_it(
     kept.save(save, '0', 10)
     place.publish()
     kept.save(save, '1', 20)
-    put = place._filesystem.put_file
+    put = place._remote._filesystem.put_file
     names = []
 
     def put_until_the_manifest(path, target):
@@ -223,7 +108,9 @@ def test_a_checkpoint_is_published_before_what_vouches_for_it(
         raise ConnectionError('the network is away')
       put(path, target)
 
-    monkeypatch.setattr(place._filesystem, 'put_file', put_until_the_manifest)
+    monkeypatch.setattr(
+      place._remote._filesystem, 'put_file', put_until_the_manifest
+    )
     with pytest.raises(errors.WriteError, match=r'gs://.*ckpt\.1\.json.*away'):
       place.publish()
     assert names == [
@@ -235,7 +122,7 @@ def test_a_checkpoint_is_published_before_what_vouches_for_it(
     assert kept.latest().name == '0'  # Its files are still there.
 
 
-def test_a_bucket_that_is_not_there_is_named(proxy, tmp_path):
+def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
   place = home.open_home('gs://nowhere/run', str(tmp_path))
   with (
     pytest.raises(errors.WriteError, match='gs://nowhere/run/lease'),
@@ -248,7 +135,7 @@ def test_a_bucket_that_is_not_there_is_named(proxy, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_its_bucket_on_another_machine(
-  proxy, tmp_path, session, clear_gin, replay_dir, tiny_bindings
+  bucket, tmp_path, session, clear_gin, replay_dir, tiny_bindings
 ):
   """Faults included, it ends like a run on a disk that nothing disturbed."""
   import gin
@@ -273,9 +160,9 @@ def test_a_run_goes_on_from_its_bucket_on_another_machine(
       )
 
   train_to(tmp_path / 'local', 'one', 2)
-  proxy.faults = [None, None, 503, None, 'lost', None, None, 503, 'lost']
+  bucket.faults = [None, None, 503, None, 'lost', None, None, 503, 'lost']
   train_to('gs://bucket/whole', 'two', 1)
-  assert proxy.faults == []
+  assert bucket.faults == []
   train_to('gs://bucket/whole', 'three', 2)
   place = home.open_home('gs://bucket/whole', str(tmp_path / 'four'))
   with place.lock():
