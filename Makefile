@@ -9,15 +9,15 @@ DEV := $(VENV)/.dev
   format requirements clean
 
 help:
-	@echo 'make quickstart    install and run the main job (runs/quickstart/report)'
-	@echo 'make reproduce-minatar  the study on MinAtar, hours; results/minatar'
-	@echo 'make tune-minatar  what its coefficients were chosen by'
-	@echo 'make test          install and run the test suite'
-	@echo 'make test-slow     run the tests that take minutes'
-	@echo 'make check         ruff, mypy and import-linter'
-	@echo 'make format        let ruff format the code'
-	@echo 'make requirements  compile the pinned requirements again'
-	@echo 'make clean         remove the environment; runs/ stays'
+	@echo 'make quickstart         install and run the main job (runs/quickstart/report)'
+	@echo 'make reproduce-minatar  the study on MinAtar, hours (runs/minatar/report)'
+	@echo 'make tune-minatar       what its coefficients were chosen by'
+	@echo 'make test               install and run the test suite'
+	@echo 'make test-slow          run the tests that take minutes'
+	@echo 'make check              ruff, mypy and import-linter'
+	@echo 'make format             let ruff format the code'
+	@echo 'make requirements       compile the pinned requirements again'
+	@echo 'make clean              remove the environment; runs/ stays'
 
 quickstart: $(BASE)
 	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/quickstart.sh
