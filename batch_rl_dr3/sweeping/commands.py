@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from batch_rl_dr3 import cli, errors, mirror
-from batch_rl_dr3.sweeping.grid import Run, Sweep
+from batch_rl_dr3.sweeping.grid import Sweep
+from batch_rl_dr3.sweeping.run import Run
 
 if TYPE_CHECKING:
   from batch_rl_dr3.sweeping import estimate as estimate_lib

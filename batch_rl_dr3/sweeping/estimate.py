@@ -15,7 +15,8 @@ import tqdm
 from batch_rl_dr3 import errors, mirror
 from batch_rl_dr3.reporting import methods
 from batch_rl_dr3.sweeping import attempt_record, standing
-from batch_rl_dr3.sweeping.grid import Run, Sweep
+from batch_rl_dr3.sweeping.grid import Sweep
+from batch_rl_dr3.sweeping.run import Run
 
 _RATE = ': gradient steps/s'
 _OWN_COST = ": DR3's own cost"

@@ -14,7 +14,8 @@ from absl import flags
 
 from batch_rl_dr3 import cli, errors, folders
 from batch_rl_dr3.sweeping import commands
-from batch_rl_dr3.sweeping.grid import Run, Sweep
+from batch_rl_dr3.sweeping.grid import Sweep
+from batch_rl_dr3.sweeping.run import Run
 
 if TYPE_CHECKING:
   from batch_rl_dr3.sweeping import executor as executor_lib

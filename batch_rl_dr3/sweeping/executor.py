@@ -13,7 +13,7 @@ from typing import Protocol
 
 from batch_rl_dr3 import errors, progress
 from batch_rl_dr3.sweeping import attempt, run_queue
-from batch_rl_dr3.sweeping.grid import Run
+from batch_rl_dr3.sweeping.run import Run
 
 # Seconds between looks at which nodes there are, and for a request to stop.
 _NODES_SECONDS = 5.0

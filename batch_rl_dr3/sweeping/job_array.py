@@ -14,7 +14,8 @@ from typing import Protocol
 
 from batch_rl_dr3 import errors, folders
 from batch_rl_dr3.sweeping import attempt
-from batch_rl_dr3.sweeping.grid import Run, Sweep
+from batch_rl_dr3.sweeping.grid import Sweep
+from batch_rl_dr3.sweeping.run import Run
 
 # How often a task that was preempted is begun again by the system; beyond
 # that, `sweep reconcile` emits what is left. It is the most that Google Cloud

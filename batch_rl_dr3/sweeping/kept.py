@@ -21,7 +21,7 @@ import pathlib
 import statistics
 
 from batch_rl_dr3 import errors, mirror, run_directory
-from batch_rl_dr3.sweeping.grid import Run
+from batch_rl_dr3.sweeping.run import Run
 
 # What is read of a run.
 CONTENTS = mirror.Contents(

@@ -9,7 +9,7 @@ import dataclasses
 import math
 
 from batch_rl_dr3 import errors
-from batch_rl_dr3.sweeping.grid import Run
+from batch_rl_dr3.sweeping.run import Run
 
 # Seconds until a run is tried again: doubled with each attempt without
 # progress, up to the longest.

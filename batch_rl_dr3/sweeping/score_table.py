@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from batch_rl_dr3 import errors, mirror, run_directory
-from batch_rl_dr3.sweeping.grid import Run
+from batch_rl_dr3.sweeping.run import Run
 
 PARQUET, CSV = '.parquet', '.csv'
 # What is read of a run.
