@@ -28,7 +28,11 @@ def train_here(session, clear_gin, replay_dir, cache_dir, tiny_bindings):
         'replay_dir': str(replay_dir),
         'cache_dir': str(cache_dir),
         'gin_files': ['minatar/rem_dr3.gin'],
-        'gin_bindings': [*tiny_bindings, *bindings],
+        'gin_bindings': [
+          *tiny_bindings,
+          'FeatureDotPenalty.coefficient = 0.001',
+          *bindings,
+        ],
         **kwargs,
       }
     )
