@@ -60,7 +60,7 @@ def keep(run: Run, folder: pathlib.Path, results_dir: str) -> pathlib.Path:
     finished = json.loads((folder / run_directory.FINISHED).read_text())
   except (OSError, KeyError, ValueError) as error:
     raise errors.DataError(f'cannot keep {folder}: {error!r}') from error
-  del provenance['data']
+  provenance.pop('data', None)
   provenance['command'] = [
     *('python', '-m', 'batch_rl_dr3.train'),
     *run.arguments('RUNS', 'CACHE'),
