@@ -16,9 +16,9 @@ from batch_rl_dr3.reporting import (
   aggregates,
   intervals,
   methods,
-  preset,
   reference,
   scores,
+  study_tables,
   table,
 )
 from batch_rl_dr3.reporting import study as study_lib
@@ -37,7 +37,6 @@ class _Claim:
   """A claim of the paper about one method, or about two.
 
   Attributes:
-    name: of its number in the CSV file.
     sentence: says it.
     of_run: makes float64 [runs, games] of one method's runs.
     quantity: that `of_run` is made of, of `scores.METRICS` or a return.
@@ -45,7 +44,6 @@ class _Claim:
     is_above: whether it is to be above zero.
   """
 
-  name: str
   sentence: str
   of_run: Callable[[study_lib.Cell, reference.Normalisation], intervals.Array]
   quantity: str
@@ -80,7 +78,6 @@ def _area_lost(cell: study_lib.Cell, scale: reference.Normalisation) -> Any:
 _DOT, _RANK = scores.DOT_PRODUCT, scores.EFFECTIVE_RANK
 _OF_ONE = (
   _Claim(
-    'dot_growth',
     'features co-adapt: their dot product grows in training',
     _growth,
     _DOT,
@@ -88,7 +85,6 @@ _OF_ONE = (
     is_above=True,
   ),
   _Claim(
-    'rank_growth',
     'the effective rank falls in training',
     _growth,
     _RANK,
@@ -98,7 +94,6 @@ _OF_ONE = (
 )
 _OF_DR3 = (
   _Claim(
-    'dot',
     'DR3 lowers the dot product',
     _last,
     _DOT,
@@ -106,7 +101,6 @@ _OF_DR3 = (
     is_above=False,
   ),
   _Claim(
-    'rank',
     'DR3 keeps the effective rank higher',
     _last,
     _RANK,
@@ -114,7 +108,6 @@ _OF_DR3 = (
     is_above=True,
   ),
   _Claim(
-    'average',
     'DR3 raises the average score',
     _score(study_lib.AVERAGE),
     scores.RETURN,
@@ -122,7 +115,6 @@ _OF_DR3 = (
     is_above=True,
   ),
   _Claim(
-    'final',
     'DR3 raises the final score',
     _score(study_lib.FINAL),
     scores.RETURN,
@@ -130,7 +122,6 @@ _OF_DR3 = (
     is_above=True,
   ),
   _Claim(
-    'area_lost',
     'with DR3 less is lost after the best evaluation',
     _area_lost,
     scores.RETURN,
@@ -140,7 +131,6 @@ _OF_DR3 = (
 )
 _OF_BACKUPS = (
   _Claim(
-    'dot_growth',
     'the dot product grows more than under {other}',
     _growth,
     _DOT,
@@ -164,18 +154,14 @@ def findings(
   """
   rows = []
   for claim, dataset, method, other in _claims(study):
-    cells = [
-      _cell(study, claim, dataset, name)
-      for name in (method, other)
-      if name is not None
-    ]
-    games = [
-      game
-      for game in study.preset.games
-      if all(cell is not None and game in cell.games for cell in cells)
-    ]
-    if games:
-      kept = [cell.only(games) for cell in cells if cell is not None]
+    cells = study_lib.on_shared_games(
+      [
+        _cell(study, claim, dataset, name)
+        for name in (method, other)
+        if name is not None
+      ]
+    )
+    if cells:
       rows.append(
         {
           'dataset': dataset,
@@ -184,10 +170,10 @@ def findings(
           'claim': claim.sentence.format(
             other=methods.display_name(other or '')
           ),
-          'games': len(games),
-          'runs': min(cell.num_runs for cell in kept),
+          'games': len(cells[0].games),
+          'runs': min(cell.num_runs for cell in cells),
         }
-        | _measure(claim, kept, normalisation, bootstrap)
+        | _measure(claim, cells, normalisation, bootstrap)
       )
   return table.build(
     'findings',
@@ -201,13 +187,7 @@ def findings(
     'is one run of each game and so no interval.',
     'No run has finished yet.',
     [
-      table.text(
-        ('dataset', 'method'),
-        'Method, data',
-        lambda dataset, method: (
-          f'{methods.display_name(method)}, {preset.dataset_name(dataset)}'
-        ),
-      ),
+      study_tables.LINE,
       table.text('claim', 'Claim'),
       table.Column(('number', 'low', 'high', 'unit'), 'Here', _shown),
       table.text('verdict', 'So it is'),
@@ -242,13 +222,10 @@ def _cell(
   study: study_lib.Study, claim: _Claim, dataset: str, method: str
 ) -> study_lib.Cell | None:
   """Returns the finished runs of a method, None without any."""
-  if study.scores(dataset, method) is None:
-    return None
-  if claim.quantity == scores.RETURN:
-    cell = study.scores(dataset, method)
-  else:
-    cell = study.curve(dataset, method, claim.quantity)
-  return cell if cell is not None and cell.steps.size else None
+  cell = study.scores(dataset, method)
+  if cell is not None and claim.quantity != scores.RETURN:
+    return study.curve(dataset, method, claim.quantity)
+  return cell
 
 
 def _measure(

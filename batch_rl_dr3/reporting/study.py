@@ -232,6 +232,22 @@ def make(chosen: preset.Preset, collection: scores.Collection) -> Study:
   return Study(chosen, runs, tuple(strangers))
 
 
+def on_shared_games(cells: Sequence[Cell | None]) -> list[Cell]:
+  """Returns cells without the games that not all of them have.
+
+  Args:
+    cells: None, or one without steps, has no game.
+
+  Returns:
+    As many cells; none at all if they share no game.
+  """
+  there = [cell for cell in cells if cell is not None and cell.steps.size]
+  if len(there) < len(cells):
+    return []
+  games = set.intersection(*(set(cell.games) for cell in there))
+  return [cell.only(tuple(games)) for cell in there] if games else []
+
+
 def measure(cell: Cell, name: str) -> Array:
   """Returns the average over training or the final score of each run.
 

@@ -24,7 +24,8 @@ from batch_rl_dr3.reporting.table import (
   text,
 )
 
-_LINE = text(
+# The first column of tables with a row for each line of a study.
+LINE = text(
   ('dataset', 'method'),
   'Method, data',
   lambda dataset, method: (
@@ -117,7 +118,7 @@ class StudyTables:
         }
         row[f'{measure}_to_paper'] = self._verdict(100 * iqm.value, paper)
       rows.append(row)
-    columns = [_LINE]
+    columns = [LINE]
     for measure, heading in (('average', 'Average'), ('final', 'Final')):
       ends = [f'{measure}{end}_percent' for end in ('', '_low', '_high')]
       columns.append(Column((*ends, 'complete'), heading, interval))
@@ -178,7 +179,7 @@ class StudyTables:
       'the mean over runs; optimality gap: by how much scores miss 100 on '
       f'average, lower is better. {_marked(rows)}',
       _NO_SCORES,
-      [_LINE, text('measure', 'Score'), *columns, *_EXTENTS],
+      [LINE, text('measure', 'Score'), *columns, *_EXTENTS],
       rows,
     )
 
@@ -186,19 +187,15 @@ class StudyTables:
     """Returns the probability that DR3 improves each method."""
     rows = []
     for dataset, base in self._study.lines:
-      cells = [
-        self._study.scores(dataset, method)
-        for method in (methods.with_dr3(base), base)
-      ]
-      there = [cell for cell in cells if cell and cell.steps.size]
-      games = [
-        game
-        for game in self._study.preset.games
-        if len(there) == 2 and all(game in cell.games for cell in there)
-      ]
-      if not games:
+      cells = study_lib.on_shared_games(
+        [
+          self._study.scores(dataset, method)
+          for method in (methods.with_dr3(base), base)
+        ]
+      )
+      if not cells:
         continue
-      dr3, without = (cell.only(games) for cell in there)
+      dr3, without = cells
       row = _identity(dataset, base, dr3)
       row['lacks'] = _and(dict.fromkeys((*dr3.lacks, *without.lacks)))
       row['complete'] = not row['lacks']
@@ -227,7 +224,7 @@ class StudyTables:
       f'averaged over the games that both have; ties count half. {_BRACKETS} '
       f'{_marked(rows)}',
       'No method has finished runs both with and without DR3 on one data set.',
-      [_LINE, *columns, *_EXTENTS],
+      [LINE, *columns, *_EXTENTS],
       rows,
     )
 
@@ -266,7 +263,7 @@ class StudyTables:
       f'evaluations, so no run reaches 100 and 0 quite. {_BRACKETS} '
       f'{_marked(rows)}',
       _NO_SCORES,
-      [_LINE, *columns, *_EXTENTS],
+      [LINE, *columns, *_EXTENTS],
       rows,
     )
 
