@@ -142,17 +142,18 @@ class Sweep:
     }
     files = tuple(_fill(text, names) for text in self.gin_files)
     lines = tuple(_fill(text, names) for text in self.gin_bindings)
-    runner = _runner(files, lines)
+    bound = bindings.read(files, lines)
+    runner = _runner(bound, files)
     if self.variants and variant:
       names['method'] = f'{method}_{variant}'
       lines += (
         f'{runner}.method = {names["method"]!r}',
         *self.variants[variant],
       )
+      bound = bindings.read(files, lines)
     replay_dir = (
       None if self.replay_dir is None else _fill(self.replay_dir, names)
     )
-    bound = bindings.read(files, lines)
     for name in ('dataset', 'method'):
       said = bound.get(f'{runner}.{name}')
       if said != names[name]:
@@ -191,9 +192,9 @@ class Sweep:
     return math.ceil(run.fraction * self.log_rows) * self.row_bytes
 
 
-def _runner(files: Sequence[str], lines: Sequence[str]) -> str:
-  """Returns what trains the run of some gin files, as they call it."""
-  for name in bindings.read(files, lines):
+def _runner(bound: Mapping[str, Any], files: Sequence[str]) -> str:
+  """Returns what trains a run, as the gin files that bind it call it."""
+  for name in bound:
     if name.endswith('Runner.method'):
       return name.removesuffix('.method')
   raise errors.ConfigError(
