@@ -144,7 +144,7 @@ class Learner:
   @property
   def columns(self) -> Sequence[str]:
     """See `training.metrics.Sample`."""
-    return tuple(self.measure())
+    return tuple(self._measure(self._metric_batches[0]))
 
   def measure(self) -> dict[str, float]:
     """Returns what is logged, by column, averaged over the batches."""
