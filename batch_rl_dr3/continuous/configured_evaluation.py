@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from batch_rl_dr3 import errors
 from batch_rl_dr3.continuous import policy_evaluator, runner, tasks
+from batch_rl_dr3.training import evaluation_pool
 
 # What a run that was trained without evaluation is played for.
 _NUM_EPISODES = 10
@@ -40,16 +41,11 @@ def create_evaluator(
       'the protocol of a continuous run names its environment and the '
       f'number of episodes; that is missing: {error}.'
     ) from error
-  gin.clear_config()
   name = runner.ContinuousRunner.__name__
-  try:
-    gin.parse_config(config, skip_unknown=False)
+  with evaluation_pool.configured(config):
     game = gin.query_parameter(f'{name}.game')
     create_agent = gin.query_parameter(f'{name}.create_agent')
     num_lanes = gin.query_parameter(f'{name}.num_lanes')
-  except (ValueError, TypeError, RuntimeError, SyntaxError) as error:
-    message = ' '.join(str(error).split())
-    raise errors.ConfigError(f'gin: {message}') from error
   return policy_evaluator.PolicyEvaluator(
     tasks.played_in(game, environment),
     create_agent.scoped_configurable_fn,

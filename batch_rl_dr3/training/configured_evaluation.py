@@ -6,8 +6,6 @@ from typing import Any
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3 import errors
-
 # Everything that a run's configuration may name.
 from batch_rl_dr3.agents import dqn, quantile, rem  # noqa: F401
 from batch_rl_dr3.evaluation import (
@@ -17,7 +15,10 @@ from batch_rl_dr3.evaluation import (
   play,
 )
 from batch_rl_dr3.networks import value_network
-from batch_rl_dr3.training import runner  # noqa: F401
+from batch_rl_dr3.training import (
+  evaluation_pool,
+  runner,  # noqa: F401
+)
 
 
 def create_evaluator(
@@ -34,16 +35,11 @@ def create_evaluator(
   Raises:
     ConfigError: if the configuration cannot be parsed or names no game.
   """
-  gin.clear_config()
-  try:
-    gin.parse_config(config, skip_unknown=False)
+  with evaluation_pool.configured(config):
     create_lanes = _bound('FixedReplayRunner.create_lanes', None)
     if create_lanes is None:
       raise ValueError('FixedReplayRunner.create_lanes names no game')
     lanes = create_lanes()
-  except (ValueError, TypeError, RuntimeError, SyntaxError) as error:
-    message = ' '.join(str(error).split())
-    raise errors.ConfigError(f'gin: {message}') from error
   rule = (
     _configured_rule() if protocol is None else play.Rule.recorded(protocol)
   )

@@ -5,8 +5,9 @@ worker returns episodes, so that one that dies, or outlives who asked, leaves
 nothing half-written. A worker ends with its parent, even if that is killed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
+import contextlib
 import dataclasses
 import multiprocessing
 from multiprocessing import connection
@@ -65,6 +66,28 @@ class Evaluator(Protocol):
 # a run (None for what the text says), and the CPU threads of one call of the
 # network (0 is one per core).
 CreateEvaluator = Callable[[str, Mapping[str, Any] | None, int], Evaluator]
+
+
+@contextlib.contextmanager
+def configured(config: str) -> Iterator[None]:
+  """Has gin hold a configuration, and nothing else, from here on.
+
+  Args:
+    config: gin text.
+
+  Raises:
+    ConfigError: if it cannot be parsed, or what is bound cannot be used
+      meanwhile.
+  """
+  import gin  # Whoever asks for evaluations does without.
+
+  gin.clear_config()
+  try:
+    gin.parse_config(config, skip_unknown=False)
+    yield
+  except (ValueError, TypeError, RuntimeError, SyntaxError) as error:
+    message = ' '.join(str(error).split())
+    raise errors.ConfigError(f'gin: {message}') from error
 
 
 @dataclasses.dataclass(frozen=True)
