@@ -15,16 +15,19 @@ _SCRIPT = """\
 # A task of this array is one run. It is told to save before its time is up,
 # and begins again from there; Slurm itself requeues tasks of lost nodes.
 set -uo pipefail
+stopped= task=
+trap 'stopped=1; ${{task:+kill -TERM $task}}' TERM
 {setup}
 {command} &
 task=$!
-stopped=
-trap 'stopped=1; kill -TERM "$task"' TERM
+${{stopped:+kill -TERM $task}}
 wait "$task"
 code=$?
 if [[ -n $stopped ]]; then
   wait "$task"
   code=$?
+  # Told before it listened, it has nothing to save.
+  ((code != 128 + 15)) || code={preempted}
 fi
 if ((code == {preempted} && ${{SLURM_RESTART_COUNT:-0}} < {retries})); then
   scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"

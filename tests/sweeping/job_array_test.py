@@ -244,8 +244,8 @@ def test_scripts_for_slurm_are_shell_with_options_of_sbatch(
 def run_script(small_array, tmp_path):
   """Starts the script of an array whose task is another command."""
 
-  def run(command, **environment):
-    (text,) = slurm.Slurm(setup='true').files(small_array()).values()
+  def run(command, setup='true', **environment):
+    (text,) = slurm.Slurm(setup=setup).files(small_array()).values()
     start = text.index('python \\\n')
     end = text.index(' &\n')
     script = tmp_path / 'task.sbatch'
@@ -292,6 +292,17 @@ def test_slurms_warning_reaches_the_run(run_script, tmp_path):
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
   assert process.wait(20) == 75
+  assert run_script.requeued.read_text() == 'requeue 12_3\n'
+
+
+def test_slurms_warning_is_heard_before_the_task_listens(run_script, tmp_path):
+  started = tmp_path / 'started'
+  process = run_script('sleep 20', setup=f'touch {started}; sleep 0.5')
+  while not started.exists():
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(10) == 75
   assert run_script.requeued.read_text() == 'requeue 12_3\n'
 
 
