@@ -51,8 +51,6 @@ def keep(run: Run, folder: pathlib.Path, results_dir: str) -> pathlib.Path:
     DataError: if the run directory is damaged.
     WriteError: if a file cannot be written.
   """
-  scores = run.scores_apart(results_dir)
-  target = run_directory.make_directory(scores.parent)
   episodes = run_directory.read_csv(folder / run_directory.SCORES)
   try:
     evaluations = list(_evaluations(episodes))
@@ -68,6 +66,8 @@ def keep(run: Run, folder: pathlib.Path, results_dir: str) -> pathlib.Path:
   steps = {'0', *(row['gradient_steps'] for row in evaluations)}
   metrics = run_directory.read_csv(folder / run_directory.METRICS)
   measured = {row['gradient_steps']: row for row in metrics}  # The last counts.
+  scores = run.scores_apart(results_dir)
+  target = run_directory.make_directory(scores.parent)
   run_directory.write_json(target / run_directory.PROVENANCE, provenance)
   run_directory.write_json(target / run_directory.FINISHED, finished)
   run_directory.write_atomically(
