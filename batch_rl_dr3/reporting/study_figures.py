@@ -191,7 +191,7 @@ class StudyFigures:
     """Returns the Matplotlib figure of `per_game`."""
     names = self.study.methods_on(dataset)
     games = self.study.preset.games
-    num_columns = 2 if narrow else 4
+    num_columns = 2 if narrow else _num_columns(len(games), 4)
     figure, grid = _panels(len(games), num_columns, narrow, 1.7)
     lines = figure_lib.line_styles(names)
     for index, (axes, game) in enumerate(zip(grid, games, strict=True)):
@@ -269,6 +269,12 @@ class StudyFigures:
       axes.set_ylim(0, 1)
     figure_lib.add_legend(figure, self.study.methods, 2 if narrow else 4)
     return figure
+
+
+def _num_columns(count: int, limit: int) -> int:
+  """Returns how many panels side by side fill as few rows most evenly."""
+  num_rows = -(-count // limit)
+  return -(-count // num_rows)
 
 
 def _panels(

@@ -1,3 +1,6 @@
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 
@@ -78,6 +81,32 @@ def test_figure_5_and_dot_product(figures):
   _, y = _lines(axes)['REM + DR3']
   np.testing.assert_allclose(y, aggregates.iqm(np.exp(_CURVES)))
   assert axes.get_yscale() == 'log'
+
+
+@pytest.mark.parametrize(
+  ('num_games', 'narrow', 'rows'),
+  [
+    (3, False, [3]),
+    (5, False, [3, 2]),
+    (17, False, [4, 4, 4, 4, 1]),
+    (5, True, [2, 2, 1]),
+  ],
+)
+def test_games_fill_rows_evenly(
+  make_collection, small_study, num_games, narrow, rows
+):
+  wide = dataclasses.replace(
+    small_study, games=tuple(f'game_{index}' for index in range(num_games))
+  )
+  returns = {('5pct', 'rem'): np.ones((1, num_games, 3))}
+  drawn = study_figures.StudyFigures(
+    study.make(wide, make_collection(returns, wide)),
+    reference.Normalisation(),
+    _BOOTSTRAP,
+  ).draw_per_game(study_figures.RETURN, '5pct', narrow)
+  tops = [round(axes.get_position().y1, 3) for axes in drawn.axes]
+  found = [len(list(row)) for _, row in itertools.groupby(tops)]
+  assert found == rows
 
 
 def test_each_game_is_mean_and_range_in_points(figures, in_points, small_study):
