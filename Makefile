@@ -31,8 +31,8 @@ reproduce-minatar: $(DEV)
 	  minatar minatar_figure1
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar \
 	  --runs='results/minatar/*/*/*/*' --output_dir=runs/minatar/report
-	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar \
-	  --runs='results/minatar_figure1/*/*/*/*' \
+	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar_figure1 \
+	  --runs='results/minatar_figure1/*/first10pct/*/*' \
 	  --output_dir=runs/minatar/report_figure1
 
 test: $(DEV)

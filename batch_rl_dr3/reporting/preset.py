@@ -78,8 +78,22 @@ DR3_MINATAR = Preset(
   num_runs=3,
 )
 
+# The paper's Figure 1 on the same games: sweeps/minatar_figure1.gin.
+DR3_MINATAR_FIGURE1 = Preset(
+  name='dr3_minatar_figure1',
+  title='Four backups on the five games of MinAtar',
+  suite='minatar',
+  games=DR3_MINATAR.games,
+  methods=('regression', 'sarsa', 'td', 'q_learning'),
+  datasets=MappingProxyType({'first10pct': 50_000}),
+  num_runs=3,
+)
+
 PRESETS = MappingProxyType(
-  {study.name: study for study in (DR3_ATARI17, DR3_MINATAR)}
+  {
+    study.name: study
+    for study in (DR3_ATARI17, DR3_MINATAR, DR3_MINATAR_FIGURE1)
+  }
 )
 # Continuous control has no grid of games and data sets: `d4rl_page`.
 DR3_D4RL = 'dr3_d4rl'
