@@ -179,8 +179,9 @@ def findings(
     'findings',
     'What the paper finds, and what these runs say',
     'A factor (x) is that between the interquartile means of the logarithms of '
-    'a quantity, over runs and games: at the end of training and after '
-    f'{_EARLY:.0%} of it, or at the end with DR3 and without. Others are '
+    'a quantity, over runs and games: at the end of training and at the '
+    f'first measurement from {_EARLY:.0%} of it on, or at the end with DR3 and '
+    'without. Others are '
     'differences of interquartile means of normalised scores, in percent. In '
     'brackets: 95% stratified bootstrap intervals. Supported, contradicted: '
     'the interval lies on one side of no effect; open: it does not, or there '
