@@ -21,7 +21,7 @@ import tempfile
 
 from absl import flags
 
-from batch_rl_dr3 import cli, tensorflow_start
+from batch_rl_dr3.config import cli, tensorflow_start
 
 FLAGS = flags.FLAGS
 
@@ -40,8 +40,8 @@ def define_flags() -> None:
 def main() -> None:
   """Measures, prints the table and writes it where the flags ask for it."""
   tensorflow_start.import_tensorflow()
-  from batch_rl_dr3 import progress
   from batch_rl_dr3.benchmarking import measurements, setups, table
+  from batch_rl_dr3.config import progress
 
   effort = measurements.QUICK if FLAGS.quick else measurements.FULL
   rows: list[table.Row] = []

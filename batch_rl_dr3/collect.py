@@ -13,15 +13,16 @@ from absl import flags
 import gin
 import numpy as np
 
-from batch_rl_dr3 import (
+from batch_rl_dr3.config import (
   cli,
+  dispatch,
   errors,
+  preemption,
   progress,
-  run_directory,
   tensorflow_start,
+  tf_agents_start,
 )
-from batch_rl_dr3.continuous import dispatch, tf_agents_start
-from batch_rl_dr3.training import preemption
+from batch_rl_dr3.runs import run_directory
 
 _USAGE = """\
 Plays a game and logs the play, as data to train on.
@@ -141,7 +142,7 @@ def collect_into(
     PreemptedError: if SIGTERM or SIGINT came; nothing is left behind.
     WriteError: if `output_dir` cannot be written.
   """
-  from batch_rl_dr3.training import provenance
+  from batch_rl_dr3.runs import provenance
 
   continuous = dispatch.is_continuous(
     cli.gin_text(gin_files, gin_bindings), cli.shipped_configs()
@@ -193,20 +194,20 @@ def collect_into(
 # registers with gin what a file can name. A process does one or the other:
 # Dopamine switches off what TF-Agents needs.
 def _frames() -> tuple[Callable[..., dict[str, Any]], str]:
-  from batch_rl_dr3.evaluation import (
+  from batch_rl_dr3.agents import value_network  # noqa: F401
+  from batch_rl_dr3.games import (
     atari,  # noqa: F401
     collection,
     minatar,  # noqa: F401
     online_dqn,  # noqa: F401
   )
-  from batch_rl_dr3.networks import value_network  # noqa: F401
 
   return collection.collect, LOGS
 
 
 def _continuous() -> tuple[Callable[..., dict[str, Any]], str]:
   tf_agents_start.import_tf_agents()
-  from batch_rl_dr3.continuous import collection
+  from batch_rl_dr3.control import collection
 
   return collection.collect_control, ''  # It names its files itself.
 

@@ -8,11 +8,11 @@ import typing
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors, progress
+from batch_rl_dr3.config import cli, errors, progress
 
 if typing.TYPE_CHECKING:
-  from batch_rl_dr3.replay import subset
-  from batch_rl_dr3.replay.source import Source
+  from batch_rl_dr3.replay.log.source import Source
+  from batch_rl_dr3.replay.store import subset
 
 _USAGE = """\
 Fetches logged replay in the DQN Replay format, looks into it, writes it anew.
@@ -140,7 +140,7 @@ def _source() -> 'Source':
   if (FLAGS.replay_dir is None) == (FLAGS.game is None):
     raise errors.UsageError('give one of --replay_dir and --game (see --help).')
   # Imported here so that --help and usage errors are instant.
-  from batch_rl_dr3.replay import source_chain
+  from batch_rl_dr3.replay.log import source_chain
 
   if FLAGS.game is not None:
     return source_chain.open_run(FLAGS.game, FLAGS.run)
@@ -151,14 +151,14 @@ def _num_actions() -> int | None:
   if FLAGS.num_actions is not None or FLAGS.game is None:
     num_actions: int | None = FLAGS.num_actions
     return num_actions
-  from batch_rl_dr3.replay import expected_files
+  from batch_rl_dr3.replay.log import expected_files
 
   return expected_files.num_actions(FLAGS.game)
 
 
 def _subset() -> 'subset.Subset':
   """Returns the subset that the flags name, on top of what gin binds."""
-  from batch_rl_dr3.replay import subset
+  from batch_rl_dr3.replay.store import subset
 
   given = {
     'rule': FLAGS.rule,
@@ -174,7 +174,8 @@ def plan() -> None:
   """Prints what fetch would cost."""
   import gin
 
-  from batch_rl_dr3.replay import fetch_plan, replay_store
+  from batch_rl_dr3.replay import fetch_plan
+  from batch_rl_dr3.replay.store import replay_store
 
   try:
     max_resident_bytes = gin.query_parameter('open_store.max_resident_bytes')
@@ -192,7 +193,7 @@ def plan() -> None:
 
 def fetch() -> None:
   """Makes the store of a part of a log, or finds it made."""
-  from batch_rl_dr3.replay import store
+  from batch_rl_dr3.replay.store import store
 
   source = _source()
   header = source.header('observation', source.suffixes()[0])
@@ -216,11 +217,8 @@ def fetch() -> None:
 
 def info() -> None:
   """Prints a line a file, and what is missing."""
-  from batch_rl_dr3.replay import (
-    checkpoint_format,
-    expected_files,
-    inspection,
-  )
+  from batch_rl_dr3.replay import inspection
+  from batch_rl_dr3.replay.log import checkpoint_format, expected_files
 
   source = _source()
   for line in inspection.table(inspection.summarise(source, FLAGS.stack_size)):
@@ -296,7 +294,7 @@ def verify() -> None:
   """
   if FLAGS.store is None:
     raise errors.UsageError('--store is needed (see --help).')
-  from batch_rl_dr3.replay import store_files
+  from batch_rl_dr3.replay.store import store_files
 
   manifest = store_files.verify(pathlib.Path(FLAGS.store), full=True)
   print(f'{FLAGS.store} is whole: data hash {manifest["data_hash"]}.')
@@ -307,7 +305,8 @@ def _with_gin(command: Callable[[], None]) -> Callable[[], None]:
 
   def run() -> None:
     # Each registers with gin what a binding can name.
-    from batch_rl_dr3.replay import source_chain, store  # noqa: F401
+    from batch_rl_dr3.replay.log import source_chain  # noqa: F401
+    from batch_rl_dr3.replay.store import store  # noqa: F401
 
     cli.load_gin(FLAGS.gin_files, FLAGS.gin_bindings)
     with cli.gin_errors(), cli.stopping():

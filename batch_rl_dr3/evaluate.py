@@ -9,15 +9,15 @@ import sys
 from absl import flags
 import gin
 
-from batch_rl_dr3 import cli, errors, mirror, progress, run_globs
-from batch_rl_dr3.continuous import dispatch, policy_worker
-from batch_rl_dr3.training import (
+from batch_rl_dr3.config import cli, dispatch, errors, preemption, progress
+from batch_rl_dr3.evaluation import (
   evaluation_pool,
   evaluation_targets,
   evaluation_tasks,
   game_worker,
-  preemption,
+  policy_worker,
 )
+from batch_rl_dr3.runs import mirror, run_globs
 
 _USAGE = """\
 Plays checkpoints under the protocol of their run and writes their scores.

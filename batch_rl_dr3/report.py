@@ -52,8 +52,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors, run_directory, run_globs
+from batch_rl_dr3.config import cli, errors
 from batch_rl_dr3.reporting import preset
+from batch_rl_dr3.runs import run_directory, run_globs
 
 if TYPE_CHECKING:
   from batch_rl_dr3.reporting import run_cache

@@ -32,8 +32,9 @@ from absl import flags
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3 import cli, errors, run_directory, run_globs
+from batch_rl_dr3.config import cli, errors
 from batch_rl_dr3.reporting import scores, selection, selection_rules, table
+from batch_rl_dr3.runs import run_directory, run_globs
 
 FLAGS = flags.FLAGS
 

@@ -40,7 +40,9 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors, run_directory, tensorflow_start, train
+from batch_rl_dr3 import train
+from batch_rl_dr3.config import cli, errors, tensorflow_start
+from batch_rl_dr3.runs import run_directory
 from batch_rl_dr3.studies import catalogue
 
 if TYPE_CHECKING:
@@ -165,7 +167,7 @@ def _base_dir(
 
 def _last(run: pathlib.Path) -> str:
   """Returns the path of a run's last checkpoint, without `.index`."""
-  from batch_rl_dr3.training import checkpoints
+  from batch_rl_dr3.runs import checkpoints
 
   found = checkpoints.of_iterations(run / run_directory.CHECKPOINTS)
   if not found:
@@ -245,9 +247,9 @@ def _run_figure_a2() -> None:
       "name trained runs, such as --runs='runs/figure1/breakout/*/seed0'."
     )
   tensorflow_start.import_tensorflow()
+  from batch_rl_dr3.evaluation import evaluation_targets
   from batch_rl_dr3.reporting import figure as figure_lib
   from batch_rl_dr3.studies import reinitialisation
-  from batch_rl_dr3.training import evaluation_targets
 
   folders, _ = evaluation_targets.find(FLAGS.runs)
   measured = reinitialisation.measure(folders)

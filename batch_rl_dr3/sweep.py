@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from batch_rl_dr3 import cli
+from batch_rl_dr3.config import cli
 from batch_rl_dr3.sweeping import commands, execution_commands
 
 _USAGE = """\

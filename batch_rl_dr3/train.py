@@ -5,8 +5,13 @@ import os
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors, tensorflow_start
-from batch_rl_dr3.continuous import dispatch, tf_agents_start
+from batch_rl_dr3.config import (
+  cli,
+  dispatch,
+  errors,
+  tensorflow_start,
+  tf_agents_start,
+)
 
 _USAGE = """\
 Trains an offline agent on logged replay and evaluates it in its game.
@@ -105,7 +110,7 @@ def train(
     if isinstance(replay_dir, int):
       raise errors.UsageError('--run is for Atari; give --replay_dir.')
     tf_agents_start.import_tf_agents()
-    from batch_rl_dr3.continuous import runner as continuous_runner
+    from batch_rl_dr3.training import control as continuous_runner
 
     cli.load_gin(gin_files, gin_bindings)
     with cli.gin_errors():
@@ -121,11 +126,11 @@ def train(
     quantile,  # noqa: F401
     rem,  # noqa: F401
   )
-  from batch_rl_dr3.evaluation import (
+  from batch_rl_dr3.games import (
     atari,  # noqa: F401
     minatar,  # noqa: F401
   )
-  from batch_rl_dr3.training import runner
+  from batch_rl_dr3.training import discrete as runner
 
   cli.load_gin(gin_files, gin_bindings)
   with cli.gin_errors():

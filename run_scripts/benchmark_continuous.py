@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 from tf_agents.agents.cql import cql_sac_agent
 
-from batch_rl_dr3 import penalties
-from batch_rl_dr3.continuous import agent_setups, batches, cql_agent
+from batch_rl_dr3.agents import penalties
+from batch_rl_dr3.control import agent_setups, batches, cql_agent
 
 BATCH_SIZE, NUM_TURNS, STEPS_A_TURN = 256, 40, 3
 LAYERS = (256, 256)

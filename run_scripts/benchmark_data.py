@@ -95,8 +95,8 @@ def _timed(work: Callable[[], Any]) -> tuple[float, int]:
 
 
 def _extract_to_store(log: str, cache: str) -> tuple[float, int]:
-  from batch_rl_dr3.replay import store
-  from batch_rl_dr3.replay.subset import Subset
+  from batch_rl_dr3.replay.store import store
+  from batch_rl_dr3.replay.store.subset import Subset
 
   return _timed(
     lambda: store.open_store(
@@ -106,7 +106,7 @@ def _extract_to_store(log: str, cache: str) -> tuple[float, int]:
 
 
 def _dopamine_buffer(capacity: int) -> Any:
-  from batch_rl_dr3 import dopamine_compat
+  from batch_rl_dr3.config import dopamine_compat
 
   return dopamine_compat.OutOfGraphReplayBuffer(
     _FRAME, _STACK, capacity, batch_size=_BATCH
@@ -192,8 +192,8 @@ def _row(
 
 
 def _open(log: str, cache: str, max_resident_bytes: int, num_files: int) -> Any:
-  from batch_rl_dr3.replay import store
-  from batch_rl_dr3.replay.subset import Subset
+  from batch_rl_dr3.replay.store import store
+  from batch_rl_dr3.replay.store.subset import Subset
 
   fraction = num_files * _ROWS_PER_FILE / _NUM_ROWS
   subset = Subset('all') if fraction == 1 else Subset('first', fraction)

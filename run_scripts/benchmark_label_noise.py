@@ -23,7 +23,7 @@ _REFRESH_PERIOD = 2000
 
 def main(_: list[str]) -> None:
   """Measures and prints."""
-  from batch_rl_dr3 import tensorflow_start
+  from batch_rl_dr3.config import tensorflow_start
 
   logging.set_verbosity(logging.WARNING)
   tensorflow_start.import_tensorflow()
@@ -40,8 +40,7 @@ def main(_: list[str]) -> None:
 def _measure(problem, store, num_steps: int) -> None:
   import tensorflow as tf
 
-  from batch_rl_dr3 import penalties
-  from batch_rl_dr3.agents import quantile
+  from batch_rl_dr3.agents import penalties, quantile
   from batch_rl_dr3.benchmarking import timing
 
   def step(penalty):
@@ -87,7 +86,7 @@ def _solver(dimension: int):
   import numpy as np
   import tensorflow as tf
 
-  from batch_rl_dr3.losses import lyapunov
+  from batch_rl_dr3.agents import lyapunov
 
   rng = np.random.default_rng(0)
   phi = rng.normal(size=(4096, dimension)) * np.geomspace(1, 1e-3, dimension)

@@ -10,9 +10,10 @@ import gin
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import cli, collect, errors
-from batch_rl_dr3.evaluation import behaviours
-from batch_rl_dr3.replay import checkpoint_format
+from batch_rl_dr3 import collect
+from batch_rl_dr3.config import cli, errors
+from batch_rl_dr3.games import behaviours
+from batch_rl_dr3.replay.log import checkpoint_format
 
 pytestmark = pytest.mark.usefixtures('clear_gin')
 

@@ -18,7 +18,7 @@ import gin
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import lease
+from batch_rl_dr3.runs import lease
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # They take longest and so come first: at the end no core is to wait for them.
@@ -34,7 +34,7 @@ def session():
   """A session on a graph of its own, as TF1 code expects it."""
   import tensorflow as tf
 
-  from batch_rl_dr3 import dopamine_compat  # noqa: F401
+  from batch_rl_dr3.config import dopamine_compat  # noqa: F401
 
   with tf.Graph().as_default(), tf.compat.v1.Session() as session:
     yield session
@@ -51,7 +51,7 @@ def clear_gin():
 @pytest.fixture(scope='session')
 def replay_dir(tmp_path_factory):
   """200 random rows of MinAtar Breakout's shape, as DIR/1/replay_logs."""
-  from batch_rl_dr3.replay import log_writer
+  from batch_rl_dr3.replay.log import log_writer
 
   folder = tmp_path_factory.mktemp('breakout') / '1'
   writer = log_writer.LogWriter(folder / 'replay_logs', (10, 10, 4), 1, 100)

@@ -75,7 +75,7 @@ def test_convert_wants_one_target(replay_dir):
 
 
 def test_verify_finds_a_flipped_bit(replay_dir, tmp_path):
-  from batch_rl_dr3.replay import store, subset
+  from batch_rl_dr3.replay.store import store, subset
 
   store.open_store(
     replay_dir, tmp_path, subset.Subset('all'), (10, 10, 4), 6, 1

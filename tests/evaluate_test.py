@@ -11,22 +11,21 @@ import time
 
 import pytest
 
-from batch_rl_dr3 import (
-  errors,
-  evaluate,
-  lease,
-  remote_folder,
-  run_directory,
-  run_globs,
-  train,
-)
-from batch_rl_dr3.evaluation import play
-from batch_rl_dr3.training import (
-  checkpoints,
+from batch_rl_dr3 import evaluate, train
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.evaluation import (
   configured_evaluation,
   evaluation_pool,
   evaluation_targets,
   evaluation_tasks,
+)
+from batch_rl_dr3.games import play
+from batch_rl_dr3.runs import (
+  checkpoints,
+  lease,
+  remote_folder,
+  run_directory,
+  run_globs,
   score_log,
 )
 

@@ -8,16 +8,19 @@ import gin
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import cli
 from batch_rl_dr3.agents import dqn, quantile, rem
-from batch_rl_dr3.evaluation import (
+from batch_rl_dr3.config import (
+  bindings,
+  cli,
+)
+from batch_rl_dr3.games import (
   atari,  # noqa: F401
   collection,  # noqa: F401
   minatar,  # noqa: F401
   online_dqn,  # noqa: F401
 )
-from batch_rl_dr3.sweeping import bindings, grid  # noqa: F401
-from batch_rl_dr3.training import runner
+from batch_rl_dr3.sweeping import grid  # noqa: F401
+from batch_rl_dr3.training import discrete as runner
 
 CONFIGS = cli.shipped_configs()
 METHODS = ('dqn', 'rem', 'cql', 'dqn_dr3', 'rem_dr3', 'cql_dr3')
@@ -112,7 +115,7 @@ def test_the_17_games_are_games_of_the_emulator(clear_gin):
 
 @pytest.fixture(scope='module')
 def freeway_dir(tmp_path_factory):
-  from batch_rl_dr3.replay import log_writer
+  from batch_rl_dr3.replay.log import log_writer
 
   folder = tmp_path_factory.mktemp('freeway')
   writer = log_writer.LogWriter(folder, (84, 84), 4, 60)

@@ -54,13 +54,13 @@ def test_another_version_of_dopamine_is_refused():
   result = run_python(
     'import importlib.metadata as m, batch_rl_dr3;'
     'm.version = lambda name: "4.0.0";'
-    'from batch_rl_dr3 import dopamine_compat'
+    'from batch_rl_dr3.config import dopamine_compat'
   )
   assert 'dopamine-rl 4.0.0 is installed' in result.stderr
 
 
 def test_dopamine_runs_in_graph_mode_with_its_optimisers_in_gin(clear_gin):
-  from batch_rl_dr3 import dopamine_compat  # noqa: F401
+  from batch_rl_dr3.config import dopamine_compat  # noqa: F401
 
   # isort: split
   import gin

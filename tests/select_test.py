@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from batch_rl_dr3 import errors, select
+from batch_rl_dr3 import select
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import selection_rules
 
 

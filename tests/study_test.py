@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from batch_rl_dr3 import errors, run_directory, study
+from batch_rl_dr3 import study
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import run_directory
 from batch_rl_dr3.studies import catalogue
 
 TINY = (

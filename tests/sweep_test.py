@@ -52,7 +52,8 @@ import fsspec
 fsspec.filesystem('memory').put(sys.argv[1], '/bucket/runs', recursive=True)
 sys.modules['tensorflow'] = sys.modules['ray'] = None
 import gin
-from batch_rl_dr3 import cli, sweep
+from batch_rl_dr3 import sweep
+from batch_rl_dr3.config import cli
 sweep.define_flags()
 answers = {}
 for name, arguments in json.load(sys.stdin).items():
@@ -134,7 +135,7 @@ def answers(folder):
 
 # Where the runs of the first and the second method are.
 PLACES = """\
-from batch_rl_dr3 import cli
+from batch_rl_dr3.config import cli
 from batch_rl_dr3.sweeping import grid
 cli.load_gin(['sweeps/minatar.gin'], [])
 print(*[run.folder for run in grid.Sweep().runs()[:2]])

@@ -13,8 +13,10 @@ import time
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors, run_directory, select, train
+from batch_rl_dr3 import select, train
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import live_runs, selection_rules
+from batch_rl_dr3.runs import run_directory
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
 def test_a_store_is_trained_on_without_its_log(
   train_here, replay_dir, tmp_path
 ):
-  from batch_rl_dr3.replay import store, subset
+  from batch_rl_dr3.replay.store import store, subset
 
   log = tmp_path / 'breakout' / '1'
   shutil.copytree(replay_dir, log)

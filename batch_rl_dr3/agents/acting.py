@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from batch_rl_dr3 import errors
 from batch_rl_dr3.agents import online_weights
+from batch_rl_dr3.config import errors
 
 
 class Outputs(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 
 Name = Literal['auto', 'cpu', 'gpu', 'tpu']
 NAMES = ('auto', 'cpu', 'gpu', 'tpu')

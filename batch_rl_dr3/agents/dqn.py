@@ -18,9 +18,7 @@ from typing import Any, Literal
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import offline, update
-from batch_rl_dr3.losses import bellman
-from batch_rl_dr3.networks import value_network
+from batch_rl_dr3.agents import bellman, offline, update, value_network
 
 Backup = Literal['q_learning', 'sarsa', 'td', 'monte_carlo']
 BACKUPS = ('q_learning', 'sarsa', 'td', 'monte_carlo')

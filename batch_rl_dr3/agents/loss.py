@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from batch_rl_dr3.penalties import Penalty, State, UpdateBatch
+from batch_rl_dr3.agents.penalties import Penalty, State, UpdateBatch
 
 # The states of penalties by the penalty's name: variables, or tensors.
 States = Mapping[str, State]

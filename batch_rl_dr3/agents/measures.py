@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from batch_rl_dr3.agents import loss
-from batch_rl_dr3.losses import bellman, dr3
-from batch_rl_dr3.penalties import UpdateBatch
+from batch_rl_dr3.agents import bellman, dr3, loss
+from batch_rl_dr3.agents.penalties import UpdateBatch
 
 
 def build_metrics(

@@ -29,8 +29,8 @@ from batch_rl_dr3.agents import (
   store_agent,
   update,
 )
-from batch_rl_dr3.penalties import Penalty, UpdateBatch
-from batch_rl_dr3.replay import store as replay_store
+from batch_rl_dr3.agents.penalties import Penalty, UpdateBatch
+from batch_rl_dr3.replay.store import store as replay_store
 
 
 @gin.configurable

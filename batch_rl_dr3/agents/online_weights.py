@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 
 WeightArray = npt.NDArray[np.float32]
 

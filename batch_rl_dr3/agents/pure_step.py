@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from batch_rl_dr3 import errors
 from batch_rl_dr3.agents import loss as loss_lib
 from batch_rl_dr3.agents import update
+from batch_rl_dr3.config import errors
 
 
 class State(NamedTuple):

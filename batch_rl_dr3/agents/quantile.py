@@ -12,11 +12,15 @@ from typing import Any
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3 import penalties as penalties_lib
-from batch_rl_dr3.agents import offline, update
-from batch_rl_dr3.losses import bellman, quantile_sums
-from batch_rl_dr3.networks import value_network
-from batch_rl_dr3.replay import store as replay_store
+from batch_rl_dr3.agents import (
+  bellman,
+  offline,
+  quantile_sums,
+  update,
+  value_network,
+)
+from batch_rl_dr3.agents import penalties as penalties_lib
+from batch_rl_dr3.replay.store import store as replay_store
 
 
 @gin.configurable

@@ -5,8 +5,7 @@ from typing import Any
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import dqn, update
-from batch_rl_dr3.networks import value_network
+from batch_rl_dr3.agents import dqn, update, value_network
 
 # Keeps the mixture's random stream apart from the sampler's, which is keyed
 # by the same (seed, step).

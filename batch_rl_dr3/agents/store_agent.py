@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from batch_rl_dr3 import dopamine_compat
-from batch_rl_dr3.agents import devices, update, variables
-from batch_rl_dr3.networks import value_network
+from batch_rl_dr3.agents import devices, update, value_network, variables
+from batch_rl_dr3.config import dopamine_compat
 from batch_rl_dr3.replay import fixed_replay_buffer
-from batch_rl_dr3.replay import store as replay_store
+from batch_rl_dr3.replay.store import store as replay_store
 
 # Parameters of Dopamine's constructor that mean nothing without an
 # environment to train in, or that this module replaces.

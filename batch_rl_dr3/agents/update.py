@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from batch_rl_dr3.networks import value_network
+from batch_rl_dr3.agents import value_network
 
 # The variables of each network by its name, or tensors in their place.
 Weights = Mapping[str, Sequence[Any]]

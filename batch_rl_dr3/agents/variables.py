@@ -5,8 +5,8 @@ import errno
 
 import tensorflow as tf
 
-from batch_rl_dr3 import errors
 from batch_rl_dr3.agents import online_weights
+from batch_rl_dr3.config import errors
 
 
 def save(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 import math
 
-from batch_rl_dr3.networks import value_network
+from batch_rl_dr3.agents import value_network
 
 
 def _multiplications(

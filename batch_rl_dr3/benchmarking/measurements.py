@@ -14,11 +14,10 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from batch_rl_dr3 import errors
-from batch_rl_dr3.benchmarking import arithmetic, setups, timing
+from batch_rl_dr3.benchmarking import arithmetic, setups, speed, timing
 from batch_rl_dr3.benchmarking.table import Row
-from batch_rl_dr3.evaluation import speed
-from batch_rl_dr3.replay import store as replay_store
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay.store import store as replay_store
 
 GAME = 'Asterix'  # It has 9 actions.
 STOCK = 'stock Dopamine'

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from batch_rl_dr3 import penalties
-from batch_rl_dr3.agents import offline, quantile, rem
+from batch_rl_dr3.agents import offline, penalties, quantile, rem, value_network
 from batch_rl_dr3.benchmarking import stock
-from batch_rl_dr3.networks import value_network
-from batch_rl_dr3.replay import fixed_replay_buffer, log_writer
-from batch_rl_dr3.replay import store as replay_store
-from batch_rl_dr3.replay import subset as replay_subset
+from batch_rl_dr3.replay import fixed_replay_buffer
+from batch_rl_dr3.replay.log import log_writer
+from batch_rl_dr3.replay.store import store as replay_store
+from batch_rl_dr3.replay.store import subset as replay_subset
 
 BATCH_SIZE = 32
 NUM_ATOMS = 200

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from batch_rl_dr3 import dopamine_compat
-from batch_rl_dr3.networks import value_network
-from batch_rl_dr3.replay import store as replay_store
+from batch_rl_dr3.agents import value_network
+from batch_rl_dr3.config import dopamine_compat
+from batch_rl_dr3.replay.store import store as replay_store
 
 _Output = collections.namedtuple('_Output', ['q_values', 'features', 'atoms'])
 

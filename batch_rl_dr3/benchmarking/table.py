@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 
-from batch_rl_dr3 import run_directory
+from batch_rl_dr3.runs import run_directory
 
 
 @dataclasses.dataclass(frozen=True)

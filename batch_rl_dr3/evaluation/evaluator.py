@@ -5,8 +5,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from batch_rl_dr3.agents import acting
-from batch_rl_dr3.evaluation import lanes as lanes_lib
-from batch_rl_dr3.evaluation import play
+from batch_rl_dr3.games import lanes as lanes_lib
+from batch_rl_dr3.games import play
 
 
 class Evaluator:

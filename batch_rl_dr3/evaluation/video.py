@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from batch_rl_dr3 import run_directory
 from batch_rl_dr3.agents import acting
 from batch_rl_dr3.evaluation import evaluator as evaluator_lib
-from batch_rl_dr3.evaluation import lanes as lanes_lib
-from batch_rl_dr3.evaluation import play
+from batch_rl_dr3.games import lanes as lanes_lib
+from batch_rl_dr3.games import play
+from batch_rl_dr3.runs import run_directory
 
 _WIDTH, _HEIGHT = 854, 480
 _SCREEN = 420  # Pixels of the side of the observation.

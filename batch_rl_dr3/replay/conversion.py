@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import checkpoint_format, log_writer
-from batch_rl_dr3.replay.segment import Segment
-from batch_rl_dr3.replay.source import Source
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay.log import checkpoint_format, log_writer
+from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.store.segment import Segment
 
 # Frames of episodes that go to Minari at a time.
 _FRAMES_PER_UPDATE = 10_000

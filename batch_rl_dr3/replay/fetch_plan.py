@@ -9,14 +9,10 @@ import dataclasses
 import math
 import time
 
-from batch_rl_dr3.replay import (
-  checkpoint_format,
-  rlu_source,
-  shards,
-  store_build,
-)
-from batch_rl_dr3.replay.source import Source
-from batch_rl_dr3.replay.subset import Subset
+from batch_rl_dr3.replay.log import checkpoint_format, rlu_source
+from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.store import shards, store_build
+from batch_rl_dr3.replay.store.subset import Subset
 
 # RL Unplugged does not state the rows of a checkpoint; the log's had so many.
 _RLU_ROWS = 1_000_000

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay import graph_calls, graph_table
-from batch_rl_dr3.replay import store as replay_store
+from batch_rl_dr3.replay.store import store as replay_store
 
 _Positions = npt.NDArray[np.int64]
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3.replay import graph_calls
-from batch_rl_dr3.replay import store as replay_store
+from batch_rl_dr3.replay.store import store as replay_store
 
 
 class Table(NamedTuple):

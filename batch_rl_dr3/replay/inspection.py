@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import checkpoint_format
-from batch_rl_dr3.replay.segment import Segment
-from batch_rl_dr3.replay.source import Source
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.store.segment import Segment
 
 # Frames that are compared with each other: 14 MB of Atari's.
 _WINDOW_ROWS = 2_000

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import methods, overview, preset, scores
 from batch_rl_dr3.reporting.section import Content, Section
 from batch_rl_dr3.reporting.table import (

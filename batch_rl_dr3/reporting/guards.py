@@ -11,7 +11,7 @@ import functools
 import json
 from typing import Any
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import reference, scores
 
 # Settings of the protocol that differ between games by nature.

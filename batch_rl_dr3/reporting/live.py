@@ -22,7 +22,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 import werkzeug
 from werkzeug import exceptions, routing, serving, utils
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import live_runs
 
 _PACKAGE = pathlib.Path(__file__).parent

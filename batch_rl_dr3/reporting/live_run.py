@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3 import errors, run_directory
-from batch_rl_dr3.reporting import csv_file, methods, scores
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.reporting import methods, scores
+from batch_rl_dr3.runs import csv_file, run_directory
 
 # A run is in one of these states. Nothing on disk says that a process was
 # killed, so one that was, was stopped or hangs is 'stalled', and so is one

@@ -8,8 +8,8 @@ import threading
 import time
 from typing import Any
 
-from batch_rl_dr3 import run_directory
 from batch_rl_dr3.reporting import live_run
+from batch_rl_dr3.runs import run_directory
 
 # Seconds of reading after which an answer is given with what is known.
 _READING_SECONDS = 2.0

@@ -16,7 +16,7 @@ import shutil
 import jinja2
 import markupsafe
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import (
   d4rl_page,
   guards,
@@ -30,6 +30,7 @@ from batch_rl_dr3.reporting import (
   study,
   study_page,
 )
+from batch_rl_dr3.runs import run_directory
 
 INDEX = 'index.html'
 _FIGURES = 'figures'

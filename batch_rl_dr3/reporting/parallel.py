@@ -5,7 +5,7 @@ from concurrent import futures
 import multiprocessing
 from typing import Any, TypeVar
 
-from batch_rl_dr3 import progress
+from batch_rl_dr3.config import progress
 
 Result = TypeVar('Result')
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from types import MappingProxyType
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 
 
 @dataclasses.dataclass(frozen=True)

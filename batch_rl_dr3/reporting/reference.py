@@ -41,7 +41,7 @@ import numpy as np
 from numpy import typing as npt
 import pandas as pd
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 
 _FOLDER = pathlib.Path(__file__).parent
 ONLINE_DQN = 'online_dqn'

@@ -18,7 +18,7 @@ import numpy as np
 from numpy import typing as npt
 import pandas as pd
 
-from batch_rl_dr3 import run_directory
+from batch_rl_dr3.runs import run_directory
 
 _VERSION = 1
 # A file that changed less than this many nanoseconds ago can change again

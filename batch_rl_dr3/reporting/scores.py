@@ -20,14 +20,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from batch_rl_dr3 import errors, mirror, run_directory
-from batch_rl_dr3.reporting import (
-  csv_file,
-  methods,
-  parallel,
-  run_cache,
-  run_tables,
-)
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.reporting import methods, parallel, run_cache
+from batch_rl_dr3.runs import csv_file, mirror, run_directory, run_tables
 
 # The quantities of metrics.csv that the report uses.
 TD_LOSS = 'loss_bellman'

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3 import mirror, run_directory
 from batch_rl_dr3.reporting import (
   intervals,
   methods,
@@ -24,6 +23,7 @@ from batch_rl_dr3.reporting import (
 )
 from batch_rl_dr3.reporting.selection_rules import RULES, Rule
 from batch_rl_dr3.reporting.table import Column, Table, number, signed, text
+from batch_rl_dr3.runs import mirror, run_directory
 
 # What stands beside the rules in a table: a checkpoint drawn at random.
 RANDOM = 'random'

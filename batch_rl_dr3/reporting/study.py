@@ -16,7 +16,7 @@ import numpy as np
 from numpy import typing as npt
 import pandas as pd
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import aggregates, methods, preset, scores
 
 Array = npt.NDArray[np.float64]

@@ -23,12 +23,12 @@ import numpy.typing as npt
 import pandas as pd
 import tensorflow as tf
 
-from batch_rl_dr3 import errors, progress
 from batch_rl_dr3.agents import online_weights
+from batch_rl_dr3.config import errors, progress
+from batch_rl_dr3.evaluation import configured_evaluation, evaluation_targets
 from batch_rl_dr3.evaluation import evaluator as evaluator_lib
-from batch_rl_dr3.evaluation import play
+from batch_rl_dr3.games import play
 from batch_rl_dr3.reporting import methods
-from batch_rl_dr3.training import configured_evaluation, evaluation_targets
 
 INITIAL, FRESH = 'initial', 'fresh'
 # Added to the run's seed for the fresh draw.

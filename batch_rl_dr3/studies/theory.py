@@ -7,12 +7,12 @@ from matplotlib import figure as mpl_figure
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3 import progress
 from batch_rl_dr3.analysis import (
   implicit_regulariser,
   linear_td,
   small_network,
 )
+from batch_rl_dr3.config import progress
 from batch_rl_dr3.reporting import figure as figure_lib
 
 _BLUE, _RED, _GREEN, _GREY = '#0072B2', '#D55E00', '#009E73', '#888888'

@@ -20,9 +20,9 @@ import tempfile
 import time
 from typing import Any
 
-from batch_rl_dr3 import errors, mirror, run_directory
-from batch_rl_dr3.sweeping import attempt_record
-from batch_rl_dr3.sweeping.attempt_record import Record
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import attempt_record, mirror, run_directory
+from batch_rl_dr3.runs.attempt_record import Record
 
 # Exit codes after which the same command would fail again.
 OWN_FAULT = frozenset(

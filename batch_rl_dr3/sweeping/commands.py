@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors, mirror
+from batch_rl_dr3.config import cli, errors
+from batch_rl_dr3.runs import mirror
 from batch_rl_dr3.sweeping.grid import Sweep
 from batch_rl_dr3.sweeping.run import Run
 
@@ -122,7 +123,8 @@ def status() -> None:
 
 def retry() -> None:
   """Lets runs that were set aside be tried again."""
-  from batch_rl_dr3.sweeping import attempt_record, standing
+  from batch_rl_dr3.runs import attempt_record
+  from batch_rl_dr3.sweeping import standing
 
   runs_of_sweep = sweep_of_flags().runs()
   runs = read_runs(runs_of_sweep, standing.CONTENTS)
@@ -176,7 +178,8 @@ def keep() -> None:
   Raises:
     UsageError: if the sweep has no place for them.
   """
-  from batch_rl_dr3.sweeping import attempt_record, kept
+  from batch_rl_dr3.runs import attempt_record
+  from batch_rl_dr3.sweeping import kept
 
   sweep = sweep_of_flags()
   if sweep.results_dir is None:

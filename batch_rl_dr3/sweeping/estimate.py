@@ -12,9 +12,10 @@ import statistics
 
 import tqdm
 
-from batch_rl_dr3 import errors, mirror
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import methods
-from batch_rl_dr3.sweeping import attempt_record, standing
+from batch_rl_dr3.runs import attempt_record, mirror
+from batch_rl_dr3.sweeping import standing
 from batch_rl_dr3.sweeping.grid import Sweep
 from batch_rl_dr3.sweeping.run import Run
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from batch_rl_dr3 import cli, errors, folders
+from batch_rl_dr3.config import cli, errors
+from batch_rl_dr3.runs import folders
 from batch_rl_dr3.sweeping import commands
 from batch_rl_dr3.sweeping.grid import Sweep
 from batch_rl_dr3.sweeping.run import Run
@@ -50,7 +51,7 @@ def run() -> None:
   print(f'{len(left):,} of {len(runs_of_sweep):,} runs are left to do.')
   if not left:
     return
-  from batch_rl_dr3.training import preemption
+  from batch_rl_dr3.config import preemption
 
   stop_request = preemption.StopRequest()
   with (

@@ -11,7 +11,7 @@ import os
 import time
 from typing import Protocol
 
-from batch_rl_dr3 import errors, progress
+from batch_rl_dr3.config import errors, progress
 from batch_rl_dr3.sweeping import attempt, run_queue
 from batch_rl_dr3.sweeping.run import Run
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import gin
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.sweeping import attempt, job_array
 
 # Of Batch itself: a preempted virtual machine, one that does not answer, one

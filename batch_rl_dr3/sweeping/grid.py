@@ -14,8 +14,8 @@ from typing import Any
 import gin
 
 import batch_rl_dr3
-from batch_rl_dr3 import errors, run_identity
-from batch_rl_dr3.sweeping import bindings
+from batch_rl_dr3.config import bindings, errors
+from batch_rl_dr3.runs import run_identity
 from batch_rl_dr3.sweeping.run import Run
 
 

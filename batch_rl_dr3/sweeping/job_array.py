@@ -12,7 +12,8 @@ import itertools
 import math
 from typing import Protocol
 
-from batch_rl_dr3 import errors, folders
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import folders
 from batch_rl_dr3.sweeping import attempt
 from batch_rl_dr3.sweeping.grid import Sweep
 from batch_rl_dr3.sweeping.run import Run

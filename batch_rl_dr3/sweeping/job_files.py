@@ -2,7 +2,7 @@
 
 import os
 
-from batch_rl_dr3 import run_directory
+from batch_rl_dr3.runs import run_directory
 from batch_rl_dr3.sweeping import gcp_batch, job_array, kubernetes, slurm
 
 BACKENDS = {

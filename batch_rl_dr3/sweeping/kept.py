@@ -20,7 +20,8 @@ import json
 import pathlib
 import statistics
 
-from batch_rl_dr3 import errors, mirror, run_directory
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import mirror, run_directory
 from batch_rl_dr3.sweeping.run import Run
 
 # What is read of a run.

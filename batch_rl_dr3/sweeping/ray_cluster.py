@@ -18,7 +18,7 @@ import ray
 from ray import exceptions
 from ray.util import scheduling_strategies
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.sweeping import attempt, executor
 
 # Bytes of the object store of a cluster that is started here. Only outcomes

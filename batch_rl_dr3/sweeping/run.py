@@ -5,7 +5,8 @@ import functools
 import pathlib
 from typing import Any
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import run_directory
 
 # Steps of an episode of continuous control, at most: those of the kitchen are
 # 280, the others' 1,000.

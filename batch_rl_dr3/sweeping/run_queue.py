@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import math
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.sweeping.run import Run
 
 # Seconds until a run is tried again: doubled with each attempt without

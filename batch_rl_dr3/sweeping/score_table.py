@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from batch_rl_dr3 import errors, mirror, run_directory
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import mirror, run_directory
 from batch_rl_dr3.sweeping.run import Run
 
 PARQUET, CSV = '.parquet', '.csv'

@@ -10,9 +10,8 @@ import os
 import pathlib
 import time
 
-from batch_rl_dr3 import lease, mirror, run_directory
 from batch_rl_dr3.reporting import live_run
-from batch_rl_dr3.sweeping import attempt_record
+from batch_rl_dr3.runs import attempt_record, lease, mirror, run_directory
 from batch_rl_dr3.sweeping.run import Run
 
 _Path = str | os.PathLike[str]

@@ -7,18 +7,16 @@ from typing import Any
 
 import gin
 
-from batch_rl_dr3 import errors, run_directory
-from batch_rl_dr3.training import (
+from batch_rl_dr3.config import errors, preemption
+from batch_rl_dr3.evaluation import evaluations, scoring
+from batch_rl_dr3.runs import (
   checkpoints,
-  evaluations,
   failure,
   home,
-  loop,
-  metrics,
-  preemption,
   provenance,
-  scoring,
+  run_directory,
 )
+from batch_rl_dr3.training import loop, metrics
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,15 +5,11 @@ import math
 import time
 from typing import Any, Protocol
 
-from batch_rl_dr3 import errors, progress, run_directory
+from batch_rl_dr3.config import errors, preemption, progress
+from batch_rl_dr3.evaluation import scoring
 from batch_rl_dr3.replay import graph_calls
-from batch_rl_dr3.training import (
-  checkpoints,
-  home,
-  metrics,
-  preemption,
-  scoring,
-)
+from batch_rl_dr3.runs import checkpoints, home, run_directory
+from batch_rl_dr3.training import metrics
 
 
 class Learner(Protocol):

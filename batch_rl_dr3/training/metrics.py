@@ -7,8 +7,7 @@ from typing import Any, Protocol
 from absl import logging
 import tensorflow as tf
 
-from batch_rl_dr3 import run_directory
-from batch_rl_dr3.training import metric_rows
+from batch_rl_dr3.runs import metric_rows, run_directory
 
 _RATIO = 'divergence_ratio'
 

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors
-from batch_rl_dr3.agents import acting, dqn, online_weights, quantile, rem
-from batch_rl_dr3.networks import value_network
+from batch_rl_dr3.agents import (
+  acting,
+  dqn,
+  online_weights,
+  quantile,
+  rem,
+  value_network,
+)
+from batch_rl_dr3.config import errors
 
 
 def actor_of(prefix, num_actions=3, network=value_network.MinAtarNetwork):
@@ -80,7 +86,7 @@ def dopamine_folder(tmp_path_factory):
   import gin
   import tensorflow as tf
 
-  from batch_rl_dr3 import dopamine_compat
+  from batch_rl_dr3.config import dopamine_compat
 
   folder = tmp_path_factory.mktemp('dopamine')
   gin.parse_config('WrappedReplayBuffer.replay_capacity = 50')

@@ -12,8 +12,9 @@ NUM_ACTIONS = 3
 @pytest.fixture(scope='session')
 def store(tmp_path_factory):
   """300 random rows in two files, episodes of 15 steps, one action of 3."""
-  from batch_rl_dr3.replay import log_writer, subset
-  from batch_rl_dr3.replay import store as replay_store
+  from batch_rl_dr3.replay.log import log_writer
+  from batch_rl_dr3.replay.store import store as replay_store
+  from batch_rl_dr3.replay.store import subset
 
   folder = tmp_path_factory.mktemp('log')
   writer = log_writer.LogWriter(folder, OBSERVATION_SHAPE, 1, 150)
@@ -42,8 +43,8 @@ def make_agent(store):
   """Makes agents, each in a graph of its own, on MinAtar's network."""
   import tensorflow as tf
 
-  from batch_rl_dr3 import dopamine_compat  # noqa: F401
-  from batch_rl_dr3.networks import value_network
+  from batch_rl_dr3.agents import value_network
+  from batch_rl_dr3.config import dopamine_compat  # noqa: F401
 
   with contextlib.ExitStack() as stack:
 
@@ -81,3 +82,27 @@ def weights():
     }
 
   return read
+
+
+@pytest.fixture
+def batch():
+  """Makes the batch; its parts can be given."""
+
+  import tensorflow as tf
+
+  from batch_rl_dr3.agents import penalties
+
+  def make(**changes):
+    values = {
+      'q_values': tf.constant([[1.0, 1.0], [0.0, 2.0]]),
+      'features': tf.constant([[1.0, 2.0], [3.0, 0.0]]),
+      'next_features': tf.constant([[1.0, 1.0], [-4.0, 1.0]]),
+      'actions': tf.constant([0, 1]),
+      'next_policy': tf.constant([[0.25, 0.75], [1.0, 0.0]]),
+      'terminals': tf.constant([1.0, 0.0]),
+      'discounts': tf.constant([0.0, 0.5]),
+      'step': tf.constant(0, tf.int64),
+    }
+    return penalties.UpdateBatch(**{**values, **changes})
+
+  return make

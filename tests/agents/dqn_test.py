@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import scipy.special
 
-from batch_rl_dr3 import dopamine_compat
-from batch_rl_dr3.agents import dqn
-from batch_rl_dr3.networks import value_network
+from batch_rl_dr3.agents import dqn, value_network
+from batch_rl_dr3.config import dopamine_compat
 
 # isort: split
 import tensorflow as tf

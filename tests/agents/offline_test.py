@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors, penalties
-from batch_rl_dr3.agents import dqn, quantile, rem
+from batch_rl_dr3.agents import dqn, penalties, quantile, rem
+from batch_rl_dr3.config import errors
 
 
 def train(agent, num_steps):

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import penalties
-from batch_rl_dr3.agents import dqn
+from batch_rl_dr3.agents import dqn, penalties
 from batch_rl_dr3.analysis import lyapunov
 
 # isort: split

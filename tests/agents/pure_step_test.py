@@ -6,10 +6,17 @@ import re
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors, penalties
-from batch_rl_dr3.agents import devices, dqn, pure_step, quantile, rem
+from batch_rl_dr3.agents import (
+  devices,
+  dqn,
+  penalties,
+  pure_step,
+  quantile,
+  rem,
+)
 from batch_rl_dr3.benchmarking import setups
-from batch_rl_dr3.replay import store as replay_store
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay.store import store as replay_store
 
 # isort: split
 import tensorflow as tf

@@ -1,7 +1,6 @@
 import numpy as np
 
-from batch_rl_dr3.agents import dqn, rem
-from batch_rl_dr3.networks import value_network
+from batch_rl_dr3.agents import dqn, rem, value_network
 
 # isort: split
 import tensorflow as tf

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors, penalties
-from batch_rl_dr3.agents import dqn, online_weights, rem
+from batch_rl_dr3.agents import dqn, online_weights, penalties, rem
+from batch_rl_dr3.config import errors
 
 
 @pytest.fixture

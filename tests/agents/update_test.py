@@ -7,8 +7,7 @@ import batch_rl_dr3  # noqa: F401
 # isort: split
 import tensorflow as tf
 
-from batch_rl_dr3.agents import update
-from batch_rl_dr3.networks import value_network
+from batch_rl_dr3.agents import update, value_network
 
 
 def test_one_pass_equals_two(session):

@@ -3,10 +3,12 @@ import gin
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3.agents import value_network
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.evaluation import evaluator as evaluator_lib
-from batch_rl_dr3.evaluation import minatar, play, video
-from batch_rl_dr3.networks import value_network
+from batch_rl_dr3.evaluation import video
+from batch_rl_dr3.games import minatar, play
+from batch_rl_dr3.runs import run_directory
 
 
 @pytest.fixture

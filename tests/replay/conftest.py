@@ -43,7 +43,7 @@ def make_transitions(num, seed=0, shape=SHAPE, episode_length=20):
 
 def write_log(folder, transitions, rows_per_file=200, close=True, **kwargs):
   """Writes a log with the package's LogWriter."""
-  from batch_rl_dr3.replay import log_writer
+  from batch_rl_dr3.replay.log import log_writer
 
   shape = transitions[0].observation.shape
   writer = log_writer.LogWriter(
@@ -60,7 +60,7 @@ def dopamine_buffer(
   capacity, update_horizon=1, shape=SHAPE, gamma=0.9, save_to=None, cursor=0
 ):
   """Returns Dopamine's buffer; it saves itself whenever at `cursor`."""
-  from batch_rl_dr3 import dopamine_compat
+  from batch_rl_dr3.config import dopamine_compat
 
   class Buffer(dopamine_compat.OutOfGraphReplayBuffer):
     num_saved = 0

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import conversion, log_writer, sources
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay import conversion
+from batch_rl_dr3.replay.log import log_writer, sources
 
 
 def read_all(folder, element, dtype, shape=()):

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from batch_rl_dr3.replay import fetch_plan, rlu_source, sources
-from batch_rl_dr3.replay.subset import Subset
+from batch_rl_dr3.replay import fetch_plan
+from batch_rl_dr3.replay.log import rlu_source, sources
+from batch_rl_dr3.replay.store.subset import Subset
 
 GB = 10**9
 

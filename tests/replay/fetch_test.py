@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from batch_rl_dr3.replay import store_files
+from batch_rl_dr3.replay.store import store_files
 
 FRAME_SHAPE = (40, 30)
 

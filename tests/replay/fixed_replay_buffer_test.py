@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from batch_rl_dr3 import dopamine_compat, errors
+from batch_rl_dr3.config import dopamine_compat, errors
 from batch_rl_dr3.replay import fixed_replay_buffer
-from batch_rl_dr3.replay import store as replay_store
-from batch_rl_dr3.replay.subset import Subset
+from batch_rl_dr3.replay.store import store as replay_store
+from batch_rl_dr3.replay.store.subset import Subset
 
 BATCH_SIZE = 8
 

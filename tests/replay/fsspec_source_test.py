@@ -7,8 +7,9 @@ import types
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import checkpoint_format, retry, sources, storage
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay.log import checkpoint_format, sources
+from batch_rl_dr3.runs import retry, storage
 
 OBSERVATION = r'store\$_observation_ckpt\.1\.gz.*alt=media'
 
@@ -231,8 +232,8 @@ def test_what_is_damaged_is_kept(make_source, proxy, log, tmp_path):
 def test_a_damaged_prefix_is_read_once_more(
   make_source, proxy, log, tmp_path, logs
 ):
-  from batch_rl_dr3.replay import store
-  from batch_rl_dr3.replay.subset import Subset
+  from batch_rl_dr3.replay.store import store
+  from batch_rl_dr3.replay.store.subset import Subset
 
   def build(source, cache):
     return store.open_store(

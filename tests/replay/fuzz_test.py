@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import array_stream, checkpoint_format, sources
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay.log import array_stream, checkpoint_format, sources
 
 NAMES = checkpoint_format.ELEMENTS + checkpoint_format.ATTRIBUTES
 _settings = settings(

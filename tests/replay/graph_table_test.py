@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 
 # isort: split
 import tensorflow as tf
 
 from batch_rl_dr3.replay import fixed_replay_buffer, graph_calls, graph_table
-from batch_rl_dr3.replay import store as replay_store
-from batch_rl_dr3.replay.subset import Subset
+from batch_rl_dr3.replay.store import store as replay_store
+from batch_rl_dr3.replay.store.subset import Subset
 
 
 @pytest.fixture(scope='module')

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import diagnosis, inspection, log_writer, sources
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay import diagnosis, inspection
+from batch_rl_dr3.replay.log import log_writer, sources
 
 SHAPE = (12, 10)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors
-from batch_rl_dr3.replay import store as replay_store
-from batch_rl_dr3.replay import uniform_draw
-from batch_rl_dr3.replay.subset import Subset
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay.store import store as replay_store
+from batch_rl_dr3.replay.store import uniform_draw
+from batch_rl_dr3.replay.store.subset import Subset
 
 GAMMA = 0.9
 

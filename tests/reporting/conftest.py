@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from batch_rl_dr3 import run_directory
 from batch_rl_dr3.reporting import preset, reference, scores
+from batch_rl_dr3.runs import run_directory
 
 METRIC_COLUMNS = (
   'iteration',

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import d4rl_page, guards, page, scores
 
 

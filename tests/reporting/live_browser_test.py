@@ -10,8 +10,8 @@ from selenium.webdriver.chrome import service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from batch_rl_dr3 import run_directory
 from batch_rl_dr3.reporting import live, live_run, live_runs
+from batch_rl_dr3.runs import run_directory
 
 _CHROMIUM = shutil.which('chromium')
 _DRIVER = shutil.which('chromedriver')

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from batch_rl_dr3 import run_directory
 from batch_rl_dr3.reporting import live_runs, scores
+from batch_rl_dr3.runs import run_directory
 
 
 @pytest.fixture(autouse=True)

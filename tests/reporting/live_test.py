@@ -9,7 +9,8 @@ import urllib.request
 import pytest
 from werkzeug import test as werkzeug_test
 
-from batch_rl_dr3 import errors, report
+from batch_rl_dr3 import report
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import live, live_runs
 
 

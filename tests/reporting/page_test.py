@@ -7,7 +7,7 @@ import re
 from matplotlib import figure as mpl_figure
 import pytest
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import figures, page, selection_rules
 
 FILES = [

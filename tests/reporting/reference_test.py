@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import preset, reference
 
 

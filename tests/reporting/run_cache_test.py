@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from batch_rl_dr3 import errors
-from batch_rl_dr3.reporting import csv_file, run_cache, scores
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.reporting import run_cache, scores
+from batch_rl_dr3.runs import csv_file
 
 
 def _age(folder, seconds=60.0):

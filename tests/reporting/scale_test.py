@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import run_directory
 from batch_rl_dr3.reporting import preset, reference
+from batch_rl_dr3.runs import run_directory
 
 _NUM_EVALUATIONS = 200
 _NUM_EPISODES = 5

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import scores
 
 SETTING = scores.Setting('minatar', 'breakout', '10pct')

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import scores, study
 
 # Two runs, four games, three steps: 0, 1, 2, ... 23.

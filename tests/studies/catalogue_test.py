@@ -3,11 +3,14 @@
 import gin
 import pytest
 
-from batch_rl_dr3 import cli
 from batch_rl_dr3.agents import dqn, quantile, rem  # noqa: F401
-from batch_rl_dr3.evaluation import atari, minatar  # noqa: F401
+from batch_rl_dr3.config import cli
+from batch_rl_dr3.games import (
+  atari,  # noqa: F401
+  minatar,  # noqa: F401
+)
 from batch_rl_dr3.studies import catalogue, trained
-from batch_rl_dr3.training import runner  # noqa: F401
+from batch_rl_dr3.training import discrete as runner  # noqa: F401
 
 VARIANTS = [
   pytest.param(study, variant, id=f'{study.name}-{variant.method}')

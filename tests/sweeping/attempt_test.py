@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from batch_rl_dr3 import errors, remote_folder
-from batch_rl_dr3.sweeping import attempt, attempt_record
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import attempt_record, remote_folder
+from batch_rl_dr3.sweeping import attempt
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from batch_rl_dr3 import remote_folder
+from batch_rl_dr3.runs import remote_folder
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from batch_rl_dr3 import errors, mirror
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import mirror
 from batch_rl_dr3.sweeping import estimate, standing
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.sweeping import attempt, executor, run_queue
 
 DONE = attempt.Outcome(attempt.DONE, 0)

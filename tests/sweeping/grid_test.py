@@ -4,9 +4,9 @@ import itertools
 import gin
 import pytest
 
-from batch_rl_dr3 import cli, errors
+from batch_rl_dr3.config import bindings, cli, errors
 from batch_rl_dr3.reporting import preset, scores
-from batch_rl_dr3.sweeping import bindings, grid
+from batch_rl_dr3.sweeping import grid
 
 
 def test_the_paper_grid_is_the_study_that_the_report_expects(clear_gin):

@@ -14,7 +14,7 @@ import gin
 import kubernetes_validate
 import pytest
 
-from batch_rl_dr3 import cli, errors
+from batch_rl_dr3.config import cli, errors
 from batch_rl_dr3.sweeping import (
   gcp_batch,
   grid,

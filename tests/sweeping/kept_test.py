@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import scores
+from batch_rl_dr3.runs import run_directory
 from batch_rl_dr3.sweeping import kept, score_table, standing
 
 HEADER = ','.join(run_directory.SCORE_COLUMNS)

@@ -12,8 +12,9 @@ import time
 
 import pytest
 
-from batch_rl_dr3 import errors, folders, lease, run_directory
-from batch_rl_dr3.sweeping import attempt_record, executor, grid, run_queue
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import attempt_record, folders, lease, run_directory
+from batch_rl_dr3.sweeping import executor, grid, run_queue
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,7 @@ BINDINGS = [
 SEQUENTIALLY = """\
 import json, sys
 import batch_rl_dr3
-from batch_rl_dr3 import tensorflow_start
+from batch_rl_dr3.config import tensorflow_start
 tensorflow_start.import_tensorflow()
 import gin
 import tensorflow as tf

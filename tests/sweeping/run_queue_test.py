@@ -1,6 +1,6 @@
 import pytest
 
-from batch_rl_dr3 import errors
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.sweeping import run_queue
 
 

@@ -3,7 +3,8 @@ import importlib.util
 import pandas as pd
 import pytest
 
-from batch_rl_dr3 import errors, run_directory
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import run_directory
 from batch_rl_dr3.sweeping import score_table
 
 

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from batch_rl_dr3.sweeping import attempt_record, standing, status_table
+from batch_rl_dr3.runs import attempt_record
+from batch_rl_dr3.sweeping import standing, status_table
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from batch_rl_dr3 import cli
+from batch_rl_dr3.config import cli
 from batch_rl_dr3.sweeping import (
   gcp_batch,
   grid,

@@ -20,16 +20,17 @@ import types
 import numpy as np
 import pytest
 
-from batch_rl_dr3 import errors, folders, lease, run_directory
-from batch_rl_dr3.evaluation import play
-from batch_rl_dr3.training import (
+from batch_rl_dr3.config import errors, preemption
+from batch_rl_dr3.evaluation import evaluations, scoring
+from batch_rl_dr3.games import play
+from batch_rl_dr3.runs import (
   checkpoints,
-  evaluations,
   failure,
+  folders,
   home,
-  preemption,
+  lease,
   provenance,
-  scoring,
+  run_directory,
 )
 
 NUM_ITERATIONS = 3

@@ -5,7 +5,7 @@ import types
 from absl import logging
 import pytest
 
-from batch_rl_dr3 import run_directory
+from batch_rl_dr3.runs import run_directory
 from batch_rl_dr3.training import metrics
 
 

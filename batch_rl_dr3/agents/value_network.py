@@ -1,0 +1,195 @@
+"""Value networks for Atari and MinAtar, one class for every agent.
+
+DQN, REM and QR-DQN differ only in how many outputs the last layer has per
+action: one value, K heads, or N quantiles. Layer names, order and padding are
+Dopamine's, so that its TF checkpoints have the same variables.
+"""
+
+from collections.abc import Callable, Sequence
+import math
+from typing import Any, NamedTuple
+
+import gin
+import tensorflow as tf
+
+from batch_rl_dr3.agents import dense
+
+
+class NetworkOutput(NamedTuple):
+  """What a value network says of a batch of states.
+
+  Attributes:
+    q_values: float32 [B, A], the mean of `atoms` over K.
+    features: float32 [B, D], the penultimate layer's output (after ReLU): the
+      phi of the paper. One row serves all actions of a state.
+    atoms: float32 [B, A, K], the K outputs per action: REM's heads, QR-DQN's
+      quantiles, or (K = 1) the Q-value.
+  """
+
+  q_values: tf.Tensor
+  features: tf.Tensor
+  atoms: tf.Tensor
+
+
+def glorot_uniform(seed: int | None) -> tf.keras.initializers.Initializer:
+  """Returns Keras' default initialiser, which Dopamine's DQN uses."""
+  return tf.keras.initializers.GlorotUniform(seed=seed)
+
+
+def scaled_uniform(seed: int | None) -> tf.keras.initializers.Initializer:
+  """Returns uniform fan-in scaling by 1/sqrt(3), as in batch_rl's REM and QR.
+
+  It is also Dopamine's choice for its distributional networks.
+  """
+  return tf.keras.initializers.VarianceScaling(
+    scale=3.0**-0.5, mode='fan_in', distribution='uniform', seed=seed
+  )
+
+
+class ValueNetwork(tf.keras.Model):
+  """Convolutions, one hidden layer (the features), and a linear last layer."""
+
+  # (filters, kernel size, stride) of each convolution; units of the features.
+  convolutions: tuple[tuple[int, int, int], ...]
+  num_features: int
+  scale: float  # Observations are divided by it.
+
+  def __init__(
+    self,
+    num_actions: int,
+    num_atoms: int = 1,
+    initialiser: Callable[
+      [int | None], tf.keras.initializers.Initializer
+    ] = glorot_uniform,
+    seed: int | None = None,
+    name: str | None = None,
+  ):
+    """Creates the layers.
+
+    Args:
+      num_actions: int, A.
+      num_atoms: int, K, outputs per action.
+      initialiser: makes a kernel initialiser from a seed.
+      seed: makes the initial weights a function of (seed, layer) alone; None
+        draws them from the global generator.
+      name: the variables' scope.
+    """
+    super().__init__(name=name)
+    self.num_actions = num_actions
+    self.num_atoms = num_atoms
+    seeds = iter(
+      None if seed is None else seed * 1000 + layer
+      for layer in range(len(self.convolutions) + 2)
+    )
+    self.convolution_layers = [
+      tf.keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        strides=stride,
+        padding='same',
+        kernel_initializer=initialiser(next(seeds)),
+        name='Conv',
+      )
+      for filters, kernel_size, stride in self.convolutions
+    ]
+    self.feature_layer = tf.keras.layers.Dense(
+      self.num_features,
+      kernel_initializer=initialiser(next(seeds)),
+      name='fully_connected',
+    )
+    self.last_layer = tf.keras.layers.Dense(
+      num_actions * num_atoms,
+      kernel_initializer=initialiser(next(seeds)),
+      name='fully_connected',
+    )
+
+  def build(self, input_shape: Sequence[int | None]) -> None:
+    """Creates the variables for states of a shape, in Dopamine's order."""
+    height, width, *channels = tf.TensorShape(input_shape).as_list()[1:]
+    depth = math.prod(channels)
+    for layer in self.convolution_layers:
+      _build_layer(layer, (None, height, width, depth))
+      height, width = (-(-side // layer.strides[0]) for side in (height, width))
+      depth = layer.filters
+    _build_layer(self.feature_layer, (None, height * width * depth))
+    _build_layer(self.last_layer, (None, self.num_features))
+    self.built = True
+
+  def call(self, states: tf.Tensor) -> NetworkOutput:
+    """Returns the values and features of a batch of states.
+
+    Args:
+      states: uint8 [B, height, width, ..., stack].
+    """
+    return self.output(self.weights, self.features(self.weights, states))
+
+  def features(self, weights: Sequence[Any], states: tf.Tensor) -> tf.Tensor:
+    """Returns the features of a batch of states, under given weights.
+
+    Args:
+      weights: tensors or variables, as `variables` has them.
+      states: uint8 [B, height, width, ..., stack].
+
+    Returns:
+      [B, D], the weights' dtype.
+    """
+    activations = tf.cast(states, weights[0].dtype) / self.scale
+    if states.shape.rank > 4:  # Channels and stacked frames are one axis.
+      _, height, width, *channels = states.shape.as_list()
+      activations = tf.reshape(
+        activations, [-1, height, width, math.prod(channels)]
+      )
+    pairs = zip(weights[0:-4:2], weights[1:-4:2], strict=True)
+    for layer, (kernel, bias) in zip(
+      self.convolution_layers, pairs, strict=True
+    ):
+      convolved = tf.nn.conv2d(activations, kernel, layer.strides, 'SAME')
+      activations = tf.nn.relu(tf.nn.bias_add(convolved, bias))
+    kernel, bias = weights[-4:-2]
+    flat = tf.reshape(activations, [-1, kernel.shape.as_list()[0]])
+    return tf.nn.relu(tf.nn.bias_add(dense.matmul(flat, kernel), bias))
+
+  def output(
+    self, weights: Sequence[Any], features: tf.Tensor
+  ) -> NetworkOutput:
+    """Returns what the last layer makes of features, under given weights.
+
+    Args:
+      weights: see `features`.
+      features: [B, D], the weights' dtype.
+    """
+    kernel, bias = weights[-2:]
+    atoms = tf.reshape(
+      tf.nn.bias_add(dense.matmul(features, kernel), bias),
+      [-1, self.num_actions, self.num_atoms],
+    )
+    return NetworkOutput(tf.reduce_mean(atoms, axis=2), features, atoms)
+
+
+def _build_layer(
+  layer: tf.keras.layers.Layer, input_shape: tuple[int | None, ...]
+) -> None:
+  with tf.name_scope(layer.name):
+    layer.build(input_shape)
+
+
+@gin.configurable
+class NatureNetwork(ValueNetwork):
+  """The network of Mnih et al. 2015, with SAME padding as in Dopamine."""
+
+  convolutions = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+  num_features = 512
+  scale = 255.0
+
+
+@gin.configurable
+class MinAtarNetwork(ValueNetwork):
+  """One 3x3 convolution of 16 filters and 128 features.
+
+  Young and Tian 2019 (arXiv:1903.03176), with SAME padding here. Observations
+  are 0 or 1 and are not scaled.
+  """
+
+  convolutions = ((16, 3, 1),)
+  num_features = 128
+  scale = 1.0

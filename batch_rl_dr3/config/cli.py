@@ -1,0 +1,250 @@
+"""What every command shares: flags, gin configuration, errors, exit codes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import sys
+import traceback
+import types
+
+from absl import flags, logging
+import gin
+
+from batch_rl_dr3.config import errors, gin_lint
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_boolean('help', False, 'Show this help.', short_name='h')
+flags.DEFINE_boolean(
+  'debug', False, 'Show the whole traceback when the command fails.'
+)
+
+
+def define_gin_flags() -> None:
+  """Defines --gin_files and --gin_bindings as Dopamine does."""
+  flags.DEFINE_multi_string(
+    'gin_files',
+    [],
+    'Gin configuration files, later ones winning. Each is a path or the name '
+    'of a file that ships with the package, such as atari/rem_dr3_1pct.gin. '
+    'Repeat the flag for several.',
+  )
+  flags.DEFINE_multi_string(
+    'gin_bindings',
+    [],
+    'Gin bindings that override the files, such as '
+    '"atari_lib.create_atari_environment.game_name=\'Pong\'". Repeat the flag '
+    'for several.',
+  )
+  flags.DEFINE_boolean(
+    'trust_gin',
+    False,
+    'Let gin files import any module and name any function. Without it they '
+    f'may import {", ".join(gin_lint.ALLOWED_IMPORTS)}, and what else would '
+    'execute foreign code is refused.',
+  )
+
+
+def trusts_gin() -> bool:
+  """Returns whether --trust_gin was given."""
+  return FLAGS.is_parsed() and bool(
+    'trust_gin' in FLAGS and FLAGS['trust_gin'].value
+  )
+
+
+def define_cache_dir(
+  help_text: str = 'Where the extracted part of the data is kept for the next '
+  'run.',
+) -> None:
+  """Defines --cache_dir, the same folder for all commands.
+
+  Args:
+    help_text: what the command keeps there.
+  """
+  flags.DEFINE_string(
+    'cache_dir',
+    os.path.join(
+      os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache'),
+      'batch_rl_dr3',
+    ),
+    help_text,
+  )
+
+
+def shipped_configs() -> pathlib.Path:
+  """Returns the folder of the gin files that ship with the package."""
+  package = pathlib.Path(__file__).resolve().parent.parent
+  installed = package / 'gin_configs'
+  return installed if installed.is_dir() else package.parent / 'gin_configs'
+
+
+def find_gin_file(name: str) -> str:
+  """Returns the path of a gin file.
+
+  Args:
+    name: its path, or the name of a file that ships with the package.
+
+  Raises:
+    ConfigError: if there is none.
+  """
+  bare = name.removeprefix('gin_configs/')
+  for candidate in (pathlib.Path(name), shipped_configs() / bare):
+    if candidate.is_file():
+      return str(candidate)
+  raise errors.ConfigError(
+    f'no gin file {name!r}, neither as a path nor among the shipped ones in '
+    f'{shipped_configs()}.'
+  )
+
+
+def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
+  """Parses gin files and bindings, as the flags of the same names give them.
+
+  Raises:
+    ConfigError: if a file is missing, names something that does not exist, or
+      would execute foreign code and --trust_gin was not given.
+  """
+  gin.add_config_file_search_path(str(shipped_configs()))
+  paths = _find_gin_files(files, bindings)
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)  # Gin logs each place it looks in.
+  try:
+    gin.parse_config_files_and_bindings(paths, bindings, skip_unknown=False)
+  except Exception as error:  # Gin raises many kinds for a wrong file.
+    raise errors.ConfigError(f'gin: {_one_line(error)}') from error
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+def _find_gin_files(files: Sequence[str], bindings: Sequence[str]) -> list[str]:
+  """Returns the paths of files that may be parsed, with these bindings."""
+  paths = [find_gin_file(name) for name in files]
+  if not trusts_gin():
+    search = [shipped_configs()]
+    gin_lint.check_files(paths, search)
+    gin_lint.check_text('\n'.join(bindings), '--gin_bindings', search)
+  return paths
+
+
+def gin_text(files: Sequence[str], bindings: Sequence[str]) -> str:
+  """Returns gin text that another process can parse, as `load_gin` would.
+
+  Raises:
+    ConfigError: see `load_gin`.
+  """
+  paths = _find_gin_files(files, bindings)
+  includes = [f"include '{path}'" for path in paths]
+  return '\n'.join([*includes, *bindings]) + '\n'
+
+
+@contextlib.contextmanager
+def gin_errors() -> Iterator[None]:
+  """Turns what gin raises while objects are built into a ConfigError.
+
+  Raises:
+    ConfigError: if a required binding is missing, or a class does not take a
+      parameter that a file binds.
+  """
+  try:
+    yield
+  except (TypeError, RuntimeError) as error:
+    if not re.search('configurable|Required bindings', str(error)):
+      raise  # Not about a binding.
+    raise errors.ConfigError(f'gin: {_one_line(error)}') from error
+
+
+def _one_line(error: BaseException) -> str:
+  # Gin adds the chain of configurables to what an error says.
+  message = str(error).partition('\n  In call to configurable')[0]
+  return ' '.join(message.split())
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[None]:
+  """Turns SIGTERM and SIGINT into an error, wherever the block is then.
+
+  Raises:
+    PreemptedError: when one comes.
+  """
+
+  def stop(number: int, frame: types.FrameType | None) -> None:
+    del frame
+    raise errors.PreemptedError(
+      f'stopped by {signal.Signals(number).name}; give the same command again.'
+    )
+
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  before = [signal.signal(number, stop) for number in numbers]
+  try:
+    yield
+  finally:
+    for number, handler in zip(numbers, before, strict=True):
+      signal.signal(number, handler)
+
+
+def run(main: Callable[[], None], usage: str | None) -> None:
+  """Parses the flags, runs `main`, and exits with the code its error says.
+
+  Args:
+    main: the command; it reads `absl.flags.FLAGS`.
+    usage: what --help prints above the flags.
+  """
+  sys.exit(_run({'': main}, usage or ''))
+
+
+def run_subcommand(
+  commands: Mapping[str, Callable[[], None]], usage: str | None
+) -> None:
+  """Like `run`, for a command whose first argument is one of several words.
+
+  Args:
+    commands: what each word runs.
+    usage: what --help prints above the flags.
+  """
+  sys.exit(_run(commands, usage or ''))
+
+
+def _run(commands: Mapping[str, Callable[[], None]], usage: str) -> int:
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)
+  program = pathlib.Path(sys.argv[0]).stem
+  try:
+    rest = FLAGS(sys.argv)
+  except flags.Error as error:
+    print(f'{program}: {_one_line(error)} (see --help)', file=sys.stderr)
+    return errors.UsageError.exit_code
+  if FLAGS.help:
+    print(
+      f'{usage.rstrip()}\n\nFlags:\n{FLAGS.main_module_help()}\n'
+      f'{FLAGS.module_help(__name__)}'
+    )
+    return 0
+  try:
+    _choose(commands, rest[1:])()
+  except errors.BatchRLError as error:
+    if FLAGS.debug:
+      traceback.print_exc()
+    print(f'{program}: {_one_line(error)}', file=sys.stderr)
+    return error.exit_code
+  return 0
+
+
+def _choose(
+  commands: Mapping[str, Callable[[], None]], arguments: Sequence[str]
+) -> Callable[[], None]:
+  words = list(arguments)
+  # A command without words of its own is known by the empty one.
+  word = words.pop(0) if words and '' not in commands else ''
+  if word not in commands:
+    wrong = f'unknown command {word!r}' if word else 'no command'
+    raise errors.UsageError(
+      f'{wrong}; give one of {", ".join(commands)} (see --help).'
+    )
+  if words:
+    raise errors.UsageError(
+      f'unexpected argument {words[0]!r}; every input is a --flag (see --help).'
+    )
+  return commands[word]

@@ -1,0 +1,204 @@
+"""BRAC, with penalties: SAC whose entropy is a distance from the behaviour.
+
+Wu et al. 2019 (arXiv:1911.11361). Put the divergence D(pi(.|s), b(.|s)) in the
+place of log pi(a|s), and TF-Agents' SAC is BRAC: the backup becomes
+min Q'(s', a') - alpha D(s') (the value penalty, BRAC-v; without it BRAC-p), the
+policy minimises alpha D(s) - min Q(s, a), and the rule for alpha holds D at a
+target. Two deviations from the authors' code: alpha is learnt as its
+logarithm, and it is not clipped at 500.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+import gin
+import tensorflow as tf
+from tf_agents.agents.sac import sac_agent
+
+from batch_rl_dr3.agents import penalties as penalties_lib
+from batch_rl_dr3.control import divergences, penalised_critics
+
+# The authors' margin: densities of the behaviour policy are asked for no
+# closer to the bounds of the actions, where a tanh-Normal has none.
+_ACTION_MARGIN = 1e-3
+
+
+@gin.configurable
+class DR3BracAgent(penalised_critics.PenalisedCritics, sac_agent.SacAgent):
+  """BRAC on TF-Agents' SacAgent; without penalties, plain BRAC."""
+
+  def __init__(
+    self,
+    time_step_spec: Any,
+    action_spec: Any,
+    *args: Any,
+    behaviour_network: Any,
+    penalties: Sequence[penalties_lib.Penalty] = (),
+    seed: int = 0,
+    divergence: str = 'kl',
+    alpha: float = 0.1,
+    train_alpha: bool = False,
+    target_divergence: float = 0.0,
+    value_penalty: bool = True,
+    num_divergence_samples: int = 4,
+    num_warm_start_steps: int = 20_000,
+    **kwargs: Any,
+  ):
+    """Creates the agent. Defaults are those of the authors' code.
+
+    Args:
+      time_step_spec: of `SacAgent`.
+      action_spec: of `SacAgent`.
+      *args: of `SacAgent`.
+      behaviour_network: b(.|s), cloned from the data, like the actor.
+      penalties: on the critics' features.
+      seed: fixes all that is sampled.
+      divergence: 'kl' or 'mmd', both in their primal form.
+      alpha: the weight of the divergence, > 0; where it is trained, at first.
+      train_alpha: whether alpha is adapted.
+      target_divergence: what it then holds the divergence at.
+      value_penalty: whether the backup is penalised (BRAC-v) or the policy
+        alone (BRAC-p).
+      num_divergence_samples: actions of each policy that D is estimated on.
+      num_warm_start_steps: gradient steps in which the policy minimises the
+        divergence alone.
+      **kwargs: of `SacAgent`.
+
+    Raises:
+      ConfigError: see `penalised_critics.check_specs`.
+      ValueError: if the divergence is unknown or alpha not positive.
+    """
+    if divergence not in ('kl', 'mmd'):
+      raise ValueError(f"divergence is 'kl' or 'mmd', not {divergence!r}.")
+    if alpha <= 0:
+      raise ValueError(f'alpha must be > 0, got {alpha}.')
+    penalised_critics.check_specs(time_step_spec, action_spec)
+    super().__init__(
+      time_step_spec,
+      action_spec,
+      *args,
+      initial_log_alpha=math.log(alpha),
+      target_entropy=-target_divergence,
+      alpha_loss_weight=float(train_alpha),
+      **kwargs,
+    )
+    self._prepare(penalties, seed)
+    self._dr3.in_backup = False
+    self.behaviour_network = behaviour_network
+    self._divergence = divergence
+    self._value_penalty = value_penalty
+    self._num_divergence_samples = num_divergence_samples
+    self._num_warm_start_steps = num_warm_start_steps
+
+  def _actions_and_log_probs(
+    self, time_steps: Any, training: bool = False
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns actions, and D(s) where the parent has log pi(a|s)."""
+    policy = self._train_policy if training else self._policy
+    distribution = policy.distribution(time_steps).action
+    actions = distribution.sample(seed=self._dr3.seeds())
+    if self._dr3.in_backup:
+      self._dr3.next_actions = actions
+      if not self._value_penalty:
+        return actions, tf.zeros(tf.shape(actions)[:1])
+    return actions, self.divergence(time_steps, distribution)
+
+  def divergence(self, time_steps: Any, distribution: Any) -> tf.Tensor:
+    """Returns D(pi(.|s), b(.|s)), float32 [B].
+
+    Args:
+      time_steps: the states s.
+      distribution: pi(.|s).
+    """
+    behaviour, _ = self.behaviour_network(time_steps.observation, (), ())
+    samples = distribution.sample(
+      self._num_divergence_samples, seed=self._dr3.seeds()
+    )
+    if self._divergence == 'mmd':
+      behaviour_samples = behaviour.sample(
+        self._num_divergence_samples, seed=self._dr3.seeds()
+      )
+      return divergences.mmd(samples, behaviour_samples)
+    spec = self.action_spec
+    inside = tf.clip_by_value(
+      samples, spec.minimum + _ACTION_MARGIN, spec.maximum - _ACTION_MARGIN
+    )
+    return divergences.kl(
+      distribution.log_prob(samples), behaviour.log_prob(inside)
+    )
+
+  def critic_loss(self, *args: Any, **kwargs: Any) -> tf.Tensor:
+    """Returns the parent's critic loss with the penalties, float32 scalar."""
+    return self._penalised(self._terms(*args, **kwargs))
+
+  def _terms(
+    self,
+    time_steps: Any,
+    actions: tf.Tensor,
+    next_time_steps: Any,
+    *args: Any,
+    measured: bool = False,
+    **kwargs: Any,
+  ) -> penalised_critics.CriticTerms:
+    parent = super().critic_loss
+
+    def loss() -> tf.Tensor:
+      self._dr3.in_backup = True
+      try:
+        return parent(time_steps, actions, next_time_steps, *args, **kwargs)
+      finally:
+        self._dr3.in_backup = False
+
+    return self._critic_terms(loss, next_time_steps, measured)
+
+  def actor_loss(
+    self,
+    time_steps: Any,
+    weights: tf.Tensor | None = None,
+    training: bool = True,
+  ) -> tf.Tensor:
+    """Returns mean of alpha D(s) - min Q(s, a), without Q in the warm start.
+
+    Args:
+      time_steps: the states s.
+      weights: float32 [B] or None, of the examples.
+      training: whether networks run as in training.
+    """
+    with self._dr3.seeds.purpose('actor'):
+      actions, divergence = self._actions_and_log_probs(time_steps, training)
+    values = [
+      critic((time_steps.observation, actions), training=False)[0]
+      for critic in self.critics
+    ]
+    counts = tf.cast(
+      self.train_step_counter >= self._num_warm_start_steps, tf.float32
+    )
+    losses = tf.exp(self._log_alpha) * divergence - counts * tf.minimum(*values)
+    return tf.reduce_mean(losses if weights is None else weights * losses)
+
+  def _loss_parts(
+    self, experience: Any, weights: tf.Tensor | None, training: bool
+  ) -> dict[str, tf.Tensor]:
+    time_steps, policy_steps, next_time_steps = self._as_transition(experience)
+    terms = self._measured_terms(
+      time_steps, policy_steps.action, next_time_steps, weights, training
+    )
+    minimised = {
+      'loss_critic': self._critic_loss_weight * self._penalised(terms),
+      'loss_actor': self._actor_loss_weight
+      * self.actor_loss(time_steps, weights=weights),
+      'loss_alpha': self._alpha_loss_weight
+      * self.alpha_loss(time_steps, weights=weights),
+    }
+    with self._dr3.seeds.purpose('measured'):
+      distribution = self._policy.distribution(time_steps).action
+      divergence = self.divergence(time_steps, distribution)
+    return {
+      'loss_total': tf.add_n(list(minimised.values())),
+      'loss_bellman': self._critic_loss_weight * terms.loss,
+      **minimised,
+      'divergence': tf.reduce_mean(divergence),
+      'alpha': tf.exp(self._log_alpha),
+      **self._measures(terms),
+    }

@@ -1,0 +1,212 @@
+"""Making data: play that is logged in D4RL's layout or in Minari's.
+
+Three kinds, as D4RL made its own (arXiv:2004.07219): `random`, uniform actions;
+`policy`, a partly trained SAC policy plays, with noise if asked for; `replay`,
+all that SAC saw while it learnt.
+"""
+
+from collections.abc import Callable, Mapping
+import os
+import pathlib
+from typing import Any
+
+import gin
+import h5py
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.control import environments, minari_folder, online_sac, tasks
+
+DATA = 'data.hdf5'
+
+
+class Log:
+  """Transitions in the order of play."""
+
+  def __init__(self) -> None:
+    self.columns: dict[str, list[Any]] = {
+      name: []
+      for name in (
+        'observations',
+        'actions',
+        'rewards',
+        'next_observations',
+        'terminals',
+        'timeouts',
+      )
+    }
+    self.returns: list[float] = []
+
+  def __len__(self) -> int:
+    return len(self.columns['rewards'])
+
+  def end(self) -> None:
+    """Counts the last row as one whose time ran out, unless it is the end."""
+    self.columns['timeouts'][-1] = not self.columns['terminals'][-1]
+
+  def arrays(self) -> dict[str, npt.NDArray[Any]]:
+    """Returns the columns as arrays, bool or float32 [N, ...]."""
+    return {
+      name: np.asarray(
+        values, bool if name in ('terminals', 'timeouts') else np.float32
+      )
+      for name, values in self.columns.items()
+    }
+
+
+class Player:
+  """One environment, played on and on, every step of it logged."""
+
+  def __init__(self, environment: Any, seed: int, log: Log):
+    """Starts the first episode.
+
+    Args:
+      environment: a gymnasium environment.
+      seed: fixes its episodes.
+      log: takes the steps.
+    """
+    self._environment = environment
+    self._log = log
+    observation, _ = environment.reset(seed=seed)
+    self.observation = environments.flatten(observation)
+    self._return = 0.0
+
+  def step(self, action: environments.FloatArray) -> None:
+    """Plays one action, in [-1, 1], and logs what comes of it."""
+    following, reward, terminated, truncated, _ = self._environment.step(action)
+    following = environments.flatten(following)
+    row = (self.observation, action, reward, following, terminated, truncated)
+    for values, value in zip(self._log.columns.values(), row, strict=True):
+      values.append(value)
+    self._return += float(reward)
+    self.observation = following
+    if terminated or truncated:
+      self._log.returns.append(self._return)
+      self._return = 0.0
+      observation, _ = self._environment.reset()
+      self.observation = environments.flatten(observation)
+
+
+def _write_d4rl(
+  path: pathlib.Path, arrays: Mapping[str, npt.NDArray[Any]], attributes: Any
+) -> None:
+  """Writes a file in the layout of D4RL's gym_mujoco v2."""
+  with h5py.File(path, 'w') as file:
+    for name, array in arrays.items():
+      file.create_dataset(name, data=array, compression='gzip')
+    file.attrs.update(attributes)
+
+
+@gin.configurable(denylist=['folder', 'seed', 'should_stop', 'on_progress'])
+def collect_control(
+  folder: str | os.PathLike[str],
+  seed: int,
+  game: str = gin.REQUIRED,
+  kind: str = gin.REQUIRED,
+  num_rows: int = gin.REQUIRED,
+  layout: str = tasks.D4RL,
+  noise: float = 0.0,
+  should_stop: Callable[[], bool] = lambda: False,
+  on_progress: Callable[[int, list[float]], None] = lambda rows, returns: None,
+) -> dict[str, Any]:
+  """Writes a data set and returns what it holds.
+
+  Args:
+    folder: takes data.hdf5 of D4RL's layout, or becomes a Minari data set.
+    seed: fixes play and learning.
+    game: hopper, halfcheetah or walker2d; of Minari's layout, any game.
+    kind: 'random', 'policy' or 'replay'.
+    num_rows: transitions to log. For 'replay', SAC learns until it has seen
+      so many or its return is reached, whichever is first.
+    layout: 'd4rl' or 'minari': whose files are written, and in whose
+      environment of the game is played.
+    noise: for 'policy', the standard deviation of Gaussian noise on actions.
+    should_stop: asked before every step.
+    on_progress: called after every step with the rows so far and the returns
+      of whole episodes.
+
+  Raises:
+    ConfigError: if the game has no environment, or the kind or the layout is
+      unknown.
+    PreemptedError: if `should_stop` said so; nothing is written then.
+  """
+  if kind not in ('random', 'policy', 'replay'):
+    raise errors.ConfigError(
+      f"collect_control.kind is 'random', 'policy' or 'replay', not {kind!r}."
+    )
+  if layout not in (tasks.D4RL, tasks.MINARI):
+    raise errors.ConfigError(
+      f"collect_control.layout is 'd4rl' or 'minari', not {layout!r}."
+    )
+  task = tasks.find(game, layout)
+  environment = environments.make(task)
+  tf.keras.utils.set_random_seed(seed)
+  rng = np.random.default_rng(seed)
+  log = Log()
+
+  def advance(player: Player, action: environments.FloatArray) -> None:
+    if should_stop():
+      raise errors.PreemptedError(
+        f'stopped after {len(log)} of {num_rows} rows; nothing is kept.'
+      )
+    player.step(action)
+    on_progress(len(log), log.returns)
+
+  learner = None
+  if kind != 'random':
+    learner = online_sac.OnlineSac(task, seed)
+    replay = log if kind == 'replay' else Log()
+    player = Player(environment, seed, replay)
+    while not learner.is_done(replay.returns, len(replay)):
+      if kind == 'replay' and len(replay) >= num_rows:
+        break
+      if kind == 'replay':
+        advance(player, learner.explore(player.observation))
+      elif should_stop():
+        raise errors.PreemptedError('stopped while learning; nothing is kept.')
+      else:
+        player.step(learner.explore(player.observation))
+      learner.learn(replay.columns)
+  if kind != 'replay':
+    player = Player(environment, seed + 1, log)
+    while len(log) < num_rows:
+      if learner is None:
+        action = rng.uniform(-1, 1, task.action_size).astype(np.float32)
+      else:
+        action = learner.act(player.observation)
+        action = action + noise * rng.normal(size=action.shape)
+        action = np.clip(action, -1, 1).astype(np.float32)
+      advance(player, action)
+  log.end()
+  if layout == tasks.MINARI:
+    name = game.replace('-', '/', 1) if '-' in game else f'{game}/collected'
+    minari_folder.write(
+      pathlib.Path(folder), f'{name}-{kind}-v0', environment, log.arrays()
+    )
+  else:
+    _write_d4rl(
+      pathlib.Path(folder) / DATA,
+      log.arrays(),
+      {'game': game, 'environment': task.environment, 'kind': kind},
+    )
+  environment.close()
+  return _summary(task, kind, log)
+
+
+def _summary(task: tasks.Task, kind: str, log: Log) -> dict[str, Any]:
+  mean = float(np.mean(log.returns)) if log.returns else None
+  return {
+    'game': task.game,
+    'environment': task.environment,
+    'layout': task.layout,
+    'simulators': environments.versions(),
+    'behaviour': kind,
+    'num_rows': len(log),
+    'num_episodes': len(log.returns),
+    'return_mean': mean,
+    'return_min': min(log.returns, default=None),
+    'return_max': max(log.returns, default=None),
+    'normalised_mean': None if mean is None else task.normalised(mean),
+  }

@@ -1,0 +1,170 @@
+"""Environments to score policies in, and the play of whole episodes."""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import copy
+import importlib.metadata
+from typing import Any
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.control import tasks
+from batch_rl_dr3.games import play
+
+FloatArray = npt.NDArray[np.float32]
+
+# Observations, float32 [n, o] -> actions, float32 [n, d].
+Policy = Callable[[FloatArray], FloatArray]
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of what plays and learns, as far as installed."""
+  found = {}
+  for name in ('tf-agents', 'mujoco', 'gymnasium-robotics', 'minari', 'h5py'):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
+
+
+def make(task: tasks.Task) -> Any:
+  """Returns a gymnasium environment without a window.
+
+  Raises:
+    ConfigError: if the data of the task belong to no environment here, or the
+      simulators are not installed.
+  """
+  tasks.check_scorable(task)
+  with warnings.catch_warnings():
+    # gymnasium: that v4 is not its newest. It is the one the data are of.
+    warnings.simplefilter('ignore')
+    return _make(task, str(task.environment))
+
+
+def _make(task: tasks.Task, environment: str) -> Any:
+  try:
+    import gymnasium
+
+    if task.maze is None and not task.kitchen_tasks:
+      return gymnasium.make(environment)
+    import gymnasium_robotics
+    from gymnasium_robotics.envs.maze import maps
+  except ImportError as error:
+    raise errors.ConfigError(
+      f'{task.game} needs the simulators: pip install "batch-rl-dr3[d4rl]" '
+      f'({error}).'
+    ) from error
+  gymnasium.register_envs(gymnasium_robotics)
+  if task.maze is None:
+    return gymnasium.make(
+      environment, tasks_to_complete=list(task.kitchen_tasks)
+    )
+  maze_map = copy.deepcopy(getattr(maps, task.maze))
+  for (row, column), letter in ((task.start, 'r'), (task.goal, 'g')):
+    maze_map[row][column] = letter
+  return gymnasium.make(
+    environment,
+    maze_map=maze_map,
+    continuing_task=False,
+    max_episode_steps=1000,
+  )
+
+
+def flatten(observation: Any) -> FloatArray:
+  """Returns an observation as the data have it, float32 [..., o].
+
+  AntMaze's is [achieved goal, observation], as in D4RL; the kitchen's goals
+  are left out.
+
+  Args:
+    observation: an array, or a goal environment's dict; a batch of either.
+  """
+  if not isinstance(observation, dict):
+    return np.asarray(observation, np.float32)
+  parts = [observation['observation']]
+  if not isinstance(observation['achieved_goal'], dict):
+    parts.insert(0, observation['achieved_goal'])
+  return np.concatenate(parts, axis=-1).astype(np.float32)
+
+
+def play_episodes(
+  environments: Sequence[Any],
+  policy: Policy,
+  num_episodes: int,
+  seed: int,
+  on_progress: play.ProgressCallback | None = None,
+  should_stop: Callable[[], bool] | None = None,
+) -> list[play.Episode]:
+  """Plays whole episodes, several at a time, and returns them in order.
+
+  Every episode has a seed of its own, so that how many are played at a time
+  changes nothing but the shape of the policy's batches.
+
+  Args:
+    environments: copies of one environment.
+    policy: plays all of them.
+    num_episodes: how many.
+    seed: fixes the episodes.
+    on_progress: called after every step with the steps and episodes so far.
+    should_stop: asked before every step.
+
+  Raises:
+    PreemptedError: once `should_stop` says so.
+  """
+  waiting = list(range(num_episodes))
+  seeds = np.random.SeedSequence(seed).generate_state(num_episodes)
+  episodes: dict[int, play.Episode] = {}
+  running: dict[int, _Lane] = {}
+  num_steps = 0
+  for lane, environment in enumerate(environments[:num_episodes]):
+    running[lane] = _Lane(environment, waiting.pop(0), seeds)
+  while running:
+    if should_stop is not None and should_stop():
+      raise errors.PreemptedError(
+        'stopped while playing; the same command goes on from there.'
+      )
+    actions = policy(np.stack([lane.observation for lane in running.values()]))
+    for (lane, state), action in zip(
+      list(running.items()), actions, strict=True
+    ):
+      episode = state.step(action, lane)
+      num_steps += 1
+      if episode is not None:
+        episodes[state.number] = episode
+        del running[lane]
+        if waiting:
+          running[lane] = _Lane(environments[lane], waiting.pop(0), seeds)
+    if on_progress is not None:
+      on_progress(num_steps, len(episodes))
+  return [episodes[number] for number in range(num_episodes)]
+
+
+class _Lane:
+  """One episode that is being played."""
+
+  def __init__(
+    self,
+    environment: Any,
+    number: int,
+    seeds: npt.NDArray[np.unsignedinteger[Any]],
+  ):
+    self._environment = environment
+    self.number = number
+    observation, _ = environment.reset(seed=int(seeds[number]))
+    self.observation = flatten(observation)
+    self._return = 0.0
+    self._length = 0
+
+  def step(self, action: FloatArray, lane: int) -> play.Episode | None:
+    """Plays one step and returns the episode if it is over."""
+    observation, reward, terminated, truncated, _ = self._environment.step(
+      action
+    )
+    self.observation = flatten(observation)
+    self._return += float(reward)
+    self._length += 1
+    if not (terminated or truncated):
+      return None
+    return play.Episode(lane, self._return, self._length, not terminated)

@@ -1,0 +1,184 @@
+"""What is trained on and scored in, and which data fit which environment.
+
+D4RL's environments ran on mujoco-py and are not installable here. Whether a
+data set can be scored in one of today's is a row of this table, and an error
+where it cannot.
+
+  data                          environment        why
+  D4RL hopper, halfcheetah,     gymnasium's -v4    the port of mujoco-py's -v2
+    walker2d (v0, v2)
+  D4RL antmaze                  none               another ant, other mazes
+  D4RL kitchen                  none               60 numbers, goals among them;
+                                                   FrankaKitchen-v1 has 59
+  Minari D4RL/antmaze           AntMaze-v4         collected there
+  Minari D4RL/kitchen           FrankaKitchen-v1   collected there
+  Minari mujoco                 gymnasium's -v5    collected there; it is on no
+                                                   scale of D4RL's
+"""
+
+import dataclasses
+
+from batch_rl_dr3.config import errors
+
+D4RL = 'd4rl'
+MINARI = 'minari'
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A game with the data of one layout.
+
+  Attributes:
+    game: its name, such as hopper or antmaze-medium-diverse.
+    layout: D4RL or MINARI, whose data.
+    observation_size: numbers in an observation.
+    action_size: numbers in an action.
+    environment: gymnasium's id of what the data can be scored in, None if
+      there is none.
+    why_none: why there is none.
+    scale: the returns that D4RL's normalised score calls 0 and 100, None
+      where it does not apply.
+    maze: for antmaze, gymnasium-robotics' name of the map.
+    start: row and column that an episode starts in.
+    goal: row and column of the goal.
+    kitchen_tasks: for the kitchen, what is to be done.
+  """
+
+  game: str
+  layout: str
+  observation_size: int
+  action_size: int
+  environment: str | None
+  why_none: str = ''
+  scale: tuple[float, float] | None = None
+  maze: str | None = None
+  start: tuple[int, int] = (0, 0)
+  goal: tuple[int, int] = (0, 0)
+  kitchen_tasks: tuple[str, ...] = ()
+
+  def normalised(self, episode_return: float) -> float | None:
+    """Returns D4RL's normalised score in percent; None without a scale."""
+    if self.scale is None:
+      return None
+    low, high = self.scale
+    return 100.0 * (episode_return - low) / (high - low)
+
+
+# d4rl/infos.py, REF_MIN_SCORE and REF_MAX_SCORE: the returns of a random and
+# of an expert policy.
+_MUJOCO = {
+  'halfcheetah': ('HalfCheetah', 17, 6, (-280.178953, 12135.0)),
+  'hopper': ('Hopper', 11, 3, (-20.272305, 3234.3)),
+  'walker2d': ('Walker2d', 17, 6, (1.629008, 4592.3)),
+}
+# D4RL's mazes for evaluation: start and goal, row and column of the map.
+_MAZES = {
+  'medium': ('Medium', 'MEDIUM_MAZE', (1, 1), (6, 6)),
+  'large': ('Large', 'LARGE_MAZE', (1, 1), (7, 9)),
+}
+# gymnasium-robotics' Minari sets; what D4RL's three data sets are about.
+_KITCHEN_TASKS = {
+  'complete': ('microwave', 'kettle', 'light switch', 'slide cabinet'),
+  'partial': ('microwave', 'kettle', 'light switch', 'slide cabinet'),
+  'mixed': ('microwave', 'kettle', 'bottom burner', 'light switch'),
+}
+
+
+def _all() -> dict[tuple[str, str], Task]:
+  tasks = []
+  for game, (name, observations, actions, scale) in _MUJOCO.items():
+    tasks += [
+      Task(game, D4RL, observations, actions, f'{name}-v4', scale=scale),
+      Task(game, MINARI, observations, actions, f'{name}-v5'),
+    ]
+  for size, (name, maze, start, goal) in _MAZES.items():
+    for kind in ('play', 'diverse'):
+      game = f'antmaze-{size}-{kind}'
+      tasks += [
+        Task(
+          game,
+          D4RL,
+          29,
+          8,
+          None,
+          "D4RL's ant and maze are not those of gymnasium-robotics",
+          (0.0, 1.0),
+        ),
+        Task(
+          game,
+          MINARI,
+          29,
+          8,
+          f'AntMaze_{name}-v4',
+          scale=(0.0, 1.0),
+          maze=maze,
+          start=start,
+          goal=goal,
+        ),
+      ]
+  for kind, kitchen_tasks in _KITCHEN_TASKS.items():
+    tasks += [
+      Task(
+        f'kitchen-{kind}',
+        D4RL,
+        60,
+        9,
+        None,
+        'its observations hold 60 numbers, goals among them, and those of '
+        'FrankaKitchen-v1 hold 59 others',
+        (0.0, 4.0),
+      ),
+      Task(
+        f'kitchen-{kind}',
+        MINARI,
+        59,
+        9,
+        'FrankaKitchen-v1',
+        scale=(0.0, 4.0),
+        kitchen_tasks=kitchen_tasks,
+      ),
+    ]
+  return {(task.game, task.layout): task for task in tasks}
+
+
+TASKS = _all()
+GAMES = tuple(sorted({game for game, _ in TASKS}))
+
+
+def find(game: str, layout: str) -> Task:
+  """Returns the task of a game with data of a layout.
+
+  Raises:
+    ConfigError: if there is no such game.
+  """
+  if (game, layout) not in TASKS:
+    raise errors.ConfigError(
+      f'no game {game!r}; choose one of {", ".join(GAMES)}.'
+    )
+  return TASKS[game, layout]
+
+
+def played_in(game: str, environment: str | None) -> Task:
+  """Returns the task of a game that is scored in an environment.
+
+  Raises:
+    ConfigError: if there is none.
+  """
+  for task in TASKS.values():
+    if (task.game, task.environment) == (game, environment):
+      return task
+  raise errors.ConfigError(f'no task {game!r} is played in {environment}.')
+
+
+def check_scorable(task: Task) -> None:
+  """Refuses to score a policy in another environment than its data are of.
+
+  Raises:
+    ConfigError: if there is no environment that the data are of.
+  """
+  if task.environment is None:
+    raise errors.ConfigError(
+      f"{task.game} of D4RL's own files cannot be scored here: "
+      f'{task.why_none}. Train on the Minari data of this game, or without '
+      'evaluation: ContinuousRunner.num_evaluation_episodes = 0.'
+    )

@@ -1,0 +1,287 @@
+"""What there is to play: the checkpoints of run directories, and others'.
+
+A run directory says itself what it plays, by which rule, and which scores it
+has. A checkpoint of another program (Dopamine, batch_rl) says nothing but its
+iteration, so the game comes from gin and the rest from the caller.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+import dataclasses
+import glob
+import json
+import os
+import pathlib
+import re
+import sys
+from typing import Any
+
+from batch_rl_dr3.config import errors, gin_lint
+from batch_rl_dr3.evaluation import evaluation_pool
+from batch_rl_dr3.games import play
+from batch_rl_dr3.runs import checkpoints, mirror, run_directory
+from batch_rl_dr3.runs import home as home_lib
+
+VIDEOS = 'videos'
+# What is read of runs to know what there is to play, and of other programs'
+# folders to play it.
+CONTENTS = mirror.Contents(
+  'evaluation',
+  whole=(
+    run_directory.PROVENANCE,
+    run_directory.CONFIG,
+    run_directory.SCORES,
+    f'{run_directory.CHECKPOINTS}/ckpt.*.json',
+  ),
+  sizes=('tf_ckpt-*', f'{VIDEOS}/*'),
+)
+FOREIGN_CONTENTS = mirror.Contents('checkpoints', whole=('tf_ckpt-*',))
+
+_FOREIGN = re.compile(r'tf_ckpt-(\d+)\.index')
+# How much an evaluation plays, in the protocol of a run.
+_AMOUNTS = ('num_evaluation_agent_steps', 'num_evaluation_episodes')
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """The checkpoints of one run.
+
+  Attributes:
+    source: the folder they were found by.
+    output_dir: the run directory that the scores go to, as a folder.
+    home: where that is: itself, or its URL.
+    config: gin text that names the game and the network.
+    protocol: how they are played, as provenance.json has it; None for what
+      the configuration says.
+    provenance: what the run is. Of another program's, what the caller says;
+      the game's entries are added once it has been played.
+    checkpoints: by iteration.
+    is_run: whether it is a run directory of this package.
+  """
+
+  source: pathlib.Path
+  output_dir: pathlib.Path
+  home: str
+  config: str
+  protocol: Mapping[str, Any] | None
+  provenance: Mapping[str, Any]
+  checkpoints: Mapping[int, checkpoints.Checkpoint]
+  is_run: bool
+
+  def open_home(self, cache_dir: str, names: Collection[str]) -> home_lib.Home:
+    """Returns the home of the scores, with what it takes to add to them.
+
+    Args:
+      cache_dir: where what lives in a bucket is worked on.
+      names: of the checkpoints that are to be played.
+    """
+    return home_lib.open_home(
+      self.home, cache_dir, lambda name: _is_needed(name, names)
+    )
+
+  def within(self, home: home_lib.Home) -> 'Target':
+    """Returns this target as it is in its home, once that is locked."""
+    here = dataclasses.replace(self, output_dir=home.folder)
+    if not self.is_run:
+      return here
+    found = checkpoints.of_iterations(home.folder / run_directory.CHECKPOINTS)
+    return dataclasses.replace(here, source=home.folder, checkpoints=found)
+
+
+def _is_needed(name: str, checkpoint_names: Collection[str]) -> bool:
+  path = pathlib.PurePosixPath(name)
+  if path.parts[0] != run_directory.CHECKPOINTS:
+    return not path.name.startswith('events.out.')
+  # tf_ckpt-<name>.index and so on, and ckpt.<name>.json.
+  own = path.name.removeprefix('tf_ckpt-').removeprefix('ckpt.')
+  return own.partition('.')[0] in checkpoint_names
+
+
+def find(
+  patterns: Sequence[str],
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+  """Returns the run directories, and the folders of other programs' files.
+
+  Args:
+    patterns: paths, or shell patterns in which ** stands for any folders.
+
+  Raises:
+    DataError: if a pattern finds neither.
+  """
+  runs: set[pathlib.Path] = set()
+  foreign: set[pathlib.Path] = set()
+  for pattern in patterns:
+    own, others = _classify(
+      pathlib.Path(path) for path in glob.glob(pattern, recursive=True)
+    )
+    if not own and not others:
+      raise errors.DataError(
+        f'nothing to evaluate in {pattern!r}: neither run directories (with '
+        f'{run_directory.PROVENANCE}) nor files tf_ckpt-N.index.'
+      )
+    runs |= own
+    foreign |= others
+  return sorted(runs), sorted(foreign)
+
+
+def _classify(
+  paths: Iterable[pathlib.Path],
+) -> tuple[set[pathlib.Path], set[pathlib.Path]]:
+  runs, foreign = set(), set()
+  for path in paths:
+    if (path / run_directory.PROVENANCE).is_file():
+      runs.add(path)
+    elif path.is_dir() and any(path.glob('tf_ckpt-*.index')):
+      foreign.add(path)
+    elif _FOREIGN.fullmatch(path.name):
+      foreign.add(path.parent)
+  own = {path for path in foreign if _is_of_run(path)}
+  return runs | {path.parent for path in own}, foreign - own
+
+
+def _is_of_run(folder: pathlib.Path) -> bool:
+  return (folder.parent / run_directory.PROVENANCE).is_file()
+
+
+def of_run(
+  folder: pathlib.Path, trust_gin: bool = False, home: str | None = None
+) -> Target:
+  """Returns the target that a run directory is.
+
+  Args:
+    folder: the run directory.
+    trust_gin: let its configuration execute what it likes.
+    home: where it is, if `folder` mirrors it.
+
+  Raises:
+    ConfigError: if its configuration would execute foreign code.
+    DataError: if its files cannot be read.
+  """
+  try:
+    provenance = json.loads((folder / run_directory.PROVENANCE).read_text())
+    config = (folder / run_directory.CONFIG).read_text()
+    protocol = dict(provenance['protocol'])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.DataError(
+      f'{folder} is no whole run directory: {error!r}.'
+    ) from error
+  if not trust_gin:
+    gin_lint.check_text(config, str(folder / run_directory.CONFIG))
+  return Target(
+    source=folder,
+    output_dir=folder,
+    home=home or str(folder),
+    config=config,
+    protocol=protocol,
+    provenance=provenance,
+    checkpoints=checkpoints.of_iterations(folder / run_directory.CHECKPOINTS),
+    is_run=True,
+  )
+
+
+def of_folder(
+  folder: pathlib.Path,
+  output_dir: str | os.PathLike[str],
+  config: str,
+  identity: Mapping[str, Any],
+  gradient_steps_per_iteration: int,
+  home: str | None = None,
+) -> Target:
+  """Returns the target of another program's checkpoints.
+
+  Args:
+    folder: holds tf_ckpt-N.index and so on.
+    output_dir: the run directory to make of them.
+    config: gin text that names the game and the network.
+    identity: method, dataset, run and seed.
+    gradient_steps_per_iteration: between two of the checkpoints.
+    home: where that is, if `output_dir` mirrors it.
+  """
+  found = {}
+  for path in folder.glob('tf_ckpt-*.index'):
+    match = _FOREIGN.fullmatch(path.name)
+    if match:
+      iteration = int(match[1])
+      found[iteration] = checkpoints.Checkpoint(
+        name=match[1],
+        gradient_steps=(iteration + 1) * gradient_steps_per_iteration,
+        prefix=str(path.with_suffix('')),
+      )
+  return Target(
+    source=folder,
+    output_dir=pathlib.Path(output_dir),
+    home=home or str(output_dir),
+    config=config,
+    protocol=None,
+    provenance={**identity, 'checkpoints': os.path.abspath(folder)},
+    checkpoints=dict(sorted(found.items())),
+    is_run=False,
+  )
+
+
+def write_provenance(
+  target: Target,
+  result: evaluation_pool.Result,
+  check: run_directory.Check = run_directory.unchecked,
+) -> dict[str, Any]:
+  """Returns what a run is, and writes it down where it was not known yet.
+
+  Args:
+    target: whose checkpoint was played.
+    result: what came of it.
+    check: asked before anything is published.
+
+  Raises:
+    DataError: if the game is not the one that the run directory speaks of:
+      scores of two protocols do not belong in one file.
+    WriteError: if the disk refuses.
+  """
+  path = target.output_dir / run_directory.PROVENANCE
+  played = result.played
+  if path.exists():
+    there = json.loads(path.read_text())
+    _check_same_game(target, there, played)
+    protocol = {**there['protocol'], **played.protocol}
+    if protocol == there['protocol']:
+      return dict(there)
+    provenance = {**there, 'protocol': protocol}
+  else:
+    provenance = {
+      **target.provenance,
+      'suite': played.suite,
+      'game': played.game,
+      'data_hash': None,
+      'data': None,
+      'protocol': {'gamma': None, **played.protocol},
+      'rom_md5': played.rom_md5,
+      **result.process,
+      'command': [os.path.basename(sys.executable), *sys.orig_argv[1:]],
+    }
+    run_directory.write_atomically(
+      target.output_dir / run_directory.CONFIG, target.config, check
+    )
+  run_directory.write_json(path, provenance, check)
+  return provenance
+
+
+def _check_same_game(
+  target: Target,
+  there: Mapping[str, Any],
+  played: play.Played,
+) -> None:
+  known = {**there, **there['protocol']}
+  found = {
+    **({} if target.is_run else target.provenance),
+    'suite': played.suite,
+    'game': played.game,
+    'rom_md5': played.rom_md5,
+    **played.protocol,
+  }
+  for name, value in found.items():
+    if name in _AMOUNTS and known.get(name) == 0:
+      continue  # Never evaluated before.
+    if known.get(name) != value:
+      raise errors.DataError(
+        f'{target.output_dir} has {name} {known.get(name)!r} and here it is '
+        f'{value!r}; such scores do not belong in one file. Evaluate it where '
+        'it was trained, or with the versions that it names.'
+      )

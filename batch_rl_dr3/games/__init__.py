@@ -1,0 +1,1 @@
+"""What is played: games in lanes, and the collection of logs from them."""

@@ -1,0 +1,247 @@
+"""Atari lanes, pixel for pixel those of Dopamine's `AtariPreprocessing`.
+
+The game and its settings are the ones bound on Dopamine's own factory,
+`atari_lib.create_atari_environment`, and on `AtariPreprocessing`: the factory
+is called once and what it returns is read. The lanes then run on ALE's vector
+environment, whose observations, rewards and terminals are the same.
+
+Differences from Dopamine 4.1.2:
+
+* Its emulator cuts an episode at 100,000 frames (25,000 agent steps). Here it
+  never does, so that the length limit is the caller's alone: 27,000 agent
+  steps (108,000 frames) in the protocol of the logged data.
+* At a terminal in the middle of a skip the observation differs. Dopamine
+  calls it invalid, and no agent sees it.
+* ALE's vector environment cannot end an agent step at the loss of a life, so
+  with `terminal_on_life_loss` the lanes are Dopamine's environments, one
+  after the other. These keep the limit of 100,000 frames.
+"""
+
+from collections.abc import Sequence
+from concurrent import futures
+import hashlib
+from typing import Any
+
+import ale_py
+from ale_py import vector_env
+import gin
+import numpy as np
+
+from batch_rl_dr3.config import dopamine_compat, errors
+from batch_rl_dr3.games import lanes
+
+_STACK_SIZE = 4
+# Frames; ALE adds to it, so it stays well below the largest int32.
+_NO_FRAME_LIMIT = 2**30
+
+
+class AtariLanes:
+  """Lanes on ALE's vector environment, one lane in each.
+
+  A vector environment steps all of its lanes or none. With one lane in each,
+  a lane that is done costs nothing and every emulator has a thread of its
+  own, outside Python's lock; a step costs the same as in larger ones.
+  """
+
+  group_size = 16
+
+  def __init__(self, game: lanes.Game, num_lanes: int):
+    """Loads the emulators.
+
+    Args:
+      game: as `create_atari_lanes` makes it.
+      num_lanes: int, L.
+    """
+    self.game = game
+    self.num_lanes = num_lanes
+    screen_size = game.observation_shape[0]
+    frame_skip = game.protocol['frame_skip']
+    self._environments: list[Any] = [
+      vector_env.AtariVectorEnv(
+        game.protocol['rom'],
+        1,
+        num_threads=1,
+        max_num_frames_per_episode=_NO_FRAME_LIMIT,
+        repeat_action_probability=game.protocol['sticky_action_probability'],
+        img_height=screen_size,
+        img_width=screen_size,
+        stack_num=1,
+        frameskip=frame_skip,
+        maxpool=frame_skip > 1,
+        noop_max=0,
+        reward_clipping=False,
+        use_fire_reset=False,
+      )
+      for _ in range(num_lanes)
+    ]
+
+  def reset(
+    self, which: lanes.IntArray, seed: int | None = None
+  ) -> lanes.FrameArray:
+    """See `lanes.Lanes`.
+
+    A seed makes ALE load the ROM again, 20 times the cost of a plain reset,
+    so the lanes do it at once.
+    """
+
+    def reset_lane(lane: int) -> lanes.FrameArray:
+      lane_seed = None if seed is None else lanes.lane_seed(seed, lane)
+      observations, _ = self._environments[lane].reset(seed=lane_seed)
+      frame: lanes.FrameArray = observations[0, 0]
+      return frame
+
+    with futures.ThreadPoolExecutor(len(which)) as pool:
+      return np.stack(list(pool.map(reset_lane, which.tolist())))
+
+  def step(self, which: lanes.IntArray, actions: lanes.IntArray) -> lanes.Step:
+    """See `lanes.Lanes`."""
+    environments = [self._environments[lane] for lane in which]
+    commands = np.asarray(actions, np.int32)[:, None]
+    for environment, command in zip(environments, commands, strict=True):
+      environment.send(command)
+    frames = np.empty((len(which), *self.game.observation_shape), np.uint8)
+    rewards = np.empty(len(which), np.float32)
+    game_over = np.empty(len(which), np.bool_)
+    for i, environment in enumerate(environments):
+      observations, reward, terminal, _, _ = environment.recv()
+      frames[i] = observations[0, 0]
+      rewards[i] = reward[0]
+      game_over[i] = terminal[0]
+    return lanes.Step(frames, rewards, game_over, game_over)
+
+  def close(self) -> None:
+    """See `lanes.Lanes`."""
+    self._environments = []
+
+
+class LifeLossLanes:
+  """Lanes of Dopamine's own environments, which end a step with a life."""
+
+  def __init__(self, game: lanes.Game, environments: Sequence[Any]):
+    """Takes over the environments.
+
+    Args:
+      game: as `create_atari_lanes` makes it.
+      environments: one `AtariPreprocessing` per lane.
+    """
+    self.game = game
+    self.num_lanes = self.group_size = len(environments)
+    self._environments = environments
+
+  def reset(
+    self, which: lanes.IntArray, seed: int | None = None
+  ) -> lanes.FrameArray:
+    """See `lanes.Lanes`."""
+    frames = []
+    for lane in which:
+      environment = self._environments[lane]
+      if seed is not None:
+        lane_seed = lanes.lane_seed(seed, int(lane))
+        environment.environment.reset(seed=lane_seed)
+      frames.append(environment.reset()[..., 0])
+    return np.stack(frames)
+
+  def step(self, which: lanes.IntArray, actions: lanes.IntArray) -> lanes.Step:
+    """See `lanes.Lanes`."""
+    environments = [self._environments[lane] for lane in which]
+    steps = [
+      environment.step(int(action))
+      for environment, action in zip(environments, actions, strict=True)
+    ]
+    return lanes.Step(
+      np.stack([observation[..., 0] for observation, *_ in steps]),
+      np.array([reward for _, reward, *_ in steps], np.float32),
+      np.array([terminal for _, _, terminal, _ in steps], np.bool_),
+      np.array([e.game_over for e in environments], np.bool_),
+    )
+
+  def close(self) -> None:
+    """See `lanes.Lanes`."""
+    for environment in self._environments:
+      environment.close()
+
+
+@gin.configurable
+def create_atari_lanes(num_lanes: int = 32) -> lanes.Lanes:
+  """Returns lanes of the game that Dopamine's gin bindings name.
+
+  Bind `atari_lib.create_atari_environment.game_name`, and if need be its
+  `sticky_actions` and AtariPreprocessing's `frame_skip`, `screen_size` and
+  `terminal_on_life_loss`.
+
+  Args:
+    num_lanes: int, the number of lanes. It is part of what a seed means.
+
+  Raises:
+    ConfigError: if no game is named, if there is no such game, or if the
+      bindings ask for PPO preprocessing, old Gym or continuous actions.
+  """
+  if num_lanes < 1:
+    raise errors.ConfigError(f'num_lanes is {num_lanes}; it must be >= 1.')
+  ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+  environment = _create_dopamine_environment()
+  game = _describe(environment)
+  if environment.terminal_on_life_loss:
+    others = [_create_dopamine_environment() for _ in range(num_lanes - 1)]
+    return LifeLossLanes(game, [environment, *others])
+  environment.close()
+  return AtariLanes(game, num_lanes)
+
+
+def _create_dopamine_environment() -> Any:
+  """Returns the AtariPreprocessing that the gin bindings describe."""
+  try:
+    environment = dopamine_compat.create_atari_environment()
+  except AssertionError as error:
+    raise errors.ConfigError(
+      'no Atari game is named. Bind it, for example with --gin_bindings='
+      '"atari_lib.create_atari_environment.game_name=\'Pong\'".'
+    ) from error
+  except Exception as error:  # Of Gymnasium, or of a branch that is broken.
+    raise errors.ConfigError(
+      "Dopamine's create_atari_environment cannot make what is bound on it: "
+      f'{" ".join(str(error).split())}. A game is named as in Dopamine '
+      "('Pong', 'MsPacman'); use_legacy_gym and use_ppo_preprocessing cannot "
+      'be used here.'
+    ) from error
+  if not isinstance(environment, dopamine_compat.AtariPreprocessing):
+    raise errors.ConfigError(
+      'create_atari_environment.use_ppo_preprocessing cannot be used here; '
+      'leave it at False.'
+    )
+  return environment
+
+
+def _describe(environment: Any) -> lanes.Game:
+  """Returns the game and the rules of one of Dopamine's environments."""
+  specification = environment.environment.unwrapped.spec
+  settings = specification.kwargs
+  if settings['continuous']:
+    raise errors.ConfigError(
+      'create_atari_environment.continuous_action_threshold asks for '
+      'continuous actions, which a value network over actions cannot choose '
+      'from; leave it at None.'
+    )
+  rom = settings['game']
+  rom_path = ale_py.roms.get_rom_path(rom)
+  if rom_path is None:
+    raise errors.ConfigError(
+      f'ale-py has no ROM of {specification.name}; install ale-py again.'
+    )
+  return lanes.Game(
+    suite='atari',
+    name=specification.name,
+    num_actions=int(environment.action_space.n),
+    observation_shape=(environment.screen_size, environment.screen_size),
+    stack_size=_STACK_SIZE,
+    rom_md5=hashlib.md5(rom_path.read_bytes()).hexdigest(),
+    protocol={
+      'rom': rom,
+      'ale_py_version': ale_py.__version__,
+      'action_set': 'minimal',
+      'sticky_action_probability': settings['repeat_action_probability'],
+      'frame_skip': environment.frame_skip,
+      'terminal_on_life_loss': environment.terminal_on_life_loss,
+      'num_noop_starts': 0,
+    },
+  )

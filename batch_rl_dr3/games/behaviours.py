@@ -1,0 +1,149 @@
+"""Behaviours without learning, to collect logged data with.
+
+A behaviour chooses the actions of one lane, in the order of Dopamine's agents:
+`begin_episode`, `step` until the end, `end_episode`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import gin
+import numpy as np
+
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.games import lanes
+
+# (observation, agent steps since the episode began) -> action. It knows no
+# more, so that a script works in any game that has the action.
+Script = Callable[[lanes.FrameArray, int], int]
+
+
+class Behaviour(Protocol):
+  """What Dopamine's agents offer a runner, and no more."""
+
+  def begin_episode(self, observation: lanes.FrameArray) -> int:
+    """Returns the first action of an episode.
+
+    Args:
+      observation: uint8 [*observation_shape].
+    """
+
+  def step(self, reward: float, observation: lanes.FrameArray) -> int:
+    """Returns the next action.
+
+    Args:
+      reward: float, in [-1, 1], what the last action earned.
+      observation: uint8 [*observation_shape], what it led to.
+    """
+
+  def end_episode(self, reward: float) -> None:
+    """Takes note of the end of an episode and of its last reward."""
+
+
+@gin.configurable
+class UniformBehaviour:
+  """Every action equally often."""
+
+  def __init__(self, game: lanes.Game, seed: int):
+    """Seeds the actions.
+
+    Args:
+      game: what is played.
+      seed: int, not negative.
+    """
+    self._num_actions = game.num_actions
+    self._generator = np.random.default_rng((seed, lanes.EXPLORATION_STREAM))
+
+  def begin_episode(self, observation: lanes.FrameArray) -> int:
+    """See `Behaviour`."""
+    return self.step(0.0, observation)
+
+  def step(self, reward: float, observation: lanes.FrameArray) -> int:
+    """See `Behaviour`."""
+    del reward, observation
+    return int(self._generator.integers(self._num_actions))
+
+  def end_episode(self, reward: float) -> None:
+    """See `Behaviour`."""
+
+
+@gin.configurable
+class ScriptedBehaviour:
+  """A script that is overruled by random actions at a rate per episode.
+
+  The rates are taken in turn, one an episode, so that the data holds good and
+  bad episodes in known shares.
+  """
+
+  def __init__(
+    self,
+    game: lanes.Game,
+    seed: int,
+    script: Script = gin.REQUIRED,
+    epsilons: Sequence[float] = gin.REQUIRED,
+  ):
+    """Seeds the random actions.
+
+    Args:
+      game: what is played.
+      seed: int, not negative.
+      script: chooses the action that is taken with probability 1 - epsilon.
+      epsilons: floats in [0, 1], the rates of uniformly random actions.
+
+    Raises:
+      ConfigError: if there is no epsilon, or one is out of range.
+    """
+    if not epsilons or not all(0.0 <= epsilon <= 1.0 for epsilon in epsilons):
+      raise errors.ConfigError(
+        f'ScriptedBehaviour.epsilons is {epsilons}; it must hold one or more '
+        'numbers in [0, 1].'
+      )
+    self._num_actions = game.num_actions
+    self._generator = np.random.default_rng((seed, lanes.EXPLORATION_STREAM))
+    self._script = script
+    self._epsilons = tuple(epsilons)
+    self._num_episodes = 0
+    self._num_agent_steps = 0
+
+  def begin_episode(self, observation: lanes.FrameArray) -> int:
+    """See `Behaviour`."""
+    self._num_agent_steps = 0
+    return self._act(observation)
+
+  def step(self, reward: float, observation: lanes.FrameArray) -> int:
+    """See `Behaviour`."""
+    del reward
+    self._num_agent_steps += 1
+    return self._act(observation)
+
+  def end_episode(self, reward: float) -> None:
+    """See `Behaviour`."""
+    del reward
+    self._num_episodes += 1
+
+  def _act(self, observation: lanes.FrameArray) -> int:
+    epsilon = self._epsilons[self._num_episodes % len(self._epsilons)]
+    if self._generator.random() < epsilon:
+      return int(self._generator.integers(self._num_actions))
+    action = self._script(observation, self._num_agent_steps)
+    if not 0 <= action < self._num_actions:
+      raise errors.ConfigError(
+        f'the script chose action {action}; the game has the actions 0 to '
+        f'{self._num_actions - 1}.'
+      )
+    return action
+
+
+@gin.configurable
+def hold_action(
+  observation: lanes.FrameArray, step: int, action: int = gin.REQUIRED
+) -> int:
+  """Returns always the same action: a script for games such as Freeway.
+
+  Args:
+    observation: uint8 [*observation_shape], not used.
+    step: int, not used.
+    action: int, the action; 1 is up in Atari's Freeway, 2 in MinAtar's.
+  """
+  del observation, step
+  return action

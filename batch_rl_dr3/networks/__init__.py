@@ -1,1 +1,0 @@
-"""Value networks that output their penultimate features."""

@@ -1,0 +1,1 @@
+"""Logged replay as it is stored: its formats, readers and sources."""

@@ -1,0 +1,299 @@
+"""Where logged replay lives: a local folder, or any storage that fsspec knows.
+
+All of them hold the DQN Replay layout: exactly the six files of a suffix are
+read (see checkpoint_format), and whatever else lies there is ignored.
+episode_end_indices, which is a pickle, is never opened.
+
+No row can be trusted before the iterator that yields it has ended without an
+error: gzip's checksum stands at a file's end.
+"""
+
+import abc
+from collections.abc import Iterator
+import contextlib
+import functools
+import os
+import pathlib
+from typing import Any
+
+import gin
+import numpy as np
+import numpy.typing as npt
+
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay.log import array_stream, checkpoint_format, spool
+from batch_rl_dr3.replay.log import source as replay_source
+from batch_rl_dr3.replay.store.segment import Segment
+from batch_rl_dr3.runs import storage, stored_file
+from batch_rl_dr3.runs.retry import RefusedError, Retry
+
+
+class LogSource(abc.ABC):
+  """A log in the DQN Replay layout: the protocol source.Source but storage."""
+
+  @property
+  @abc.abstractmethod
+  def num_bytes_read(self) -> int:
+    """Bytes that came out of the storage so far."""
+
+  @property
+  @abc.abstractmethod
+  def name(self) -> str:
+    """Where it is, as messages and manifests call it."""
+
+  @abc.abstractmethod
+  def _versions(self) -> dict[str, list[Any]]:
+    """Returns the files there: name to size, and what else tells versions."""
+
+  @abc.abstractmethod
+  def _file(self, file_name: str) -> stored_file.StoredFile:
+    """Returns a file of the log."""
+
+  def suffixes(self) -> list[int]:
+    """Returns the files' suffixes in time order.
+
+    Raises:
+      DataError: if there is none, or one lacks a file.
+    """
+    suffixes = checkpoint_format.complete_suffixes(self.name, self._versions())
+    if not suffixes:
+      raise RefusedError(
+        f'{self.name} holds no replay logs. It must hold files such as '
+        f'{checkpoint_format.file_name("observation", 0)}; download or collect '
+        'a log there, or correct the location.'
+      )
+    return suffixes
+
+  def fingerprint(self) -> list[Any]:
+    """Returns what changes whenever the data do: JSON values."""
+    versions = self._versions()
+    return [
+      [name, *versions[name]]
+      for suffix in self.suffixes()
+      for name in checkpoint_format.file_names(suffix)
+    ]
+
+  def num_bytes(self, suffix: int) -> int:
+    """Returns the size of the six files of a suffix."""
+    versions = self._versions()
+    names = checkpoint_format.file_names(suffix)
+    return sum(int(versions[name][0]) for name in names)
+
+  def segment(self, suffix: int) -> Segment:
+    """Returns what is known of the rows of one file."""
+    return replay_source.whole_segment(self, suffix)
+
+  def header(self, element: str, suffix: int) -> array_stream.Header:
+    """Returns the shape and dtype of one element of one file."""
+    name = checkpoint_format.file_name(element, suffix)
+    return array_stream.read_header(self._file(name))
+
+  def rows(
+    self,
+    element: str,
+    suffix: int,
+    dtype: npt.DTypeLike,
+    row_shape: tuple[int, ...],
+    num_rows: int | None = None,
+  ) -> Iterator[npt.NDArray[Any]]:
+    """Yields the first rows of one element in blocks; None reads all of them.
+
+    Raises:
+      DataError: if they are damaged, or not of this dtype and shape.
+    """
+    file = self._file(checkpoint_format.file_name(element, suffix))
+    return array_stream.read_rows(file, dtype, row_shape, num_rows)
+
+  def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
+    """Returns add_count or invalid_range of one file."""
+    file = self._file(checkpoint_format.file_name(name, suffix))
+    return checkpoint_format.attribute_of(file, name)
+
+
+@gin.configurable
+class FolderSource(LogSource):
+  """A log in a folder of this machine.
+
+  gzip's own checksum is what vouches for its files.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str]):
+    """Finds the log.
+
+    Args:
+      folder: the log's folder, or its parent where it is named `replay_logs`.
+
+    Raises:
+      RefusedError: if neither holds any file of a log.
+    """
+    try:
+      self._folder = checkpoint_format.find_replay_logs(folder).resolve()
+    except errors.DataError as error:
+      raise RefusedError(str(error)) from error
+    self._count = stored_file.ByteCount()
+
+  @property
+  def name(self) -> str:
+    """The folder's absolute path."""
+    return str(self._folder)
+
+  @property
+  def num_bytes_read(self) -> int:
+    """Bytes that were read of the files so far."""
+    return self._count.total
+
+  def _versions(self) -> dict[str, list[Any]]:
+    try:
+      with os.scandir(self._folder) as entries:
+        stats = {e.name: e.stat() for e in entries if e.is_file()}
+    except OSError as error:
+      raise errors.DataError(
+        f'cannot read {self._folder}: {error.strerror}.'
+      ) from error
+    return {n: [stat.st_size, stat.st_mtime_ns] for n, stat in stats.items()}
+
+  def _file(self, file_name: str) -> stored_file.StoredFile:
+    path = pathlib.Path(self._folder) / file_name
+    return stored_file.local_file(path, self._count)
+
+
+@gin.configurable
+class FsspecSource(LogSource):
+  """A log in any storage that fsspec opens: gs://, s3://, https:// and more.
+
+  What is read whole is first fetched into a temporary file and checked: its
+  size, the checksum that the storage states (Google Cloud Storage does; where
+  none is stated, gzip's own), and fetched once more if it is damaged. A proper
+  prefix is read from the network as far as it goes; no checksum can vouch for
+  it, only its structure.
+
+  s3:// needs the package s3fs. A listing is needed, so https:// must lead to a
+  page that links to the files.
+  """
+
+  def __init__(
+    self,
+    url: str,
+    endpoint_url: str | None = None,
+    google_token: str | None = None,
+    timeout: float = 60.0,
+    spool_dir: str | None = None,
+    retry: Retry | None = None,
+  ):
+    """Reads nothing yet.
+
+    Args:
+      url: str, the folder of the log, or its parent where it is named
+        `replay_logs`.
+      endpoint_url: str, where gs:// is served; None for Google's own.
+      google_token: str, gcsfs's token. None is anonymous, or Google's default
+        credentials where GOOGLE_APPLICATION_CREDENTIALS says where they are.
+      timeout: float, seconds without a byte after which a connection is given
+        up.
+      spool_dir: str, where temporary files are, each as large as one
+        compressed file; None for the system's folder (TMPDIR).
+      retry: how reads are tried again; Retry() if None.
+    """
+    retry = Retry() if retry is None else retry
+    self._storage = storage.open_storage(
+      url, endpoint_url, google_token, timeout, retry
+    )
+    self._spool_dir = spool_dir
+    self._headers: dict[str, array_stream.Header] = {}
+
+  @property
+  def name(self) -> str:
+    """The URL."""
+    return self._storage.url
+
+  @property
+  def num_bytes_read(self) -> int:
+    """Bytes that came over the network so far."""
+    return self._storage.count.total
+
+  @functools.cached_property
+  def _infos(self) -> dict[str, dict[str, Any]]:
+    """What is there, as listed once: a source is one state of the data."""
+
+    def is_wanted(name: str) -> bool:
+      return bool(checkpoint_format.found_suffixes([name]))
+
+    problem = None
+    try:
+      infos = self._storage.list(is_wanted)
+      if infos:
+        return infos
+    except RefusedError as error:
+      problem = error
+    try:
+      within = self._storage.folder('replay_logs')
+      infos = within.list(is_wanted)
+    except RefusedError:
+      infos = {}
+    if infos:
+      self._storage = within
+    elif problem is not None:
+      raise problem
+    return infos
+
+  def _versions(self) -> dict[str, list[Any]]:
+    return {n: storage.version(info) for n, info in self._infos.items()}
+
+  def _info(self, file_name: str) -> dict[str, Any]:
+    if file_name not in self._infos:
+      raise errors.DataError(f'{self.name} has no {file_name}.')
+    return self._infos[file_name]
+
+  def _file(self, file_name: str) -> stored_file.StoredFile:
+    return self._storage.file(self._info(file_name))
+
+  def header(self, element: str, suffix: int) -> array_stream.Header:
+    """Returns the shape and dtype of one element of one file."""
+    name = checkpoint_format.file_name(element, suffix)
+    if name not in self._headers:
+      try:
+        header = super().header(element, suffix)
+      except RefusedError:
+        raise
+      except errors.DataError:  # It may have been damaged on the way.
+        header = super().header(element, suffix)
+      self._headers[name] = header
+    return self._headers[name]
+
+  def rows(
+    self,
+    element: str,
+    suffix: int,
+    dtype: npt.DTypeLike,
+    row_shape: tuple[int, ...],
+    num_rows: int | None = None,
+  ) -> Iterator[npt.NDArray[Any]]:
+    """Yields the first rows of one element in blocks; None reads all of them.
+
+    Raises:
+      DataError: if they are damaged, or not of this dtype and shape.
+      WriteError: if there is no room for the temporary file of a whole read.
+    """
+    name = checkpoint_format.file_name(element, suffix)
+    header = self.header(element, suffix)
+    array_stream.check_rows(
+      f'{self.name}/{name}', header, dtype, row_shape, num_rows
+    )
+    if num_rows is not None and num_rows < header.shape[0]:
+      yield from super().rows(element, suffix, dtype, row_shape, num_rows)
+      return
+    with self._fetched(name) as file:
+      yield from array_stream.read_rows(file, dtype, row_shape)
+
+  def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
+    """Returns add_count or invalid_range of one file."""
+    with self._fetched(checkpoint_format.file_name(name, suffix)) as file:
+      return checkpoint_format.attribute_of(file, name)
+
+  def _fetched(
+    self, file_name: str
+  ) -> contextlib.AbstractContextManager[stored_file.StoredFile]:
+    info = self._info(file_name)
+    return spool.fetched(
+      self._storage, info, self._spool_dir, array_stream.check_gzip
+    )

@@ -1,0 +1,1 @@
+"""The local store that training samples from: built, opened and read."""

@@ -1,0 +1,265 @@
+"""One worker at a time on a run, on any disk or bucket, without clocks.
+
+The right to work on a run is a term with a number. A term begins with a file
+`term-<number>.json` that is created only if absent, so one worker gets it, and
+lasts while the file `beat-<number>.json` goes on changing. Whoever wants the
+run and finds a term watches its beat: where it changes, or was changed, to
+'released', the run is free; where it does not change for `EXPIRY_SECONDS` of
+the watcher's own time, the worker is taken for dead. No two clocks are ever
+compared. A worker of this machine is looked at by its process instead.
+
+A worker that was taken for dead and is not (a paused machine, a network that
+was away) must not write any more: the number of its term is a fencing token,
+and `check`, asked before everything that is published, raises once there is a
+higher one. What lies between a check and its rename is closed by whoever takes
+over, who first removes the temporary files of the run: a rename then fails.
+
+Files of terms are never removed. They are the log of who worked when.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import secrets
+import socket
+import threading
+import time
+from typing import Any
+
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import folders
+
+FOLDER = 'lease'
+# How often a worker shows that it lives, and for how long its beat may stand
+# still before it is taken for dead. A raylet's workers run on for some 43 s.
+HEARTBEAT_SECONDS = 5.0
+EXPIRY_SECONDS = 60.0
+_POLL_SECONDS = 0.25
+
+
+class BusyError(errors.PreemptedError):
+  """Another worker is at work on the run; this one has nothing to do."""
+
+
+class FencedError(errors.PreemptedError):
+  """Another worker has taken over the run; this one may not write any more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """The time of one worker on a run.
+
+  Attributes:
+    token: the number of the term.
+    worker: who works: host, process and a random part.
+    acquired: when it began, by that worker's clock; for people to read.
+    machine: boot and process namespace of the host; '' where not known.
+    pid: its process there.
+    process_start: when that began, in the host's ticks.
+    released: whether the worker itself has ended it.
+  """
+
+  token: int
+  worker: str = 'unknown'
+  acquired: str = ''
+  machine: str = ''
+  pid: int = 0
+  process_start: str = ''
+  released: bool = False
+
+
+class Lease:
+  """The right of this process to work on a run."""
+
+  def __init__(self, storage: folders.Folder, name: str):
+    """Prepares it; see `acquire`.
+
+    Args:
+      storage: where the terms of the run are.
+      name: what messages call the run.
+    """
+    self._storage = storage
+    self._name = name
+    self._worker = f'{socket.gethostname()}:{os.getpid()}:' + (
+      secrets.token_hex(4)
+    )
+    self._num_beats = 0
+    self._ended = threading.Event()
+    self._thread: threading.Thread | None = None
+    self.token = 0
+    self.is_lost = False
+
+  def acquire(self) -> None:
+    """Begins a term.
+
+    It returns at once where the run is free, or its worker was a process of
+    this machine that is dead; it takes `EXPIRY_SECONDS` where one of another
+    machine was; it takes up to `HEARTBEAT_SECONDS` to see that one lives.
+
+    Raises:
+      BusyError: if another worker is at work.
+      OSError: if the storage refuses.
+    """
+    while True:
+      newest = _newest(self._storage)
+      if newest is not None and not self._is_over(newest):
+        raise BusyError(
+          f'{self._name} is in use: {newest.worker} works on it. Wait for it, '
+          'or end it.'
+        )
+      self.token = 1 + (newest.token if newest is not None else 0)
+      if self._storage.create(_term(self.token), self._record()):
+        break  # Else somebody was faster, who now lives.
+    self._beat()
+    self._thread = threading.Thread(target=self._keep_beating, daemon=True)
+    self._thread.start()
+
+  def check(self) -> None:
+    """Makes sure that the term has not ended.
+
+    Raises:
+      FencedError: if another worker has taken over, or somebody has removed
+        the record of the term.
+    """
+    successor = self._storage.read(_term(self.token + 1))
+    if successor is None and self._storage.read(_term(self.token)) is not None:
+      return
+    self.is_lost = True
+    by = ''
+    if successor is not None:
+      by = f' by {_parse_term(self.token + 1, successor).worker}'
+    raise FencedError(
+      f'{self._name} was taken over{by} while this process (term '
+      f'{self.token}) stood still; it leaves, and writes nothing more.'
+    )
+
+  def release(self) -> None:
+    """Ends the term, so that the next worker need not wait."""
+    self._ended.set()
+    if self._thread is not None:
+      self._thread.join()
+    if not self.is_lost:
+      with contextlib.suppress(OSError):  # Then it expires.
+        self._beat(released=True)
+
+  def _keep_beating(self) -> None:
+    while not self._ended.wait(HEARTBEAT_SECONDS):
+      try:
+        self.check()
+        self._beat()
+      except FencedError:
+        return
+      except OSError:
+        continue  # What is published next will tell.
+
+  def _beat(self, released: bool = False) -> None:
+    self._num_beats += 1
+    text = json.dumps(
+      {'beat': self._num_beats, 'released': released, 'at': _now()}
+    )
+    self._storage.write(_beat(self.token), text.encode())
+
+  def _record(self) -> bytes:
+    pid = os.getpid()
+    term = Term(
+      self.token, self._worker, _now(), _machine(), pid, _process_start(pid)
+    )
+    return json.dumps(dataclasses.asdict(term)).encode()
+
+  def _is_over(self, term: Term) -> bool:
+    """Returns whether a term has ended, by watching it if need be."""
+    if term.released or _is_dead(term):
+      return True
+    seen = self._storage.read(_beat(term.token))
+    deadline = time.monotonic() + EXPIRY_SECONDS
+    while time.monotonic() < deadline:
+      time.sleep(_POLL_SECONDS)
+      beat = self._storage.read(_beat(term.token))
+      if beat != seen:
+        return _is_released(beat)
+      if _is_dead(term):
+        return True
+    return True
+
+
+def history(storage: folders.Folder) -> list[Term]:
+  """Returns the terms of a run, in order: who worked on it."""
+  tokens = sorted(
+    int(name.removeprefix('term-').removesuffix('.json'))
+    for name in storage.names()
+    if name.startswith('term-')
+  )
+  return [_read_term(storage, token) for token in tokens]
+
+
+def _newest(storage: folders.Folder) -> Term | None:
+  terms: Sequence[str] = [n for n in storage.names() if n.startswith('term-')]
+  if not terms:
+    return None
+  newest = max(terms).removeprefix('term-').removesuffix('.json')
+  return _read_term(storage, int(newest))
+
+
+def _read_term(storage: folders.Folder, token: int) -> Term:
+  term = _parse_term(token, storage.read(_term(token)))
+  released = _is_released(storage.read(_beat(token)))
+  return dataclasses.replace(term, released=released)
+
+
+def _parse_term(token: int, content: bytes | None) -> Term:
+  try:
+    return Term(**json.loads(content or b''))
+  except (ValueError, TypeError):
+    return Term(token)  # Torn by a kill: it has no beat either.
+
+
+def _is_released(beat: bytes | None) -> bool:
+  try:
+    return bool(json.loads(beat or b'')['released'])
+  except (ValueError, KeyError, TypeError):
+    return False
+
+
+def _term(token: int) -> str:
+  return f'term-{token:08}.json'
+
+
+def _beat(token: int) -> str:
+  return f'beat-{token:08}.json'
+
+
+def _now() -> str:
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
+
+
+def _machine() -> str:
+  """Returns what two processes share that can see each other; '' if unknown."""
+  try:
+    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+    return f'{boot} {os.readlink("/proc/self/ns/pid")}'
+  except OSError:
+    return ''
+
+
+def _process_start(pid: int) -> str:
+  """Returns when a process began; '' if there is none, or only its remains."""
+  try:
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except OSError:
+    return ''
+  # What stands before the last parenthesis is its name, which may hold any.
+  fields: list[Any] = stat.rpartition(')')[2].split()
+  return '' if fields[0] in 'ZX' else str(fields[19])
+
+
+def _is_dead(term: Term) -> bool:
+  """Returns whether a worker is known to have ended: one of this machine."""
+  return (
+    term.machine != ''
+    and term.machine == _machine()
+    and _process_start(term.pid) != term.process_start
+  )

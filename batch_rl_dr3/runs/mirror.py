@@ -1,0 +1,260 @@
+"""Runs on a disk or in a bucket, read as files of this machine.
+
+Whoever reads runs reads files. Of runs in a bucket these are a mirror, of
+which `refresh` fetches what has changed: it lists the bucket once, and an
+object is unchanged whose size and date its file has. No more is fetched than
+is asked for: of a log only its beginning and its end, of a checkpoint only its
+size. Runs on a disk are read where they are.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+import contextlib
+import dataclasses
+import fnmatch
+import os
+import pathlib
+import re
+import secrets
+from typing import Protocol
+
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import folders, remote_folder, run_directory
+
+# Requests at a time.
+_NUM_THREADS = 32
+# Bytes of the beginning and of the end of a log.
+_PART_BYTES = 8192
+_FOLDER = 'mirrors'
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+  """What a mirror holds of runs.
+
+  Patterns are of names within run directories, such as checkpoints/ckpt.*.
+
+  Attributes:
+    name: of this kind of mirror, of which each has a folder of its own.
+    whole: files that are fetched.
+    ends: files of which the beginning and the end are, with zeros between.
+    sizes: files of which nothing is, but size and date are right.
+  """
+
+  name: str
+  whole: tuple[str, ...]
+  ends: tuple[str, ...] = ()
+  sizes: tuple[str, ...] = ()
+
+
+class Runs(Protocol):
+  """A folder of runs.
+
+  Attributes:
+    name: what messages call it.
+    folder: where its files are read.
+  """
+
+  name: str
+  folder: pathlib.Path
+
+  def refresh(self, below: Iterable[str] = ('',)) -> None:
+    """Sees to it that the files are as they are now.
+
+    Args:
+      below: only those of these folders, which are listed at the same time.
+
+    Raises:
+      DataError: if they cannot be read.
+    """
+
+  def publish(self, name: str) -> None:
+    """Sees to it that a file that was written outlives this machine.
+
+    Raises:
+      WriteError: if it cannot be written.
+    """
+
+  def remove(self, name: str) -> None:
+    """Removes a file, if there is one.
+
+    Raises:
+      WriteError: if that fails.
+    """
+
+  def num_bytes(self, below: str) -> int:
+    """Returns the size of all files of a folder, whatever is read of them."""
+
+
+def open_runs(
+  runs: str, cache_dir: str | os.PathLike[str], contents: Contents
+) -> Runs:
+  """Returns a folder of runs, of which nothing is read yet.
+
+  Args:
+    runs: a folder, or a URL such as gs://BUCKET/RUNS.
+    cache_dir: where what is in a bucket is mirrored.
+    contents: what is read of it.
+
+  Raises:
+    ConfigError: if there is no file system for the URL.
+  """
+  path = folders.local_path(runs)
+  if path is None:
+    return Mirror(runs, cache_dir, contents)
+  return LocalRuns(path)
+
+
+class LocalRuns:
+  """Runs on a local or shared disk: what is written is there."""
+
+  def __init__(self, folder: str):
+    """Takes note of the folder."""
+    self.name = folder
+    self.folder = pathlib.Path(folder)
+
+  def refresh(self, below: Iterable[str] = ('',)) -> None:
+    """See `Runs`; there is nothing to do."""
+
+  def publish(self, name: str) -> None:
+    """See `Runs`; there is nothing to do."""
+
+  def remove(self, name: str) -> None:
+    """See `Runs`."""
+    run_directory.remove(self.folder / name)
+
+  def num_bytes(self, below: str) -> int:
+    """See `Runs`."""
+    files = (self.folder / below).rglob('*')
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+class Mirror:
+  """Runs in a bucket."""
+
+  def __init__(
+    self, url: str, cache_dir: str | os.PathLike[str], contents: Contents
+  ):
+    """Connects to the storage; see `open_runs`."""
+    self._remote = remote_folder.RemoteFolder(url)
+    self.name = self._remote.url
+    place = self.name.replace('://', '/', 1).lstrip('/')
+    self.folder = pathlib.Path(cache_dir) / _FOLDER / contents.name / place
+    self._is_read = _matcher(contents.whole + contents.ends)
+    self._ends = _matcher(contents.ends)
+    self._is_held = _matcher(contents.whole + contents.ends + contents.sizes)
+    self._listed: dict[str, remote_folder.Entry] = {}
+
+  def refresh(self, below: Iterable[str] = ('',)) -> None:
+    """See `Runs`."""
+    below = list(below)
+    with self._pool() as pool:
+      try:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._listed = {}
+        for found in pool.map(self._remote.find, below):
+          self._listed |= found
+        held = {
+          n: e for n, e in self._listed.items() if self._is_held(self._path(n))
+        }
+        here = {n: s for name in below for n, s in self._stamps(name)}
+        for name in here.keys() - held.keys():
+          (self.folder / name).unlink(missing_ok=True)
+        changed = [n for n, e in held.items() if here.get(n) != _stamp(e)]
+        for _ in pool.map(lambda name: self._fetch(name, held[name]), changed):
+          pass
+      except OSError as error:
+        raise errors.DataError(
+          f'cannot read {self.name} into {self.folder}: {error.strerror}.'
+        ) from error
+
+  @contextlib.contextmanager
+  def _pool(self) -> Iterator[futures.ThreadPoolExecutor]:
+    with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+      try:
+        yield pool
+      finally:
+        pool.shutdown(cancel_futures=True)
+
+  def _stamps(self, below: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yields the files that are here, with their sizes and dates."""
+    for folder, _, names in os.walk(self.folder / below):
+      for name in names:
+        if name.startswith('.'):  # Half-written, perhaps by another process.
+          continue
+        path = os.path.join(folder, name)
+        with contextlib.suppress(FileNotFoundError):
+          status = os.stat(path)
+          relative = os.path.relpath(path, self.folder)
+          yield relative, (status.st_size, status.st_mtime_ns // 10**6)
+
+  def _fetch(self, name: str, entry: remote_folder.Entry) -> None:
+    """Makes the file of an object, whole or not at all."""
+    target = self.folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f'.{target.name}.{secrets.token_hex(8)}.tmp')
+    try:
+      now: remote_folder.Entry | None = entry
+      is_done = not self._is_read(name) or (
+        self._ends(self._path(name))
+        and entry.size > 2 * _PART_BYTES
+        and self._write_ends(name, temporary, entry.size)
+      )
+      if not is_done:
+        now = self._remote.fetch(name, temporary, entry)
+      if now is not None:  # Else it has gone meanwhile.
+        with open(temporary, 'ab') as file:
+          file.truncate(now.size)
+        os.utime(temporary, ns=(now.changed * 10**6,) * 2)
+        os.replace(temporary, target)
+    finally:
+      temporary.unlink(missing_ok=True)
+
+  def _write_ends(self, name: str, path: pathlib.Path, size: int) -> bool:
+    """Writes the beginning and the end of an object; returns whether it could.
+
+    It cannot of one that has changed since, or where storages know no parts.
+    """
+    with open(path, 'wb') as file:
+      for start in (0, size - _PART_BYTES):
+        part = self._remote.read_part(name, start, start + _PART_BYTES)
+        if part is None:
+          return False
+        file.seek(start)
+        file.write(part)
+    return True
+
+  def _path(self, name: str) -> str:
+    # The folder can be one within a run directory.
+    return f'{self.name}/{name}'
+
+  def publish(self, name: str) -> None:
+    """See `Runs`."""
+    try:
+      self._remote.put(self.folder / name, name)
+    except OSError as error:
+      raise run_directory.WriteError(f'{self.name}/{name}', error) from error
+
+  def remove(self, name: str) -> None:
+    """See `Runs`."""
+    run_directory.remove(self.folder / name)
+    try:
+      self._remote.remove(name)
+    except OSError as error:
+      raise run_directory.WriteError(f'{self.name}/{name}', error) from error
+
+  def num_bytes(self, below: str) -> int:
+    """See `Runs`; it is as of the last `refresh`."""
+    prefix = f'{below}/'
+    return sum(e.size for n, e in self._listed.items() if n.startswith(prefix))
+
+
+def _stamp(entry: remote_folder.Entry) -> tuple[int, int]:
+  return entry.size, entry.changed
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+  """Returns whether a path ends with a name that matches one of patterns."""
+  ends = '|'.join(fnmatch.translate(pattern) for pattern in patterns)
+  expression = re.compile(f'(?:.*/)?(?:{ends})' if patterns else '(?!)')
+  return lambda name: expression.match(name) is not None

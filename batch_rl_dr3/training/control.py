@@ -1,0 +1,211 @@
+"""One offline run of continuous control, executed as any other run is.
+
+What is read, stepped and played is TF-Agents' and the simulators'. BRAC first
+clones the behaviour policy, which ends with a checkpoint at 0 gradient steps.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import gin
+import tensorflow as tf
+
+from batch_rl_dr3.config import errors, preemption, progress
+from batch_rl_dr3.control import (
+  agent_setups,
+  control_data,
+  environments,
+  learner,
+  tasks,
+)
+from batch_rl_dr3.evaluation import evaluations, policy_evaluator, policy_worker
+from batch_rl_dr3.runs import home, provenance
+from batch_rl_dr3.training import execution
+
+
+@gin.configurable(
+  denylist=['base_dir', 'data_path', 'cache_dir', 'seed', 'overwrite']
+)
+class ContinuousRunner:
+  """Trains an agent on logged control and evaluates its policy."""
+
+  def __init__(
+    self,
+    base_dir: str,
+    data_path: str,
+    cache_dir: str,
+    seed: int = 0,
+    overwrite: bool = False,
+    game: str = gin.REQUIRED,
+    create_agent: Callable[..., Any] = gin.REQUIRED,
+    data: control_data.ControlData = gin.REQUIRED,
+    method: str = gin.REQUIRED,
+    dataset: str = gin.REQUIRED,
+    num_iterations: int = 100,
+    num_gradient_steps: int = 20_000,
+    num_evaluation_episodes: int = 10,
+    num_lanes: int = 10,
+    batch_size: int = 256,
+    log_period: int = 5_000,
+    num_metric_batches: int = 4,
+    effective_rank_period: int = 20_000,
+    effective_rank_num_states: int = 2_048,
+    keep_last_checkpoints: int = 4,
+    keep_checkpoint_every: int | None = None,
+    checkpoint_every_minutes: float | None = None,
+    async_evaluation: bool = False,
+    num_cloning_steps: int = 0,
+    cloning_learning_rate: float = 1e-3,
+  ):
+    """Reads the data and builds the agent.
+
+    Args:
+      base_dir: the run directory, or a URL of one, such as gs://.
+      data_path: see `control_data.ControlData.load`.
+      cache_dir: where what is fetched is kept.
+      seed: the run's seed.
+      overwrite: start over where base_dir holds a run already.
+      game: what the data have to be of, such as hopper.
+      create_agent: makes the agent from (spaces, seed).
+      data: how the data are made into transitions.
+      method: the method's short name in scores and reports.
+      dataset: the data set's, such as medium.
+      num_iterations: iterations of training and evaluation.
+      num_gradient_steps: gradient steps an iteration.
+      num_evaluation_episodes: whole episodes an evaluation; 0 evaluates
+        nothing.
+      num_lanes: how many are played at a time.
+      batch_size: transitions a gradient step.
+      log_period: gradient steps between rows of metrics.csv.
+      num_metric_batches: batches, drawn once, that a row is measured on.
+      effective_rank_period: gradient steps between effective ranks.
+      effective_rank_num_states: pairs, drawn once, one is measured on.
+      keep_last_checkpoints: how many of the newest checkpoints are kept.
+      keep_checkpoint_every: checkpoints of every so many iterations are kept
+        for good.
+      checkpoint_every_minutes: checkpoints are also written within an
+        iteration, this often; None leaves it at one an iteration, and one at
+        SIGTERM or Ctrl-C.
+      async_evaluation: play in another process while training goes on.
+      num_cloning_steps: gradient steps that BRAC's behaviour policy is cloned
+        in, before the first of its own.
+      cloning_learning_rate: Adam's, for these.
+
+    Raises:
+      ConfigError: if the configuration does not fit together, or the data
+        cannot be scored in an environment here.
+      DataError: if the data cannot be used.
+      WriteError: if base_dir or cache_dir cannot be written.
+    """
+    self._schedule = execution.Schedule(
+      num_iterations,
+      num_gradient_steps,
+      log_period,
+      effective_rank_period,
+      keep_last_checkpoints,
+      keep_checkpoint_every,
+      checkpoint_every_minutes,
+    )
+    self._home = home.open_home(base_dir, cache_dir)
+    self._overwrite = overwrite
+    self._create_agent = create_agent
+    self._num_episodes = num_evaluation_episodes
+    self._num_lanes = num_lanes
+    self._async_evaluation = async_evaluation
+    self._cloning = (num_cloning_steps, cloning_learning_rate)
+    self._stop_request = preemption.StopRequest()
+    self._task, transitions = data.load(data_path, cache_dir, game)
+    if num_evaluation_episodes:
+      tasks.check_scorable(self._task)
+    agent = agent_setups.build(create_agent, self._task, seed)
+    if num_cloning_steps and not hasattr(agent, 'behaviour_network'):
+      raise errors.ConfigError(
+        f'ContinuousRunner.num_cloning_steps is {num_cloning_steps}, but '
+        f'{type(agent).__name__} has no behaviour policy to clone.'
+      )
+    self._learner = learner.Learner(
+      agent,
+      transitions,
+      batch_size,
+      seed,
+      num_metric_batches,
+      effective_rank_num_states,
+    )
+    self._provenance = {
+      'method': method,
+      'suite': policy_evaluator.SUITE,
+      'game': game,
+      'dataset': dataset,
+      'run': None,
+      'seed': seed,
+      'total_gradient_steps': self._schedule.total_gradient_steps,
+      'data_hash': transitions.manifest['hash'],
+      'data': transitions.manifest,
+      'protocol': {
+        **policy_evaluator.protocol(self._task, num_evaluation_episodes),
+        'gamma': float(agent._gamma),
+      },
+      'rom_md5': None,
+      'simulators': environments.versions(),
+      **provenance.of_process('cpu'),
+    }
+
+  def run(self) -> None:
+    """Trains and evaluates to the end, from wherever the run was left.
+
+    Raises:
+      BatchRLError: see `execution.execute`.
+    """
+    execution.execute(
+      execution.Run(
+        self._schedule,
+        self._learner,
+        lambda: self._learner,
+        self._create_evaluations,
+        self._provenance,
+        self._overwrite,
+        self._task.normalised,
+        self._clone if self._cloning[0] else None,
+      ),
+      self._home,
+      self._stop_request,
+    )
+
+  def _create_evaluations(self) -> evaluations.Evaluations:
+    """Returns where and how finished checkpoints are played."""
+    if not self._num_episodes:
+      return evaluations.NoEvaluations()
+    if self._async_evaluation:
+      return evaluations.AsyncEvaluations(
+        gin.operative_config_str(),
+        self._provenance['protocol'],
+        tf.config.threading.get_intra_op_parallelism_threads(),
+        self._stop_request,
+        policy_worker.prepare,
+      )
+    return evaluations.SyncEvaluations(
+      policy_evaluator.PolicyEvaluator(
+        self._task, self._create_agent, self._num_episodes, self._num_lanes
+      ),
+      self._stop_request,
+    )
+
+  def _clone(self) -> None:
+    """Clones the behaviour policy."""
+    num_steps, learning_rate = self._cloning
+    with progress.bar(
+      num_steps, 'cloning the behaviour', 'step', leave=False
+    ) as bar:
+
+      def on_step() -> None:
+        bar.update(1)
+        if self._stop_request:
+          raise errors.PreemptedError(
+            f'stopped by {self._stop_request.signal_name} while cloning the '
+            'behaviour policy; the same command starts that again.'
+          )
+
+      likelihood = self._learner.clone_behaviour(
+        num_steps, learning_rate, on_step
+      )
+      bar.write(f'behaviour policy: log-likelihood {likelihood:.3f}')

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from batch_rl_dr3.agents import value_network
+from batch_rl_dr3.config import dopamine_compat
+
+# isort: split
+import tensorflow as tf
+
+
+@pytest.mark.parametrize(
+  ('network', 'state_shape', 'num_features'),
+  [
+    (value_network.NatureNetwork, (84, 84, 4), 512),
+    (value_network.MinAtarNetwork, (10, 10, 6, 1), 128),
+  ],
+)
+@pytest.mark.parametrize('num_atoms', [1, 7])
+def test_shapes(session, network, state_shape, num_features, num_atoms):
+  output = network(3, num_atoms=num_atoms, name='Online')(
+    tf.zeros([2, *state_shape], tf.uint8)
+  )
+  assert output.q_values.shape.as_list() == [2, 3]
+  assert output.features.shape.as_list() == [2, num_features]
+  assert output.atoms.shape.as_list() == [2, 3, num_atoms]
+
+
+def test_one_atom_equals_dopamines_nature_network_variable_by_variable(session):
+  states = np.random.default_rng(0).integers(
+    0, 256, (2, 84, 84, 4), dtype=np.uint8
+  )
+  ours = value_network.NatureNetwork(5, name='Ours')
+  dopamines = dopamine_compat.NatureDQNNetwork(5, name='Dopamines')
+  outputs = ours(tf.constant(states)), dopamines(tf.constant(states))
+  names = [
+    [v.name.split('/', 1)[1] for v in network.variables]
+    for network in (ours, dopamines)
+  ]
+  assert names[0] == names[1]
+  session.run(tf.compat.v1.global_variables_initializer())
+  for mine, theirs in zip(ours.variables, dopamines.variables, strict=True):
+    mine.load(session.run(theirs), session)
+  np.testing.assert_allclose(
+    *session.run([output.q_values for output in outputs]), rtol=1e-5
+  )
+
+
+def test_features_times_last_layer_are_the_q_values(session):
+  network = value_network.MinAtarNetwork(3)
+  states = np.random.default_rng(0).integers(
+    0, 2, (4, 10, 10, 6, 1), dtype=np.uint8
+  )
+  output = network(tf.constant(states))
+  session.run(tf.compat.v1.global_variables_initializer())
+  q_values, features, kernel, bias = session.run(
+    [output.q_values, output.features, *network.last_layer.variables]
+  )
+  np.testing.assert_allclose(q_values, features @ kernel + bias, rtol=1e-4)
+  assert (features >= 0).all()
+
+
+@pytest.mark.parametrize(
+  'initialiser', [value_network.glorot_uniform, value_network.scaled_uniform]
+)
+def test_initial_weights_are_a_function_of_the_seed(session, initialiser):
+  networks = [
+    value_network.MinAtarNetwork(3, initialiser=initialiser, seed=seed)
+    for seed in (1, 1, 2)
+  ]
+  for network in networks:
+    network(tf.zeros([1, 10, 10, 4, 1], tf.uint8))
+  session.run(tf.compat.v1.global_variables_initializer())
+  first, second, other = (session.run(n.variables) for n in networks)
+  for a, b in zip(first, second, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert (first[0] != other[0]).any()
+
+
+def test_scaled_uniform_has_the_published_bound(session):
+  # Uniform with variance scale / fan_in has the bound sqrt(3 scale / fan_in);
+  # with scale 1/sqrt(3) and fan_in 300: sqrt(sqrt(3) / 300) = 0.07598.
+  values = session.run(value_network.scaled_uniform(0)((300, 400)))
+  np.testing.assert_allclose(np.abs(values).max(), 0.07598, rtol=1e-2)

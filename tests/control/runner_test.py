@@ -1,0 +1,280 @@
+"""Whole runs: resumption bit for bit, SIGTERM, divergence, refusals."""
+
+import json
+import subprocess
+import sys
+
+import fsspec
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from batch_rl_dr3 import evaluate
+from batch_rl_dr3.config import cli, errors
+from batch_rl_dr3.evaluation import (
+  configured_control_evaluation as configured_evaluation,
+)
+from batch_rl_dr3.evaluation import evaluation_pool, evaluation_targets
+from batch_rl_dr3.games import play
+from batch_rl_dr3.reporting import scores, selection, selection_rules, tables
+from batch_rl_dr3.runs import lease, run_directory
+from batch_rl_dr3.training import control as runner
+
+BINDINGS = (
+  'ContinuousRunner.num_iterations=2',
+  'ContinuousRunner.num_gradient_steps=100',
+  'ContinuousRunner.num_evaluation_episodes=2',
+  'ContinuousRunner.num_lanes=2',
+  'ContinuousRunner.log_period=50',
+  'ContinuousRunner.effective_rank_period=100',
+  'ContinuousRunner.effective_rank_num_states=20',
+  'ContinuousRunner.num_metric_batches=1',
+  'ContinuousRunner.batch_size=8',
+  'create_brac_agent.critic_layers=(8,)',
+  'create_brac_agent.actor_layers=(8,)',
+  'create_cql_agent.critic_layers=(8,)',
+  'create_cql_agent.actor_layers=(8,)',
+  'DR3BracAgent.num_warm_start_steps=60',
+  'DR3CqlSacAgent.num_cql_samples=2',
+  'DR3CqlSacAgent.num_bc_steps=60',
+)
+METHODS = {
+  'brac': (
+    'brac_dr3_hopper-medium',
+    'ContinuousRunner.num_cloning_steps=5',
+  ),
+  'cql': (
+    'cql_dr3_hopper-full-replay',
+    'DR3CqlSacAgent.use_lagrange_cql_alpha=True',
+  ),
+}
+
+
+@pytest.fixture(scope='module')
+def hopper(tmp_path_factory):
+  path = tmp_path_factory.mktemp('data') / 'hopper_medium-v2.hdf5'
+  rng = np.random.default_rng(0)
+  with h5py.File(path, 'w') as file:
+    file.create_dataset('observations', data=rng.normal(size=(400, 11)))
+    file.create_dataset('actions', data=rng.uniform(-1, 1, (400, 3)))
+    file.create_dataset('rewards', data=rng.normal(size=400))
+    ends = np.arange(400) % 50 == 49
+    file.create_dataset('terminals', data=ends)
+    file.create_dataset('timeouts', data=np.zeros(400, bool))
+  return str(path)
+
+
+def make(method, data, base_dir, *bindings, cache_dir=None):
+  name, own = METHODS[method]
+  cli.gin.clear_config()
+  cli.load_gin([f'd4rl/{name}.gin'], [*BINDINGS, own, *bindings])
+  with cli.gin_errors():
+    return runner.ContinuousRunner(
+      str(base_dir), data, str(cache_dir or base_dir / 'cache')
+    )
+
+
+def last_weights(base_dir):
+  reader = tf.train.load_checkpoint(
+    str(base_dir / run_directory.CHECKPOINTS / 'tf_ckpt-1')
+  )
+  names = [n for n in reader.get_variable_to_shape_map() if '_OBJECT' not in n]
+  return {name: reader.get_tensor(name) for name in names}
+
+
+def rows(base_dir, name):
+  found = run_directory.read_csv(base_dir / name)
+  for row in found:
+    row.pop('gradient_steps_per_second', None)
+  return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', METHODS)
+def test_a_stopped_run_ends_as_one_that_was_not(method, hopper, tmp_path):
+  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+  make(method, hopper, whole).run()
+  first = make(method, hopper, stopped)
+  take_steps = first._learner._take_steps
+
+  def take_steps_and_stop(num_steps):
+    parts = take_steps(num_steps)
+    if first._learner.num_gradient_steps() == 150:
+      first._stop_request.signal_name = 'SIGTERM'
+    return parts
+
+  first._learner._take_steps = take_steps_and_stop
+  with pytest.raises(errors.PreemptedError, match='gradient step 150') as error:
+    first.run()
+  assert error.value.exit_code == 75
+  make(method, hopper, stopped).run()
+  for name in (run_directory.METRICS, run_directory.SCORES):
+    assert rows(whole, name) == rows(stopped, name)
+  expected, found = last_weights(whole), last_weights(stopped)
+  assert expected.keys() == found.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(value, found[name], err_msg=name)
+  assert len(rows(whole, run_directory.SCORES)) == 4
+  finished = json.loads((whole / run_directory.FINISHED).read_text())
+  assert finished['gradient_steps'] == 200
+  provenance = json.loads((whole / run_directory.PROVENANCE).read_text())
+  assert provenance['suite'] == 'd4rl'
+  assert provenance['protocol']['environment'] == 'Hopper-v4'
+  with pytest.raises(errors.ConfigError, match='another run'):
+    make(method, hopper, whole, 'FeatureDotPenalty.coefficient=0.5').run()
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_says_so(hopper, tmp_path):
+  run = make(
+    'brac', hopper, tmp_path, 'create_brac_agent.critic_learning_rate=1e30'
+  )
+  with pytest.raises(errors.DivergedError, match='not finite') as error:
+    run.run()
+  assert error.value.exit_code == 70
+  failed = json.loads((tmp_path / run_directory.FAILED).read_text())
+  last = rows(tmp_path, run_directory.METRICS)[-1]
+  assert failed['error'] == 'DivergedError'
+  assert failed['gradient_steps'] == int(last['gradient_steps'])
+  assert last['loss_total'] == 'nan'
+  # And which of its parts it was.
+  assert 'nan' in {last[f'loss_{name}'] for name in ('critic', 'actor')}
+
+
+def test_a_base_without_a_behaviour_policy_clones_none(hopper, tmp_path):
+  with pytest.raises(errors.ConfigError, match='no behaviour policy'):
+    make('cql', hopper, tmp_path, 'ContinuousRunner.num_cloning_steps=5')
+
+
+def test_periods_must_fit(hopper, tmp_path):
+  with pytest.raises(errors.ConfigError, match='multiple'):
+    make('cql', hopper, tmp_path, 'ContinuousRunner.log_period=30')
+
+
+@pytest.mark.slow
+def test_a_checkpoint_scores_what_its_run_scored(hopper, tmp_path):
+  """Played again from its directory, without the data."""
+  make('brac', hopper, tmp_path, 'create_brac_agent.gamma=0.9').run()
+  target = evaluation_targets.of_run(tmp_path)
+  evaluator = configured_evaluation.create_evaluator(
+    target.config, target.protocol, 0
+  )
+  scored = rows(tmp_path, run_directory.SCORES)
+  assert list(target.checkpoints) == [0, 1]
+  for iteration, checkpoint in target.checkpoints.items():
+    episodes = evaluator.evaluate(
+      checkpoint.prefix, play.evaluation_seed(0, iteration)
+    )
+    assert [(e.episode_return, e.length) for e in episodes] == [
+      (float(row['return']), int(row['length']))
+      for row in scored
+      if row['iteration'] == str(iteration)
+    ]
+  result = evaluation_pool.Result(evaluator.played, episodes, {})
+  written = evaluation_targets.write_provenance(target, result)
+  assert written == json.loads(
+    (tmp_path / run_directory.PROVENANCE).read_text()
+  )
+  with pytest.raises(errors.DataError, match='no checkpoint of such an agent'):
+    evaluator.evaluate(str(tmp_path / 'none'), 0)
+  evaluator.close()
+  # Every rule of `select` finds what it looks at, and is judged by the scores.
+  collection = scores.load([str(tmp_path)])
+  assert tables.gamma_of(collection.runs[0]) == 0.9
+  names = {rule.name for rule in selection_rules.RULES}
+  ranked = selection.ranking(collection)
+  assert set(ranked['rule']) == names
+  assert set(ranked['checkpoint']) == {'0', '1'}
+  assert np.isfinite(ranked['return']).all()
+  assert set(selection.outcomes(collection)['rule']) == {*names, 'random'}
+
+
+@pytest.mark.slow
+def test_the_command_plays_what_has_no_scores(hopper, tmp_path):
+  """As the run itself would have, and in another process while it trains."""
+  run_dir, meanwhile = tmp_path / 'run', tmp_path / 'meanwhile'
+  make('brac', hopper, run_dir).run()
+  expected = rows(run_dir, run_directory.SCORES)
+  make(
+    'brac', hopper, meanwhile, 'ContinuousRunner.async_evaluation=True'
+  ).run()
+  assert rows(meanwhile, run_directory.SCORES) == expected
+  (run_dir / run_directory.SCORES).unlink()
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'batch_rl_dr3.evaluate'),
+      *(f'--checkpoints={run_dir}', '--num_workers=1'),
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert rows(run_dir, run_directory.SCORES) == expected
+  with pytest.raises(errors.ConfigError, match='without --video'):
+    evaluate.evaluate([lambda: evaluation_targets.of_run(run_dir)], video=True)
+
+
+@pytest.mark.slow
+def test_a_run_lives_in_a_bucket_and_saves_within_an_iteration(
+  hopper, tmp_path
+):
+  class Stop(Exception):
+    pass
+
+  url = f'memory://{tmp_path.name}/run'
+
+  def make_there(*bindings):
+    return make('brac', hopper, url, *bindings, cache_dir=tmp_path)
+
+  first = make_there('ContinuousRunner.checkpoint_every_minutes=0.0')
+  take_steps = first._learner._take_steps
+
+  def take_steps_or_die(num_steps):
+    if first._learner.num_gradient_steps() == 150:
+      raise Stop
+    return take_steps(num_steps)
+
+  first._learner._take_steps = take_steps_or_die
+  with pytest.raises(Stop):
+    first.run()
+  again = make_there()
+  steps = []
+  restore = again._learner.restore
+
+  def restore_and_note(prefix):
+    restore(prefix)
+    steps.append(again._learner.num_gradient_steps())
+
+  again._learner.restore = restore_and_note
+  again.run()
+  assert steps == [150]
+  whole = tmp_path / 'whole'
+  make('brac', hopper, whole).run()
+  scores = fsspec.filesystem('memory').cat_file(
+    f'/{tmp_path.name}/run/{run_directory.SCORES}'
+  )
+  assert scores == (whole / run_directory.SCORES).read_bytes()
+
+
+@pytest.mark.slow
+def test_another_worker_is_waited_for_and_a_damaged_checkpoint_passed_over(
+  hopper, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(lease, 'HEARTBEAT_SECONDS', 0.05)
+  run = make('brac', hopper, tmp_path)
+  with (
+    run_directory.lock(tmp_path),
+    pytest.raises(run_directory.BusyError),
+  ):
+    run.run()
+  assert not (tmp_path / run_directory.PROVENANCE).exists()
+  run.run()
+  expected = rows(tmp_path, run_directory.SCORES)
+  folder = tmp_path / run_directory.CHECKPOINTS
+  (folder / 'tf_ckpt-1.index').write_bytes(b'')
+  (tmp_path / run_directory.FINISHED).unlink()
+  make('brac', hopper, tmp_path).run()
+  assert rows(tmp_path, run_directory.SCORES) == expected
+  assert (folder / 'ckpt.1.json.damaged').exists()

@@ -1,0 +1,94 @@
+import os
+
+import numpy as np
+import pytest
+
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay.log import checkpoint_format, log_writer
+from batch_rl_dr3.runs import run_directory
+
+
+def _arrays(folder, logs):
+  return {
+    path.name: logs.read_array(path)
+    for path in sorted(folder.iterdir())
+    if 'episode_end_indices' not in path.name
+  }
+
+
+@pytest.mark.parametrize('update_horizon', [1, 3])
+@pytest.mark.parametrize('rows_per_file', [50, 61])
+def test_files_equal_those_of_dopamine(
+  tmp_path, logs, rows_per_file, update_horizon
+):
+  # Short episodes, so that padding rows cross file boundaries too.
+  transitions = logs.make_transitions(500, episode_length=6)
+  logs.write_log(
+    tmp_path / 'ours',
+    transitions,
+    rows_per_file,
+    close=False,
+    update_horizon=update_horizon,
+  )
+  logs.write_with_dopamine(
+    tmp_path / 'dopamine', transitions, rows_per_file, update_horizon
+  )
+  ours = _arrays(tmp_path / 'ours', logs)
+  dopamine = _arrays(tmp_path / 'dopamine', logs)
+  assert len(ours) >= 6 * (500 // rows_per_file)
+  assert ours.keys() == dopamine.keys()
+  for name, array in ours.items():
+    np.testing.assert_array_equal(array, dopamine[name], err_msg=name)
+    assert array.dtype == dopamine[name].dtype, name
+
+
+def test_the_last_file_is_short_and_its_count_starts_again(tmp_path, logs):
+  transitions = logs.make_transitions(260)
+  transitions = [t._replace(terminal=0) for t in transitions]
+  writer = logs.write_log(tmp_path / 'log', transitions)
+  assert writer.num_rows_added == 3 + 260
+  arrays = _arrays(tmp_path / 'log', logs)
+  assert arrays['$store$_observation_ckpt.1.gz'].shape == (63, *logs.SHAPE)
+  assert arrays['add_count_ckpt.1.gz'] == 63
+  assert arrays['invalid_range_ckpt.1.gz'].tolist() == [62, 0, 1, 2, 3]
+  # The same rows are valid in a buffer of the file's size and a larger one.
+  folder = tmp_path / 'log'
+  small = logs.load_with_dopamine(folder, 1)
+  large = logs.dopamine_buffer(200)
+  large.load(str(folder), 1)
+  assert logs.valid_with_dopamine(small) == list(range(4, 62))
+  assert logs.valid_with_dopamine(large) == list(range(4, 62))
+
+
+def test_atari_frames_and_closing_without_rows(tmp_path, logs):
+  transitions = logs.make_transitions(9, shape=(84, 84))
+  transitions = [t._replace(terminal=0) for t in transitions]
+  logs.write_log(tmp_path, transitions, rows_per_file=12)
+  assert checkpoint_format.list_suffixes(tmp_path) == [0]
+  path = checkpoint_format.file_path(tmp_path, 'observation', 0)
+  rows = np.concatenate(
+    list(checkpoint_format.read_rows(path, np.uint8, (84, 84)))
+  )
+  assert not rows[:3].any()
+  np.testing.assert_array_equal(rows[3:], [t.observation for t in transitions])
+
+
+def test_wrong_uses_are_refused(tmp_path, logs):
+  with pytest.raises(errors.ConfigError, match='4 rows a file'):
+    log_writer.LogWriter(tmp_path, (3,), 4, rows_per_file=4)
+  writer = log_writer.LogWriter(tmp_path, (3,), 4, rows_per_file=5)
+  with pytest.raises(ValueError, match='shape'):
+    writer.add(np.zeros(2, np.uint8), 0, 0.0, False)
+  logs.write_log(tmp_path / 'log', logs.make_transitions(9))
+  with pytest.raises(errors.WriteError, match='holds a log already'):
+    logs.write_log(tmp_path / 'log', logs.make_transitions(9))
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, logs, monkeypatch):
+  def full_disk(*unused):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(os, 'fsync', full_disk)
+  with pytest.raises(run_directory.WriteError, match='No space left'):
+    logs.write_log(tmp_path / 'log', logs.make_transitions(9))
+  assert list((tmp_path / 'log').iterdir()) == []

@@ -1,0 +1,108 @@
+import logging
+
+import gin
+import pytest
+
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay.log import expected_files, source_chain, sources
+from batch_rl_dr3.runs import retry
+
+
+@pytest.fixture
+def log(tmp_path, logs):
+  folder = tmp_path / 'Breakout' / '5' / 'replay_logs'
+  logs.write_log(folder, logs.make_transitions(450))
+  return folder
+
+
+@pytest.fixture
+def cloud_source(cloud, log, proxy):
+  url = cloud.upload(log, 'chain/replay_logs')
+  return sources.FsspecSource(
+    url,
+    endpoint_url=proxy.endpoint,
+    retry=retry.Retry(attempts=2, sleep=lambda seconds: None),
+  )
+
+
+def test_the_first_that_answers_wins(log, tmp_path, cloud_source):
+  source = source_chain.open_source([tmp_path / 'absent', log, cloud_source])
+  assert source.name == str(log)
+  assert source_chain.open_source(log).name == str(log)
+  assert source_chain.open_source(cloud_source) is cloud_source
+
+
+@pytest.mark.parametrize('status', [401, 403, 404])
+def test_who_refuses_is_named_and_the_next_is_asked(
+  log, proxy, cloud_source, status, caplog
+):
+  proxy.faults = {'.*': [status] * 100}
+  with caplog.at_level(logging.WARNING):
+    source = source_chain.open_source([cloud_source, str(log)])
+  assert source.name == str(log)
+  assert 'gs://logs/chain' in caplog.text
+  assert 'is refused' in caplog.text
+
+
+def test_a_listing_without_the_objects_is_a_refusal(log, proxy, cloud_source):
+  proxy.faults = {'alt=media': [403] * 100}
+  assert source_chain.open_source([cloud_source, log]).name == str(log)
+
+
+def test_if_all_refuse_all_are_named_with_the_mend(
+  proxy, cloud_source, tmp_path
+):
+  proxy.faults = {'.*': [403] * 100}
+  with pytest.raises(errors.DataError) as caught:
+    source_chain.open_source([cloud_source, tmp_path / 'absent'])
+  message = str(caught.value)
+  assert 'gs://logs/chain' in message
+  assert 'absent is not a folder' in message
+  assert 'gcloud storage cp' in message
+  assert caught.value.exit_code == 65
+
+
+def test_damaged_data_are_not_passed_over(log, logs, tmp_path):
+  (log / 'add_count_ckpt.0.gz').write_bytes(b'damaged')
+  logs.write_log(tmp_path / 'other', logs.make_transitions(450))
+  with pytest.raises(errors.DataError, match=r'add_count_ckpt\.0\.gz'):
+    source_chain.open_source([log, tmp_path / 'other'])
+
+
+def test_default_locations(clear_gin):
+  assert source_chain.default_locations('MsPacman', 3) == [
+    'gs://atari-replay-datasets/dqn/MsPacman/3/replay_logs',
+    'gs://rl_unplugged/atari_episodes_ordered/MsPacman/run_3',
+  ]
+  with pytest.raises(errors.ConfigError, match='numbered 1 to 5'):
+    source_chain.default_locations('MsPacman', 6)
+
+
+def test_the_order_is_gin_and_missing_files_are_named(
+  log, tmp_path, clear_gin, caplog
+):
+  template = f'{tmp_path}/{{game}}/{{run}}'
+  gin.bind_parameter('default_locations.templates', (template,))
+  with caplog.at_level(logging.WARNING):
+    source = source_chain.open_run('Breakout', 5)
+  assert source.suffixes() == [0, 1, 2]
+  assert 'Breakout/5: suffix 3 is missing and should be there' in caplog.text
+  assert 'Breakout/5: suffix 50 is known to be absent' in caplog.text
+
+
+def test_expected_suffixes():
+  assert expected_files.expected_suffixes('Pong', 1) == list(range(51))
+  absent = [('Breakout', 5)] + [
+    (game, 1)
+    for game in (
+      'Carnival',
+      'Centipede',
+      'IceHockey',
+      'StarGunner',
+      'VideoPinball',
+      'YarsRevenge',
+    )
+  ]
+  for game, run in absent:
+    assert expected_files.expected_suffixes(game, run) == list(range(50))
+  assert 50 in expected_files.expected_suffixes('IceHockey', 2)

@@ -1,0 +1,89 @@
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from batch_rl_dr3.config import dopamine_compat
+from batch_rl_dr3.replay.store import validity
+
+
+@pytest.mark.parametrize('cursor', [0, 1, 3, 9])
+@pytest.mark.parametrize('update_horizon', [1, 3])
+def test_cursor_range_equals_dopamine(cursor, update_horizon):
+  np.testing.assert_array_equal(
+    validity.cursor_range(cursor, 10, 4, update_horizon),
+    dopamine_compat.invalid_range(cursor, 10, 4, update_horizon),
+  )
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+  capacity=st.integers(8, 40),
+  add_count=st.integers(0, 100),
+  stack_size=st.integers(1, 4),
+  update_horizon=st.sampled_from([1, 3]),
+  other_range=st.none() | st.lists(st.integers(-2, 60), max_size=5),
+  seed=st.integers(0, 1000),
+)
+def test_valid_indices_equal_dopamine(
+  capacity, add_count, stack_size, update_horizon, other_range, seed
+):
+  buffer = dopamine_compat.OutOfGraphReplayBuffer(
+    (1,), stack_size, capacity, 2, update_horizon
+  )
+  rng = np.random.default_rng(seed)
+  terminals = (rng.random(capacity) < 0.1).astype(np.uint8)
+  buffer._store['terminal'] = terminals
+  buffer.add_count = np.array(add_count)
+  if other_range is None:
+    invalid_range = validity.cursor_range(
+      add_count % capacity, capacity, stack_size, update_horizon
+    )
+  else:
+    invalid_range = np.array(other_range, np.int64)
+  buffer.invalid_range = invalid_range
+  valid = validity.valid_indices(
+    terminals, add_count, invalid_range, stack_size, update_horizon
+  )
+  expected = [buffer.is_valid_transition(i) for i in range(capacity)]
+  np.testing.assert_array_equal(valid, expected)
+
+
+def test_a_prefix_is_a_buffer_that_was_stopped():
+  terminals = np.zeros(12, np.uint8)
+  terminals[5] = 1
+  nothing = np.array([], np.int64)
+  valid = validity.valid_indices(terminals[:10], 10, nothing, 4, 1, 12)
+  # Rows 0-2 lack a full stack, 6-8 have the terminal within theirs, and row 9
+  # has no next row.
+  np.testing.assert_array_equal(np.flatnonzero(valid), [3, 4, 5])
+  with pytest.raises(ValueError, match='10 rows given'):
+    validity.valid_indices(terminals[:10], 11, nothing, 4, 1, 12)
+
+
+def test_a_file_shorter_than_a_transition_has_no_valid_row():
+  nothing = np.array([], np.int64)
+  valid = validity.valid_indices(np.zeros(4, np.uint8), 4, nothing, 4, 1)
+  assert not valid.any()
+
+
+def test_returns_to_go():
+  # Second episode: 2 + 0.5 * (0 + 0.5 * 5) = 3.25; the third has no end.
+  returns = validity.returns_to_go(
+    np.array([1, 0, 2, 2, 0, 5, 7], np.float32),
+    np.array([0, 0, 1, 0, 0, 1, 0], np.uint8),
+    gamma=0.5,
+  )
+  np.testing.assert_array_equal(
+    returns, np.array([1.5, 1, 2, 3.25, 2.5, 5, np.nan], np.float32)
+  )
+  assert returns.dtype == np.float32
+
+
+def test_returns_to_go_without_discount_and_without_rows():
+  rewards = np.ones(5, np.float32)
+  terminals = np.array([0, 0, 0, 0, 1], np.uint8)
+  np.testing.assert_array_equal(
+    validity.returns_to_go(rewards, terminals, 1.0), [5, 4, 3, 2, 1]
+  )
+  assert validity.returns_to_go(rewards[:0], terminals[:0], 0.9).shape == (0,)
