@@ -2,7 +2,8 @@
 
 Importing the package selects Keras 2 (`tf-keras`) for TensorFlow, which
 Dopamine's networks and TF-Agents need. That choice has to be made before
-TensorFlow is imported; nothing else happens here.
+TensorFlow is imported. `python -m batch_rl_dr3.COMMAND` ends with one line
+from here on if it is stopped; nothing else happens here.
 """
 
 import os
@@ -23,3 +24,9 @@ if 'tensorflow' in sys.modules and os.environ.get('TF_USE_LEGACY_KERAS') != '1':
   )
 os.environ['TF_USE_LEGACY_KERAS'] = '1'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+# What Python calls a program while it looks for its module.
+if sys.argv[:1] == ['-m']:
+  from batch_rl_dr3.config import signals
+
+  signals.leave_until_told_otherwise()

@@ -21,7 +21,7 @@ import tempfile
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, tensorflow_start
+from batch_rl_dr3.config import cli, frameworks
 
 FLAGS = flags.FLAGS
 
@@ -39,7 +39,7 @@ def define_flags() -> None:
 
 def main() -> None:
   """Measures, prints the table and writes it where the flags ask for it."""
-  tensorflow_start.import_tensorflow()
+  frameworks.import_tensorflow(announce=True)
   from batch_rl_dr3.benchmarking import measurements, setups, table
   from batch_rl_dr3.config import progress
 

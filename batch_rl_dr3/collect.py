@@ -15,12 +15,10 @@ import numpy as np
 
 from batch_rl_dr3.config import (
   cli,
-  dispatch,
   errors,
-  preemption,
+  frameworks,
   progress,
-  tensorflow_start,
-  tf_agents_start,
+  signals,
 )
 from batch_rl_dr3.runs import run_directory
 
@@ -144,9 +142,7 @@ def collect_into(
   """
   from batch_rl_dr3.runs import provenance
 
-  continuous = dispatch.is_continuous(
-    cli.gin_text(gin_files, gin_bindings), cli.shipped_configs()
-  )
+  continuous = frameworks.is_continuous(cli.gin_text(gin_files, gin_bindings))
   collect, name = _continuous() if continuous else _frames()
 
   cli.load_gin(gin_files, gin_bindings)
@@ -155,7 +151,7 @@ def collect_into(
   if _is_done(output_dir, config, seed, overwrite):
     print(f'{output_dir} is collected already, by the same configuration.')
     return
-  stop_request = preemption.StopRequest()
+  stop_request = signals.StopRequest()
   start = time.monotonic()
   with (
     stop_request.listening(),
@@ -206,7 +202,7 @@ def _frames() -> tuple[Callable[..., dict[str, Any]], str]:
 
 
 def _continuous() -> tuple[Callable[..., dict[str, Any]], str]:
-  tf_agents_start.import_tf_agents()
+  frameworks.import_tf_agents()
   from batch_rl_dr3.control import collection
 
   return collection.collect_control, ''  # It names its files itself.
@@ -228,7 +224,7 @@ def main() -> None:
       '--gin_files is needed: it says what to collect, such as '
       'collect/freeway_scripted.gin (see --help).'
     )
-  tensorflow_start.import_tensorflow()
+  frameworks.import_tensorflow(announce=True)
   collect_into(
     FLAGS.output_dir,
     FLAGS.gin_files,

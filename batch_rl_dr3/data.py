@@ -309,7 +309,7 @@ def _with_gin(command: Callable[[], None]) -> Callable[[], None]:
     from batch_rl_dr3.replay.store import store  # noqa: F401
 
     cli.load_gin(FLAGS.gin_files, FLAGS.gin_bindings)
-    with cli.gin_errors(), cli.stopping():
+    with cli.gin_errors():
       command()
 
   return run

@@ -9,7 +9,14 @@ import sys
 from absl import flags
 import gin
 
-from batch_rl_dr3.config import cli, dispatch, errors, preemption, progress
+from batch_rl_dr3.config import (
+  cli,
+  errors,
+  frameworks,
+  gin_files,
+  progress,
+  signals,
+)
 from batch_rl_dr3.evaluation import (
   evaluation_pool,
   evaluation_targets,
@@ -98,7 +105,7 @@ def define_flags() -> None:
 
 @functools.lru_cache
 def _is_continuous(config: str) -> bool:
-  return dispatch.is_continuous(config, cli.shipped_configs())
+  return frameworks.is_continuous(config)
 
 
 def evaluate(
@@ -173,7 +180,7 @@ def _play(
   """Plays the tasks, writes their scores, and returns what went wrong."""
   num_cores = len(os.sched_getaffinity(0))
   workers = min(num_workers or _default_workers(num_cores), len(tasks))
-  stop_request = preemption.StopRequest()
+  stop_request = signals.StopRequest()
   problems: list[errors.BatchRLError] = []
   pending = {}
   bar = progress.bar(
@@ -227,7 +234,7 @@ def _default_workers(num_cores: int) -> int:
 
 def _prepare_games() -> evaluation_pool.CreateEvaluator:
   """Makes a worker process ready: it may meet names of shipped gin files."""
-  gin.add_config_file_search_path(str(cli.shipped_configs()))
+  gin.add_config_file_search_path(str(gin_files.shipped_configs()))
   return game_worker.prepare()
 
 

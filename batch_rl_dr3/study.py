@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from batch_rl_dr3 import train
-from batch_rl_dr3.config import cli, errors, tensorflow_start
+from batch_rl_dr3.config import cli, errors, frameworks
 from batch_rl_dr3.runs import run_directory
 from batch_rl_dr3.studies import catalogue
 
@@ -211,7 +211,7 @@ def _run_training_study(study: catalogue.Study) -> None:
       raise errors.UsageError(
         'give --game and its --replay_dir, as often as there are games.'
       )
-    tensorflow_start.import_tensorflow()
+    frameworks.import_tensorflow(announce=True)
     train_runs(
       study,
       output_dir,
@@ -246,7 +246,7 @@ def _run_figure_a2() -> None:
     raise errors.UsageError(
       "name trained runs, such as --runs='runs/figure1/breakout/*/seed0'."
     )
-  tensorflow_start.import_tensorflow()
+  frameworks.import_tensorflow(announce=True)
   from batch_rl_dr3.evaluation import evaluation_targets
   from batch_rl_dr3.reporting import figure as figure_lib
   from batch_rl_dr3.studies import reinitialisation

@@ -5,13 +5,7 @@ import os
 
 from absl import flags
 
-from batch_rl_dr3.config import (
-  cli,
-  dispatch,
-  errors,
-  tensorflow_start,
-  tf_agents_start,
-)
+from batch_rl_dr3.config import cli, errors, frameworks
 
 _USAGE = """\
 Trains an offline agent on logged replay and evaluates it in its game.
@@ -104,12 +98,10 @@ def train(
   Raises:
     BatchRLError: see the exit codes of the command.
   """
-  if dispatch.is_continuous(
-    cli.gin_text(gin_files, gin_bindings), cli.shipped_configs()
-  ):
+  if frameworks.is_continuous(cli.gin_text(gin_files, gin_bindings)):
     if isinstance(replay_dir, int):
       raise errors.UsageError('--run is for Atari; give --replay_dir.')
-    tf_agents_start.import_tf_agents()
+    frameworks.import_tf_agents()
     from batch_rl_dr3.training import control as continuous_runner
 
     cli.load_gin(gin_files, gin_bindings)
@@ -159,7 +151,7 @@ def main() -> None:
   if FLAGS.init_checkpoint:
     path = os.path.abspath(FLAGS.init_checkpoint)
     bindings.append(f'OfflineAgent.init_checkpoint={path!r}')
-  tensorflow_start.import_tensorflow()
+  frameworks.import_tensorflow(announce=True)
   train(
     FLAGS.base_dir,
     FLAGS.replay_dir or FLAGS.run,

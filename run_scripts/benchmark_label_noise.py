@@ -23,10 +23,10 @@ _REFRESH_PERIOD = 2000
 
 def main(_: list[str]) -> None:
   """Measures and prints."""
-  from batch_rl_dr3.config import tensorflow_start
+  from batch_rl_dr3.config import frameworks
 
   logging.set_verbosity(logging.WARNING)
-  tensorflow_start.import_tensorflow()
+  frameworks.import_tensorflow()
   from batch_rl_dr3.benchmarking import setups
 
   with tempfile.TemporaryDirectory() as name:

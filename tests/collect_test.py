@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3 import collect
-from batch_rl_dr3.config import cli, errors
+from batch_rl_dr3.config import errors, gin_files
 from batch_rl_dr3.games import behaviours
 from batch_rl_dr3.replay.log import checkpoint_format
 
@@ -122,7 +122,10 @@ def test_usage_errors_need_no_tensorflow():
 
 @pytest.mark.parametrize(
   'name',
-  [path.name for path in sorted((cli.shipped_configs() / 'collect').iterdir())],
+  [
+    path.name
+    for path in sorted((gin_files.shipped_configs() / 'collect').iterdir())
+  ],
 )
 def test_every_shipped_file_collects(tmp_path, name):
   game = (

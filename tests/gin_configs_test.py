@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.agents import dqn, quantile, rem
-from batch_rl_dr3.config import (
-  bindings,
-  cli,
-)
+from batch_rl_dr3.config import cli, gin_files
 from batch_rl_dr3.games import (
   atari,  # noqa: F401
   collection,  # noqa: F401
@@ -22,7 +19,7 @@ from batch_rl_dr3.games import (
 from batch_rl_dr3.sweeping import grid  # noqa: F401
 from batch_rl_dr3.training import discrete as runner
 
-CONFIGS = cli.shipped_configs()
+CONFIGS = gin_files.shipped_configs()
 METHODS = ('dqn', 'rem', 'cql', 'dqn_dr3', 'rem_dr3', 'cql_dr3')
 DATASETS = {
   '1pct': ('prefix', 0.01, 104),
@@ -94,7 +91,7 @@ def test_an_experiment_binds_what_its_name_says(clear_gin, method, dataset):
 @pytest.mark.parametrize('name', ['atari/cql_dr3_1pct.gin', 'minatar/rem.gin'])
 def test_a_sweep_reads_what_gin_binds(clear_gin, name):
   parse(name)
-  found = bindings.read([name])
+  found = gin_files.read_bindings([name])
   assert len(found) > 20
   for parameter, value in found.items():
     bound = gin.query_parameter(parameter)

@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import errno
 import os
 import pathlib
 import re
-import signal
 import sys
 import traceback
-import types
 
 from absl import flags, logging
 import gin
 
-from batch_rl_dr3.config import errors, gin_lint
+from batch_rl_dr3.config import errors, gin_files, signals
 
 FLAGS = flags.FLAGS
+
+# A disk, or somebody's share of it, that takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 flags.DEFINE_boolean('help', False, 'Show this help.', short_name='h')
 flags.DEFINE_boolean(
@@ -43,8 +45,8 @@ def define_gin_flags() -> None:
     'trust_gin',
     False,
     'Let gin files import any module and name any function. Without it they '
-    f'may import {", ".join(gin_lint.ALLOWED_IMPORTS)}, and what else would '
-    'execute foreign code is refused.',
+    f'may import batch_rl_dr3 and {", ".join(gin_files.ALLOWED_IMPORTS)}, and '
+    'what else would execute foreign code is refused.',
   )
 
 
@@ -74,32 +76,6 @@ def define_cache_dir(
   )
 
 
-def shipped_configs() -> pathlib.Path:
-  """Returns the folder of the gin files that ship with the package."""
-  package = pathlib.Path(__file__).resolve().parent.parent
-  installed = package / 'gin_configs'
-  return installed if installed.is_dir() else package.parent / 'gin_configs'
-
-
-def find_gin_file(name: str) -> str:
-  """Returns the path of a gin file.
-
-  Args:
-    name: its path, or the name of a file that ships with the package.
-
-  Raises:
-    ConfigError: if there is none.
-  """
-  bare = name.removeprefix('gin_configs/')
-  for candidate in (pathlib.Path(name), shipped_configs() / bare):
-    if candidate.is_file():
-      return str(candidate)
-  raise errors.ConfigError(
-    f'no gin file {name!r}, neither as a path nor among the shipped ones in '
-    f'{shipped_configs()}.'
-  )
-
-
 def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
   """Parses gin files and bindings, as the flags of the same names give them.
 
@@ -107,25 +83,24 @@ def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     ConfigError: if a file is missing, names something that does not exist, or
       would execute foreign code and --trust_gin was not given.
   """
-  gin.add_config_file_search_path(str(shipped_configs()))
+  gin.add_config_file_search_path(str(gin_files.shipped_configs()))
   paths = _find_gin_files(files, bindings)
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)  # Gin logs each place it looks in.
   try:
     gin.parse_config_files_and_bindings(paths, bindings, skip_unknown=False)
   except Exception as error:  # Gin raises many kinds for a wrong file.
-    raise errors.ConfigError(f'gin: {_one_line(error)}') from error
+    raise errors.ConfigError(f'gin: {errors.one_line(error)}') from error
   finally:
     logging.set_verbosity(verbosity)
 
 
 def _find_gin_files(files: Sequence[str], bindings: Sequence[str]) -> list[str]:
   """Returns the paths of files that may be parsed, with these bindings."""
-  paths = [find_gin_file(name) for name in files]
+  paths = [gin_files.find(name) for name in files]
   if not trusts_gin():
-    search = [shipped_configs()]
-    gin_lint.check_files(paths, search)
-    gin_lint.check_text('\n'.join(bindings), '--gin_bindings', search)
+    gin_files.check_files(paths)
+    gin_files.check_text('\n'.join(bindings), '--gin_bindings')
   return paths
 
 
@@ -150,39 +125,14 @@ def gin_errors() -> Iterator[None]:
   """
   try:
     yield
+  except RecursionError as error:
+    raise errors.ConfigError(
+      'gin: a macro or reference leads back to itself.'
+    ) from error
   except (TypeError, RuntimeError) as error:
     if not re.search('configurable|Required bindings', str(error)):
       raise  # Not about a binding.
-    raise errors.ConfigError(f'gin: {_one_line(error)}') from error
-
-
-def _one_line(error: BaseException) -> str:
-  # Gin adds the chain of configurables to what an error says.
-  message = str(error).partition('\n  In call to configurable')[0]
-  return ' '.join(message.split())
-
-
-@contextlib.contextmanager
-def stopping() -> Iterator[None]:
-  """Turns SIGTERM and SIGINT into an error, wherever the block is then.
-
-  Raises:
-    PreemptedError: when one comes.
-  """
-
-  def stop(number: int, frame: types.FrameType | None) -> None:
-    del frame
-    raise errors.PreemptedError(
-      f'stopped by {signal.Signals(number).name}; give the same command again.'
-    )
-
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  before = [signal.signal(number, stop) for number in numbers]
-  try:
-    yield
-  finally:
-    for number, handler in zip(numbers, before, strict=True):
-      signal.signal(number, handler)
+    raise errors.ConfigError(f'gin: {errors.one_line(error)}') from error
 
 
 def run(main: Callable[[], None], usage: str | None) -> None:
@@ -214,7 +164,7 @@ def _run(commands: Mapping[str, Callable[[], None]], usage: str) -> int:
   try:
     rest = FLAGS(sys.argv)
   except flags.Error as error:
-    print(f'{program}: {_one_line(error)} (see --help)', file=sys.stderr)
+    print(f'{program}: {errors.one_line(error)} (see --help)', file=sys.stderr)
     return errors.UsageError.exit_code
   if FLAGS.help:
     print(
@@ -222,14 +172,35 @@ def _run(commands: Mapping[str, Callable[[], None]], usage: str) -> int:
       f'{FLAGS.module_help(__name__)}'
     )
     return 0
+  return _end(program, lambda: _choose(commands, rest[1:])())
+
+
+def _end(program: str, command: Callable[[], None]) -> int:
+  """Runs a command and returns its exit code; this is how every one ends."""
   try:
-    _choose(commands, rest[1:])()
+    with signals.raising():
+      command()
+      sys.stdout.flush()
+    return 0
+  except BrokenPipeError:
+    # Whoever read has enough, as in `| head`. Python flushes once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return errors.WriteError.exit_code
   except errors.BatchRLError as error:
-    if FLAGS.debug:
-      traceback.print_exc()
-    print(f'{program}: {_one_line(error)}', file=sys.stderr)
-    return error.exit_code
-  return 0
+    ending = error
+  except KeyboardInterrupt as error:
+    ending = errors.PreemptedError('stopped; rerun the same command to resume.')
+    ending.__cause__ = error
+  except OSError as error:
+    if error.errno not in _FULL:
+      raise
+    where = f' ({error.filename})' if error.filename else ''
+    ending = errors.WriteError(f'{os.strerror(error.errno)}{where}.')
+    ending.__cause__ = error
+  if FLAGS.debug:
+    traceback.print_exception(ending)
+  print(f'{program}: {errors.one_line(ending)}', file=sys.stderr)
+  return ending.exit_code
 
 
 def _choose(

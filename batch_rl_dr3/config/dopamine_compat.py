@@ -1,6 +1,6 @@
 """The only door to Dopamine: the parts the package stands on, by their names.
 
-Three things need care, and all of them are dealt with here and nowhere else:
+Four things need care, and all of them are dealt with here and nowhere else:
 
 * dopamine-rl 4.1.2 imports `baselines.common.atari_wrappers`, which it uses
   for PPO preprocessing alone and which cannot be installed on this stack. An
@@ -9,6 +9,8 @@ Three things need care, and all of them are dealt with here and nowhere else:
   the whole process.
 * `gin.tf` is broken on TensorFlow >= 2.16, so the optimisers that Dopamine's
   gin files name (`@tf.train.AdamOptimizer()`) are registered by hand.
+* Gymnasium imports the module of an environment named `module:Name`, and a
+  game's name comes from a gin file: such names are refused.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import io
 import logging
 import sys
 import types
+from typing import Any
 
 import gin
 import tensorflow as tf
@@ -48,6 +51,26 @@ with contextlib.redirect_stderr(io.StringIO()):
   from dopamine.discrete_domains import atari_lib
 from dopamine.tf.agents.dqn import dqn_agent  # noqa: E402
 from dopamine.tf.replay_memory import circular_replay_buffer  # noqa: E402
+
+
+class _Gym(types.ModuleType):
+  """A gym that makes what is registered, and imports nothing for it."""
+
+  def __init__(self, gym: types.ModuleType):
+    super().__init__(gym.__name__)
+    self._gym = gym
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._gym, name)
+
+  def make(self, name: str, **kwargs: Any) -> Any:
+    if ':' in name:
+      raise ValueError(f'{name!r} would import a module')
+    return self._gym.make(name, **kwargs)
+
+
+atari_lib.gym = _Gym(atari_lib.gym)
+atari_lib.legacy_gym = _Gym(atari_lib.legacy_gym)
 
 logging.getLogger('tensorflow').setLevel(logging.ERROR)
 tf.compat.v1.disable_v2_behavior()

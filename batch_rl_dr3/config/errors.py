@@ -49,3 +49,20 @@ class ConfigError(BatchRLError):
   """A gin configuration cannot be used as it is."""
 
   exit_code = 78
+
+
+def one_line(error: BaseException) -> str:
+  """Returns what an error says, on one line and without gin's own words."""
+  # Gin adds the chain of configurables.
+  message = str(error).partition('\n  In call to configurable')[0]
+  return ' '.join(message.split())
+
+
+def picklable(error: BatchRLError) -> BatchRLError:
+  """Returns an error that says the same and can be sent to another process.
+
+  Gin raises errors from configurables anew, of classes that it makes up.
+  """
+  kind = next(k for k in type(error).__mro__ if globals().get(k.__name__) is k)
+  said: BatchRLError = kind(one_line(error))
+  return said

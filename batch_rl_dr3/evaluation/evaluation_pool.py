@@ -234,7 +234,10 @@ def _end_with(sentinel: int) -> None:
 
 
 def _run(job: Job) -> Result:
-  return _worker.run(job)
+  try:
+    return _worker.run(job)
+  except errors.BatchRLError as error:
+    raise errors.picklable(error) from error
 
 
 class _Worker:

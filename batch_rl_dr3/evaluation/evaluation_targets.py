@@ -15,7 +15,7 @@ import re
 import sys
 from typing import Any
 
-from batch_rl_dr3.config import errors, gin_lint
+from batch_rl_dr3.config import errors, gin_files
 from batch_rl_dr3.evaluation import evaluation_pool
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import checkpoints, mirror, run_directory
@@ -165,7 +165,7 @@ def of_run(
       f'{folder} is no whole run directory: {error!r}.'
     ) from error
   if not trust_gin:
-    gin_lint.check_text(config, str(folder / run_directory.CONFIG))
+    gin_files.check_text(config, str(folder / run_directory.CONFIG))
   return Target(
     source=folder,
     output_dir=folder,

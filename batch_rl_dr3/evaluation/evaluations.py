@@ -8,7 +8,7 @@ from concurrent import futures
 import dataclasses
 from typing import Any, Protocol
 
-from batch_rl_dr3.config import errors, preemption, progress
+from batch_rl_dr3.config import errors, progress, signals
 from batch_rl_dr3.evaluation import evaluation_pool
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import checkpoints
@@ -82,7 +82,7 @@ class SyncEvaluations:
   def __init__(
     self,
     evaluator: evaluation_pool.Evaluator,
-    stop_request: preemption.StopRequest,
+    stop_request: signals.StopRequest,
   ):
     """Takes note of who plays.
 
@@ -146,7 +146,7 @@ class AsyncEvaluations:
     config: str,
     protocol: Mapping[str, Any],
     num_threads: int,
-    stop_request: preemption.StopRequest,
+    stop_request: signals.StopRequest,
     prepare: Callable[[], evaluation_pool.CreateEvaluator],
   ):
     """Makes the pool; its process starts with the first checkpoint.

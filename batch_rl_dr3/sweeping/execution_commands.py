@@ -51,9 +51,9 @@ def run() -> None:
   print(f'{len(left):,} of {len(runs_of_sweep):,} runs are left to do.')
   if not left:
     return
-  from batch_rl_dr3.config import preemption
+  from batch_rl_dr3.config import signals
 
-  stop_request = preemption.StopRequest()
+  stop_request = signals.StopRequest()
   with (
     stop_request.listening(),
     contextlib.closing(_cluster(sweep)) as cluster,

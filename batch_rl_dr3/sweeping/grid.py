@@ -14,7 +14,7 @@ from typing import Any
 import gin
 
 import batch_rl_dr3
-from batch_rl_dr3.config import bindings, errors
+from batch_rl_dr3.config import errors, gin_files
 from batch_rl_dr3.runs import run_identity
 from batch_rl_dr3.sweeping.run import Run
 
@@ -142,7 +142,7 @@ class Sweep:
     }
     files = tuple(_fill(text, names) for text in self.gin_files)
     lines = tuple(_fill(text, names) for text in self.gin_bindings)
-    bound = bindings.read(files, lines)
+    bound = gin_files.read_bindings(files, lines)
     runner = _runner(bound, files)
     if self.variants and variant:
       names['method'] = f'{method}_{variant}'
@@ -150,7 +150,7 @@ class Sweep:
         f'{runner}.method = {names["method"]!r}',
         *self.variants[variant],
       )
-      bound = bindings.read(files, lines)
+      bound = gin_files.read_bindings(files, lines)
     replay_dir = (
       None if self.replay_dir is None else _fill(self.replay_dir, names)
     )

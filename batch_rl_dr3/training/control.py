@@ -10,7 +10,7 @@ from typing import Any
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.config import errors, preemption, progress
+from batch_rl_dr3.config import errors, progress, signals
 from batch_rl_dr3.control import (
   agent_setups,
   control_data,
@@ -113,7 +113,7 @@ class ContinuousRunner:
     self._num_lanes = num_lanes
     self._async_evaluation = async_evaluation
     self._cloning = (num_cloning_steps, cloning_learning_rate)
-    self._stop_request = preemption.StopRequest()
+    self._stop_request = signals.StopRequest()
     self._task, transitions = data.load(data_path, cache_dir, game)
     if num_evaluation_episodes:
       tasks.check_scorable(self._task)

@@ -12,7 +12,7 @@ import gin
 import tensorflow as tf
 
 from batch_rl_dr3.agents import offline
-from batch_rl_dr3.config import errors, preemption
+from batch_rl_dr3.config import errors, signals
 from batch_rl_dr3.evaluation import evaluations, evaluator, game_worker
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.games import play
@@ -114,7 +114,7 @@ class FixedReplayRunner:
     self._effective_rank_num_states = effective_rank_num_states
     self._num_threads = num_threads
     self._async_evaluation = async_evaluation
-    self._stop_request = preemption.StopRequest()
+    self._stop_request = signals.StopRequest()
 
     self._lanes = create_lanes()
     game = self._lanes.game

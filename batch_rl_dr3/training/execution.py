@@ -7,7 +7,7 @@ from typing import Any
 
 import gin
 
-from batch_rl_dr3.config import errors, preemption
+from batch_rl_dr3.config import errors, signals
 from batch_rl_dr3.evaluation import evaluations, scoring
 from batch_rl_dr3.runs import (
   checkpoints,
@@ -82,7 +82,7 @@ class Run:
 
 
 def execute(
-  run: Run, place: home.Home, stop_request: preemption.StopRequest
+  run: Run, place: home.Home, stop_request: signals.StopRequest
 ) -> None:
   """Trains and evaluates a run to its end, from wherever it was left.
 
@@ -121,7 +121,7 @@ def execute(
 
 
 def _train(
-  run: Run, place: home.Home, stop_request: preemption.StopRequest
+  run: Run, place: home.Home, stop_request: signals.StopRequest
 ) -> None:
   schedule = run.schedule
   kept = checkpoints.Checkpoints(

@@ -5,7 +5,7 @@ import math
 import time
 from typing import Any, Protocol
 
-from batch_rl_dr3.config import errors, preemption, progress
+from batch_rl_dr3.config import errors, progress, signals
 from batch_rl_dr3.evaluation import scoring
 from batch_rl_dr3.replay import graph_calls
 from batch_rl_dr3.runs import checkpoints, home, run_directory
@@ -56,7 +56,7 @@ class Loop:
     kept: checkpoints.Checkpoints,
     log: metrics.MetricsLog,
     scores: scoring.Scoring,
-    stop_request: preemption.StopRequest,
+    stop_request: signals.StopRequest,
     num_iterations: int,
     num_gradient_steps: int,
     checkpoint_every_minutes: float | None = None,

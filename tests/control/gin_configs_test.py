@@ -3,10 +3,7 @@
 import gin
 import pytest
 
-from batch_rl_dr3.config import (
-  cli,
-  dispatch,
-)
+from batch_rl_dr3.config import cli, frameworks, gin_files
 from batch_rl_dr3.control import (
   agent_setups,
   collection,  # noqa: F401
@@ -14,7 +11,7 @@ from batch_rl_dr3.control import (
 )
 from batch_rl_dr3.training import control as runner  # noqa: F401
 
-FOLDER = cli.shipped_configs() / 'd4rl'
+FOLDER = gin_files.shipped_configs() / 'd4rl'
 FILES = sorted(p.name for p in FOLDER.glob('*.gin'))
 EXPERIMENTS = [
   name for name in FILES if name.startswith(('cql', 'brac', 'collect'))
@@ -82,10 +79,9 @@ def test_an_experiment_builds_its_agent(name, create):
 
 
 def test_dispatch_follows_includes():
-  path = cli.shipped_configs()
   for name in EXPERIMENTS:
-    assert dispatch.is_continuous(cli.gin_text([f'd4rl/{name}'], []), path)
+    assert frameworks.is_continuous(cli.gin_text([f'd4rl/{name}'], []))
   for name in ('atari/cql_dr3_1pct.gin', 'collect/freeway_scripted.gin'):
-    assert not dispatch.is_continuous(cli.gin_text([name], []), path)
+    assert not frameworks.is_continuous(cli.gin_text([name], []))
   text = cli.gin_text(['minatar/rem.gin'], ['ContinuousRunner.game = "hopper"'])
-  assert dispatch.is_continuous(text, path)
+  assert frameworks.is_continuous(text)

@@ -4,7 +4,7 @@ import itertools
 import gin
 import pytest
 
-from batch_rl_dr3.config import bindings, cli, errors
+from batch_rl_dr3.config import cli, errors, gin_files
 from batch_rl_dr3.reporting import preset, scores
 from batch_rl_dr3.sweeping import grid
 
@@ -133,8 +133,8 @@ def test_later_files_and_bindings_win_and_references_stay(tmp_path):
   (tmp_path / 'top.gin').write_text(
     f"include '{tmp_path}/base.gin'\nA.x = 3\nA:\n  y = 'text'\n"
   )
-  bound = bindings.read([str(tmp_path / 'top.gin')], ['A.y = None'])
-  assert bindings.to_text(bound) == (
+  bound = gin_files.read_bindings([str(tmp_path / 'top.gin')], ['A.y = None'])
+  assert gin_files.bindings_to_text(bound) == (
     'A.x = 3\nA.y = None\nM = 2\nscope/A.x = [@B(), %M]\n'
   )
 
@@ -190,7 +190,7 @@ def test_what_binds_no_runner_is_no_run(make_sweep):
 def test_a_missing_include_names_who_includes_it(tmp_path):
   (tmp_path / 'top.gin').write_text("include 'gone.gin'\n")
   with pytest.raises(errors.ConfigError, match=r"top.gin:1: .*'gone.gin'"):
-    bindings.read([str(tmp_path / 'top.gin')])
+    gin_files.read_bindings([str(tmp_path / 'top.gin')])
 
 
 def test_the_report_reads_the_tree_of_a_sweep(make_sweep, write_run, tmp_path):

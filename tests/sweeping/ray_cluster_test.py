@@ -34,8 +34,8 @@ BINDINGS = [
 SEQUENTIALLY = """\
 import json, sys
 import batch_rl_dr3
-from batch_rl_dr3.config import tensorflow_start
-tensorflow_start.import_tensorflow()
+from batch_rl_dr3.config import frameworks
+frameworks.import_tensorflow()
 import gin
 import tensorflow as tf
 from batch_rl_dr3 import train

@@ -20,7 +20,7 @@ import types
 import numpy as np
 import pytest
 
-from batch_rl_dr3.config import errors, preemption
+from batch_rl_dr3.config import errors, signals
 from batch_rl_dr3.evaluation import evaluations, scoring
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import (
@@ -222,7 +222,7 @@ def live(base_dir, cache_dir='', stop_at=None):
 
   agent = Agent(stop)
   place = home.open_home(str(base_dir), str(cache_dir))
-  stop_request = preemption.StopRequest()
+  stop_request = signals.StopRequest()
   with place.lock():
     provenance.claim(place.folder, 'A.b = 1\n', PROVENANCE, False, place.check)
     with failure.noted(place, agent.num_gradient_steps):

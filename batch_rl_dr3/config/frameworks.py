@@ -1,0 +1,75 @@
+"""Starting TensorFlow and TF-Agents, and which of them a command needs.
+
+Dopamine switches TensorFlow's v2 behaviour off for the whole process, and
+TF-Agents needs it on: a process does one or the other, and what its gin files
+bind says which.
+"""
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import warnings
+
+from batch_rl_dr3.config import errors, gin_files, signals
+
+# What a configuration of continuous control binds.
+_CONTINUOUS = ('ContinuousRunner', 'collect_control')
+
+
+def is_continuous(gin_text: str) -> bool:
+  """Returns whether gin text, or what it includes, is continuous control's.
+
+  Text that cannot be read is not: gin itself is to say so.
+  """
+  try:
+    return any(
+      isinstance(statement, gin_files.Binding)
+      and statement.selector.rpartition('.')[2] in _CONTINUOUS
+      for _, statement, _ in gin_files.statements_of_text(gin_text, '')
+    )
+  except errors.ConfigError:
+    return False
+
+
+def import_tensorflow(announce: bool = False) -> None:
+  """Imports TensorFlow without what its C++ side writes about itself.
+
+  The import and the first session print a few lines to file descriptor 2
+  that no log level reaches. They are kept back, and shown if either fails.
+  Nothing is written meanwhile, so a signal ends the process at once.
+
+  Args:
+    announce: whether a line says so first, as it takes some seconds.
+  """
+  if announce and 'tensorflow' not in sys.modules:
+    print('Starting TensorFlow...', file=sys.stderr, flush=True)
+  with tempfile.TemporaryFile() as output:
+    stderr = os.dup(2)
+    os.dup2(output.fileno(), 2)
+    try:
+      with signals.leaving(stderr):
+        import tensorflow as tf
+
+        config = tf.compat.v1.ConfigProto(device_count={'GPU': 0})
+        with (
+          tf.Graph().as_default(),
+          tf.compat.v1.Session(config=config) as session,
+        ):
+          session.run(tf.constant(0))
+    except BaseException:
+      output.seek(0)
+      os.write(stderr, output.read())
+      raise
+    finally:
+      os.dup2(stderr, 2)
+      os.close(stderr)
+
+
+def import_tf_agents() -> None:
+  """Imports TF-Agents; warnings about its syntax are silent from then on."""
+  warnings.filterwarnings('ignore', category=SyntaxWarning)
+  # It imports the old gym, which announces its end at every start.
+  with signals.leaving(), contextlib.redirect_stderr(io.StringIO()):
+    import tf_agents.agents  # noqa: F401

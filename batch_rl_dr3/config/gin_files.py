@@ -1,0 +1,386 @@
+"""Gin files, read and checked without resolving or executing what they name.
+
+Parsing a gin file executes it: gin imports any module and, while it builds
+objects, calls any function that a file references. Here gin's own parser reads
+a file and everything that it includes, one statement at a time, with
+references and macros left as text. Three things stand on that:
+
+* `check_files` and `check_text` refuse what would execute foreign code;
+* `read_bindings` says what is bound last to each parameter, so that a sweep
+  knows a thousand runs in a second and without TensorFlow;
+* `find` is where gin files are looked for.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import functools
+import pathlib
+import re
+from typing import Any, NoReturn
+
+from gin import config_parser
+
+from batch_rl_dr3.config import errors
+
+Binding = config_parser.BindingStatement
+Import = config_parser.ImportStatement
+
+# What a configuration may import, and why. Dopamine's other modules register
+# what would import or build something by a name that a binding gives.
+ALLOWED_IMPORTS = {
+  'dopamine.discrete_domains.atari_lib': 'the game and its preprocessing',
+  'dopamine.tf.agents.dqn.dqn_agent': 'the online DQN that collects data',
+  'dopamine.tf.replay_memory.circular_replay_buffer': 'its replay memory',
+  'tensorflow': 'Dopamine users import it for optimisers; it is imported here '
+  'in any case',
+  'tf_agents.agents': 'the same for continuous control',
+}
+# Every module of this package may be imported, too.
+_OUR_PACKAGE = __name__.partition('.')[0]
+
+# What a configuration may reference, by the last part of its name: what this
+# package registers, Dopamine's environment, and the optimisers.
+ALLOWED_REFERENCES = frozenset(
+  (
+    'AdamOptimizer',
+    'AdaptiveFeatureDotPenalty',
+    'AtariPreprocessing',
+    'ConservativePenalty',
+    'ContinuousRunner',
+    'ControlData',
+    'DQNAgent',
+    'DR3BracAgent',
+    'DR3CqlSacAgent',
+    'EffectiveRankPenalty',
+    'FeatureDotPenalty',
+    'FixedReplayBuffer',
+    'FixedReplayDQNAgent',
+    'FixedReplayQRCQLAgent',
+    'FixedReplayREMAgent',
+    'FixedReplayRunner',
+    'FolderSource',
+    'FsspecSource',
+    'GcpBatch',
+    'Kubernetes',
+    'LabelNoiseFeatureDotPenalty',
+    'MinAtarNetwork',
+    'NatureNetwork',
+    'OfflineAgent',
+    'OnlineDQNBehaviour',
+    'OnlineSac',
+    'OutOfGraphReplayBuffer',
+    'RMSPropOptimizer',
+    'Retry',
+    'RluSource',
+    'ScriptedBehaviour',
+    'Slurm',
+    'Subset',
+    'Sweep',
+    'UniformBehaviour',
+    'WrappedReplayBuffer',
+    'collect',
+    'collect_control',
+    'create_atari_environment',
+    'create_atari_lanes',
+    'create_brac_agent',
+    'create_cql_agent',
+    'create_minatar_lanes',
+    'default_locations',
+    'hold_action',
+    'identity_epsilon',
+    'linearly_decaying_epsilon',
+    'open_store',
+  )
+)
+
+# What stands here in the place of other programs' modules: a part of the
+# module's name, and what to use. The first that is found counts.
+_OTHER_PROGRAMS = ('batch_rl', 'dopamine', 'gin')
+_DQN, _REM, _CQL = (
+  f'atari/{method}_1pct.gin' for method in ('dqn', 'rem', 'cql')
+)
+_COUNTERPARTS = {
+  'gin.': 'the optimisers @tf.train.AdamOptimizer() and '
+  '@tf.train.RMSPropOptimizer() are known here without it (gin.tf does not '
+  'work with this TensorFlow): remove the line',
+  'multi_head': f'use FixedReplayREMAgent, as {_REM} does',
+  'implicit_quantile': 'there is no IQN here; the agents are those of '
+  f'{_DQN}, {_REM} and {_CQL}',
+  'rainbow': 'there is no Rainbow here; the agents are those of '
+  f'{_DQN}, {_REM} and {_CQL}',
+  'quantile': f'use FixedReplayQRCQLAgent, as {_CQL} does (minq_weight is '
+  'ConservativePenalty.coefficient; QR-DQN alone is '
+  'FixedReplayQRCQLAgent.penalties = [])',
+  'random_agent': 'use @UniformBehaviour(), as collect/atari_uniform.gin does',
+  'dqn': f'use FixedReplayDQNAgent, as {_DQN} does',
+  'replay': 'which part of the logs is read is bound on Subset, as '
+  'atari/datasets/1pct.gin does, and where they are is --replay_dir',
+  'run_experiment': 'use FixedReplayRunner, as atari/protocol.gin does',
+  'train': 'use FixedReplayRunner, as atari/protocol.gin does',
+  '': f'this package trains the agents of {_DQN}, {_REM} and {_CQL} on the '
+  'games of Atari and MinAtar: start from one of these files',
+}
+
+# What may stand before a colon in a bound text: Gymnasium and others import
+# the module of 'module:Name'.
+_SCHEMES = r'(?:abfs|az|file|gcs|gs|hf|https?|memory|s3)://|minari:'
+_MODULE_AND_NAME = re.compile(rf'(?!(?:{_SCHEMES}))\s*[A-Za-z_][\w./-]*:')
+# Lists and dicts in each other. Python's own limit comes at some 90.
+_MAX_DEPTH = 40
+_MEND = (
+  'Remove the line; or, if you wrote the file yourself and mean it, give '
+  '--trust_gin.'
+)
+
+
+def shipped_configs() -> pathlib.Path:
+  """Returns the folder of the gin files that ship with the package."""
+  package = pathlib.Path(__file__).resolve().parent.parent
+  installed = package / 'gin_configs'
+  return installed if installed.is_dir() else package.parent / 'gin_configs'
+
+
+def find(name: str) -> str:
+  """Returns the path of a gin file.
+
+  Args:
+    name: its path, or the name of a file that ships with the package.
+
+  Raises:
+    ConfigError: if there is none.
+  """
+  bare = name.removeprefix('gin_configs/')
+  for candidate in (pathlib.Path(name), shipped_configs() / bare):
+    if candidate.is_file():
+      return str(candidate)
+  raise errors.ConfigError(
+    f'no gin file {name!r}, neither as a path nor among the shipped ones in '
+    f'{shipped_configs()}.'
+  )
+
+
+# Statements.
+
+
+class Name(str):
+  """A reference or macro as it is written, such as @DQN() or %GAMES."""
+
+  def __repr__(self) -> str:
+    return str(self)
+
+
+class _Names(config_parser.ParserDelegate):
+  """Has references and macros stand for themselves.
+
+  Attributes:
+    references: those of the statement that was parsed last.
+  """
+
+  def __init__(self) -> None:
+    self.references: list[str] = []
+
+  def configurable_reference(
+    self, scoped_configurable_name: str, evaluate: bool
+  ) -> Name:
+    """Returns the reference as text."""
+    self.references.append(scoped_configurable_name)
+    return Name(f'@{scoped_configurable_name}{"()" if evaluate else ""}')
+
+  def macro(self, macro_name: str) -> Name:
+    """Returns the macro's name as text."""
+    return Name(f'%{macro_name}')
+
+
+# 'file:line', a statement, and the references in it.
+Statement = tuple[str, Any, tuple[str, ...]]
+
+
+def statements_of_file(
+  path: pathlib.Path, _including: Sequence[pathlib.Path] = ()
+) -> Iterator[Statement]:
+  """Yields the statements of a file and of all that it includes.
+
+  What is included is looked for as a path and among the shipped files. Gin
+  would look inside Python packages, too, and import them for that.
+
+  Raises:
+    ConfigError: if a file is no gin, or what it includes is not there or
+      includes it.
+  """
+  if path.resolve() in _including:
+    raise errors.ConfigError(f'{path} includes itself through {_including[-1]}')
+  try:
+    text = path.read_text()
+  except (OSError, UnicodeDecodeError) as error:
+    raise errors.ConfigError(f'cannot read {path}: {error}.') from error
+  yield from statements_of_text(text, str(path), (*_including, path.resolve()))
+
+
+def statements_of_text(
+  text: str, origin: str, _including: Sequence[pathlib.Path] = ()
+) -> Iterator[Statement]:
+  """Does the same for a text, which messages call `origin`."""
+  names = _Names()
+  line = 1
+  try:
+    parser = config_parser.ConfigParser(text, names)
+    while True:
+      line = parser.current_token.start[0]
+      names.references.clear()
+      statement = parser.parse_statement()
+      if statement is None:
+        return
+      place = f'{origin}:{statement.location.line_num}'
+      if isinstance(statement, config_parser.IncludeStatement):
+        found = _find_included(statement.filename, place)
+        yield from statements_of_file(found, _including)
+      else:
+        yield place, statement, tuple(names.references)
+  except errors.ConfigError:
+    raise
+  except (RecursionError, MemoryError) as error:
+    raise errors.ConfigError(
+      f'{origin}:{line}: lists, dicts or files are nested too deeply.'
+    ) from error
+  except Exception as error:  # Gin and Python's tokenizer have many kinds.
+    line = getattr(error, 'lineno', None) or line
+    message = getattr(error, 'msg', None) or str(error)
+    raise errors.ConfigError(
+      f'{origin}:{line}: no gin: {" ".join(message.split())}'
+    ) from error
+
+
+def _find_included(name: str, place: str) -> pathlib.Path:
+  for path in (pathlib.Path(name), shipped_configs() / name):
+    if path.is_file():
+      return path
+  raise errors.ConfigError(
+    f'{place}: there is no file {name!r} to include, neither as a path nor in '
+    f'{shipped_configs()}.'
+  )
+
+
+# Bindings.
+
+
+def read_bindings(
+  files: Sequence[str], lines: Sequence[str] = ()
+) -> dict[str, Any]:
+  """Returns the value that is bound last to each 'scope/name.parameter'.
+
+  References and macros are strings whose repr() is what the file says.
+
+  Args:
+    files: paths or names of shipped files, later ones winning.
+    lines: bindings that win over the files.
+
+  Raises:
+    ConfigError: if a file is missing, or one is no gin.
+  """
+  bound = dict(_bindings_of_files(tuple(files)))
+  bound.update(_bindings(statements_of_text('\n'.join(lines), 'gin_bindings')))
+  return bound
+
+
+def bindings_to_text(values: dict[str, Any]) -> str:
+  """Returns bindings as gin text, a line each, sorted by name."""
+  return ''.join(f'{name} = {values[name]!r}\n' for name in sorted(values))
+
+
+@functools.lru_cache(maxsize=256)
+def _bindings_of_files(files: tuple[str, ...]) -> dict[str, Any]:
+  bound: dict[str, Any] = {}
+  for name in files:
+    bound.update(_bindings(statements_of_file(pathlib.Path(find(name)))))
+  return bound
+
+
+def _bindings(statements: Iterable[Statement]) -> Iterator[tuple[str, Any]]:
+  for _, statement, _ in statements:
+    if isinstance(statement, Binding):
+      scope = f'{statement.scope}/' if statement.scope else ''
+      name = f'{scope}{statement.selector}'
+      if statement.arg_name:  # A macro has none.
+        name += f'.{statement.arg_name}'
+      yield name, statement.value
+
+
+# Checks.
+
+
+def check_files(paths: Sequence[str | pathlib.Path]) -> None:
+  """Makes sure that parsing files would execute nothing foreign.
+
+  A module is imported only if it is in `ALLOWED_IMPORTS` or this package's
+  own, only what is in `ALLOWED_REFERENCES` is referenced, and no value is a
+  'module:Name' that somebody might import.
+
+  Raises:
+    ConfigError: if one would, is no gin, or includes what is not there.
+  """
+  for path in paths:
+    _check(statements_of_file(pathlib.Path(path)))
+
+
+def check_text(text: str, origin: str) -> None:
+  """Does the same for a text, which messages call `origin`."""
+  _check(statements_of_text(text, origin))
+
+
+def _check(statements: Iterable[Statement]) -> None:
+  for place, statement, references in statements:
+    if isinstance(statement, Import):
+      _check_import(statement, place)
+    for name in references:
+      if name.rpartition('/')[2].split('.')[-1] not in ALLOWED_REFERENCES:
+        _refuse(
+          place,
+          f'@{name} would call what is not among the configurables of this '
+          'package',
+        )
+    if isinstance(statement, Binding):
+      _check_value(statement.value, place)
+
+
+def _check_import(statement: Any, place: str) -> None:
+  module, line = statement.module, repr(statement.format())
+  root = module.split('.')[0]
+  if root == '__gin__':
+    _refuse(place, f'{line} lets gin call any function')
+  if module in ALLOWED_IMPORTS or root == _OUR_PACKAGE:
+    return
+  if root in _OTHER_PROGRAMS:
+    name = f'{module}.'
+    mend = next(text for part, text in _COUNTERPARTS.items() if part in name)
+    raise errors.ConfigError(f'{place}: {line} is for another program: {mend}.')
+  _refuse(
+    place,
+    f'{line} executes a module that is not among '
+    f'{", ".join((_OUR_PACKAGE, *ALLOWED_IMPORTS))}',
+  )
+
+
+def _check_value(value: Any, place: str) -> None:
+  """Looks at all texts in a value."""
+  level = [value]
+  for _ in range(_MAX_DEPTH):
+    for text in level:
+      if isinstance(text, str) and _MODULE_AND_NAME.match(text):
+        _refuse(
+          place, f'{text!r} may name a module, which whoever reads it imports'
+        )
+    level = [inner for outer in level for inner in _inside(outer)]
+    if not level:
+      return
+  raise errors.ConfigError(
+    f'{place}: lists and dicts are nested deeper than {_MAX_DEPTH}.'
+  )
+
+
+def _inside(value: Any) -> Iterable[Any]:
+  if isinstance(value, dict):
+    return [*value.keys(), *value.values()]
+  return value if isinstance(value, list | tuple | set) else ()
+
+
+def _refuse(place: str, what: str) -> NoReturn:
+  raise errors.ConfigError(f'{place}: {what}. {_MEND}')
