@@ -223,6 +223,36 @@ def test_bad_input_is_named(
   assert not (base_dir / run_directory.METRICS).exists()
 
 
+@pytest.mark.parametrize(
+  ('binding', 'wanted'),
+  [
+    ("FixedReplayRunner.num_gradient_steps = 'many'", 'a whole number >= 1'),
+    ('FixedReplayRunner.num_gradient_steps = -5', 'a whole number >= 1'),
+    ('FixedReplayRunner.num_gradient_steps = 1e3', 'a whole number >= 1'),
+    ('FixedReplayRunner.async_evaluation = 1', 'True or False'),
+    ('tf.train.AdamOptimizer.learning_rate = -1', 'a number > 0'),
+    ('FixedReplayREMAgent.gamma = 1.5', 'a number in [0, 1]'),
+    ("FeatureDotPenalty.coefficient = float('nan')", 'no gin'),
+    ('FeatureDotPenalty.coefficient = -1e-9', 'a number >= 0'),
+    ('FeatureDotPenalty.coefficient = 1e999', 'a number >= 0'),
+    ('Subset.fraction = 0', 'a number in (0, 1]'),
+    ('create_minatar_lanes.num_lanes = 0', 'a whole number >= 1'),
+  ],
+)
+def test_a_number_out_of_range_leaves_base_dir_untouched(
+  train_here, tmp_path, binding, wanted
+):
+  base_dir = tmp_path / 'run'
+  with pytest.raises(errors.ConfigError) as raised:
+    train_here(base_dir, binding)
+  message = errors.one_line(raised.value)
+  assert wanted in message
+  if wanted != 'no gin':
+    name = binding.partition(' =')[0].replace('tf.train.', '')
+    assert f'{name} is ' in message
+  assert not base_dir.exists()
+
+
 def empty(folder):
   for path in folder.iterdir():
     path.unlink()

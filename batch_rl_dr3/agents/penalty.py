@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 import tensorflow as tf
 
+from batch_rl_dr3.config import ranges
+
 # Tensors by name, which training carries from step to step.
 State = Mapping[str, tf.Tensor]
 STATELESS: State = {}
@@ -55,11 +57,8 @@ class Penalty(abc.ABC):
   name: str
   moves_next_features = False
 
-  def __init__(self, coefficient: float):
-    if coefficient < 0:
-      raise ValueError(
-        f'{type(self).__name__}.coefficient must be >= 0, got {coefficient}.'
-      )
+  @ranges.checked
+  def __init__(self, coefficient: ranges.NonNegative):
     self.coefficient = coefficient
 
   @abc.abstractmethod

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3.agents import devices, update, value_network, variables
-from batch_rl_dr3.config import dopamine_compat
+from batch_rl_dr3.config import dopamine_compat, ranges
 from batch_rl_dr3.replay import fixed_replay_buffer
 from batch_rl_dr3.replay.store import store as replay_store
 
@@ -43,6 +43,9 @@ _ONLINE_ONLY = frozenset(
 _FEATURE_CHUNK = 256
 
 
+@ranges.checked(
+  gamma=ranges.Share, epsilon_eval=ranges.Share, update_horizon=ranges.Count
+)
 class StoreAgent(dopamine_compat.DQNAgent):
   """Networks, replay and acting of an agent that never writes to its store."""
 
@@ -55,8 +58,8 @@ class StoreAgent(dopamine_compat.DQNAgent):
     sess: tf.compat.v1.Session | None,
     num_actions: int,
     store: replay_store.ReplayStore,
-    seed: int = 0,
-    target_update_period: int = 2000,
+    seed: ranges.Natural = 0,
+    target_update_period: ranges.Count = 2000,
     network: Callable[..., tf.keras.Model] = value_network.NatureNetwork,
     device: devices.Name = 'auto',
     max_device_bytes: int = 8 << 30,

@@ -14,6 +14,7 @@ Four things need care, and all of them are dealt with here and nowhere else:
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import io
 import logging
@@ -24,7 +25,7 @@ from typing import Any
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, ranges
 
 _TESTED_VERSION = '4.1.2'
 _found_version = importlib.metadata.version('dopamine-rl')
@@ -83,7 +84,24 @@ NatureDQNNetwork = atari_lib.NatureDQNNetwork
 create_atari_environment = atari_lib.create_atari_environment
 invalid_range = circular_replay_buffer.invalid_range
 
-for _optimizer in ('AdamOptimizer', 'RMSPropOptimizer'):
+_OPTIMIZER_RANGES = {
+  'learning_rate': ranges.Positive,
+  'epsilon': ranges.Positive,
+  **dict.fromkeys(('beta1', 'beta2', 'decay', 'momentum'), ranges.Share),
+}
+
+
+def _register_optimizer(name: str) -> None:
+  optimizer = getattr(tf.compat.v1.train, name)
+
+  @functools.wraps(optimizer, updated=())
+  def create(*args: Any, **kwargs: Any) -> Any:
+    return optimizer(*args, **kwargs)
+
   gin.external_configurable(
-    getattr(tf.compat.v1.train, _optimizer), module='tf.train'
+    ranges.checked(create, **_OPTIMIZER_RANGES), name=name, module='tf.train'
   )
+
+
+_register_optimizer('AdamOptimizer')
+_register_optimizer('RMSPropOptimizer')

@@ -52,6 +52,7 @@ ALLOWED_REFERENCES = frozenset(
     'DR3CqlSacAgent',
     'EffectiveRankPenalty',
     'FeatureDotPenalty',
+    'FeatureNormPenalty',
     'FixedReplayBuffer',
     'FixedReplayDQNAgent',
     'FixedReplayQRCQLAgent',

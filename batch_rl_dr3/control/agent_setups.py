@@ -11,7 +11,7 @@ from tf_agents.networks import actor_distribution_network
 from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.control import brac_agent, cql_agent, feature_critic, tasks
 
 
@@ -127,14 +127,15 @@ def _arguments(
 
 
 @gin.configurable(denylist=['spaces', 'seed'])
+@ranges.checked
 def create_cql_agent(
   spaces: Spaces,
-  seed: int,
+  seed: ranges.Natural,
   critic_layers: Sequence[int] = (256, 256, 256),
   actor_layers: Sequence[int] = (256, 256, 256),
-  critic_learning_rate: float = 3e-4,
-  actor_learning_rate: float = 1e-4,
-  gamma: float = 0.99,
+  critic_learning_rate: ranges.Positive = 3e-4,
+  actor_learning_rate: ranges.Positive = 1e-4,
+  gamma: ranges.Share = 0.99,
   target_entropy_per_dimension: float = -1.0,
 ) -> cql_agent.DR3CqlSacAgent:
   """Returns a CQL agent; sizes and rates are those of the authors' code.
@@ -164,15 +165,16 @@ def create_cql_agent(
 
 
 @gin.configurable(denylist=['spaces', 'seed'])
+@ranges.checked
 def create_brac_agent(
   spaces: Spaces,
-  seed: int,
+  seed: ranges.Natural,
   critic_layers: Sequence[int] = (300, 300),
   actor_layers: Sequence[int] = (200, 200),
-  critic_learning_rate: float = 1e-3,
-  actor_learning_rate: float = 3e-4,
-  alpha_learning_rate: float = 1e-3,
-  gamma: float = 0.99,
+  critic_learning_rate: ranges.Positive = 1e-3,
+  actor_learning_rate: ranges.Positive = 3e-4,
+  alpha_learning_rate: ranges.Positive = 1e-3,
+  gamma: ranges.Share = 0.99,
 ) -> brac_agent.DR3BracAgent:
   """Returns a BRAC agent; sizes and rates are those of the authors' code.
 

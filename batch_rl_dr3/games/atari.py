@@ -27,7 +27,7 @@ from ale_py import vector_env
 import gin
 import numpy as np
 
-from batch_rl_dr3.config import dopamine_compat, errors
+from batch_rl_dr3.config import dopamine_compat, errors, ranges
 from batch_rl_dr3.games import lanes
 
 _STACK_SIZE = 4
@@ -162,7 +162,8 @@ class LifeLossLanes:
 
 
 @gin.configurable
-def create_atari_lanes(num_lanes: int = 32) -> lanes.Lanes:
+@ranges.checked
+def create_atari_lanes(num_lanes: ranges.Count = 32) -> lanes.Lanes:
   """Returns lanes of the game that Dopamine's gin bindings name.
 
   Bind `atari_lib.create_atari_environment.game_name`, and if need be its
@@ -176,8 +177,6 @@ def create_atari_lanes(num_lanes: int = 32) -> lanes.Lanes:
     ConfigError: if no game is named, if there is no such game, or if the
       bindings ask for PPO preprocessing, old Gym or continuous actions.
   """
-  if num_lanes < 1:
-    raise errors.ConfigError(f'num_lanes is {num_lanes}; it must be >= 1.')
   ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
   environment = _create_dopamine_environment()
   game = _describe(environment)

@@ -13,7 +13,7 @@ from typing import Any
 import gin
 import numpy as np
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.games import lanes
 
 GAMES = ('asterix', 'breakout', 'freeway', 'seaquest', 'space_invaders')
@@ -100,10 +100,11 @@ class MinAtarLanes:
 
 
 @gin.configurable
+@ranges.checked
 def create_minatar_lanes(
   game_name: str = gin.REQUIRED,
-  num_lanes: int = 8,
-  sticky_action_probability: float = 0.1,
+  num_lanes: ranges.Count = 8,
+  sticky_action_probability: ranges.Share = 0.1,
   difficulty_ramping: bool = True,
 ) -> lanes.Lanes:
   """Returns lanes of a MinAtar game; the defaults are MinAtar's.
@@ -121,13 +122,6 @@ def create_minatar_lanes(
     raise errors.ConfigError(
       f'create_minatar_lanes.game_name is {game_name!r}; MinAtar has '
       f'{", ".join(GAMES)}.'
-    )
-  if num_lanes < 1:
-    raise errors.ConfigError(f'num_lanes is {num_lanes}; it must be >= 1.')
-  if not 0.0 <= sticky_action_probability <= 1.0:
-    raise errors.ConfigError(
-      f'sticky_action_probability is {sticky_action_probability}; it must be '
-      'in [0, 1].'
     )
   return MinAtarLanes(
     game_name, num_lanes, sticky_action_probability, difficulty_ramping

@@ -10,7 +10,7 @@ from typing import Any
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.config import errors, progress, signals
+from batch_rl_dr3.config import errors, progress, ranges, signals
 from batch_rl_dr3.control import (
   agent_setups,
   control_data,
@@ -26,6 +26,7 @@ from batch_rl_dr3.training import execution
 @gin.configurable(
   denylist=['base_dir', 'data_path', 'cache_dir', 'seed', 'overwrite']
 )
+@ranges.checked
 class ContinuousRunner:
   """Trains an agent on logged control and evaluates its policy."""
 
@@ -34,28 +35,28 @@ class ContinuousRunner:
     base_dir: str,
     data_path: str,
     cache_dir: str,
-    seed: int = 0,
+    seed: ranges.Natural = 0,
     overwrite: bool = False,
     game: str = gin.REQUIRED,
     create_agent: Callable[..., Any] = gin.REQUIRED,
     data: control_data.ControlData = gin.REQUIRED,
     method: str = gin.REQUIRED,
     dataset: str = gin.REQUIRED,
-    num_iterations: int = 100,
-    num_gradient_steps: int = 20_000,
-    num_evaluation_episodes: int = 10,
-    num_lanes: int = 10,
-    batch_size: int = 256,
-    log_period: int = 5_000,
-    num_metric_batches: int = 4,
-    effective_rank_period: int = 20_000,
-    effective_rank_num_states: int = 2_048,
-    keep_last_checkpoints: int = 4,
-    keep_checkpoint_every: int | None = None,
-    checkpoint_every_minutes: float | None = None,
+    num_iterations: ranges.Count = 100,
+    num_gradient_steps: ranges.Count = 20_000,
+    num_evaluation_episodes: ranges.Natural = 10,
+    num_lanes: ranges.Count = 10,
+    batch_size: ranges.Count = 256,
+    log_period: ranges.Count = 5_000,
+    num_metric_batches: ranges.Count = 4,
+    effective_rank_period: ranges.Count = 20_000,
+    effective_rank_num_states: ranges.Count = 2_048,
+    keep_last_checkpoints: ranges.Count = 4,
+    keep_checkpoint_every: ranges.Count | None = None,
+    checkpoint_every_minutes: ranges.Positive | None = None,
     async_evaluation: bool = False,
-    num_cloning_steps: int = 0,
-    cloning_learning_rate: float = 1e-3,
+    num_cloning_steps: ranges.Natural = 0,
+    cloning_learning_rate: ranges.Positive = 1e-3,
   ):
     """Reads the data and builds the agent.
 
@@ -106,7 +107,6 @@ class ContinuousRunner:
       keep_checkpoint_every,
       checkpoint_every_minutes,
     )
-    self._home = home.open_home(base_dir, cache_dir)
     self._overwrite = overwrite
     self._create_agent = create_agent
     self._num_episodes = num_evaluation_episodes
@@ -123,6 +123,8 @@ class ContinuousRunner:
         f'ContinuousRunner.num_cloning_steps is {num_cloning_steps}, but '
         f'{type(agent).__name__} has no behaviour policy to clone.'
       )
+    # After all that may refuse a binding: it makes the folder.
+    self._home = home.open_home(base_dir, cache_dir)
     self._learner = learner.Learner(
       agent,
       transitions,

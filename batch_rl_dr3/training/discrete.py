@@ -12,7 +12,7 @@ import gin
 import tensorflow as tf
 
 from batch_rl_dr3.agents import offline
-from batch_rl_dr3.config import errors, signals
+from batch_rl_dr3.config import errors, ranges, signals
 from batch_rl_dr3.evaluation import evaluations, evaluator, game_worker
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.games import play
@@ -27,6 +27,7 @@ from batch_rl_dr3.training import agent_sample, execution
 @gin.configurable(
   denylist=['base_dir', 'replay_dir', 'cache_dir', 'seed', 'overwrite']
 )
+@ranges.checked
 class FixedReplayRunner:
   """Trains an agent on logged replay and evaluates it in its game."""
 
@@ -35,25 +36,25 @@ class FixedReplayRunner:
     base_dir: str,
     replay_dir: str | int,
     cache_dir: str,
-    seed: int = 0,
+    seed: ranges.Natural = 0,
     overwrite: bool = False,
     agent: Callable[..., offline.OfflineAgent] = gin.REQUIRED,
     create_lanes: Callable[[], lanes_lib.Lanes] = gin.REQUIRED,
     subset: replay_subset.Subset = gin.REQUIRED,
     method: str = gin.REQUIRED,
     dataset: str = gin.REQUIRED,
-    num_iterations: int = 200,
-    num_gradient_steps: int = 62_500,
-    num_evaluation_agent_steps: int = 125_000,
-    max_agent_steps_per_episode: int = 27_000,
-    log_period: int = 2_500,
-    num_metric_batches: int = 8,
-    effective_rank_period: int = 62_500,
-    effective_rank_num_states: int = 2_048,
-    keep_last_checkpoints: int = 4,
-    keep_checkpoint_every: int | None = None,
-    checkpoint_every_minutes: float | None = None,
-    num_threads: int = 0,
+    num_iterations: ranges.Count = 200,
+    num_gradient_steps: ranges.Count = 62_500,
+    num_evaluation_agent_steps: ranges.Natural = 125_000,
+    max_agent_steps_per_episode: ranges.Count = 27_000,
+    log_period: ranges.Count = 2_500,
+    num_metric_batches: ranges.Count = 8,
+    effective_rank_period: ranges.Count = 62_500,
+    effective_rank_num_states: ranges.Count = 2_048,
+    keep_last_checkpoints: ranges.Count = 4,
+    keep_checkpoint_every: ranges.Count | None = None,
+    checkpoint_every_minutes: ranges.Positive | None = None,
+    num_threads: ranges.Natural = 0,
     async_evaluation: bool = False,
   ):
     """Opens the data and the game, and builds or restores the agent.
@@ -105,7 +106,6 @@ class FixedReplayRunner:
       keep_checkpoint_every,
       checkpoint_every_minutes,
     )
-    self._home = home.open_home(base_dir, cache_dir)
     self._seed = seed
     self._overwrite = overwrite
     self._num_evaluation_agent_steps = num_evaluation_agent_steps
@@ -129,6 +129,8 @@ class FixedReplayRunner:
       stack_size=game.stack_size,
     )
     self._agent = self._build_agent(agent)
+    # After all that may refuse a binding: it makes the folder.
+    self._home = home.open_home(base_dir, cache_dir)
     self._provenance = {
       'method': method,
       'suite': game.suite,

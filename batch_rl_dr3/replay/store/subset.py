@@ -8,12 +8,13 @@ from typing import Any
 
 import gin
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, ranges
 
 RULES = ('all', 'prefix', 'uniform', 'first')
 
 
 @gin.configurable
+@ranges.checked
 @dataclasses.dataclass(frozen=True)
 class Subset:
   """The part of a logged data set that is used.
@@ -40,35 +41,23 @@ class Subset:
   """
 
   rule: str = 'all'
-  fraction: float = 1.0
-  seed: int = 0
+  fraction: ranges.PositiveShare = 1.0
+  seed: ranges.Natural = 0
 
   def __post_init__(self) -> None:
     """Checks the values.
 
     Raises:
-      ConfigError: for an unknown rule or a fraction that is out of range.
+      ConfigError: for an unknown rule, or what contradicts it.
     """
     if self.rule not in RULES:
       raise errors.ConfigError(
         f'Subset.rule is {self.rule!r}; it must be one of {", ".join(RULES)}.'
       )
-    is_number = isinstance(self.fraction, int | float) and not isinstance(
-      self.fraction, bool
-    )
-    if not is_number or not 0 < self.fraction <= 1:
-      raise errors.ConfigError(
-        f'Subset.fraction is {self.fraction!r}; it must be a number above 0 '
-        'and at most 1.'
-      )
     if self.rule == 'all' and self.fraction != 1:
       raise errors.ConfigError(
         f"Subset.rule 'all' contradicts Subset.fraction {self.fraction}; use "
         "'prefix', 'uniform' or 'first'."
-      )
-    if type(self.seed) is not int or self.seed < 0:
-      raise errors.ConfigError(
-        f'Subset.seed is {self.seed!r}; it must be an integer from 0 on.'
       )
     if self.rule != 'uniform' and self.seed:
       raise errors.ConfigError(

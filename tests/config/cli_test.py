@@ -1,0 +1,111 @@
+"""How a command ends, whatever happens to it."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from batch_rl_dr3.config import errors
+
+# A command whose body is in the environment.
+COMMAND = """\
+import os, sys
+from batch_rl_dr3.config import cli, errors
+cli.run(lambda: exec(os.environ['BODY']), 'usage')
+"""
+
+
+def start(body, **kwargs):
+  return subprocess.Popen(
+    [sys.executable, '-c', COMMAND],
+    env={**os.environ, 'BODY': textwrap.dedent(body)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **kwargs,
+  )
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_75_one_line_and_cleans_up(number):
+  process = start("""
+    import time
+    try:
+      print('works', flush=True)
+      time.sleep(30)
+    finally:
+      print('cleaned')
+  """)
+  assert process.stdout.readline() == 'works\n'
+  process.send_signal(number)
+  output, message = process.communicate(timeout=20)
+  assert (process.returncode, output) == (75, 'cleaned\n')
+  assert message == (
+    f'-c: stopped by {number.name}; rerun the same command to resume.\n'
+  )
+
+
+@pytest.mark.parametrize('command', ['report', 'select', 'data', 'sweep'])
+@pytest.mark.parametrize('seconds', [0.08, 0.4])
+def test_a_signal_while_modules_are_imported_is_75(command, seconds, tmp_path):
+  flag = {'data': '--replay_dir', 'sweep': '--runs'}.get(command, '--runs')
+  process = subprocess.Popen(
+    # The interpreter's own start, before any module of ours, is Python's.
+    [sys.executable, '-X', 'importtime', '-m', f'batch_rl_dr3.{command}']
+    + ['info'] * (command == 'data')
+    + ['status'] * (command == 'sweep')
+    + [f'{flag}={tmp_path}'],
+    stderr=subprocess.PIPE,
+    stdout=subprocess.DEVNULL,
+    text=True,
+  )
+  lines = []
+  for line in process.stderr:
+    lines.append(line)
+    if 'batch_rl_dr3.config.signals' in line:
+      break
+  time.sleep(seconds)
+  process.send_signal(signal.SIGINT)
+  rest = [
+    line for line in process.stderr if not line.startswith('import time:')
+  ]
+  assert 'Traceback' not in ''.join(rest)
+  if process.wait(20) == 75:
+    assert rest[-1].endswith(
+      'stopped by SIGINT; rerun the same command to resume.\n'
+    )
+    assert len(rest) == 1
+  else:  # It was faster, and there was nothing to be found.
+    assert process.returncode in (64, 65)
+
+
+def test_a_closed_pipe_ends_quietly():
+  process = start("""
+    for line in range(10**6):
+      print(line)
+  """)
+  assert process.stdout.readline() == '0\n'
+  process.stdout.close()
+  assert process.stderr.read() == ''
+  assert process.wait(20) == 73
+
+
+def test_a_full_disk_is_73_and_says_so():
+  process = start(f"raise OSError({errno.ENOSPC}, 'x', 'runs/a')")
+  _, message = process.communicate(timeout=20)
+  assert process.returncode == 73
+  assert message == '-c: No space left on device (runs/a).\n'
+
+
+def test_an_error_of_gin_can_be_sent_to_another_process():
+  class Made(errors.ConfigError):
+    pass
+
+  error = errors.picklable(Made("x\n  In call to configurable 'y'"))
+  assert type(error) is errors.ConfigError
+  assert str(error) == 'x'
