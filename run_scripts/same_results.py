@@ -24,7 +24,7 @@ import pathlib
 import subprocess
 import sys
 
-_DQN = ['minatar/methods/dqn.gin']
+_DQN = ['minatar/dqn.gin']
 _BACKUPS = ('q_learning', 'td', 'sarsa', 'regression')
 # What is trained, each from one folder of settings: name, gin files, bindings.
 _DISCRETE: dict[str, tuple[list[str], list[str]]] = {
@@ -33,12 +33,12 @@ _DISCRETE: dict[str, tuple[list[str], list[str]]] = {
     for backup in _BACKUPS
   },
   **{
-    method: ([f'minatar/methods/{method}.gin'], [])
+    method: ([f'minatar/{method}.gin'], [])
     for method in ('dqn_dr3', 'rem', 'rem_dr3', 'cql', 'cql_dr3')
   },
-  'cql_raw': (['minatar/methods/cql.gin'], ["open_store.codec='raw'"]),
+  'cql_raw': (['minatar/cql.gin'], ["open_store.codec='raw'"]),
   'label_noise': (
-    ['minatar/methods/cql.gin', 'studies/figure6_cql_label_noise.gin'],
+    ['minatar/cql.gin', 'studies/figure6_cql_label_noise.gin'],
     ['LabelNoiseFeatureDotPenalty.refresh_period=20'],
   ),
   'adaptive': ([*_DQN, 'studies/adaptive_dqn.gin'], []),

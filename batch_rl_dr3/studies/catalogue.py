@@ -1,6 +1,6 @@
 """The studies that train: their runs and what is drawn of them.
 
-A run is a base method of a suite (`<suite>/methods/<base>.gin`) and what the
+A run is a base method of a suite (`atari/methods/<base>.gin`, `minatar/<base>.gin`) and what the
 study changes of it (`studies/<change>.gin`, bindings), so that the same study
 serves MinAtar and Atari.
 """
@@ -40,8 +40,9 @@ class Variant:
       suite: 'minatar' or 'atari'.
       dataset: part of the data, such as '1pct'; None for the suite's own.
     """
+    folder = 'atari/methods' if suite == 'atari' else suite
     return [
-      f'{suite}/methods/{self.base}.gin',
+      f'{folder}/{self.base}.gin',
       *([f'{suite}/datasets/{dataset}.gin'] if dataset else []),
       *([f'studies/{self.change}.gin'] if self.change else []),
     ]
