@@ -1,8 +1,8 @@
 """The studies that train: their runs and what is drawn of them.
 
-A run is a base method of a suite (`atari/methods/<base>.gin`, `minatar/<base>.gin`) and what the
-study changes of it (`studies/<change>.gin`, bindings), so that the same study
-serves MinAtar and Atari.
+A run is a base method of a suite (`atari/methods/<base>.gin` or
+`minatar/<base>.gin`) and what the study changes of it (`studies/<change>.gin`,
+bindings), so that the same study serves MinAtar and Atari.
 """
 
 import dataclasses
