@@ -224,9 +224,9 @@ def info() -> None:
   for line in inspection.table(inspection.summarise(source, FLAGS.stack_size)):
     print(line, flush=True)
   present = source.suffixes()
-  missing = checkpoint_format.missing_suffixes(present)
+  missing = source.missing_suffixes()
   if FLAGS.game is None and missing:
-    print(f'missing in the sequence: {", ".join(map(str, missing))}')
+    print(f'missing: {checkpoint_format.format_suffixes(missing)}')
   elif FLAGS.game is not None:
     for note in expected_files.missing_notes(FLAGS.game, FLAGS.run, present):
       print(note)

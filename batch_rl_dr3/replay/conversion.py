@@ -19,7 +19,7 @@ from batch_rl_dr3.replay.store.segment import Segment
 _FRAMES_PER_UPDATE = 10_000
 
 
-class Episode(NamedTuple):
+class LogEpisode(NamedTuple):
   """One episode of a log, without its padding.
 
   Attributes:
@@ -27,7 +27,8 @@ class Episode(NamedTuple):
       action.
     actions: int32 [T].
     rewards: float32 [T], clipped as they were logged.
-    is_whole: whether it ended in a terminal; else the log breaks off there.
+    is_whole: whether it ended in a terminal; else it was cut by time, or the
+      log breaks off there.
     has_start: whether the log holds its beginning.
   """
 
@@ -38,7 +39,7 @@ class Episode(NamedTuple):
   has_start: bool
 
 
-def episodes(source: Source, stack_size: int) -> Iterator[Episode]:
+def episodes(source: Source, stack_size: int) -> Iterator[LogEpisode]:
   """Yields the episodes of a log in time order.
 
   They go on from file to file where the files follow each other in time. Where
@@ -60,13 +61,17 @@ def episodes(source: Source, stack_size: int) -> Iterator[Episode]:
     if parts and before is not None and not before.is_followed_by(segment):
       yield from _broken_off(parts, stack_size)
       parts = []
+    first_row = 0
+    cut_rows = set(source.cut_rows(suffix))
     for rows in _row_blocks(source, segment):
       start = 0
       for end in np.flatnonzero(rows[3]) + 1:
         parts.append(tuple(element[start:end] for element in rows))
-        yield _join(parts, stack_size, is_whole=True)
+        is_whole = first_row + int(end) - 1 not in cut_rows
+        yield _join(parts, stack_size, is_whole)
         parts, start = [], end
       parts.append(tuple(element[start:] for element in rows))
+      first_row += len(rows[3])
     before = segment
   if parts:
     yield from _broken_off(parts, stack_size)
@@ -102,21 +107,21 @@ def _row_blocks(
 
 def _join(
   parts: list[tuple[npt.NDArray[Any], ...]], stack_size: int, is_whole: bool
-) -> Episode:
+) -> LogEpisode:
   observations, actions, rewards, _ = map(
     np.concatenate, zip(*parts, strict=True)
   )
   num_padding = stack_size - 1
   has_start = not observations[:num_padding].any()
   first = num_padding if has_start else 0
-  return Episode(
+  return LogEpisode(
     observations[first:], actions[first:], rewards[first:], is_whole, has_start
   )
 
 
 def _broken_off(
   parts: list[tuple[npt.NDArray[Any], ...]], stack_size: int
-) -> Iterator[Episode]:
+) -> Iterator[LogEpisode]:
   """Yields the episode in whose middle the log breaks off, if it has a row."""
   episode = _join(parts, stack_size, is_whole=False)
   if len(episode.actions):
@@ -234,7 +239,7 @@ def to_minari(
   return num_episodes
 
 
-def _minari_buffer(episode: Episode, number: int) -> Any:
+def _minari_buffer(episode: LogEpisode, number: int) -> Any:
   from minari.data_collector import EpisodeBuffer
 
   length = len(episode.actions)

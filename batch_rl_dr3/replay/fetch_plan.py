@@ -9,7 +9,7 @@ import dataclasses
 import math
 import time
 
-from batch_rl_dr3.replay.log import checkpoint_format, rlu_source
+from batch_rl_dr3.replay.log import checkpoint_format, rlu
 from batch_rl_dr3.replay.log.source import Source
 from batch_rl_dr3.replay.store import shards, store_build
 from batch_rl_dr3.replay.store.subset import Subset
@@ -72,7 +72,7 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> Estimate:
     DataError: if the log cannot be read.
     ConfigError: if the subset is too small.
   """
-  is_rlu = isinstance(source, rlu_source.RluSource)
+  is_rlu = isinstance(source, rlu.RluSource)
   suffixes = source.suffixes()
   lengths = {
     suffix: _RLU_ROWS if is_rlu else source.header('terminal', suffix).shape[0]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from batch_rl_dr3.replay import fetch_plan
-from batch_rl_dr3.replay.log import rlu_source, sources
+from batch_rl_dr3.replay.log import rlu, sources
 from batch_rl_dr3.replay.store.subset import Subset
 
 GB = 10**9
@@ -75,7 +75,7 @@ def test_words(source):
 
 
 def test_rl_unplugged_is_read_whole_to_count_its_rows(monkeypatch):
-  source = rlu_source.RluSource('memory://x/atari_episodes_ordered/Pong/run_1')
+  source = rlu.RluSource('memory://x/atari_episodes_ordered/Pong/run_1')
   monkeypatch.setattr(source, 'suffixes', lambda: [0, 1])
   monkeypatch.setattr(source, 'num_bytes', lambda suffix: 1000 + suffix)
   plan = fetch_plan.estimate(source, Subset('prefix', 0.01), 4)

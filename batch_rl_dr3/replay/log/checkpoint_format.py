@@ -39,7 +39,8 @@ ELEMENT_DTYPES: dict[str, np.dtype[Any]] = {
 # The number of dimensions of each attribute.
 _ATTRIBUTE_NDIM = {'add_count': 0, 'invalid_range': 1}
 _STORE_PREFIX = '$store$_'
-_FILE_NAME = re.compile(r'(.+)_ckpt\.(\d+)\.gz')
+# Longer numbers are no suffix: all below the largest are looked for.
+_FILE_NAME = re.compile(r'(.+)_ckpt\.(\d{1,6})\.gz')
 
 Header = array_stream.Header
 
@@ -114,6 +115,17 @@ def missing_suffixes(present: Iterable[int]) -> list[int]:
   """
   there = set(present)
   return sorted(set(range(max(there))) - there)
+
+
+def format_suffixes(suffixes: Iterable[int]) -> str:
+  """Returns ascending suffixes in words: [0, 1, 2, 5] as '0-2, 5'."""
+  runs: list[list[int]] = []
+  for suffix in suffixes:
+    if runs and suffix == runs[-1][-1] + 1:
+      runs[-1][1:] = [suffix]
+    else:
+      runs.append([suffix])
+  return ', '.join('-'.join(map(str, run)) for run in runs)
 
 
 def complete_suffixes(location: object, names: Iterable[str]) -> list[int]:

@@ -33,6 +33,9 @@ class Source(Protocol):
       DataError: if there is none, or one lacks a part.
     """
 
+  def missing_suffixes(self) -> list[int]:
+    """Returns the suffixes that should be there and are not."""
+
   def fingerprint(self) -> list[Any]:
     """Returns what changes whenever the data do: JSON values."""
 
@@ -65,6 +68,12 @@ class Source(Protocol):
 
   def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
     """Returns add_count or invalid_range of one file."""
+
+  def cut_rows(self, suffix: int) -> list[int]:
+    """Returns the rows that are marked as terminals but are none.
+
+    Their episodes were cut by time, and the log lacks what came next.
+    """
 
 
 def count_rows(source: Source, suffix: int) -> int:
@@ -114,4 +123,5 @@ def whole_segment(source: Source, suffix: int) -> Segment:
     add_count=add_count,
     invalid_range=source.attribute('invalid_range', suffix).tolist(),
     read_to_end=True,
+    cut_rows=source.cut_rows(suffix),
   )

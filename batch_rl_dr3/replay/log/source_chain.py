@@ -7,12 +7,13 @@ refuses is named in a warning; if all do, one error lists them all.
 
 from collections.abc import Sequence
 import os
+import urllib.parse
 
 from absl import logging
 import gin
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import expected_files, rlu_source, sources
+from batch_rl_dr3.replay.log import expected_files, rlu, sources
 from batch_rl_dr3.replay.log.source import Source
 from batch_rl_dr3.replay.store import store_source
 from batch_rl_dr3.runs.retry import RefusedError
@@ -64,14 +65,24 @@ def make_source(location: str | os.PathLike[str] | Source) -> Source:
   """
   if not isinstance(location, str | os.PathLike):
     return location
-  text = os.fspath(location)
-  if rlu_source.is_location(text):
-    return rlu_source.RluSource(text)
+  text = _without_file_scheme(os.fspath(location))
+  if rlu.is_location(text):
+    return rlu.RluSource(text)
   if '://' in text:
     return sources.FsspecSource(text)
   if store_source.is_store(text):
     return store_source.StoreSource(text)
   return sources.FolderSource(text)
+
+
+def _without_file_scheme(location: str) -> str:
+  """Returns the path that a file:// URL means, anything else as it is."""
+  parts = urllib.parse.urlsplit(location)
+  if parts.scheme != 'file' or parts.netloc not in ('', 'localhost'):
+    return location
+  return urllib.parse.unquote(
+    location.partition('://')[2].removeprefix(parts.netloc)
+  )
 
 
 def open_source(
@@ -128,7 +139,7 @@ def open_run(game: str, run: int) -> Source:
     DataError: if no source gives it.
   """
   source = open_source(default_locations(game, run))
-  if not isinstance(source, rlu_source.RluSource):  # It has other files.
+  if not isinstance(source, rlu.RluSource):  # It has other files.
     notes = expected_files.missing_notes(game, run, source.suffixes())
     for note in notes:
       logging.warning('%s (%s).', note, source.name)

@@ -64,6 +64,14 @@ class LogSource(abc.ABC):
       )
     return suffixes
 
+  def missing_suffixes(self) -> list[int]:
+    """Returns the suffixes that the sequence lacks."""
+    return checkpoint_format.missing_suffixes(self.suffixes())
+
+  def cut_rows(self, suffix: int) -> list[int]:
+    """Returns no rows: the format logs a cut as a terminal."""
+    return []
+
   def fingerprint(self) -> list[Any]:
     """Returns what changes whenever the data do: JSON values."""
     versions = self._versions()

@@ -316,10 +316,14 @@ class ReplayStore:
         "are no Monte-Carlo returns. Use another Subset.rule, such as 'prefix'."
       )
     returns = np.empty(self.num_rows, dtype=np.float32)
+    is_cut = np.zeros(self.num_rows, np.bool_)
+    for segment in self.segments:
+      cut = np.array(segment.cut_rows, np.int64)
+      is_cut[segment.first_row + cut[cut < segment.num_rows]] = True
     for chain in self._chains():
       rows = np.concatenate([segment.rows_in_time() for segment in chain])
       returns[rows] = validity.returns_to_go(
-        self.rewards[rows], self.terminals[rows], gamma
+        self.rewards[rows], self.terminals[rows], gamma, is_cut[rows]
       )
     return returns
 

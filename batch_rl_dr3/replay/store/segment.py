@@ -24,6 +24,8 @@ class Segment:
     read_to_end: whether the file was read whole, checksum included.
     num_drawn: int, transitions drawn from it for a uniform subset, which are
       then all that can be sampled; None of another subset.
+    cut_rows: ints, rows of the file that are marked as terminals although
+      their episodes were cut by time.
   """
 
   suffix: int
@@ -34,6 +36,7 @@ class Segment:
   invalid_range: Sequence[int]
   read_to_end: bool
   num_drawn: int | None = None
+  cut_rows: Sequence[int] = ()
 
   @property
   def is_whole(self) -> bool:
@@ -75,10 +78,14 @@ class Segment:
     around_cursor = validity.cursor_range(
       self.cursor, self.num_rows_in_source, stack_size, update_horizon
     )
+    cut = np.array(self.cut_rows, np.int64)
+    past_cut = (cut[:, np.newaxis] - np.arange(update_horizon)).reshape(-1)
     valid = validity.valid_indices(
       terminals,
       self.add_count if self.is_circular else self.num_rows,
-      np.concatenate([np.array(self.invalid_range, np.int64), around_cursor]),
+      np.concatenate(
+        [np.array(self.invalid_range, np.int64), around_cursor, past_cut]
+      ),
       stack_size,
       update_horizon,
       capacity=self.num_rows_in_source,

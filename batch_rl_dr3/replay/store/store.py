@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import source_chain
+from batch_rl_dr3.replay.log import checkpoint_format, source_chain
 from batch_rl_dr3.replay.log.source import Source
 from batch_rl_dr3.replay.store import (
   shards,
@@ -116,7 +116,7 @@ def open_store(
     logging.warning(
       '%s has no files of suffix %s; what follows is without them.',
       store.manifest['source'],
-      ', '.join(map(str, store.manifest['missing_suffixes'])),
+      checkpoint_format.format_suffixes(store.manifest['missing_suffixes']),
     )
   return store
 

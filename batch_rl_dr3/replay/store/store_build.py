@@ -235,7 +235,6 @@ def _manifest(
     {'files': record['files'], 'content': record['content']}
     for record in records
   ]
-  present = {segment['suffix'] for segment in segments} | set(plan.unused)
   dtypes = {'observation': header.dtype, **checkpoint_format.ELEMENT_DTYPES}
   if subset.is_uniform:
     dtypes |= store_part.TABLE_DTYPES
@@ -258,7 +257,7 @@ def _manifest(
       }
       for name, dtype in dtypes.items()
     },
-    'missing_suffixes': checkpoint_format.missing_suffixes(present),
+    'missing_suffixes': source.missing_suffixes(),
     'unused_suffixes': plan.unused,
     'files': segments,
     'parts': parts,

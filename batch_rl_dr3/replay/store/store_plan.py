@@ -105,6 +105,8 @@ def plan_files(source: Source, subset: Subset, stack_size: int) -> Plan:
       'read_to_end': rows == lengths[suffix],
     }
     del segment['num_drawn']
+    if not whole.cut_rows:  # As in stores that were made before it was known.
+      del segment['cut_rows']
     files.append(FilePlan(segment, num_rows, None, stack_size))
   files = [file for file in files if file.num_held]
   if not files:

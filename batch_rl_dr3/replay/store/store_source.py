@@ -63,6 +63,16 @@ class StoreSource:
     """Returns the suffixes of the files that gave rows."""
     return list(self._segments)
 
+  def missing_suffixes(self) -> list[int]:
+    """Returns the suffixes that the store's log lacked."""
+    missing: list[int] = self._store.manifest['missing_suffixes']
+    return missing
+
+  def cut_rows(self, suffix: int) -> list[int]:
+    """Returns the rows of a file where episodes were cut by time."""
+    segment = self.segment(suffix)
+    return [row for row in segment.cut_rows if row < segment.num_rows]
+
   def fingerprint(self) -> list[Any]:
     """Returns the store's data hash."""
     return [self._store.data_hash]

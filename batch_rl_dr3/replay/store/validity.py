@@ -89,6 +89,7 @@ def returns_to_go(
   rewards: npt.NDArray[np.float32],
   terminals: npt.NDArray[np.uint8],
   gamma: float,
+  is_cut: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.float32]:
   """Returns the discounted sum of rewards from each row to its episode's end.
 
@@ -101,6 +102,7 @@ def returns_to_go(
     rewards: float32 [num_rows], in time order.
     terminals: uint8 [num_rows], 1 where an episode ends.
     gamma: float, the discount of one step.
+    is_cut: bool [num_rows], terminals that are none: the episode was cut there.
 
   Returns:
     float32 [num_rows]; NaN where the episode does not end within the data.
@@ -111,8 +113,9 @@ def returns_to_go(
   returns = np.full(rewards.shape, np.nan, dtype=np.float32)
   start = 0
   for end in np.flatnonzero(terminals) + 1:
-    backwards = rewards[start:end][::-1].astype(np.float64)
-    summed = signal.lfilter([1.0], [1.0, -gamma], backwards)
-    returns[start:end] = summed[::-1]
+    if is_cut is None or not is_cut[end - 1]:
+      backwards = rewards[start:end][::-1].astype(np.float64)
+      summed = signal.lfilter([1.0], [1.0, -gamma], backwards)
+      returns[start:end] = summed[::-1]
     start = end
   return returns

@@ -223,3 +223,12 @@ def test_attributes(log, logs):
   logs.write_array(log / 'invalid_range_ckpt.1.gz', np.zeros(10**6, np.int64))
   with pytest.raises(errors.DataError, match=r'invalid_range_ckpt\.1\.gz'):
     read(log, 'invalid_range', 1)
+
+
+def test_suffixes_in_words():
+  assert checkpoint_format.format_suffixes([]) == ''
+  assert checkpoint_format.format_suffixes([3]) == '3'
+  assert checkpoint_format.format_suffixes([0, 1, 3, 5, 6, 7]) == '0-1, 3, 5-7'
+  # A name that claims a huge number is not of the format.
+  names = checkpoint_format.file_names(10**9)
+  assert checkpoint_format.found_suffixes(names) == set()

@@ -1,4 +1,5 @@
 import logging
+import shutil
 
 import gin
 import pytest
@@ -106,3 +107,12 @@ def test_expected_suffixes():
   for game, run in absent:
     assert expected_files.expected_suffixes(game, run) == list(range(50))
   assert 50 in expected_files.expected_suffixes('IceHockey', 2)
+
+
+def test_a_path_and_its_url_are_one_source(log, tmp_path):
+  copy = shutil.copytree(log, tmp_path / 'a b%20')
+  by_path = source_chain.make_source(copy)
+  for url in (copy.as_uri(), f'file://localhost{copy.as_uri()[7:]}'):
+    by_url = source_chain.make_source(url)
+    assert by_url.name == by_path.name == str(copy)
+    assert by_url.fingerprint() == by_path.fingerprint()

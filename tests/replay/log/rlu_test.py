@@ -2,23 +2,32 @@
 
 import gzip
 import json
+import logging
+import math
 import pathlib
 import shutil
+import sys
 
 import cv2
 import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay import conversion
 from batch_rl_dr3.replay.log import (
   checkpoint_format,
-  rlu_source,
+  rlu,
   source_chain,
   sources,
 )
 from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.store import store
+from batch_rl_dr3.replay.store.subset import Subset
 
-LAYOUTS = ['bucket', 'tfds']
+SHAPE = (12, 10)
+
+# TFDS's version 1.1 has one field of rewards.
+LAYOUTS = ['bucket', 'tfds_1.0', 'tfds_1.1', 'array_record']
 
 
 def _episodes(transitions):
@@ -65,6 +74,9 @@ def _example(steps, layout, checkpoint, number, is_terminal, **changes):
       'steps/is_last': [0] * middle + [1],
       'steps/is_terminal': [0] * middle + [int(is_terminal)],
     }
+  if layout in ('tfds_1.1', 'array_record'):
+    values['steps/reward'] = values.pop('steps/clipped_reward')
+    values['episode_return'] = values.pop('clipped_episode_return')
   values.update(changes)
   example = example_pb2.Example()
   for name, found in values.items():
@@ -78,10 +90,24 @@ def _example(steps, layout, checkpoint, number, is_terminal, **changes):
   return example.SerializeToString()
 
 
-def _write(folder, layout, checkpoint, records, num_checkpoints=2):
-  """Writes one checkpoint; returns where the run is."""
+def _write_records(path, layout, records):
+  if layout == 'array_record':
+    module = pytest.importorskip('array_record.python.array_record_module')
+    writer = module.ArrayRecordWriter(path, 'group_size:1')
+    for record in records:
+      writer.write(record)
+    writer.close()
+    return
   import tensorflow as tf
 
+  options = 'GZIP' if layout == 'bucket' else ''
+  with tf.io.TFRecordWriter(path, options) as writer:
+    for record in records:
+      writer.write(record)
+
+
+def _write(folder, layout, checkpoint, records, num_checkpoints=2):
+  """Writes one checkpoint; returns where the run is."""
   if layout == 'bucket':
     run = folder / 'atari_episodes_ordered' / 'Breakout' / 'run_1'
     path = f'{run}-{checkpoint:05d}-of-{num_checkpoints:05d}'
@@ -91,7 +117,8 @@ def _write(folder, layout, checkpoint, records, num_checkpoints=2):
     name = 'rlu_atari_checkpoints_ordered'
     run = folder / name / 'Breakout_run_1' / '1.1.0'
     run.mkdir(parents=True, exist_ok=True)
-    start = f'{run}/{name}-checkpoint_{checkpoint:02d}.tfrecord'
+    kind = 'array_record' if layout == 'array_record' else 'tfrecord'
+    start = f'{run}/{name}-checkpoint_{checkpoint:02d}.{kind}'
     groups = {
       f'{start}-00000-of-00002': records[:2],
       f'{start}-00001-of-00002': records[2:],
@@ -104,9 +131,7 @@ def _write(folder, layout, checkpoint, records, num_checkpoints=2):
     )
     info.write_text(json.dumps({'splits': splits}))
   for path, group in groups.items():
-    with tf.io.TFRecordWriter(path, 'GZIP' if layout == 'bucket' else '') as w:
-      for record in group:
-        w.write(record)
+    _write_records(path, layout, group)
   return str(run)
 
 
@@ -152,7 +177,7 @@ def _rows(source, name, suffix, num_rows=None):
 
 def test_equals_the_log_of_the_same_play(run, plays, logs, tmp_path):
   source: Source = source_chain.open_source(run)
-  assert isinstance(source, rlu_source.RluSource)
+  assert isinstance(source, rlu.RluSource)
   assert source.suffixes() == [0, 1]
   for suffix, play in enumerate(plays):
     logs.write_log(tmp_path / str(suffix), play, rows_per_file=10_000)
@@ -177,9 +202,9 @@ def test_read_from_the_cloud(cloud, run, layout, proxy):
     folder, end = pathlib.Path(run), ''
   prefix = f'{folder.parent.parent.name}/{folder.parent.name}/{folder.name}'
   url = cloud.upload(folder, prefix) + end
-  source = rlu_source.RluSource(url, endpoint_url=proxy.endpoint)
+  source = rlu.RluSource(url, endpoint_url=proxy.endpoint)
   source.suffixes()
-  expected = rlu_source.RluSource(run)
+  expected = rlu.RluSource(run)
   proxy.faults = {'alt=media': ['flip']}
   np.testing.assert_array_equal(
     _rows(source, 'action', 0), _rows(expected, 'action', 0)
@@ -202,10 +227,10 @@ def test_the_last_step_may_be_a_transition(plays, layout, logs, tmp_path):
   ]
   run = _write(tmp_path, layout, 0, records, 1)
   with pytest.raises(errors.DataError, match="last_step = 'transition'"):
-    rlu_source.RluSource(run).header('action', 0)
+    rlu.RluSource(run).header('action', 0)
   logs.write_log(tmp_path / 'log', plays[0], rows_per_file=10_000)
   log = sources.FolderSource(tmp_path / 'log')
-  source = rlu_source.RluSource(run, last_step='transition')
+  source = rlu.RluSource(run, last_step='transition')
   for name in checkpoint_format.ELEMENTS:
     np.testing.assert_array_equal(_rows(source, name, 0), _rows(log, name, 0))
 
@@ -218,21 +243,40 @@ def test_a_cut_episode_is_never_sampled_at_its_end(plays, layout, tmp_path):
     )
     for number in range(3)
   ]
-  source = rlu_source.RluSource(_write(tmp_path, layout, 0, records, 1))
-  # 3 + 9 rows, 3 + 10 rows of which the last is cut, 3 + 9 rows.
-  assert np.flatnonzero(_rows(source, 'terminal', 0)).tolist() == [11, 24, 36]
-  assert source.attribute('invalid_range', 0).tolist() == [36, 0, 1, 2, 3, 24]
+  source = rlu.RluSource(_write(tmp_path, layout, 0, records, 1))
+  # 3 + 9 rows each. The last step of the second is only an observation: its
+  # action must not be anybody's next action, so its row is not there.
+  assert np.flatnonzero(_rows(source, 'terminal', 0)).tolist() == [11, 23, 35]
+  assert source.attribute('invalid_range', 0).tolist() == [35, 0, 1, 2, 3, 23]
+  actions = [t.action for t in plays[0][:9]]
+  assert _rows(source, 'action', 0)[15:24].tolist() == actions
+  opened = store.open_store(
+    source, tmp_path / 'cache', Subset('all'), SHAPE, 6, 4
+  )
+  returns = opened.returns_to_go(0.5)
+  assert np.isfinite(returns[:12]).all()
+  assert np.isnan(returns[12:24]).all()
+  assert np.isfinite(returns[24:]).all()
+  assert 22 in opened.valid_indices(1)
+  assert 23 not in opened.valid_indices(1)
+  # Two steps from row 22 lead past what is known; so do three from row 21.
+  assert not {22, 23} & set(opened.valid_indices(2).tolist())
+  assert not {21, 22, 23} & set(opened.valid_indices(3).tolist())
+  whole = [e.is_whole for e in conversion.episodes(source, 4)]
+  assert whole == [True, False, True]
 
 
 def test_what_is_assumed_is_checked(plays, layout, tmp_path):
   steps = _with_last_observation(plays[0][:5])
-  clipped = 'steps/clipped_reward' if layout == 'tfds' else 'clipped_rewards'
-  actions = 'steps/action' if layout == 'tfds' else 'actions'
-  frames = 'steps/observation' if layout == 'tfds' else 'observations'
+  is_bucket = layout == 'bucket'
+  actions = 'actions' if is_bucket else 'steps/action'
+  frames = 'observations' if is_bucket else 'steps/observation'
+  is_1_1 = layout in ('tfds_1.1', 'array_record')
+  clipped = 'clipped_rewards' if is_bucket else 'steps/clipped_reward'
+  rewards = 'steps/reward' if is_1_1 else clipped
+  stated = 'episode_return' if is_1_1 else 'clipped_episode_return'
   wrong = {
-    'sum up': [
-      _example(steps, layout, 0, 0, True, clipped_episode_return=[9.0])
-    ],
+    'sum up': [_example(steps, layout, 0, 0, True, **{stated: [9.0]})],
     'outside': [_example(steps, layout, 0, 0, True, **{clipped: [2.0] * 6})],
     'mixes': [_example(steps, layout, n, n, True) for n in range(3)],
     'order': [_example(steps, layout, 0, 3 - n, True) for n in range(3)],
@@ -242,11 +286,17 @@ def test_what_is_assumed_is_checked(plays, layout, tmp_path):
     ],
     'without': [b''],
     'no tf.train': [b'\xff\xff'],
+    'no number': [
+      _example(steps, layout, 0, 0, True, **{rewards: [math.nan] * 6})
+    ],
+    'is shuffled': [_example(steps, layout, 0, 0, True, o_t=[b''])],
   }
+  if is_1_1:
+    del wrong['outside']  # It has no field of clipped rewards.
   for number, (problem, records) in enumerate(wrong.items()):
     run = _write(tmp_path / str(number), layout, 0, records, 1)
     with pytest.raises(errors.DataError, match=problem):
-      rlu_source.RluSource(run).header('action', 0)
+      rlu.RluSource(run).header('action', 0)
 
 
 def test_a_missing_part_is_named(run, layout, tmp_path):
@@ -254,9 +304,9 @@ def test_a_missing_part_is_named(run, layout, tmp_path):
     pytest.skip('one file per checkpoint')
   copy = tmp_path / 'rlu_atari_checkpoints_ordered' / 'x'
   shutil.copytree(run, copy)
-  next(pathlib.Path(copy).glob('*checkpoint_01*00000-of*')).unlink()
+  next(copy.glob('*checkpoint_01*00000-of*')).unlink()
   with pytest.raises(errors.DataError, match='lacks parts of checkpoint 1'):
-    rlu_source.RluSource(str(copy)).suffixes()
+    rlu.RluSource(str(copy)).suffixes()
 
 
 def test_without_stated_lengths_nothing_is_trusted(run, layout, tmp_path):
@@ -270,7 +320,7 @@ def test_without_stated_lengths_nothing_is_trusted(run, layout, tmp_path):
     else:
       (copy / 'dataset_info.json').write_bytes(wrong)
     with pytest.raises(errors.DataError, match=r'dataset_info\.json'):
-      rlu_source.RluSource(str(copy)).header('action', 0)
+      rlu.RluSource(str(copy)).header('action', 0)
 
 
 def test_damaged_bytes_never_give_wrong_rows(run, layout, tmp_path):
@@ -280,7 +330,7 @@ def test_damaged_bytes_never_give_wrong_rows(run, layout, tmp_path):
   location = str(copy / 'run_1') if layout == 'bucket' else str(copy)
   path = sorted(copy.glob('*-00000-of-*'))[0]
   content = path.read_bytes()
-  expected = _rows(rlu_source.RluSource(run), 'observation', 0)
+  expected = _rows(rlu.RluSource(run), 'observation', 0)
   rng = np.random.default_rng(0)
   damages = [content[:n] for n in rng.integers(len(content), size=15)]
   damages += [content[:12], content[:5], b'', content + b'x']
@@ -294,13 +344,127 @@ def test_damaged_bytes_never_give_wrong_rows(run, layout, tmp_path):
   for damaged in damages:
     path.write_bytes(damaged)
     try:
-      rows = _rows(rlu_source.RluSource(location), 'observation', 0)
+      rows = _rows(rlu.RluSource(location), 'observation', 0)
       np.testing.assert_array_equal(rows, expected)
     except errors.DataError:
       num_refused += 1
-  assert num_refused > 0.9 * len(damages)
+  # Most of a small ArrayRecord file is padding.
+  assert num_refused > (0.3 if layout == 'array_record' else 0.9) * len(damages)
 
 
 def test_unknown_reading():
   with pytest.raises(errors.ConfigError, match='last_step'):
-    rlu_source.RluSource('gs://x/run_1', last_step='both')
+    rlu.RluSource('gs://x/run_1', last_step='both')
+
+
+def test_unclipped_rewards_are_clipped(plays, tmp_path):
+  steps = _with_last_observation(plays[0][:9])
+  raw = [7.0 * reward for _, _, reward in steps]
+  changes = {'steps/reward': raw, 'episode_return': [sum(raw)]}
+  record = _example(steps, 'tfds_1.1', 0, 0, True, **changes)
+  source = rlu.RluSource(_write(tmp_path, 'tfds_1.1', 0, [record], 1))
+  expected = np.clip(raw[:-1], -1, 1)
+  assert _rows(source, 'reward', 0)[3:].tolist() == expected.tolist()
+
+
+def test_what_a_partial_download_lacks_is_named(run, layout, tmp_path, caplog):
+  if layout == 'bucket':
+    folder = tmp_path / 'atari_episodes_ordered'
+    folder.mkdir()
+    for suffix, name in ((0, '00000'), (3, '00001')):
+      path = f'{run}-{name}-of-00002'
+      shutil.copy(path, folder / f'run_1-{suffix:05d}-of-00005')
+    source = rlu.RluSource(str(folder / 'run_1'))
+    assert source.missing_suffixes() == [1, 2, 4]
+    shutil.copy(path, folder / 'run_1-00004-of-00007')
+    with pytest.raises(errors.DataError, match='others 7'):
+      rlu.RluSource(str(folder / 'run_1')).suffixes()
+    (folder / 'run_1-00004-of-00007').unlink()
+    missing = '1-2, 4'
+  else:
+    folder = tmp_path / 'rlu_atari_checkpoints_ordered' / 'x'
+    shutil.copytree(run, folder)
+    for path in folder.glob('*checkpoint_01*'):
+      path.unlink()
+    source = rlu.RluSource(str(folder))
+    assert source.missing_suffixes() == [1]
+    missing = '1'
+  with caplog.at_level(logging.WARNING):
+    store.open_store(source, tmp_path / 'cache', Subset('all'), SHAPE, 6, 4)
+  assert f'no files of suffix {missing};' in caplog.text
+
+
+def test_which_runs_there_are_is_said(run, layout, tmp_path):
+  if layout != 'bucket':
+    pytest.skip('a folder is one run')
+  folder = pathlib.Path(run).parent
+  with pytest.raises(errors.DataError, match=f'holds run_1. Name .*{run}'):
+    source_chain.make_source(str(folder)).suffixes()
+  with pytest.raises(errors.DataError, match='holds run_1'):
+    rlu.RluSource(str(folder / 'run_7')).suffixes()
+  # It is known by its files, whatever the folder is called.
+  shutil.copytree(folder, tmp_path / 'Breakout')
+  source = source_chain.make_source(str(tmp_path / 'Breakout' / 'run_1'))
+  assert source.suffixes() == [0, 1]
+
+
+@pytest.mark.parametrize(
+  'url',
+  [
+    'gs://rl_unplugged/atari/Pong',
+    'gs://rl_unplugged/atari/Pong/run_1',
+    'gs://rl_unplugged/atari_episodes/Pong/run_1',
+    'gs://tfds-data/datasets/rlu_atari/Pong_run_1/1.1.0',
+  ],
+)
+def test_shuffled_data_are_refused(url):
+  with pytest.raises(errors.DataError, match=r'is shuffled.*_ordered'):
+    source_chain.make_source(url).suffixes()
+
+
+def test_a_path_and_its_url_are_one(run, layout, tmp_path):
+  if layout == 'array_record':
+    pytest.skip('as tfds_1.1')
+  folder = pathlib.Path(run).parent
+  shutil.copytree(folder, tmp_path / 'a b' / folder.name)
+  copy = tmp_path / 'a b' / folder.name / pathlib.Path(run).name
+  by_path = source_chain.make_source(str(copy))
+  by_url = source_chain.make_source(copy.as_uri())
+  assert '%20' in copy.as_uri()
+  assert by_url.name == by_path.name == str(copy)
+  assert by_url.fingerprint() == by_path.fingerprint()
+
+
+def test_without_its_reader_array_record_is_named(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'array_record.python', None)
+  folder = tmp_path / 'rlu_atari_checkpoints_ordered' / 'x'
+  folder.mkdir(parents=True)
+  name = 'rlu_atari_checkpoints_ordered-checkpoint_00.array_record'
+  (folder / f'{name}-00000-of-00001').write_bytes(b'x')
+  info = {'splits': [{'name': 'checkpoint_00', 'shardLengths': ['1']}]}
+  (folder / 'dataset_info.json').write_text(json.dumps(info))
+  source = source_chain.make_source(str(folder))
+  assert source.suffixes() == [0]
+  with pytest.raises(errors.ConfigError, match=r'ArrayRecord.*tfds convert'):
+    source.header('action', 0)
+
+
+def test_a_prefix_in_the_cloud_costs_little(cloud, tmp_path, proxy):
+  rng = np.random.default_rng(0)
+  frames = rng.integers(0, 256, (8, 400, 400), np.uint8)
+  steps = [(frame, 0, 0.0) for frame in frames]
+  records = [_example(steps, 'bucket', 0, n, True) for n in range(20)]
+  run = _write(tmp_path, 'bucket', 0, records, 1)
+  url = cloud.upload(
+    pathlib.Path(run).parent, 'cost/atari_episodes_ordered/Breakout'
+  )
+  source = rlu.RluSource(f'{url}/run_1', endpoint_url=proxy.endpoint)
+  num_rows = source.header('action', 0).shape[0]
+  size = source.num_bytes(0)
+  assert size > 20 << 20
+  before = source.num_bytes_read
+  got = _rows(source, 'observation', 0, 20)
+  assert source.num_bytes_read - before < size / 2
+  assert num_rows == 20 * (3 + 7)
+  np.testing.assert_array_equal(got[3:10], frames[:7])
+  np.testing.assert_array_equal(got[13:20], frames[:7])
