@@ -230,12 +230,11 @@ def _array_records(path: str, name: str) -> Iterator[bytes]:
 
 def _parse(record: bytes, layout: _Layout, name: str) -> RluEpisode:
   """Returns the episode in a serialised tf.train.Example."""
-  from google.protobuf import message  # type: ignore[import-untyped]
   from tensorflow.core.example import example_pb2
 
   try:
     features = example_pb2.Example.FromString(record).features.feature
-  except message.DecodeError as error:
+  except Exception as error:  # protobuf's DecodeError; it has no types.
     raise errors.DataError(
       f'{name} holds a record that is no tf.train.Example.'
     ) from error
