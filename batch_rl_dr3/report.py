@@ -53,11 +53,11 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from batch_rl_dr3.config import cli, errors
-from batch_rl_dr3.reporting import preset
+from batch_rl_dr3.reporting import study as study_lib
 from batch_rl_dr3.runs import run_directory, run_globs
 
 if TYPE_CHECKING:
-  from batch_rl_dr3.reporting import run_cache
+  from batch_rl_dr3.reporting import run_reader
 
 FLAGS = flags.FLAGS
 
@@ -130,7 +130,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     'preset',
     None,
-    list(preset.NAMES),
+    list(study_lib.NAMES),
     'Study that the runs are taken for (default: each game and data set on '
     'its own).',
   )
@@ -168,11 +168,11 @@ def define_flags() -> None:
   )
 
 
-def _open_cache() -> 'run_cache.RunCache | None':
+def _open_cache() -> 'run_reader.RunCache | None':
   """Returns the cache, None if there is to be none or it cannot be written."""
   if not FLAGS.cache_dir:
     return None
-  from batch_rl_dr3.reporting import run_cache
+  from batch_rl_dr3.reporting import run_reader
 
   folder = os.path.join(FLAGS.cache_dir, 'runs')
   try:
@@ -183,7 +183,7 @@ def _open_cache() -> 'run_cache.RunCache | None':
       file=sys.stderr,
     )
     return None
-  return run_cache.RunCache(folder)
+  return run_reader.RunCache(folder)
 
 
 def main() -> None:
@@ -193,23 +193,18 @@ def main() -> None:
       "no runs given: name them, such as --runs='runs/quickstart/*'."
     )
   # Imported here so that --help and usage errors are instant.
-  from batch_rl_dr3.reporting import (
-    intervals,
-    page,
-    reference,
-    scores,
-  )
+  from batch_rl_dr3.reporting import page, reference, run_reader, statistics
 
   options = page.Options(
     preset=FLAGS.preset,
     normalisation=reference.Normalisation(FLAGS.normalisation),
-    bootstrap=intervals.Bootstrap(FLAGS.num_resamples, FLAGS.seed),
+    bootstrap=statistics.Bootstrap(FLAGS.num_resamples, FLAGS.seed),
     allow_mixed=FLAGS.allow_mixed,
     cache=_open_cache(),
     # A process with a server's threads in it must not fork.
     num_processes=1 if FLAGS.serve is not None else FLAGS.num_processes,
   )
-  view = run_globs.RunGlobs(FLAGS.runs, FLAGS.cache_dir, scores.CONTENTS)
+  view = run_globs.RunGlobs(FLAGS.runs, FLAGS.cache_dir, run_reader.CONTENTS)
   if view.is_remote and not (FLAGS.output_dir and FLAGS.cache_dir):
     raise errors.UsageError(
       '--output_dir and --cache_dir are needed for runs in a bucket.'

@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 
 from batch_rl_dr3.config import cli, errors
-from batch_rl_dr3.reporting import scores, selection, selection_rules, table
+from batch_rl_dr3.reporting import run_reader, selection, tables
 from batch_rl_dr3.runs import run_directory, run_globs
 
 FLAGS = flags.FLAGS
@@ -55,7 +55,7 @@ def define_flags() -> None:
   flags.DEFINE_multi_enum(
     'rule',
     [],
-    [rule.name for rule in selection_rules.RULES],
+    [rule.name for rule in selection.RULES],
     'Only this rule. Repeat the flag for several.',
   )
   flags.DEFINE_integer(
@@ -75,7 +75,7 @@ def usage() -> str:
       initial_indent=f'  {rule.name:16}  ',
       subsequent_indent=' ' * 20,
     )
-    for rule in selection_rules.RULES
+    for rule in selection.RULES
   )
   return str(__doc__).format(rules=rules)
 
@@ -102,8 +102,8 @@ def select(
   """
   view = run_globs.RunGlobs(patterns, cache_dir, selection.CONTENTS)
   view.refresh()
-  collection = scores.load(view.patterns)
-  rules = [r for r in selection_rules.RULES if not names or r.name in names]
+  collection = run_reader.load(view.patterns)
+  rules = [r for r in selection.RULES if not names or r.name in names]
   ranked = selection.ranking(collection, rules)
   ranked['folder'] = ranked['folder'].map(view.name_of)
   outcomes = selection.outcomes(collection, rules)
@@ -112,7 +112,7 @@ def select(
       'nothing to rank: a run needs two whole checkpoints, or two evaluations '
       f'that differ, and metrics.csv; none of {len(collection.runs)} has them.'
     )
-  measured = selection.table(collection, outcomes)
+  measured = selection.worth(collection, outcomes)
   if output is not None:
     _write(output, ranked, outcomes, measured, rules)
   print(_text(selection.choices(ranked, top)))
@@ -136,7 +136,7 @@ def select(
     print(textwrap.fill(measured.caption, 80))
 
 
-def _text(made: table.Table) -> str:
+def _text(made: tables.Table) -> str:
   if not made.cells:
     return made.empty
   headings = [column.heading for column in made.shown]
@@ -147,8 +147,8 @@ def _write(
   output: str,
   ranked: pd.DataFrame,
   outcomes: pd.DataFrame,
-  measured: table.Table,
-  rules: Sequence[selection_rules.Rule],
+  measured: tables.Table,
+  rules: Sequence[selection.Rule],
 ) -> None:
   if output.endswith('.csv'):
     text = ranked.to_csv(index=False, lineterminator='\n')

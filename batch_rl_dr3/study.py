@@ -48,7 +48,8 @@ from batch_rl_dr3.studies import catalogue
 if TYPE_CHECKING:
   import pandas as pd
 
-  from batch_rl_dr3.reporting import figure
+  from batch_rl_dr3.reporting import figures
+
 
 FLAGS = flags.FLAGS
 
@@ -176,7 +177,7 @@ def _last(run: pathlib.Path) -> str:
 
 
 def write(
-  output_dir: pathlib.Path, drawn: 'figure.Figure', table: 'pd.DataFrame'
+  output_dir: pathlib.Path, drawn: 'figures.Figure', table: 'pd.DataFrame'
 ) -> None:
   """Writes a study's figure and table, and says where.
 
@@ -202,7 +203,7 @@ def _output_dir() -> pathlib.Path:
 
 
 def _run_training_study(study: catalogue.Study) -> None:
-  from batch_rl_dr3.reporting import scores
+  from batch_rl_dr3.reporting import run_reader
   from batch_rl_dr3.studies import trained
 
   output_dir = _output_dir()
@@ -222,7 +223,7 @@ def _run_training_study(study: catalogue.Study) -> None:
       FLAGS.gin_bindings,
       FLAGS.cache_dir,
     )
-  collection = scores.load(
+  collection = run_reader.load(
     [f'{output_dir}/*/*/seed*'], quantities=study.quantities
   )
   write(
@@ -248,12 +249,12 @@ def _run_figure_a2() -> None:
     )
   frameworks.import_tensorflow(announce=True)
   from batch_rl_dr3.evaluation import evaluation_targets
-  from batch_rl_dr3.reporting import figure as figure_lib
+  from batch_rl_dr3.reporting import figures
   from batch_rl_dr3.studies import reinitialisation
 
   folders, _ = evaluation_targets.find(FLAGS.runs)
   measured = reinitialisation.measure(folders)
-  drawn = figure_lib.make(
+  drawn = figures.make(
     'figure_a2',
     'Layers set back',
     'Dotted: the return of the unchanged checkpoint.',

@@ -10,7 +10,7 @@ import pytest
 
 from batch_rl_dr3 import select
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import selection_rules
+from batch_rl_dr3.reporting import selection
 
 
 def _command(*flags, cwd):
@@ -152,7 +152,7 @@ def test_help_explains_every_rule(runs):
   result = _command('--help', cwd=runs)
   assert result.returncode == 0
   text = ' '.join(result.stdout.split())
-  for rule in selection_rules.RULES:
+  for rule in selection.RULES:
     assert f' {rule.name} {rule.choice} ({rule.source})' in text
   for flag in ('--runs', '--rule', '--top', '--output'):
     assert flag in result.stdout

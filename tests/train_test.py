@@ -15,7 +15,7 @@ import pytest
 
 from batch_rl_dr3 import select, train
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import live_runs, selection_rules
+from batch_rl_dr3.reporting import live_runs, selection
 from batch_rl_dr3.runs import run_directory
 
 
@@ -121,7 +121,7 @@ def test_what_a_run_leaves_can_be_ranked_and_shown(
   lines = capsys.readouterr().out.split('\n\n')[0].splitlines()
   ranked = [line.split()[:3] for line in lines[1:]]
   assert [rule for _, rule, _ in ranked] == [
-    rule.name for rule in selection_rules.RULES
+    rule.name for rule in selection.RULES
   ]
   assert {checkpoint for _, _, checkpoint in ranked} <= {'0', '1'}
   (shown,) = live_runs.LiveRuns([str(tmp_path / 'run')]).snapshot()['runs']

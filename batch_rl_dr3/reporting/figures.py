@@ -1,17 +1,285 @@
-"""Figures: return, TD loss, dot product and rank over gradient steps."""
+"""What a figure is, and how every figure here looks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Collection as Container
 import dataclasses
 import functools
+import io
 from typing import Any
 
 from matplotlib import axes as mpl_axes
+from matplotlib import colors, style, ticker
 from matplotlib import figure as mpl_figure
+from matplotlib.backends import backend_agg
 import numpy as np
 from numpy import typing as npt
+import pandas as pd
+from PIL import Image
 
-from batch_rl_dr3.reporting import curves, methods, scores
-from batch_rl_dr3.reporting import figure as figure_lib
+from batch_rl_dr3.reporting import methods, run_reader
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_HUES = {'dqn': '#0072B2', 'rem': '#D55E00', 'cql': '#009E73'}
+_MORE_HUES = ('#CC79A7', '#E69F00', '#56B4E9', '#555555')
+# Above this ratio of its ends, a logarithmic axis has powers of ten as ticks.
+_NARROW_LOG_SPAN = 300.0
+_DPI = 160
+_NUM_COLORS = 128
+_STYLE: dict[str, Any] = {
+  'font.size': 9,
+  'axes.titlesize': 10,
+  'axes.titleweight': 'bold',
+  'axes.titlelocation': 'left',
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.edgecolor': '#888888',
+  'axes.grid': True,
+  'grid.color': '#e6e6e6',
+  'grid.linewidth': 0.6,
+  'legend.frameon': False,
+  'axes.formatter.useoffset': False,
+  # Text stays text in PDF files.
+  'pdf.fonttype': 42,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Figure:
+  """A figure, for wide and for narrow screens and for paper.
+
+  Attributes:
+    name: of the files.
+    title: above it.
+    caption: what is drawn, and what was done to it.
+    wide: PNG, for at least 600 pixels.
+    narrow: PNG, for a phone.
+    pdf: what `wide` shows.
+  """
+
+  name: str
+  title: str
+  caption: str
+  wide: bytes
+  narrow: bytes
+  pdf: bytes
+
+
+def make(
+  name: str,
+  title: str,
+  caption: str,
+  draw: Callable[[bool], mpl_figure.Figure],
+) -> Figure:
+  """Returns a figure that `draw` draws, given whether it is a narrow one."""
+  with style.context(_STYLE):
+    figure = draw(False)
+    wide = _png(figure)
+    # Its panels are in their places: to find them again takes half the time.
+    figure.set_layout_engine('none')
+    pdf = _pdf(figure)
+    narrow = _png(draw(True))
+  return Figure(name, title, caption, wide, narrow, pdf)
+
+
+def _png(figure: mpl_figure.Figure) -> bytes:
+  """Returns a PNG of few colours, a quarter of the size of one of many."""
+  figure.set_dpi(_DPI)
+  canvas: Any = backend_agg.FigureCanvasAgg(figure)
+  canvas.draw()
+  drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+  buffer = io.BytesIO()
+  drawn.quantize(_NUM_COLORS, Image.Quantize.FASTOCTREE).save(buffer, 'png')
+  return buffer.getvalue()
+
+
+def _pdf(figure: mpl_figure.Figure) -> bytes:
+  buffer = io.BytesIO()
+  # Without date and version, equal figures are equal files.
+  metadata = {'CreationDate': None, 'Producer': None}
+  figure.savefig(buffer, format='pdf', metadata=metadata)
+  return buffer.getvalue()
+
+
+def line_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+  """Returns one style per method: a hue per base, solid and dark with DR3."""
+  bases = dict.fromkeys(methods.base_of(name) for name in names)
+  others = [base for base in bases if base not in _HUES]
+  hues = _HUES | {
+    base: _MORE_HUES[i % len(_MORE_HUES)] for i, base in enumerate(others)
+  }
+  return {
+    name: _line_style(name, hues[methods.base_of(name)]) for name in names
+  }
+
+
+def _lighter(color: str) -> tuple[float, ...]:
+  """Returns the colour mixed with white; its hue stays."""
+  return tuple(0.62 * part + 0.38 for part in colors.to_rgb(color))
+
+
+def _line_style(method: str, hue: str) -> dict[str, Any]:
+  if methods.has_dr3(method):
+    return {
+      'color': hue,
+      'linestyle': '-',
+      'linewidth': 1.9,
+      'zorder': 3.0,
+    }
+  return {
+    'color': _lighter(hue),
+    'linestyle': (0, (4, 1.5)),
+    'linewidth': 1.6,
+    'markerfacecolor': 'white',
+    'zorder': 2.5,
+  }
+
+
+def set_steps_axis(axes: mpl_axes.Axes, num_ticks: int = 6) -> None:
+  """Labels the x axis as gradient steps, in thousands or millions."""
+  axes.set_xlabel('gradient steps')
+  axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(num_ticks))
+
+
+def set_log_scale(axes: mpl_axes.Axes) -> None:
+  """Makes the y axis logarithmic, its ticks few enough to be read."""
+  axes.set_yscale('log')
+  low, high = axes.get_ylim()
+  narrow = high / low < _NARROW_LOG_SPAN
+  axes.yaxis.set_major_locator(
+    ticker.LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=8)
+  )
+  axes.yaxis.set_major_formatter(
+    ticker.StrMethodFormatter('{x:g}')
+    if narrow
+    else ticker.LogFormatterSciNotation()
+  )
+  axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def add_legend(
+  figure: mpl_figure.Figure, names: Sequence[str], num_columns: int
+) -> None:
+  """Puts one legend above all panels: each method that is drawn, in order."""
+  handles: dict[str, Any] = {}
+  for axes in figure.axes:
+    lines, labels = axes.get_legend_handles_labels()
+    handles |= dict(zip(labels, lines, strict=True))
+  labels = [methods.display_name(name) for name in names]
+  labels = [label for label in labels if label in handles]
+  figure.legend(
+    [handles[label] for label in labels],
+    labels,
+    # Outside of the panels only where these are placed around it.
+    loc='outside upper center'
+    if figure.get_layout_engine()
+    else 'upper center',
+    ncols=min(num_columns, max(1, len(labels))),
+    handlelength=2.6,
+  )
+
+
+def say_not_measured(axes: mpl_axes.Axes) -> None:
+  """Says in an empty panel that it is empty for want of data."""
+  axes.set_yticks([])
+  axes.text(
+    0.5,
+    0.5,
+    'not measured',
+    transform=axes.transAxes,
+    ha='center',
+    color='#666666',
+  )
+
+
+Replicate = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curve:
+  """A quantity at the gradient steps at which every seed has it.
+
+  A mean over seeds that come and go would jump for that reason alone, so a
+  step that one seed lacks is left out.
+
+  Attributes:
+    steps: int64 [T], gradient steps, rising.
+    values: float64 [S, T], one row per seed; NaN where not finite.
+    replicates: the logged run and the seed of each row.
+  """
+
+  steps: npt.NDArray[np.int64]
+  values: npt.NDArray[np.float64]
+  replicates: tuple[Replicate, ...]
+
+  @property
+  def num_seeds(self) -> int:
+    """How many runs the curve is made of."""
+    return len(self.replicates)
+
+  @property
+  def mean(self) -> npt.NDArray[np.float64]:
+    """Float64 [T], over seeds; NaN where any seed is not finite."""
+    return np.asarray(self.values.mean(axis=0))
+
+  @property
+  def last(self) -> float:
+    """The mean at the last step, NaN if there is none."""
+    return float(self.mean[-1]) if self.steps.size else float('nan')
+
+  @property
+  def last_step(self) -> int | None:
+    """The last step, None if there is none."""
+    return int(self.steps[-1]) if self.steps.size else None
+
+
+def curve_of(
+  collection: run_reader.Collection,
+  setting: run_reader.Setting,
+  method: str,
+  quantity: str,
+  replicates: Container[Replicate] | None = None,
+) -> Curve:
+  """Returns a quantity of a method over gradient steps.
+
+  Args:
+    collection: the runs.
+    setting: which game and data set.
+    method: which method.
+    quantity: one of `scores.METRICS`, or `scores.RETURN`.
+    replicates: only these logged runs and seeds; None for all.
+
+  Returns:
+    The curve, without the seeds that have no value at all.
+  """
+  series: dict[Replicate, pd.Series] = {}
+  for run in collection.select(setting, method):
+    values = run.series(quantity)
+    if len(values) and (replicates is None or run.replicate in replicates):
+      series[run.replicate] = values
+  if not series:
+    return Curve(np.zeros(0, np.int64), np.zeros((0, 0)), ())
+  steps = np.asarray(
+    sorted(set.intersection(*(set(s.index) for s in series.values()))),
+    np.int64,
+  )
+  values = np.stack([s.reindex(steps).to_numpy(float) for s in series.values()])
+  values = np.where(np.isfinite(values), values, np.nan)
+  return Curve(steps, values, tuple(series))
+
+
+def at_last_common_step(a: Curve, b: Curve) -> tuple[int, float, float] | None:
+  """Returns the last step that both curves have, and their means there."""
+  common = np.intersect1d(a.steps, b.steps)
+  if not common.size:
+    return None
+  step = common[-1]
+  return (
+    int(step),
+    float(a.mean[a.steps == step][0]),
+    float(b.mean[b.steps == step][0]),
+  )
+
 
 # Points beyond which raw lines hide each other, and a running mean is drawn.
 MAX_RAW_POINTS = 200
@@ -41,12 +309,17 @@ class Panel:
 
 
 PANELS = (
-  Panel(scores.RETURN, 'Return', 'points per episode', False),
-  Panel(scores.TD_LOSS, 'TD loss', 'loss, mean over a data sample', True),
+  Panel(run_reader.RETURN, 'Return', 'points per episode', False),
+  Panel(run_reader.TD_LOSS, 'TD loss', 'loss, mean over a data sample', True),
   Panel(
-    scores.DOT_PRODUCT, 'Feature dot product', 'mean over a data sample', True
+    run_reader.DOT_PRODUCT,
+    'Feature dot product',
+    'mean over a data sample',
+    True,
   ),
-  Panel(scores.EFFECTIVE_RANK, 'Effective rank', 'number of directions', False),
+  Panel(
+    run_reader.EFFECTIVE_RANK, 'Effective rank', 'number of directions', False
+  ),
 )
 
 
@@ -70,7 +343,7 @@ def _window(num_points: int) -> int:
 
 
 def _draw_curve(
-  axes: mpl_axes.Axes, curve: curves.Curve, line: dict[str, Any], label: str
+  axes: mpl_axes.Axes, curve: Curve, line: dict[str, Any], label: str
 ) -> None:
   mean = curve.mean
   if len(mean) > MAX_RAW_POINTS:
@@ -91,7 +364,7 @@ def _draw_curve(
     )
 
 
-def spans_decades(drawn: Sequence[curves.Curve]) -> bool:
+def spans_decades(drawn: Sequence[Curve]) -> bool:
   """Returns whether a logarithmic axis shows the curves better.
 
   It does when all values are positive and the largest is at least thirty
@@ -107,7 +380,7 @@ def spans_decades(drawn: Sequence[curves.Curve]) -> bool:
 def draw_panel(
   axes: mpl_axes.Axes,
   panel: Panel,
-  drawn: dict[str, curves.Curve],
+  drawn: dict[str, Curve],
   lines: dict[str, dict[str, Any]],
 ) -> None:
   """Draws one quantity of several methods.
@@ -119,22 +392,22 @@ def draw_panel(
     lines: the style of each method's line.
   """
   axes.set_title(panel.title)
-  figure_lib.set_steps_axis(axes)
+  set_steps_axis(axes)
   label = panel.label
   for method, curve in drawn.items():
     if curve.steps.size:
       name = methods.display_name(method)
       _draw_curve(axes, curve, lines[method], name)
   if panel.may_be_log and spans_decades(list(drawn.values())):
-    figure_lib.set_log_scale(axes)
+    set_log_scale(axes)
     label += ' (log scale)'
   axes.set_ylabel(label)
   if not any(curve.steps.size for curve in drawn.values()):
-    figure_lib.say_not_measured(axes)
+    say_not_measured(axes)
 
 
 def draw(
-  collection: scores.Collection, setting: scores.Setting, narrow: bool
+  collection: run_reader.Collection, setting: run_reader.Setting, narrow: bool
 ) -> mpl_figure.Figure:
   """Returns the Matplotlib figure of a setting, its methods side by side.
 
@@ -150,22 +423,24 @@ def draw(
   runs = [run for run in collection.runs if run.setting == setting]
   last_step = max(1, *(run.num_gradient_steps for run in runs))
   names = collection.methods(setting)
-  lines = figure_lib.line_styles(names)
+  lines = line_styles(names)
   for axes, panel in zip(np.ravel(grid), PANELS, strict=True):
     drawn = {
-      method: curves.curve(collection, setting, method, panel.quantity)
+      method: curve_of(collection, setting, method, panel.quantity)
       for method in names
     }
     draw_panel(axes, panel, drawn, lines)
     axes.set_xlim(-0.02 * last_step, 1.03 * last_step)
-  figure_lib.add_legend(figure, names, 2 if narrow else 6)
+  add_legend(figure, names, 2 if narrow else 6)
   return figure
 
 
-def caption(collection: scores.Collection, setting: scores.Setting) -> str:
+def caption(
+  collection: run_reader.Collection, setting: run_reader.Setting
+) -> str:
   """Returns what a setting's figure shows, and what was done to its data."""
   drawn = [
-    curves.curve(collection, setting, method, panel.quantity)
+    curve_of(collection, setting, method, panel.quantity)
     for panel in PANELS
     for method in collection.methods(setting)
   ]
@@ -192,10 +467,10 @@ def caption(collection: scores.Collection, setting: scores.Setting) -> str:
   return ' '.join(parts)
 
 
-def all_figures(collection: scores.Collection) -> list[figure_lib.Figure]:
+def all_figures(collection: run_reader.Collection) -> list[Figure]:
   """Returns one figure per setting."""
   return [
-    figure_lib.make(
+    make(
       setting.slug,
       setting.label,
       caption(collection, setting),

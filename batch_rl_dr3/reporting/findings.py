@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from batch_rl_dr3.reporting import (
-  aggregates,
-  intervals,
   methods,
   reference,
-  scores,
+  run_reader,
+  statistics,
   study_tables,
-  table,
+  tables,
 )
 from batch_rl_dr3.reporting import study as study_lib
 
@@ -45,7 +44,7 @@ class _Claim:
   """
 
   sentence: str
-  of_run: Callable[[study_lib.Cell, reference.Normalisation], intervals.Array]
+  of_run: Callable[[study_lib.Cell, reference.Normalisation], statistics.Array]
   quantity: str
   is_factor: bool
   is_above: bool
@@ -60,7 +59,7 @@ def _last(cell: study_lib.Cell, _: reference.Normalisation) -> Any:
   return _log(cell.values[..., -1])
 
 
-def _log(values: intervals.Array) -> Any:
+def _log(values: statistics.Array) -> Any:
   return np.log(np.maximum(values, _FLOOR))
 
 
@@ -72,10 +71,10 @@ def _score(name: str) -> Callable[..., Any]:
 
 
 def _area_lost(cell: study_lib.Cell, scale: reference.Normalisation) -> Any:
-  return 100 * aggregates.area_lost(scale(cell.values, cell.games))
+  return 100 * statistics.area_lost(scale(cell.values, cell.games))
 
 
-_DOT, _RANK = scores.DOT_PRODUCT, scores.EFFECTIVE_RANK
+_DOT, _RANK = run_reader.DOT_PRODUCT, run_reader.EFFECTIVE_RANK
 _OF_ONE = (
   _Claim(
     'features co-adapt: their dot product grows in training',
@@ -110,21 +109,21 @@ _OF_DR3 = (
   _Claim(
     'DR3 raises the average score',
     _score(study_lib.AVERAGE),
-    scores.RETURN,
+    run_reader.RETURN,
     is_factor=False,
     is_above=True,
   ),
   _Claim(
     'DR3 raises the final score',
     _score(study_lib.FINAL),
-    scores.RETURN,
+    run_reader.RETURN,
     is_factor=False,
     is_above=True,
   ),
   _Claim(
     'with DR3 less is lost after the best evaluation',
     _area_lost,
-    scores.RETURN,
+    run_reader.RETURN,
     is_factor=False,
     is_above=False,
   ),
@@ -143,8 +142,8 @@ _OF_BACKUPS = (
 def findings(
   study: study_lib.Study,
   normalisation: reference.Normalisation,
-  bootstrap: intervals.Bootstrap,
-) -> table.Table:
+  bootstrap: statistics.Bootstrap,
+) -> tables.Table:
   """Returns the claims of the paper that the runs of a study are about.
 
   Args:
@@ -175,7 +174,7 @@ def findings(
         }
         | _measure(claim, cells, normalisation, bootstrap)
       )
-  return table.build(
+  return tables.build(
     'findings',
     'What the paper finds, and what these runs say',
     'A factor (x) is that between the interquartile means of the logarithms of '
@@ -189,12 +188,12 @@ def findings(
     'No run has finished yet.',
     [
       study_tables.LINE,
-      table.text('claim', 'Claim'),
-      table.Column(('number', 'low', 'high', 'unit'), 'Here', _shown),
-      table.text('verdict', 'So it is'),
-      table.Column('games', 'Games'),
-      table.Column('runs', 'Runs of each'),
-      table.text('other', 'Beside', when='never'),
+      tables.text('claim', 'Claim'),
+      tables.Column(('number', 'low', 'high', 'unit'), 'Here', _shown),
+      tables.text('verdict', 'So it is'),
+      tables.Column('games', 'Games'),
+      tables.Column('runs', 'Runs of each'),
+      tables.text('other', 'Beside', when='never'),
     ],
     rows,
   )
@@ -224,7 +223,7 @@ def _cell(
 ) -> study_lib.Cell | None:
   """Returns the finished runs of a method, None without any."""
   cell = study.scores(dataset, method)
-  if cell is not None and claim.quantity != scores.RETURN:
+  if cell is not None and claim.quantity != run_reader.RETURN:
     return study.curve(dataset, method, claim.quantity)
   return cell
 
@@ -233,13 +232,13 @@ def _measure(
   claim: _Claim,
   cells: list[study_lib.Cell],
   normalisation: reference.Normalisation,
-  bootstrap: intervals.Bootstrap,
+  bootstrap: statistics.Bootstrap,
 ) -> dict[str, Any]:
   """Returns the number of a claim, its interval and the verdict."""
   values = [claim.of_run(cell, normalisation) for cell in cells]
 
-  def statistic(*drawn: intervals.Array) -> intervals.Array:
-    found = [np.atleast_1d(aggregates.iqm(one)) for one in drawn]
+  def statistic(*drawn: statistics.Array) -> statistics.Array:
+    found = [np.atleast_1d(statistics.iqm(one)) for one in drawn]
     return found[0] - found[1] if len(found) == 2 else found[0]
 
   estimate = bootstrap(statistic, *values)[0]
@@ -263,7 +262,7 @@ def _measure(
 
 def _shown(number: Any, low: Any, high: Any, unit: str) -> str:
   if unit == 'factor':
-    texts = [f'x {table.number(v)}' for v in (number, low, high)]
+    texts = [f'x {tables.number(v)}' for v in (number, low, high)]
   else:
     texts = [f'{v:+.1f}' for v in (number, low, high)]
   ends = '' if np.isnan(low) else f' ({texts[1]}, {texts[2]})'

@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import reference, scores
+from batch_rl_dr3.reporting import reference, run_reader
 
 # Settings of the protocol that differ between games by nature.
 _PER_GAME = ('environment', 'num_evaluation_episodes', 'rom', 'scale')
@@ -42,7 +42,7 @@ class Difference:
     return f'{self.where}: {self.field} ({groups})'
 
 
-def differences(runs: Sequence[scores.Run]) -> list[Difference]:
+def differences(runs: Sequence[run_reader.Run]) -> list[Difference]:
   """Returns every field in which runs differ and should not."""
   found = [
     *_differences(runs, _suite, 'version of batch_rl_dr3', _version),
@@ -65,7 +65,7 @@ def refuse(found: Sequence[Difference]) -> None:
     )
 
 
-def rom_notes(runs: Sequence[scores.Run]) -> Iterator[str]:
+def rom_notes(runs: Sequence[run_reader.Run]) -> Iterator[str]:
   """Yields which games were played with other ROMs than the logged data."""
   groups: dict[str, set[str]] = {}
   for run in runs:
@@ -84,19 +84,19 @@ def rom_notes(runs: Sequence[scores.Run]) -> Iterator[str]:
       yield f'Runs of {", ".join(games)} {sentence}.'
 
 
-def mapping(run: scores.Run, key: str) -> dict[str, Any]:
+def mapping(run: run_reader.Run, key: str) -> dict[str, Any]:
   """Returns a table of provenance.json, empty if there is none."""
   value = run.provenance.get(key)
   return value if isinstance(value, dict) else {}
 
 
-def shared_protocol(run: scores.Run) -> dict[str, Any]:
+def shared_protocol(run: run_reader.Run) -> dict[str, Any]:
   """Returns the settings of the protocol that do not differ between games."""
   protocol = mapping(run, 'protocol')
   return {key: protocol[key] for key in protocol if key not in _PER_GAME}
 
 
-def data_hash(run: scores.Run) -> Any:
+def data_hash(run: run_reader.Run) -> Any:
   """Returns what identifies a run's data, None if it was not recorded."""
   data = mapping(run, 'data')
   return (
@@ -112,10 +112,10 @@ def plain(value: Any) -> str:
 
 
 def _differences(
-  runs: Sequence[scores.Run],
-  scope: Callable[[scores.Run], str],
+  runs: Sequence[run_reader.Run],
+  scope: Callable[[run_reader.Run], str],
   field: str,
-  value_of: Callable[[scores.Run], Any],
+  value_of: Callable[[run_reader.Run], Any],
 ) -> Iterator[Difference]:
   scopes: dict[str, dict[str, list[str]]] = {}
   for run in runs:
@@ -126,32 +126,32 @@ def _differences(
       yield Difference(where, field, groups)
 
 
-def _suite(run: scores.Run) -> str:
+def _suite(run: run_reader.Run) -> str:
   return run.setting.suite or 'unknown suite'
 
 
-def _game(run: scores.Run) -> str:
+def _game(run: run_reader.Run) -> str:
   return f'{_suite(run)} {run.setting.game}'
 
 
-def _data(run: scores.Run) -> str:
+def _data(run: run_reader.Run) -> str:
   logged_run = f', logged run {run.logged_run}' if run.logged_run else ''
   return f'{_suite(run)} {run.setting.label}{logged_run}'
 
 
-def _setting(key: str, run: scores.Run) -> Any:
+def _setting(key: str, run: run_reader.Run) -> Any:
   return mapping(run, 'protocol').get(key)
 
 
-def _version(run: scores.Run) -> Any:
+def _version(run: run_reader.Run) -> Any:
   return mapping(run, 'versions').get('batch_rl_dr3')
 
 
-def _rom(run: scores.Run) -> Any:
+def _rom(run: run_reader.Run) -> Any:
   return run.provenance.get('rom_md5')
 
 
-def _judged(run: scores.Run) -> str:
+def _judged(run: run_reader.Run) -> str:
   expected = reference.legacy_rom(run.setting.game)
   if expected is None:
     return 'unknown'

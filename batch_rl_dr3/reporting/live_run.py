@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import methods, scores
+from batch_rl_dr3.reporting import methods, run_reader
 from batch_rl_dr3.runs import csv_file, run_directory
 
 # A run is in one of these states. Nothing on disk says that a process was
@@ -25,10 +25,10 @@ STALLED, DIVERGED, UNREADABLE = 'stalled', 'diverged', 'unreadable'
 STATES = (RUNNING, STARTING, DIVERGED, UNREADABLE, STALLED, FINISHED)
 # The quantities that are shown.
 QUANTITIES = (
-  scores.RETURN,
-  scores.TD_LOSS,
-  scores.DOT_PRODUCT,
-  scores.EFFECTIVE_RANK,
+  run_reader.RETURN,
+  run_reader.TD_LOSS,
+  run_reader.DOT_PRODUCT,
+  run_reader.EFFECTIVE_RANK,
 )
 # A run is stalled after so many of its row intervals without a change, and not
 # before so many seconds: play between iterations writes no rows.
@@ -92,7 +92,7 @@ def read(folder: str, stamp: Stamp) -> Known | None:
   changed = max((entry[1] / 1e9 for entry in stamp if entry), default=now)
   patience = STALLED_SECONDS
   try:
-    run = scores.load([glob.escape(folder)]).runs[0]
+    run = run_reader.load([glob.escape(folder)]).runs[0]
     rate, interval = pace(last_rows(run.folder / run_directory.METRICS))
     facts = _facts(run, rate)
     patience = max(patience, STALLED_INTERVALS * interval)
@@ -137,7 +137,7 @@ def pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
   return rate, abs(steps[-1] - steps[0]) / rate
 
 
-def _facts(run: scores.Run, rate: float | None) -> dict[str, Any]:
+def _facts(run: run_reader.Run, rate: float | None) -> dict[str, Any]:
   series = {name: run.series(name) for name in QUANTITIES}
   last = [float(s.iloc[-1]) for s in series.values() if len(s)]
   done = run.num_gradient_steps
@@ -190,7 +190,7 @@ def _unreadable(folder: str, error: str) -> dict[str, Any]:
   }
 
 
-def _total_steps(run: scores.Run) -> int | None:
+def _total_steps(run: run_reader.Run) -> int | None:
   """Returns how many gradient steps a run is to have, None if unknown."""
   total = run.provenance.get('total_gradient_steps')
   return total if isinstance(total, int) and total > 0 else None

@@ -1,13 +1,10 @@
-"""The report: a folder with a page, its figures and its tables.
-
-Whatever a report is about, it is written in the same way: `Content` says what
-is in it, and this module makes files of that.
-"""
+"""The page of a study: the paper's tables and figures, and what is missing."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import datetime
+import functools
 import os
 import pathlib
 import re
@@ -18,19 +15,158 @@ import markupsafe
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import (
-  d4rl_page,
+  figures,
+  findings,
   guards,
-  intervals,
+  methods,
   overview,
-  preset,
   reference,
-  run_cache,
-  scores,
-  section,
-  study,
-  study_page,
+  run_reader,
+  statistics,
+  study_figures,
+  study_tables,
 )
+from batch_rl_dr3.reporting import study as study_lib
+from batch_rl_dr3.reporting.overview import Content, Section
+from batch_rl_dr3.reporting.study_figures import QUANTITIES
 from batch_rl_dr3.runs import run_directory
+
+# Figure 4, Figure 5, the feature dot product, and profiles.
+_NUM_OVER_GAMES = len(QUANTITIES) + 1
+
+
+def study_content(
+  study: study_lib.Study,
+  collection: run_reader.Collection,
+  normalisation: reference.Normalisation,
+  bootstrap: statistics.Bootstrap,
+  num_processes: int,
+) -> Content:
+  """Returns what the page says.
+
+  Args:
+    study: the runs that it is about.
+    collection: all that were read.
+    normalisation: the scale of scores.
+    bootstrap: makes the intervals.
+    num_processes: how many figures are drawn at a time.
+  """
+  tables = study_tables.StudyTables(study, normalisation, bootstrap)
+  # First, so that the processes that draw find rliable loaded.
+  table_1, other = tables.table_1(), tables.statistics()
+  drawn = _draw(
+    study,
+    study_figures.StudyFigures(study, normalisation, bootstrap),
+    num_processes,
+  )
+  figure_4, figure_5, dot_product, profiles = (
+    [figure] if figure else [] for figure in drawn[:_NUM_OVER_GAMES]
+  )
+  return Content(
+    title=study.preset.title,
+    summary=_study_summary(study),
+    notes=[*_study_notes(study), *overview.of_files(collection)],
+    sections=[
+      Section('', [table_1, *figure_4]),
+      Section('', [findings.findings(study, normalisation, bootstrap)]),
+      Section('', [other, tables.improvement(), *profiles]),
+      Section('', [tables.stability(), *figure_5, *dot_product]),
+      *_per_game(study, normalisation, drawn[_NUM_OVER_GAMES:]),
+      Section(
+        'Which runs there are',
+        [study_tables.presence(study, dataset) for dataset in study.datasets],
+      ),
+      overview.selection_section(collection),
+      Section('', [overview.runs_table(collection)], is_folded=True),
+    ],
+    glossary=overview.of_study(study.preset, normalisation, bootstrap),
+    facts=overview.facts(collection, few=False),
+  )
+
+
+def _draw(
+  study: study_lib.Study,
+  drawer: study_figures.StudyFigures,
+  num_processes: int,
+) -> list[figures.Figure | None]:
+  """Returns the figures over games, then those of each game by data set."""
+  tasks: list[Callable[[], figures.Figure | None]] = [
+    *(functools.partial(drawer.over_games, q) for q in QUANTITIES),
+    drawer.profiles,
+    *(
+      functools.partial(drawer.per_game, quantity, dataset)
+      for dataset in study.datasets
+      for quantity in QUANTITIES
+    ),
+  ]
+  return run_reader.run_tasks(tasks, num_processes, 'drawing', 'figure')
+
+
+def _per_game(
+  study: study_lib.Study,
+  normalisation: reference.Normalisation,
+  drawn: Sequence[figures.Figure | None],
+) -> Iterator[Section]:
+  size = len(QUANTITIES)
+  for index, dataset in enumerate(study.datasets):
+    of_dataset = drawn[index * size : (index + 1) * size]
+    yield Section(
+      f'Each game, {study_lib.dataset_name(dataset)}',
+      [
+        *(
+          study_tables.game_scores(study, normalisation, dataset, name)
+          for name in study_lib.MEASURES
+        ),
+        *(figure for figure in of_dataset if figure is not None),
+      ],
+    )
+
+
+def _study_summary(study: study_lib.Study) -> str:
+  runs = [run for found in study.runs.values() for run in found]
+  finished = sum(map(study.is_finished, runs))
+  wanted = study.preset
+  num_wanted = (
+    len(wanted.games)
+    * len(wanted.methods)
+    * len(wanted.datasets)
+    * wanted.num_runs
+  )
+  of_paper = [run for run in runs if run.method in wanted.methods]
+  return (
+    f'{len(of_paper):,} of {num_wanted:,} runs ({len(wanted.games)} games x '
+    f'{len(wanted.methods)} methods x {len(wanted.datasets)} data sets x '
+    f'{wanted.num_runs} runs); {finished:,} of {len(runs):,} finished'
+  )
+
+
+def _study_notes(study: study_lib.Study) -> Iterator[str]:
+  for dataset in study.preset.datasets:
+    name = study_lib.dataset_name(dataset)
+    if dataset not in study.datasets:
+      yield f'There are no runs on {name}.'
+      continue
+    lacking = []
+    for method in study.methods:
+      cell = study.scores(dataset, method)
+      if method not in study.methods_on(dataset):
+        phrase = 'no runs'
+      elif cell is None:
+        phrase = 'no finished runs, so no scores'
+      elif cell.lacks:
+        phrase = '; '.join(cell.lacks)
+      else:
+        continue
+      lacking.append(f'{methods.display_name(method)} ({phrase})')
+    if lacking:
+      yield f'Incomplete on {name}: {", ".join(lacking)}.'
+  if study.strangers:
+    reasons = sorted({reason for _, reason in study.strangers})
+    yield (
+      f'{len(study.strangers)} of the runs that were read do not belong to '
+      f'{study.preset.name} and are left out: {overview.listed(reasons)}.'
+    )
+
 
 INDEX = 'index.html'
 _FIGURES = 'figures'
@@ -58,11 +194,11 @@ class Options:
   normalisation: reference.Normalisation = dataclasses.field(
     default_factory=reference.Normalisation
   )
-  bootstrap: intervals.Bootstrap = dataclasses.field(
-    default_factory=intervals.Bootstrap
+  bootstrap: statistics.Bootstrap = dataclasses.field(
+    default_factory=statistics.Bootstrap
   )
   allow_mixed: bool = False
-  cache: run_cache.RunCache | None = None
+  cache: run_reader.RunCache | None = None
   num_processes: int = 1
 
 
@@ -88,7 +224,7 @@ def write_report(
     WriteError: if it cannot be written.
   """
   options = options or Options()
-  collection = scores.load(patterns, options.cache, options.num_processes)
+  collection = run_reader.load(patterns, options.cache, options.num_processes)
   if output_dir is None:
     target = collection.parent / 'report'
   else:
@@ -112,8 +248,10 @@ def write_report(
 
 
 def make(
-  collection: scores.Collection, options: Options, warnings: Sequence[str] = ()
-) -> tuple[str, section.Content]:
+  collection: run_reader.Collection,
+  options: Options,
+  warnings: Sequence[str] = (),
+) -> tuple[str, overview.Content]:
   """Returns the page, with its figures inside it, and what it says.
 
   Args:
@@ -126,11 +264,13 @@ def make(
   """
   if options.preset is None:
     content = overview.content(collection)
-  elif options.preset == preset.DR3_D4RL:
-    content = d4rl_page.content(collection)
+  elif options.preset == study_lib.DR3_D4RL:
+    content = overview.d4rl_content(collection)
   else:
-    about = study.make(preset.find(options.preset), collection)
-    content = study_page.content(
+    about = study_lib.select_runs(
+      study_lib.find_preset(options.preset), collection
+    )
+    content = study_content(
       about,
       collection,
       options.normalisation,
@@ -152,7 +292,7 @@ def _refuse_foreign(target: pathlib.Path) -> None:
       )
 
 
-def _write(folder: pathlib.Path, html: str, content: section.Content) -> None:
+def _write(folder: pathlib.Path, html: str, content: overview.Content) -> None:
   run_directory.make_directory(folder / _FIGURES)
   run_directory.make_directory(folder / _TABLES)
   for figure in content.figures:
@@ -185,9 +325,9 @@ def _replace(target: pathlib.Path, new: pathlib.Path) -> None:
   shutil.rmtree(old, ignore_errors=True)
 
 
-def _render(content: section.Content, warnings: Sequence[str]) -> str:
+def _render(content: overview.Content, warnings: Sequence[str]) -> str:
   environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,

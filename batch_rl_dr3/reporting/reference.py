@@ -43,7 +43,7 @@ import pandas as pd
 
 from batch_rl_dr3.config import errors
 
-_FOLDER = pathlib.Path(__file__).parent
+_FOLDER = pathlib.Path(__file__).parent / 'published'
 ONLINE_DQN = 'online_dqn'
 _UPPER_ENDS = {'dqn': ONLINE_DQN, 'human': 'human'}
 NORMALISATIONS = tuple(_UPPER_ENDS)

@@ -1,29 +1,313 @@
-"""Which checkpoint each rule chooses, and what that choice is worth.
+"""Rules that judge the checkpoints of a run without playing the game.
 
-Two questions with different candidates. What to deploy is asked of the whole
-checkpoints that are still on disk. What a rule is worth is asked of every
-evaluation of a run whose scores are known, whether or not its checkpoint was
-kept: a rule is shown the metrics alone, and its choice is then looked up.
+The paper's discussion hopes that understanding how co-adaptation arises "can
+inspire cross-validation and model selection strategies, an important, open
+challenge in offline RL" (Kumar et al. 2022, arXiv:2112.04716, Section 7), but
+gives none. These are the simplest that its quantities allow. What a rule makes
+of a checkpoint depends on what was logged up to it and on nothing later, least
+of all on returns; which checkpoint is chosen is then a comparison of all.
+
+No rule has a parameter that was fitted to returns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import dataclasses
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
+from matplotlib import axes as mpl_axes
+from matplotlib import figure as mpl_figure
 import numpy as np
+from numpy import typing as npt
 import pandas as pd
 
 from batch_rl_dr3.reporting import (
-  intervals,
   methods,
   reference,
-  scores,
-  selection_rules,
+  run_reader,
+  statistics,
   tables,
 )
-from batch_rl_dr3.reporting.selection_rules import RULES, Rule
-from batch_rl_dr3.reporting.table import Column, Table, number, signed, text
+from batch_rl_dr3.reporting.tables import Column, Table, number, signed, text
 from batch_rl_dr3.runs import mirror, run_directory
+
+_Values = npt.NDArray[np.float64]
+
+# The share of its highest effective rank below which a run has collapsed.
+INTACT_SHARE = 0.5
+# Mean Q has settled if it moved little since this share of the steps.
+_SETTLING_SHARE = 0.5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class History:
+  """What a run has logged, and where in it its checkpoints are.
+
+  Attributes:
+    steps: int64 [T], gradient steps, rising: those of every row and checkpoint.
+    values: by quantity of `scores.METRICS`, float64 [T]: the last measurement
+      at or before each step; NaN before the first, infinity if not finite.
+    at: int64 [C], the positions of the checkpoints in `steps`, rising.
+    gamma: the discount factor.
+  """
+
+  steps: npt.NDArray[np.int64]
+  values: dict[str, _Values]
+  at: npt.NDArray[np.int64]
+  gamma: float
+
+
+class Judgement(NamedTuple):
+  """What a rule makes of each checkpoint.
+
+  Attributes:
+    values: float64 [C], the quantity that the rule looks at.
+    scores: float64 [C], the higher the better; NaN where it cannot say.
+  """
+
+  values: _Values
+  scores: _Values
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """A way to choose a checkpoint.
+
+  Attributes:
+    name: on the command line and in files.
+    choice: what it chooses, in a few words.
+    source: who proposed it.
+    quantities: what has to be logged for it.
+    judge: how it judges the checkpoints of a run.
+  """
+
+  name: str
+  choice: str
+  source: str
+  quantities: tuple[str, ...]
+  judge: Callable[[History], Judgement]
+
+
+def line_up(
+  run: run_reader.Run, checkpoints: npt.NDArray[np.int64], gamma: float
+) -> History:
+  """Returns what a run has logged, lined up with its checkpoints.
+
+  Args:
+    run: the run.
+    checkpoints: int64 [C], the gradient steps of its checkpoints, rising.
+    gamma: its discount factor.
+  """
+  logged = {name: run.series(name) for name in run_reader.METRICS}
+  logged = {name: series for name, series in logged.items() if len(series)}
+  rows = [np.asarray(series.index, np.int64) for series in logged.values()]
+  steps = np.unique(np.concatenate([*rows, checkpoints]))
+  return History(
+    steps=steps,
+    values={
+      name: _last_known(index, series.to_numpy(float), steps)
+      for index, (name, series) in zip(rows, logged.items(), strict=True)
+    },
+    at=np.searchsorted(steps, checkpoints),
+    gamma=gamma,
+  )
+
+
+def _last_known(
+  index: npt.NDArray[np.int64], values: _Values, steps: npt.NDArray[np.int64]
+) -> _Values:
+  position = np.searchsorted(index, steps, side='right') - 1
+  return np.where(position >= 0, values[position], np.nan)
+
+
+def order(judgement: Judgement, steps: npt.NDArray[np.int64]) -> list[int]:
+  """Returns the checkpoints that a rule can judge, the best first.
+
+  Of equals, the one with more gradient steps comes first: nothing that the
+  rule looks at speaks against them.
+
+  Args:
+    judgement: of the rule.
+    steps: int64 [C], of the checkpoints.
+  """
+  known = np.flatnonzero(np.isfinite(judgement.scores))
+  best_last = np.lexsort((steps[known], judgement.scores[known]))
+  return [int(i) for i in known[best_last][::-1]]
+
+
+def _lowest(values: _Values) -> Judgement:
+  return Judgement(values, np.where(np.isfinite(values), -values, np.nan))
+
+
+def _highest(values: _Values) -> Judgement:
+  return Judgement(values, np.where(np.isfinite(values), values, np.nan))
+
+
+def _last_before(
+  violated: npt.NDArray[np.bool_], values: _Values, h: History
+) -> Judgement:
+  """Prefers the last checkpoint before `violated` [T] is first true.
+
+  A value that is not finite is a violation too. If there is one before the
+  first checkpoint, the first checkpoint is preferred.
+  """
+  steps = h.steps[h.at].astype(float)
+  ever = np.logical_or.accumulate(violated | np.isinf(values))[h.at]
+  found = np.where(ever, -steps, steps)
+  at = values[h.at]
+  return Judgement(at, np.where(np.isnan(at), np.nan, found))
+
+
+def _last(h: History) -> Judgement:
+  return _highest(h.steps[h.at].astype(float))
+
+
+def _dot_growth(h: History) -> Judgement:
+  steps = np.maximum(h.steps[h.at], 1)
+  return _lowest(h.values[run_reader.DOT_PRODUCT][h.at] / steps)
+
+
+def _criterion(h: History) -> _Values:
+  """Returns gamma times dot product over squared norm, float64 [T]."""
+  dot_products = h.values[run_reader.DOT_PRODUCT]
+  norms = h.values[run_reader.NORM_SQUARED]
+  with np.errstate(divide='ignore', invalid='ignore'):
+    ratio = h.gamma * dot_products / norms
+  return np.where(np.isinf(dot_products) | np.isinf(norms), np.inf, ratio)
+
+
+def _co_adaptation(h: History) -> Judgement:
+  return _lowest(_criterion(h)[h.at])
+
+
+def _before_violation(h: History) -> Judgement:
+  ratio = _criterion(h)
+  return _last_before(ratio >= 1, ratio, h)
+
+
+def _rank_highest(h: History) -> Judgement:
+  return _highest(h.values[run_reader.EFFECTIVE_RANK][h.at])
+
+
+def _rank_intact(h: History) -> Judgement:
+  rank = h.values[run_reader.EFFECTIVE_RANK]
+  highest = np.fmax.accumulate(rank)
+  return _last_before(rank < INTACT_SHARE * highest, rank, h)
+
+
+def _td_error(h: History) -> Judgement:
+  return _lowest(h.values[run_reader.TD_LOSS][h.at])
+
+
+def _q_peak(h: History) -> Judgement:
+  return _highest(h.values[run_reader.MEAN_Q][h.at])
+
+
+def _q_settled(h: History) -> Judgement:
+  """Judges by the range of mean Q since half the steps over its whole range."""
+  mean_q = h.values[run_reader.MEAN_Q]
+  half = np.searchsorted(h.steps, _SETTLING_SHARE * h.steps[h.at])
+  # reduceat takes starts and ends by turns; the last end needs a place.
+  bounds = np.column_stack([half, h.at + 1]).ravel()
+  padded = np.append(mean_q, np.nan)
+  with np.errstate(divide='ignore', invalid='ignore'):
+    whole = np.fmax.accumulate(mean_q) - np.fmin.accumulate(mean_q)
+    since = np.fmax.reduceat(padded, bounds) - np.fmin.reduceat(padded, bounds)
+    return _lowest(since[::2] / whole[h.at])
+
+
+def _mean_rank(h: History) -> Judgement:
+  """Judges by the mean of a checkpoint's places under the `_COMBINED` rules.
+
+  The best has place 1, equals share the mean of theirs, and what a rule cannot
+  judge comes last.
+  """
+  # Imported here because SciPy's statistics take a second.
+  from scipy import stats
+
+  places = []
+  for rule in _COMBINED:
+    found = rule.judge(h).scores
+    worst = np.where(np.isnan(found), -np.inf, found)
+    places.append(stats.rankdata(-worst))
+  return _lowest(np.mean(places, axis=0))
+
+
+_DOT_GROWTH = Rule(
+  'dot_growth',
+  'lowest feature dot product per gradient step taken',
+  'ours; arXiv:2112.04716, Figures 1 and 2',
+  (run_reader.DOT_PRODUCT,),
+  _dot_growth,
+)
+_RANK_HIGHEST = Rule(
+  'rank_highest',
+  'highest effective rank',
+  'ours; arXiv:2010.14498',
+  (run_reader.EFFECTIVE_RANK,),
+  _rank_highest,
+)
+_TD_ERROR = Rule(
+  'td_error',
+  'lowest TD loss on the fixed sample',
+  'common practice',
+  (run_reader.TD_LOSS,),
+  _td_error,
+)
+_Q_PEAK = Rule(
+  'q_peak',
+  'highest mean Q of the data',
+  'arXiv:2109.10813, for conservative methods such as CQL',
+  (run_reader.MEAN_Q,),
+  _q_peak,
+)
+_COMBINED = (_DOT_GROWTH, _RANK_HIGHEST, _TD_ERROR, _Q_PEAK)
+
+LAST = Rule('last', 'last checkpoint', 'baseline', (), _last)
+
+RULES = (
+  LAST,
+  _DOT_GROWTH,
+  Rule(
+    'co_adaptation',
+    'lowest gamma x dot product / squared norm',
+    'ours; the margin to Proposition 3.2 of arXiv:2112.04716',
+    (run_reader.DOT_PRODUCT, run_reader.NORM_SQUARED),
+    _co_adaptation,
+  ),
+  Rule(
+    'before_violation',
+    'last before gamma x dot product first reaches the squared norm',
+    'Proposition 3.2 of arXiv:2112.04716',
+    (run_reader.DOT_PRODUCT, run_reader.NORM_SQUARED),
+    _before_violation,
+  ),
+  _RANK_HIGHEST,
+  Rule(
+    'rank_intact',
+    'last before the effective rank first falls below half of its highest',
+    'ours; arXiv:2010.14498',
+    (run_reader.EFFECTIVE_RANK,),
+    _rank_intact,
+  ),
+  _TD_ERROR,
+  _Q_PEAK,
+  Rule(
+    'q_settled',
+    'mean Q that moved least since half of the gradient steps',
+    'ours; arXiv:2112.04716, Figure 1',
+    (run_reader.MEAN_Q,),
+    _q_settled,
+  ),
+  Rule(
+    'mean_rank',
+    'best mean place under dot_growth, rank_highest, td_error and q_peak',
+    'ours',
+    tuple(quantity for rule in _COMBINED for quantity in rule.quantities),
+    _mean_rank,
+  ),
+)
+
 
 # What stands beside the rules in a table: a checkpoint drawn at random.
 RANDOM = 'random'
@@ -34,7 +318,7 @@ _MANIFESTS = 'ckpt.*.json'
 CONTENTS = mirror.Contents(
   'selection',
   whole=(
-    *scores.CONTENTS.whole,
+    *run_reader.CONTENTS.whole,
     f'{run_directory.CHECKPOINTS}/{_MANIFESTS}',
   ),
   sizes=(f'{run_directory.CHECKPOINTS}/*',),
@@ -43,7 +327,7 @@ CONTENTS = mirror.Contents(
 _RANKED = ('place', 'checkpoint', 'gradient_steps', 'value', 'return')
 
 
-def checkpoints(run: scores.Run) -> pd.Series:
+def checkpoints(run: run_reader.Run) -> pd.Series:
   """Returns the names of a run's whole checkpoints by gradient steps, rising.
 
   Whole is one whose manifest can be read and whose files are there with the
@@ -65,7 +349,7 @@ def checkpoints(run: scores.Run) -> pd.Series:
 
 
 def ranking(
-  collection: scores.Collection, rules: Sequence[Rule] = RULES
+  collection: run_reader.Collection, rules: Sequence[Rule] = RULES
 ) -> pd.DataFrame:
   """Returns the checkpoints on disk of each run, as each rule ranks them.
 
@@ -84,11 +368,11 @@ def ranking(
     steps = np.asarray(names.index, np.int64)
     if len(steps) < 2:
       continue
-    returns = run.evaluations[scores.RETURN].reindex(steps).to_numpy(float)
-    history = selection_rules.history(run, steps, tables.gamma_of(run))
+    returns = run.evaluations[run_reader.RETURN].reindex(steps).to_numpy(float)
+    history = line_up(run, steps, tables.gamma_of(run))
     for rule in _applicable(rules, history):
       judgement = rule.judge(history)
-      for place, i in enumerate(selection_rules.order(judgement, steps), 1):
+      for place, i in enumerate(order(judgement, steps), 1):
         cells = (place, names.iloc[i], steps[i], judgement.values[i])
         rows.append(
           {'run': run.name, 'folder': str(run.folder), 'rule': rule.name}
@@ -97,9 +381,7 @@ def ranking(
   return pd.DataFrame(rows, columns=['run', 'folder', 'rule', *_RANKED])
 
 
-def _applicable(
-  rules: Sequence[Rule], history: selection_rules.History
-) -> list[Rule]:
+def _applicable(rules: Sequence[Rule], history: History) -> list[Rule]:
   return [
     rule
     for rule in rules
@@ -108,7 +390,7 @@ def _applicable(
 
 
 def outcomes(
-  collection: scores.Collection, rules: Sequence[Rule] = RULES
+  collection: run_reader.Collection, rules: Sequence[Rule] = RULES
 ) -> pd.DataFrame:
   """Returns what each rule would have kept of each run's return.
 
@@ -134,7 +416,7 @@ def outcomes(
 
 
 _OUTCOME = (
-  *scores.Setting._fields,
+  *run_reader.Setting._fields,
   'method',
   'run',
   'rule',
@@ -151,17 +433,17 @@ _OUTCOME = (
 
 
 def _outcomes_of(
-  run: scores.Run, rules: Sequence[Rule]
+  run: run_reader.Run, rules: Sequence[Rule]
 ) -> list[dict[str, Any]]:
   """Returns the rows of `outcomes` of one run, none if nothing can be lost."""
-  returns = run.evaluations[scores.RETURN].to_numpy(float)
+  returns = run.evaluations[run_reader.RETURN].to_numpy(float)
   if len(returns) < 2 or np.ptp(returns) == 0:
     return []
   steps = np.asarray(run.evaluations.index, np.int64)
-  history = selection_rules.history(run, steps, tables.gamma_of(run))
+  history = line_up(run, steps, tables.gamma_of(run))
   chosen: dict[str, tuple[float, float]] = {}
   for rule in _applicable(rules, history):
-    best_first = selection_rules.order(rule.judge(history), steps)
+    best_first = order(rule.judge(history), steps)
     if best_first:
       i = best_first[0]
       chosen[rule.name] = (float(steps[i]), float(returns[i]))
@@ -188,7 +470,7 @@ def _outcomes_of(
   ]
 
 
-def _normalised_point(setting: scores.Setting) -> float:
+def _normalised_point(setting: run_reader.Setting) -> float:
   """Returns what a point is worth in percent, NaN without a reference."""
   if setting.game not in reference.scores().index:
     return np.nan
@@ -219,7 +501,7 @@ def measure(found: pd.DataFrame) -> pd.DataFrame:
     row: dict[str, Any] = {'rule': name, 'runs': len(group)}
     for column in ('kept', 'gained'):
       values = group[column].to_numpy(float)
-      low, high = intervals.mean_interval(values) or (np.nan, np.nan)
+      low, high = statistics.mean_interval(values) or (np.nan, np.nan)
       row |= {
         column: values.mean(),
         f'{column}_low': low,
@@ -238,8 +520,8 @@ def measure(found: pd.DataFrame) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
-def table(
-  collection: scores.Collection, found: pd.DataFrame | None = None
+def worth(
+  collection: run_reader.Collection, found: pd.DataFrame | None = None
 ) -> Table:
   """Returns what each rule would have kept, for the page and as CSV.
 
@@ -297,7 +579,7 @@ def table(
   )
 
 
-def _caption(collection: scores.Collection, found: pd.DataFrame) -> str:
+def _caption(collection: run_reader.Collection, found: pd.DataFrame) -> str:
   num_runs = found['run'].nunique()
   num_games = len(found[['suite', 'game']].drop_duplicates())
   few = ' So few say next to nothing.' if num_runs < _FEW_RUNS else ''
@@ -333,3 +615,66 @@ def choices(ranked: pd.DataFrame, top: int = 1) -> Table:
   )
   frame = ranked.loc[ranked['place'] <= top, [c.name for c in columns]]
   return Table('choices', 'Choices', '', 'Nothing to rank.', columns, frame)
+
+
+CAPTION = (
+  'What each rule keeps and gains, as in the table: means over runs and 95% '
+  'bootstrap intervals. Dotted: the expectation of a choice by chance.'
+)
+
+_COLOUR = '#0072B2'
+_BASELINE_COLOUR = '#888888'
+# What is measured, and the label of its axis.
+_PANELS = (
+  ('kept', 'return kept, % of the range\nfrom worst to best evaluation'),
+  ('gained', 'gained on the last evaluation,\n% of that range'),
+)
+
+
+def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
+  """Returns the Matplotlib figure: a rule a line, means with their intervals.
+
+  Args:
+    measured: `selection.measure`, or the frame of `selection.table`, which
+      holds the same; at least one row.
+    narrow: True for two panels below each other, False for side by side.
+  """
+  height = 1.1 + 0.27 * len(measured)
+  figure = mpl_figure.Figure(
+    figsize=(4.2, 2 * height) if narrow else (8.0, height),
+    layout='constrained',
+  )
+  grid = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=not narrow)
+  for axes, (quantity, label) in zip(np.ravel(grid), _PANELS, strict=True):
+    _draw_panel(axes, measured, quantity)
+    axes.set_xlabel(label, fontsize=9)
+  return figure
+
+
+def _draw_panel(
+  axes: mpl_axes.Axes, measured: pd.DataFrame, quantity: str
+) -> None:
+  lines = np.arange(len(measured))
+  chance = (measured['rule'] == RANDOM).to_numpy()
+  low, high = measured[f'{quantity}_low'], measured[f'{quantity}_high']
+  colours = np.where(chance, _BASELINE_COLOUR, _COLOUR)
+  axes.hlines(lines, low, high, colors=list(colours), linewidth=2)
+  axes.scatter(
+    measured[quantity], lines, c=list(colours), s=30, zorder=3, linewidth=0
+  )
+  for value in measured.loc[chance, quantity]:
+    axes.axvline(value, color=_BASELINE_COLOUR, linestyle=':', linewidth=1.2)
+  if quantity == 'kept':
+    axes.set_xlim(-3, 103)
+  else:
+    axes.axvline(0, color='#bbbbbb', linewidth=0.8, zorder=0)
+  axes.set_yticks(lines, list(measured['rule']))
+  axes.set_ylim(len(measured) - 0.5, -0.5)
+  axes.tick_params(labelsize=9)
+  axes.tick_params(axis='y', length=0)
+  axes.grid(visible=False, axis='y')
+  axes.grid(axis='x', color='#e6e6e6', linewidth=0.6)
+  axes.set_axisbelow(True)
+  for side in ('top', 'right', 'left'):
+    axes.spines[side].set_visible(False)
+  axes.spines['bottom'].set_color('#888888')

@@ -1,23 +1,134 @@
-"""The runs of a preset as arrays: float64 [runs, games, steps].
-
-A cell is one method on one data set. rliable wants as many runs of each game,
-so where runs are missing a cell holds the largest block of games x runs that
-there is, and says what it lacks. Scores are of finished runs alone: those of
-a run half-way are no final scores and would pull averages down. Where no run
-of a cell has finished, its curves show the unfinished ones, and it has no
-scores.
-"""
+"""Which runs make up a published study, and how long they train."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+from types import MappingProxyType
 
 import numpy as np
 from numpy import typing as npt
 import pandas as pd
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import aggregates, methods, preset, scores
+from batch_rl_dr3.reporting import methods, run_reader, statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """Games x methods x data sets x runs that one report is about.
+
+  Attributes:
+    name: what the command line calls it.
+    title: what the page calls it.
+    suite: the suite of the games.
+    games: as their suite spells them.
+    methods: those of the paper; runs of others are shown beside them.
+    datasets: the gradient steps that each data set is trained for.
+    num_runs: of each game, method and data set.
+  """
+
+  name: str
+  title: str
+  suite: str
+  games: tuple[str, ...]
+  methods: tuple[str, ...]
+  datasets: Mapping[str, int]
+  num_runs: int
+
+  @property
+  def is_published(self) -> bool:
+    """Whether it is the paper's own study, whose numbers are known."""
+    return self.suite == 'atari'
+
+
+# The games are listed in follow-up work by the paper's authors. The lengths are
+# those of the paper's Table 1: 104 and 200 iterations of 62,500 gradient steps.
+DR3_ATARI17 = Preset(
+  name='dr3_atari17',
+  title='DR3 on 17 Atari games',
+  suite='atari',
+  games=(
+    'Asterix',
+    'BeamRider',
+    'Breakout',
+    'DemonAttack',
+    'DoubleDunk',
+    'Enduro',
+    'IceHockey',
+    'Jamesbond',
+    'MsPacman',
+    'Pong',
+    'Qbert',
+    'RoadRunner',
+    'Seaquest',
+    'SpaceInvaders',
+    'WizardOfWor',
+    'YarsRevenge',
+    'Zaxxon',
+  ),
+  methods=('rem', 'rem_dr3', 'cql', 'cql_dr3'),
+  datasets=MappingProxyType(
+    {'1pct': 6_500_000, '5pct': 12_500_000, 'first10pct': 12_500_000}
+  ),
+  num_runs=5,
+)
+
+# This package's study at laptop scale: sweeps/minatar.gin.
+DR3_MINATAR = Preset(
+  name='dr3_minatar',
+  title='DR3 on the five games of MinAtar',
+  suite='minatar',
+  games=('asterix', 'breakout', 'freeway', 'seaquest', 'space_invaders'),
+  methods=('rem', 'rem_dr3', 'cql', 'cql_dr3'),
+  datasets=MappingProxyType({'10pct': 100_000}),
+  num_runs=3,
+)
+
+# The paper's Figure 1 on the same games: sweeps/minatar_figure1.gin.
+DR3_MINATAR_FIGURE1 = Preset(
+  name='dr3_minatar_figure1',
+  title='Four backups on the five games of MinAtar',
+  suite='minatar',
+  games=DR3_MINATAR.games,
+  methods=('regression', 'sarsa', 'td', 'q_learning'),
+  datasets=MappingProxyType({'first10pct': 50_000}),
+  num_runs=3,
+)
+
+PRESETS = MappingProxyType(
+  {
+    study.name: study
+    for study in (DR3_ATARI17, DR3_MINATAR, DR3_MINATAR_FIGURE1)
+  }
+)
+# Continuous control has no grid of games and data sets: `d4rl_page`.
+DR3_D4RL = 'dr3_d4rl'
+NAMES = (*PRESETS, DR3_D4RL)
+_DATASET_NAMES = {
+  '1pct': '1%',
+  '5pct': '5%',
+  '10pct': '10%',
+  'first10pct': 'first 10%',
+}
+
+
+def find_preset(name: str) -> Preset:
+  """Returns the preset of a name.
+
+  Raises:
+    UsageError: if there is none.
+  """
+  if name not in PRESETS:
+    raise errors.UsageError(
+      f'no preset {name!r}; choose one of {", ".join(NAMES)}.'
+    )
+  return PRESETS[name]
+
+
+def dataset_name(dataset: str) -> str:
+  """Returns '1%' for '1pct'; an unknown name as it is."""
+  return _DATASET_NAMES.get(dataset, dataset)
+
 
 Array = npt.NDArray[np.float64]
 
@@ -69,8 +180,8 @@ class Study:
     strangers: names of runs that the preset is not about, with the reason.
   """
 
-  preset: preset.Preset
-  runs: Mapping[tuple[str, str, str], Sequence[scores.Run]]
+  preset: Preset
+  runs: Mapping[tuple[str, str, str], Sequence[run_reader.Run]]
   strangers: tuple[tuple[str, str], ...]
 
   @functools.cached_property
@@ -101,7 +212,7 @@ class Study:
     """Returns the methods of which there are runs on a data set."""
     return [method for name, method in self.lines if name == dataset]
 
-  def is_finished(self, run: scores.Run) -> bool:
+  def is_finished(self, run: run_reader.Run) -> bool:
     """Returns whether a run was evaluated at its end.
 
     That is the end it was given, or the preset's for its data set.
@@ -121,7 +232,7 @@ class Study:
   @functools.cache  # noqa: B019, the study lives as long as the report.
   def scores(self, dataset: str, method: str) -> Cell | None:
     """Returns the returns, in points, of finished runs; None without any."""
-    return self._cell(dataset, method, scores.RETURN, True, None)
+    return self._cell(dataset, method, run_reader.RETURN, True, None)
 
   @functools.cache  # noqa: B019
   def curve(self, dataset: str, method: str, quantity: str) -> Cell | None:
@@ -204,13 +315,13 @@ class Study:
     )
 
 
-def make(chosen: preset.Preset, collection: scores.Collection) -> Study:
+def select_runs(chosen: Preset, collection: run_reader.Collection) -> Study:
   """Returns the runs of a collection that a preset is about.
 
   Raises:
     DataError: if it is about none of them.
   """
-  runs: dict[tuple[str, str, str], list[scores.Run]] = {}
+  runs: dict[tuple[str, str, str], list[run_reader.Run]] = {}
   strangers = []
   for run in collection.runs:
     setting = run.setting
@@ -272,7 +383,7 @@ def stability(curves: Array) -> Array:
   Returns:
     float64 [runs, games, 3]: the final score, the best one, the area lost.
   """
-  area = aggregates.area_lost(curves)
+  area = statistics.area_lost(curves)
   return np.stack([curves[..., -1], curves.max(axis=-1), area], axis=-1)
 
 
@@ -286,7 +397,7 @@ def stability_statistics(parts: Array) -> Array:
     float64 [2]: the IQM of final scores over the IQM of each run's best, NaN
     if that is not positive; the IQM of the areas lost.
   """
-  final, best, area = aggregates.iqm(parts)
+  final, best, area = statistics.iqm(parts)
   return np.array([final / best if best > 0 else np.nan, area])
 
 

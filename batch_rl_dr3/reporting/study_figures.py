@@ -11,20 +11,14 @@ import numpy as np
 from numpy import typing as npt
 
 from batch_rl_dr3.reporting import (
-  aggregates,
-  intervals,
+  figures,
   methods,
-  preset,
   reference,
-  scores,
+  run_reader,
+  statistics,
 )
-from batch_rl_dr3.reporting import (
-  figure as figure_lib,
-)
-from batch_rl_dr3.reporting import (
-  study as study_lib,
-)
-from batch_rl_dr3.reporting.table import INCOMPLETE
+from batch_rl_dr3.reporting import study as study_lib
+from batch_rl_dr3.reporting.tables import INCOMPLETE
 
 # Normalised scores that profiles are drawn over: 0 to 200%.
 THRESHOLDS = np.linspace(0, 2, 81)
@@ -55,21 +49,21 @@ class Quantity:
 
 
 RETURN = Quantity(
-  scores.RETURN,
+  run_reader.RETURN,
   'figure_4',
   'Figure 4: normalised score against gradient steps',
   '{scale} IQM, %',
   'points per episode',
 )
 RANK = Quantity(
-  scores.EFFECTIVE_RANK,
+  run_reader.EFFECTIVE_RANK,
   'figure_5',
   'Figure 5: effective rank against gradient steps',
   'IQM of directions',
   'effective rank (number of directions)',
 )
 DOT_PRODUCT = Quantity(
-  scores.DOT_PRODUCT,
+  run_reader.DOT_PRODUCT,
   'feature_dot_product',
   'Feature dot product against gradient steps',
   'IQM (log scale)',
@@ -91,12 +85,12 @@ class StudyFigures:
 
   study: study_lib.Study
   normalisation: reference.Normalisation
-  bootstrap: intervals.Bootstrap
+  bootstrap: statistics.Bootstrap
 
   @functools.cache  # noqa: B019, the figures live as long as the report.
   def estimate(
     self, dataset: str, method: str, quantity: Quantity
-  ) -> tuple[study_lib.Cell, intervals.Estimate] | None:
+  ) -> tuple[study_lib.Cell, statistics.Estimate] | None:
     """Returns the IQM over games and runs at each step; None without runs."""
     cell = self.study.curve(dataset, method, quantity.key)
     if cell is None or not cell.steps.size:
@@ -104,9 +98,9 @@ class StudyFigures:
     values = cell.values
     if quantity is RETURN:
       values = 100 * self.normalisation(values, cell.games)
-    return cell, self.bootstrap(aggregates.iqm, values)
+    return cell, self.bootstrap(statistics.iqm, values)
 
-  def over_games(self, quantity: Quantity) -> figure_lib.Figure | None:
+  def over_games(self, quantity: Quantity) -> figures.Figure | None:
     """Returns IQM and interval against steps, a panel a base and data set.
 
     None if no run has the quantity.
@@ -118,7 +112,7 @@ class StudyFigures:
     }
     if not drawn:
       return None
-    return figure_lib.make(
+    return figures.make(
       quantity.name,
       quantity.title,
       'Interquartile mean over games and runs, with 95% stratified bootstrap '
@@ -139,7 +133,7 @@ class StudyFigures:
     figure, grid = _panels(
       len(panels), 1 if narrow else len(self.study.datasets), narrow, 2.6
     )
-    lines = figure_lib.line_styles(names)
+    lines = figures.line_styles(names)
     for axes, (base, dataset) in zip(grid, panels, strict=True):
       found = [
         (method, self.estimate(dataset, method, quantity))
@@ -147,7 +141,7 @@ class StudyFigures:
         if methods.base_of(method) == base
       ]
       axes.set_title(
-        f'{methods.display_name(base)}, {preset.dataset_name(dataset)}'
+        f'{methods.display_name(base)}, {study_lib.dataset_name(dataset)}'
         + _mark(estimate[0] for _, estimate in found if estimate)
       )
       for method, estimate in found:
@@ -159,12 +153,10 @@ class StudyFigures:
         axes, quantity, quantity.label.format(scale=self.normalisation.label)
       )
       axes.set_xlim(0, self.study.preset.datasets[dataset])
-    figure_lib.add_legend(figure, names, 2 if narrow else 4)
+    figures.add_legend(figure, names, 2 if narrow else 4)
     return figure
 
-  def per_game(
-    self, quantity: Quantity, dataset: str
-  ) -> figure_lib.Figure | None:
+  def per_game(self, quantity: Quantity, dataset: str) -> figures.Figure | None:
     """Returns a quantity against steps, a panel a game; None without runs."""
     cells = [
       self.study.curve(dataset, method, quantity.key)
@@ -177,9 +169,9 @@ class StudyFigures:
       RANK: 'Effective rank in each game',
       DOT_PRODUCT: 'Feature dot product in each game',
     }[quantity]
-    return figure_lib.make(
+    return figures.make(
       f'{quantity.key}_{dataset}',
-      f'{title}, {preset.dataset_name(dataset)}',
+      f'{title}, {study_lib.dataset_name(dataset)}',
       f'{quantity.label_per_game.capitalize()}, against gradient steps. Lines '
       'are means over runs, bands reach from the lowest run to the highest.',
       functools.partial(self.draw_per_game, quantity, dataset),
@@ -193,7 +185,7 @@ class StudyFigures:
     games = self.study.preset.games
     num_columns = 2 if narrow else _num_columns(len(games), 4)
     figure, grid = _panels(len(games), num_columns, narrow, 1.7)
-    lines = figure_lib.line_styles(names)
+    lines = figures.line_styles(names)
     for index, (axes, game) in enumerate(zip(grid, games, strict=True)):
       axes.set_title(game)
       for method in names:
@@ -201,7 +193,7 @@ class StudyFigures:
         if cell is None or game not in cell.games or not cell.steps.size:
           continue
         values = cell.values[:, cell.games.index(game)]
-        ends = intervals.Estimate(
+        ends = statistics.Estimate(
           values.mean(axis=0), values.min(axis=0), values.max(axis=0)
         )
         _draw_line(axes, cell.steps, ends, lines[method], method)
@@ -214,10 +206,10 @@ class StudyFigures:
     figure.supxlabel(
       'gradient steps', fontsize=9, y=0.04 / figure.get_figheight()
     )
-    figure_lib.add_legend(figure, names, 2 if narrow else 6)
+    figures.add_legend(figure, names, 2 if narrow else 6)
     return figure
 
-  def profiles(self) -> figure_lib.Figure | None:
+  def profiles(self) -> figures.Figure | None:
     """Returns performance profiles of final scores; None without any."""
     drawn = {
       line: cell
@@ -226,7 +218,7 @@ class StudyFigures:
     }
     if not drawn:
       return None
-    return figure_lib.make(
+    return figures.make(
       'performance_profiles',
       'Performance profiles',
       'The share of runs whose final score is above the one on the horizontal '
@@ -235,14 +227,14 @@ class StudyFigures:
     )
 
   @functools.cache  # noqa: B019
-  def profile(self, dataset: str, method: str) -> intervals.Estimate | None:
+  def profile(self, dataset: str, method: str) -> statistics.Estimate | None:
     """Returns the share of final scores above each of `THRESHOLDS`."""
     cell = self.study.scores(dataset, method)
     if cell is None or not cell.steps.size:
       return None
     final = study_lib.measure(cell, study_lib.FINAL)
     return self.bootstrap(
-      lambda drawn: aggregates.performance_profile(drawn, THRESHOLDS),
+      lambda drawn: statistics.performance_profile(drawn, THRESHOLDS),
       self.normalisation(final, cell.games),
     )
 
@@ -252,11 +244,11 @@ class StudyFigures:
     figure, grid = _panels(
       len(datasets), 1 if narrow else len(datasets), narrow, 3.0
     )
-    lines = figure_lib.line_styles(self.study.methods)
+    lines = figures.line_styles(self.study.methods)
     for axes, dataset in zip(grid, datasets, strict=True):
       names = self.study.methods_on(dataset)
       axes.set_title(
-        preset.dataset_name(dataset)
+        study_lib.dataset_name(dataset)
         + _mark(self.study.scores(dataset, method) for method in names)
       )
       for method in names:
@@ -267,7 +259,7 @@ class StudyFigures:
       axes.set_ylabel('share of runs above')
       axes.set_xlim(0, 100 * THRESHOLDS[-1])
       axes.set_ylim(0, 1)
-    figure_lib.add_legend(figure, self.study.methods, 2 if narrow else 4)
+    figures.add_legend(figure, self.study.methods, 2 if narrow else 4)
     return figure
 
 
@@ -313,7 +305,7 @@ def _panels(
 def _draw_line(
   axes: mpl_axes.Axes,
   horizontal: npt.NDArray[Any],
-  estimate: intervals.Estimate,
+  estimate: statistics.Estimate,
   line: dict[str, Any],
   method: str,
 ) -> None:
@@ -336,15 +328,15 @@ def _finish(
   label: str | None,
   num_ticks: int = 5,
 ) -> None:
-  figure_lib.set_steps_axis(axes, num_ticks)
+  figures.set_steps_axis(axes, num_ticks)
   if label is None:
     axes.set_xlabel('')
   else:
     axes.set_ylabel(label)
   if not axes.lines:
-    figure_lib.say_not_measured(axes)
+    figures.say_not_measured(axes)
   elif quantity.is_log and _lowest(axes) > 0:
-    figure_lib.set_log_scale(axes)
+    figures.set_log_scale(axes)
 
 
 def _lowest(axes: mpl_axes.Axes) -> float:
@@ -355,7 +347,7 @@ def _lowest(axes: mpl_axes.Axes) -> float:
 def _extent(cells: Mapping[tuple[str, str], study_lib.Cell]) -> str:
   """Returns what the cells that are drawn lack, in a sentence."""
   lacking = [
-    f'{methods.display_name(method)} on {preset.dataset_name(dataset)} '
+    f'{methods.display_name(method)} on {study_lib.dataset_name(dataset)} '
     f'({"; ".join(cell.lacks)})'
     for (dataset, method), cell in cells.items()
     if cell.lacks

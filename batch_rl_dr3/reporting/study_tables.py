@@ -4,23 +4,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy import typing as npt
 
-from batch_rl_dr3.reporting import (
-  aggregates,
-  intervals,
-  methods,
-  preset,
-  reference,
-)
-from batch_rl_dr3.reporting import (
-  study as study_lib,
-)
-from batch_rl_dr3.reporting.table import (
+from batch_rl_dr3.reporting import methods, reference, statistics
+from batch_rl_dr3.reporting import study as study_lib
+from batch_rl_dr3.reporting.tables import (
   INCOMPLETE,
+  MISSING,
   Column,
   Table,
   build,
   interval,
+  number,
+  percent,
   text,
 )
 
@@ -29,7 +25,7 @@ LINE = text(
   ('dataset', 'method'),
   'Method, data',
   lambda dataset, method: (
-    f'{methods.display_name(method)}, {preset.dataset_name(dataset)}'
+    f'{methods.display_name(method)}, {study_lib.dataset_name(dataset)}'
   ),
 )
 _EXTENTS = (
@@ -44,10 +40,10 @@ _BESIDE_PAPER = (
 )
 _BRACKETS = 'In brackets: 95% stratified bootstrap intervals.'
 _STATISTICS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
-  ('iqm', 'IQM', aggregates.iqm),
-  ('median', 'Median', aggregates.median),
-  ('mean', 'Mean', aggregates.mean),
-  ('optimality_gap', 'Optimality gap', aggregates.optimality_gap),
+  ('iqm', 'IQM', statistics.iqm),
+  ('median', 'Median', statistics.median),
+  ('mean', 'Mean', statistics.mean),
+  ('optimality_gap', 'Optimality gap', statistics.optimality_gap),
 )
 _NO_SCORES = 'No run has been evaluated at its end yet.'
 
@@ -59,7 +55,7 @@ class StudyTables:
     self,
     study: study_lib.Study,
     normalisation: reference.Normalisation,
-    bootstrap: intervals.Bootstrap,
+    bootstrap: statistics.Bootstrap,
   ):
     """Computes nothing yet.
 
@@ -71,9 +67,9 @@ class StudyTables:
     self._study = study
     self._normalisation = normalisation
     self._bootstrap = bootstrap
-    self._estimates: dict[tuple[str, str, str], intervals.Estimate] = {}
+    self._estimates: dict[tuple[str, str, str], statistics.Estimate] = {}
 
-  def _matrix(self, cell: study_lib.Cell, measure: str) -> intervals.Array:
+  def _matrix(self, cell: study_lib.Cell, measure: str) -> statistics.Array:
     """Returns normalised scores, float64 [runs, games]."""
     points = study_lib.measure(cell, measure)
     return self._normalisation(points, cell.games)
@@ -88,7 +84,7 @@ class StudyTables:
 
   def _statistics(
     self, dataset: str, method: str, measure: str
-  ) -> intervals.Estimate:
+  ) -> statistics.Estimate:
     """Returns the estimates of `_STATISTICS`, made once."""
     key = (dataset, method, measure)
     if key not in self._estimates:
@@ -144,7 +140,7 @@ class StudyTables:
     )
 
   def _verdict(
-    self, value: intervals.Array, paper: reference.Published | None
+    self, value: statistics.Array, paper: reference.Published | None
   ) -> str | None:
     if paper is None or self._normalisation.name != 'dqn':
       return None
@@ -203,7 +199,7 @@ class StudyTables:
         row |= _in_percent(
           measure,
           self._bootstrap(
-            aggregates.probability_of_improvement,
+            statistics.probability_of_improvement,
             self._matrix(dr3, measure),
             self._matrix(without, measure),
           )[0],
@@ -296,7 +292,7 @@ def _and(phrases: Sequence[str] | dict[str, None]) -> str | None:
   return '; '.join(phrases) or None
 
 
-def _in_percent(name: str, estimate: intervals.Estimate) -> dict[str, float]:
+def _in_percent(name: str, estimate: statistics.Estimate) -> dict[str, float]:
   return {
     f'{name}_percent': 100 * float(estimate.value),
     f'{name}_low_percent': 100 * float(estimate.low),
@@ -306,3 +302,129 @@ def _in_percent(name: str, estimate: intervals.Estimate) -> dict[str, float]:
 
 def _published(value: Any, low: Any, high: Any) -> str:
   return interval(value, low, high) if value == value and value else 'unknown'
+
+
+_MEASURE_NAMES = {
+  study_lib.AVERAGE: 'average over training',
+  study_lib.FINAL: 'final score',
+}
+_PARTS = ('mean', 'sd', 'runs', 'percent', 'complete')
+
+
+def game_scores(
+  study: study_lib.Study,
+  normalisation: reference.Normalisation,
+  dataset: str,
+  measure: str,
+) -> Table:
+  """Returns the scores of each game and method, in points and normalised."""
+  names = study.methods_on(dataset)
+  scale = reference.scores()
+  rows = []
+  for game in study.preset.games:
+    row: dict[str, Any] = {
+      'game': game,
+      'random': scale.loc[game, 'random'],
+      'online_dqn': scale.loc[game, reference.ONLINE_DQN],
+    }
+    for method in names:
+      found = _summary(study, normalisation, (dataset, method, game), measure)
+      row |= {f'{method}_{part}': found[part] for part in _PARTS}
+    if any(row[f'{method}_runs'] for method in names):
+      rows.append(row)
+  return build(
+    f'{measure}_{dataset}',
+    f'Each game, {_MEASURE_NAMES[measure]}, {study_lib.dataset_name(dataset)}',
+    'Raw scores, in points: mean ± standard deviation over finished runs; in '
+    f'brackets the mean as {normalisation.label} score, in percent. '
+    f'{INCOMPLETE} fewer than {study.preset.num_runs} runs, or shorter ones.',
+    'No run has been evaluated at its end yet.',
+    (
+      text('game', 'Game'),
+      *(
+        Column(
+          tuple(f'{method}_{part}' for part in _PARTS),
+          methods.display_name(method),
+          _score,
+        )
+        for method in names
+      ),
+      Column('random', 'Random'),
+      Column('online_dqn', 'Online DQN'),
+    ),
+    rows,
+  )
+
+
+def _summary(
+  study: study_lib.Study,
+  normalisation: reference.Normalisation,
+  key: tuple[str, str, str],
+  measure: str,
+) -> dict[str, Any]:
+  """Returns the `_PARTS` of one data set, method and game."""
+  dataset, _, game = key
+  target = study.preset.datasets[dataset]
+  runs = [run for run in study.runs.get(key, ()) if study.is_finished(run)]
+  returns = [run.series('return').loc[:target] for run in runs]
+  values: npt.NDArray[np.float64] = np.array(
+    [r.mean() if measure == study_lib.AVERAGE else r.iloc[-1] for r in returns],
+    float,
+  )
+  count = len(values)
+  mean = values.mean() if count else np.nan
+  return {
+    'mean': mean,
+    'sd': values.std(ddof=1) if count > 1 else np.nan,
+    'runs': count,
+    'percent': 100 * normalisation(np.array([[mean]]), (game,)).item(),
+    'complete': count >= study.preset.num_runs
+    and all(r.index[-1] >= target for r in returns),
+  }
+
+
+def _score(
+  mean: float, sd: float, runs: int, normalised: float, complete: bool
+) -> str:
+  if not runs:
+    return MISSING
+  spread = '' if np.isnan(sd) else f' ± {number(sd)}'
+  mark = '' if complete else f' {INCOMPLETE}'
+  return f'{number(mean)}{spread} ({percent(normalised)}){mark}'
+
+
+def presence(study: study_lib.Study, dataset: str) -> Table:
+  """Returns which runs there are: one circle per run, per game and method."""
+  rows = []
+  for game in study.preset.games:
+    row: dict[str, Any] = {'game': game}
+    for method in study.methods:
+      finished, unfinished = study.count(dataset, method, game)
+      row[f'{method}_finished'] = finished
+      row[f'{method}_unfinished'] = unfinished
+      row[f'{method}_expected'] = (
+        study.preset.num_runs if method in study.preset.methods else 0
+      )
+    rows.append(row)
+  columns = [text('game', 'Game')] + [
+    Column(
+      tuple(f'{m}_{part}' for part in ('finished', 'unfinished', 'expected')),
+      methods.display_name(m),
+      _circles,
+      is_text=True,
+    )
+    for m in study.methods
+  ]
+  return build(
+    f'runs_{dataset}',
+    f'Runs on {study_lib.dataset_name(dataset)}',
+    '● finished, ◐ unfinished, ○ absent.',
+    '',
+    columns,
+    rows,
+  )
+
+
+def _circles(finished: int, unfinished: int, expected: int) -> str:
+  absent = max(0, expected - finished - unfinished)
+  return '●' * finished + '◐' * unfinished + '○' * absent or MISSING

@@ -1,19 +1,185 @@
-"""Tables: final scores, final metrics, the effect of DR3, co-adaptation."""
+"""What a table is: exact numbers as CSV, rounded ones for page and LaTeX."""
 
+from collections.abc import Callable, Iterable
+import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3.reporting import curves, intervals, methods, scores
-from batch_rl_dr3.reporting.table import (
-  Column,
-  Table,
-  build,
-  exact,
-  signed,
-  text,
-)
+from batch_rl_dr3.reporting import figures, methods, run_reader, statistics
+
+MISSING = '\N{EN DASH}'
+# Beside a number that is computed on fewer runs than there should be.
+INCOMPLETE = '\N{DAGGER}'
+_LATEX_SYMBOLS = {
+  MISSING: '--',
+  INCOMPLETE: r'$^\dagger$',
+  '±': r'$\pm$',
+  '²': '$^2$',
+  '●': r'$\bullet$',
+  '◐': r'$\odot$',
+  '○': r'$\circ$',
+  '\u00ad': '',
+}
+
+
+def number(value: Any) -> str:
+  """Returns a number with about three digits, or a dash for a missing one."""
+  if value is None or pd.isna(value):
+    return MISSING
+  size = abs(value)
+  if isinstance(value, int | np.integer) or size >= 1000:
+    return f'{value:,.0f}'
+  if size >= 100:
+    return f'{value:.1f}'
+  if size >= 1 or size == 0:
+    return f'{value:.2f}'
+  return f'{value:.4f}' if size >= 0.01 else f'{value:.2e}'
+
+
+def signed(value: Any) -> str:
+  """Returns a difference, its sign always shown."""
+  text = number(value)
+  return text if text == MISSING or value < 0 else f'+{text}'
+
+
+def exact(value: Any) -> str:
+  """Returns a number that somebody has chosen, such as 0.99, as it is."""
+  return f'{value:g}'
+
+
+def percent(value: Any) -> str:
+  """Returns a percentage as the paper prints it, with one decimal."""
+  return MISSING if pd.isna(value) else f'{value:.1f}'
+
+
+def interval(value: Any, low: Any, high: Any, complete: Any = True) -> str:
+  """Returns '43.7 (39.6, 48.6)', with a dagger if it is incomplete.
+
+  Without ends it is the value alone.
+  """
+  if pd.isna(value):
+    return MISSING
+  mark = '' if complete else f' {INCOMPLETE}'
+  if pd.isna(low):
+    return f'{percent(value)}{mark}'
+  return f'{percent(value)} ({percent(low)}, {percent(high)}){mark}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """A column of a table.
+
+  Attributes:
+    name: in the CSV file; several, where a cell of the page is made of them.
+    heading: on the page.
+    show: makes the text of a cell of as many values as there are names.
+    when: whether the page shows it: 'always', 'never', if its cells 'vary',
+      or if any of them is 'known'. The CSV file has every column.
+    is_text: whether its cells are words, not numbers.
+  """
+
+  name: str | tuple[str, ...]
+  heading: str
+  show: Callable[..., str] = number
+  when: str = 'always'
+  is_text: bool = False
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Its columns of the CSV file."""
+    return (self.name,) if isinstance(self.name, str) else self.name
+
+
+def text(
+  name: str | tuple[str, ...],
+  heading: str,
+  show: Callable[..., str] = str,
+  when: str = 'always',
+) -> Column:
+  """Returns a column of words."""
+  return Column(name, heading, show, when, is_text=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table, for the page, for LaTeX and for a CSV file.
+
+  Attributes:
+    name: of the files, without their endings.
+    title: above the table.
+    caption: below it: what the columns mean.
+    empty: the sentence that stands in place of a table without rows.
+    columns: in order.
+    frame: one row per line, exact numbers.
+  """
+
+  name: str
+  title: str
+  caption: str
+  empty: str
+  columns: tuple[Column, ...]
+  frame: pd.DataFrame
+
+  @functools.cached_property
+  def shown(self) -> list[Column]:
+    """The columns that the page shows."""
+    return [c for c in self.columns if _is_shown(c, self.frame[[*c.names]])]
+
+  @functools.cached_property
+  def cells(self) -> list[list[str]]:
+    """The rows as the page shows them."""
+    return [
+      [column.show(*(row[name] for name in column.names)) for column in shown]
+      for shown in [self.shown]
+      for row in self.frame.to_dict('records')
+    ]
+
+  def to_csv(self) -> str:
+    """Returns the whole table as CSV, an empty cell where nothing is known."""
+    return str(self.frame.to_csv(index=False, lineterminator='\n'))
+
+  def to_latex(self) -> str:
+    """Returns what the page shows as LaTeX, for the package booktabs."""
+    frame = pd.DataFrame(self.cells, columns=[c.heading for c in self.shown])
+    latex = frame.to_latex(
+      index=False,
+      escape=True,
+      column_format=''.join('l' if c.is_text else 'r' for c in self.shown),
+    )
+    for symbol, command in _LATEX_SYMBOLS.items():
+      latex = latex.replace(symbol, command)
+    return f'% {self.title}. {self.caption}\n{latex}'
+
+
+def build(
+  name: str,
+  title: str,
+  caption: str,
+  empty: str,
+  columns: Iterable[Column],
+  rows: list[dict[str, Any]],
+) -> Table:
+  """Returns a table of rows that say each name of each column."""
+  columns = tuple(columns)
+  names = dict.fromkeys(name for c in columns for name in c.names)
+  frame = pd.DataFrame(rows, columns=list(names))
+  for column in frame:
+    # Steps stay whole numbers even beside a missing one.
+    if str(column).endswith('gradient_steps'):
+      frame[column] = frame[column].astype('Int64')
+  return Table(name, title, caption, empty, columns, frame)
+
+
+def _is_shown(column: Column, cells: pd.DataFrame) -> bool:
+  if column.when == 'vary':
+    return len(cells.drop_duplicates()) > 1
+  if column.when == 'known':
+    return bool(cells.notna().any(axis=None))
+  return column.when == 'always'
+
 
 # What is assumed of a run whose protocol does not say.
 DEFAULT_GAMMA = 0.99
@@ -27,8 +193,8 @@ _METHOD = text('method', 'Method', methods.display_name)
 
 
 def _lines(
-  collection: scores.Collection,
-) -> list[tuple[scores.Setting, str]]:
+  collection: run_reader.Collection,
+) -> list[tuple[run_reader.Setting, str]]:
   return [
     (setting, method)
     for setting in collection.settings
@@ -36,11 +202,11 @@ def _lines(
   ]
 
 
-def final_scores(collection: scores.Collection) -> Table:
+def final_scores(collection: run_reader.Collection) -> Table:
   """Returns last, best and average return of each method."""
   rows = []
   for setting, method in _lines(collection):
-    curve = curves.curve(collection, setting, method, scores.RETURN)
+    curve = figures.curve_of(collection, setting, method, run_reader.RETURN)
     if not curve.steps.size:
       continue
     step = curve.last_step
@@ -49,7 +215,7 @@ def final_scores(collection: scores.Collection) -> Table:
       for run in collection.select(setting, method)
       if run.replicate in curve.replicates
     ]
-    low, high = intervals.mean_interval(curve.values[:, -1]) or (None, None)
+    low, high = statistics.mean_interval(curve.values[:, -1]) or (None, None)
     rows.append(
       setting._asdict()
       | {
@@ -95,13 +261,13 @@ def final_scores(collection: scores.Collection) -> Table:
   )
 
 
-def final_metrics(collection: scores.Collection) -> Table:
+def final_metrics(collection: run_reader.Collection) -> Table:
   """Returns the last logged loss, dot product, rank and Q-value."""
   rows = []
   for setting, method in _lines(collection):
     found = {
-      quantity: curves.curve(collection, setting, method, quantity)
-      for quantity in scores.METRICS
+      quantity: figures.curve_of(collection, setting, method, quantity)
+      for quantity in run_reader.METRICS
     }
     steps = [c.last_step for c in found.values() if c.last_step is not None]
     if not steps:
@@ -125,11 +291,11 @@ def final_metrics(collection: scores.Collection) -> Table:
     (
       *_SETTING,
       _METHOD,
-      Column(scores.TD_LOSS, 'TD loss'),
-      Column(scores.DOT_PRODUCT, 'Feature dot product'),
-      Column(scores.NORM_SQUARED, 'Feature norm²'),
-      Column(scores.EFFECTIVE_RANK, 'Effective rank'),
-      Column(scores.MEAN_Q, 'Mean Q'),
+      Column(run_reader.TD_LOSS, 'TD loss'),
+      Column(run_reader.DOT_PRODUCT, 'Feature dot product'),
+      Column(run_reader.NORM_SQUARED, 'Feature norm²'),
+      Column(run_reader.EFFECTIVE_RANK, 'Effective rank'),
+      Column(run_reader.MEAN_Q, 'Mean Q'),
       Column('seeds', 'Seeds'),
       Column('gradient_steps', 'Gradient steps'),
     ),
@@ -139,13 +305,13 @@ def final_metrics(collection: scores.Collection) -> Table:
 
 # The CSV prefix of each quantity that DR3 is compared on.
 _EFFECTS = {
-  'dot_product': scores.DOT_PRODUCT,
-  'effective_rank': scores.EFFECTIVE_RANK,
-  'return': scores.RETURN,
+  'dot_product': run_reader.DOT_PRODUCT,
+  'effective_rank': run_reader.EFFECTIVE_RANK,
+  'return': run_reader.RETURN,
 }
 
 
-def dr3_effect(collection: scores.Collection) -> Table:
+def dr3_effect(collection: run_reader.Collection) -> Table:
   """Returns each method with DR3 beside itself without, at equal steps."""
   rows = []
   for setting, base in _lines(collection):
@@ -158,16 +324,16 @@ def dr3_effect(collection: scores.Collection) -> Table:
     row: dict[str, Any] = setting._asdict() | {'method': base}
     row['seeds'] = len(shared)
     for prefix, quantity in _EFFECTS.items():
-      both = curves.at_last_common_step(
-        curves.curve(collection, setting, base, quantity, shared),
-        curves.curve(collection, setting, dr3, quantity, shared),
+      both = figures.at_last_common_step(
+        figures.curve_of(collection, setting, base, quantity, shared),
+        figures.curve_of(collection, setting, dr3, quantity, shared),
       )
       step, without, having = both or (None, np.nan, np.nan)
       row[f'{prefix}_gradient_steps'] = step
       row[f'{prefix}_base'] = without
       row[f'{prefix}_dr3'] = having
       row[f'{prefix}_difference'] = having - without
-      if quantity == scores.DOT_PRODUCT:
+      if quantity == run_reader.DOT_PRODUCT:
         row[f'{prefix}_ratio'] = having / without if without > 0 else np.nan
     steps = {row[f'{prefix}_gradient_steps'] for prefix in _EFFECTS} - {None}
     row['gradient_steps'] = steps.pop() if len(steps) == 1 else None
@@ -206,22 +372,22 @@ def dr3_effect(collection: scores.Collection) -> Table:
   )
 
 
-def gamma_of(run: scores.Run) -> float:
+def gamma_of(run: run_reader.Run) -> float:
   """Returns the discount factor of a run's protocol."""
   protocol = run.provenance.get('protocol')
   value = protocol.get('gamma') if isinstance(protocol, dict) else None
   return float(value) if isinstance(value, int | float) else DEFAULT_GAMMA
 
 
-def _criterion(run: scores.Run) -> pd.Series:
+def _criterion(run: run_reader.Run) -> pd.Series:
   """Returns gamma times dot product over squared norm, by gradient step."""
-  dot_product = run.series(scores.DOT_PRODUCT)
-  norm_squared = run.series(scores.NORM_SQUARED)
+  dot_product = run.series(run_reader.DOT_PRODUCT)
+  norm_squared = run.series(run_reader.NORM_SQUARED)
   ratio = gamma_of(run) * dot_product / norm_squared
   return ratio[np.isfinite(ratio)]
 
 
-def co_adaptation(collection: scores.Collection) -> Table:
+def co_adaptation(collection: run_reader.Collection) -> Table:
   """Returns where the features meet the criterion of Proposition 3.2."""
   rows = []
   for setting, method in _lines(collection):
@@ -270,7 +436,7 @@ def co_adaptation(collection: scores.Collection) -> Table:
   )
 
 
-def all_tables(collection: scores.Collection) -> list[Table]:
+def all_tables(collection: run_reader.Collection) -> list[Table]:
   """Returns every table of the report."""
   return [
     final_scores(collection),

@@ -13,7 +13,7 @@ from batch_rl_dr3.analysis import (
   small_network,
 )
 from batch_rl_dr3.config import progress
-from batch_rl_dr3.reporting import figure as figure_lib
+from batch_rl_dr3.reporting import figures
 
 _BLUE, _RED, _GREEN, _GREY = '#0072B2', '#D55E00', '#009E73', '#888888'
 _GAMMA = 0.9
@@ -246,12 +246,12 @@ def _made(
   caption: str,
   table: pd.DataFrame,
   draw: Callable[..., mpl_figure.Figure],
-) -> tuple[figure_lib.Figure, pd.DataFrame]:
-  drawn = figure_lib.make(name, title, caption, functools.partial(draw, table))
+) -> tuple[figures.Figure, pd.DataFrame]:
+  drawn = figures.make(name, title, caption, functools.partial(draw, table))
   return drawn, table
 
 
-def proposition32() -> tuple[figure_lib.Figure, pd.DataFrame]:
+def proposition32() -> tuple[figures.Figure, pd.DataFrame]:
   """Returns the figure and the table of Proposition 3.2."""
   return _made(
     'proposition32',
@@ -262,7 +262,7 @@ def proposition32() -> tuple[figure_lib.Figure, pd.DataFrame]:
   )
 
 
-def theorem31() -> tuple[figure_lib.Figure, pd.DataFrame]:
+def theorem31() -> tuple[figures.Figure, pd.DataFrame]:
   """Returns the figure and the table of Theorem 3.1."""
   return _made(
     'theorem31',

@@ -7,8 +7,7 @@ from matplotlib import figure as mpl_figure
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3.reporting import curves, figures, scores
-from batch_rl_dr3.reporting import figure as figure_lib
+from batch_rl_dr3.reporting import figures, run_reader
 from batch_rl_dr3.studies import catalogue
 
 # Okabe and Ito's colours; the tenth variant would repeat the first.
@@ -31,7 +30,7 @@ PANELS = {
   panel.quantity: panel
   for panel in (
     *figures.PANELS,
-    figures.Panel(scores.MEAN_Q, 'Q-values of the data', _SAMPLE, False),
+    figures.Panel(run_reader.MEAN_Q, 'Q-values of the data', _SAMPLE, False),
     figures.Panel('loss_total', 'Training loss', _SAMPLE, False),
     figures.Panel(
       'divergence_ratio', "Proposition 3.2's ratio", 'diverges from 1', False
@@ -60,7 +59,9 @@ def line_styles(methods: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def draw(
-  study: catalogue.Study, collection: scores.Collection, narrow: bool = False
+  study: catalogue.Study,
+  collection: run_reader.Collection,
+  narrow: bool = False,
 ) -> mpl_figure.Figure:
   """Returns the figure: a row a quantity, a column a game and data set.
 
@@ -90,7 +91,7 @@ def draw(
   grid = np.ravel(figure.subplots(num_rows, num_columns, squeeze=False))
   for axes, (panel, setting) in zip(grid, places, strict=False):
     drawn = {
-      method: curves.curve(collection, setting, method, panel.quantity)
+      method: figures.curve_of(collection, setting, method, panel.quantity)
       for method in study.methods
     }
     figures.draw_panel(axes, panel, drawn, lines)
@@ -98,15 +99,15 @@ def draw(
       axes.set_title(f'{panel.title}: {setting.label}')
   for axes in grid[len(places) :]:
     axes.set_visible(False)
-  figure_lib.add_legend(figure, study.methods, 2 * num_columns)
+  figures.add_legend(figure, study.methods, 2 * num_columns)
   return figure
 
 
 def make(
-  study: catalogue.Study, collection: scores.Collection
-) -> figure_lib.Figure:
+  study: catalogue.Study, collection: run_reader.Collection
+) -> figures.Figure:
   """Returns the figure as files."""
-  return figure_lib.make(
+  return figures.make(
     study.name,
     study.title,
     study.question,
@@ -115,7 +116,7 @@ def make(
 
 
 def table(
-  study: catalogue.Study, collection: scores.Collection
+  study: catalogue.Study, collection: run_reader.Collection
 ) -> pd.DataFrame:
   """Returns what each quantity began and ended with, a row a method.
 
@@ -128,7 +129,7 @@ def table(
   for setting in collection.settings:
     for method in study.methods:
       for quantity in study.quantities:
-        curve = curves.curve(collection, setting, method, quantity)
+        curve = figures.curve_of(collection, setting, method, quantity)
         if curve.steps.size:
           rows.append(
             {

@@ -17,7 +17,7 @@ from batch_rl_dr3.evaluation import (
 )
 from batch_rl_dr3.evaluation import evaluation_pool, evaluation_targets
 from batch_rl_dr3.games import play
-from batch_rl_dr3.reporting import scores, selection, selection_rules, tables
+from batch_rl_dr3.reporting import run_reader, selection, tables
 from batch_rl_dr3.runs import lease, run_directory
 from batch_rl_dr3.training import control as runner
 
@@ -180,9 +180,9 @@ def test_a_checkpoint_scores_what_its_run_scored(hopper, tmp_path):
     evaluator.evaluate(str(tmp_path / 'none'), 0)
   evaluator.close()
   # Every rule of `select` finds what it looks at, and is judged by the scores.
-  collection = scores.load([str(tmp_path)])
+  collection = run_reader.load([str(tmp_path)])
   assert tables.gamma_of(collection.runs[0]) == 0.9
-  names = {rule.name for rule in selection_rules.RULES}
+  names = {rule.name for rule in selection.RULES}
   ranked = selection.ranking(collection)
   assert set(ranked['rule']) == names
   assert set(ranked['checkpoint']) == {'0', '1'}

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from batch_rl_dr3.reporting import preset, reference, scores
+from batch_rl_dr3.reporting import reference, run_reader
+from batch_rl_dr3.reporting import study as study_lib
 from batch_rl_dr3.runs import run_directory
 
 METRIC_COLUMNS = (
@@ -150,7 +151,7 @@ def rem_pair(make_run, tmp_path):
   return str(tmp_path / 'runs' / '*')
 
 
-SMALL_STUDY = preset.Preset(
+SMALL_STUDY = study_lib.Preset(
   name='small',
   title='A small study',
   suite='atari',
@@ -186,10 +187,10 @@ def make_collection(tmp_path):
             index=pd.Index(steps, name='gradient_steps'),
           )
           runs.append(
-            scores.Run(
+            run_reader.Run(
               folder=tmp_path,
               name=f'{dataset}/{method}/{name}/{run}',
-              setting=scores.Setting('atari', name, dataset),
+              setting=run_reader.Setting('atari', name, dataset),
               method=method,
               logged_run=str(run + 1),
               seed='0',
@@ -199,7 +200,7 @@ def make_collection(tmp_path):
               evaluations=evaluations.dropna(),
             )
           )
-    return scores.Collection(tuple(runs), tmp_path, ())
+    return run_reader.Collection(tuple(runs), tmp_path, ())
 
   return make
 

@@ -2,9 +2,9 @@ import math
 
 import numpy as np
 
-from batch_rl_dr3.reporting import curves, intervals, scores
+from batch_rl_dr3.reporting import figures, run_reader, statistics
 
-SETTING = scores.Setting('minatar', 'breakout', '10pct')
+SETTING = run_reader.Setting('minatar', 'breakout', '10pct')
 
 
 def _rows(values):
@@ -12,8 +12,10 @@ def _rows(values):
 
 
 def _curve(tmp_path, **kwargs):
-  collection = scores.load([str(tmp_path / 'runs' / '*')])
-  return curves.curve(collection, SETTING, 'rem', scores.MEAN_Q, **kwargs)
+  collection = run_reader.load([str(tmp_path / 'runs' / '*')])
+  return figures.curve_of(
+    collection, SETTING, 'rem', run_reader.MEAN_Q, **kwargs
+  )
 
 
 def test_a_curve_has_the_steps_that_every_seed_has(make_run, tmp_path):
@@ -54,31 +56,31 @@ def test_no_runs_no_curve(make_run, tmp_path):
 
 
 def test_last_common_step():
-  a = curves.Curve(np.array([1, 2, 4]), np.array([[5.0, 6.0, 7.0]]), ())
-  b = curves.Curve(np.array([2, 3]), np.array([[8.0, 9.0]]), ())
-  c = curves.Curve(np.array([9]), np.array([[0.0]]), ())
-  assert curves.at_last_common_step(a, b) == (2, 6.0, 8.0)
-  assert curves.at_last_common_step(a, c) is None
+  a = figures.Curve(np.array([1, 2, 4]), np.array([[5.0, 6.0, 7.0]]), ())
+  b = figures.Curve(np.array([2, 3]), np.array([[8.0, 9.0]]), ())
+  c = figures.Curve(np.array([9]), np.array([[0.0]]), ())
+  assert figures.at_last_common_step(a, b) == (2, 6.0, 8.0)
+  assert figures.at_last_common_step(a, c) is None
 
 
 def test_one_seed_has_no_interval():
-  assert intervals.mean_interval(np.array([1.0])) is None
-  assert intervals.mean_interval(np.array([1.0, np.nan])) is None
+  assert statistics.mean_interval(np.array([1.0])) is None
+  assert statistics.mean_interval(np.array([1.0, np.nan])) is None
 
 
 def test_interval_of_equal_seeds_is_a_point():
-  assert intervals.mean_interval(np.array([2.0, 2.0])) == (2.0, 2.0)
+  assert statistics.mean_interval(np.array([2.0, 2.0])) == (2.0, 2.0)
 
 
 def test_interval_of_two_seeds_reaches_from_one_to_the_other():
   # A quarter of the resamples is (0, 0), a quarter (1, 1): more than 2.5%.
-  assert intervals.mean_interval(np.array([0.0, 1.0])) == (0.0, 1.0)
+  assert statistics.mean_interval(np.array([0.0, 1.0])) == (0.0, 1.0)
 
 
 def test_interval_is_reproducible_and_holds_the_mean():
   values = np.arange(10.0)
-  low, high = intervals.mean_interval(values)
-  assert intervals.mean_interval(values) == (low, high)
+  low, high = statistics.mean_interval(values)
+  assert statistics.mean_interval(values) == (low, high)
   # Mean 4.5, standard error of the bootstrap 2.87 / sqrt(10) = 0.908;
   # 4.5 -+ 1.96 * 0.908 = 2.72 and 6.28.
   np.testing.assert_allclose([low, high], [2.72, 6.28], atol=0.15)

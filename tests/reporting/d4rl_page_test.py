@@ -3,7 +3,7 @@
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import d4rl_page, guards, page, scores
+from batch_rl_dr3.reporting import guards, overview, page, run_reader
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def collection(make_run, tmp_path):
   run('brac', 'hopper', 'medium', 500.0, [0.0, 2000.0])
   run('brac_dr3', 'hopper', 'medium', 700.0, [0.0, 2000.0])
   run('brac', 'walker2d', 'medium', 9.0, [0.0, 10.0], finished=False)
-  return scores.load([str(tmp_path / 'runs' / '*')])
+  return run_reader.load([str(tmp_path / 'runs' / '*')])
 
 
 def test_table_2(collection):
-  frame = d4rl_page.table_2(collection.runs).frame.set_index('game')
+  frame = overview.table_2(collection.runs).frame.set_index('game')
   assert len(frame) == 7
   play = frame.loc['antmaze-medium-play']
   assert (play['cql_mean'], play['cql_dr3_mean']) == (0.5, 0.75)
@@ -45,7 +45,7 @@ def test_table_2(collection):
 
 
 def test_brac(collection):
-  table = d4rl_page.brac_table(collection.runs)
+  table = overview.brac_table(collection.runs)
   frame = table.frame.set_index('game')
   hopper = frame.loc['hopper']
   assert (hopper['base_mean'], hopper['dr3_mean']) == (25.0, 35.0)
@@ -66,6 +66,6 @@ def test_the_page(collection):
 
 def test_other_runs_are_refused(make_run, tmp_path):
   make_run('cql', returns={10: [1.0]})
-  runs = scores.load([str(tmp_path / 'runs' / '*')])
+  runs = run_reader.load([str(tmp_path / 'runs' / '*')])
   with pytest.raises(errors.DataError, match='continuous control'):
-    d4rl_page.content(runs)
+    overview.d4rl_content(runs)

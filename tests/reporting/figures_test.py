@@ -4,13 +4,13 @@ from matplotlib import colors
 import numpy as np
 import pytest
 
-from batch_rl_dr3.reporting import curves, figures, scores
+from batch_rl_dr3.reporting import figures, run_reader
 
-SETTING = scores.Setting('minatar', 'breakout', '10pct')
+SETTING = run_reader.Setting('minatar', 'breakout', '10pct')
 
 
 def _draw(pattern, narrow=False):
-  return figures.draw(scores.load([pattern]), SETTING, narrow)
+  return figures.draw(run_reader.load([pattern]), SETTING, narrow)
 
 
 def _rows(values, column='mean_q'):
@@ -89,12 +89,12 @@ def test_many_points_are_drawn_raw_and_as_a_running_mean(make_run):
   assert mean.get_ydata()[100] == pytest.approx(6 / 11)
   assert mean.get_ydata()[101] == pytest.approx(5 / 11)
   assert mean.get_marker() == ''
-  caption = figures.caption(scores.load([folder]), SETTING)
+  caption = figures.caption(run_reader.load([folder]), SETTING)
   assert 'running mean' in caption
 
 
 def test_few_points_are_not_smoothed(rem_pair):
-  caption = figures.caption(scores.load([rem_pair]), SETTING)
+  caption = figures.caption(run_reader.load([rem_pair]), SETTING)
   assert 'Nothing is smoothed.' in caption
   assert 'One seed per method' in caption
 
@@ -119,7 +119,7 @@ def test_running_mean_is_centred_and_shorter_at_the_ends():
   ],
 )
 def test_spans_decades(values, expected):
-  curve = curves.Curve(np.arange(len(values)), np.array([values]), ())
+  curve = figures.Curve(np.arange(len(values)), np.array([values]), ())
   assert figures.spans_decades([curve]) is expected
 
 
@@ -144,7 +144,7 @@ def test_what_was_not_measured_says_so(make_run):
 
 
 def test_figures_are_png_files_of_two_widths(rem_pair):
-  (figure,) = figures.all_figures(scores.load([rem_pair]))
+  (figure,) = figures.all_figures(run_reader.load([rem_pair]))
   assert figure.name == 'minatar_breakout_10pct'
   assert figure.title == 'breakout, 10pct'
   sizes = []

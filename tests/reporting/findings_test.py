@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from batch_rl_dr3.reporting import findings, intervals, reference, study
+from batch_rl_dr3.reporting import findings, reference, statistics
+from batch_rl_dr3.reporting import study as study_lib
 
 
 @pytest.fixture
@@ -21,9 +22,9 @@ def find(make_collection, in_points, small_study):
       runs += made.runs
     collection = dataclasses.replace(made, runs=tuple(runs))
     found = findings.findings(
-      study.make(chosen, collection),
+      study_lib.select_runs(chosen, collection),
       reference.Normalisation(),
-      intervals.Bootstrap(100, 0),
+      statistics.Bootstrap(100, 0),
     )
     return found, {
       (row['method'], row['claim']): row

@@ -1,11 +1,11 @@
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import guards, scores
+from batch_rl_dr3.reporting import guards, run_reader
 
 
 def _load(tmp_path):
-  return scores.load([str(tmp_path / 'runs' / '*')])
+  return run_reader.load([str(tmp_path / 'runs' / '*')])
 
 
 def _sentences(tmp_path):
@@ -13,7 +13,7 @@ def _sentences(tmp_path):
 
 
 def test_runs_that_are_alike_may_share_a_table(rem_pair):
-  found = guards.differences(scores.load([rem_pair]).runs)
+  found = guards.differences(run_reader.load([rem_pair]).runs)
   assert found == []
   guards.refuse(found)
 

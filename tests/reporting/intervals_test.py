@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from rliable import library, metrics
 
-from batch_rl_dr3.reporting import aggregates, intervals
+from batch_rl_dr3.reporting import statistics
 
 _SCORES = np.random.default_rng(0).normal(1, 0.5, (5, 17))
 
@@ -17,7 +17,7 @@ def _directly(scores, statistic, seed, reps):
 
 @pytest.mark.parametrize('seed', [0, 7])
 def test_an_interval_is_that_of_rliable(seed):
-  found = intervals.Bootstrap(200, seed)(aggregates.iqm, _SCORES)
+  found = statistics.Bootstrap(200, seed)(statistics.iqm, _SCORES)
   point, ends = _directly(
     _SCORES, lambda x: np.array([metrics.aggregate_iqm(x)]), seed, 200
   )
@@ -27,8 +27,8 @@ def test_an_interval_is_that_of_rliable(seed):
 
 def test_an_interval_of_two_methods_is_that_of_rliable():
   others = _SCORES[:4] + 0.1
-  found = intervals.Bootstrap(200)(
-    aggregates.probability_of_improvement, _SCORES, others
+  found = statistics.Bootstrap(200)(
+    statistics.probability_of_improvement, _SCORES, others
   )
   point, ends = _directly(
     [_SCORES, others],
@@ -42,7 +42,7 @@ def test_an_interval_of_two_methods_is_that_of_rliable():
 
 def test_the_seed_is_all_that_decides():
   def interval(seed):
-    found = intervals.Bootstrap(100, seed)(aggregates.iqm, _SCORES)
+    found = statistics.Bootstrap(100, seed)(statistics.iqm, _SCORES)
     return found.low.item(), found.high.item()
 
   np.random.seed(3)
@@ -57,7 +57,7 @@ def test_the_global_generator_is_left_as_it_was():
   np.random.seed(3)
   expected = np.random.random(3)
   np.random.seed(3)
-  intervals.Bootstrap(100)(aggregates.iqm, _SCORES)
+  statistics.Bootstrap(100)(statistics.iqm, _SCORES)
   np.testing.assert_array_equal(np.random.random(3), expected)
 
 
@@ -69,7 +69,7 @@ def test_the_generator_is_put_back_after_an_error():
   expected = np.random.random(3)
   np.random.seed(3)
   with pytest.raises(ZeroDivisionError):
-    intervals.Bootstrap(100)(fail, _SCORES)
+    statistics.Bootstrap(100)(fail, _SCORES)
   np.testing.assert_array_equal(np.random.random(3), expected)
 
 
@@ -80,14 +80,14 @@ def test_a_run_is_drawn_whole():
   def differ(drawn):
     return np.array([np.abs(drawn[..., 0] - drawn[..., 1]).max()])
 
-  found = intervals.Bootstrap(100)(differ, pairs)
+  found = statistics.Bootstrap(100)(differ, pairs)
   assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
 def test_games_are_not_resampled():
   # Runs of a game are equal, so there is nothing to draw.
   scores = np.tile(np.arange(6.0), (5, 1))
-  found = intervals.Bootstrap(100)(aggregates.mean, scores)
+  found = statistics.Bootstrap(100)(statistics.mean, scores)
   assert (found.value, found.low, found.high) == (2.5, 2.5, 2.5)
 
 
@@ -98,9 +98,9 @@ def test_intervals_cover_the_truth_at_their_rate():
   # it in 2 * Phi(1.96 * 0.894) - 1 = 92% of cases; the standard error of that
   # over 200 is 1.9%. Accepted: three of them to both sides.
   rng = np.random.default_rng(0)
-  bootstrap = intervals.Bootstrap(1_000)
+  bootstrap = statistics.Bootstrap(1_000)
   covered = 0
   for _ in range(200):
-    found = bootstrap(aggregates.iqm, rng.normal(size=(5, 17)))
+    found = bootstrap(statistics.iqm, rng.normal(size=(5, 17)))
     covered += bool(found.low <= 0 <= found.high)
   assert 0.92 - 0.06 <= covered / 200 <= 0.92 + 0.06

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from batch_rl_dr3.reporting import live_runs, scores
+from batch_rl_dr3.reporting import live_runs, run_reader
 from batch_rl_dr3.runs import run_directory
 
 
@@ -160,13 +160,13 @@ def test_long_curves_are_thinned_to_their_ends(make_run, runs):
 
 def test_only_what_has_changed_is_read_again(make_run, runs, monkeypatch):
   read = []
-  load = scores.load
+  load = run_reader.load
 
   def counting(patterns):
     read.append(os.path.basename(patterns[0]))
     return load(patterns)
 
-  monkeypatch.setattr(scores, 'load', counting)
+  monkeypatch.setattr(run_reader, 'load', counting)
   folder = make_run('rem', metrics=_rows(2), finished=False)
   make_run('cql', metrics=_rows(2), finished=False)
   runs.snapshot()
@@ -238,13 +238,13 @@ def test_runs_come_and_go(make_run, runs, tmp_path):
 
 def test_a_run_that_vanishes_while_it_is_read(make_run, runs, monkeypatch):
   folder = make_run('rem', metrics=_rows(2), finished=False)
-  load = scores.load
+  load = run_reader.load
 
   def vanish(patterns):
     shutil.rmtree(folder)
     return load(patterns)
 
-  monkeypatch.setattr(scores, 'load', vanish)
+  monkeypatch.setattr(run_reader, 'load', vanish)
   assert runs.snapshot()['runs'] == []
 
 

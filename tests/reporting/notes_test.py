@@ -1,15 +1,15 @@
 import os
 import time
 
-from batch_rl_dr3.reporting import notes, scores
+from batch_rl_dr3.reporting import overview, run_reader
 
 
 def _load(tmp_path):
-  return scores.load([str(tmp_path / 'runs' / '*')])
+  return run_reader.load([str(tmp_path / 'runs' / '*')])
 
 
 def test_one_game_one_seed(rem_pair):
-  lines = notes.notes(scores.load([rem_pair]))
+  lines = overview.notes(run_reader.load([rem_pair]))
   assert '\n'.join(lines) == (
     'One game, one seed: this shows that the machinery works; it is not '
     'evidence about the methods.\n'
@@ -24,7 +24,7 @@ def test_one_game_one_seed(rem_pair):
 
 def test_one_run_that_has_only_started(make_run, tmp_path):
   make_run('rem', finished=False)
-  lines = notes.notes(_load(tmp_path))
+  lines = overview.notes(_load(tmp_path))
   assert 'One run: there is nothing to compare it with.' in lines
   assert 'rem has not been evaluated yet, so it has no return.' in lines
   assert 'rem has not logged any metrics yet.' in lines
@@ -33,10 +33,10 @@ def test_one_run_that_has_only_started(make_run, tmp_path):
 def test_few_seeds(make_run, tmp_path):
   for seed in range(2):
     make_run('rem', name=f'rem{seed}', seed=seed, returns={1: [1]})
-  (line,) = [x for x in notes.notes(_load(tmp_path)) if 'seeds' in x]
+  (line,) = [x for x in overview.notes(_load(tmp_path)) if 'seeds' in x]
   assert line.startswith('As few as 2 seeds')
   make_run('cql', returns={1: [1]})
-  (line,) = [x for x in notes.notes(_load(tmp_path)) if 'seed' in x]
+  (line,) = [x for x in overview.notes(_load(tmp_path)) if 'seed' in x]
   assert line.startswith('At least one method has one seed only')
 
 
@@ -46,7 +46,7 @@ def test_seeds_that_share_no_evaluation(make_run, tmp_path):
   assert (
     'breakout, 10pct: the seeds of REM were never evaluated at the same '
     'gradient step, so it has no score.'
-  ) in notes.notes(_load(tmp_path))
+  ) in overview.notes(_load(tmp_path))
 
 
 def test_what_is_not_finite_is_named(make_run, tmp_path):
@@ -58,13 +58,13 @@ def test_what_is_not_finite_is_named(make_run, tmp_path):
   assert (
     'rem: loss_bellman is not finite in 2 of 3 rows, first at gradient step '
     '2,000; the figures have a gap there, the tables a dash.'
-  ) in notes.notes(_load(tmp_path))
+  ) in overview.notes(_load(tmp_path))
 
 
 def test_assumed_gamma_and_unequal_versions(make_run, tmp_path):
   make_run('rem', protocol={})
   make_run('cql', versions={'tensorflow': '2.17'})
-  lines = notes.notes(_load(tmp_path))
+  lines = overview.notes(_load(tmp_path))
   assert 'Gamma is not in the protocol of rem; 0.99 is assumed.' in lines
   assert any('different versions of software' in line for line in lines)
 
@@ -73,11 +73,11 @@ def test_files_from_the_future_are_named(make_run, tmp_path):
   folder = make_run('rem', returns={1: [1]})
   then = time.time() + 3600
   os.utime(folder / 'scores.csv', (then, then))
-  (line,) = notes.of_files(_load(tmp_path))
+  (line,) = overview.of_files(_load(tmp_path))
   assert line.startswith('Files of rem are dated in the future')
 
 
 def test_many_names_are_counted():
   names = [str(i) for i in range(14)]
-  assert notes.listed(names[:2]) == '0, 1'
-  assert notes.listed(names).endswith('11 and 2 more')
+  assert overview.listed(names[:2]) == '0, 1'
+  assert overview.listed(names).endswith('11 and 2 more')

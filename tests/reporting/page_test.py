@@ -8,7 +8,7 @@ from matplotlib import figure as mpl_figure
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import figures, page, selection_rules
+from batch_rl_dr3.reporting import figures, page, selection
 
 FILES = [
   'figures/minatar_breakout_10pct.pdf',
@@ -104,7 +104,7 @@ def test_the_page_shows_the_tables(index):
     ['Method', 'REM'],
     ['Method', 'REM', 'REM + DR3'],
     ['Method', 'REM', 'REM + DR3'],
-    ['Rule', *(rule.name for rule in selection_rules.RULES), 'random'],
+    ['Rule', *(rule.name for rule in selection.RULES), 'random'],
     ['Folder', 'rem', 'rem_dr3'],
   ]
   assert found[0][1] == [

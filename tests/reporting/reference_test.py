@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import preset, reference
+from batch_rl_dr3.reporting import reference
+from batch_rl_dr3.reporting import study as study_lib
 
 
 def test_random_play_is_0_and_the_reference_1():
@@ -29,9 +30,9 @@ def test_an_unknown_normalisation():
 
 
 def test_every_game_of_the_study_has_scores_and_a_rom():
-  games = {game for study in preset.PRESETS.values() for game in study.games}
+  games = {game for study in study_lib.PRESETS.values() for game in study.games}
   assert games == set(reference.scores().index)
-  assert all(map(reference.legacy_rom, preset.DR3_ATARI17.games))
+  assert all(map(reference.legacy_rom, study_lib.DR3_ATARI17.games))
 
 
 def test_minatar_by_hand():
@@ -63,8 +64,8 @@ def test_roms_are_found_under_both_spellings():
 
 
 def test_presets_have_names():
-  assert preset.find('dr3_atari17') is preset.DR3_ATARI17
+  assert study_lib.find_preset('dr3_atari17') is study_lib.DR3_ATARI17
   with pytest.raises(errors.UsageError, match='dr3_atari17'):
-    preset.find('atari100k')
-  assert preset.dataset_name('first10pct') == 'first 10%'
-  assert preset.dataset_name('other') == 'other'
+    study_lib.find_preset('atari100k')
+  assert study_lib.dataset_name('first10pct') == 'first 10%'
+  assert study_lib.dataset_name('other') == 'other'

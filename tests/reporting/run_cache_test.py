@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import run_cache, scores
+from batch_rl_dr3.reporting import run_reader
 from batch_rl_dr3.runs import csv_file
 
 
@@ -34,7 +34,7 @@ def run(make_run):
 
 @pytest.fixture
 def cache(tmp_path):
-  return run_cache.RunCache(tmp_path / 'cache')
+  return run_reader.RunCache(tmp_path / 'cache')
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def read_files(monkeypatch):
 
 
 def _load(run, cache):
-  return scores.load([str(run)], cache).runs[0]
+  return run_reader.load([str(run)], cache).runs[0]
 
 
 def test_an_unchanged_run_is_not_read_again(run, cache, read_files):
@@ -78,7 +78,7 @@ def test_a_changed_run_is_read_again(run, cache, read_files):
   _age(run, 30)
   changed = _load(run, cache)
   assert len(read_files) == 4
-  assert changed.series(scores.MEAN_Q).to_dict() == {100: np.inf, 300: 7.5}
+  assert changed.series(run_reader.MEAN_Q).to_dict() == {100: np.inf, 300: 7.5}
 
 
 def test_a_file_of_equal_size_and_time_is_known_by_its_inode(run, cache):
@@ -149,7 +149,7 @@ def test_runs_without_files_are_kept_too(make_run, cache, read_files):
 
 def test_a_cache_that_cannot_be_written(run, tmp_path):
   (tmp_path / 'file').touch()
-  cache = run_cache.RunCache(tmp_path / 'file')
+  cache = run_reader.RunCache(tmp_path / 'file')
   with pytest.raises(errors.WriteError, match='cannot write'):
     _load(run, cache)
 
@@ -158,7 +158,7 @@ def test_other_processes_fill_the_cache(make_run, tmp_path, read_files, cache):
   for seed in range(3):
     folder = make_run('rem', name=str(seed), seed=seed, returns={1: [seed]})
     _age(folder)
-  runs = scores.load([str(tmp_path / 'runs' / '*')], cache, 2).runs
+  runs = run_reader.load([str(tmp_path / 'runs' / '*')], cache, 2).runs
   assert [run.evaluations.loc[1, 'return'] for run in runs] == [0, 1, 2]
   assert read_files == []  # In this process, that is.
 
@@ -166,4 +166,4 @@ def test_other_processes_fill_the_cache(make_run, tmp_path, read_files, cache):
 def test_damage_is_named_whoever_meets_it(run, cache):
   (run / 'metrics.csv').write_text('gradient_steps,mean_q\n1,x\n')
   with pytest.raises(errors.DataError, match="line 2: mean_q is 'x'"):
-    scores.load([str(run)], cache, 2)
+    run_reader.load([str(run)], cache, 2)

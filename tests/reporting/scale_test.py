@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from batch_rl_dr3.reporting import preset, reference
+from batch_rl_dr3.reporting import reference
+from batch_rl_dr3.reporting import study as study_lib
 from batch_rl_dr3.runs import run_directory
 
 _NUM_EVALUATIONS = 200
@@ -47,7 +48,7 @@ def _write_run(folder, identity, low, high, rng):
 def runs(tmp_path):
   rng = np.random.default_rng(0)
   scale = reference.scores()
-  chosen = preset.DR3_ATARI17
+  chosen = study_lib.DR3_ATARI17
   for dataset in chosen.datasets:
     for level, method in enumerate(chosen.methods):
       for game in chosen.games:

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from batch_rl_dr3.reporting import selection_figure
+from batch_rl_dr3.reporting import selection
 
 
 @pytest.mark.parametrize('narrow', [False, True])
@@ -17,7 +17,7 @@ def test_the_figure_shows_means_and_intervals(narrow):
       'gained_high': [0.0, 30.0, float('nan')],
     }
   )
-  figure = selection_figure.draw(measured, narrow)
+  figure = selection.draw(measured, narrow)
   figure.draw_without_rendering()
   assert len(figure.axes) == 2
   for axes, quantity in zip(figure.axes, ('kept', 'gained'), strict=True):

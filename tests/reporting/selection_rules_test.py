@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from batch_rl_dr3.reporting import scores, selection_rules
+from batch_rl_dr3.reporting import run_reader, selection
 
-RULES = {rule.name: rule for rule in selection_rules.RULES}
+RULES = {rule.name: rule for rule in selection.RULES}
 
 
 class _Run:
@@ -18,7 +18,7 @@ class _Run:
 
 
 def _history(run, checkpoints, gamma=0.9):
-  return selection_rules.history(run, np.asarray(checkpoints), gamma)
+  return selection.line_up(run, np.asarray(checkpoints), gamma)
 
 
 STEPS = [100, 200, 300, 400, 500]
@@ -78,7 +78,7 @@ RUN = _Run(
 def test_values_and_order(name, values, best_first):
   judgement = RULES[name].judge(_history(RUN, STEPS))
   np.testing.assert_allclose(judgement.values, values)
-  found = selection_rules.order(judgement, np.asarray(STEPS))
+  found = selection.order(judgement, np.asarray(STEPS))
   assert [STEPS[i] for i in found] == best_first
 
 
@@ -87,7 +87,7 @@ def test_every_rule_is_tested_above_and_says_what_it_is():
   for rule in RULES.values():
     assert rule.choice
     assert rule.source
-    assert set(rule.quantities) <= set(scores.METRICS)
+    assert set(rule.quantities) <= set(run_reader.METRICS)
 
 
 def test_a_checkpoint_has_the_last_measurement_before_it():
@@ -112,10 +112,10 @@ def test_a_step_in_between_counts_as_a_violation():
 @pytest.mark.parametrize('name', [n for n in RULES if n != 'last'])
 def test_what_is_not_finite_is_never_chosen(name):
   run = _Run(
-    **{quantity: {1: 4.0, 2: 3.0, 3: np.inf} for quantity in scores.METRICS}
+    **{quantity: {1: 4.0, 2: 3.0, 3: np.inf} for quantity in run_reader.METRICS}
   )
   judgement = RULES[name].judge(_history(run, [2, 3]))
-  found = selection_rules.order(judgement, np.asarray([2, 3]))
+  found = selection.order(judgement, np.asarray([2, 3]))
   assert found[0] == 0
 
 
@@ -130,7 +130,7 @@ def test_a_rule_looks_at_nothing_after_the_checkpoint(name, data):
     quantity: dict(
       enumerate(data.draw(st.lists(number, min_size=size, max_size=size)), 1)
     )
-    for quantity in scores.METRICS
+    for quantity in run_reader.METRICS
   }
   whole = RULES[name].judge(_history(_Run(**logged), np.arange(1, size + 1)))
   early = {

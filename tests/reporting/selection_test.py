@@ -4,7 +4,7 @@ import io
 import numpy as np
 import pytest
 
-from batch_rl_dr3.reporting import scores, selection, selection_rules
+from batch_rl_dr3.reporting import run_reader, selection
 
 STEPS = [100, 200, 300, 400, 500]
 COLUMNS = {
@@ -35,7 +35,7 @@ CHOICES = {
 
 
 def _load(tmp_path):
-  return scores.load([str(tmp_path / 'runs' / '*')])
+  return run_reader.load([str(tmp_path / 'runs' / '*')])
 
 
 def test_checkpoints_are_those_whose_files_are_whole(make_run, make_checkpoint):
@@ -50,7 +50,7 @@ def test_checkpoints_are_those_whose_files_are_whole(make_run, make_checkpoint):
   (inside / 'ckpt.3.json').write_text('[]')
   (inside / 'ckpt.4.json').write_text('{"files": {}, "gradient_steps": 5}')
   (inside / 'ckpt.5.json').rename(inside / 'ckpt.5.json.damaged')
-  found = selection.checkpoints(scores.load([str(folder)]).runs[0])
+  found = selection.checkpoints(run_reader.load([str(folder)]).runs[0])
   assert found.to_dict() == {
     700: '6',
     800: '7',
@@ -69,7 +69,7 @@ def test_ranking_is_over_the_checkpoints_on_disk(
   make_run('cql', metrics=METRICS, returns=RETURNS)
   ranked = selection.ranking(_load(tmp_path))
   assert set(ranked['run']) == {'rem'}
-  assert len(ranked) == 3 * len(selection_rules.RULES)
+  assert len(ranked) == 3 * len(selection.RULES)
   rank = ranked[ranked['rule'] == 'rank_highest']
   # The rank at 450 is that at 400, and the later of equals comes first.
   assert list(rank['checkpoint']) == ['1', '4_450', '3']
@@ -167,7 +167,7 @@ def test_the_measure_is_over_runs_in_which_the_choice_matters(
   assert (row['kept_rem'], row['kept_cql']) == (60, 100)
   last = measured.set_index('rule').loc['last']
   assert (last['better'], last['equal'], last['worse']) == (0, 2, 0)
-  made = selection.table(collection)
+  made = selection.worth(collection)
   assert 'Measured on 2 of 4 runs' in made.caption
   assert made.caption.endswith('1 game. So few say next to nothing.')
   headings = [column.heading for column in made.shown]
@@ -188,7 +188,7 @@ def test_points_of_different_games_are_not_averaged_on_the_page(
 ):
   make_run('rem', metrics=METRICS, returns=RETURNS)
   make_run('rem', name='b', game='asterix', metrics=METRICS, returns=RETURNS)
-  made = selection.table(_load(tmp_path))
+  made = selection.worth(_load(tmp_path))
   assert '2 games' in made.caption
   assert 'in points' not in [column.heading for column in made.shown]
   rows = list(csv.DictReader(io.StringIO(made.to_csv())))
@@ -199,7 +199,7 @@ def test_points_of_different_games_are_not_averaged_on_the_page(
 
 def test_the_table_is_a_sentence_where_nothing_can_be_lost(make_run, tmp_path):
   make_run('rem', metrics=METRICS, returns={s: [21] for s in STEPS})
-  made = selection.table(_load(tmp_path))
+  made = selection.worth(_load(tmp_path))
   assert made.cells == []
   assert made.empty.endswith('.')
 

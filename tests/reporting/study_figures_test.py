@@ -5,16 +5,15 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.reporting import (
-  aggregates,
-  figure,
-  intervals,
+  figures,
   reference,
-  scores,
-  study,
+  run_reader,
+  statistics,
   study_figures,
 )
+from batch_rl_dr3.reporting import study as study_lib
 
-_BOOTSTRAP = intervals.Bootstrap(50)
+_BOOTSTRAP = statistics.Bootstrap(50)
 _CURVES = np.random.default_rng(0).normal(0.5, 0.2, (2, 4, 3))
 
 
@@ -25,7 +24,7 @@ def make_figures(make_collection, small_study, in_points):
       key: in_points(values, small_study.games[: values.shape[1]])
       for key, values in returns.items()
     }
-    made = study.make(small_study, make_collection(points, **kwargs))
+    made = study_lib.select_runs(small_study, make_collection(points, **kwargs))
     return study_figures.StudyFigures(
       made, reference.Normalisation(), _BOOTSTRAP
     )
@@ -34,12 +33,12 @@ def make_figures(make_collection, small_study, in_points):
 
 
 @pytest.fixture
-def figures(make_figures):
+def drawer(make_figures):
   rank = 100 + 10 * _CURVES
   dots = np.exp(_CURVES)
   return make_figures(
     {('5pct', 'rem'): _CURVES, ('5pct', 'rem_dr3'): _CURVES + 1},
-    metrics={scores.EFFECTIVE_RANK: rank, scores.DOT_PRODUCT: dots},
+    metrics={run_reader.EFFECTIVE_RANK: rank, run_reader.DOT_PRODUCT: dots},
   )
 
 
@@ -56,12 +55,12 @@ def _band(axes, index):
   return {x: (min(ys), max(ys)) for x, ys in ends.items()}
 
 
-def test_figure_4_is_the_iqm_and_its_interval(figures):
-  (axes,) = figures.draw_over_games(study_figures.RETURN, narrow=False).axes
+def test_figure_4_is_the_iqm_and_its_interval(drawer):
+  (axes,) = drawer.draw_over_games(study_figures.RETURN, narrow=False).axes
   lines = _lines(axes)
   assert list(lines) == ['REM', 'REM + DR3']
   for index, shift in enumerate((0, 1)):
-    expected = _BOOTSTRAP(aggregates.iqm, 100 * (_CURVES + shift))
+    expected = _BOOTSTRAP(statistics.iqm, 100 * (_CURVES + shift))
     x, y = list(lines.values())[index]
     np.testing.assert_array_equal(x, [100, 200, 300])
     np.testing.assert_allclose(y, expected.value, rtol=1e-9)
@@ -73,13 +72,13 @@ def test_figure_4_is_the_iqm_and_its_interval(figures):
   assert axes.get_ylabel() == 'DQN-normalised IQM, %'
 
 
-def test_figure_5_and_dot_product(figures):
-  (axes,) = figures.draw_over_games(study_figures.RANK, narrow=True).axes
+def test_figure_5_and_dot_product(drawer):
+  (axes,) = drawer.draw_over_games(study_figures.RANK, narrow=True).axes
   _, y = _lines(axes)['REM']
-  np.testing.assert_allclose(y, aggregates.iqm(100 + 10 * _CURVES))
-  (axes,) = figures.draw_over_games(study_figures.DOT_PRODUCT, False).axes
+  np.testing.assert_allclose(y, statistics.iqm(100 + 10 * _CURVES))
+  (axes,) = drawer.draw_over_games(study_figures.DOT_PRODUCT, False).axes
   _, y = _lines(axes)['REM + DR3']
-  np.testing.assert_allclose(y, aggregates.iqm(np.exp(_CURVES)))
+  np.testing.assert_allclose(y, statistics.iqm(np.exp(_CURVES)))
   assert axes.get_yscale() == 'log'
 
 
@@ -100,7 +99,7 @@ def test_games_fill_rows_evenly(
   )
   returns = {('5pct', 'rem'): np.ones((1, num_games, 3))}
   drawn = study_figures.StudyFigures(
-    study.make(wide, make_collection(returns, wide)),
+    study_lib.select_runs(wide, make_collection(returns, wide)),
     reference.Normalisation(),
     _BOOTSTRAP,
   ).draw_per_game(study_figures.RETURN, '5pct', narrow)
@@ -109,8 +108,8 @@ def test_games_fill_rows_evenly(
   assert found == rows
 
 
-def test_each_game_is_mean_and_range_in_points(figures, in_points, small_study):
-  drawn = figures.draw_per_game(study_figures.RETURN, '5pct', narrow=False)
+def test_each_game_is_mean_and_range_in_points(drawer, in_points, small_study):
+  drawn = drawer.draw_per_game(study_figures.RETURN, '5pct', narrow=False)
   assert [axes.get_title() for axes in drawn.axes] == list(small_study.games)
   points = in_points(_CURVES, small_study.games)
   for game, axes in enumerate(drawn.axes):
@@ -125,8 +124,8 @@ def test_each_game_is_mean_and_range_in_points(figures, in_points, small_study):
       np.testing.assert_allclose(_band(axes, 0)[step], [low, high])
 
 
-def test_profiles_are_shares_of_final_scores(figures):
-  (axes,) = figures.draw_profiles(narrow=False).axes
+def test_profiles_are_shares_of_final_scores(drawer):
+  (axes,) = drawer.draw_profiles(narrow=False).axes
   x, y = _lines(axes)['REM']
   final = 100 * _CURVES[..., -1]
   np.testing.assert_allclose(x, np.linspace(0, 200, 81))
@@ -151,13 +150,13 @@ def test_what_was_not_measured_has_no_figure(make_figures):
   assert [t.get_text() for t in drawn.axes[0].texts] == ['not measured']
 
 
-def test_a_figure_is_two_pngs_and_a_pdf(figures):
-  made = figures.per_game(study_figures.RETURN, '5pct')
+def test_a_figure_is_two_pngs_and_a_pdf(drawer):
+  made = drawer.per_game(study_figures.RETURN, '5pct')
   assert made.name == 'return_5pct'
   assert made.wide.startswith(b'\x89PNG')
   assert made.narrow.startswith(b'\x89PNG')
   assert made.pdf.startswith(b'%PDF')
-  assert isinstance(made, figure.Figure)
+  assert isinstance(made, figures.Figure)
   # Equal figures are equal files.
-  again = figures.per_game(study_figures.RETURN, '5pct')
+  again = drawer.per_game(study_figures.RETURN, '5pct')
   assert (again.wide, again.pdf) == (made.wide, made.pdf)

@@ -15,18 +15,16 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.reporting import (
-  figure,
-  intervals,
+  figures,
   page,
-  preset,
   reference,
-  scores,
-  study,
-  study_page,
+  run_reader,
+  statistics,
 )
+from batch_rl_dr3.reporting import study as study_lib
 
 _GOLDEN = pathlib.Path(__file__).with_name('golden_report.json')
-_BOOTSTRAP = intervals.Bootstrap(100)
+_BOOTSTRAP = statistics.Bootstrap(100)
 
 
 @pytest.fixture
@@ -42,8 +40,8 @@ def collection(make_collection, in_points, small_study):
     ('5pct', 'rem_dr3'): in_points(dr3, small_study.games),
   }
   measured = {
-    scores.EFFECTIVE_RANK: 100 * (1.5 - rem),
-    scores.DOT_PRODUCT: np.exp(4 * rem),
+    run_reader.EFFECTIVE_RANK: 100 * (1.5 - rem),
+    run_reader.DOT_PRODUCT: np.exp(4 * rem),
   }
   made = make_collection(points, metrics=measured)
   return dataclasses.replace(made, runs=made.runs[:-1])
@@ -62,15 +60,15 @@ def drawn(monkeypatch):
       }
       for axes in draw(False).axes
     }
-    return figure.Figure(name, title, caption, b'wide', b'narrow', b'pdf')
+    return figures.Figure(name, title, caption, b'wide', b'narrow', b'pdf')
 
-  monkeypatch.setattr(figure, 'make', make)
+  monkeypatch.setattr(figures, 'make', make)
   return found
 
 
 def _content(collection, small_study, scale='dqn'):
-  return study_page.content(
-    study.make(small_study, collection),
+  return page.study_content(
+    study_lib.select_runs(small_study, collection),
     collection,
     reference.Normalisation(scale),
     _BOOTSTRAP,
@@ -177,7 +175,7 @@ def test_another_method_is_shown_beside_the_studys(
 def test_the_page_shows_every_table_and_figure(
   collection, small_study, drawn, monkeypatch
 ):
-  monkeypatch.setattr(preset, 'PRESETS', {'small': small_study})
+  monkeypatch.setattr(study_lib, 'PRESETS', {'small': small_study})
   options = page.Options(preset='small', bootstrap=_BOOTSTRAP)
   html, content = page.make(collection, options, ['a & b'])
   for block in (*content.tables, *content.figures):

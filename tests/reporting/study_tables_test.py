@@ -5,17 +5,10 @@ import numpy as np
 import pytest
 from rliable import library, metrics
 
-from batch_rl_dr3.reporting import (
-  game_tables,
-  intervals,
-  preset,
-  reference,
-  study,
-  study_tables,
-  table,
-)
+from batch_rl_dr3.reporting import reference, statistics, study_tables, tables
+from batch_rl_dr3.reporting import study as study_lib
 
-_BOOTSTRAP = intervals.Bootstrap(100, seed=3)
+_BOOTSTRAP = statistics.Bootstrap(100, seed=3)
 
 
 def _rows(made, *keys):
@@ -30,7 +23,9 @@ def _numbers(row, name):
 
 def _tables(collection, chosen, scale='dqn'):
   return study_tables.StudyTables(
-    study.make(chosen, collection), reference.Normalisation(scale), _BOOTSTRAP
+    study_lib.select_runs(chosen, collection),
+    reference.Normalisation(scale),
+    _BOOTSTRAP,
   )
 
 
@@ -40,13 +35,13 @@ def known():
   rng = np.random.default_rng(0)
   return {
     ('5pct', method): level + rng.normal(0, 0.4, (5, 17, 3))
-    for level, method in enumerate(preset.DR3_ATARI17.methods)
+    for level, method in enumerate(study_lib.DR3_ATARI17.methods)
   }
 
 
 @pytest.fixture
 def whole(known, make_collection, in_points):
-  chosen = preset.DR3_ATARI17
+  chosen = study_lib.DR3_ATARI17
   points = {k: in_points(v, chosen.games) for k, v in known.items()}
   return _tables(make_collection(points, chosen), chosen)
 
@@ -160,7 +155,7 @@ def test_what_is_incomplete_is_marked(make_collection, small_study, in_points):
     made.stability().cells,
   ):
     for row in rows:
-      assert any(table.INCOMPLETE in cell for cell in row)
+      assert any(tables.INCOMPLETE in cell for cell in row)
       assert '3 of 4 games' in row[-1]
   assert '1 of 2 runs of each' in made.table_1().cells[1][-1]
   assert '1 of 2 runs of each' in made.improvement().cells[0][-1]
@@ -208,10 +203,14 @@ def test_scores_of_each_game(make_collection, small_study):
   # Pong: -20.7 is random play and 15.9 the online DQN, 36.6 points apart.
   points = np.zeros((2, 3, 2))
   points[:, 2] = [[-20.7, -2.4], [-2.4, 15.9]]
-  made = study.make(small_study, make_collection({('5pct', 'rem'): points}))
+  made = study_lib.select_runs(
+    small_study, make_collection({('5pct', 'rem'): points})
+  )
   final, average = (
     _rows(
-      game_tables.scores(made, reference.Normalisation(), '5pct', measure),
+      study_tables.game_scores(
+        made, reference.Normalisation(), '5pct', measure
+      ),
       'game',
     )
     for measure in ('final', 'average')
@@ -231,16 +230,18 @@ def test_scores_of_each_game(make_collection, small_study):
 def test_cells_of_games(make_collection, small_study):
   points = np.full((1, 2, 2), 20.0)
   returns = {('5pct', 'rem'): points, ('5pct', 'rem_dr3'): points[:, :1]}
-  made = study.make(small_study, make_collection(returns))
-  found = game_tables.scores(made, reference.Normalisation(), '5pct', 'final')
+  made = study_lib.select_runs(small_study, make_collection(returns))
+  found = study_tables.game_scores(
+    made, reference.Normalisation(), '5pct', 'final'
+  )
   # Breakout: (20 - 1.7) / (93.9 - 1.7) = 19.8%; one run of two.
   assert found.cells[1] == ['Breakout', '20.00 (19.8) †', '–', '1.70', '93.90']  # noqa: RUF001
 
 
 def test_which_runs_there_are(make_collection, small_study):
   collection = make_collection({('5pct', 'rem'): np.zeros((1, 2, 2))})
-  made = study.make(small_study, collection)
-  found = game_tables.presence(made, '5pct')
+  made = study_lib.select_runs(small_study, collection)
+  found = study_tables.presence(made, '5pct')
   assert found.cells == [
     ['Asterix', '●○', '○○'],
     ['Breakout', '●○', '○○'],

@@ -1,20 +1,20 @@
 import math
 
-from batch_rl_dr3.reporting import table
+from batch_rl_dr3.reporting import tables
 
 
 def _made(rows):
-  return table.build(
+  return tables.build(
     'made',
     'A title',
     'A caption.',
     'Nothing.',
     (
-      table.text('name', 'Name & co'),
-      table.Column(
-        ('iqm', 'low', 'high', 'complete'), 'IQM, %', table.interval
+      tables.text('name', 'Name & co'),
+      tables.Column(
+        ('iqm', 'low', 'high', 'complete'), 'IQM, %', tables.interval
       ),
-      table.Column('gradient_steps', 'Steps', when='never'),
+      tables.Column('gradient_steps', 'Steps', when='never'),
     ),
     rows,
   )
@@ -72,5 +72,5 @@ def test_a_table_without_rows():
 
 
 def test_percent():
-  assert table.percent(43.66) == '43.7'
-  assert table.percent(math.nan) == table.MISSING
+  assert tables.percent(43.66) == '43.7'
+  assert tables.percent(math.nan) == tables.MISSING

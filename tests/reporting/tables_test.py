@@ -4,7 +4,7 @@ import io
 import numpy as np
 import pytest
 
-from batch_rl_dr3.reporting import scores, table, tables
+from batch_rl_dr3.reporting import run_reader, tables
 
 
 def _lines(made):
@@ -14,7 +14,7 @@ def _lines(made):
 
 
 def test_final_scores(rem_pair):
-  made = _lines(tables.final_scores(scores.load([rem_pair])))
+  made = _lines(tables.final_scores(run_reader.load([rem_pair])))
   assert list(made) == ['rem', 'rem_dr3']
   assert made['rem'] == {
     'suite': 'minatar',
@@ -40,7 +40,7 @@ def test_final_scores(rem_pair):
 def test_final_scores_of_two_seeds(make_run, tmp_path):
   make_run('rem', name='a', seed=0, returns={1: [0, 4], 2: [1], 3: [50]})
   make_run('rem', name='b', seed=1, returns={1: [1, 1], 2: [5]})
-  collection = scores.load([str(tmp_path / 'runs' / '*')])
+  collection = run_reader.load([str(tmp_path / 'runs' / '*')])
   row = _lines(tables.final_scores(collection))['rem']
   # Seed 0: 2, 1; seed 1: 1, 5. Step 3 is left out: seed 1 is not there yet.
   assert row['last_return'] == '3.0'  # (1 + 5) / 2
@@ -52,7 +52,7 @@ def test_final_scores_of_two_seeds(make_run, tmp_path):
 
 
 def test_final_metrics(rem_pair):
-  made = _lines(tables.final_metrics(scores.load([rem_pair])))
+  made = _lines(tables.final_metrics(run_reader.load([rem_pair])))
   rem = made['rem']
   assert rem['loss_bellman'] == '0.2'
   assert rem['feature_dot_product'] == '40.0'
@@ -64,7 +64,7 @@ def test_final_metrics(rem_pair):
 
 
 def test_dr3_effect_is_at_equal_gradient_steps(rem_pair):
-  row = _lines(tables.dr3_effect(scores.load([rem_pair])))['rem']
+  row = _lines(tables.dr3_effect(run_reader.load([rem_pair])))['rem']
   # REM goes on to step 300, REM + DR3 ends at 200.
   assert row['dot_product_gradient_steps'] == '200'
   assert row['dot_product_ratio'] == '0.25'  # 5 / 20
@@ -79,10 +79,10 @@ def test_dr3_effect_is_at_equal_gradient_steps(rem_pair):
 def test_dr3_effect_needs_the_same_seed(make_run, tmp_path):
   make_run('cql', seed=0, returns={1: [1]})
   make_run('cql_dr3', name='a', seed=1, returns={1: [9]})
-  collection = scores.load([str(tmp_path / 'runs' / '*')])
+  collection = run_reader.load([str(tmp_path / 'runs' / '*')])
   assert tables.dr3_effect(collection).cells == []
   make_run('cql_dr3', name='b', seed=0, returns={1: [3]})
-  collection = scores.load([str(tmp_path / 'runs' / '*')])
+  collection = run_reader.load([str(tmp_path / 'runs' / '*')])
   row = _lines(tables.dr3_effect(collection))['cql']
   assert row['return_difference'] == '2.0'
   assert row['dot_product_ratio'] == ''
@@ -91,7 +91,7 @@ def test_dr3_effect_needs_the_same_seed(make_run, tmp_path):
 def test_dr3_effect_knows_pairs_of_unknown_methods(make_run, tmp_path):
   make_run('new', returns={1: [1]})
   make_run('new_dr3', returns={1: [3]})
-  collection = scores.load([str(tmp_path / 'runs' / '*')])
+  collection = run_reader.load([str(tmp_path / 'runs' / '*')])
   made = tables.dr3_effect(collection)
   assert _lines(made)['new']['return_difference'] == '2.0'
   # One column of steps, since the quantities agree in them.
@@ -101,7 +101,7 @@ def test_dr3_effect_knows_pairs_of_unknown_methods(make_run, tmp_path):
 
 
 def test_co_adaptation(rem_pair):
-  made = _lines(tables.co_adaptation(scores.load([rem_pair])))
+  made = _lines(tables.co_adaptation(run_reader.load([rem_pair])))
   # Gamma 0.9: 0.9 * 10 / 12 = 0.75, 0.9 * 20 / 16 = 1.125, 0.9 * 40 / 38.
   rem = made['rem']
   assert (rem['met'], rem['rows_meeting'], rem['rows']) == ('yes', '1', '3')
@@ -121,17 +121,17 @@ def test_the_criterion_is_met_where_both_sides_are_equal(make_run):
     {'gradient_steps': 1, 'feature_dot_product': 2, 'feature_norm_squared': 1}
   ]
   folder = make_run('rem', metrics=rows, protocol={'gamma': 0.5})
-  row = _lines(tables.co_adaptation(scores.load([str(folder)])))['rem']
+  row = _lines(tables.co_adaptation(run_reader.load([str(folder)])))['rem']
   assert (row['met'], row['largest_ratio']) == ('yes', '1.0')
 
 
 def test_gamma_is_assumed_when_the_protocol_is_silent(make_run):
-  run = scores.load([str(make_run('rem', protocol=None))]).runs[0]
+  run = run_reader.load([str(make_run('rem', protocol=None))]).runs[0]
   assert tables.gamma_of(run) == 0.99
 
 
 def test_runs_without_anything_make_empty_tables(make_run):
-  collection = scores.load([str(make_run('rem'))])
+  collection = run_reader.load([str(make_run('rem'))])
   for made in tables.all_tables(collection):
     assert made.cells == []
     assert made.empty.endswith('.')
@@ -143,18 +143,20 @@ def test_a_diverged_metric_is_a_dash(make_run):
     {'gradient_steps': 1, 'mean_q': 1},
     {'gradient_steps': 2, 'mean_q': 'nan'},
   ]
-  made = tables.final_metrics(scores.load([str(make_run('rem', metrics=rows))]))
+  made = tables.final_metrics(
+    run_reader.load([str(make_run('rem', metrics=rows))])
+  )
   assert _lines(made)['rem']['mean_q'] == ''
-  assert table.MISSING in made.cells[0]
+  assert tables.MISSING in made.cells[0]
 
 
 def test_columns_that_say_nothing_are_not_shown(rem_pair, make_run):
-  collection = scores.load([rem_pair])
+  collection = run_reader.load([rem_pair])
   headings = [c.heading for c in tables.final_scores(collection).shown]
   assert headings[:2] == ['Method', 'Last return']
   assert '95% from' not in headings
   make_run('rem', name='other', game='freeway', returns={1: [1]})
-  collection = scores.load([rem_pair])
+  collection = run_reader.load([rem_pair])
   headings = [c.heading for c in tables.final_scores(collection).shown]
   assert headings[:3] == ['Game', 'Method', 'Last return']
 
@@ -176,12 +178,12 @@ def test_columns_that_say_nothing_are_not_shown(rem_pair, make_run):
   ],
 )
 def test_number(value, expected):
-  assert table.number(value) == expected
+  assert tables.number(value) == expected
 
 
 def test_signed():
-  assert [table.signed(v) for v in (1.5, -1.5, None)] == [
+  assert [tables.signed(v) for v in (1.5, -1.5, None)] == [
     '+1.50',
     '-1.50',
-    table.MISSING,
+    tables.MISSING,
   ]

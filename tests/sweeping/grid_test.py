@@ -5,14 +5,15 @@ import gin
 import pytest
 
 from batch_rl_dr3.config import cli, errors, gin_files
-from batch_rl_dr3.reporting import preset, scores
+from batch_rl_dr3.reporting import run_reader
+from batch_rl_dr3.reporting import study as study_lib
 from batch_rl_dr3.sweeping import grid
 
 
 def test_the_paper_grid_is_the_study_that_the_report_expects(clear_gin):
   cli.load_gin(['sweeps/dr3_atari17.gin'], [])
   runs = grid.Sweep().runs()
-  study = preset.DR3_ATARI17
+  study = study_lib.DR3_ATARI17
   assert len(runs) == 17 * 3 * 4 * 5
   assert {run.game for run in runs} == set(study.games)
   assert {run.method for run in runs} == set(study.methods)
@@ -197,7 +198,7 @@ def test_the_report_reads_the_tree_of_a_sweep(make_sweep, write_run, tmp_path):
   runs = make_sweep().runs()
   for run in runs:
     write_run(run, steps=(0, 100), finished=True)
-  found = scores.load([f'{tmp_path}/**'])
+  found = run_reader.load([f'{tmp_path}/**'])
   assert {(r.setting.game, r.method) for r in found.runs} == {
     (run.game, run.method) for run in runs
   }

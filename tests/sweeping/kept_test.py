@@ -3,7 +3,7 @@ import json
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import scores
+from batch_rl_dr3.reporting import run_reader
 from batch_rl_dr3.runs import run_directory
 from batch_rl_dr3.sweeping import kept, score_table, standing
 
@@ -39,7 +39,7 @@ def folder(run, write_run):
 def test_what_is_kept_is_reported_like_the_run(run, folder, tmp_path):
   target = kept.keep(run, folder, str(tmp_path / 'results'))
   assert target == tmp_path / f'results/breakout/all/rem/{folder.name}'
-  before, after = (scores.load([str(f)]).runs[0] for f in (folder, target))
+  before, after = (run_reader.load([str(f)]).runs[0] for f in (folder, target))
   assert after.setting == before.setting
   assert after.finished
   assert after.evaluations.equals(before.evaluations)

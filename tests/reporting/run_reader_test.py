@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import scores
+from batch_rl_dr3.reporting import run_reader
 
-SETTING = scores.Setting('minatar', 'breakout', '10pct')
+SETTING = run_reader.Setting('minatar', 'breakout', '10pct')
 
 
 def test_a_run_says_who_it_is(rem_pair):
-  collection = scores.load([rem_pair])
+  collection = run_reader.load([rem_pair])
   rem, rem_dr3 = collection.runs
   assert (rem.name, rem.method, rem.seed) == ('rem', 'rem', '0')
   assert (rem_dr3.name, rem_dr3.method) == ('rem_dr3', 'rem_dr3')
@@ -23,44 +23,48 @@ def test_a_run_says_who_it_is(rem_pair):
 
 
 def test_evaluations_average_episodes_and_count_the_truncated(rem_pair):
-  rem = scores.load([rem_pair]).runs[0]
+  rem = run_reader.load([rem_pair]).runs[0]
   # (1 + 3) / 2, (4 + 6) / 2, (2 + 4) / 2.
-  assert rem.series(scores.RETURN).to_dict() == {100: 2.0, 200: 5.0, 300: 3.0}
+  assert rem.series(run_reader.RETURN).to_dict() == {
+    100: 2.0,
+    200: 5.0,
+    300: 3.0,
+  }
   assert list(rem.evaluations['episodes']) == [2, 2, 2]
   assert list(rem.evaluations['truncated']) == [0, 0, 1]
 
 
 def test_a_series_has_only_steps_where_it_was_measured(rem_pair):
-  rem = scores.load([rem_pair]).runs[0]
-  assert rem.series(scores.EFFECTIVE_RANK).to_dict() == {100: 8.0, 300: 4.0}
+  rem = run_reader.load([rem_pair]).runs[0]
+  assert rem.series(run_reader.EFFECTIVE_RANK).to_dict() == {100: 8.0, 300: 4.0}
 
 
 def test_siblings_that_are_no_runs_are_counted(rem_pair, tmp_path):
   (tmp_path / 'runs' / 'data').mkdir()
   (tmp_path / 'runs' / 'log.txt').touch()
-  skipped = scores.load([rem_pair]).skipped
+  skipped = run_reader.load([rem_pair]).skipped
   assert sorted(path.name for path in skipped) == ['data', 'log.txt']
 
 
 def test_a_run_that_two_globs_match_is_read_once(rem_pair, tmp_path):
-  collection = scores.load([rem_pair, str(tmp_path / '*' / 'rem')])
+  collection = run_reader.load([rem_pair, str(tmp_path / '*' / 'rem')])
   assert [run.name for run in collection.runs] == ['rem', 'rem_dr3']
 
 
 def test_seeds_are_in_the_order_of_numbers(make_run, tmp_path):
   for seed in (10, 2):
     make_run('rem', name=f'rem_{seed}', seed=seed, metrics=[])
-  runs = scores.load([str(tmp_path / 'runs' / '*')]).runs
+  runs = run_reader.load([str(tmp_path / 'runs' / '*')]).runs
   assert [run.seed for run in runs] == ['2', '10']
 
 
 def test_a_run_without_metrics_and_scores_is_empty(make_run):
-  run = scores.load([str(make_run('rem', finished=False))]).runs[0]
+  run = run_reader.load([str(make_run('rem', finished=False))]).runs[0]
   assert run.num_gradient_steps == 0
   assert run.metrics.empty
   assert run.evaluations.empty
-  assert run.series(scores.RETURN).empty
-  assert run.series(scores.TD_LOSS).empty
+  assert run.series(run_reader.RETURN).empty
+  assert run.series(run_reader.TD_LOSS).empty
 
 
 @pytest.mark.parametrize('torn', ['0,300,0.2,0.2,,4', '0,', '"'])
@@ -68,8 +72,8 @@ def test_a_torn_last_row_is_left_out(make_run, torn):
   folder = make_run('rem', metrics=[{'gradient_steps': 100, 'mean_q': 1}])
   with open(folder / 'metrics.csv', 'a') as file:
     file.write(torn)
-  run = scores.load([str(folder)]).runs[0]
-  assert run.series(scores.MEAN_Q).to_dict() == {100: 1.0}
+  run = run_reader.load([str(folder)]).runs[0]
+  assert run.series(run_reader.MEAN_Q).to_dict() == {100: 1.0}
 
 
 def test_a_step_that_was_logged_twice_counts_once(make_run):
@@ -78,8 +82,8 @@ def test_a_step_that_was_logged_twice_counts_once(make_run):
     {'gradient_steps': 200, 'mean_q': 2},
     {'gradient_steps': 100, 'mean_q': 3},
   ]
-  run = scores.load([str(make_run('rem', metrics=rows))]).runs[0]
-  assert run.series(scores.MEAN_Q).to_dict() == {100: 3.0, 200: 2.0}
+  run = run_reader.load([str(make_run('rem', metrics=rows))]).runs[0]
+  assert run.series(run_reader.MEAN_Q).to_dict() == {100: 3.0, 200: 2.0}
 
 
 def test_not_finite_is_told_from_not_measured(make_run):
@@ -88,8 +92,8 @@ def test_not_finite_is_told_from_not_measured(make_run):
     {'gradient_steps': 200, 'mean_q': ''},
     {'gradient_steps': 300, 'mean_q': '-inf'},
   ]
-  run = scores.load([str(make_run('rem', metrics=rows))]).runs[0]
-  assert run.series(scores.MEAN_Q).to_dict() == {100: np.inf, 300: np.inf}
+  run = run_reader.load([str(make_run('rem', metrics=rows))]).runs[0]
+  assert run.series(run_reader.MEAN_Q).to_dict() == {100: np.inf, 300: np.inf}
 
 
 def test_extra_columns_are_ignored(make_run):
@@ -97,8 +101,8 @@ def test_extra_columns_are_ignored(make_run):
   (folder / 'metrics.csv').write_text(
     'note,gradient_steps,mean_q\nhello,100,1.5\n'
   )
-  run = scores.load([str(folder)]).runs[0]
-  assert run.series(scores.MEAN_Q).to_dict() == {100: 1.5}
+  run = run_reader.load([str(folder)]).runs[0]
+  assert run.series(run_reader.MEAN_Q).to_dict() == {100: 1.5}
 
 
 def test_any_depth_is_searched_and_what_is_inside_a_run_is_part_of_it(
@@ -108,7 +112,7 @@ def test_any_depth_is_searched_and_what_is_inside_a_run_is_part_of_it(
   (tmp_path / 'runs' / 'deep' / 'er' / 'rem' / 'checkpoints').mkdir()
   (tmp_path / 'runs' / 'notes').mkdir()
   (tmp_path / 'runs' / 'link').symlink_to(tmp_path / 'runs' / 'deep')
-  collection = scores.load([str(tmp_path / 'runs' / '**')])
+  collection = run_reader.load([str(tmp_path / 'runs' / '**')])
   assert [run.name for run in collection.runs] == ['rem']
   assert collection.parent == tmp_path / 'runs' / 'deep' / 'er'
   assert [path.name for path in collection.skipped] == ['notes']
@@ -116,7 +120,7 @@ def test_any_depth_is_searched_and_what_is_inside_a_run_is_part_of_it(
 
 def _error(pattern):
   with pytest.raises(errors.DataError) as caught:
-    scores.load([str(pattern)])
+    run_reader.load([str(pattern)])
   assert '\n' not in str(caught.value)
   return str(caught.value)
 
@@ -144,7 +148,7 @@ def test_the_same_run_twice_names_both(make_run, tmp_path):
 def test_one_seed_on_two_logged_runs_is_two_runs(make_run, tmp_path):
   make_run('rem', name='first', run=1)
   make_run('rem', name='second', run=2)
-  assert len(scores.load([str(tmp_path / 'runs' / '*')]).runs) == 2
+  assert len(run_reader.load([str(tmp_path / 'runs' / '*')]).runs) == 2
 
 
 def test_metrics_without_provenance(make_run):

@@ -1,28 +1,177 @@
-"""Run directories, read: who each run is, its metrics and its evaluations.
+"""Work shared among processes: parsing and drawing hold Python's lock."""
 
-A run directory is one when it holds `provenance.json` or `metrics.csv`. CSV
-files are read by column name; columns that nobody here needs are ignored, and
-so is a last row that a kill has torn. What has not changed since the last
-report comes from a cache.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
 import contextlib
 import dataclasses
 import functools
 import glob
+import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
 import re
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+from numpy import typing as npt
 import pandas as pd
 
-from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import methods, parallel, run_cache
+from batch_rl_dr3.config import errors, progress
+from batch_rl_dr3.reporting import methods
 from batch_rl_dr3.runs import csv_file, mirror, run_directory, run_tables
+
+Result = TypeVar('Result')
+
+_CHUNKS_PER_PROCESS = 16
+# Seconds until a progress bar appears.
+_PATIENCE = 3.0
+# What the processes are to do. They are forked, so they find it here, and
+# nothing has to be sent to them.
+_tasks: Sequence[Callable[[], Any]] = ()
+
+
+def run_tasks(
+  tasks: Sequence[Callable[[], Result]],
+  num_processes: int,
+  desc: str,
+  unit: str,
+) -> list[Result]:
+  """Returns the results of tasks, in their order.
+
+  Args:
+    tasks: what is done; a result is pickled on its way back.
+    num_processes: how many tasks are done at a time; 1 forks no process.
+    desc: what is under way.
+    unit: what a task makes.
+  """
+  global _tasks
+  with progress.bar(len(tasks), desc, unit, delay=_PATIENCE) as bar:
+    results: list[Result] = []
+    if num_processes == 1:
+      for task in tasks:
+        results.append(task())
+        bar.update()
+      return results
+    _tasks = tasks
+    indices = range(len(tasks))
+    # Few tasks are long ones; of many, several are sent at a time.
+    chunk = 1 + len(tasks) // (_CHUNKS_PER_PROCESS * num_processes)
+    fork = multiprocessing.get_context('fork')
+    with futures.ProcessPoolExecutor(num_processes, fork) as pool:
+      for result in pool.map(_run_task, indices, chunksize=chunk):
+        results.append(result)
+        bar.update()
+    _tasks = ()
+  return results
+
+
+def _run_task(index: int) -> Any:
+  return _tasks[index]()
+
+
+_VERSION = 1
+# A file that changed less than this many nanoseconds ago can change again
+# without its time of change showing it.
+_SETTLED = 2_000_000_000
+
+Stamp = list[list[int] | None]
+
+
+class Tables(NamedTuple):
+  """What is kept of a run: its metrics and its evaluations."""
+
+  metrics: pd.DataFrame
+  evaluations: pd.DataFrame
+
+
+def stamp(paths: Sequence[pathlib.Path]) -> Stamp:
+  """Returns what changes when a file does; None for one that is not there."""
+  found: Stamp = []
+  for path in paths:
+    try:
+      status = path.stat()
+    except FileNotFoundError:
+      found.append(None)
+    else:
+      found.append([status.st_size, status.st_mtime_ns, status.st_ino])
+  return found
+
+
+def is_settled(found: Stamp) -> bool:
+  """Returns whether a later change of these files would show in the stamp.
+
+  It would not if one was changed just now, or is dated in the future.
+  """
+  latest = max((entry[1] for entry in found if entry), default=0)
+  return latest < time.time_ns() - _SETTLED
+
+
+class RunCache:
+  """A folder with one file per run."""
+
+  def __init__(self, folder: str | os.PathLike[str]):
+    """Names the folder, which is made when something is put there."""
+    self._folder = pathlib.Path(folder).expanduser()
+
+  def get(self, run: pathlib.Path, found: Stamp) -> Tables | None:
+    """Returns what was put for a run whose files had this very stamp.
+
+    None if nothing was, if the files have changed since, or if the file of
+    the cache is damaged.
+    """
+    try:
+      with open(self._path(run), 'rb') as file:
+        header = json.loads(_load(file).tobytes())
+        if header['version'] != _VERSION or header['stamp'] != found:
+          return None
+        return Tables(*(_load_table(file, c) for c in header['columns']))
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+      return None
+
+  def put(self, run: pathlib.Path, found: Stamp, tables: Tables) -> None:
+    """Keeps what was read of a run, whole or not at all.
+
+    Raises:
+      WriteError: if the folder cannot be written.
+    """
+    if not is_settled(found):
+      return
+    header = {
+      'version': _VERSION,
+      'stamp': found,
+      'columns': [
+        {n: str(t) for n, t in table.dtypes.items()} for table in tables
+      ],
+    }
+    run_directory.make_directory(self._folder)
+    path = self._path(run)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+      with open(temporary, 'wb') as file:
+        np.save(file, np.frombuffer(json.dumps(header).encode(), np.uint8))
+        for table in tables:
+          # float64 holds every count below 2^53.
+          np.save(file, table.to_numpy(np.float64))
+      os.replace(temporary, path)
+    except OSError as error:
+      temporary.unlink(missing_ok=True)
+      raise run_directory.WriteError(path, error) from error
+
+  def _path(self, run: pathlib.Path) -> pathlib.Path:
+    name = hashlib.sha256(os.path.realpath(run).encode()).hexdigest()[:32]
+    return self._folder / f'{name}.npy'
+
+
+def _load(file: Any) -> npt.NDArray[Any]:
+  return np.asarray(np.load(file, allow_pickle=False))
+
+
+def _load_table(file: Any, columns: dict[str, str]) -> pd.DataFrame:
+  return pd.DataFrame(_load(file), columns=list(columns)).astype(columns)
+
 
 # The quantities of metrics.csv that the report uses.
 TD_LOSS = 'loss_bellman'
@@ -148,7 +297,7 @@ class Collection:
 
 def load(
   patterns: Sequence[str],
-  cache: run_cache.RunCache | None = None,
+  cache: RunCache | None = None,
   num_processes: int = 1,
   quantities: Sequence[str] = METRICS,
 ) -> Collection:
@@ -182,7 +331,7 @@ def load(
   if cache is not None and num_processes > 1:
     # To send tables from process to process would take as long as to read them.
     fills = [functools.partial(_fill_cache, path, cache) for path in paths]
-    parallel.run(fills, num_processes, 'reading', 'run')
+    run_tasks(fills, num_processes, 'reading', 'run')
   runs = [_read_run(path, parent, cache, quantities) for path in paths]
   _refuse_duplicates(runs)
   return Collection(tuple(_sorted(runs)), parent, skipped)
@@ -242,20 +391,20 @@ def _quoted(patterns: Sequence[str]) -> str:
 def _read_run(
   folder: pathlib.Path,
   parent: pathlib.Path,
-  cache: run_cache.RunCache | None,
+  cache: RunCache | None,
   quantities: Sequence[str] = METRICS,
 ) -> Run:
   provenance = _read_provenance(folder / run_directory.PROVENANCE)
   identity = {name: _text(provenance.get(name)) for name in run_tables.IDENTITY}
   files = [folder / run_directory.METRICS, folder / run_directory.SCORES]
-  found = run_cache.stamp(files)
+  found = stamp(files)
   tables = cache.get(folder, found) if cache else None
   if tables is None:
-    tables = run_cache.Tables(
+    tables = Tables(
       run_tables.read_metrics(files[0], quantities),
       run_tables.read_evaluations(files[1], identity),
     )
-    if cache and run_cache.stamp(files) == found:
+    if cache and stamp(files) == found:
       cache.put(folder, found, tables)
   now = time.time_ns() + _CLOCK_TOLERANCE
   return Run(
@@ -277,7 +426,7 @@ def _read_run(
   )
 
 
-def _fill_cache(folder: pathlib.Path, cache: run_cache.RunCache) -> None:
+def _fill_cache(folder: pathlib.Path, cache: RunCache) -> None:
   # Whoever reads the run from the cache meets the same error and raises it.
   with contextlib.suppress(errors.BatchRLError):
     _read_run(folder, folder, cache)
