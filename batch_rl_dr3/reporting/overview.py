@@ -138,12 +138,18 @@ def of_study(
     for dataset, steps in chosen.datasets.items()
   )
   kept = ('Return', 'Feature dot product', 'Effective rank')
+  count = chosen.num_final_evaluations
+  final = (
+    'the return of its last evaluation up to there'
+    if count == 1
+    else f'the mean of its last {count} evaluations up to there'
+  )
   return {
     'Final score, average over training': 'The paper reports "either [...] the '
     'average performance over the course of training or the final performance '
     f'at the end of training", the end being at so many gradient steps: '
-    f'{lengths}. Here the final score of a run is the return of its last '
-    'evaluation up to there, and its average is the mean of all evaluations up '
+    f'{lengths}. Here the final score of a run is '
+    f'{final}, and its average is the mean of all evaluations up '
     'to there. Whether the authors smooth over the last evaluations is not in '
     'the text.',
     'Normalised score': f'{normalisation.formula}, in percent. How the paper '

@@ -115,7 +115,7 @@ def _per_game(
       [
         *(
           study_tables.game_scores(study, normalisation, dataset, name)
-          for name in study_lib.MEASURES
+          for name in study.measures
         ),
         *(figure for figure in of_dataset if figure is not None),
       ],

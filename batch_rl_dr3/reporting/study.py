@@ -25,6 +25,8 @@ class Preset:
     methods: those of the paper; runs of others are shown beside them.
     datasets: the gradient steps that each data set is trained for.
     num_runs: of each game, method and data set.
+    num_final_evaluations: whose mean is a run's final score. One evaluation of
+      MinAtar alone has a standard deviation of 9 to 16 points.
   """
 
   name: str
@@ -34,6 +36,7 @@ class Preset:
   methods: tuple[str, ...]
   datasets: Mapping[str, int]
   num_runs: int
+  num_final_evaluations: int = 1
 
   @property
   def is_published(self) -> bool:
@@ -82,6 +85,7 @@ DR3_MINATAR = Preset(
   methods=('rem', 'rem_dr3', 'cql', 'cql_dr3'),
   datasets=MappingProxyType({'10pct': 100_000}),
   num_runs=3,
+  num_final_evaluations=5,
 )
 
 # The paper's Figure 1 on the same games: sweeps/minatar_figure1.gin.
@@ -93,6 +97,7 @@ DR3_MINATAR_FIGURE1 = Preset(
   methods=('regression', 'sarsa', 'td', 'q_learning'),
   datasets=MappingProxyType({'first10pct': 50_000}),
   num_runs=3,
+  num_final_evaluations=5,
 )
 
 PRESETS = MappingProxyType(
@@ -132,9 +137,7 @@ def dataset_name(dataset: str) -> str:
 
 Array = npt.NDArray[np.float64]
 
-AVERAGE = 'average'
-FINAL = 'final'
-MEASURES = (AVERAGE, FINAL)
+AVERAGE, FINAL, LAST = 'average', 'final', 'last'
 # Points of a curve: more cannot be told apart in a figure.
 _MAX_POINTS = 50
 
@@ -148,12 +151,14 @@ class Cell:
     steps: int64 [T], gradient steps at which every run has the quantity.
     values: float64 [R, G, T].
     lacks: what is missing of the preset, one phrase each; empty if nothing.
+    num_final: evaluations whose mean is a run's final score.
   """
 
   games: tuple[str, ...]
   steps: npt.NDArray[np.int64]
   values: Array
   lacks: tuple[str, ...]
+  num_final: int = 1
 
   @property
   def num_runs(self) -> int:
@@ -198,6 +203,13 @@ class Study:
     return [name for name in self.preset.datasets if name in there]
 
   @property
+  def measures(self) -> tuple[str, ...]:
+    """The scores that are told of a run; the last where it is not the final."""
+    if self.preset.num_final_evaluations > 1:
+      return AVERAGE, FINAL, LAST
+    return AVERAGE, FINAL
+
+  @property
   def lines(self) -> list[tuple[str, str]]:
     """Data sets and methods of which there are runs, in order."""
     there = {(dataset, method) for dataset, method, _ in self.runs}
@@ -233,6 +245,16 @@ class Study:
   def scores(self, dataset: str, method: str) -> Cell | None:
     """Returns the returns, in points, of finished runs; None without any."""
     return self._cell(dataset, method, run_reader.RETURN, True, None)
+
+  @functools.cache  # noqa: B019
+  def measurements(
+    self, dataset: str, method: str, quantity: str
+  ) -> Cell | None:
+    """Returns a quantity of finished runs at every gradient step they share.
+
+    `curve` is thinned for drawing, which moves its second point.
+    """
+    return self._cell(dataset, method, quantity, True, None)
 
   @functools.cache  # noqa: B019
   def curve(self, dataset: str, method: str, quantity: str) -> Cell | None:
@@ -280,7 +302,13 @@ class Study:
       [[s.reindex(steps).to_numpy(float) for s in row] for row in block]
     ).swapaxes(0, 1)
     return self._complete(
-      Cell(games, steps, values.reshape(num_runs, len(games), -1), ()),
+      Cell(
+        games,
+        steps,
+        values.reshape(num_runs, len(games), -1),
+        (),
+        self.preset.num_final_evaluations,
+      ),
       dataset,
       sum(map(len, series.values())),
       finished,
@@ -360,31 +388,46 @@ def on_shared_games(cells: Sequence[Cell | None]) -> list[Cell]:
 
 
 def measure(cell: Cell, name: str) -> Array:
-  """Returns the average over training or the final score of each run.
+  """Returns a score of each run, `run_score` of its evaluations.
 
   Args:
     cell: of returns, in any unit.
-    name: AVERAGE, the mean over all evaluations, or FINAL, the last of them.
+    name: AVERAGE, FINAL or LAST.
 
   Returns:
     float64 [runs, games].
   """
-  if name == AVERAGE:
-    return np.asarray(cell.values.mean(axis=-1))
-  return cell.values[..., -1]
+  return run_score(cell.values, name, cell.num_final)
 
 
-def stability(curves: Array) -> Array:
+def run_score(returns: Array, name: str, num_final: int) -> Array:
+  """Returns the mean over some of the evaluations of a run.
+
+  Args:
+    returns: float64 [..., T].
+    name: AVERAGE, over all; FINAL, over the last `num_final`; or LAST.
+    num_final: a preset's `num_final_evaluations`.
+
+  Returns:
+    float64 [...].
+  """
+  counts = {AVERAGE: returns.shape[-1], FINAL: num_final, LAST: 1}
+  return np.asarray(returns[..., -counts[name] :].mean(axis=-1))
+
+
+def stability(curves: Array, num_final: int = 1) -> Array:
   """Returns what `stability_statistics` needs of each run.
 
   Args:
     curves: normalised scores, float64 [runs, games, steps].
+    num_final: a preset's `num_final_evaluations`.
 
   Returns:
     float64 [runs, games, 3]: the final score, the best one, the area lost.
   """
+  final = run_score(curves, FINAL, num_final)
   area = statistics.area_lost(curves)
-  return np.stack([curves[..., -1], curves.max(axis=-1), area], axis=-1)
+  return np.stack([final, curves.max(axis=-1), area], axis=-1)
 
 
 def stability_statistics(parts: Array) -> Array:

@@ -101,7 +101,7 @@ class StudyTables:
     rows = []
     for dataset, method, cell in self._cells():
       row = _identity(dataset, method, cell)
-      for measure in study_lib.MEASURES:
+      for measure in self._study.measures:
         iqm = self._statistics(dataset, method, measure)[0]
         row |= _in_percent(measure, iqm)
         if not self._study.preset.is_published:
@@ -115,7 +115,8 @@ class StudyTables:
         row[f'{measure}_to_paper'] = self._verdict(100 * iqm.value, paper)
       rows.append(row)
     columns = [LINE]
-    for measure, heading in (('average', 'Average'), ('final', 'Final')):
+    for measure in self._study.measures:
+      heading = measure.capitalize()
       ends = [f'{measure}{end}_percent' for end in ('', '_low', '_high')]
       columns.append(Column((*ends, 'complete'), heading, interval))
       if self._study.preset.is_published:
@@ -131,7 +132,7 @@ class StudyTables:
       else 'Table 1: IQM of normalised scores',
       f'Interquartile mean over games and runs of {self._normalisation.label} '
       f'scores, in percent. {_BRACKETS} Average: over the evaluations of the '
-      'whole training; final: the last evaluation. '
+      f'whole training; final: {_final(self._study)}. '
       f'{_BESIDE_PAPER if self._study.preset.is_published else ""}'
       f'{_marked(rows)}',
       _NO_SCORES,
@@ -152,7 +153,7 @@ class StudyTables:
     """Returns IQM, median, mean and optimality gap of both measures."""
     rows = []
     for dataset, method, cell in self._cells():
-      for measure in study_lib.MEASURES:
+      for measure in self._study.measures:
         row = _identity(dataset, method, cell)
         row['measure'] = measure
         estimate = self._statistics(dataset, method, measure)
@@ -195,7 +196,7 @@ class StudyTables:
       row = _identity(dataset, base, dr3)
       row['lacks'] = _and(dict.fromkeys((*dr3.lacks, *without.lacks)))
       row['complete'] = not row['lacks']
-      for measure in study_lib.MEASURES:
+      for measure in self._study.measures:
         row |= _in_percent(
           measure,
           self._bootstrap(
@@ -211,7 +212,7 @@ class StudyTables:
         heading,
         interval,
       )
-      for m, heading in (('average', 'Average'), ('final', 'Final'))
+      for m, heading in ((m, m.capitalize()) for m in self._study.measures)
     ]
     return build(
       'probability_of_improvement',
@@ -230,7 +231,8 @@ class StudyTables:
     for dataset, method, cell in self._cells():
       curves = self._normalisation(cell.values, cell.games)
       estimate = self._bootstrap(
-        study_lib.stability_statistics, study_lib.stability(curves)
+        study_lib.stability_statistics,
+        study_lib.stability(curves, cell.num_final),
       )
       rows.append(
         _identity(dataset, method, cell)
@@ -278,6 +280,17 @@ def _identity(
   }
 
 
+def _final(study: study_lib.Study) -> str:
+  """Returns what a final score is, in words."""
+  count = study.preset.num_final_evaluations
+  if count == 1:
+    return 'the last evaluation'
+  return (
+    f'the mean of the last {count} evaluations, as one alone is mostly '
+    'chance; last: the last alone'
+  )
+
+
 def _marked(rows: Sequence[dict[str, Any]]) -> str:
   """Returns what the mark of a table's incomplete numbers means, if any is."""
   if all(row['complete'] for row in rows):
@@ -307,6 +320,7 @@ def _published(value: Any, low: Any, high: Any) -> str:
 _MEASURE_NAMES = {
   study_lib.AVERAGE: 'average over training',
   study_lib.FINAL: 'final score',
+  study_lib.LAST: 'last evaluation',
 }
 _PARTS = ('mean', 'sd', 'runs', 'percent', 'complete')
 
@@ -368,7 +382,12 @@ def _summary(
   runs = [run for run in study.runs.get(key, ()) if study.is_finished(run)]
   returns = [run.series('return').loc[:target] for run in runs]
   values: npt.NDArray[np.float64] = np.array(
-    [r.mean() if measure == study_lib.AVERAGE else r.iloc[-1] for r in returns],
+    [
+      study_lib.run_score(
+        r.to_numpy(float), measure, study.preset.num_final_evaluations
+      )
+      for r in returns
+    ],
     float,
   )
   count = len(values)
