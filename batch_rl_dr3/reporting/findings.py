@@ -250,7 +250,7 @@ def _measure(
 ) -> dict[str, Any]:
   """Returns the numbers of a claim, their intervals and the verdict."""
   values = [claim.measure(cell, normalisation) for cell in cells]
-  compared = statistics.compare(*values)
+  compared = _compare(values)
   verdict = _verdict(claim, values, compared)
 
   def statistic(*drawn: statistics.Array) -> statistics.Array:
@@ -268,7 +268,7 @@ def _measure(
   }
   if claim.from_start is not None:
     values = [claim.from_start(cell, normalisation) for cell in cells]
-    from_start = statistics.compare(*values)
+    from_start = _compare(values)
     row |= {
       'start_number': from_start.value,
       'start_low': from_start.low,
@@ -283,6 +283,10 @@ def _measure(
     'p_value': compared.p_value,
     'verdict': verdict,
   }
+
+
+def _compare(values: Sequence[statistics.Array]) -> statistics.Comparison:
+  return statistics.compare(values[0], values[1] if len(values) > 1 else None)
 
 
 def _verdict(
