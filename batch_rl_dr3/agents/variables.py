@@ -6,7 +6,7 @@ import errno
 import tensorflow as tf
 
 from batch_rl_dr3.agents import online_weights
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, frameworks
 
 
 def save(
@@ -19,7 +19,9 @@ def save(
   """
   try:
     saver.save(session, prefix, write_meta_graph=False, write_state=False)
-  except (tf.errors.OpError, ValueError) as error:
+  except tf.errors.OpError as error:
+    raise frameworks.disk_error(error) from error
+  except ValueError as error:
     raise OSError(errno.EIO, str(error)) from error
 
 

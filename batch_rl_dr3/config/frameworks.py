@@ -6,10 +6,12 @@ bind says which.
 """
 
 import contextlib
+import errno
 import io
 import os
 import sys
 import tempfile
+from typing import Any
 import warnings
 
 from batch_rl_dr3.config import errors, gin_files, signals
@@ -73,3 +75,17 @@ def import_tf_agents() -> None:
   # It imports the old gym, which announces its end at every start.
   with signals.leaving(), contextlib.redirect_stderr(io.StringIO()):
     import tf_agents.agents  # noqa: F401
+
+
+def disk_error(error: Any) -> OSError:
+  """Returns what TensorFlow's error says of a disk, without its graph.
+
+  Args:
+    error: a tf.errors.OpError from writing a file.
+  """
+  import tensorflow as tf
+
+  # This is what TensorFlow makes of it.
+  if isinstance(error, tf.errors.ResourceExhaustedError):
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  return OSError(errno.EIO, error.message.partition('\n')[0])

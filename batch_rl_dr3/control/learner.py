@@ -1,7 +1,6 @@
 """An agent with its data: training steps, measures, acting, checkpoints."""
 
 from collections.abc import Callable, Sequence
-import errno
 import math
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3.analysis import effective_rank
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, frameworks
 from batch_rl_dr3.control import batches, behaviour_cloning, transitions
 
 # Keeps the batches apart from what the agents sample.
@@ -161,7 +160,7 @@ class Learner:
     try:
       self._checkpoint.write(prefix)
     except tf.errors.OpError as error:
-      raise OSError(errno.EIO, error.message) from error
+      raise frameworks.disk_error(error) from error
 
   def restore(self, prefix: str) -> None:
     """Reads what `save` wrote.

@@ -109,3 +109,15 @@ def test_an_error_of_gin_can_be_sent_to_another_process():
   error = errors.picklable(Made("x\n  In call to configurable 'y'"))
   assert type(error) is errors.ConfigError
   assert str(error) == 'x'
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_is_told_without_the_graph():
+  import tensorflow as tf
+
+  from batch_rl_dr3.config import frameworks
+
+  trace = 'x; No space left on device\n\t [[node save/SaveV2]]' * 50
+  full = tf.errors.ResourceExhaustedError(None, None, trace)
+  assert frameworks.disk_error(full).strerror == 'No space left on device'
+  other = tf.errors.UnknownError(None, None, 'x: I/O error\n[[node]]')
+  assert frameworks.disk_error(other).strerror == 'x: I/O error'
