@@ -31,6 +31,31 @@ class ConservativePenalty(Penalty):
 
 
 @gin.configurable
+class FeatureNormPenalty(Penalty):
+  """The mean of |phi(s,a)|^2: smaller features, with no word of s'.
+
+  Not in the paper. It is what DR3 comes to where phi(s', a') equals phi(s, a),
+  and tells the size of the features from their co-adaptation.
+  """
+
+  name = 'feature_norm_squared'
+
+  def __init__(self, coefficient: float = 0.03):
+    """Creates the penalty.
+
+    Args:
+      coefficient: its weight; DR3's c0 is what to compare with.
+    """
+    super().__init__(coefficient)
+
+  def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
+    """See base class."""
+    del state
+    squares = tf.reduce_sum(tf.square(batch.features), axis=1)
+    return tf.reduce_mean(squares)
+
+
+@gin.configurable
 class EffectiveRankPenalty(Penalty):
   """sigma_max^2 - sigma_min^2 of the batch's features (arXiv:2010.14498)."""
 

@@ -6,14 +6,6 @@ from typing import Any
 import tensorflow as tf
 
 from batch_rl_dr3.agents import devices, pure_step, update
-from batch_rl_dr3.agents import loss as loss_lib
-from batch_rl_dr3.replay import fixed_replay_buffer
-
-# (weights, step, transition, penalties' states) -> the loss of that batch.
-BatchLoss = Callable[
-  [update.Weights, tf.Tensor, Mapping[str, tf.Tensor], loss_lib.States],
-  loss_lib.LossParts,
-]
 
 
 def _state_variables(
@@ -59,8 +51,8 @@ class CompiledSteps:
     step: tf.Variable,
     weights: Mapping[str, list[tf.Variable]],
     penalties: Any,
-    replay: fixed_replay_buffer.FixedReplayBuffer,
-    loss: BatchLoss,
+    data: Any,
+    loss: pure_step.Loss,
     optimizer: tf.compat.v1.train.Optimizer,
     target_update_period: int,
     part_names: Iterable[str],
@@ -71,9 +63,9 @@ class CompiledSteps:
       step: the step number.
       weights: every network's variables, by name.
       penalties: those of the penalties' states, by name.
-      replay: what the batches are sampled from: inside the steps if it has a
-        table, else one batch is handed to the steps, which must be one.
-      loss: the loss of one batch.
+      data: tensors that the loss makes its batches of: tables to sample from,
+        or one batch, where the steps must be one.
+      loss: the loss of one step.
       optimizer: Adam.
       target_update_period: see `pure_step.run`.
       part_names: see `pure_step.run`.
@@ -83,15 +75,13 @@ class CompiledSteps:
     """
     self._adam = pure_step.Adam.of(optimizer)
     self._variables = _state_variables(step, weights, penalties, optimizer)
-    self._replay = replay
     self._loss = loss
     self._target_update_period = target_update_period
     self._part_names = sorted(part_names)
-    table = replay.table
     self._num_steps = tf.compat.v1.placeholder(tf.int64, [])
     self._structure = (
       tf.nest.map_structure(lambda v: v.read_value(), self._variables),
-      dict(replay.transition) if table is None else table.tensors,
+      data,
       self._num_steps,
     )
     self.arguments = tf.nest.flatten(self._structure)
@@ -108,23 +98,12 @@ class CompiledSteps:
       state,
       data,
       num_steps,
-      self._step_loss,
+      self._loss,
       self._adam,
       self._target_update_period,
       self._part_names,
     )
     return [*tf.nest.flatten(state), *(parts[n] for n in self._part_names)]
-
-  def _step_loss(
-    self,
-    weights: update.Weights,
-    step: tf.Tensor,
-    data: Any,
-    states: loss_lib.States,
-  ) -> loss_lib.LossParts:
-    if self._replay.table is not None:
-      data = self._replay.transition_from(data, step)
-    return self._loss(weights, step, data, states)
 
   def make_callable(
     self, session: tf.compat.v1.Session, device: str

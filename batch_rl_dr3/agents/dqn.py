@@ -1,16 +1,19 @@
-"""Offline DQN, with four ways to back up values.
+"""Offline DQN, with a choice of what is backed up.
 
-`backup` is the a' of the Bellman target r + gamma Q'(s', a') (Figure 1 of
-Kumar et al. 2022, arXiv:2112.04716):
+`backup` says which policy the a' of the Bellman target r + gamma Q'(s', a')
+comes from (Figure 1 of Kumar et al. 2022, arXiv:2112.04716):
 
   q_learning   argmax_a Q'(s', a), DQN's own.
   sarsa        the next logged action, so that only seen pairs are backed up.
-  td           the expectation over a behaviour policy learnt by supervised
-               learning; it backs up actions that are in distribution but may
-               be unseen. As in the later revision of the paper, the
-               expectation is exact, not sampled. The policy trains on the
-               same batches; it shares no weights with the Q-network.
+  td           a behaviour policy learnt by supervised learning; it backs up
+               actions that are in distribution but may be unseen. It shares no
+               weights with the Q-network. `policy_rows` says whether it learns
+               from the Q-network's batches or from held-out transitions.
+  uniform      all actions alike: out of distribution for most logs.
   monte_carlo  no backup: regression on the logged discounted return.
+
+The target is the expectation over that policy, as in the later revision of the
+paper, or with `sample_next_action` the value of one a' drawn from it.
 """
 
 from typing import Any, Literal
@@ -18,35 +21,120 @@ from typing import Any, Literal
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import bellman, offline, update, value_network
+from batch_rl_dr3.agents import (
+  bellman,
+  offline,
+  store_agent,
+  update,
+  value_network,
+)
 
-Backup = Literal['q_learning', 'sarsa', 'td', 'monte_carlo']
-BACKUPS = ('q_learning', 'sarsa', 'td', 'monte_carlo')
+Backup = Literal['q_learning', 'sarsa', 'td', 'uniform', 'monte_carlo']
+BACKUPS = ('q_learning', 'sarsa', 'td', 'uniform', 'monte_carlo')
+PolicyRows = Literal['training', 'held_out']
 _BEHAVIOUR = 'behaviour'  # The network of 'td'.
+
+
+# Keeps the stream of sampled actions apart from others of the same seed.
+_ACTION_STREAM = 104_729
+
+
+def stateless_fractions(seed: int, step: tf.Tensor, count: int) -> tf.Tensor:
+  """Returns uniform draws from [0, 1), a pure function of (seed, step).
+
+  Args:
+    seed: names the stream.
+    step: int64 scalar, the gradient step.
+    count: how many.
+
+  Returns:
+    float32 [count], multiples of 2^-23.
+  """
+  # The bits, and the algorithm by its name, are the same on every device. What
+  # `stateless_uniform` makes of them as floats is not: here it is the CPU's,
+  # the low 23 bits as a fraction.
+  bits = tf.random.stateless_uniform(
+    [count],
+    seed=tf.stack([tf.constant(seed, tf.int64), step]),
+    minval=None,
+    maxval=None,
+    dtype=tf.uint32,
+    alg='philox',
+  )
+  fractions = tf.bitwise.bitwise_and(bits, tf.constant(2**23 - 1, tf.uint32))
+  return tf.cast(fractions, tf.float32) * 2.0**-23
+
+
+def sample_actions(policy: tf.Tensor, fractions: tf.Tensor) -> tf.Tensor:
+  """Returns an action of each policy, by its cumulative distribution.
+
+  It is the first a with fraction < policy(0) + ... + policy(a).
+
+  Args:
+    policy: float32 [B, A], rows summing to 1.
+    fractions: float32 [B], uniform in [0, 1).
+
+  Returns:
+    int32 [B].
+  """
+  # Without the last sum, which rounding may leave below the fraction.
+  sums = tf.cumsum(policy, axis=1)[:, :-1]
+  is_beyond = sums <= fractions[:, tf.newaxis]
+  return tf.reduce_sum(tf.cast(is_beyond, tf.int32), axis=1)
 
 
 @gin.configurable
 class FixedReplayDQNAgent(offline.OfflineAgent):
   """DQN on logged data: the Huber loss of Mnih et al. 2015."""
 
-  def __init__(self, *args: Any, backup: Backup = 'q_learning', **kwargs: Any):
+  def __init__(
+    self,
+    *args: Any,
+    backup: Backup = 'q_learning',
+    sample_next_action: bool = False,
+    policy_rows: PolicyRows = 'training',
+    **kwargs: Any,
+  ):
     """Creates the agent.
 
     Args:
       *args: see OfflineAgent.
-      backup: 'q_learning', 'sarsa', 'td' or 'monte_carlo'.
+      backup: one of BACKUPS.
+      sample_next_action: whether a' is drawn from the policy of 'td' or
+        'uniform', in place of the expectation over it.
+      policy_rows: what the policy of 'td' learns from: the Q-network's own
+        batches ('training'), or transitions that it never sees ('held_out').
       **kwargs: see OfflineAgent.
 
     Raises:
-      ValueError: if the backup is none of the four.
+      ValueError: if an option is unknown, or is given to a backup that has no
+        use for it; if there are no held-out transitions.
     """
     if backup not in BACKUPS:
       raise ValueError(f'backup must be one of {BACKUPS}, got {backup!r}.')
+    if policy_rows not in ('training', 'held_out'):
+      raise ValueError(
+        f"policy_rows must be 'training' or 'held_out', got {policy_rows!r}."
+      )
+    if sample_next_action and backup not in ('td', 'uniform'):
+      raise ValueError(
+        f'sample_next_action is for the backups td and uniform, not {backup}.'
+      )
+    if policy_rows == 'held_out' and backup != 'td':
+      raise ValueError(
+        f'policy_rows is for the backup td, not {backup}, which learns no '
+        'policy.'
+      )
     self._backup = backup
+    self._sample_next_action = sample_next_action
+    self._policy_rows = policy_rows
     super().__init__(*args, **kwargs)
 
   def _needs_monte_carlo_returns(self) -> bool:
     return self._backup == 'monte_carlo'
+
+  def _needs_held_out_batches(self) -> bool:
+    return self._policy_rows == 'held_out'
 
   def _build_networks(self) -> None:
     super()._build_networks()
@@ -78,9 +166,10 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
   ) -> dict[str, tf.Tensor]:
     if self._backup != 'td':
       return {}
+    rows = store_agent.HELD_OUT if self._policy_rows == 'held_out' else ''
     cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
-      labels=batch.transition['action'],
-      logits=self._behaviour_logits(batch, batch.transition['state']),
+      labels=batch.transition[f'{rows}action'],
+      logits=self._behaviour_logits(batch, batch.transition[f'{rows}state']),
     )
     return {'behaviour_cross_entropy': tf.reduce_mean(cross_entropy)}
 
@@ -91,16 +180,29 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
 
   def _build_next_policy(self, batch: update.Update) -> tf.Tensor:
     """See base class. Monte-Carlo backs nothing up: the logged a' stands in."""
-    if self._backup == 'td':
-      return tf.nn.softmax(
-        self._behaviour_logits(batch, batch.transition['next_state'])
-      )
+    if self._backup in ('td', 'uniform'):
+      return self._build_stochastic_policy(batch)
     if self._backup == 'q_learning':
       greedy = tf.argmax(
         self._combine(batch, batch.next_target_outputs.atoms), axis=1
       )
       return tf.one_hot(greedy, self.num_actions)
     return tf.one_hot(batch.transition['next_action'], self.num_actions)
+
+  def _build_stochastic_policy(self, batch: update.Update) -> tf.Tensor:
+    batch_size = batch.outputs.q_values.shape.as_list()[0]
+    if self._backup == 'td':
+      policy = tf.nn.softmax(
+        self._behaviour_logits(batch, batch.transition['next_state'])
+      )
+    else:
+      policy = tf.fill([batch_size, self.num_actions], 1 / self.num_actions)
+    if not self._sample_next_action:
+      return policy
+    fractions = stateless_fractions(
+      self._seed + _ACTION_STREAM, batch.step, batch_size
+    )
+    return tf.one_hot(sample_actions(policy, fractions), self.num_actions)
 
   def _build_bellman_loss(
     self, batch: update.Update, next_policy: tf.Tensor

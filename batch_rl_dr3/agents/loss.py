@@ -19,6 +19,7 @@ class LossParts(NamedTuple):
     bellman: float32 scalar, the mean Bellman loss.
     auxiliary: further losses by name, each with weight 1.
     penalties: penalties by name, before their coefficients.
+    weighted: penalties by name, times their coefficients.
     measures: what else the penalties log, by column.
     next_states: the penalties' states after a step on this batch.
   """
@@ -27,6 +28,7 @@ class LossParts(NamedTuple):
   bellman: tf.Tensor
   auxiliary: dict[str, tf.Tensor]
   penalties: dict[str, tf.Tensor]
+  weighted: dict[str, tf.Tensor]
   measures: dict[str, tf.Tensor]
   next_states: States
 
@@ -90,11 +92,16 @@ def build(
   bellman = tf.reduce_mean(bellman_losses)
   values = {p.name: p(batch, states[p.name]) for p in penalties}
   total = tf.add_n([bellman, *auxiliary.values()])
+  weighted = {
+    p.name: p.weight(states[p.name]) * values[p.name] for p in penalties
+  }
   for penalty in penalties:
     if penalty.coefficient != 0:
-      total += penalty.weight(states[penalty.name]) * values[penalty.name]
+      total += weighted[penalty.name]
   measures: dict[str, tf.Tensor] = {}
   for penalty in penalties:
     measures |= penalty.measures(batch, states[penalty.name])
   next_states = {p.name: p.next_state(batch, states[p.name]) for p in penalties}
-  return LossParts(total, bellman, auxiliary, values, measures, next_states)
+  return LossParts(
+    total, bellman, auxiliary, values, weighted, measures, next_states
+  )

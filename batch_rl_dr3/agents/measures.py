@@ -13,6 +13,7 @@ def build_metrics(
   loss_parts: loss.LossParts,
   next_target_q_values: tf.Tensor,
   gradients: Sequence[tf.Tensor],
+  last_kernel: tf.Tensor,
 ) -> dict[str, tf.Tensor]:
   """Returns what is logged of a batch: float32 scalars by column name.
 
@@ -25,6 +26,7 @@ def build_metrics(
     loss_parts: its loss.
     next_target_q_values: float32 [B, A], the target network's at s'.
     gradients: of the total loss, one per variable.
+    last_kernel: float32 [D, A * K], the online network's last layer's.
   """
   squared_norms = tf.reduce_sum(tf.square(batch.features), axis=1)
   dot_products = dr3.feature_dot_product(batch.features, batch.next_features)
@@ -35,6 +37,11 @@ def build_metrics(
     'feature_dot_product': tf.reduce_mean(dot_products),
     'discounted_dot_product': tf.reduce_mean(batch.discounts * dot_products),
     'feature_norm_squared': tf.reduce_mean(squared_norms),
+    'feature_norm': tf.reduce_mean(tf.sqrt(squared_norms)),
+    'feature_cosine': tf.reduce_mean(
+      dr3.feature_cosine(batch.features, batch.next_features)
+    ),
+    'last_layer_norm': tf.norm(last_kernel),
     'mean_q': tf.reduce_mean(chosen_q),
     'mean_target_q': tf.reduce_mean(next_values),
     'gradient_norm': tf.linalg.global_norm(gradients),

@@ -9,11 +9,16 @@ network is synchronised inside the step, and the step number lives in the graph
 beside the weights. A run that is restored at step k therefore goes on bit for
 bit.
 
-Deviation from Dopamine's DQNAgent: both `target_update_period` and the step
-number count gradient steps.
+Deviations from Dopamine's DQNAgent: both `target_update_period` and the step
+number count gradient steps, and the target network is copied at the beginning
+of the step that would be the first to see the copy, not at the end of the one
+before it. No weight of the online network differs for it, but what is measured
+between two steps is then never measured at a fresh copy, where the temporal
+difference is another.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 from typing import Any
 
 import gin
@@ -94,7 +99,7 @@ class OfflineAgent(store_agent.StoreAgent):
       devices.initialise(self._device, self._sess)
       self._train_steps = self.make_compiled_steps(self._device.name)
       # Batches that are gathered on the host come one at a time.
-      if self._replay.table is not None:
+      if all(replay.table is not None for replay in self._replays()):
         self.steps_per_call = steps_per_call or self._device.steps_per_call
 
   # What a subclass says.
@@ -128,17 +133,32 @@ class OfflineAgent(store_agent.StoreAgent):
     """Builds the loss, the metrics and the training step.
 
     Returns:
-      The op of one whole training step: gradient, optimiser, step number,
-      and every `target_update_period` steps the target network.
+      The op of one whole training step: every `target_update_period` steps
+      the target network, then gradient, optimiser and step number.
     """
+    self._transition_tensors = (
+      dict(self._replay.transition)
+      if self._held_out_replay is None
+      else self._transition(self._replay_data(), self._step)
+    )
+    self._is_step = tf.compat.v1.placeholder_with_default(True, [], 'is_step')
+    copied = tf.cond(
+      self._is_step & tf.equal(self._step % self.target_update_period, 0),
+      lambda: tf.group(*self._build_sync_op()),
+      tf.no_op,
+    )
     weights = {name: n.variables for name, n in self._networks().items()}
+    with tf.control_dependencies([copied]):
+      weights[update.TARGET] = [
+        variable.read_value() for variable in weights[update.TARGET]
+      ]
     self._penalty_states = loss.state_variables(
       self._penalties, self.online_convnet.num_features
     )
     states = tf.nest.map_structure(
       lambda variable: variable.read_value(), self._penalty_states
     )
-    batch = self._build_update(weights, self._step, self._replay.transition)
+    batch = self._build_update(weights, self._step, self._transition_tensors)
     self._replay_net_outputs = batch.outputs
     self._replay_next_target_net_outputs = batch.next_target_outputs
     penalised, self.loss_parts = self._build_loss(batch, states)
@@ -154,21 +174,17 @@ class OfflineAgent(store_agent.StoreAgent):
       self.loss_parts,
       batch.next_target_outputs.q_values,
       gradients,
+      self.online_convnet.variables[-2],
     )
     # States are of the weights before the step, and so come before it.
     next_states = tf.nest.flatten(self.loss_parts.next_states)
-    with tf.control_dependencies(next_states):
+    with tf.control_dependencies([copied, *next_states]):
       applied = [
         self.optimizer.apply_gradients(zip(gradients, learnt, strict=True)),
         *loss.assign_states(self._penalty_states, self.loss_parts.next_states),
       ]
     with tf.control_dependencies(applied):
-      step = self.gradient_steps.assign_add(1, read_value=True)
-    return tf.cond(
-      tf.equal(step % self.target_update_period, 0),
-      lambda: tf.group(*self._build_sync_op()),
-      tf.no_op,
-    )
+      return self.gradient_steps.assign_add(1, read_value=False)
 
   def _build_update(
     self,
@@ -198,9 +214,10 @@ class OfflineAgent(store_agent.StoreAgent):
     def batch_loss(
       weights: update.Weights,
       step: tf.Tensor,
-      transition: Mapping[str, tf.Tensor],
+      data: Sequence[Any],
       states: loss.States,
     ) -> loss.LossParts:
+      transition = self._transition(data, step)
       batch = self._build_update(weights, step, transition, is_compiled=True)
       return self._build_loss(batch, states)[1]
 
@@ -209,7 +226,7 @@ class OfflineAgent(store_agent.StoreAgent):
         self.gradient_steps,
         {name: n.variables for name, n in self._networks().items()},
         self._penalty_states,
-        self._replay,
+        self._replay_data(),
         batch_loss,
         self.optimizer,
         self.target_update_period,
@@ -280,23 +297,80 @@ class OfflineAgent(store_agent.StoreAgent):
 
     return train_step
 
+  @property
+  def metric_columns(self) -> tuple[str, ...]:
+    """The names of what `measure` returns."""
+    return (*self.metrics, *map(_share_column, self.loss_parts.weighted))
+
   def measure(
     self, batches: Sequence[Mapping[str, npt.NDArray[Any]]] = ({},)
   ) -> dict[str, float]:
     """Returns the metrics by name, averaged over batches.
 
+    A penalty's share is its part of the loss, its coefficient included, over
+    the Bellman loss.
+
     Args:
       batches: each as `replay.batch_at` returns it, of the batch size; without
         any, the batch that the next step will learn from.
     """
-    tensors = self._replay.transition
+    weighted = {
+      _share_column(name): value
+      for name, value in self.loss_parts.weighted.items()
+    }
+    means = self._measure_means({**self.metrics, **weighted}, batches)
+    for column in weighted:
+      bellman = means['loss_bellman']
+      means[column] = means[column] / bellman if bellman else math.nan
+    return means
+
+  @property
+  def held_out_columns(self) -> tuple[str, ...]:
+    """The names of what `measure_held_out` returns.
+
+    Regression on returns has no loss there: single transitions have none.
+    """
+    names = ['loss_bellman', 'feature_dot_product', 'mean_q']
+    if self._needs_monte_carlo_returns():
+      names.remove('loss_bellman')
+    return tuple(store_agent.HELD_OUT + name for name in names)
+
+  def measure_held_out(
+    self, batches: Sequence[Mapping[str, npt.NDArray[Any]]]
+  ) -> dict[str, float]:
+    """Returns what is measured of held-out batches, by column.
+
+    Args:
+      batches: as for `measure`.
+    """
+    prefix = store_agent.HELD_OUT
+    metrics = {
+      column: self.metrics[column.removeprefix(prefix)]
+      for column in self.held_out_columns
+    }
+    return self._measure_means(metrics, batches)
+
+  def _measure_means(
+    self,
+    metrics: Mapping[str, tf.Tensor],
+    batches: Sequence[Mapping[str, npt.NDArray[Any]]],
+  ) -> dict[str, float]:
+    tensors = self._transition_tensors
     measured = [
       self._sess.run(
-        self.metrics, {tensors[name]: batch[name] for name in batch}
+        metrics,
+        {
+          self._is_step: False,
+          **{tensors[n]: batch[n] for n in batch if n in tensors},
+        },
       )
       for batch in batches
     ]
     return {
       name: float(np.mean([values[name] for values in measured]))
-      for name in self.metrics
+      for name in metrics
     }
+
+
+def _share_column(penalty: str) -> str:
+  return f'share_{penalty}'

@@ -21,6 +21,8 @@ from batch_rl_dr3.config import errors
 WeightArray = npt.NDArray[np.float32]
 
 _SCOPE = 'Online'
+# The variables of a layer norm, which only this package's networks have.
+_NORM = ('layer_norm/gamma', 'layer_norm/beta')
 _NAMINGS = (('kernel', 'bias'), ('weights', 'biases'))
 
 
@@ -53,7 +55,9 @@ def _layers(variables: dict[str, Any]) -> list[str]:
       for variable in (kernel, bias)
     ]
     if names and all(name in variables for name in names):
-      return names
+      norm = [f'{_SCOPE}/{name}' for name in _NORM]
+      has_norm = all(name in variables for name in norm)
+      return [*names[:-2], *(norm if has_norm else ()), *names[-2:]]
   raise ValueError(
     f'it has no {_SCOPE}/Conv and {_SCOPE}/fully_connected layers; its '
     f'variables are {", ".join(sorted(variables)[:6]) or "none"}'
@@ -102,9 +106,8 @@ def mean_over_atoms(
 
 def layer_names(weights: Sequence[WeightArray]) -> list[str]:
   """Returns the name of each layer of weights as `read` returns them."""
-  kinds = [
-    'Conv' if kernel.ndim == 4 else 'fully_connected' for kernel in weights[::2]
-  ]
+  by_rank = {1: 'layer_norm', 2: 'fully_connected', 4: 'Conv'}
+  kinds = [by_rank[kernel.ndim] for kernel in weights[::2]]
   return [
     kind if kinds[:i].count(kind) == 0 else f'{kind}_{kinds[:i].count(kind)}'
     for i, kind in enumerate(kinds)
@@ -124,7 +127,9 @@ def write(prefix: str, weights: Sequence[WeightArray]) -> None:
   names = [
     f'{_SCOPE}/{layer}/{variable}'
     for layer in layer_names(weights)
-    for variable in _NAMINGS[0]
+    for variable in (
+      ('gamma', 'beta') if layer == 'layer_norm' else _NAMINGS[0]
+    )
   ]
   try:
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:

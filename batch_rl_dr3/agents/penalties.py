@@ -12,6 +12,7 @@ from batch_rl_dr3.agents.adaptive import AdaptiveFeatureDotPenalty
 from batch_rl_dr3.agents.compared import (
   ConservativePenalty,
   EffectiveRankPenalty,
+  FeatureNormPenalty,
 )
 from batch_rl_dr3.agents.feature_dot import FeatureDotPenalty
 from batch_rl_dr3.agents.label_noise import LabelNoiseFeatureDotPenalty
@@ -22,6 +23,7 @@ __all__ = [
   'ConservativePenalty',
   'EffectiveRankPenalty',
   'FeatureDotPenalty',
+  'FeatureNormPenalty',
   'LabelNoiseFeatureDotPenalty',
   'Penalty',
   'State',

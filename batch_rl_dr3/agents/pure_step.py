@@ -124,13 +124,6 @@ def run(
   """
 
   def step(state: State) -> tuple[State, dict[str, tf.Tensor]]:
-    parts = loss(state.weights, state.step, data, state.penalties)
-    learnt = {n: w for n, w in state.weights.items() if n != update.TARGET}
-    gradients = tf.nest.pack_sequence_as(
-      learnt, tf.gradients(parts.total, tf.nest.flatten(learnt))
-    )
-    state = adam.step(state, gradients)
-    state = state._replace(step=state.step + 1, penalties=parts.next_states)
     is_due = tf.equal(state.step % target_update_period, 0)
     target = [
       tf.where(is_due, online, old)
@@ -138,8 +131,15 @@ def run(
         state.weights[update.ONLINE], state.weights[update.TARGET], strict=True
       )
     ]
-    weights = {**state.weights, update.TARGET: target}
-    return state._replace(weights=weights), parts.by_name()
+    state = state._replace(weights={**state.weights, update.TARGET: target})
+    parts = loss(state.weights, state.step, data, state.penalties)
+    learnt = {n: w for n, w in state.weights.items() if n != update.TARGET}
+    gradients = tf.nest.pack_sequence_as(
+      learnt, tf.gradients(parts.total, tf.nest.flatten(learnt))
+    )
+    state = adam.step(state, gradients)
+    state = state._replace(step=state.step + 1, penalties=parts.next_states)
+    return state, parts.by_name()
 
   def body(state: State, parts: dict[str, tf.Tensor]) -> Any:
     del parts

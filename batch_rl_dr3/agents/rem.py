@@ -23,19 +23,7 @@ def mixture_weights(seed: int, step: tf.Tensor, num_heads: int) -> tf.Tensor:
     step: int64 scalar, the gradient step.
     num_heads: K.
   """
-  # The bits, and the algorithm by its name, are the same on every device. What
-  # `stateless_uniform` makes of them as floats is not: here it is the CPU's,
-  # the low 23 bits as a fraction.
-  bits = tf.random.stateless_uniform(
-    [num_heads],
-    seed=tf.stack([tf.constant(seed + _MIXTURE_STREAM, tf.int64), step]),
-    minval=None,
-    maxval=None,
-    dtype=tf.uint32,
-    alg='philox',
-  )
-  fractions = tf.bitwise.bitwise_and(bits, tf.constant(2**23 - 1, tf.uint32))
-  draws = tf.cast(fractions, tf.float32) * 2.0**-23
+  draws = dqn.stateless_fractions(seed + _MIXTURE_STREAM, step, num_heads)
   return draws / tf.reduce_sum(draws)
 
 

@@ -9,7 +9,7 @@ Deviation from Dopamine's DQNAgent: the target network starts equal to the
 online network (Dopamine's first sync comes after its first training step).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,10 @@ _ONLINE_ONLY = frozenset(
     'tf_device',
   )
 )
+# Begins the names of held-out batches' tensors and of what is measured there.
+HELD_OUT = 'held_out_'
+# Keeps their random stream apart from that of the other batches.
+_HELD_OUT_STREAM = 15_485_863
 # States per session call where features of many states are asked for.
 _FEATURE_CHUNK = 256
 
@@ -64,6 +68,7 @@ class StoreAgent(dopamine_compat.DQNAgent):
     device: devices.Name = 'auto',
     max_device_bytes: int = 8 << 30,
     init_checkpoint: str | None = None,
+    held_out_store: replay_store.ReplayStore | None = None,
     **kwargs: Any,
   ):
     """Builds the graph and initialises it.
@@ -83,6 +88,8 @@ class StoreAgent(dopamine_compat.DQNAgent):
       init_checkpoint: the path, without `.index`, of a checkpoint whose online
         network's weights are the initial ones. Optimiser and step number start
         anew.
+      held_out_store: transitions that the value function never learns from,
+        for agents that have another use for them.
       **kwargs: Dopamine's DQNAgent's parameters: observation_shape,
         stack_size, gamma, update_horizon, epsilon_eval, optimizer.
 
@@ -99,6 +106,7 @@ class StoreAgent(dopamine_compat.DQNAgent):
         f'{", ".join(unusable)}.'
       )
     self._store = store
+    self._held_out_store = held_out_store
     self._seed = seed
     self._device = devices.resolve(device)
     self._max_device_bytes = max_device_bytes
@@ -111,8 +119,9 @@ class StoreAgent(dopamine_compat.DQNAgent):
       **kwargs,
     )
     self.eval_mode = True
-    if self._replay.table is not None:
-      self._replay.table.load(self._sess)
+    for replay in self._replays():
+      if replay.table is not None:
+        replay.table.load(self._sess)
     if init_checkpoint is not None:
       variables.load_online(
         self._sess, self.online_convnet.variables, init_checkpoint
@@ -120,6 +129,9 @@ class StoreAgent(dopamine_compat.DQNAgent):
     self._sess.run(self._sync_qt_ops)
 
   def _needs_monte_carlo_returns(self) -> bool:
+    return False
+
+  def _needs_held_out_batches(self) -> bool:
     return False
 
   # Dopamine's hooks.
@@ -144,19 +156,62 @@ class StoreAgent(dopamine_compat.DQNAgent):
       use_resource=True,
     )
     self._step = self.gradient_steps.read_value()
+    self._held_out_replay = None
+    if self._needs_held_out_batches():
+      if self._held_out_store is None:
+        raise ValueError(
+          'there are no held-out transitions to learn from; bind '
+          'FixedReplayRunner.num_held_out, and a Subset that is not the whole '
+          'log'
+        )
+      self._held_out_replay = self._create_replay(
+        self._held_out_store, self._seed + _HELD_OUT_STREAM
+      )
+    return self._create_replay(
+      self._store, self._seed, self._needs_monte_carlo_returns()
+    )
+
+  def _create_replay(
+    self, store: replay_store.ReplayStore, seed: int, monte_carlo: bool = False
+  ) -> fixed_replay_buffer.FixedReplayBuffer:
     return fixed_replay_buffer.FixedReplayBuffer(
-      self._store,
+      store,
       step=self._step,
-      seed=self._seed,
+      seed=seed,
       update_horizon=self.update_horizon,
       gamma=self.gamma,
       stack_size=self.stack_size,
-      monte_carlo=self._needs_monte_carlo_returns(),
+      monte_carlo=monte_carlo,
       in_graph=True,
       max_device_bytes=(
         self._max_device_bytes if self._device.is_compiled else None
       ),
     )
+
+  def _replays(self) -> list[fixed_replay_buffer.FixedReplayBuffer]:
+    held_out = self._held_out_replay
+    return [self._replay, *([] if held_out is None else [held_out])]
+
+  def _replay_data(self) -> list[Any]:
+    """Returns the tensors that `_transition` makes a batch of."""
+    return [
+      dict(replay.transition) if replay.table is None else replay.table.tensors
+      for replay in self._replays()
+    ]
+
+  def _transition(
+    self, data: Sequence[Any], step: tf.Tensor
+  ) -> dict[str, tf.Tensor]:
+    """Returns a step's batch by name; HELD_OUT precedes held-out names."""
+    transition: dict[str, tf.Tensor] = {}
+    prefixes = ('', HELD_OUT)
+    for prefix, replay, tensors in zip(
+      prefixes, self._replays(), data, strict=False
+    ):
+      if replay.table is not None:
+        tensors = replay.transition_from(tensors, step)
+      transition |= {prefix + name: tensors[name] for name in tensors}
+    return transition
 
   def _build_networks(self) -> None:
     """Builds the networks and every output that training and acting read."""
@@ -203,6 +258,11 @@ class StoreAgent(dopamine_compat.DQNAgent):
   def replay(self) -> fixed_replay_buffer.FixedReplayBuffer:
     """What the batches are sampled from."""
     return self._replay
+
+  @property
+  def held_out_store(self) -> replay_store.ReplayStore | None:
+    """Transitions that the value function never learns from, if any."""
+    return self._held_out_store
 
   @property
   def device(self) -> str:

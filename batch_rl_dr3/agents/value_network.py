@@ -14,6 +14,9 @@ import tensorflow as tf
 
 from batch_rl_dr3.agents import dense
 
+# Keeps the layer norm's division finite.
+_NORM_EPSILON = 1e-5
+
 
 class NetworkOutput(NamedTuple):
   """What a value network says of a batch of states.
@@ -47,7 +50,12 @@ def scaled_uniform(seed: int | None) -> tf.keras.initializers.Initializer:
 
 
 class ValueNetwork(tf.keras.Model):
-  """Convolutions, one hidden layer (the features), and a linear last layer."""
+  """Convolutions, one hidden layer (the features), and a linear last layer.
+
+  With `layer_norm` the features are relu(scale * normalised(W x + b) + offset)
+  in place of relu(W x + b) (arXiv:1607.06450); scale and offset learn, and are
+  the variables `layer_norm/gamma` and `layer_norm/beta`. Nothing else changes.
+  """
 
   # (filters, kernel size, stride) of each convolution; units of the features.
   convolutions: tuple[tuple[int, int, int], ...]
@@ -63,6 +71,7 @@ class ValueNetwork(tf.keras.Model):
     ] = glorot_uniform,
     seed: int | None = None,
     name: str | None = None,
+    layer_norm: bool = False,
   ):
     """Creates the layers.
 
@@ -73,6 +82,7 @@ class ValueNetwork(tf.keras.Model):
       seed: makes the initial weights a function of (seed, layer) alone; None
         draws them from the global generator.
       name: the variables' scope.
+      layer_norm: whether the feature layer is normalised before its ReLU.
     """
     super().__init__(name=name)
     self.num_actions = num_actions
@@ -97,6 +107,11 @@ class ValueNetwork(tf.keras.Model):
       kernel_initializer=initialiser(next(seeds)),
       name='fully_connected',
     )
+    self.norm_layer = (
+      tf.keras.layers.LayerNormalization(name='layer_norm')
+      if layer_norm
+      else None
+    )
     self.last_layer = tf.keras.layers.Dense(
       num_actions * num_atoms,
       kernel_initializer=initialiser(next(seeds)),
@@ -112,6 +127,8 @@ class ValueNetwork(tf.keras.Model):
       height, width = (-(-side // layer.strides[0]) for side in (height, width))
       depth = layer.filters
     _build_layer(self.feature_layer, (None, height * width * depth))
+    if self.norm_layer is not None:
+      _build_layer(self.norm_layer, (None, self.num_features))
     _build_layer(self.last_layer, (None, self.num_features))
     self.built = True
 
@@ -139,15 +156,19 @@ class ValueNetwork(tf.keras.Model):
       activations = tf.reshape(
         activations, [-1, height, width, math.prod(channels)]
       )
-    pairs = zip(weights[0:-4:2], weights[1:-4:2], strict=True)
+    pairs = list(zip(weights[::2], weights[1::2], strict=True))
+    num_convolutions = len(self.convolution_layers)
     for layer, (kernel, bias) in zip(
-      self.convolution_layers, pairs, strict=True
+      self.convolution_layers, pairs[:num_convolutions], strict=True
     ):
       convolved = tf.nn.conv2d(activations, kernel, layer.strides, 'SAME')
       activations = tf.nn.relu(tf.nn.bias_add(convolved, bias))
-    kernel, bias = weights[-4:-2]
+    kernel, bias = pairs[num_convolutions]
     flat = tf.reshape(activations, [-1, kernel.shape.as_list()[0]])
-    return tf.nn.relu(tf.nn.bias_add(dense.matmul(flat, kernel), bias))
+    hidden = tf.nn.bias_add(dense.matmul(flat, kernel), bias)
+    if self.norm_layer is not None:
+      hidden = _normalise(hidden, *pairs[num_convolutions + 1])
+    return tf.nn.relu(hidden)
 
   def output(
     self, weights: Sequence[Any], features: tf.Tensor
@@ -164,6 +185,16 @@ class ValueNetwork(tf.keras.Model):
       [-1, self.num_actions, self.num_atoms],
     )
     return NetworkOutput(tf.reduce_mean(atoms, axis=2), features, atoms)
+
+
+def _normalise(
+  hidden: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor
+) -> tf.Tensor:
+  """Returns each row [D] at mean 0 and variance 1, scaled and moved."""
+  mean, variance = tf.nn.moments(hidden, axes=[1], keepdims=True)
+  return tf.nn.batch_normalization(
+    hidden, mean, variance, offset, scale, _NORM_EPSILON
+  )
 
 
 def _build_layer(

@@ -1,4 +1,4 @@
-"""The effective rank of a feature matrix."""
+"""Measures of a feature matrix: effective rank, dormant features."""
 
 from typing import Any
 
@@ -41,3 +41,24 @@ def effective_rank(
   return min(
     int(np.searchsorted(shares, 1.0 - delta, side='left')) + 1, len(shares)
   )
+
+
+def dormant_fraction(
+  features: npt.NDArray[np.floating[Any]], tau: float = 0.025
+) -> float:
+  """Returns the share of features that are dormant.
+
+  The score of feature i is its mean |phi_i| over the states, divided by the
+  mean of that over all features; it is dormant at a score of at most tau.
+  Sokar et al. 2023 (arXiv:2302.12902), Definition 3.1, of one layer. At tau 0
+  it is the share of dead features: those that are 0 at every state.
+
+  Args:
+    features: float [N, D], one row per state.
+    tau: the score up to which a feature counts as dormant, >= 0.
+
+  Returns:
+    float in [0, 1]; 1 if every feature is zero.
+  """
+  activity = np.abs(np.asarray(features, np.float64)).mean(axis=0)
+  return float(np.mean(activity <= tau * activity.mean()))

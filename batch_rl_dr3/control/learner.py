@@ -149,11 +149,18 @@ class Learner:
       for name in measured[0]
     }
 
-  def effective_rank(self) -> int:
+  @property
+  def feature_columns(self) -> Sequence[str]:
+    """See `training.metrics.Sample`."""
+    return ('effective_rank',)
+
+  def measure_features(self) -> dict[str, float]:
     """Returns srank of the first critic's features."""
     time_steps, policy_steps, _ = self._pairs
     features = self._features(time_steps.observation, policy_steps.action)
-    return effective_rank.effective_rank(np.asarray(features))
+    return {
+      'effective_rank': effective_rank.effective_rank(np.asarray(features))
+    }
 
   def save(self, prefix: str) -> None:
     """Writes weights, optimisers and the step number."""

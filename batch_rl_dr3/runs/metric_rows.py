@@ -9,11 +9,16 @@ from typing import Any
 from batch_rl_dr3.runs import run_directory
 
 # TensorBoard's group of a metric, by the beginning of its name.
-_GROUPS = (('loss_', 'Losses/'), ('eval_', 'Eval/'), ('', 'Features/'))
+_GROUPS = (
+  ('loss_', 'Losses/'),
+  ('eval_', 'Eval/'),
+  ('held_out_', 'HeldOut/'),
+  ('', 'Features/'),
+)
 
 
 def tag(name: str) -> str:
-  """Returns TensorBoard's name of a metric: Losses/, Eval/ or Features/."""
+  """Returns TensorBoard's name of a metric: its group, then its name."""
   prefix, group = next(g for g in _GROUPS if name.startswith(g[0]))
   return group + name.removeprefix(prefix)
 
@@ -31,7 +36,7 @@ class MetricRows:
 
     Args:
       base_dir: the run directory.
-      columns: what is measured for every row, by name.
+      columns: what is measured, by name.
       check: asked before the file changes.
     """
     self.path = pathlib.Path(base_dir) / run_directory.METRICS
@@ -41,7 +46,6 @@ class MetricRows:
         'iteration',
         'gradient_steps',
         *columns,
-        'effective_rank',
         'gradient_steps_per_second',
       ),
       check,

@@ -56,6 +56,7 @@ class FixedReplayRunner:
     checkpoint_every_minutes: ranges.Positive | None = None,
     num_threads: ranges.Natural = 0,
     async_evaluation: bool = False,
+    num_held_out: ranges.Natural = 0,
   ):
     """Opens the data and the game, and builds or restores the agent.
 
@@ -91,6 +92,10 @@ class FixedReplayRunner:
         bit-identical only for the same number.
       async_evaluation: play in another process while training goes on. The
         scores are the same; it pays where there are cores to spare.
+      num_held_out: transitions of the log, outside the subset, that are kept
+        to measure on and never shown to the value function; there are none
+        where the subset is the whole log. Their store is built from whole
+        files, however few rows the subset takes of them.
 
     Raises:
       ConfigError: if the configuration does not fit together.
@@ -118,16 +123,26 @@ class FixedReplayRunner:
 
     self._lanes = create_lanes()
     game = self._lanes.game
-    self._store = replay_store.open_store(
-      _find_run(game, replay_dir)
-      if isinstance(replay_dir, int)
-      else replay_dir,
-      cache_dir,
-      subset=subset,
-      observation_shape=game.observation_shape,
-      num_actions=game.num_actions,
-      stack_size=game.stack_size,
+    log = (
+      _find_run(game, replay_dir) if isinstance(replay_dir, int) else replay_dir
     )
+
+    def open_part(part: replay_subset.Subset) -> replay_store.ReplayStore:
+      return replay_store.open_store(
+        log,
+        cache_dir,
+        subset=part,
+        observation_shape=game.observation_shape,
+        num_actions=game.num_actions,
+        stack_size=game.stack_size,
+      )
+
+    subset = subset.for_run(seed)
+    self._store = open_part(subset)
+    held_out = subset.held_out(num_held_out)
+    self._held_out_store = None
+    if held_out is not None:
+      self._held_out_store = open_part(held_out)
     self._agent = self._build_agent(agent)
     # After all that may refuse a binding: it makes the folder.
     self._home = home.open_home(base_dir, cache_dir)
@@ -152,6 +167,8 @@ class FixedReplayRunner:
       'num_threads': num_threads,
       **provenance.of_process(self._agent.device),
     }
+    if self._held_out_store is not None:
+      self._provenance['held_out_hash'] = self._held_out_store.data_hash
 
   def _build_agent(
     self, agent: Callable[..., offline.OfflineAgent]
@@ -169,6 +186,7 @@ class FixedReplayRunner:
         num_actions=game.num_actions,
         store=self._store,
         seed=self._seed,
+        held_out_store=self._held_out_store,
         observation_shape=game.observation_shape,
         stack_size=game.stack_size,
       )

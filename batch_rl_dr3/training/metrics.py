@@ -17,6 +17,7 @@ class Sample(Protocol):
 
   Attributes:
     columns: what `measure` returns, by name.
+    feature_columns: what `measure_features` returns.
   """
 
   @property
@@ -29,8 +30,11 @@ class Sample(Protocol):
     discounted_dot_product are among the rest.
     """
 
-  def effective_rank(self) -> int:
-    """Returns the effective rank of the features."""
+  @property
+  def feature_columns(self) -> Sequence[str]: ...  # noqa: D102
+
+  def measure_features(self) -> Mapping[str, float]:
+    """Returns what takes a larger sample, such as `effective_rank`."""
 
 
 class MetricsLog:
@@ -39,7 +43,7 @@ class MetricsLog:
   A row says what the weights after `gradient_steps` steps make of one sample
   of the data, drawn once for the whole run: so that rows can be compared, and
   the run that measures more often is no other run. The effective rank is of a
-  larger sample, at a period of its own.
+  larger sample, at a period of its own, and so is what is measured with it.
   """
 
   def __init__(
@@ -64,7 +68,7 @@ class MetricsLog:
     self._log_period = log_period
     self._effective_rank_period = effective_rank_period
     self._rows = metric_rows.MetricRows(
-      base_dir, (*sample.columns, _RATIO), check
+      base_dir, (*sample.columns, _RATIO, *sample.feature_columns), check
     )
     self._has_warned = False
     self._writer: Any = None
@@ -107,7 +111,7 @@ class MetricsLog:
     row[_RATIO] = _divergence_ratio(row)
     self._warn_of_divergence(row[_RATIO], steps)
     if steps % self._effective_rank_period == 0:
-      row['effective_rank'] = self._sample.effective_rank()
+      row |= self._sample.measure_features()
     self._write(iteration, steps, row, rate)
     self.start_clock(steps)
     return row

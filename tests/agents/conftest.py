@@ -10,11 +10,9 @@ NUM_ACTIONS = 3
 
 
 @pytest.fixture(scope='session')
-def store(tmp_path_factory):
+def log(tmp_path_factory):
   """300 random rows in two files, episodes of 15 steps, one action of 3."""
   from batch_rl_dr3.replay.log import log_writer
-  from batch_rl_dr3.replay.store import store as replay_store
-  from batch_rl_dr3.replay.store import subset
 
   folder = tmp_path_factory.mktemp('log')
   writer = log_writer.LogWriter(folder, OBSERVATION_SHAPE, 1, 150)
@@ -27,15 +25,40 @@ def store(tmp_path_factory):
       row % 15 == 14,
     )
   writer.close()
-  return replay_store.open_store(
-    folder,
-    tmp_path_factory.mktemp('cache'),
-    subset.Subset('all'),
+  return folder
+
+
+@pytest.fixture(scope='session')
+def open_part(log, tmp_path_factory):
+  """Opens the part of the log that a subset names."""
+  from batch_rl_dr3.replay.store import store as replay_store
+
+  cache = tmp_path_factory.mktemp('cache')
+  return lambda part: replay_store.open_store(
+    log,
+    cache,
+    part,
     OBSERVATION_SHAPE,
     NUM_ACTIONS,
     stack_size=1,
     progress=False,
   )
+
+
+@pytest.fixture(scope='session')
+def store(open_part):
+  """All rows of the log."""
+  from batch_rl_dr3.replay.store import subset
+
+  return open_part(subset.Subset('all'))
+
+
+@pytest.fixture(scope='session')
+def held_out_store(open_part):
+  """40 transitions from behind the first 10% of each file."""
+  from batch_rl_dr3.replay.store import subset
+
+  return open_part(subset.Subset('prefix', 0.1).held_out(40))
 
 
 @pytest.fixture

@@ -107,6 +107,111 @@ def test_monte_carlo_regresses_the_logged_return(make_agent, store):
   )
 
 
+def test_uniform_backs_up_the_mean_over_actions(make_agent):
+  agent = make_agent(dqn.FixedReplayDQNAgent, backup='uniform', gamma=GAMMA)
+  batch = outputs(agent)
+  np.testing.assert_allclose(
+    agent.measure()['loss_bellman'],
+    np.mean(expected_loss(batch, batch['target_q'].mean(axis=1))),
+    rtol=1e-5,
+  )
+
+
+def test_sampled_actions_by_hand(session):
+  # Cumulative sums 0.25, 0.75, 1 and 0, 1, 1: an action of probability 0 is
+  # never taken, and a fraction that equals a sum belongs to the next action.
+  policy = tf.constant([[0.25, 0.5, 0.25]] * 5 + [[0.0, 1.0, 0.0]] * 2)
+  fractions = tf.constant([0.0, 0.125, 0.25, 0.75, 0.875, 0.0, 0.99])
+  np.testing.assert_array_equal(
+    session.run(dqn.sample_actions(policy, fractions)), [0, 0, 1, 2, 2, 1, 1]
+  )
+
+
+@pytest.mark.parametrize('backup', ['td', 'uniform'])
+def test_a_sampled_backup_backs_up_the_action_drawn(make_agent, backup):
+  agent = make_agent(
+    dqn.FixedReplayDQNAgent,
+    backup=backup,
+    sample_next_action=True,
+    gamma=GAMMA,
+    seed=3,
+  )
+  policy = np.full((32, 3), 1 / 3)
+  for step in range(2):
+    batch = outputs(agent)
+    with agent.graph.as_default():
+      fractions, logits = agent.run(
+        [
+          dqn.stateless_fractions(3 + 104_729, tf.constant(step, tf.int64), 32),
+          agent._behaviour(agent._replay.next_states).q_values
+          if backup == 'td'
+          else tf.zeros([32, 3]),
+        ]
+      )
+    policy = scipy.special.softmax(logits, axis=1)
+    actions = np.sum(np.cumsum(policy, 1)[:, :2] <= fractions[:, None], axis=1)
+    assert len(set(actions)) == 3
+    next_values = batch['target_q'][np.arange(32), actions]
+    measured = agent.measure()
+    np.testing.assert_allclose(
+      measured['loss_bellman'],
+      np.mean(expected_loss(batch, next_values)),
+      rtol=1e-5,
+    )
+    # What penalties and metrics take for a' is the same action.
+    np.testing.assert_allclose(
+      measured['mean_target_q'], next_values.mean(), rtol=1e-5
+    )
+    agent.make_train_step()()
+
+
+def test_a_policy_of_held_out_rows_sees_no_other(
+  make_agent, held_out_store, weights
+):
+  agent, other = (
+    make_agent(
+      dqn.FixedReplayDQNAgent,
+      backup='td',
+      policy_rows=policy_rows,
+      held_out_store=held_out_store,
+    )
+    for policy_rows in ('held_out', 'training')
+  )
+  rows = agent.run(agent._transition_tensors['held_out_indices'])
+  assert len(set(rows)) > 1
+  batch = held_out_store.gather(rows)
+  with agent.graph.as_default():
+    logits = agent.run(agent._behaviour(tf.constant(batch.states)).q_values)
+  log_policy = scipy.special.log_softmax(logits, axis=1)
+  np.testing.assert_allclose(
+    agent.measure()['loss_behaviour_cross_entropy'],
+    -np.mean(log_policy[np.arange(32), batch.actions]),
+    rtol=1e-5,
+  )
+  # The value function's batches, and so its first step, are the same.
+  agent.make_train_step()(), other.make_train_step()()
+  trained, others = weights(agent), weights(other)
+  online = [n for n in trained if n.startswith('Online/') and 'Adam' not in n]
+  for name in online:
+    np.testing.assert_array_equal(trained[name], others[name])
+  behaviour = [n for n in trained if n.startswith('Behaviour/')]
+  assert any((trained[n] != others[n]).any() for n in behaviour)
+
+
+@pytest.mark.parametrize(
+  ('options', 'match'),
+  [
+    ({'backup': 'sarsa', 'sample_next_action': True}, 'td and uniform'),
+    ({'backup': 'uniform', 'policy_rows': 'held_out'}, 'learns no policy'),
+    ({'backup': 'td', 'policy_rows': 'other'}, "'training' or 'held_out'"),
+    ({'backup': 'td', 'policy_rows': 'held_out'}, 'no held-out transitions'),
+  ],
+)
+def test_options_that_mean_nothing_are_refused(make_agent, options, match):
+  with pytest.raises(ValueError, match=match):
+    make_agent(dqn.FixedReplayDQNAgent, **options)
+
+
 def test_an_unknown_backup_is_refused(make_agent):
   with pytest.raises(ValueError, match='q_learning'):
     make_agent(dqn.FixedReplayDQNAgent, backup='double')

@@ -164,11 +164,92 @@ def test_target_network_follows_at_its_period(make_agent, weights):
       (values[n] == values[n.replace('Online', 'Target')]).all() for n in online
     )
 
+  def target():
+    return {n: v for n, v in weights(agent).items() if n.startswith('Target/')}
+
   assert is_synced()  # from the beginning
+  initial = target()
+  train(agent, 3)
+  # Before the copy is needed it is not made: what is measured after 3 steps is
+  # measured against the network that these 3 were learnt with.
+  assert_same_weights(initial, target())
+  third = weights(agent)
+  before = agent.measure()
+  assert_same_weights(initial, target())
+  agent._sess.run(agent._sync_qt_ops)
+  assert agent.measure()['mean_target_q'] != before['mean_target_q']
+  assert agent.measure()['mean_q'] == before['mean_q']
+  train(agent, 1)  # The fourth step begins with the copy.
+  for name, value in target().items():
+    np.testing.assert_array_equal(
+      value, third[name.replace('Target', 'Online')]
+    )
+
+
+def test_a_copy_that_was_made_early_changes_no_step(make_agent, weights):
+  """Checkpoints whose target network is copied already go on the same."""
+  agents = [
+    make_agent(dqn.FixedReplayDQNAgent, target_update_period=3)
+    for _ in range(2)
+  ]
+  for agent in agents:
+    train(agent, 3)
+  agents[1]._sess.run(agents[1]._sync_qt_ops)
+  for agent in agents:
+    train(agent, 2)
+  assert_same_weights(*map(weights, agents))
+
+
+def test_a_step_waits_for_the_copy_even_without_a_backup(make_agent, weights):
+  # Regression reads no target network; its copy is of the weights before the
+  # step all the same.
+  agent = make_agent(
+    dqn.FixedReplayDQNAgent, backup='monte_carlo', target_update_period=1
+  )
   train(agent, 2)
-  assert not is_synced()
+  online = weights(agent)
   train(agent, 1)
-  assert is_synced()
+  after = weights(agent)
+  for name in after:
+    if name.startswith('Target/'):
+      np.testing.assert_array_equal(
+        after[name], online[name.replace('Target', 'Online')]
+      )
+
+
+def test_norms_and_shares_by_hand(make_agent):
+  agent = make_agent(
+    quantile.FixedReplayQRCQLAgent,
+    num_quantiles=3,
+    penalties=[
+      penalties.ConservativePenalty(2.0),
+      penalties.FeatureDotPenalty(0.5),
+      penalties.EffectiveRankPenalty(0.0),
+    ],
+  )
+  replay = agent._replay
+  states, next_states = agent.run([replay.states, replay.next_states])
+  features, next_features = agent.features(states), agent.features(next_states)
+  measured = agent.measure()
+  norms = np.linalg.norm(features, axis=1)
+  cosines = np.sum(features * next_features, axis=1) / (
+    norms * np.linalg.norm(next_features, axis=1)
+  )
+  kernel = agent.run(agent.online_convnet.last_layer.kernel)
+  assert kernel.shape == (128, 3 * 3)
+  expected = {
+    'feature_norm': norms.mean(),
+    'feature_cosine': cosines.mean(),
+    'last_layer_norm': np.sqrt(np.sum(kernel**2)),
+    'share_conservative': 2 * measured['loss_conservative'],
+    'share_feature_dot_product': 0.5 * measured['feature_dot_product'],
+    'share_effective_rank_penalty': 0.0,
+  }
+  for name, value in expected.items():
+    if name.startswith('share_'):
+      value /= measured['loss_bellman']
+    np.testing.assert_allclose(measured[name], value, rtol=1e-5)
+  assert set(agent.metric_columns) == set(measured)
 
 
 def test_acting_never_writes_to_the_store(make_agent, store):
@@ -231,6 +312,10 @@ def test_metrics_of_given_batches_are_their_mean(make_agent):
   batches = [agent.replay.batch_at(rows[:32]), agent.replay.batch_at(rows[32:])]
   each = [agent.measure([batch]) for batch in batches]
   together = agent.measure(batches)
+  # A share is a ratio of means, not a mean of ratios.
+  assert together.pop('share_feature_dot_product') == pytest.approx(
+    0.1 * together['feature_dot_product'] / together['loss_bellman']
+  )
   for name, value in together.items():
     np.testing.assert_allclose(
       value, np.mean([m[name] for m in each]), rtol=1e-6

@@ -76,3 +76,13 @@ def test_effective_rank_penalty_is_of_the_features(session, batch):
 def test_a_negative_coefficient_is_refused():
   with pytest.raises(ValueError, match='coefficient'):
     penalties.FeatureDotPenalty(coefficient=-1.0)
+
+
+def test_feature_norm_penalty_by_hand(session, batch):
+  # Features (1, 2) and (3, 0): (5 + 9) / 2; its gradient is 2 phi / B.
+  made = batch()
+  value = penalties.FeatureNormPenalty()(made)
+  np.testing.assert_allclose(session.run(value), 7.0)
+  np.testing.assert_allclose(
+    session.run(tf.gradients(value, made.features)[0]), [[1.0, 2.0], [3.0, 0.0]]
+  )

@@ -81,3 +81,42 @@ def test_scaled_uniform_has_the_published_bound(session):
   # with scale 1/sqrt(3) and fan_in 300: sqrt(sqrt(3) / 300) = 0.07598.
   values = session.run(value_network.scaled_uniform(0)((300, 400)))
   np.testing.assert_allclose(np.abs(values).max(), 0.07598, rtol=1e-2)
+
+
+def test_layer_norm_stands_before_the_relu_of_the_features(session):
+  network = value_network.MinAtarNetwork(3, name='Online', layer_norm=True)
+  states = np.random.default_rng(0).integers(
+    0, 2, (4, 10, 10, 6, 1), dtype=np.uint8
+  )
+  output = network(tf.constant(states))
+  session.run(tf.compat.v1.global_variables_initializer())
+  # A kernel of zeros and the biases 1, 2, 3, 4 again and again: mean 2.5 and
+  # variance 1.25, so (-1.5, -0.5, 0.5, 1.5) / 1.1180, then 2 x + 1.
+  kernel, bias = network.feature_layer.variables
+  kernel.load(np.zeros(kernel.shape, np.float32), session)
+  bias.load(np.tile([1.0, 2.0, 3.0, 4.0], 32).astype(np.float32), session)
+  scale, offset = network.norm_layer.variables
+  scale.load(np.full(128, 2.0, np.float32), session)
+  offset.load(np.full(128, 1.0, np.float32), session)
+  np.testing.assert_allclose(
+    session.run(output.features)[0, :4],
+    [0.0, 1 - 1 / 1.1180340, 1 + 1 / 1.1180340, 1 + 3 / 1.1180340],
+    rtol=1e-4,
+  )
+  assert [v.name for v in network.variables] == [
+    'Online/Conv/kernel:0',
+    'Online/Conv/bias:0',
+    'Online/fully_connected/kernel:0',
+    'Online/fully_connected/bias:0',
+    'Online/layer_norm/gamma:0',
+    'Online/layer_norm/beta:0',
+    'Online/fully_connected_1/kernel:0',
+    'Online/fully_connected_1/bias:0',
+  ]
+
+
+def test_without_layer_norm_the_variables_are_dopamines(session):
+  network = value_network.MinAtarNetwork(3, name='Online')
+  network(tf.zeros([1, 10, 10, 6, 1], tf.uint8))
+  assert not any('layer_norm' in v.name for v in network.variables)
+  assert len(network.variables) == 6

@@ -39,3 +39,12 @@ def test_effective_rank_refuses_what_is_no_finite_matrix(features):
 def test_effective_rank_refuses_a_share_outside_zero_to_one():
   with pytest.raises(ValueError, match='delta'):
     effective_rank.effective_rank(np.eye(2), delta=1.0)
+
+
+def test_dormant_features_by_hand():
+  # Mean activities 0, 0.02, 1, 2.98, their mean 1: scores the same.
+  features = np.array([[0.0, 0.0, 2.0, 5.0], [0.0, 0.04, 0.0, 0.96]])
+  assert effective_rank.dormant_fraction(features, tau=0.0) == 0.25
+  assert effective_rank.dormant_fraction(features) == 0.5
+  assert effective_rank.dormant_fraction(features, tau=1.0) == 0.75
+  assert effective_rank.dormant_fraction(np.zeros((2, 3)), tau=0.0) == 1.0

@@ -160,3 +160,49 @@ def test_longer_transitions_and_returns_are_refused(log, open_store):
     store.valid_indices(3)
   with pytest.raises(errors.ConfigError, match='no Monte-Carlo returns'):
     store.returns_to_go(GAMMA)
+
+
+@pytest.mark.parametrize(
+  'subset',
+  [Subset('prefix', 0.4), Subset('first', 0.3), Subset('uniform', 0.2, 5)],
+)
+def test_held_out_transitions_are_no_part_of_the_subset(
+  log, logs, open_store, subset
+):
+  learnt = open_store(log, subset)
+  held_out = open_store(log, subset.held_out(50))
+  states = {
+    (segment.suffix, row + offset)
+    for segment, _, rows in _drawn_per_file(learnt)
+    for row in rows
+    for offset in (0, 1)  # s and s'.
+  }
+  drawn = {
+    (segment.suffix, row)
+    for segment, _, rows in _drawn_per_file(held_out)
+    for row in rows
+  }
+  assert len(drawn) == 50
+  assert not drawn & states
+  for segment, rows, source_rows in _drawn_per_file(held_out):
+    buffer = logs.load_with_dopamine(log, segment.suffix, gamma=GAMMA)
+    expected = buffer.sample_transition_batch(len(rows), source_rows)
+    for ours, theirs in zip(
+      held_out.gather(rows, 1, GAMMA)[:-1], expected[:-1], strict=True
+    ):
+      np.testing.assert_array_equal(ours, theirs)
+
+
+def test_held_out_transitions_are_all_there_are_at_most(log, open_store):
+  learnt = open_store(log, Subset('prefix', 0.9))
+  held_out = open_store(log, Subset('prefix', 0.9).held_out(10_000))
+  num_learnt = {s.suffix: s.num_rows for s in learnt.segments}
+  everything, drawn = (
+    {
+      (segment.suffix, row)
+      for segment, _, rows in _drawn_per_file(store)
+      for row in rows
+    }
+    for store in (open_store(log, Subset()), held_out)
+  )
+  assert drawn == {(s, row) for s, row in everything if row >= num_learnt[s]}

@@ -16,7 +16,8 @@ def open_log(tmp_path):
   sample = types.SimpleNamespace(
     columns=tuple(measured),
     measure=lambda: dict(measured),
-    effective_rank=lambda: 3,
+    feature_columns=('effective_rank',),
+    measure_features=lambda: {'effective_rank': 3},
   )
 
   def open_log():

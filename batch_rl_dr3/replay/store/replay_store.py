@@ -28,6 +28,7 @@ from batch_rl_dr3.replay.store import (
   uniform_draw,
   validity,
 )
+from batch_rl_dr3.replay.store import subset as replay_subset
 
 # Frames up to this size are held in memory. See store.open_store.
 MAX_RESIDENT_BYTES = 1 << 30
@@ -144,7 +145,7 @@ class ReplayStore:
 
   @property
   def _is_uniform(self) -> bool:
-    return self.manifest['subset']['rule'] == 'uniform'
+    return replay_subset.is_drawn(self.manifest['subset'])
 
   @property
   def data_hash(self) -> str:

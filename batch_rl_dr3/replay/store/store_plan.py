@@ -14,11 +14,13 @@ from batch_rl_dr3.replay.log import source as replay_source
 from batch_rl_dr3.replay.log.source import Source
 from batch_rl_dr3.replay.store import uniform_draw
 from batch_rl_dr3.replay.store.segment import Segment
-from batch_rl_dr3.replay.store.subset import Subset
+from batch_rl_dr3.replay.store.subset import HeldOut, Subset
 
 _T = TypeVar('_T')
 # Requests for small things at the same time.
 _NUM_THREADS = 8
+# Keeps the draw of held-out rows apart from the subset's of the same seed.
+_HELD_OUT_STREAM = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +116,7 @@ def plan_files(source: Source, subset: Subset, stack_size: int) -> Plan:
       f'{source.name} holds no rows: its buffers are empty.'
     )
   if subset.is_uniform:
-    count = subset.num_drawn(sum(file.num_held for file in files))
-    files = _draw(source, files, count, subset.seed)
+    files = _draw(source, files, subset, lengths)
   files = _in_rows(files)
   used = {file.segment['suffix'] for file in files}
   return Plan(
@@ -144,10 +145,13 @@ def _in_rows(files: list[FilePlan]) -> list[FilePlan]:
 
 
 def _draw(
-  source: Source, files: list[FilePlan], count: int, seed: int
+  source: Source,
+  files: list[FilePlan],
+  subset: Subset,
+  lengths: dict[int, int],
 ) -> list[FilePlan]:
   """Returns the files with what is drawn from each."""
-  valid, num_valid = [], []
+  valid = []
   for file in files:
     mask = np.zeros(file.num_held, np.bool_)
     mask[
@@ -158,9 +162,11 @@ def _draw(
       )
     ] = True
     valid.append(np.packbits(mask))
-    num_valid.append(int(mask.sum()))
   planned = []
-  drawn = uniform_draw.draw_rows(valid, num_valid, count, seed)
+  if isinstance(subset, HeldOut):
+    drawn = _draw_held_out(files, valid, subset, lengths)
+  else:
+    drawn = _draw_uniform(files, valid, subset)
   for file, rows in zip(files, drawn, strict=True):
     mask = np.zeros(file.num_held, np.bool_)
     mask[rows] = True
@@ -174,6 +180,55 @@ def _draw(
       dataclasses.replace(file, segment=segment, drawn=np.packbits(mask))
     )
   return planned
+
+
+def _draw_uniform(
+  files: list[FilePlan], valid: list[npt.NDArray[np.uint8]], subset: Subset
+) -> list[npt.NDArray[np.int64]]:
+  assert not isinstance(subset.seed, str)
+  count = subset.num_drawn(sum(file.num_held for file in files))
+  return uniform_draw.draw_rows(valid, _count_bits(valid), count, [subset.seed])
+
+
+def _draw_held_out(
+  files: list[FilePlan],
+  valid: list[npt.NDArray[np.uint8]],
+  held_out: HeldOut,
+  lengths: dict[int, int],
+) -> list[npt.NDArray[np.int64]]:
+  """Returns rows of each file whose states the subset does not hold."""
+  subset = held_out.subset
+  assert not isinstance(subset.seed, str)
+  if subset.is_uniform:
+    learnt = [
+      np.concatenate([rows, rows + uniform_draw.UPDATE_HORIZON])
+      for rows in _draw_uniform(files, valid, subset)
+    ]
+  else:
+    counts = subset.rows_per_file(list(lengths.items()), files[0].stack_size)
+    learnt = [
+      np.arange(min(counts.get(file.segment['suffix'], 0), file.num_held))
+      for file in files
+    ]
+  others = []
+  for file, bits, rows in zip(files, valid, learnt, strict=True):
+    mask = np.unpackbits(bits, count=file.num_held)
+    mask[rows % file.num_held] = 0
+    others.append(np.packbits(mask))
+  numbers = _count_bits(others)
+  if not sum(numbers):
+    raise errors.ConfigError(
+      'the subset leaves no transition of the log to hold out. Use a smaller '
+      'Subset.fraction, or hold out 0.'
+    )
+  count = min(held_out.count, sum(numbers))
+  return uniform_draw.draw_rows(
+    others, numbers, count, [subset.seed, _HELD_OUT_STREAM]
+  )
+
+
+def _count_bits(masks: list[npt.NDArray[np.uint8]]) -> list[int]:
+  return [int(np.unpackbits(mask).sum()) for mask in masks]
 
 
 def _read_terminals(source: Source, file: FilePlan) -> npt.NDArray[np.uint8]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import array_stream
 from batch_rl_dr3.replay.store import store_files
+from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.replay.store.replay_store import ReplayStore
 from batch_rl_dr3.replay.store.segment import Segment
 
@@ -42,7 +43,7 @@ class StoreSource:
     self._store = ReplayStore(
       pathlib.Path(folder), stack_size=1, max_resident_bytes=0
     )
-    if self._store.manifest['subset']['rule'] == 'uniform':
+    if replay_subset.is_drawn(self._store.manifest['subset']):
       raise errors.DataError(
         f'{folder} holds transitions drawn at random, and no episodes to look '
         f'at. Name the log they are from: {self._store.manifest["source"]}.'

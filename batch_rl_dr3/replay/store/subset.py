@@ -1,10 +1,10 @@
 """How much of a logged data set is used, and which rows that is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import fractions
 import math
-from typing import Any
+from typing import Any, Self
 
 import gin
 
@@ -37,12 +37,13 @@ class Subset:
     rule: str, one of the above.
     fraction: float in (0, 1]. Counts are exact in its decimal digits: 0.29 of
       100 rows is 29, though 0.29 * 100 is less in binary.
-    seed: int, names the draw of 'uniform'; 0 for the other rules.
+    seed: int, names the draw of 'uniform'; 0 for the other rules. 'run' is the
+      run's own seed, so that each seed of a study learns from another draw.
   """
 
   rule: str = 'all'
   fraction: ranges.PositiveShare = 1.0
-  seed: ranges.Natural = 0
+  seed: ranges.Natural | str = 0
 
   def __post_init__(self) -> None:
     """Checks the values.
@@ -59,6 +60,11 @@ class Subset:
         f"Subset.rule 'all' contradicts Subset.fraction {self.fraction}; use "
         "'prefix', 'uniform' or 'first'."
       )
+    if isinstance(self.seed, str) and self.seed != 'run':
+      raise errors.ConfigError(
+        f'Subset.seed is {self.seed!r}; it must be a whole number >= 0, or '
+        "'run' for the run's own seed."
+      )
     if self.rule != 'uniform' and self.seed:
       raise errors.ConfigError(
         f'Subset.seed is {self.seed}, but the rule {self.rule!r} draws '
@@ -70,8 +76,30 @@ class Subset:
     """Whether transitions are drawn, rather than rows taken."""
     return self.rule == 'uniform'
 
+  def for_run(self, seed: int) -> Self:
+    """Returns the subset that a run of a seed learns from."""
+    return dataclasses.replace(self, seed=seed) if self.seed == 'run' else self
+
+  def held_out(self, count: int) -> 'HeldOut | None':
+    """Returns transitions of the log that this subset never learns from.
+
+    Args:
+      count: int, how many; fewer if there are no more.
+
+    Returns:
+      None if count is 0 or the subset is the whole log.
+    """
+    if not count or self.fraction == 1:
+      return None
+    return HeldOut(self.rule, self.fraction, self.seed, count)
+
   def record(self) -> dict[str, Any]:
     """Returns what the manifest says of it."""
+    if self.seed == 'run':
+      raise errors.ConfigError(
+        "Subset.seed is 'run', and there is no run whose seed it could be; "
+        'bind an integer.'
+      )
     # 1 and 1.0 are one subset, and so one store.
     fields = {**dataclasses.asdict(self), 'fraction': float(self.fraction)}
     if not self.is_uniform:
@@ -134,3 +162,44 @@ class Subset:
       rows[suffix] = min(num_rows, left)
       left -= rows[suffix]
     return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut(Subset):
+  """Transitions of a log that one of its subsets never learns from.
+
+  They are drawn uniformly and without replacement from all that can be sampled
+  in the log, except for those whose state is a state or a next state of the
+  subset. `rule`, `fraction` and `seed` are the subset's.
+
+  Attributes:
+    count: int, how many are drawn; all there are if there are fewer.
+  """
+
+  count: int = 0
+
+  @property
+  def is_uniform(self) -> bool:
+    """True: transitions are drawn."""
+    return True
+
+  @property
+  def subset(self) -> Subset:
+    """What they are held out of."""
+    return Subset(self.rule, self.fraction, self.seed)
+
+  def record(self) -> dict[str, Any]:
+    """Returns what the manifest says of it."""
+    return {**self.subset.record(), 'held_out': self.count}
+
+  def rows_per_file(
+    self, files: Sequence[tuple[int, int]], stack_size: int
+  ) -> dict[int, int]:
+    """Returns all rows of all files, see base class."""
+    del stack_size
+    return {suffix: count for suffix, count in files if count > 0}
+
+
+def is_drawn(record: Mapping[str, Any]) -> bool:
+  """Returns whether a manifest's subset is of single transitions, drawn."""
+  return record['rule'] == 'uniform' or 'held_out' in record

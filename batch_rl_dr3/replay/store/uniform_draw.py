@@ -15,7 +15,7 @@ def draw_rows(
   valid: Sequence[npt.NDArray[np.uint8]],
   num_valid: Sequence[int],
   count: int,
-  seed: int,
+  seed: int | Sequence[int],
 ) -> list[npt.NDArray[np.int64]]:
   """Returns `count` rows, drawn uniformly and without replacement.
 
@@ -28,7 +28,7 @@ def draw_rows(
       (`np.packbits`).
     num_valid: of each file, how many of these are set.
     count: int, how many to draw from all files together.
-    seed: int, names the draw.
+    seed: names the draw.
 
   Returns:
     int64 [any] for each file, rows of the file in ascending order.

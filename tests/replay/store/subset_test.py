@@ -106,3 +106,20 @@ def test_gin_binds_it():
     assert Subset() == Subset('prefix', 0.05)
   finally:
     gin.clear_config()
+
+
+def test_the_seed_of_a_run_names_its_draw():
+  run = Subset('uniform', 0.1, 'run')
+  assert run.for_run(3) == Subset('uniform', 0.1, 3)
+  assert Subset('uniform', 0.1, 7).for_run(3).seed == 7
+  with pytest.raises(errors.ConfigError, match="'run'"):
+    run.record()
+  with pytest.raises(errors.ConfigError, match='draws'):
+    Subset('prefix', 0.1, 'run')
+  with pytest.raises(errors.ConfigError, match='own seed'):
+    Subset('uniform', 0.1, 'runs')
+
+
+def test_nothing_is_held_out_of_a_whole_log():
+  assert Subset('all').held_out(10) is None
+  assert Subset('prefix', 0.1).held_out(0) is None
