@@ -195,7 +195,6 @@ def _frames() -> tuple[Callable[..., dict[str, Any]], str]:
     atari,  # noqa: F401
     collection,
     minatar,  # noqa: F401
-    online_dqn,  # noqa: F401
   )
 
   return collection.collect, LOGS

@@ -7,23 +7,10 @@ import os
 import sys
 
 from absl import flags
-import gin
 
-from batch_rl_dr3.config import (
-  cli,
-  errors,
-  frameworks,
-  gin_files,
-  progress,
-  signals,
-)
-from batch_rl_dr3.evaluation import (
-  evaluation_pool,
-  evaluation_targets,
-  evaluation_tasks,
-  game_worker,
-  policy_worker,
-)
+from batch_rl_dr3.config import cli, errors, frameworks, progress, signals
+from batch_rl_dr3.evaluation import pool as pool_lib
+from batch_rl_dr3.evaluation import targets as targets_lib
 from batch_rl_dr3.runs import mirror, run_globs
 
 _USAGE = """\
@@ -36,9 +23,9 @@ protocol it has; every checkpoint of it that has no scores yet is played with
 the seeds that training would have used, and its rows are added to the run's
 scores.csv. What is done is skipped, so the same command goes on after it was
 stopped. The logged data are not needed. Runs of continuous control are played
-in the same way; there is no --video of them. Of runs in a bucket,
---checkpoints='gs://BUCKET/RUNS/**', those checkpoints are fetched that are to
-be played.
+in the same way; a --video of them takes a driver of OpenGL. Of runs in a
+bucket, --checkpoints='gs://BUCKET/RUNS/**', those checkpoints are fetched that
+are to be played.
 
 Checkpoints of Dopamine's or batch_rl's TensorFlow agents (tf_ckpt-N.index, of
 the Nature network with any number of heads or quantiles) are played too:
@@ -84,7 +71,7 @@ def define_flags() -> None:
     'video',
     False,
     "Also write an MP4 of each one's first episode to "
-    f'{evaluation_targets.VIDEOS}/, with the Q-values and the feature dot '
+    f'{targets_lib.VIDEOS}/; of a game, with the Q-values and the feature dot '
     'product.',
   )
   cli.define_cache_dir('Where what is in a bucket is worked on.')
@@ -109,7 +96,7 @@ def _is_continuous(config: str) -> bool:
 
 
 def evaluate(
-  targets: Iterable[Callable[[], evaluation_targets.Target]],
+  targets: Iterable[Callable[[], targets_lib.Target]],
   which: str = 'all',
   num_workers: int = 0,
   video: bool = False,
@@ -129,20 +116,20 @@ def evaluate(
       played; the others are printed.
   """
   problems: list[errors.BatchRLError] = []
-  tasks: list[evaluation_tasks.Task] = []
+  tasks: list[targets_lib.RemainingEvaluation] = []
   with contextlib.ExitStack() as stack:
     for open_target in targets:
       try:
         target = open_target()
-        _check_kind(target, video)
-        left = evaluation_tasks.left(target, which, video)
+        _check_kind(target)
+        left = targets_lib.remaining_evaluations(target, which, video)
         if left:
           place = target.open_home(
             cache_dir, {task.checkpoint.name for task in left}
           )
           stack.enter_context(place.lock())
           # Somebody may just have done some of it.
-          tasks += evaluation_tasks.left(
+          tasks += targets_lib.remaining_evaluations(
             target.within(place), which, video, place
           )
       except errors.BatchRLError as error:
@@ -164,18 +151,19 @@ def evaluate(
     raise problems[0]
 
 
-def _check_kind(target: evaluation_targets.Target, video: bool) -> None:
-  """Raises ConfigError if there is no such play of continuous control."""
-  if _is_continuous(target.config) and (video or not target.is_run):
+def _check_kind(target: targets_lib.Target) -> None:
+  """Raises ConfigError if no checkpoint of this kind can be played."""
+  if _is_continuous(target.config) and not target.is_run:
     raise errors.ConfigError(
-      f'{target.source} is of continuous control, of which there are neither '
-      "videos nor other programs' checkpoints: evaluate it without --video, "
-      'from its run directory.'
+      f'{target.source} holds checkpoints of continuous control by another '
+      "program, which cannot be read: only this package's runs can."
     )
 
 
 def _play(
-  tasks: Sequence[evaluation_tasks.Task], num_workers: int, is_continuous: bool
+  tasks: Sequence[targets_lib.RemainingEvaluation],
+  num_workers: int,
+  is_continuous: bool,
 ) -> list[errors.BatchRLError]:
   """Plays the tasks, writes their scores, and returns what went wrong."""
   num_cores = len(os.sched_getaffinity(0))
@@ -193,9 +181,9 @@ def _play(
     stop_request.listening(),
     bar,
     contextlib.closing(
-      evaluation_pool.EvaluationPool(
+      pool_lib.EvaluationPool(
         workers,
-        policy_worker.prepare if is_continuous else _prepare_games,
+        pool_lib.CONTINUOUS_CONTROL if is_continuous else pool_lib.GAMES,
       )
     ) as pool,
   ):
@@ -206,13 +194,13 @@ def _play(
         problems.append(error)
     while pending:
       bar.set_postfix_str(f'{len(pending)} checkpoints left', refresh=False)
-      done = evaluation_pool.wait(set(pending), _POLL_SECONDS)
+      done = pool_lib.wait(set(pending), _POLL_SECONDS)
       bar.update(pool.num_played - bar.n)
       for future in done:
         task = pending.pop(future)
         try:
-          bar.write(task.record(evaluation_pool.result_of(future)))
-        except evaluation_pool.WorkerDiedError:
+          bar.write(task.record(pool_lib.result_of(future)))
+        except pool_lib.WorkerDiedError:
           raise
         except errors.BatchRLError as error:
           problems.append(error)
@@ -232,13 +220,7 @@ def _default_workers(num_cores: int) -> int:
   return max(1, min(num_cores // 2, free // _WORKER_BYTES))
 
 
-def _prepare_games() -> evaluation_pool.CreateEvaluator:
-  """Makes a worker process ready: it may meet names of shipped gin files."""
-  gin.add_config_file_search_path(str(gin_files.shipped_configs()))
-  return game_worker.prepare()
-
-
-def _targets() -> list[Callable[[], evaluation_targets.Target]]:
+def _targets() -> list[Callable[[], targets_lib.Target]]:
   """Returns what the flags name.
 
   Raises:
@@ -246,13 +228,13 @@ def _targets() -> list[Callable[[], evaluation_targets.Target]]:
     UsageError: if another flag is missing, or is of no use.
   """
   view = run_globs.RunGlobs(
-    FLAGS.checkpoints, FLAGS.cache_dir, evaluation_targets.CONTENTS
+    FLAGS.checkpoints, FLAGS.cache_dir, targets_lib.CONTENTS
   )
   view.refresh()
-  runs, folders = evaluation_targets.find(view.patterns)
-  targets: list[Callable[[], evaluation_targets.Target]] = [
+  runs, folders = targets_lib.find(view.patterns)
+  targets: list[Callable[[], targets_lib.Target]] = [
     functools.partial(
-      evaluation_targets.of_run, run, cli.trusts_gin(), view.name_of(str(run))
+      targets_lib.of_run, run, cli.trusts_gin(), view.name_of(str(run))
     )
     for run in runs
   ]
@@ -281,13 +263,13 @@ def _targets() -> list[Callable[[], evaluation_targets.Target]]:
   ]
 
 
-def _foreign_target(folder: str) -> evaluation_targets.Target:
+def _foreign_target(folder: str) -> targets_lib.Target:
   """Returns the target of a folder or URL of another program's checkpoints."""
   source, target = (
     mirror.open_runs(place, FLAGS.cache_dir, contents)
     for place, contents in (
-      (folder, evaluation_targets.FOREIGN_CONTENTS),
-      (FLAGS.output_dir, evaluation_targets.CONTENTS),
+      (folder, targets_lib.FOREIGN_CONTENTS),
+      (FLAGS.output_dir, targets_lib.CONTENTS),
     )
   )
   source.refresh()
@@ -295,7 +277,7 @@ def _foreign_target(folder: str) -> evaluation_targets.Target:
   identity = {
     name: FLAGS[name].value for name in ('method', 'dataset', 'run', 'seed')
   }
-  return evaluation_targets.of_folder(
+  return targets_lib.of_folder(
     source.folder,
     target.folder,
     cli.gin_text(FLAGS.gin_files, FLAGS.gin_bindings),

@@ -248,11 +248,11 @@ def _run_figure_a2() -> None:
       "name trained runs, such as --runs='runs/figure1/breakout/*/seed0'."
     )
   frameworks.import_tensorflow(announce=True)
-  from batch_rl_dr3.evaluation import evaluation_targets
+  from batch_rl_dr3.evaluation import targets
   from batch_rl_dr3.reporting import figures
   from batch_rl_dr3.studies import reinitialisation
 
-  folders, _ = evaluation_targets.find(FLAGS.runs)
+  folders, _ = targets.find(FLAGS.runs)
   measured = reinitialisation.measure(folders)
   drawn = figures.make(
     'figure_a2',

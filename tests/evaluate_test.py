@@ -13,12 +13,7 @@ import pytest
 
 from batch_rl_dr3 import evaluate, train
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.evaluation import (
-  configured_evaluation,
-  evaluation_pool,
-  evaluation_targets,
-  evaluation_tasks,
-)
+from batch_rl_dr3.evaluation import pool, targets
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import (
   checkpoints,
@@ -28,6 +23,7 @@ from batch_rl_dr3.runs import (
   run_globs,
   score_log,
 )
+from batch_rl_dr3.training import discrete
 
 
 @pytest.fixture
@@ -58,10 +54,10 @@ def scores(folder):
 
 def test_a_checkpoint_scores_what_its_run_scored(train_here, tmp_path):
   expected = train_here(tmp_path)
-  target = evaluation_targets.of_run(tmp_path)
+  target = targets.of_run(tmp_path)
   assert list(target.checkpoints) == [0, 1]
-  evaluator = configured_evaluation.create_evaluator(
-    target.config, target.protocol, 0
+  evaluator = discrete.create_evaluator(
+    pool.Setup(target.config, target.protocol)
   )
   for iteration, checkpoint in target.checkpoints.items():
     seed = play.evaluation_seed(3, iteration)
@@ -149,16 +145,16 @@ PROTOCOL = {
 
 
 def result(protocol=PROTOCOL, game='breakout', rom_md5=None):
-  return evaluation_pool.Result(
-    played=play.Played('minatar', game, rom_md5, protocol),
-    episodes=[play.Episode(0, 1.0, 10, False)],
+  return pool.Result(
+    identity=play.GameIdentity('minatar', game, rom_md5, protocol),
+    episodes=[score_log.Episode(0, 1.0, 10, False)],
     process={'device': 'cpu'},
   )
 
 
 @pytest.fixture
 def target(tmp_path):
-  return evaluation_targets.of_folder(
+  return targets.of_folder(
     tmp_path / 'theirs',
     tmp_path,
     '# config\n',
@@ -168,9 +164,9 @@ def target(tmp_path):
 
 
 def test_scores_of_two_protocols_do_not_meet_in_one_file(target):
-  written = evaluation_targets.write_provenance(target, result())
+  written = targets.write_provenance(target, result())
   assert written['protocol']['num_evaluation_agent_steps'] == 40
-  assert evaluation_targets.write_provenance(target, result()) == written
+  assert targets.write_provenance(target, result()) == written
   for changed, named in (
     (result({**PROTOCOL, 'minatar_version': '2.0'}), 'minatar_version'),
     (result(rom_md5='abc'), 'rom_md5'),
@@ -178,26 +174,26 @@ def test_scores_of_two_protocols_do_not_meet_in_one_file(target):
     (result({**PROTOCOL, 'epsilon_eval': 0.05}), 'epsilon_eval'),
   ):
     with pytest.raises(errors.DataError, match=named):
-      evaluation_targets.write_provenance(target, changed)
+      targets.write_provenance(target, changed)
   other = dataclasses.replace(
     target, provenance={**target.provenance, 'method': 'rem'}
   )
   with pytest.raises(errors.DataError, match='method'):
-    evaluation_targets.write_provenance(other, result())
+    targets.write_provenance(other, result())
 
 
 def test_a_run_without_evaluation_takes_the_published_protocol(
   target, tmp_path
 ):
-  provenance = evaluation_targets.write_provenance(target, result())
+  provenance = targets.write_provenance(target, result())
   provenance['protocol']['num_evaluation_agent_steps'] = 0
   run_directory.write_json(tmp_path / run_directory.PROVENANCE, provenance)
-  run_target = evaluation_targets.of_run(tmp_path)
-  rule = play.Rule.recorded(run_target.protocol)
-  assert rule == play.Rule(125_000, 0.001, 27_000)
+  run_target = targets.of_run(tmp_path)
+  rule = play.PlayRule.recorded(run_target.protocol)
+  assert rule == play.PlayRule(125_000, 0.001, 27_000)
   played = {**PROTOCOL, 'num_evaluation_agent_steps': 125_000}
-  evaluation_targets.write_provenance(run_target, result(played))
-  now = evaluation_targets.of_run(tmp_path)
+  targets.write_provenance(run_target, result(played))
+  now = targets.of_run(tmp_path)
   assert now.provenance['protocol']['num_evaluation_agent_steps'] == 125_000
 
 
@@ -211,13 +207,13 @@ def test_what_is_found_is_a_run_or_a_folder_of_checkpoints(tmp_path):
   (foreign / 'tf_ckpt-12.index').touch()
   (foreign / 'ckpt.12').touch()
   expected = ([run_folder], [foreign])
-  assert evaluation_targets.find([f'{tmp_path}/**']) == expected
-  assert evaluation_targets.find([str(run_folder)]) == (expected[0], [])
+  assert targets.find([f'{tmp_path}/**']) == expected
+  assert targets.find([str(run_folder)]) == (expected[0], [])
   with pytest.raises(errors.DataError, match='nothing to evaluate'):
-    evaluation_targets.find([f'{tmp_path}/none/*'])
+    targets.find([f'{tmp_path}/none/*'])
   with pytest.raises(errors.DataError, match='no whole run directory'):
-    evaluation_targets.of_run(run_folder)
-  found = evaluation_targets.of_folder(foreign, tmp_path, '', {}, 100)
+    targets.of_run(run_folder)
+  found = targets.of_folder(foreign, tmp_path, '', {}, 100)
   assert found.checkpoints[12].gradient_steps == 1300
 
 
@@ -226,18 +222,16 @@ def test_only_what_is_left_is_played(tmp_path, target):
   folder.mkdir()
   for iteration in (0, 1, 10):
     (folder / f'tf_ckpt-{iteration}.index').touch()
-  found = evaluation_targets.of_folder(
-    folder, tmp_path, '', target.provenance, 100
-  )
+  found = targets.of_folder(folder, tmp_path, '', target.provenance, 100)
 
   def left(which, video=False):
     return [
       (task.iteration, task.with_scores, task.with_video)
-      for task in evaluation_tasks.left(found, which, video)
+      for task in targets.remaining_evaluations(found, which, video)
     ]
 
   assert left('last') == [(10, True, False)]
-  written = evaluation_targets.write_provenance(found, result())
+  written = targets.write_provenance(found, result())
   log = score_log.ScoreLog(tmp_path)
   log.append(written, 10, 1100, result().episodes)
   assert left('last') == []
@@ -246,19 +240,19 @@ def test_only_what_is_left_is_played(tmp_path, target):
 
 
 def test_a_protocol_that_is_not_whole_is_named(target, tmp_path):
-  provenance = evaluation_targets.write_provenance(target, result())
+  provenance = targets.write_provenance(target, result())
   del provenance['protocol']['epsilon_eval']
   run_directory.write_json(tmp_path / run_directory.PROVENANCE, provenance)
   broken = dataclasses.replace(
-    evaluation_targets.of_run(tmp_path),
+    targets.of_run(tmp_path),
     checkpoints={0: checkpoints.Checkpoint('0', 30, 'x')},
   )
   with pytest.raises(errors.DataError, match="lacks 'epsilon_eval'"):
-    evaluation_tasks.left(broken, 'all', False)
+    targets.remaining_evaluations(broken, 'all', False)
 
 
 def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
-  evaluation_targets.write_provenance(target, result())
+  targets.write_provenance(target, result())
   remote = remote_folder.RemoteFolder('memory://evaluate/seed0')
   for name in (run_directory.PROVENANCE, run_directory.CONFIG):
     remote.put(tmp_path / name, name)
@@ -271,11 +265,11 @@ def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
       remote.write(f'checkpoints/{path}', content.encode())
   remote.write('events.out.tfevents', b'large')
   view = run_globs.RunGlobs(
-    ['memory://evaluate/**'], tmp_path / 'cache', evaluation_targets.CONTENTS
+    ['memory://evaluate/**'], tmp_path / 'cache', targets.CONTENTS
   )
   view.refresh()
-  ((folder,), _) = evaluation_targets.find(view.patterns)
-  found = evaluation_targets.of_run(folder, home=view.name_of(str(folder)))
+  ((folder,), _) = targets.find(view.patterns)
+  found = targets.of_run(folder, home=view.name_of(str(folder)))
   assert found.home == remote.url
   assert list(found.checkpoints) == [0, 1]
   place = found.open_home(str(tmp_path / 'cache'), {'1'})
@@ -285,7 +279,7 @@ def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
     index = pathlib.Path(f'{here.checkpoints[1].prefix}.index')
     assert index.read_text() == 'weights'
     assert not list(place.folder.glob('events.*'))
-    written = evaluation_targets.write_provenance(here, result(), place.check)
+    written = targets.write_provenance(here, result(), place.check)
     log = score_log.ScoreLog(here.output_dir, place.check)
     log.append(written, 1, 30, result().episodes)
     place.publish()
@@ -299,9 +293,9 @@ def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
 def test_a_run_in_use_and_a_damaged_checkpoint_are_named(
   tmp_path, target, monkeypatch
 ):
-  provenance = evaluation_targets.write_provenance(target, result())
+  provenance = targets.write_provenance(target, result())
   assert provenance['seed'] == 0
-  run_target = evaluation_targets.of_run(tmp_path)
+  run_target = targets.of_run(tmp_path)
   with pytest.raises(errors.DataError, match='no checkpoint'):
     evaluate.evaluate([lambda: run_target])
   folder = tmp_path / 'checkpoints'
@@ -315,7 +309,7 @@ def test_a_run_in_use_and_a_damaged_checkpoint_are_named(
       'files': {'tf_ckpt-0.index': {'bytes': 2, 'sha256': ''}},
     },
   )
-  run_target = evaluation_targets.of_run(tmp_path)
+  run_target = targets.of_run(tmp_path)
   monkeypatch.setattr(lease, 'HEARTBEAT_SECONDS', 0.05)
   with (
     run_directory.lock(tmp_path),
@@ -323,7 +317,7 @@ def test_a_run_in_use_and_a_damaged_checkpoint_are_named(
   ):
     evaluate.evaluate([lambda: run_target])
   with pytest.raises(errors.DataError, match='1 bytes, not all'):
-    evaluate.evaluate([lambda: evaluation_targets.of_run(tmp_path)])
+    evaluate.evaluate([lambda: targets.of_run(tmp_path)])
 
 
 @pytest.mark.parametrize(

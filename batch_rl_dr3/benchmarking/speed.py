@@ -17,7 +17,7 @@ from batch_rl_dr3.evaluation import evaluator
 from batch_rl_dr3.games import atari, play
 
 # More than is ever played here: the clock ends the measurement.
-_ENDLESS = play.Rule(10**9, play.PUBLISHED.epsilon)
+_ENDLESS = play.PlayRule(10**9, play.PUBLISHED.epsilon)
 
 
 class Speed(NamedTuple):
@@ -57,7 +57,7 @@ def measure(
     ConfigError: see `atari.create_atari_lanes`.
   """
   lanes = atari.create_atari_lanes(num_lanes)
-  ours = evaluator.Evaluator(lanes, value_network.NatureNetwork, _ENDLESS)
+  ours = evaluator.GameEvaluator(lanes, value_network.NatureNetwork, _ENDLESS)
   environment = dopamine_compat.create_atari_environment()
   speed = Speed([], [], [])
   with _dopamine_agent(lanes.game.num_actions) as (agent, prefix):
@@ -104,7 +104,7 @@ def _dopamine_rate(agent: Any, environment: Any, num_agent_steps: int) -> float:
 
 
 def _rate(
-  ours: evaluator.Evaluator, prefix: str, num_agent_steps: int
+  ours: evaluator.GameEvaluator, prefix: str, num_agent_steps: int
 ) -> tuple[float, float]:
   """Returns agent steps per second, and the seconds before the first."""
   clock = _Clock(20 * ours.lanes.num_lanes, num_agent_steps)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import tasks
 from batch_rl_dr3.games import play
+from batch_rl_dr3.runs import score_log
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -29,8 +30,13 @@ def versions() -> dict[str, str]:
   return found
 
 
-def make(task: tasks.Task) -> Any:
+def make(task: tasks.Task, render_mode: str | None = None) -> Any:
   """Returns a gymnasium environment without a window.
+
+  Args:
+    task: what is played.
+    render_mode: gymnasium's; 'rgb_array' makes pictures, which takes a driver
+      of OpenGL.
 
   Raises:
     ConfigError: if the data of the task belong to no environment here, or the
@@ -40,15 +46,15 @@ def make(task: tasks.Task) -> Any:
   with warnings.catch_warnings():
     # gymnasium: that v4 is not its newest. It is the one the data are of.
     warnings.simplefilter('ignore')
-    return _make(task, str(task.environment))
+    return _make(task, str(task.environment), render_mode)
 
 
-def _make(task: tasks.Task, environment: str) -> Any:
+def _make(task: tasks.Task, environment: str, render_mode: str | None) -> Any:
   try:
     import gymnasium
 
     if task.maze is None and not task.kitchen_tasks:
-      return gymnasium.make(environment)
+      return gymnasium.make(environment, render_mode=render_mode)
     import gymnasium_robotics
     from gymnasium_robotics.envs.maze import maps
   except ImportError as error:
@@ -59,7 +65,9 @@ def _make(task: tasks.Task, environment: str) -> Any:
   gymnasium.register_envs(gymnasium_robotics)
   if task.maze is None:
     return gymnasium.make(
-      environment, tasks_to_complete=list(task.kitchen_tasks)
+      environment,
+      tasks_to_complete=list(task.kitchen_tasks),
+      render_mode=render_mode,
     )
   maze_map = copy.deepcopy(getattr(maps, task.maze))
   for (row, column), letter in ((task.start, 'r'), (task.goal, 'g')):
@@ -69,6 +77,7 @@ def _make(task: tasks.Task, environment: str) -> Any:
     maze_map=maze_map,
     continuing_task=False,
     max_episode_steps=1000,
+    render_mode=render_mode,
   )
 
 
@@ -96,7 +105,7 @@ def play_episodes(
   seed: int,
   on_progress: play.ProgressCallback | None = None,
   should_stop: Callable[[], bool] | None = None,
-) -> list[play.Episode]:
+) -> list[score_log.Episode]:
   """Plays whole episodes, several at a time, and returns them in order.
 
   Every episode has a seed of its own, so that how many are played at a time
@@ -115,7 +124,7 @@ def play_episodes(
   """
   waiting = list(range(num_episodes))
   seeds = np.random.SeedSequence(seed).generate_state(num_episodes)
-  episodes: dict[int, play.Episode] = {}
+  episodes: dict[int, score_log.Episode] = {}
   running: dict[int, _Lane] = {}
   num_steps = 0
   for lane, environment in enumerate(environments[:num_episodes]):
@@ -157,7 +166,7 @@ class _Lane:
     self._return = 0.0
     self._length = 0
 
-  def step(self, action: FloatArray, lane: int) -> play.Episode | None:
+  def step(self, action: FloatArray, lane: int) -> score_log.Episode | None:
     """Plays one step and returns the episode if it is over."""
     observation, reward, terminated, truncated, _ = self._environment.step(
       action
@@ -167,4 +176,4 @@ class _Lane:
     self._length += 1
     if not (terminated or truncated):
       return None
-    return play.Episode(lane, self._return, self._length, not terminated)
+    return score_log.Episode(lane, self._return, self._length, not terminated)

@@ -1,29 +1,45 @@
-"""Playing one checkpoint of an agent in its game."""
+"""Plays the checkpoints of an agent in its game: no data, no agent, no run."""
 
 from collections.abc import Callable
+from typing import Any
 
+import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import acting
+# Everything that a run's configuration may name.
+from batch_rl_dr3.agents import (
+  acting,
+  dqn,  # noqa: F401
+  quantile,  # noqa: F401
+  rem,  # noqa: F401
+  value_network,
+)
+from batch_rl_dr3.evaluation import pool, video
+from batch_rl_dr3.games import (
+  atari,  # noqa: F401
+  minatar,  # noqa: F401
+  play,
+)
 from batch_rl_dr3.games import lanes as lanes_lib
-from batch_rl_dr3.games import play
+from batch_rl_dr3.runs import score_log
 
 
-class Evaluator:
+class GameEvaluator:
   """Plays checkpoints of one network in lanes of one game, under one rule.
 
   It needs nothing of training but the checkpoint's files: the same function
-  serves a run while it trains, another process, and a run of years ago.
+  serves a run while it trains, another process, and a run of years ago. Its
+  methods are those of `pool.Evaluator`.
   """
 
   def __init__(
     self,
     lanes: lanes_lib.Lanes,
     network: Callable[..., tf.keras.Model],
-    rule: play.Rule,
+    rule: play.PlayRule,
     num_threads: int = 0,
   ):
-    """Takes note of what is played, and how.
+    """Makes the evaluator; nothing is loaded yet.
 
     Args:
       lanes: the games.
@@ -37,10 +53,10 @@ class Evaluator:
     self._num_threads = num_threads
 
   @property
-  def played(self) -> play.Played:
+  def identity(self) -> play.GameIdentity:
     """What is played, and how."""
     game = self.lanes.game
-    return play.Played(
+    return play.GameIdentity(
       game.suite,
       game.name,
       game.rom_md5,
@@ -73,25 +89,13 @@ class Evaluator:
       self._num_threads,
     )
 
-  def evaluate(
+  def evaluate(  # noqa: D102
     self,
     prefix: str,
     seed: int,
     on_progress: play.ProgressCallback | None = None,
     should_stop: Callable[[], bool] | None = None,
-  ) -> list[play.Episode]:
-    """Returns the episodes of a checkpoint, a function of it and the seed.
-
-    Args:
-      prefix: the checkpoint's path without `.index`.
-      seed: see `play.evaluation_seed`.
-      on_progress: see `play.play`.
-      should_stop: see `play.play`.
-
-    Raises:
-      DataError: see `load`.
-      PreemptedError: if `should_stop` said so.
-    """
+  ) -> list[score_log.Episode]:
     actor = self.load(prefix)
     try:
       return play.play(
@@ -105,6 +109,81 @@ class Evaluator:
     finally:
       actor.close()
 
+  def record_video(  # noqa: D102
+    self,
+    prefix: str,
+    seed: int,
+    path: str,
+    should_stop: Callable[[], bool] | None = None,
+  ) -> score_log.Episode:
+    rule = play.PlayRule(
+      1, self.rule.epsilon, self.rule.max_agent_steps_per_episode
+    )
+    actor = self.load(prefix)
+    try:
+      with video.writing(path) as write:
+        lane = video.FilmedLane(self.lanes, actor.outputs, write)
+        (episode,) = play.play(
+          lane, lane.act, rule, seed, should_stop=should_stop
+        )
+    finally:
+      actor.close()
+    return episode
+
   def close(self) -> None:
     """Ends the games."""
     self.lanes.close()
+
+
+def create(setup: pool.Setup) -> GameEvaluator:
+  """Returns what plays the checkpoints of a run, from its gin text.
+
+  Where neither protocol nor configuration says how, play is as published.
+
+  Raises:
+    ConfigError: if the configuration cannot be parsed or names no game.
+  """
+  with pool.gin_config(setup.config):
+    create_lanes = _bound('FixedReplayRunner.create_lanes', None)
+    if create_lanes is None:
+      raise ValueError('FixedReplayRunner.create_lanes names no game')
+    lanes = create_lanes()
+  rule = (
+    _configured_rule()
+    if setup.protocol is None
+    else play.PlayRule.recorded(setup.protocol)
+  )
+  return GameEvaluator(lanes, _network(), rule, setup.num_threads)
+
+
+def _bound(name: str, default: Any) -> Any:
+  """Returns what gin binds to a parameter, else the default."""
+  try:
+    value = gin.query_parameter(name)
+  except ValueError:
+    return default
+  if isinstance(value, gin.config.ConfigurableReference):
+    return value.scoped_configurable_fn
+  return value
+
+
+def _network() -> Callable[..., tf.keras.Model]:
+  """Returns the network of the configuration's agent."""
+  agent = _bound('FixedReplayRunner.agent', None)
+  default = _bound('OfflineAgent.network', value_network.NatureNetwork)
+  if agent is None:
+    return default
+  return _bound(f'{agent.__name__}.network', default)
+
+
+def _configured_rule() -> play.PlayRule:
+  return play.PlayRule(
+    # A run that was trained without evaluation says 0.
+    _bound('FixedReplayRunner.num_evaluation_agent_steps', 0)
+    or play.PUBLISHED.num_agent_steps,
+    _bound('OfflineAgent.epsilon_eval', play.PUBLISHED.epsilon),
+    _bound(
+      'FixedReplayRunner.max_agent_steps_per_episode',
+      play.PUBLISHED.max_agent_steps_per_episode,
+    ),
+  )

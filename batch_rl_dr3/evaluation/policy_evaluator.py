@@ -1,16 +1,21 @@
-"""Playing the checkpoints of a continuous run."""
+"""Plays the checkpoints of a continuous run in its environment: no data."""
 
 from collections.abc import Callable
 from typing import Any
 
+import gin
 import numpy as np
 import tensorflow as tf
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import agent_setups, batches, environments, tasks
+from batch_rl_dr3.evaluation import pool, video
 from batch_rl_dr3.games import play
+from batch_rl_dr3.runs import score_log
 
 SUITE = 'd4rl'
+# What a run that was trained without evaluation is played for.
+_NUM_EPISODES = 10
 
 
 def protocol(task: tasks.Task, num_episodes: int) -> dict[str, Any]:
@@ -30,10 +35,13 @@ def protocol(task: tasks.Task, num_episodes: int) -> dict[str, Any]:
 
 
 class PolicyEvaluator:
-  """See `evaluation_pool.Evaluator`: no data, and an agent that never learns.
+  """Plays the checkpoints of an agent that never learns here.
+
+  Its methods are those of `pool.Evaluator`.
 
   Attributes:
     num_agent_steps: None: episodes are counted, and end when they end.
+    identity: what is played, and how.
   """
 
   num_agent_steps = None
@@ -56,6 +64,7 @@ class PolicyEvaluator:
     Raises:
       ConfigError: if the task cannot be played here, or no agent be made.
     """
+    self._task = task
     self._num_episodes = num_episodes
     self._environments = [
       environments.make(task) for _ in range(min(num_lanes, num_episodes))
@@ -68,18 +77,28 @@ class PolicyEvaluator:
         batches.time_steps(states)
       ).action.mode()
     )
-    self.played = play.Played(
+    self.identity = play.GameIdentity(
       SUITE, task.game, None, protocol(task, num_episodes)
     )
 
-  def evaluate(
+  def evaluate(  # noqa: D102
     self,
     prefix: str,
     seed: int,
     on_progress: play.ProgressCallback | None = None,
     should_stop: Callable[[], bool] | None = None,
-  ) -> list[play.Episode]:
-    """See `evaluation_pool.Evaluator`."""
+  ) -> list[score_log.Episode]:
+    self._load(prefix)
+    return environments.play_episodes(
+      self._environments,
+      self._actions,
+      self._num_episodes,
+      seed,
+      on_progress,
+      should_stop,
+    )
+
+  def _load(self, prefix: str) -> None:
     try:
       status = self._checkpoint.read(prefix)
       status.assert_existing_objects_matched().expect_partial()
@@ -88,16 +107,73 @@ class PolicyEvaluator:
         f'{prefix} is no checkpoint of such an agent: '
         f'{str(error).splitlines()[0]}'
       ) from error
-    return environments.play_episodes(
-      self._environments,
-      lambda states: np.asarray(self._act(tf.constant(states))),
-      self._num_episodes,
-      seed,
-      on_progress,
-      should_stop,
-    )
+
+  def _actions(self, states: environments.FloatArray) -> Any:
+    return np.asarray(self._act(tf.constant(states)))
+
+  def record_video(  # noqa: D102
+    self,
+    prefix: str,
+    seed: int,
+    path: str,
+    should_stop: Callable[[], bool] | None = None,
+  ) -> score_log.Episode:
+    self._load(prefix)
+    environment = environments.make(self._task, render_mode='rgb_array')
+    try:
+      rate = environment.metadata.get('render_fps', 30)
+      with video.writing(path, rate) as write:
+        filmed = video.FilmedEnvironment(environment, write)
+        (episode,) = environments.play_episodes(
+          [filmed],
+          self._actions,
+          1,
+          seed,
+          should_stop=should_stop,
+        )
+    finally:
+      environment.close()
+    return episode
 
   def close(self) -> None:
-    """See `evaluation_pool.Evaluator`."""
+    """Closes the environments."""
     for environment in self._environments:
       environment.close()
+
+
+def create(
+  setup: pool.Setup,
+) -> PolicyEvaluator:
+  """Returns what plays the checkpoints of a run, from its gin text.
+
+  The number of threads holds for the process, which has done nothing with
+  TensorFlow before.
+
+  Raises:
+    ConfigError: if the configuration cannot be parsed, or what it names cannot
+      be played here.
+    DataError: if the protocol is not that of a continuous run.
+  """
+  threading = tf.config.threading
+  if threading.get_intra_op_parallelism_threads() != setup.num_threads:
+    threading.set_intra_op_parallelism_threads(setup.num_threads)
+  protocol = setup.protocol or {}
+  try:
+    environment = protocol['environment']
+    num_episodes = protocol['num_evaluation_episodes'] or _NUM_EPISODES
+  except KeyError as error:
+    raise errors.DataError(
+      'the protocol of a continuous run names its environment and the '
+      f'number of episodes; that is missing: {error}.'
+    ) from error
+  with pool.gin_config(setup.config):
+    game, create_agent, num_lanes = (
+      gin.query_parameter(f'ContinuousRunner.{name}')
+      for name in ('game', 'create_agent', 'num_lanes')
+    )
+  return PolicyEvaluator(
+    tasks.played_in(game, environment),
+    create_agent.scoped_configurable_fn,
+    num_episodes,
+    num_lanes,
+  )

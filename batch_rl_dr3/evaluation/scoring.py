@@ -1,13 +1,185 @@
-"""The scores of a run's checkpoints: which are missing, and writing them."""
+"""Scores a run's checkpoints: in this process, or meanwhile in another one.
 
-from collections.abc import Callable, Mapping
-from typing import Any
+Both play by the same code and the same seeds, so the scores are the same.
+"""
 
-from batch_rl_dr3.config import errors
-from batch_rl_dr3.evaluation import evaluations
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from typing import Any, Protocol
+
+from batch_rl_dr3.config import errors, progress, signals
+from batch_rl_dr3.evaluation import pool
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import checkpoints, home, score_log
-from batch_rl_dr3.training import metrics
+
+# Checkpoints that may wait for the other process before training waits.
+_MAX_WAITING = 3
+# By how much play gives way to training, as a niceness.
+_NICENESS = 5
+# Seconds between looks at whether the run is to stop.
+_POLL_SECONDS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredCheckpoint:
+  """A checkpoint that has been played.
+
+  Attributes:
+    iteration: the iteration it ends.
+    checkpoint: the checkpoint.
+    episodes: what was played.
+  """
+
+  iteration: int
+  checkpoint: checkpoints.Checkpoint
+  episodes: list[score_log.Episode]
+
+
+class Evaluations(Protocol):
+  """The evaluations of one run."""
+
+  def submit(
+    self, iteration: int, checkpoint: checkpoints.Checkpoint, seed: int
+  ) -> None:
+    """Asks for a checkpoint to be played; to ask again changes nothing."""
+
+  def finished(self) -> Iterator[ScoredCheckpoint]:
+    """Yields what has been played and was not yielded before."""
+
+  def all(self) -> Iterator[ScoredCheckpoint]:
+    """Yields the rest, as soon as it has been played.
+
+    Raises:
+      PreemptedError: if the run is to stop before.
+    """
+
+  def close(self) -> None:
+    """Ends what is still played."""
+
+
+class SyncEvaluations:
+  """Evaluations in this process: training waits for them."""
+
+  def __init__(
+    self, evaluator: pool.Evaluator, stop_request: signals.StopRequest
+  ):
+    """Makes the queue.
+
+    Args:
+      evaluator: plays the checkpoints.
+      stop_request: ends play once it is true.
+    """
+    self._evaluator = evaluator
+    self._stop_request = stop_request
+    self._waiting: dict[int, tuple[checkpoints.Checkpoint, int]] = {}
+
+  def submit(  # noqa: D102
+    self, iteration: int, checkpoint: checkpoints.Checkpoint, seed: int
+  ) -> None:
+    self._waiting[iteration] = (checkpoint, seed)
+
+  def finished(self) -> Iterator[ScoredCheckpoint]:
+    """Plays what waits, now.
+
+    Raises:
+      PreemptedError: if the run is to stop before.
+    """
+    for iteration in sorted(self._waiting):
+      checkpoint, seed = self._waiting.pop(iteration)
+      episodes = self._play(iteration, checkpoint, seed)
+      yield ScoredCheckpoint(iteration, checkpoint, episodes)
+
+  def _play(
+    self, iteration: int, checkpoint: checkpoints.Checkpoint, seed: int
+  ) -> list[score_log.Episode]:
+    bar = progress.bar(
+      self._evaluator.num_agent_steps,
+      f'evaluation {iteration}',
+      'step',
+      leave=False,
+    )
+    with bar:
+      return self._evaluator.evaluate(
+        checkpoint.prefix,
+        seed,
+        lambda num_played, _: bar.update(num_played - bar.n),
+        lambda: bool(self._stop_request),
+      )
+
+  all = finished
+
+  def close(self) -> None:
+    """Does nothing: whoever made the evaluator closes it."""
+
+
+class AsyncEvaluations:
+  """Evaluations in another process, while training goes on.
+
+  Should play be slower than training, training waits in the end: of the
+  checkpoints that wait, each of which is kept, there are never many.
+  """
+
+  def __init__(
+    self, setup: pool.Setup, worker: str, stop_request: signals.StopRequest
+  ):
+    """Makes the pool; its process starts with the first checkpoint.
+
+    Args:
+      setup: what plays the checkpoints.
+      worker: see `pool.EvaluationPool`.
+      stop_request: ends the waiting once it is true.
+    """
+    self._setup = setup
+    self._stop_request = stop_request
+    self._pool = pool.EvaluationPool(1, worker, _NICENESS)
+    self._submitted: set[int] = set()
+    self._pending: dict[
+      pool.PendingResult, tuple[int, checkpoints.Checkpoint]
+    ] = {}
+
+  def submit(  # noqa: D102
+    self, iteration: int, checkpoint: checkpoints.Checkpoint, seed: int
+  ) -> None:
+    if iteration in self._submitted:
+      return
+    self._submitted.add(iteration)
+    job = pool.CheckpointJob(self._setup, checkpoint.prefix, seed)
+    self._pending[self._pool.submit(job)] = (iteration, checkpoint)
+
+  def finished(self) -> Iterator[ScoredCheckpoint]:
+    """Yields what is done, and waits while too many checkpoints do.
+
+    Raises:
+      PreemptedError: if the run is to stop meanwhile.
+    """
+    yield from self._collect(lambda: len(self._pending) > _MAX_WAITING)
+
+  def all(self) -> Iterator[ScoredCheckpoint]:  # noqa: D102
+    yield from self._collect(lambda: bool(self._pending))
+
+  def _collect(
+    self, must_wait: Callable[[], bool]
+  ) -> Iterator[ScoredCheckpoint]:
+    """Yields what is done, and waits for more for as long as told to."""
+    while self._pending:
+      seconds = _POLL_SECONDS if must_wait() else 0.0
+      done = pool.wait(set(self._pending), seconds)
+      for future in done:
+        iteration, checkpoint = self._pending.pop(future)
+        episodes = pool.result_of(future).episodes
+        yield ScoredCheckpoint(iteration, checkpoint, episodes)
+      if self._stop_request and must_wait():
+        raise errors.PreemptedError(
+          f'stopped by {self._stop_request.signal_name} with '
+          f'{len(self._pending)} checkpoints not yet evaluated; they are kept. '
+          'Rerun the command to go on from there.'
+        )
+      if not done and not must_wait():
+        return
+
+  def close(self) -> None:
+    """Ends the process. The next run plays what was not finished."""
+    self._pool.close()
 
 
 class Scoring:
@@ -23,26 +195,26 @@ class Scoring:
     home: home.Home,
     provenance: Mapping[str, Any],
     kept: checkpoints.Checkpoints,
-    played: evaluations.Evaluations,
-    log: metrics.MetricsLog,
+    evaluations: Evaluations | None,
+    on_score: Callable[[dict[str, Any], int], object],
     normalised: Callable[[float], float | None] = lambda mean_return: None,
   ):
-    """Takes note of who takes part.
+    """Opens the run's scores.
 
     Args:
       home: of the run.
       provenance: what the run is, as in provenance.json.
       kept: the run's checkpoints.
-      played: plays them, here or elsewhere.
-      log: where the mean return is shown.
+      evaluations: plays them; None where the run is never evaluated.
+      on_score: called with the mean return and the gradient steps.
       normalised: makes a score in percent of a mean return, None of one that
         is on no scale.
     """
     self._home = home
     self._provenance = provenance
     self._checkpoints = kept
-    self._evaluations = played
-    self._metrics = log
+    self._evaluations = evaluations
+    self._on_score = on_score
     self._normalised = normalised
     self._scores = score_log.ScoreLog(home.folder, home.check)
     # Prints a line; a progress bar has its own way to.
@@ -51,7 +223,7 @@ class Scoring:
   @property
   def is_wanted(self) -> bool:
     """Whether the run is evaluated at all."""
-    return not isinstance(self._evaluations, evaluations.NoEvaluations)
+    return self._evaluations is not None
 
   def start(self, steps: int) -> None:
     """Goes back to `steps` gradient steps, whatever was scored since."""
@@ -67,7 +239,7 @@ class Scoring:
     Args:
       steps: gradient steps so far.
     """
-    if not self.is_wanted:
+    if self._evaluations is None:
       return
     done = self._scores.iterations()
     for iteration, checkpoint in self._checkpoints.of_iterations().items():
@@ -76,8 +248,8 @@ class Scoring:
         self._checkpoints.protect(checkpoint.name)
         seed = play.evaluation_seed(self._provenance['seed'], iteration)
         self._evaluations.submit(iteration, checkpoint, seed)
-    for finished in self._evaluations.finished():
-      self._record(finished)
+    for scored in self._evaluations.finished():
+      self._record(scored)
 
   def finish(self, num_iterations: int) -> None:
     """Waits until every iteration has its scores.
@@ -85,29 +257,31 @@ class Scoring:
     Raises:
       DataError: if one never can have them.
     """
-    for finished in self._evaluations.all():
-      self._record(finished)
+    if self._evaluations is None:
+      return
+    for scored in self._evaluations.all():
+      self._record(scored)
     missing = set(range(num_iterations)) - self._scores.iterations()
-    if missing and self.is_wanted:
+    if missing:
       raise errors.DataError(
         f'iteration {min(missing)} has no scores in {self._home.name}, and its '
         'checkpoint is gone or damaged. Restore it, or start over with '
         '--overwrite.'
       )
 
-  def _record(self, finished: evaluations.Finished) -> None:
+  def _record(self, scored: ScoredCheckpoint) -> None:
     """Writes the scores of one iteration, all or none."""
-    checkpoint, episodes = finished.checkpoint, finished.episodes
+    checkpoint, episodes = scored.checkpoint, scored.episodes
     steps = checkpoint.gradient_steps
-    self._scores.append(self._provenance, finished.iteration, steps, episodes)
+    self._scores.append(self._provenance, scored.iteration, steps, episodes)
     self._home.publish()
     self._checkpoints.release(checkpoint.name)
     mean_return = sum(e.episode_return for e in episodes) / len(episodes)
     shown = {'eval_return': mean_return}
-    text = f'iteration {finished.iteration}: mean return {mean_return:.2f}'
+    text = f'iteration {scored.iteration}: mean return {mean_return:.2f}'
     score = self._normalised(mean_return)
     if score is not None:
       shown['eval_normalised_score'] = score
       text += f', normalised {score:.1f},'
-    self._metrics.scalars(shown, steps)
+    self._on_score(shown, steps)
     self.write(f'{text} over {len(episodes)} episodes')

@@ -5,18 +5,18 @@ feature dot product phi(s_t)^T phi(s_t+1) of the pair of states just passed,
 the quantity that DR3 keeps small.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import os
 import pathlib
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from batch_rl_dr3.agents import acting
-from batch_rl_dr3.evaluation import evaluator as evaluator_lib
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.games import lanes as lanes_lib
-from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import run_directory
 
 _WIDTH, _HEIGHT = 854, 480
@@ -42,30 +42,25 @@ _PALETTE = np.array(
 )
 
 Picture = npt.NDArray[np.uint8]
+# States -> Q-values float32 [n, A] and features float32 [n, D].
+OutputsOf = Callable[
+  [lanes_lib.FrameArray],
+  tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+]
 
 
-def record(
-  evaluator: evaluator_lib.Evaluator,
-  prefix: str,
-  seed: int,
+@contextlib.contextmanager
+def writing(
   path: str | os.PathLike[str],
-  should_stop: Callable[[], bool] | None = None,
-) -> play.Episode:
-  """Writes an MP4 of the first episode that lane 0 plays in an evaluation.
+  pictures_per_second: int = _PICTURES_PER_SECOND,
+) -> Iterator[Callable[[Picture], None]]:
+  """Yields a function that adds a picture to an MP4, which appears at the end.
 
   Args:
-    evaluator: plays the checkpoint.
-    prefix: the checkpoint's path without `.index`.
-    seed: the evaluation's seed.
-    path: the file; it appears when it is whole.
-    should_stop: see `play.play`.
-
-  Returns:
-    The episode.
+    path: the file; if the block fails it does not appear.
+    pictures_per_second: of the film.
 
   Raises:
-    DataError: if the checkpoint cannot be read.
-    PreemptedError: if `should_stop` said so; no file appears.
     WriteError: if the file cannot be written.
   """
   target = pathlib.Path(path)
@@ -74,20 +69,15 @@ def record(
   writer = cv2.VideoWriter(
     str(temporary),
     cv2.VideoWriter.fourcc(*'mp4v'),
-    _PICTURES_PER_SECOND,
+    pictures_per_second,
     (_WIDTH, _HEIGHT),
   )
   if not writer.isOpened():
     raise run_directory.WriteError(
       target, OSError(0, 'OpenCV can open no video there')
     )
-  actor = evaluator.load(prefix)
-  lane = _FilmedLane(evaluator.lanes, actor, writer)
-  rule = play.Rule(
-    1, evaluator.rule.epsilon, evaluator.rule.max_agent_steps_per_episode
-  )
   try:
-    (episode,) = play.play(lane, lane.act, rule, seed, should_stop=should_stop)
+    yield lambda picture: writer.write(picture)
     writer.release()
     os.replace(temporary, target)
   except OSError as error:
@@ -95,11 +85,9 @@ def record(
   finally:
     writer.release()
     temporary.unlink(missing_ok=True)
-    actor.close()
-  return episode
 
 
-class _FilmedLane:
+class FilmedLane:
   """Lane 0 of some lanes, with a picture written of every step."""
 
   num_lanes = group_size = 1
@@ -107,27 +95,27 @@ class _FilmedLane:
   def __init__(
     self,
     lanes: lanes_lib.Lanes,
-    actor: acting.Actor,
-    writer: cv2.VideoWriter,
+    outputs: OutputsOf,
+    write: Callable[[Picture], None],
   ):
     self.game = lanes.game
     self._lanes = lanes
-    self._actor = actor
-    self._writer = writer
-    self._outputs: acting.Outputs | None = None
+    self._outputs = outputs
+    self._write = write
+    self._features: npt.NDArray[np.float32] | None = None
+    self._q_values = np.zeros((1, lanes.game.num_actions), np.float32)
     self._observation = np.zeros(lanes.game.observation_shape, np.uint8)
     self._dot_products: list[float] = []
     self._return = 0.0
 
   def act(self, states: lanes_lib.FrameArray) -> lanes_lib.IntArray:
     """Returns the greedy action and keeps what the network said."""
-    before, self._outputs = self._outputs, self._actor.outputs(states)
+    before = self._features
+    self._q_values, self._features = self._outputs(states)
     if before is not None:
-      self._dot_products.append(
-        float(before.features[0] @ self._outputs.features[0])
-      )
+      self._dot_products.append(float(before[0] @ self._features[0]))
     self._observation = states[0, ..., -1]
-    return self._outputs.q_values.argmax(axis=1)
+    return self._q_values.argmax(axis=1)
 
   def reset(
     self, which: lanes_lib.IntArray, seed: int | None = None
@@ -139,11 +127,10 @@ class _FilmedLane:
     self, which: lanes_lib.IntArray, actions: lanes_lib.IntArray
   ) -> lanes_lib.Step:
     """See `lanes.Lanes`."""
-    assert self._outputs is not None
-    self._writer.write(
+    self._write(
       draw(
         self._observation,
-        self._outputs.q_values[0],
+        self._q_values[0],
         int(actions[0]),
         self._dot_products,
         self._return,
@@ -155,6 +142,59 @@ class _FilmedLane:
 
   def close(self) -> None:
     """See `lanes.Lanes`; whose lane it is closes it."""
+
+
+class FilmedEnvironment:
+  """A simulated body's environment, with a picture written of every step."""
+
+  def __init__(self, environment: Any, write: Callable[[Picture], None]):
+    self._environment = environment
+    self._write = write
+    self._num_steps = 0
+    self._return = 0.0
+
+  def reset(self, seed: int) -> tuple[Any, dict[str, Any]]:  # noqa: D102
+    return self._environment.reset(seed=seed)
+
+  def step(self, action: npt.NDArray[np.float32]) -> tuple[Any, ...]:
+    """Plays one step, after a picture of where it begins.
+
+    Raises:
+      ConfigError: if the simulator cannot draw here.
+    """
+    try:
+      screen = self._environment.render()
+    except Exception as error:  # Of any kind, where OpenGL is missing.
+      raise errors.ConfigError(
+        'the simulator cannot draw, perhaps for lack of an OpenGL driver: '
+        'install libegl1 or libosmesa6 and set MUJOCO_GL to egl or osmesa; or '
+        'evaluate without --video.'
+      ) from error
+    self._write(draw_body(screen, self._num_steps, self._return))
+    result = self._environment.step(action)
+    self._num_steps += 1
+    self._return += float(result[1])
+    return result
+
+
+def draw_body(screen: Picture, step: int, episode_return: float) -> Picture:
+  """Returns one picture, uint8 [480, 854, 3] in OpenCV's order of colours.
+
+  Args:
+    screen: uint8 [height, width, 3], red first, as the simulator draws it.
+    step: steps so far.
+    episode_return: the return so far.
+  """
+  picture: Picture = np.full((_HEIGHT, _WIDTH, 3), 24, np.uint8)
+  height, width = screen.shape[:2]
+  scale = min(_SCREEN / height, (_WIDTH - 2 * _MARGIN) / width)
+  size = (int(width * scale), int(height * scale))
+  shown = cv2.resize(screen[..., ::-1], size, interpolation=cv2.INTER_AREA)
+  left = (_WIDTH - size[0]) // 2
+  picture[_MARGIN : _MARGIN + size[1], left : left + size[0]] = shown
+  text = f'step {step}   return {episode_return:.1f}'
+  _write(picture, text, left, _HEIGHT - 10)
+  return picture
 
 
 def draw(

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.games.lanes import BoolArray, FrameArray, IntArray
+from batch_rl_dr3.runs import score_log
 
 # uint8 [n, *observation_shape, stack_size] -> greedy actions, int [n].
 Policy = Callable[[FrameArray], IntArray]
@@ -34,24 +35,7 @@ ProgressCallback = Callable[[int, int], object]
 
 
 @dataclasses.dataclass(frozen=True)
-class Episode:
-  """One finished episode.
-
-  Attributes:
-    lane: the lane that played it.
-    episode_return: the sum of its unclipped rewards.
-    length: its length in agent steps.
-    truncated: whether the time limit ended it, not the game.
-  """
-
-  lane: int
-  episode_return: float
-  length: int
-  truncated: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
+class PlayRule:
   """How an evaluation is played.
 
   Attributes:
@@ -83,7 +67,7 @@ class Rule:
       )
 
   @classmethod
-  def recorded(cls, protocol: Mapping[str, Any]) -> 'Rule':
+  def recorded(cls, protocol: Mapping[str, Any]) -> 'PlayRule':
     """Returns the rule of a protocol, as provenance.json has it.
 
     A run that was trained without evaluation says 0 agent steps; it is then
@@ -103,7 +87,7 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Played:
+class GameIdentity:
   """What is played, and how, in the words of provenance.json.
 
   Attributes:
@@ -120,7 +104,7 @@ class Played:
 
 
 # The protocol of the logged Atari data: 125,000 agent steps an evaluation.
-PUBLISHED = Rule(125_000, 0.001, 27_000)
+PUBLISHED = PlayRule(125_000, 0.001, 27_000)
 
 
 def evaluation_seed(seed: int, iteration: int) -> int:
@@ -132,11 +116,11 @@ def evaluation_seed(seed: int, iteration: int) -> int:
 def play(
   lanes: lanes_lib.Lanes,
   policy: Policy,
-  rule: Rule,
+  rule: PlayRule,
   seed: int,
   on_progress: ProgressCallback | None = None,
   should_stop: Callable[[], bool] | None = None,
-) -> list[Episode]:
+) -> list[score_log.Episode]:
   """Plays whole episodes until the agent steps of the rule are used.
 
   Args:
@@ -231,7 +215,7 @@ class _Group:
     lanes: lanes_lib.Lanes,
     which: npt.NDArray[np.int64],
     quotas: npt.NDArray[np.int64],
-    rule: Rule,
+    rule: PlayRule,
     seed: int,
   ):
     self._lanes = lanes
@@ -247,9 +231,9 @@ class _Group:
     self._returns = np.zeros(len(which), np.float64)
     self._states = lanes_lib.FrameStacks(lanes.game, len(which))
 
-  def play(self, policy: Policy, watch: _Watch) -> list[Episode]:
+  def play(self, policy: Policy, watch: _Watch) -> list[score_log.Episode]:
     """Plays until the last lane is done and returns the episodes."""
-    episodes: list[Episode] = []
+    episodes: list[score_log.Episode] = []
     self._states.push(self._lanes.reset(self._which, self._seed))
     while len(self._which):
       watch.check()
@@ -267,7 +251,7 @@ class _Group:
         actions[i] = generator.integers(self._lanes.game.num_actions)
     return actions
 
-  def _step(self, actions: IntArray) -> list[Episode]:
+  def _step(self, actions: IntArray) -> list[score_log.Episode]:
     """Plays one agent step and returns the episodes that it ended."""
     step = self._lanes.step(self._which, actions)
     observations = step.observations
@@ -290,9 +274,9 @@ class _Group:
 
   def _end_episodes(
     self, ended: BoolArray, game_over: BoolArray
-  ) -> list[Episode]:
+  ) -> list[score_log.Episode]:
     episodes = [
-      Episode(
+      score_log.Episode(
         lane=int(self._which[i]),
         episode_return=float(self._returns[i]),
         length=int(self._lengths[i]),

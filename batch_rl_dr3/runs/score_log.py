@@ -1,14 +1,31 @@
 """The scores of one run: scores.csv, whole iterations only."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import os
 from typing import Any
 
-from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import run_directory
 
 # Entries of provenance.json that every row repeats.
 _IDENTITY = ('suite', 'game', 'method', 'dataset', 'run', 'seed')
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+  """One finished episode.
+
+  Attributes:
+    lane: the lane that played it.
+    episode_return: the sum of its unclipped rewards.
+    length: its length in agent steps.
+    truncated: whether the time limit ended it, not the game.
+  """
+
+  lane: int
+  episode_return: float
+  length: int
+  truncated: bool
 
 
 class ScoreLog:
@@ -44,7 +61,7 @@ class ScoreLog:
     provenance: Mapping[str, Any],
     iteration: int,
     gradient_steps: int,
-    episodes: Sequence[play.Episode],
+    episodes: Sequence[Episode],
   ) -> None:
     """Adds the episodes of one iteration, all or none.
 

@@ -25,10 +25,12 @@ import tensorflow as tf
 
 from batch_rl_dr3.agents import online_weights
 from batch_rl_dr3.config import errors, progress
-from batch_rl_dr3.evaluation import configured_evaluation, evaluation_targets
 from batch_rl_dr3.evaluation import evaluator as evaluator_lib
+from batch_rl_dr3.evaluation import pool, targets
 from batch_rl_dr3.games import play
 from batch_rl_dr3.reporting import methods
+from batch_rl_dr3.runs import score_log
+from batch_rl_dr3.training import discrete
 
 INITIAL, FRESH = 'initial', 'fresh'
 # Added to the run's seed for the fresh draw.
@@ -54,7 +56,7 @@ class Reset(NamedTuple):
 
 
 def initial_weights(
-  evaluator: evaluator_lib.Evaluator, like: Weights, seed: int
+  evaluator: evaluator_lib.GameEvaluator, like: Weights, seed: int
 ) -> Weights:
   """Returns the weights that an agent of the configuration begins with.
 
@@ -108,13 +110,13 @@ def measure(folders: Sequence[pathlib.Path]) -> pd.DataFrame:
   """
   rows = []
   for folder in folders:
-    target = evaluation_targets.of_run(folder)
+    target = targets.of_run(folder)
     if not target.checkpoints:
       raise errors.DataError(f'{folder} has no checkpoint.')
     iteration = max(target.checkpoints)
     checkpoint = target.checkpoints[iteration]
-    evaluator = configured_evaluation.create_evaluator(
-      target.config, target.protocol, num_threads=0
+    evaluator = discrete.create_evaluator(
+      pool.Setup(target.config, target.protocol)
     )
     seed = int(target.provenance['seed'])
     identity = {
@@ -135,7 +137,7 @@ def measure(folders: Sequence[pathlib.Path]) -> pd.DataFrame:
 
 
 def _measure_checkpoint(
-  evaluator: evaluator_lib.Evaluator,
+  evaluator: evaluator_lib.GameEvaluator,
   prefix: str,
   seed: int,
   evaluation_seed: int,
@@ -173,7 +175,7 @@ def _measure_checkpoint(
 
 
 def _first_weights(
-  evaluator: evaluator_lib.Evaluator, like: Weights, seed: int
+  evaluator: evaluator_lib.GameEvaluator, like: Weights, seed: int
 ) -> Weights:
   """Returns what the run began with: of a checkpoint, if it names one."""
   try:
@@ -227,7 +229,7 @@ class StateSample:
 
 
 def _visit(
-  evaluator: evaluator_lib.Evaluator, prefix: str, seed: int
+  evaluator: evaluator_lib.GameEvaluator, prefix: str, seed: int
 ) -> tuple[npt.NDArray[np.uint8], float]:
   """Returns states that a checkpoint visits, and its mean return."""
   actor = evaluator.load(prefix)
@@ -242,7 +244,7 @@ def _visit(
   return sample.states, _mean_return(episodes)
 
 
-def _mean_return(episodes: Sequence[play.Episode]) -> float:
+def _mean_return(episodes: Sequence[score_log.Episode]) -> float:
   return float(np.mean([e.episode_return for e in episodes]))
 
 

@@ -18,7 +18,7 @@ from batch_rl_dr3.control import (
   learner,
   tasks,
 )
-from batch_rl_dr3.evaluation import evaluations, policy_evaluator, policy_worker
+from batch_rl_dr3.evaluation import policy_evaluator, pool, scoring
 from batch_rl_dr3.runs import home, provenance
 from batch_rl_dr3.training import execution
 
@@ -173,19 +173,21 @@ class ContinuousRunner:
       self._stop_request,
     )
 
-  def _create_evaluations(self) -> evaluations.Evaluations:
+  def _create_evaluations(self) -> scoring.Evaluations | None:
     """Returns where and how finished checkpoints are played."""
     if not self._num_episodes:
-      return evaluations.NoEvaluations()
+      return None
     if self._async_evaluation:
-      return evaluations.AsyncEvaluations(
-        gin.operative_config_str(),
-        self._provenance['protocol'],
-        tf.config.threading.get_intra_op_parallelism_threads(),
+      return scoring.AsyncEvaluations(
+        pool.Setup(
+          gin.operative_config_str(),
+          self._provenance['protocol'],
+          tf.config.threading.get_intra_op_parallelism_threads(),
+        ),
+        pool.CONTINUOUS_CONTROL,
         self._stop_request,
-        policy_worker.prepare,
       )
-    return evaluations.SyncEvaluations(
+    return scoring.SyncEvaluations(
       policy_evaluator.PolicyEvaluator(
         self._task, self._create_agent, self._num_episodes, self._num_lanes
       ),
@@ -211,3 +213,8 @@ class ContinuousRunner:
         num_steps, learning_rate, on_step
       )
       bar.write(f'behaviour policy: log-likelihood {likelihood:.3f}')
+
+
+def create_evaluator(setup: pool.Setup) -> policy_evaluator.PolicyEvaluator:
+  """Returns what plays checkpoints; with this module, gin knows the runner."""
+  return policy_evaluator.create(setup)

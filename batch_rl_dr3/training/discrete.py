@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from batch_rl_dr3.agents import offline
 from batch_rl_dr3.config import errors, ranges, signals
-from batch_rl_dr3.evaluation import evaluations, evaluator, game_worker
+from batch_rl_dr3.evaluation import evaluator, pool, scoring
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.games import play
 from batch_rl_dr3.replay.log import source as replay_source
@@ -204,25 +204,27 @@ class FixedReplayRunner:
       self._effective_rank_num_states,
     )
 
-  def _create_evaluations(self) -> evaluations.Evaluations:
+  def _create_evaluations(self) -> scoring.Evaluations | None:
     """Returns where and how finished checkpoints are played."""
     if not self._num_evaluation_agent_steps:
-      return evaluations.NoEvaluations()
-    rule = play.Rule(
+      return None
+    rule = play.PlayRule(
       self._num_evaluation_agent_steps,
       self._agent.epsilon_eval,
       self._max_agent_steps_per_episode,
     )
     if self._async_evaluation:
-      return evaluations.AsyncEvaluations(
-        gin.operative_config_str(),
-        self._provenance['protocol'],
-        self._num_threads,
+      return scoring.AsyncEvaluations(
+        pool.Setup(
+          gin.operative_config_str(),
+          self._provenance['protocol'],
+          self._num_threads,
+        ),
+        pool.GAMES,
         self._stop_request,
-        game_worker.prepare,
       )
-    return evaluations.SyncEvaluations(
-      evaluator.Evaluator(
+    return scoring.SyncEvaluations(
+      evaluator.GameEvaluator(
         self._lanes, self._agent.network, rule, self._num_threads
       ),
       self._stop_request,
@@ -251,6 +253,11 @@ class FixedReplayRunner:
       self._home,
       self._stop_request,
     )
+
+
+def create_evaluator(setup: pool.Setup) -> evaluator.GameEvaluator:
+  """Returns what plays checkpoints; with this module, gin knows the runner."""
+  return evaluator.create(setup)
 
 
 def _find_run(game: lanes_lib.Game, run: int) -> replay_source.Source:

@@ -8,7 +8,7 @@ from typing import Any
 import gin
 
 from batch_rl_dr3.config import errors, signals
-from batch_rl_dr3.evaluation import evaluations, scoring
+from batch_rl_dr3.evaluation import scoring
 from batch_rl_dr3.runs import (
   checkpoints,
   failure,
@@ -64,7 +64,7 @@ class Run:
     schedule: how long it is.
     learner: what is trained.
     sample: draws what is measured.
-    evaluations: starts what plays its checkpoints.
+    evaluations: starts what plays its checkpoints; None evaluates nothing.
     provenance: what the run is, as provenance.json is to have it.
     overwrite: whether to start over where there is a run already.
     normalised: see `scoring.Scoring`.
@@ -74,7 +74,7 @@ class Run:
   schedule: Schedule
   learner: loop.Learner
   sample: Callable[[], metrics.Sample]
-  evaluations: Callable[[], evaluations.Evaluations]
+  evaluations: Callable[[], scoring.Evaluations | None]
   provenance: Mapping[str, Any]
   overwrite: bool
   normalised: Callable[[float], float | None] = lambda mean_return: None
@@ -137,16 +137,24 @@ def _train(
     schedule.effective_rank_period,
     place.check,
   )
-  with (
-    contextlib.closing(log),
-    contextlib.closing(run.evaluations()) as played,
-  ):
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(contextlib.closing(log))
+    evaluations = run.evaluations()
+    if evaluations is not None:
+      stack.enter_context(contextlib.closing(evaluations))
     loop.Loop(
       run.learner,
       place,
       kept,
       log,
-      scoring.Scoring(place, run.provenance, kept, played, log, run.normalised),
+      scoring.Scoring(
+        place,
+        run.provenance,
+        kept,
+        evaluations,
+        log.scalars,
+        run.normalised,
+      ),
       stop_request,
       schedule.num_iterations,
       schedule.num_gradient_steps,

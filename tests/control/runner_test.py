@@ -12,10 +12,7 @@ import tensorflow as tf
 
 from batch_rl_dr3 import evaluate
 from batch_rl_dr3.config import cli, errors
-from batch_rl_dr3.evaluation import (
-  configured_control_evaluation as configured_evaluation,
-)
-from batch_rl_dr3.evaluation import evaluation_pool, evaluation_targets
+from batch_rl_dr3.evaluation import pool, targets
 from batch_rl_dr3.games import play
 from batch_rl_dr3.reporting import run_reader, selection, tables
 from batch_rl_dr3.runs import lease, run_directory
@@ -156,9 +153,9 @@ def test_periods_must_fit(hopper, tmp_path):
 def test_a_checkpoint_scores_what_its_run_scored(hopper, tmp_path):
   """Played again from its directory, without the data."""
   make('brac', hopper, tmp_path, 'create_brac_agent.gamma=0.9').run()
-  target = evaluation_targets.of_run(tmp_path)
-  evaluator = configured_evaluation.create_evaluator(
-    target.config, target.protocol, 0
+  target = targets.of_run(tmp_path)
+  evaluator = runner.create_evaluator(
+    pool.Setup(target.config, target.protocol)
   )
   scored = rows(tmp_path, run_directory.SCORES)
   assert list(target.checkpoints) == [0, 1]
@@ -171,8 +168,8 @@ def test_a_checkpoint_scores_what_its_run_scored(hopper, tmp_path):
       for row in scored
       if row['iteration'] == str(iteration)
     ]
-  result = evaluation_pool.Result(evaluator.played, episodes, {})
-  written = evaluation_targets.write_provenance(target, result)
+  result = pool.Result(evaluator.identity, episodes, {})
+  written = targets.write_provenance(target, result)
   assert written == json.loads(
     (tmp_path / run_directory.PROVENANCE).read_text()
   )
@@ -213,7 +210,7 @@ def test_the_command_plays_what_has_no_scores(hopper, tmp_path):
   assert done.returncode == 0, done.stderr
   assert rows(run_dir, run_directory.SCORES) == expected
   with pytest.raises(errors.ConfigError, match='without --video'):
-    evaluate.evaluate([lambda: evaluation_targets.of_run(run_dir)], video=True)
+    evaluate.evaluate([lambda: targets.of_run(run_dir)], video=True)
 
 
 @pytest.mark.slow

@@ -14,10 +14,10 @@ from batch_rl_dr3.runs import run_directory
 @pytest.fixture
 def evaluator():
   gin.clear_config()
-  return evaluator_lib.Evaluator(
+  return evaluator_lib.GameEvaluator(
     minatar.create_minatar_lanes('breakout', num_lanes=2),
     value_network.MinAtarNetwork,
-    play.Rule(60, 0.1),
+    play.PlayRule(60, 0.1),
   )
 
 
@@ -45,7 +45,7 @@ def test_a_video_shows_the_evaluations_first_episode(
   evaluator, prefix, tmp_path
 ):
   path = tmp_path / 'videos' / 'one.mp4'
-  episode = video.record(evaluator, prefix, 5, path)
+  episode = evaluator.record_video(prefix, 5, path)
   assert episode == evaluator.evaluate(prefix, 5)[0]
   shown = list(pictures(path))
   assert len(shown) == episode.length
@@ -76,8 +76,8 @@ def test_bars_show_the_order_of_the_q_values():
 def test_play_that_is_stopped_leaves_no_video(evaluator, prefix, tmp_path):
   path = tmp_path / 'one.mp4'
   with pytest.raises(errors.PreemptedError):
-    video.record(evaluator, prefix, 5, path, should_stop=lambda: True)
+    evaluator.record_video(prefix, 5, path, should_stop=lambda: True)
   assert not path.exists()
   (tmp_path / 'file').write_text('')
   with pytest.raises(run_directory.WriteError, match='file'):
-    video.record(evaluator, prefix, 5, tmp_path / 'file' / 'one.mp4')
+    evaluator.record_video(prefix, 5, tmp_path / 'file' / 'one.mp4')

@@ -126,7 +126,7 @@ def test_the_same_seed_plays_the_same_in_every_process():
     return play.play(
       lanes,
       lambda states: np.zeros(len(states), int),
-      play.Rule(500, 0.5, max_agent_steps_per_episode=200),
+      play.PlayRule(500, 0.5, max_agent_steps_per_episode=200),
       seed,
     )
 
@@ -142,7 +142,7 @@ def test_threads_play_what_one_group_plays():
 
   def episodes(group_size):
     lanes.group_size = group_size
-    rule = play.Rule(400, 0.5, max_agent_steps_per_episode=200)
+    rule = play.PlayRule(400, 0.5, max_agent_steps_per_episode=200)
     return play.play(lanes, lambda s: s.sum((1, 2, 3)) % 4, rule, seed=0)
 
   lockstep = episodes(4)
@@ -157,7 +157,7 @@ def test_life_loss_lanes_play_the_same_for_the_same_seed():
 
   def episodes(seed):
     return play.play(
-      lanes, lambda s: s[:, 70, 40, 3] % 4, play.Rule(100, 0.5), seed
+      lanes, lambda s: s[:, 70, 40, 3] % 4, play.PlayRule(100, 0.5), seed
     )
 
   first = episodes(5)

@@ -49,7 +49,7 @@ def test_a_seed_forgets_what_was_played():
 
   def episodes(seed):
     return play.play(
-      lanes, lambda s: s.sum((1, 2, 3, 4)) % 6, play.Rule(300, 0.3), seed
+      lanes, lambda s: s.sum((1, 2, 3, 4)) % 6, play.PlayRule(300, 0.3), seed
     )
 
   first = episodes(0)

@@ -65,7 +65,7 @@ def play(lanes, policy=zeros, num_agent_steps=10, epsilon=0.0, **kwargs):
     for name in ('on_progress', 'should_stop')
     if name in kwargs
   }
-  rule = play_lib.Rule(num_agent_steps, epsilon, **kwargs)
+  rule = play_lib.PlayRule(num_agent_steps, epsilon, **kwargs)
   return play_lib.play(lanes, policy, rule, seed, **callbacks)
 
 
@@ -226,3 +226,10 @@ def test_progress_and_stop():
 def test_settings_out_of_range_are_refused(wrong):
   with pytest.raises(errors.ConfigError, match=next(iter(wrong))):
     play(CountingLanes([[2]]), **wrong)
+
+
+def test_lane_seeds_are_positive_and_differ():
+  seeds = [lanes_lib.lane_seed(s, lane) for s in range(20) for lane in range(8)]
+  assert len(set(seeds)) == 160
+  assert min(seeds) > 0
+  assert max(seeds) < 2**31

@@ -21,8 +21,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors, signals
-from batch_rl_dr3.evaluation import evaluations, scoring
-from batch_rl_dr3.games import play
+from batch_rl_dr3.evaluation import scoring
 from batch_rl_dr3.runs import (
   checkpoints,
   failure,
@@ -31,6 +30,7 @@ from batch_rl_dr3.runs import (
   lease,
   provenance,
   run_directory,
+  score_log,
 )
 
 NUM_ITERATIONS = 3
@@ -195,7 +195,10 @@ class Evaluator:
   def evaluate(self, prefix, seed, on_progress, should_stop):
     text = pathlib.Path(f'{prefix}.data-00000-of-00001').read_text()
     value = float(len(text) + seed % 100)
-    return [play.Episode(0, value, 3, False), play.Episode(0, -value, 4, False)]
+    return [
+      score_log.Episode(0, value, 3, False),
+      score_log.Episode(0, -value, 4, False),
+    ]
 
 
 @pytest.fixture
@@ -230,8 +233,8 @@ def live(base_dir, cache_dir='', stop_at=None):
         place.folder / 'checkpoints', keep_last=2, check=place.check
       )
       log = Metrics(place, agent)
-      played = evaluations.SyncEvaluations(Evaluator(), stop_request)
-      scores = scoring.Scoring(place, PROVENANCE, kept, played, log)
+      played = scoring.SyncEvaluations(Evaluator(), stop_request)
+      scores = scoring.Scoring(place, PROVENANCE, kept, played, log.scalars)
       one = loop.Loop(
         agent,
         place,

@@ -16,9 +16,9 @@ import sys
 from typing import Any
 
 from batch_rl_dr3.config import errors, gin_files
-from batch_rl_dr3.evaluation import evaluation_pool
+from batch_rl_dr3.evaluation import pool
 from batch_rl_dr3.games import play
-from batch_rl_dr3.runs import checkpoints, mirror, run_directory
+from batch_rl_dr3.runs import checkpoints, mirror, run_directory, score_log
 from batch_rl_dr3.runs import home as home_lib
 
 VIDEOS = 'videos'
@@ -220,7 +220,7 @@ def of_folder(
 
 def write_provenance(
   target: Target,
-  result: evaluation_pool.Result,
+  result: pool.Result,
   check: run_directory.Check = run_directory.unchecked,
 ) -> dict[str, Any]:
   """Returns what a run is, and writes it down where it was not known yet.
@@ -236,23 +236,23 @@ def write_provenance(
     WriteError: if the disk refuses.
   """
   path = target.output_dir / run_directory.PROVENANCE
-  played = result.played
+  identity = result.identity
   if path.exists():
     there = json.loads(path.read_text())
-    _check_same_game(target, there, played)
-    protocol = {**there['protocol'], **played.protocol}
+    _check_same_game(target, there, identity)
+    protocol = {**there['protocol'], **identity.protocol}
     if protocol == there['protocol']:
       return dict(there)
     provenance = {**there, 'protocol': protocol}
   else:
     provenance = {
       **target.provenance,
-      'suite': played.suite,
-      'game': played.game,
+      'suite': identity.suite,
+      'game': identity.game,
       'data_hash': None,
       'data': None,
-      'protocol': {'gamma': None, **played.protocol},
-      'rom_md5': played.rom_md5,
+      'protocol': {'gamma': None, **identity.protocol},
+      'rom_md5': identity.rom_md5,
       **result.process,
       'command': [os.path.basename(sys.executable), *sys.orig_argv[1:]],
     }
@@ -266,15 +266,15 @@ def write_provenance(
 def _check_same_game(
   target: Target,
   there: Mapping[str, Any],
-  played: play.Played,
+  identity: play.GameIdentity,
 ) -> None:
   known = {**there, **there['protocol']}
   found = {
     **({} if target.is_run else target.provenance),
-    'suite': played.suite,
-    'game': played.game,
-    'rom_md5': played.rom_md5,
-    **played.protocol,
+    'suite': identity.suite,
+    'game': identity.game,
+    'rom_md5': identity.rom_md5,
+    **identity.protocol,
   }
   for name, value in found.items():
     if name in _AMOUNTS and known.get(name) == 0:
@@ -285,3 +285,118 @@ def _check_same_game(
         f'{value!r}; such scores do not belong in one file. Evaluate it where '
         'it was trained, or with the versions that it names.'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class RemainingEvaluation:
+  """One checkpoint to play, and whose it is.
+
+  Attributes:
+    target: whose it is.
+    iteration: the iteration that it ends.
+    checkpoint: the checkpoint.
+    with_scores: whether the whole evaluation is played.
+    with_video: whether a video is written.
+    num_agent_steps: of play; 0 where episodes are counted, or for a video.
+    home: where its scores go, locked; None before that.
+  """
+
+  target: Target
+  iteration: int
+  checkpoint: checkpoints.Checkpoint
+  with_scores: bool
+  with_video: bool
+  num_agent_steps: int
+  home: home_lib.Home | None = None
+
+  def job(self, num_threads: int) -> pool.CheckpointJob:
+    """Returns what a worker is to do.
+
+    Raises:
+      DataError: if the checkpoint is damaged.
+    """
+    if self.target.is_run:
+      checkpoints.check_whole(self.checkpoint)
+    return pool.CheckpointJob(
+      pool.Setup(self.target.config, self.target.protocol, num_threads),
+      prefix=self.checkpoint.prefix,
+      seed=play.evaluation_seed(self.target.provenance['seed'], self.iteration),
+      with_scores=self.with_scores,
+      video=str(_video(self.target, self.iteration))
+      if self.with_video
+      else None,
+    )
+
+  def record(self, result: pool.Result) -> str:
+    """Writes the scores and returns what to say of them.
+
+    Raises:
+      DataError: see `write_provenance`.
+      WriteError: if the disk refuses.
+    """
+    assert self.home is not None
+    target, episodes = self.target, result.episodes
+    name = f'{target.home} iteration {self.iteration}'
+    if episodes:
+      check = self.home.check
+      provenance = write_provenance(target, result, check)
+      score_log.ScoreLog(target.output_dir, check).append(
+        provenance, self.iteration, self.checkpoint.gradient_steps, episodes
+      )
+    self.home.publish()
+    if not episodes:
+      return f'{name}: video written'
+    mean_return = sum(e.episode_return for e in episodes) / len(episodes)
+    return (
+      f'{name}: mean return {mean_return:.2f} over {len(episodes)} episodes'
+    )
+
+
+def remaining_evaluations(
+  target: Target,
+  which: str,
+  video: bool,
+  home: home_lib.Home | None = None,
+) -> list[RemainingEvaluation]:
+  """Returns what is left to do for one target.
+
+  Args:
+    target: the target.
+    which: 'all' checkpoints, or the 'last'.
+    video: whether a video of each is written, where there is none.
+    home: see `RemainingEvaluation`.
+
+  Raises:
+    DataError: if there is no checkpoint yet, or the protocol is not whole.
+  """
+  if not target.checkpoints:
+    raise errors.DataError(
+      f'{target.home} has no checkpoint of a finished iteration yet.'
+    )
+  found = list(target.checkpoints.items())
+  done = score_log.ScoreLog(target.output_dir).iterations()
+  tasks = [
+    RemainingEvaluation(
+      target,
+      iteration,
+      checkpoint,
+      with_scores=iteration not in done,
+      with_video=video and not _video(target, iteration).exists(),
+      num_agent_steps=0 if iteration in done else _num_agent_steps(target),
+      home=home,
+    )
+    for iteration, checkpoint in (found if which == 'all' else found[-1:])
+  ]
+  return [task for task in tasks if task.with_scores or task.with_video]
+
+
+def _num_agent_steps(target: Target) -> int:
+  if target.protocol is None:
+    return play.PUBLISHED.num_agent_steps
+  if 'num_evaluation_episodes' in target.protocol:
+    return 0
+  return play.PlayRule.recorded(target.protocol).num_agent_steps
+
+
+def _video(target: Target, iteration: int) -> pathlib.Path:
+  return target.output_dir / VIDEOS / f'iteration_{iteration}.mp4'

@@ -1,4 +1,4 @@
-"""Evaluations in other processes: one checkpoint each, on all cores.
+"""Plays checkpoints in worker processes: one checkpoint each, on all cores.
 
 The process that asks needs no TensorFlow and is the only one that writes: a
 worker returns episodes, so that one that dies, or outlives who asked, leaves
@@ -9,18 +9,43 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 import contextlib
 import dataclasses
+import importlib
+import io
 import multiprocessing
 from multiprocessing import connection
 import os
 import signal
 import threading
 from typing import Any, Protocol
+import warnings
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, frameworks, gin_files
 from batch_rl_dr3.games import play
+from batch_rl_dr3.runs import score_log
 
 # What a worker process holds: see _start.
 _worker: Any = None
+
+# The functions (module:function) that make the evaluators of each kind of run.
+# They are named by strings, as their modules import this one, and TensorFlow.
+GAMES = 'batch_rl_dr3.training.discrete:create_evaluator'
+CONTINUOUS_CONTROL = 'batch_rl_dr3.training.control:create_evaluator'
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What an evaluator is made from.
+
+  Attributes:
+    config: gin text that names the game and the network.
+    protocol: how checkpoints are played, as provenance.json has it; None for
+      what the configuration says.
+    num_threads: CPU threads of one call of the network; 0 is one per core.
+  """
+
+  config: str
+  protocol: Mapping[str, Any] | None
+  num_threads: int = 0
 
 
 class Evaluator(Protocol):
@@ -29,14 +54,14 @@ class Evaluator(Protocol):
   Attributes:
     num_agent_steps: how many an evaluation has; None if that is not known
       before it is played.
-    played: what is played, and how.
+    identity: what is played, and how.
   """
 
   @property
   def num_agent_steps(self) -> int | None: ...  # noqa: D102
 
   @property
-  def played(self) -> play.Played: ...  # noqa: D102
+  def identity(self) -> play.GameIdentity: ...  # noqa: D102
 
   def evaluate(
     self,
@@ -44,7 +69,7 @@ class Evaluator(Protocol):
     seed: int,
     on_progress: play.ProgressCallback | None = None,
     should_stop: Callable[[], bool] | None = None,
-  ) -> list[play.Episode]:
+  ) -> list[score_log.Episode]:
     """Returns the episodes of a checkpoint, a function of it and the seed.
 
     Args:
@@ -58,28 +83,43 @@ class Evaluator(Protocol):
       PreemptedError: if `should_stop` said so.
     """
 
+  def record_video(
+    self,
+    prefix: str,
+    seed: int,
+    path: str,
+    should_stop: Callable[[], bool] | None = None,
+  ) -> score_log.Episode:
+    """Writes an MP4 of the first episode of an evaluation, and returns it.
+
+    Args:
+      prefix: the checkpoint's path without `.index`.
+      seed: the evaluation's seed.
+      path: the file; it appears when it is whole.
+      should_stop: asked before every step.
+
+    Raises:
+      DataError: if the checkpoint cannot be read.
+      PreemptedError: if `should_stop` said so; no file appears.
+      WriteError: if the file cannot be written.
+    """
+
   def close(self) -> None:
     """Frees the games."""
 
 
-# Makes an evaluator from gin text that names game and network, the protocol of
-# a run (None for what the text says), and the CPU threads of one call of the
-# network (0 is one per core).
-CreateEvaluator = Callable[[str, Mapping[str, Any] | None, int], Evaluator]
-
-
 @contextlib.contextmanager
-def configured(config: str) -> Iterator[None]:
-  """Has gin hold a configuration, and nothing else, from here on.
+def gin_config(config: str) -> Iterator[None]:
+  """Makes gin hold a configuration, and nothing else, from here on.
 
   Args:
     config: gin text.
 
   Raises:
     ConfigError: if it cannot be parsed, or what is bound cannot be used
-      meanwhile.
+      inside the block.
   """
-  import gin  # Whoever asks for evaluations does without.
+  import gin  # Only workers need it.
 
   gin.clear_config()
   try:
@@ -91,25 +131,20 @@ def configured(config: str) -> Iterator[None]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class CheckpointJob:
   """One checkpoint to play.
 
   Attributes:
-    config: gin text that names the game and the network.
+    setup: what plays it.
     prefix: the checkpoint's path without `.index`.
     seed: see `play.evaluation_seed`.
-    protocol: how it is played, as provenance.json has it; None for what the
-      configuration says.
-    num_threads: CPU threads of one call of the network; 0 is one per core.
     with_scores: whether the whole evaluation is played.
     video: the path of the video to write of the first episode; None for none.
   """
 
-  config: str
+  setup: Setup
   prefix: str
   seed: int
-  protocol: Mapping[str, Any] | None
-  num_threads: int = 0
   with_scores: bool = True
   video: str | None = None
 
@@ -119,14 +154,17 @@ class Result:
   """What a job came to.
 
   Attributes:
-    played: what was played, and how.
+    identity: what was played, and how.
     episodes: the episodes; none where no scores were asked for.
     process: who played: versions, commit, device and command.
   """
 
-  played: play.Played
-  episodes: list[play.Episode]
+  identity: play.GameIdentity
+  episodes: list[score_log.Episode]
   process: dict[str, Any]
+
+
+PendingResult = futures.Future[Result]
 
 
 class WorkerDiedError(errors.BatchRLError):
@@ -136,18 +174,13 @@ class WorkerDiedError(errors.BatchRLError):
 class EvaluationPool:
   """Worker processes that play checkpoints."""
 
-  def __init__(
-    self,
-    num_workers: int,
-    prepare: Callable[[], CreateEvaluator],
-    niceness: int = 0,
-  ):
+  def __init__(self, num_workers: int, worker: str, niceness: int = 0):
     """Makes the pool; a process starts when there is a job for it.
 
     Args:
       num_workers: processes.
-      prepare: called first in each of them, a function of a module; returns
-        what makes the evaluators of jobs.
+      worker: the function that makes an `Evaluator` from a `Setup`, as
+        'module:function'.
       niceness: by how much their priority is lowered.
     """
     context = multiprocessing.get_context('spawn')
@@ -157,7 +190,7 @@ class EvaluationPool:
       num_workers,
       mp_context=context,
       initializer=_start,
-      initargs=(self._num_played, self._stopped, prepare, niceness),
+      initargs=(self._num_played, self._stopped, worker, niceness),
     )
 
   @property
@@ -165,11 +198,10 @@ class EvaluationPool:
     """Agent steps played so far, of all jobs."""
     return int(self._num_played.value)
 
-  def submit(self, job: Job) -> 'futures.Future[Result]':
-    """Queues a job. Its future raises the job's error.
+  def submit(self, job: CheckpointJob) -> PendingResult:
+    """Queues a job; `result_of` returns what it came to.
 
-    Among them is PreemptedError, if the pool is closed before the job is
-    done.
+    If the pool is closed before the job is done, that is a PreemptedError.
     """
     # A process inherits what is blocked: Ctrl-C then reaches this process
     # alone, which decides what becomes of the others.
@@ -185,9 +217,7 @@ class EvaluationPool:
     self._executor.shutdown(cancel_futures=True)
 
 
-def wait(
-  pending: 'set[futures.Future[Result]]', seconds: float
-) -> 'set[futures.Future[Result]]':
+def wait(pending: set[PendingResult], seconds: float) -> set[PendingResult]:
   """Returns those of the jobs that are done, after at most so many seconds."""
   done, _ = futures.wait(
     pending, timeout=seconds, return_when=futures.FIRST_COMPLETED
@@ -195,7 +225,7 @@ def wait(
   return done
 
 
-def result_of(future: 'futures.Future[Result]') -> Result:
+def result_of(future: PendingResult) -> Result:
   """Returns what a job came to.
 
   Raises:
@@ -207,17 +237,12 @@ def result_of(future: 'futures.Future[Result]') -> Result:
   except futures.process.BrokenProcessPool as error:
     raise WorkerDiedError(
       'a process that plays died, perhaps for lack of memory. What was played '
-      'before is kept, and the same command goes on from there.'
+      'before is kept; rerun the command to go on from there.'
     ) from error
 
 
-def _start(
-  num_played: Any,
-  stopped: Any,
-  prepare: Callable[[], CreateEvaluator],
-  niceness: int,
-) -> None:
-  """Prepares a worker process."""
+def _start(num_played: Any, stopped: Any, worker: str, niceness: int) -> None:
+  """Makes a worker process ready."""
   global _worker
   parent = multiprocessing.parent_process()
   assert parent is not None
@@ -225,7 +250,7 @@ def _start(
     target=_end_with, args=(parent.sentinel,), daemon=True
   ).start()
   os.nice(niceness)
-  _worker = _Worker(num_played, stopped, prepare())
+  _worker = _Worker(num_played, stopped, _load(worker))
 
 
 def _end_with(sentinel: int) -> None:
@@ -233,7 +258,20 @@ def _end_with(sentinel: int) -> None:
   os._exit(errors.PreemptedError.exit_code)
 
 
-def _run(job: Job) -> Result:
+def _load(worker: str) -> Callable[[Setup], Evaluator]:
+  """Imports the worker's function, and what it stands on, quietly."""
+  module, _, name = worker.partition(':')
+  frameworks.import_tensorflow()
+  import gin
+
+  gin.add_config_file_search_path(str(gin_files.shipped_configs()))
+  # The old gym, which Dopamine and TF-Agents import, announces its end.
+  warnings.filterwarnings('ignore', category=SyntaxWarning)
+  with contextlib.redirect_stderr(io.StringIO()):
+    return getattr(importlib.import_module(module), name)
+
+
+def _run(job: CheckpointJob) -> Result:
   try:
     return _worker.run(job)
   except errors.BatchRLError as error:
@@ -244,27 +282,47 @@ class _Worker:
   """A process that plays one job after another."""
 
   def __init__(
-    self, num_played: Any, stopped: Any, create_evaluator: CreateEvaluator
+    self,
+    num_played: Any,
+    stopped: Any,
+    create_evaluator: Callable[[Setup], Evaluator],
   ):
     self._num_played = num_played
     self._stopped = stopped
     self._create_evaluator = create_evaluator
-    self._key: Any = None
-    self._evaluator: Any = None
+    self._setup: Setup | None = None
+    self._evaluator: Evaluator | None = None
 
-  def run(self, job: Job) -> Result:
-    """Plays one job."""
+  def run(self, job: CheckpointJob) -> Result:
     from batch_rl_dr3.agents import devices
     from batch_rl_dr3.runs import provenance
 
-    key = (job.config, job.protocol, job.num_threads)
-    if self._evaluator is None or self._key != key:
+    evaluator = self._evaluator_of(job.setup)
+    if job.video is not None:  # First: it is short, and scores are not lost.
+      evaluator.record_video(
+        job.prefix, job.seed, job.video, self._stopped.is_set
+      )
+    episodes = []
+    if job.with_scores:
+      episodes = evaluator.evaluate(
+        job.prefix, job.seed, self._progress(), self._stopped.is_set
+      )
+    return Result(
+      evaluator.identity,
+      episodes,
+      provenance.of_process(devices.resolve('auto').name),
+    )
+
+  def _evaluator_of(self, setup: Setup) -> Evaluator:
+    if self._evaluator is None or self._setup != setup:
       if self._evaluator is not None:
         self._evaluator.close()
         self._evaluator = None
-      self._evaluator = self._create_evaluator(*key)
-      self._key = key
-    evaluator = self._evaluator
+      self._evaluator = self._create_evaluator(setup)
+      self._setup = setup
+    return self._evaluator
+
+  def _progress(self) -> play.ProgressCallback:
     before = 0
 
     def show(num_played: int, num_episodes: int) -> None:
@@ -274,19 +332,4 @@ class _Worker:
         self._num_played.value += num_played - before
       before = num_played
 
-    if job.video is not None:  # First: it is short, and scores are not lost.
-      from batch_rl_dr3.evaluation import video
-
-      video.record(
-        evaluator, job.prefix, job.seed, job.video, self._stopped.is_set
-      )
-    episodes = []
-    if job.with_scores:
-      episodes = evaluator.evaluate(
-        job.prefix, job.seed, show, self._stopped.is_set
-      )
-    return Result(
-      evaluator.played,
-      episodes,
-      provenance.of_process(devices.resolve('auto').name),
-    )
+    return show
