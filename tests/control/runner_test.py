@@ -1,5 +1,6 @@
 """Whole runs: resumption bit for bit, SIGTERM, divergence, refusals."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -209,8 +210,10 @@ def test_the_command_plays_what_has_no_scores(hopper, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert rows(run_dir, run_directory.SCORES) == expected
-  with pytest.raises(errors.ConfigError, match='without --video'):
-    evaluate.evaluate([lambda: targets.of_run(run_dir)], video=True)
+  target = targets.of_run(run_dir)
+  foreign = dataclasses.replace(target, is_run=False)
+  with pytest.raises(errors.ConfigError, match='by another program'):
+    evaluate.evaluate([lambda: foreign])
 
 
 @pytest.mark.slow

@@ -81,3 +81,47 @@ def test_play_that_is_stopped_leaves_no_video(evaluator, prefix, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(run_directory.WriteError, match='file'):
     evaluator.record_video(prefix, 5, tmp_path / 'file' / 'one.mp4')
+
+
+class Body:
+  """A simulated body that falls after three steps; every step earns 2."""
+
+  def __init__(self, screen):
+    self._screen = screen
+
+  def reset(self, seed):
+    return np.zeros(2), {'seed': seed}
+
+  def step(self, action):
+    return np.zeros(2), 2.0, True, False, {}
+
+  def render(self):
+    if self._screen is None:
+      raise AttributeError('opengl_context')
+    return self._screen
+
+
+def test_a_video_of_a_body_shows_what_the_simulator_draws(tmp_path):
+  screen = np.zeros((100, 200, 3), np.uint8)
+  screen[..., 0] = 250  # Red.
+  path = tmp_path / 'one.mp4'
+  with video.writing(path) as write:
+    filmed = video.FilmedEnvironment(Body(screen), write)
+    assert filmed.reset(seed=3)[1] == {'seed': 3}
+    for _ in range(3):
+      assert filmed.step(np.zeros(1))[1] == 2.0
+  shown = list(pictures(path))
+  assert len(shown) == 3
+  blue, green, red = shown[0][240, 427]
+  assert red > 200
+  assert max(blue, green) < 60
+
+
+def test_a_simulator_that_cannot_draw_leaves_no_video(tmp_path):
+  path = tmp_path / 'one.mp4'
+  with (
+    pytest.raises(errors.ConfigError, match='MUJOCO_GL'),
+    video.writing(path) as write,
+  ):
+    video.FilmedEnvironment(Body(None), write).step(np.zeros(1))
+  assert not list(tmp_path.iterdir())
