@@ -53,7 +53,7 @@ OutputsOf = Callable[
 def writing(
   path: str | os.PathLike[str],
   pictures_per_second: int = _PICTURES_PER_SECOND,
-) -> Iterator[Callable[[Picture], None]]:
+) -> Iterator[Callable[[Picture], object]]:
   """Yields a function that adds a picture to an MP4, which appears at the end.
 
   Args:
@@ -96,7 +96,7 @@ class FilmedLane:
     self,
     lanes: lanes_lib.Lanes,
     outputs: OutputsOf,
-    write: Callable[[Picture], None],
+    write: Callable[[Picture], object],
   ):
     self.game = lanes.game
     self._lanes = lanes
@@ -147,7 +147,7 @@ class FilmedLane:
 class FilmedEnvironment:
   """A simulated body's environment, with a picture written of every step."""
 
-  def __init__(self, environment: Any, write: Callable[[Picture], None]):
+  def __init__(self, environment: Any, write: Callable[[Picture], object]):
     self._environment = environment
     self._write = write
     self._num_steps = 0
