@@ -151,9 +151,9 @@ def _num_actions() -> int | None:
   if FLAGS.num_actions is not None or FLAGS.game is None:
     num_actions: int | None = FLAGS.num_actions
     return num_actions
-  from batch_rl_dr3.replay.log import expected_files
+  from batch_rl_dr3.replay.log import source_chain
 
-  return expected_files.num_actions(FLAGS.game)
+  return source_chain.num_actions(FLAGS.game)
 
 
 def _subset() -> 'subset.Subset':
@@ -174,18 +174,18 @@ def plan() -> None:
   """Prints what fetch would cost."""
   import gin
 
-  from batch_rl_dr3.replay import fetch_plan
+  from batch_rl_dr3.replay import inspection
   from batch_rl_dr3.replay.store import replay_store
 
   try:
     max_resident_bytes = gin.query_parameter('open_store.max_resident_bytes')
   except ValueError:  # Not bound.
     max_resident_bytes = replay_store.MAX_RESIDENT_BYTES
-  estimate = fetch_plan.estimate(_source(), _subset(), FLAGS.stack_size)
+  estimate = inspection.estimate(_source(), _subset(), FLAGS.stack_size)
   folder = pathlib.Path(FLAGS.cache_dir)
   while not folder.exists():
     folder = folder.parent
-  for line in fetch_plan.describe(
+  for line in inspection.describe(
     estimate, max_resident_bytes, shutil.disk_usage(folder).free
   ):
     print(line)
@@ -218,7 +218,7 @@ def fetch() -> None:
 def info() -> None:
   """Prints a line a file, and what is missing."""
   from batch_rl_dr3.replay import inspection
-  from batch_rl_dr3.replay.log import checkpoint_format, expected_files
+  from batch_rl_dr3.replay.log import checkpoint_format, source_chain
 
   source = _source()
   for line in inspection.table(inspection.summarise(source, FLAGS.stack_size)):
@@ -228,7 +228,7 @@ def info() -> None:
   if FLAGS.game is None and missing:
     print(f'missing: {checkpoint_format.format_suffixes(missing)}')
   elif FLAGS.game is not None:
-    for note in expected_files.missing_notes(FLAGS.game, FLAGS.run, present):
+    for note in source_chain.missing_notes(FLAGS.game, FLAGS.run, present):
       print(note)
 
 
@@ -238,7 +238,7 @@ def doctor() -> None:
   Raises:
     DataError: if anything is wrong.
   """
-  from batch_rl_dr3.replay import diagnosis, inspection
+  from batch_rl_dr3.replay import inspection
 
   source = _source()
   num_rows = sum(source.segment(s).num_rows for s in source.suffixes())
@@ -246,7 +246,7 @@ def doctor() -> None:
     summaries = list(
       inspection.summarise(source, FLAGS.stack_size, True, bar.update)
     )
-  findings = diagnosis.diagnose(
+  findings = inspection.diagnose(
     summaries, _num_actions(), FLAGS.max_agent_steps_per_episode
   )
   for finding in findings:

@@ -1,12 +1,22 @@
-"""What the files of a log hold, in numbers.
+"""What `data` says of a log: what is in it, what is wrong, what it would cost.
 
 Of the frames only a file's first few thousand are read, unless all are asked
-for; the rest of a file, 9 MB a million rows, is read whole.
+for; the rest of a file, 9 MB a million rows, is read whole. Every check of
+`diagnose` is a trap that the DQN Replay format is known for, or a kind of
+damage that no checksum shows.
+
+An estimate is made before anything is fetched, from the sizes of the files and
+the rows in them. How small a store gets in the codec 'zstd' is not known. A
+file is taken to be as compressible from its beginning to its end, so the bytes
+of a prefix are an estimate.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import hashlib
+import itertools
+import math
+import time
 from typing import NamedTuple
 
 import cv2
@@ -14,12 +24,30 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.replay.log import checkpoint_format, rlu
 from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.store import shards, store_build
 from batch_rl_dr3.replay.store.segment import Segment
+from batch_rl_dr3.replay.store.subset import Subset
 
 # Frames that are compared with each other: 14 MB of Atari's.
 _WINDOW_ROWS = 2_000
+# Consecutive frames differ less than distant ones. Where the ratio of the two
+# is above this, the rows are not in time order.
+_SHUFFLED_RATIO = 0.9
+# The last frame of a file is stale where it differs so many times as much from
+# the one before as frames do on average.
+_STALE_RATIO = 5
+# A file with fewer rows than this says nothing about how frames change.
+_FEW_ROWS = 20
+# RL Unplugged does not state the rows of a checkpoint; the log's had so many.
+_RLU_ROWS = 1_000_000
+_FRAME_SHAPE = (84, 84)
+# Of the first file, read to measure the rate.
+_PROBE_ROWS = 2_000
+# In memory beside the frames: action, reward, terminal, and the table of valid
+# rows.
+_TABLE_BYTES = 4 + 4 + 1 + 8
 
 
 class FrameChange(NamedTuple):
@@ -308,3 +336,320 @@ def _line(
     f'{lengths.mean():>9.1f}{returns.mean():>9.2f}'
     f'{returns.min():>9.2f}{returns.max():>9.2f}{size}'
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """Something about a log that a user should know.
+
+  Attributes:
+    is_fault: whether training on the log as it is would be wrong; else it is
+      a property of the format that a reader has to allow for.
+    message: one sentence.
+  """
+
+  is_fault: bool
+  message: str
+
+
+def diagnose(
+  summaries: Sequence[FileSummary],
+  num_actions: int | None = None,
+  max_agent_steps_per_episode: int = 27_000,
+) -> list[Finding]:
+  """Returns what a log shows of the format's traps, faults first.
+
+  Args:
+    summaries: of all files, in time order.
+    num_actions: int, of the game; None does not check the actions.
+    max_agent_steps_per_episode: int, the time limit that the log was played
+      under.
+  """
+  findings = [
+    *_file_faults(summaries, num_actions),
+    *_duplicates(summaries),
+    *_traits(summaries, max_agent_steps_per_episode),
+  ]
+  return sorted(findings, key=lambda finding: not finding.is_fault)
+
+
+def _file_faults(
+  summaries: Sequence[FileSummary], num_actions: int | None
+) -> Iterator[Finding]:
+  for summary in summaries:
+    file = f'file {summary.suffix}'
+    low, high = summary.reward_range
+    if low < -1 or high > 1:
+      yield Finding(
+        True, f'{file}: rewards are not clipped: {low:g} to {high:g}.'
+      )
+    if num_actions is not None and summary.max_action >= num_actions:
+      yield Finding(
+        True,
+        f'{file}: action {summary.max_action} in a game of {num_actions} '
+        'actions: data of another game?',
+      )
+    if summary.num_rows < _FEW_ROWS:
+      continue
+    yield from _frame_faults(summary)
+
+
+def _frame_faults(summary: FileSummary) -> Iterator[Finding]:
+  file, frames = f'file {summary.suffix}', summary.frames
+  if all(change.far == 0 for change in frames.changes):
+    yield Finding(True, f'{file}: its frames are all the same.')
+    return
+  shuffled = [
+    change
+    for change in frames.changes
+    if change.near > _SHUFFLED_RATIO * change.far > 0
+  ]
+  if shuffled:
+    first = shuffled[0]
+    yield Finding(
+      True,
+      f'{file}: from row {first.first_row} on, consecutive frames differ as '
+      f'much as distant ones ({first.near:.3g} and {first.far:.3g}): its rows '
+      f'are not in time order, in {len(shuffled)} of {len(frames.changes)} '
+      'stretches looked at.',
+    )
+  if frames.num_unpadded:
+    yield Finding(
+      True,
+      f'{file}: {frames.num_unpadded} episodes do not begin with blank frames '
+      'of padding. Were states of another --stack_size logged?',
+    )
+
+
+def _duplicates(summaries: Sequence[FileSummary]) -> Iterator[Finding]:
+  first: dict[str, int] = {}
+  for summary in summaries:
+    other = first.setdefault(summary.frames.digest, summary.suffix)
+    if other != summary.suffix:
+      yield Finding(
+        True, f'file {summary.suffix} begins with the frames of file {other}.'
+      )
+
+
+def _traits(
+  summaries: Sequence[FileSummary], max_agent_steps_per_episode: int
+) -> Iterator[Finding]:
+  crossing = [
+    f'{first.suffix}-{second.suffix}'
+    for first, second in itertools.pairwise(summaries)
+    if second.follows_before
+    and first.ends_in_episode
+    and not second.starts_with_padding
+  ]
+  if crossing:
+    yield Finding(
+      False,
+      f'episodes go on from file to file at {", ".join(crossing)}.',
+    )
+  num_cut = sum(
+    int((s.episode_lengths >= max_agent_steps_per_episode).sum())
+    for s in summaries
+  )
+  if num_cut:
+    yield Finding(
+      False,
+      f'{num_cut} episodes last the {max_agent_steps_per_episode:,} agent '
+      'steps of the time limit and are logged as ending in a terminal.',
+    )
+  for summary in summaries:
+    if summary.cursor:
+      yield Finding(
+        False,
+        f'file {summary.suffix}: its buffer was saved with the cursor at row '
+        f'{summary.cursor}; rows from there on are older than those before.',
+      )
+  yield from _stale_rows(summaries)
+  num_padding = sum(summary.num_padding_rows for summary in summaries)
+  if num_padding:
+    yield Finding(
+      False, f'{num_padding:,} rows are the zero padding that begins episodes.'
+    )
+
+
+def _stale_rows(summaries: Sequence[FileSummary]) -> Iterator[Finding]:
+  """Yields the files whose last frame does not go on from the one before."""
+  stale = []
+  for summary in summaries:
+    change, frames = summary.frames.last_change, summary.frames.changes
+    if change is None or not summary.ends_in_episode:
+      continue
+    near = sum(stretch.near for stretch in frames) / len(frames)
+    far = sum(stretch.far for stretch in frames) / len(frames)
+    if change > max(_STALE_RATIO * near, _SHUFFLED_RATIO * far):
+      stale.append(str(summary.suffix))
+  if stale:
+    yield Finding(
+      False,
+      f'the last frame does not go on from the one before it in files '
+      f'{", ".join(stale)}: it is stale, or a cut in the picture. The last '
+      'transition of these files may have a wrong next state.',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """What a store will cost.
+
+  Attributes:
+    num_files: int, files of the log that are read.
+    num_log_rows: int, rows of all files of the log.
+    are_rows_known: whether these were read, or taken as usual.
+    num_rows: int, rows of the store; an expectation for a uniform subset.
+    num_log_bytes: int, of all files of the log.
+    num_download_bytes: int, of what is read.
+    num_spool_bytes: int, of temporary files.
+    num_store_bytes: int, of the store in the codec 'raw'.
+    codec: str, which codec is used unless told otherwise.
+    num_table_bytes: int, memory of a run beside the frames.
+    num_frame_bytes: int, memory of the frames, if they are held.
+    seconds: float, at the rate measured on the first rows of the first file;
+      None where they cannot be read without fetching all of it.
+  """
+
+  num_files: int
+  num_log_rows: int
+  are_rows_known: bool
+  num_rows: int
+  num_log_bytes: int
+  num_download_bytes: int
+  num_spool_bytes: int
+  num_store_bytes: int
+  codec: str
+  num_table_bytes: int
+  num_frame_bytes: int
+  seconds: float | None
+
+
+def estimate(source: Source, subset: Subset, stack_size: int) -> Estimate:
+  """Returns what a store of a subset of a log will cost.
+
+  Reads the list of files, their headers and the first rows of one.
+
+  Args:
+    source: the log.
+    subset: the part that is used.
+    stack_size: int, frames in a state.
+
+  Raises:
+    DataError: if the log cannot be read.
+    ConfigError: if the subset is too small.
+  """
+  is_rlu = isinstance(source, rlu.RluSource)
+  suffixes = source.suffixes()
+  lengths = {
+    suffix: _RLU_ROWS if is_rlu else source.header('terminal', suffix).shape[0]
+    for suffix in suffixes
+  }
+  sizes = {suffix: source.num_bytes(suffix) for suffix in suffixes}
+  rows = subset.rows_per_file(list(lengths.items()), stack_size)
+  read = {
+    suffix: math.ceil(sizes[suffix] * count / lengths[suffix])
+    for suffix, count in rows.items()
+  }
+  if is_rlu:  # Its files are read whole once, to count their rows.
+    read = {suffix: sizes[suffix] + part for suffix, part in read.items()}
+  num_log_rows = sum(lengths.values())
+  num_rows = sum(rows.values())
+  if subset.is_uniform:
+    # Each transition needs its stack and the next frame.
+    share = 1 - (1 - subset.fraction) ** (stack_size + 1)
+    num_rows = math.ceil(share * num_log_rows)
+  frame_shape = (
+    _FRAME_SHAPE
+    if is_rlu
+    else source.header('observation', suffixes[0]).shape[1:]
+  )
+  frame_bytes = num_rows * math.prod(frame_shape)
+  element_bytes = num_rows * sum(
+    dtype.itemsize for dtype in checkpoint_format.ELEMENT_DTYPES.values()
+  )
+  whole = [sizes[s] for s, count in rows.items() if count == lengths[s]]
+  is_raw = frame_bytes <= store_build.MAX_RAW_BYTES
+  return Estimate(
+    num_files=len(rows),
+    num_log_rows=num_log_rows,
+    are_rows_known=not is_rlu,
+    num_rows=num_rows,
+    num_log_bytes=sum(sizes.values()),
+    num_download_bytes=sum(read.values()),
+    num_spool_bytes=max(sizes.values() if is_rlu else whole, default=0),
+    num_store_bytes=frame_bytes + element_bytes,
+    codec=shards.RAW if is_raw else shards.ZSTD,
+    num_table_bytes=num_rows * _TABLE_BYTES,
+    num_frame_bytes=frame_bytes,
+    seconds=None
+    if is_rlu
+    else _probe(source, suffixes[0]) * sum(rows.values()),
+  )
+
+
+def _probe(source: Source, suffix: int) -> float:
+  """Returns the seconds that reading and decompressing one row took."""
+  length, *frame_shape = source.header('observation', suffix).shape
+  count = min(length, _PROBE_ROWS)
+  start = time.perf_counter()
+  for _ in source.rows(
+    'observation', suffix, 'uint8', tuple(frame_shape), count
+  ):
+    pass
+  return (time.perf_counter() - start) / count
+
+
+def describe(
+  plan: Estimate, max_resident_bytes: int, free_bytes: int
+) -> list[str]:
+  """Returns an estimate in words, a line each.
+
+  Args:
+    plan: the estimate.
+    max_resident_bytes: int, see store.open_store.
+    free_bytes: int, room where the store goes.
+  """
+  known = '' if plan.are_rows_known else ' (not stated; as the log had them)'
+  is_held = plan.num_frame_bytes <= max_resident_bytes
+  lines = {
+    'log': f'{plan.num_log_rows:,} rows{known}, {_size(plan.num_log_bytes)}',
+    'taken': f'{plan.num_rows:,} rows of {plan.num_files} files',
+    'download': f'about {_size(plan.num_download_bytes)}',
+    'temporary': f'up to {_size(plan.num_spool_bytes)} a file being fetched'
+    if plan.num_spool_bytes
+    else 'nothing',
+    'disk': f'{_size(plan.num_store_bytes)} raw'
+    + (
+      ''
+      if plan.codec == shards.RAW
+      else '; zstd is the default at this size, and was 20 to 80 times smaller'
+    )
+    + f'; {_size(free_bytes)} are free',
+    'memory': f'{_size(plan.num_table_bytes)} of tables in training; frames '
+    + (
+      f'held, {_size(plan.num_frame_bytes)}'
+      if is_held
+      else 'read from the disk as they are needed (open_store.'
+      f'max_resident_bytes = {max_resident_bytes})'
+    ),
+    'time': 'not known before it is fetched'
+    if plan.seconds is None
+    else f'about {_duration(plan.seconds)}, at the rate that one stream has '
+    'just had',
+  }
+  return [f'{name:<10} {line}' for name, line in lines.items()]
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 120:
+    return f'{math.ceil(seconds)} s'
+  return f'{seconds / 60:,.0f} minutes'
+
+
+def _size(num_bytes: float) -> str:
+  for unit in ('B', 'kB', 'MB', 'GB'):
+    if num_bytes < 1000:
+      return f'{num_bytes:.3g} {unit}'
+    num_bytes /= 1000
+  return f'{num_bytes:.3g} TB'

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from batch_rl_dr3.replay import fetch_plan
+from batch_rl_dr3.replay import inspection
 from batch_rl_dr3.replay.log import rlu, sources
 from batch_rl_dr3.replay.store.subset import Subset
 
@@ -24,7 +24,7 @@ def _sizes(source):
 
 
 def test_a_prefix(source):
-  plan = fetch_plan.estimate(source, Subset('prefix', 0.1), 4)
+  plan = inspection.estimate(source, Subset('prefix', 0.1), 4)
   assert (plan.num_files, plan.num_log_rows, plan.num_rows) == (3, 400, 40)
   assert plan.num_log_bytes == sum(_sizes(source))
   assert plan.num_download_bytes == sum(
@@ -39,7 +39,7 @@ def test_a_prefix(source):
 
 
 def test_the_first_files(source):
-  plan = fetch_plan.estimate(source, Subset('first', 0.5), 4)
+  plan = inspection.estimate(source, Subset('first', 0.5), 4)
   first, second, _ = _sizes(source)
   # 200 rows: all of the first file, 50 of the 150 of the second.
   assert (plan.num_files, plan.num_rows) == (2, 200)
@@ -48,7 +48,7 @@ def test_the_first_files(source):
 
 
 def test_a_uniform_subset_reads_everything(source):
-  plan = fetch_plan.estimate(source, Subset('uniform', 0.1), 4)
+  plan = inspection.estimate(source, Subset('uniform', 0.1), 4)
   assert plan.num_download_bytes == sum(_sizes(source))
   assert plan.num_spool_bytes == max(_sizes(source))
   # A row is kept unless none of the 5 transitions that need it is drawn.
@@ -56,8 +56,8 @@ def test_a_uniform_subset_reads_everything(source):
 
 
 def test_words(source):
-  plan = fetch_plan.estimate(source, Subset('prefix', 0.1), 4)
-  held = fetch_plan.describe(plan, max_resident_bytes=4800, free_bytes=GB)
+  plan = inspection.estimate(source, Subset('prefix', 0.1), 4)
+  held = inspection.describe(plan, max_resident_bytes=4800, free_bytes=GB)
   assert [line.split()[0] for line in held] == [
     'log',
     'taken',
@@ -70,7 +70,7 @@ def test_words(source):
   text = '\n'.join(held)
   assert 'disk       5.16 kB raw; 1 GB are free' in text
   assert 'frames held, 4.8 kB' in text
-  read = fetch_plan.describe(plan, max_resident_bytes=4799, free_bytes=GB)
+  read = inspection.describe(plan, max_resident_bytes=4799, free_bytes=GB)
   assert 'read from the disk as they are needed' in '\n'.join(read)
 
 
@@ -78,11 +78,11 @@ def test_rl_unplugged_is_read_whole_to_count_its_rows(monkeypatch):
   source = rlu.RluSource('memory://x/atari_episodes_ordered/Pong/run_1')
   monkeypatch.setattr(source, 'suffixes', lambda: [0, 1])
   monkeypatch.setattr(source, 'num_bytes', lambda suffix: 1000 + suffix)
-  plan = fetch_plan.estimate(source, Subset('prefix', 0.01), 4)
+  plan = inspection.estimate(source, Subset('prefix', 0.01), 4)
   assert not plan.are_rows_known
   assert plan.num_rows == 20_000
   assert plan.num_download_bytes == 1000 + 10 + 1001 + 11
   assert plan.seconds is None
-  text = '\n'.join(fetch_plan.describe(plan, GB, GB))
+  text = '\n'.join(inspection.describe(plan, GB, GB))
   assert 'not stated' in text
   assert 'not known before' in text

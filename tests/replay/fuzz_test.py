@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import array_stream, checkpoint_format, sources
+from batch_rl_dr3.replay.log import checkpoint_format, sources
 
 NAMES = checkpoint_format.ELEMENTS + checkpoint_format.ATTRIBUTES
 _settings = settings(
@@ -143,7 +143,7 @@ def test_other_arrays_and_other_things(log, name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_bombs_of_zeros_need_little_memory(log, name, monkeypatch):
-  monkeypatch.setattr(array_stream, '_BLOCK_BYTES', 1 << 18)
+  monkeypatch.setattr(checkpoint_format, '_BLOCK_BYTES', 1 << 18)
   zeros = gzip.compress(bytes(100 << 20), 1)
   header = io.BytesIO()
   np.lib.format.write_array_header_1_0(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay import diagnosis, inspection
+from batch_rl_dr3.replay import inspection
 from batch_rl_dr3.replay.log import log_writer, sources
 
 SHAPE = (12, 10)
@@ -31,12 +31,12 @@ def write(folder, frames, rewards, ends, actions=None, rows_per_file=60):
 
 def faults(summaries, **kwargs):
   return [
-    f.message for f in diagnosis.diagnose(summaries, **kwargs) if f.is_fault
+    f.message for f in inspection.diagnose(summaries, **kwargs) if f.is_fault
   ]
 
 
 def notes(summaries, **kwargs):
-  found = diagnosis.diagnose(summaries, **kwargs)
+  found = inspection.diagnose(summaries, **kwargs)
   return [finding.message for finding in found if not finding.is_fault]
 
 

@@ -49,12 +49,13 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import array_stream, checkpoint_format, spool
+from batch_rl_dr3.replay.log import checkpoint_format, sources
 from batch_rl_dr3.replay.log import source as replay_source
 from batch_rl_dr3.replay.store import validity
 from batch_rl_dr3.replay.store.segment import Segment
-from batch_rl_dr3.runs import storage, stored_file
+from batch_rl_dr3.runs import stored_file
 from batch_rl_dr3.runs.retry import RefusedError, Retry
+from batch_rl_dr3.runs.storage import open_storage, version
 
 LAST_STEPS = ('observation', 'transition')
 _TFDS_INFO = 'dataset_info.json'
@@ -395,7 +396,7 @@ class RluSource:
     folder, _, last = self._url.rpartition('/')
     self._run = last if re.fullmatch(r'run_\d+', last) else None
     self._is_local = '://' not in url
-    self._storage = storage.open_storage(
+    self._storage = open_storage(
       self._url if self._run is None else folder or '.',
       endpoint_url,
       google_token,
@@ -499,7 +500,7 @@ class RluSource:
     return [
       reading,
       *(
-        [suffix, *storage.version(shard.info)]
+        [suffix, *version(shard.info)]
         for suffix in self.suffixes()
         for shard in self._shards[suffix]
       ),
@@ -513,15 +514,15 @@ class RluSource:
     """Returns what is known of the rows of one checkpoint."""
     return replay_source.whole_segment(self, suffix)
 
-  def header(self, element: str, suffix: int) -> array_stream.Header:
+  def header(self, element: str, suffix: int) -> checkpoint_format.Header:
     """Returns the shape and dtype of one element of one file."""
     index = self._index(suffix)
     if element != 'observation':
       rows = np.load(index / f'{element}.npy', mmap_mode='r')
-      return array_stream.Header(rows.shape, rows.dtype)
+      return checkpoint_format.Header(rows.shape, rows.dtype)
     shape = np.load(index / 'frame_shape.npy').tolist()
     num_rows = self.header('action', suffix).shape[0]
-    return array_stream.Header((num_rows, *shape), np.dtype(np.uint8))
+    return checkpoint_format.Header((num_rows, *shape), np.dtype(np.uint8))
 
   def rows(
     self,
@@ -538,7 +539,7 @@ class RluSource:
     """
     header = self.header(element, suffix)
     name = f'{self.name}, checkpoint {suffix},'
-    array_stream.check_rows(name, header, dtype, row_shape, num_rows)
+    checkpoint_format.check_rows(name, header, dtype, row_shape, num_rows)
     left = header.shape[0] if num_rows is None else num_rows
     if element != 'observation':
       yield np.load(self._index(suffix) / f'{element}.npy')[:left]
@@ -726,16 +727,18 @@ class RluSource:
     if self._is_local:
       path = str(shard.info['name'])
       if not self._is_tfds:
-        array_stream.check_gzip(stored_file.local_file(path))
+        checkpoint_format.check_gzip(stored_file.local_file(path))
       yield path, path
       return
 
     def check(file: stored_file.StoredFile) -> None:
       if not self._is_tfds:
-        array_stream.check_gzip(file)
+        checkpoint_format.check_gzip(file)
 
     with (
-      spool.fetched(self._storage, shard.info, self._spool_dir, check) as file,
+      sources.open_whole(
+        self._storage, shard.info, self._spool_dir, check
+      ) as file,
       file.open() as stream,
     ):
       yield f'/proc/self/fd/{stream.fileno()}', file.name
@@ -760,7 +763,7 @@ class RluSource:
         f'{self._storage.url} lacks {_TFDS_INFO}, without which nobody can '
         'tell whether its files are whole. Fetch it too.'
       )
-    with spool.fetched(
+    with sources.open_whole(
       self._storage, infos[_TFDS_INFO], self._spool_dir, lambda _: None
     ) as file:
       return _parse_lengths(file)

@@ -3,17 +3,27 @@
 The public bucket of the DQN Replay Dataset has answered 403 or 404 to many
 since 2025, so a run's data is looked for in more than one place. Whoever
 refuses is named in a warning; if all do, one error lists them all.
+
+A run of the DQN Replay Dataset has files 0 to 49, and a short file 50 with what
+was left over when the agent that made it stopped. The runs without a file 50
+are in absent_files.csv, as users found them in the public bucket
+(github.com/google-research/batch_rl, issue 33, which looked at run 1 of all
+games; Breakout's run 5 is known too).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+import csv
+import functools
+import importlib.resources
 import os
+import re
 import urllib.parse
 
 from absl import logging
 import gin
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import expected_files, rlu, sources
+from batch_rl_dr3.replay.log import rlu, sources
 from batch_rl_dr3.replay.log.source import Source
 from batch_rl_dr3.replay.store import store_source
 from batch_rl_dr3.runs.retry import RefusedError
@@ -31,6 +41,83 @@ _MEND = (
   '(gs://rl_unplugged/atari_episodes_ordered); or collect a log yourself with '
   '`python -m batch_rl_dr3.collect`.'
 )
+NUM_RUNS = 5
+_LAST_SUFFIX = 50
+
+
+@functools.cache
+def _absent() -> frozenset[tuple[str, int, int]]:
+  folder = importlib.resources.files('batch_rl_dr3.replay.log')
+  text = folder.joinpath('absent_files.csv').read_text()
+  return frozenset(
+    (row['game'], int(row['run']), int(row['suffix']))
+    for row in csv.DictReader(text.splitlines())
+  )
+
+
+def expected_suffixes(game: str, run: int) -> list[int]:
+  """Returns the suffixes of the files that a logged run has.
+
+  Args:
+    game: str, as the data set spells it, such as 'MsPacman'.
+    run: int, 1 to 5.
+
+  Raises:
+    ConfigError: if there is no such run.
+  """
+  if not 1 <= run <= NUM_RUNS:
+    raise errors.ConfigError(
+      f'run {run} of {game}: the runs are numbered 1 to {NUM_RUNS}.'
+    )
+  return [
+    suffix
+    for suffix in range(_LAST_SUFFIX + 1)
+    if (game, run, suffix) not in _absent()
+  ]
+
+
+def num_actions(game: str) -> int:
+  """Returns the size of a game's minimal action set, which the data use.
+
+  Args:
+    game: str, as the data set spells it.
+
+  Raises:
+    ConfigError: if ale-py knows no such game.
+  """
+  import ale_py  # It takes a moment, and few callers need it.
+
+  rom_name = re.sub(r'(?<!^)(?=[A-Z])', '_', game).lower()
+  path = ale_py.roms.get_rom_path(rom_name)
+  if path is None:
+    raise errors.ConfigError(
+      f'there is no Atari game {game!r}; games are spelt like MsPacman.'
+    )
+  ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+  ale = ale_py.ALEInterface()
+  ale.loadROM(path)
+  return len(ale.getMinimalActionSet())
+
+
+def missing_notes(game: str, run: int, present: Collection[int]) -> list[str]:
+  """Returns one line per file that is not there, and whether that is known.
+
+  Args:
+    game: str, as the data set spells it.
+    run: int, 1 to 5.
+    present: the suffixes that are there.
+  """
+  expected = expected_suffixes(game, run)
+  notes = []
+  for suffix in range(_LAST_SUFFIX + 1):
+    if suffix in present:
+      continue
+    if suffix in expected:
+      note = 'missing and should be there'
+    else:
+      note = 'known to be absent from the data set'
+    notes.append(f'{game}/{run}: suffix {suffix} is {note}')
+  return notes
 
 
 @gin.configurable
@@ -47,7 +134,7 @@ def default_locations(
   Raises:
     ConfigError: if there is no such run.
   """
-  expected_files.expected_suffixes(game, run)  # Refuses other runs.
+  expected_suffixes(game, run)  # Refuses other runs.
   return [template.format(game=game, run=run) for template in templates]
 
 
@@ -140,7 +227,7 @@ def open_run(game: str, run: int) -> Source:
   """
   source = open_source(default_locations(game, run))
   if not isinstance(source, rlu.RluSource):  # It has other files.
-    notes = expected_files.missing_notes(game, run, source.suffixes())
+    notes = missing_notes(game, run, source.suffixes())
     for note in notes:
       logging.warning('%s (%s).', note, source.name)
   return source

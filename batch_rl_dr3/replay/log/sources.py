@@ -9,23 +9,35 @@ error: gzip's checksum stands at a file's end.
 """
 
 import abc
-from collections.abc import Iterator
+import base64
+from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
-from typing import Any
+import re
+import shutil
+import tempfile
+from typing import IO, Any
 
+from absl import logging
 import gin
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import array_stream, checkpoint_format, spool
+from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.log import source as replay_source
 from batch_rl_dr3.replay.store.segment import Segment
-from batch_rl_dr3.runs import storage, stored_file
+from batch_rl_dr3.runs import run_directory, stored_file
 from batch_rl_dr3.runs.retry import RefusedError, Retry
+from batch_rl_dr3.runs.storage import Storage, open_storage, version
+
+_CHUNK_BYTES = 8 << 20
+_QUARANTINE = 'batch_rl_dr3_quarantine'
 
 
 class LogSource(abc.ABC):
@@ -91,10 +103,10 @@ class LogSource(abc.ABC):
     """Returns what is known of the rows of one file."""
     return replay_source.whole_segment(self, suffix)
 
-  def header(self, element: str, suffix: int) -> array_stream.Header:
+  def header(self, element: str, suffix: int) -> checkpoint_format.Header:
     """Returns the shape and dtype of one element of one file."""
     name = checkpoint_format.file_name(element, suffix)
-    return array_stream.read_header(self._file(name))
+    return checkpoint_format.read_header(self._file(name))
 
   def rows(
     self,
@@ -110,12 +122,12 @@ class LogSource(abc.ABC):
       DataError: if they are damaged, or not of this dtype and shape.
     """
     file = self._file(checkpoint_format.file_name(element, suffix))
-    return array_stream.read_rows(file, dtype, row_shape, num_rows)
+    return checkpoint_format.read_rows(file, dtype, row_shape, num_rows)
 
   def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
     """Returns add_count or invalid_range of one file."""
     file = self._file(checkpoint_format.file_name(name, suffix))
-    return checkpoint_format.attribute_of(file, name)
+    return checkpoint_format.read_attribute(file, name)
 
 
 @gin.configurable
@@ -203,11 +215,11 @@ class FsspecSource(LogSource):
       retry: how reads are tried again; Retry() if None.
     """
     retry = Retry() if retry is None else retry
-    self._storage = storage.open_storage(
+    self._storage = open_storage(
       url, endpoint_url, google_token, timeout, retry
     )
     self._spool_dir = spool_dir
-    self._headers: dict[str, array_stream.Header] = {}
+    self._headers: dict[str, checkpoint_format.Header] = {}
 
   @property
   def name(self) -> str:
@@ -245,7 +257,7 @@ class FsspecSource(LogSource):
     return infos
 
   def _versions(self) -> dict[str, list[Any]]:
-    return {n: storage.version(info) for n, info in self._infos.items()}
+    return {n: version(info) for n, info in self._infos.items()}
 
   def _info(self, file_name: str) -> dict[str, Any]:
     if file_name not in self._infos:
@@ -255,7 +267,7 @@ class FsspecSource(LogSource):
   def _file(self, file_name: str) -> stored_file.StoredFile:
     return self._storage.file(self._info(file_name))
 
-  def header(self, element: str, suffix: int) -> array_stream.Header:
+  def header(self, element: str, suffix: int) -> checkpoint_format.Header:
     """Returns the shape and dtype of one element of one file."""
     name = checkpoint_format.file_name(element, suffix)
     if name not in self._headers:
@@ -284,24 +296,132 @@ class FsspecSource(LogSource):
     """
     name = checkpoint_format.file_name(element, suffix)
     header = self.header(element, suffix)
-    array_stream.check_rows(
+    checkpoint_format.check_rows(
       f'{self.name}/{name}', header, dtype, row_shape, num_rows
     )
     if num_rows is not None and num_rows < header.shape[0]:
       yield from super().rows(element, suffix, dtype, row_shape, num_rows)
       return
-    with self._fetched(name) as file:
-      yield from array_stream.read_rows(file, dtype, row_shape)
+    with self._open_whole(name) as file:
+      yield from checkpoint_format.read_rows(file, dtype, row_shape)
 
   def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
     """Returns add_count or invalid_range of one file."""
-    with self._fetched(checkpoint_format.file_name(name, suffix)) as file:
-      return checkpoint_format.attribute_of(file, name)
+    with self._open_whole(checkpoint_format.file_name(name, suffix)) as file:
+      return checkpoint_format.read_attribute(file, name)
 
-  def _fetched(
+  def _open_whole(
     self, file_name: str
   ) -> contextlib.AbstractContextManager[stored_file.StoredFile]:
     info = self._info(file_name)
-    return spool.fetched(
-      self._storage, info, self._spool_dir, array_stream.check_gzip
+    return open_whole(
+      self._storage, info, self._spool_dir, checkpoint_format.check_gzip
     )
+
+
+@contextlib.contextmanager
+def open_whole(
+  storage: Storage,
+  info: dict[str, Any],
+  spool_dir: str | None,
+  check: Callable[[stored_file.StoredFile], None],
+) -> Iterator[stored_file.StoredFile]:
+  """Fetches an object whole into a temporary file, checked before use.
+
+  A damaged object goes to quarantine and is fetched once more. The temporary
+  file has no name, so that it vanishes with the process.
+
+  Args:
+    storage: the folder that it is in.
+    info: what `list` says of it.
+    spool_dir: str, where the temporary file is, None for the system's; and
+      where the folder batch_rl_dr3_quarantine is made.
+    check: raises a DataError if the bytes are damaged; used where the
+      storage states no checksum.
+
+  Yields:
+    The file, under the object's name.
+
+  Raises:
+    DataError: if it is damaged both times.
+    WriteError: if there is no room for the temporary file.
+  """
+  name = storage.file(info).name
+  folder = pathlib.Path(spool_dir or tempfile.gettempdir())
+  try:
+    spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+  except OSError as error:
+    raise run_directory.WriteError(folder, error) from error
+  with spool:
+    path = f'/proc/self/fd/{spool.fileno()}'
+    file = dataclasses.replace(
+      stored_file.local_file(path), name=name, num_bytes=info['size']
+    )
+    for is_last in (False, True):
+      try:
+        _fetch(storage, info, file, spool, folder, check)
+        break
+      except RefusedError:
+        raise
+      except errors.DataError as error:
+        kept = _quarantine(name, path, folder)
+        if is_last:
+          raise errors.DataError(f'{error} It was so twice.{kept}') from error
+        logging.warning('%s%s It is fetched once more.', error, kept)
+    yield file
+
+
+def _fetch(
+  storage: Storage,
+  info: dict[str, Any],
+  file: stored_file.StoredFile,
+  spool: IO[bytes],
+  folder: pathlib.Path,
+  check: Callable[[stored_file.StoredFile], None],
+) -> None:
+  stated = _stated_checksum(info)
+  with storage.open(info) as stream:
+    try:
+      spool.seek(0)
+      spool.truncate()
+      while data := stream.read(_CHUNK_BYTES):
+        spool.write(data)
+        if stated is not None:
+          stated[0].update(data)
+      spool.flush()
+    except OSError as error:
+      raise run_directory.WriteError(folder, error) from error
+  if stated is None:
+    check(file)
+  elif stated[0].digest() != stated[1]:
+    raise errors.DataError(
+      f'{file.name} is damaged: its bytes do not have the checksum that the '
+      'storage states.'
+    )
+
+
+def _quarantine(name: str, path: str, folder: pathlib.Path) -> str:
+  """Keeps a damaged object for whoever wants to look; returns what to say."""
+  target = folder / _QUARANTINE / re.sub(r'[^\w.$-]+', '_', name)
+  try:
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(path, target)
+  except OSError:  # A full disk, say. The damage is what has to be told.
+    return ''
+  return f' What came is kept in {target}.'
+
+
+def _stated_checksum(info: dict[str, Any]) -> tuple[Any, bytes] | None:
+  """Returns a fresh checksum and its expected value, None if none is stated.
+
+  Args:
+    info: what fsspec's `info` or `ls` says of an object. Google Cloud Storage
+      states crc32c of every object, and md5Hash of most.
+  """
+  if 'crc32c' in info:
+    crc = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
+    return crc, base64.b64decode(info['crc32c'])
+  if 'md5Hash' in info:
+    md5 = hashlib.md5(usedforsecurity=False)
+    return md5, base64.b64decode(info['md5Hash'])
+  return None

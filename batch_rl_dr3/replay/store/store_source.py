@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import array_stream
+from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.store import store_files
 from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.replay.store.replay_store import ReplayStore
@@ -89,11 +89,11 @@ class StoreSource:
       raise errors.DataError(f'{self.name} has no rows of suffix {suffix}.')
     return self._segments[suffix]
 
-  def header(self, element: str, suffix: int) -> array_stream.Header:
+  def header(self, element: str, suffix: int) -> checkpoint_format.Header:
     """Returns the shape and dtype of one element of one file."""
     array = self._store.manifest['arrays'][element]
     shape = (self.segment(suffix).num_rows, *array['shape'][1:])
-    return array_stream.Header(shape, np.dtype(array['dtype']))
+    return checkpoint_format.Header(shape, np.dtype(array['dtype']))
 
   def rows(
     self,
@@ -108,7 +108,7 @@ class StoreSource:
     Raises:
       DataError: if they are damaged, or not of this dtype and shape.
     """
-    array_stream.check_rows(
+    checkpoint_format.check_rows(
       f'{element} of suffix {suffix} in {self.name}',
       self.header(element, suffix),
       dtype,

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import array_stream, checkpoint_format
+from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.runs.stored_file import local_file
 
 ROW_SHAPE = (3, 2)
 
 
 def _read(path, dtype=np.uint8, row_shape=ROW_SHAPE, num_rows=None):
-  blocks = checkpoint_format.read_rows(path, dtype, row_shape, num_rows)
+  blocks = checkpoint_format.read_rows(
+    local_file(path), dtype, row_shape, num_rows
+  )
   return np.concatenate(list(blocks))
 
 
@@ -42,15 +45,17 @@ def log(tmp_path, logs):
 
 
 def test_rows_are_read_in_blocks(path, rows, monkeypatch):
-  monkeypatch.setattr(array_stream, '_BLOCK_BYTES', 7 * 6)
-  blocks = list(checkpoint_format.read_rows(path, np.uint8, ROW_SHAPE))
+  monkeypatch.setattr(checkpoint_format, '_BLOCK_BYTES', 7 * 6)
+  blocks = list(
+    checkpoint_format.read_rows(local_file(path), np.uint8, ROW_SHAPE)
+  )
   assert [len(block) for block in blocks] == [7] * 7 + [1]
   np.testing.assert_array_equal(np.concatenate(blocks), rows)
   np.testing.assert_array_equal(_read(path, num_rows=9), rows[:9])
 
 
 def test_header(path):
-  header = checkpoint_format.read_header(path)
+  header = checkpoint_format.read_header(local_file(path))
   assert header == checkpoint_format.Header((50, 3, 2), np.dtype(np.uint8))
 
 
@@ -156,7 +161,7 @@ def test_pickles_are_refused_and_not_executed(path, tmp_path):
   for content in (pickle.dumps(bomb), _npy(objects, allow_pickle=True)):
     path.write_bytes(gzip.compress(content))
     with pytest.raises(errors.DataError, match=r'rows\.gz'):
-      checkpoint_format.read_header(path)
+      checkpoint_format.read_header(local_file(path))
     with pytest.raises(errors.DataError, match=r'rows\.gz'):
       _read(path)
     assert not target.exists()
@@ -199,11 +204,11 @@ def test_absurd_headers_are_refused_without_allocating(path, shape):
 
 
 def test_reading_all_rows_needs_one_block_of_memory(path, monkeypatch):
-  monkeypatch.setattr(array_stream, '_BLOCK_BYTES', 1 << 16)
+  monkeypatch.setattr(checkpoint_format, '_BLOCK_BYTES', 1 << 16)
   path.write_bytes(gzip.compress(_npy(np.zeros((700_000, 3, 2), np.uint8)), 1))
   tracemalloc.start()
   try:
-    for _ in checkpoint_format.read_rows(path, np.uint8, ROW_SHAPE):
+    for _ in checkpoint_format.read_rows(local_file(path), np.uint8, ROW_SHAPE):
       pass
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
   finally:
@@ -211,7 +216,10 @@ def test_reading_all_rows_needs_one_block_of_memory(path, monkeypatch):
 
 
 def test_attributes(log, logs):
-  read = checkpoint_format.read_attribute
+  def read(folder, name, suffix):
+    file = local_file(checkpoint_format.file_path(folder, name, suffix))
+    return checkpoint_format.read_attribute(file, name)
+
   assert int(read(log, 'add_count', 1)) == 400
   np.testing.assert_array_equal(
     read(log, 'invalid_range', 1), [199, 0, 1, 2, 3]

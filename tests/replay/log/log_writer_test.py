@@ -6,6 +6,7 @@ import pytest
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, log_writer
 from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs.stored_file import local_file
 
 
 def _arrays(folder, logs):
@@ -67,7 +68,7 @@ def test_atari_frames_and_closing_without_rows(tmp_path, logs):
   assert checkpoint_format.list_suffixes(tmp_path) == [0]
   path = checkpoint_format.file_path(tmp_path, 'observation', 0)
   rows = np.concatenate(
-    list(checkpoint_format.read_rows(path, np.uint8, (84, 84)))
+    list(checkpoint_format.read_rows(local_file(path), np.uint8, (84, 84)))
   )
   assert not rows[:3].any()
   np.testing.assert_array_equal(rows[3:], [t.observation for t in transitions])

@@ -200,7 +200,8 @@ def test_read_from_the_cloud(cloud, run, layout, proxy):
     folder, end = pathlib.Path(run).parent, '/run_1'
   else:
     folder, end = pathlib.Path(run), ''
-  prefix = f'{folder.parent.parent.name}/{folder.parent.name}/{folder.name}'
+  names = (layout, *folder.parts[-3:])
+  prefix = '/'.join(names)
   url = cloud.upload(folder, prefix) + end
   source = rlu.RluSource(url, endpoint_url=proxy.endpoint)
   source.suffixes()

@@ -5,7 +5,7 @@ import gin
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import expected_files, source_chain, sources
+from batch_rl_dr3.replay.log import source_chain, sources
 from batch_rl_dr3.runs import retry
 
 
@@ -92,7 +92,7 @@ def test_the_order_is_gin_and_missing_files_are_named(
 
 
 def test_expected_suffixes():
-  assert expected_files.expected_suffixes('Pong', 1) == list(range(51))
+  assert source_chain.expected_suffixes('Pong', 1) == list(range(51))
   absent = [('Breakout', 5)] + [
     (game, 1)
     for game in (
@@ -105,8 +105,8 @@ def test_expected_suffixes():
     )
   ]
   for game, run in absent:
-    assert expected_files.expected_suffixes(game, run) == list(range(50))
-  assert 50 in expected_files.expected_suffixes('IceHockey', 2)
+    assert source_chain.expected_suffixes(game, run) == list(range(50))
+  assert 50 in source_chain.expected_suffixes('IceHockey', 2)
 
 
 def test_a_path_and_its_url_are_one_source(log, tmp_path):
