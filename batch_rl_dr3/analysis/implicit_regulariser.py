@@ -37,11 +37,132 @@ gamma, where (s'_i, a'_i) are a permutation of (s_i, a_i). Out of sample it can
 be lower.
 """
 
+import dataclasses
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 import scipy.linalg
 
-from batch_rl_dr3.analysis import lyapunov, small_network
-from batch_rl_dr3.analysis.small_network import Array
+from batch_rl_dr3.analysis import linear_td
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """Q(x) = v^T tanh(W x), with its second derivatives by hand.
+
+  Its parameters are one vector, theta = (W, v).
+
+  Attributes:
+    num_inputs: m.
+    num_hidden: h.
+  """
+
+  num_inputs: int
+  num_hidden: int
+
+  @property
+  def num_parameters(self) -> int:
+    """Returns d = h m + h."""
+    return self.num_hidden * (self.num_inputs + 1)
+
+  def _hidden(self, theta: Array, inputs: Array) -> tuple[Array, Array]:
+    """Returns tanh(W x), [..., n, h], and v, [..., 1, h]."""
+    split = self.num_hidden * self.num_inputs
+    kernel = theta[..., :split].reshape(
+      *theta.shape[:-1], self.num_hidden, self.num_inputs
+    )
+    hidden = np.tanh(np.tensordot(kernel, inputs, axes=(-1, 1)))
+    return np.swapaxes(hidden, -1, -2), theta[..., np.newaxis, split:]
+
+  def values(self, theta: Array, inputs: Array) -> Array:
+    """Returns Q: float64 [..., n] of theta [..., d] and inputs [n, m]."""
+    hidden, last = self._hidden(theta, inputs)
+    return np.sum(hidden * last, axis=-1)
+
+  def weighted_gradient(
+    self, theta: Array, inputs: Array, weights: Array
+  ) -> Array:
+    """Returns sum_i weights_i dQ_i/dtheta: [..., d] of weights [..., n]."""
+    hidden, last = self._hidden(theta, inputs)
+    weights = weights[..., np.newaxis]
+    slopes = weights * last * (1.0 - hidden**2)
+    by_kernel = np.tensordot(np.swapaxes(slopes, -1, -2), inputs, axes=(-1, 0))
+    flat = by_kernel.reshape(*theta.shape[:-1], -1)
+    return np.concatenate([flat, np.sum(weights * hidden, axis=-2)], axis=-1)
+
+  def gradients(self, theta: Array, inputs: Array) -> Array:
+    """Returns dQ/dtheta: float64 [n, d], of one theta."""
+    return np.stack(
+      [
+        self.weighted_gradient(theta, inputs, row)
+        for row in np.eye(len(inputs))
+      ]
+    )
+
+  def hessians(self, theta: Array, inputs: Array) -> Array:
+    """Returns d^2 Q/dtheta^2: float64 [n, d, d], of one theta."""
+    hidden, last = self._hidden(theta, inputs)
+    slopes = 1.0 - hidden**2
+    curvatures = -2.0 * hidden * slopes * last
+    num_inputs, split = self.num_inputs, self.num_hidden * self.num_inputs
+    result = np.zeros((len(inputs), self.num_parameters, self.num_parameters))
+    for unit in range(self.num_hidden):
+      rows = slice(unit * num_inputs, (unit + 1) * num_inputs)
+      result[:, rows, rows] = (
+        curvatures[:, unit, np.newaxis, np.newaxis]
+        * inputs[:, :, np.newaxis]
+        * inputs[:, np.newaxis, :]
+      )
+      mixed = slopes[:, unit, np.newaxis] * inputs
+      result[:, rows, split + unit] = mixed
+      result[:, split + unit, rows] = mixed
+    return result
+
+
+class Problem(NamedTuple):
+  """Data of which a given theta is a TD fixed point.
+
+  Attributes:
+    network: Q.
+    inputs: float64 [n, m], the (s_i, a_i).
+    next_inputs: float64 [n, m], the (s'_i, a'_i).
+    rewards: float64 [n].
+    gamma: the discount.
+  """
+
+  network: Network
+  inputs: Array
+  next_inputs: Array
+  rewards: Array
+  gamma: float
+
+
+def problem_at(
+  network: Network,
+  theta: Array,
+  inputs: Array,
+  next_inputs: Array,
+  gamma: float,
+) -> Problem:
+  """Returns the problem with the rewards that make theta a fixed point."""
+  rewards = network.values(theta, inputs) - gamma * network.values(
+    theta, next_inputs
+  )
+  return Problem(network, inputs, next_inputs, rewards, gamma)
+
+
+def pseudo_gradient(problem: Problem, theta: Array) -> Array:
+  """Returns g: float64 [..., d] of theta [..., d]."""
+  network = problem.network
+  errors = (
+    network.values(theta, problem.inputs)
+    - problem.rewards
+    - problem.gamma * network.values(theta, problem.next_inputs)
+  )
+  return network.weighted_gradient(theta, problem.inputs, errors)
 
 
 class FixedPoint:
@@ -61,7 +182,7 @@ class FixedPoint:
 
   def __init__(
     self,
-    problem: small_network.Problem,
+    problem: Problem,
     theta: Array,
     step_size: float,
     noise_scale: float = 1.0,
@@ -78,7 +199,7 @@ class FixedPoint:
       ValueError: if theta is no fixed point, or does not satisfy condition (1)
         of the theorem: TD leaves it in the span of the gradients.
     """
-    if np.abs(small_network.pseudo_gradient(problem, theta)).max() > 1e-9:
+    if np.abs(pseudo_gradient(problem, theta)).max() > 1e-9:
       raise ValueError('theta is no fixed point: a TD error is not 0.')
     network = problem.network
     self.problem = problem
@@ -96,7 +217,7 @@ class FixedPoint:
   def _solve_covariance(self) -> Array:
     """Returns Sigma, which lies in V: solved there, in n dimensions."""
     basis = scipy.linalg.orth(self.gradients.T)
-    inner = lyapunov.stationary_covariance(
+    inner = linear_td.stationary_covariance(
       basis.T @ self.pseudo_hessian @ basis,
       basis.T @ self.noise @ basis,
       self.step_size,
@@ -213,6 +334,6 @@ def simulate_drift(
       settled = thetas
     half = rng.normal(size=(num_chains // 2, len(point.gradients)))
     noise = point.noise_scale * np.concatenate([half, -half]) @ point.gradients
-    gradient = small_network.pseudo_gradient(point.problem, thetas) + extra
+    gradient = pseudo_gradient(point.problem, thetas) + extra
     thetas = thetas - point.step_size * (gradient - noise)
   return projection @ (thetas - settled).mean(axis=0) / num_steps

@@ -24,12 +24,18 @@ eigenvalues:
 
 At a transition that ends an episode nothing is backed up and phi'_i counts as
 0; so `discounts`, gamma (1 - terminal_i), take the place of gamma.
+
+With noise in each update w settles into a stationary distribution where TD
+converges; `stationary_covariance` is its covariance (Theorem 3.1).
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy.linalg
+
+from batch_rl_dr3.analysis import feature_measures
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -49,17 +55,17 @@ class Features(NamedTuple):
 
 
 def divergence_ratio(sides: Features) -> float:
-  """Returns sum_i gamma_i phi_i^T phi'_i / sum_i phi_i^T phi_i.
-
-  It is 1 - trace(G) / sum |phi|^2: from 1 on, Proposition 3.2's condition
-  holds. Features that are all 0 satisfy it with equality: 1.
+  """Returns `feature_measures.divergence_ratio`, 1 - trace(G) / sum |phi|^2.
 
   Raises:
     ValueError: if the shapes do not fit together.
   """
   phi, backed_up = _check(sides)
-  norms = float(np.sum(phi * phi))
-  return float(np.sum(phi * backed_up)) / norms if norms else 1.0
+  return float(
+    feature_measures.divergence_ratio(
+      np.sum(phi * backed_up), np.sum(phi * phi)
+    )
+  )
 
 
 def update_matrix(sides: Features) -> npt.NDArray[np.float64]:
@@ -122,3 +128,43 @@ def _check(
       f'discounts must have the shape {phi.shape[:1]}, got {discounts.shape}.'
     )
   return phi, discounts[:, np.newaxis] * successors
+
+
+def stationary_covariance(
+  pseudo_hessian: FloatArray, noise: FloatArray, step_size: float
+) -> npt.NDArray[np.float64]:
+  """Returns Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M.
+
+  The discrete Lyapunov equation of Theorem 3.1 of Kumar et al. 2022
+  (arXiv:2112.04716), by SciPy's solver.
+
+  Args:
+    pseudo_hessian: float [D, D], G.
+    noise: float [D, D], M, symmetric and positive semi-definite.
+    step_size: eta.
+
+  Returns:
+    float64 [D, D], symmetric.
+
+  Raises:
+    ValueError: if the shapes differ, or I - eta G is no contraction, so that
+      noise adds up without end.
+  """
+  hessian, noise = (np.asarray(a, np.float64) for a in (pseudo_hessian, noise))
+  if hessian.ndim != 2 or hessian.shape != hessian.T.shape:
+    raise ValueError(f'G must be a square matrix, got {hessian.shape}.')
+  if noise.shape != hessian.shape:
+    raise ValueError(
+      f'G and M must have one shape, got {hessian.shape} and {noise.shape}.'
+    )
+  transition = np.eye(len(hessian)) - step_size * hessian
+  radius = float(np.abs(np.linalg.eigvals(transition)).max())
+  if radius >= 1.0:
+    raise ValueError(
+      f'I - eta G has the spectral radius {radius:.6g}; there is a stationary '
+      'covariance only below 1.'
+    )
+  covariance = scipy.linalg.solve_discrete_lyapunov(
+    transition, step_size**2 * noise
+  )
+  return (covariance + covariance.T) / 2

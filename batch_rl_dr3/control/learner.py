@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from batch_rl_dr3.analysis import effective_rank
+from batch_rl_dr3.analysis import feature_measures
 from batch_rl_dr3.config import errors, frameworks
 from batch_rl_dr3.control import batches, behaviour_cloning, transitions
 
@@ -159,7 +159,7 @@ class Learner:
     time_steps, policy_steps, _ = self._pairs
     features = self._features(time_steps.observation, policy_steps.action)
     return {
-      'effective_rank': effective_rank.effective_rank(np.asarray(features))
+      'effective_rank': feature_measures.effective_rank(np.asarray(features))
     }
 
   def save(self, prefix: str) -> None:

@@ -10,7 +10,6 @@ import pandas as pd
 from batch_rl_dr3.analysis import (
   implicit_regulariser,
   linear_td,
-  small_network,
 )
 from batch_rl_dr3.config import progress
 from batch_rl_dr3.reporting import figures
@@ -117,7 +116,7 @@ def fixed_points(
   num_points: int,
 ) -> list[tuple[int, implicit_regulariser.FixedPoint]]:
   """Returns fixed points that TD does not leave, with the seed of each."""
-  network = small_network.Network(_NUM_INPUTS, _NUM_HIDDEN)
+  network = implicit_regulariser.Network(_NUM_INPUTS, _NUM_HIDDEN)
   found: list[tuple[int, implicit_regulariser.FixedPoint]] = []
   seed = 0
   while len(found) < num_points:
@@ -125,7 +124,7 @@ def fixed_points(
     inputs = rng.normal(size=(_NUM_DATA, _NUM_INPUTS))
     next_inputs = inputs + 0.7 * rng.normal(size=inputs.shape)
     theta = 0.7 * rng.normal(size=network.num_parameters)
-    problem = small_network.problem_at(
+    problem = implicit_regulariser.problem_at(
       network, theta, inputs, next_inputs, _GAMMA
     )
     try:
@@ -163,10 +162,10 @@ def drifts(num_points: int) -> pd.DataFrame:
       projection = point.null_projection()
 
       def drift(
-        extra: small_network.Array | None = None,
+        extra: implicit_regulariser.Array | None = None,
         point: implicit_regulariser.FixedPoint = point,
         seed: int = seed,
-      ) -> small_network.Array:
+      ) -> implicit_regulariser.Array:
         bar.update()
         return implicit_regulariser.simulate_drift(
           point, _NUM_CHAINS, _NUM_STEPS, _BURN_IN, seed, extra
@@ -196,7 +195,9 @@ def drifts(num_points: int) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
-def _cosine(a: small_network.Array, b: small_network.Array) -> float:
+def _cosine(
+  a: implicit_regulariser.Array, b: implicit_regulariser.Array
+) -> float:
   return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 

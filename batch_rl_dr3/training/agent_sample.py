@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.agents import offline, store_agent
-from batch_rl_dr3.analysis import effective_rank
+from batch_rl_dr3.analysis import feature_measures
 
 _HELD_OUT_RANK = f'{store_agent.HELD_OUT}effective_rank'
 # Keeps the held-out sample's draw apart from that of the training rows.
@@ -93,12 +93,12 @@ class AgentSample:
     """See `metrics.Sample`."""
     features = self._agent.features(self._states)
     measured: dict[str, float] = {
-      'effective_rank': effective_rank.effective_rank(features),
-      'dead_fraction': effective_rank.dormant_fraction(features, tau=0.0),
-      'dormant_fraction': effective_rank.dormant_fraction(features),
+      'effective_rank': feature_measures.effective_rank(features),
+      'dead_fraction': feature_measures.dormant_fraction(features, tau=0.0),
+      'dormant_fraction': feature_measures.dormant_fraction(features),
     }
     if self._held_out:
-      measured[_HELD_OUT_RANK] = effective_rank.effective_rank(
+      measured[_HELD_OUT_RANK] = feature_measures.effective_rank(
         self._agent.features(self._held_out_states)
       )
     return measured

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from absl import logging
 import tensorflow as tf
 
+from batch_rl_dr3.analysis import feature_measures
 from batch_rl_dr3.runs import metric_rows, run_directory
 
 _RATIO = 'divergence_ratio'
@@ -108,7 +109,11 @@ class MetricsLog:
     """Measures, writes and returns one row."""
     rate = self._rows.rate(steps)
     row: dict[str, Any] = dict(self._sample.measure())
-    row[_RATIO] = _divergence_ratio(row)
+    row[_RATIO] = float(
+      feature_measures.divergence_ratio(
+        row['discounted_dot_product'], row['feature_norm_squared']
+      )
+    )
     self._warn_of_divergence(row[_RATIO], steps)
     if steps % self._effective_rank_period == 0:
       row |= self._sample.measure_features()
@@ -150,15 +155,3 @@ class MetricsLog:
       summary.value.add(tag=metric_rows.tag(name), simple_value=value)
     self._writer.add_summary(summary, steps)
     self._writer.flush()
-
-
-def _divergence_ratio(metrics: Mapping[str, float]) -> float:
-  """Returns Proposition 3.2's ratio, `linear_td.divergence_ratio`, of metrics.
-
-  From 1 on, linear TD-learning on the features does not converge.
-
-  Args:
-    metrics: means over the same transitions.
-  """
-  norms = metrics['feature_norm_squared']
-  return metrics['discounted_dot_product'] / norms if norms else 1.0

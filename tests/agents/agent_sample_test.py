@@ -5,7 +5,7 @@ import pytest
 
 import batch_rl_dr3  # noqa: F401
 from batch_rl_dr3.agents import dqn
-from batch_rl_dr3.analysis import effective_rank
+from batch_rl_dr3.analysis import feature_measures
 from batch_rl_dr3.training import agent_sample
 
 HELD_OUT = {
@@ -55,7 +55,7 @@ def test_features_of_both_samples(make_agent, held_out_store):
   assert measured['dead_fraction'] == np.mean((features == 0).all(axis=0))
   assert measured['dead_fraction'] <= measured['dormant_fraction'] < 1
   held_out = agent.features(sample._held_out_states)
-  assert measured['held_out_effective_rank'] == effective_rank.effective_rank(
+  assert measured['held_out_effective_rank'] == feature_measures.effective_rank(
     held_out
   )
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from batch_rl_dr3.agents import penalties
-from batch_rl_dr3.analysis import lyapunov
+from batch_rl_dr3.analysis import linear_td
 
 PHI = np.array([[1.0, 2.0], [3.0, 0.0]])
 BACKED_UP = np.array([[0.0, 0.0], [-2.0, 0.5]])  # The first ends its episode.
@@ -80,7 +80,7 @@ def test_at_its_period_the_covariance_is_scipys(session, batch):
   noise = PHI.T @ PHI / 2
   hessian = PHI.T @ (PHI - BACKED_UP) / 2
   damped = hessian + 0.1 * np.trace(noise) / 2 * np.eye(2)
-  expected = lyapunov.stationary_covariance(
+  expected = linear_td.stationary_covariance(
     damped, noise, 0.1 / np.trace(noise)
   )
   expected *= 2 / np.trace(expected)

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from batch_rl_dr3.agents import lyapunov
-from batch_rl_dr3.analysis import lyapunov as reference
+from batch_rl_dr3.analysis import linear_td as reference
 
 
 def solve(session, hessian, noise, step_size, dtype=tf.float64, **kwargs):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.agents import dqn, penalties
-from batch_rl_dr3.analysis import lyapunov
+from batch_rl_dr3.analysis import linear_td
 
 # isort: split
 import tensorflow as tf
@@ -81,7 +81,7 @@ def test_covariance_and_coefficient_are_those_of_the_state(
     for name in ('pseudo_hessian', 'noise', 'covariance')
   )
   damping = 0.1 * np.trace(noise) / 128
-  expected = lyapunov.stationary_covariance(
+  expected = linear_td.stationary_covariance(
     hessian + damping * np.eye(128), noise, 0.1 / np.trace(noise)
   )
   expected *= 128 / np.trace(expected)

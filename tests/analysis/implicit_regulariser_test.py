@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.analysis import implicit_regulariser as theorem
-from batch_rl_dr3.analysis import lyapunov, small_network
+from batch_rl_dr3.analysis import linear_td
 
-NETWORK = small_network.Network(3, 8)
+NETWORK = theorem.Network(3, 8)
 GAMMA = 0.9
 
 
@@ -19,7 +19,7 @@ def fixed_point(seed=1, step_size=0.05, noise_scale=0.03, permuted=False):
   if permuted:
     next_inputs = inputs[rng.permutation(4)]
   theta = 0.7 * rng.normal(size=NETWORK.num_parameters)
-  problem = small_network.problem_at(NETWORK, theta, inputs, next_inputs, GAMMA)
+  problem = theorem.problem_at(NETWORK, theta, inputs, next_inputs, GAMMA)
   return theorem.FixedPoint(problem, theta, step_size, noise_scale)
 
 
@@ -46,9 +46,7 @@ def cosine(a, b):
 def test_values_by_hand():
   # One hidden unit: Q = v tanh(w x) with w = (0.5, 0, 0), v = 2, x = (1, 9, 9).
   theta = np.array([0.5, 0.0, 0.0, 2.0])
-  values = small_network.Network(3, 1).values(
-    theta, np.array([[1.0, 9.0, 9.0]])
-  )
+  values = theorem.Network(3, 1).values(theta, np.array([[1.0, 9.0, 9.0]]))
   np.testing.assert_allclose(values, [2 * np.tanh(0.5)])
 
 
@@ -69,8 +67,8 @@ def test_gradients_and_hessians_by_finite_differences(point):
 def test_many_parameters_at_once_equal_one_by_one(point):
   thetas = point.theta + 0.1 * np.random.default_rng(0).normal(size=(5, 32))
   np.testing.assert_allclose(
-    small_network.pseudo_gradient(point.problem, thetas),
-    [small_network.pseudo_gradient(point.problem, theta) for theta in thetas],
+    theorem.pseudo_gradient(point.problem, thetas),
+    [theorem.pseudo_gradient(point.problem, theta) for theta in thetas],
   )
 
 
@@ -78,7 +76,7 @@ def test_the_pseudo_hessian_is_the_pseudo_gradients_derivative(point):
   np.testing.assert_allclose(
     point.pseudo_hessian,
     derivative(
-      lambda t: small_network.pseudo_gradient(point.problem, t), point.theta
+      lambda t: theorem.pseudo_gradient(point.problem, t), point.theta
     ),
     atol=1e-8,
   )
@@ -143,9 +141,7 @@ def test_the_field_is_the_second_order_term_by_finite_differences(point):
   second = 0.0
   for value, vector in zip(values[-4:], vectors.T[-4:], strict=True):
     up, down = (
-      small_network.pseudo_gradient(
-        point.problem, point.theta + sign * step * vector
-      )
+      theorem.pseudo_gradient(point.problem, point.theta + sign * step * vector)
       for sign in (1, -1)
     )
     second = second + value * (up + down) / step**2
@@ -206,10 +202,10 @@ def test_a_fixed_point_that_td_leaves_is_refused():
 
 def test_a_covariance_needs_a_contraction():
   with pytest.raises(ValueError, match='spectral radius 1'):
-    lyapunov.stationary_covariance(np.diag([1.0, 0.0]), np.eye(2), 0.1)
+    linear_td.stationary_covariance(np.diag([1.0, 0.0]), np.eye(2), 0.1)
   # s = (1 - 0.5)^2 s + 0.25 * 3: s = 1.
   np.testing.assert_allclose(
-    lyapunov.stationary_covariance(np.eye(1), np.eye(1) * 3, 0.5), [[1.0]]
+    linear_td.stationary_covariance(np.eye(1), np.eye(1) * 3, 0.5), [[1.0]]
   )
 
 
@@ -227,9 +223,7 @@ def test_out_of_sample_backups_fall_below_the_bound():
   rng = np.random.default_rng(5)
   inputs = rng.normal(size=(2, 3))
   theta = 0.3 * rng.normal(size=NETWORK.num_parameters)
-  problem = small_network.problem_at(
-    NETWORK, theta, inputs, 1.05 * inputs, GAMMA
-  )
+  problem = theorem.problem_at(NETWORK, theta, inputs, 1.05 * inputs, GAMMA)
   point = theorem.FixedPoint(problem, theta, 0.05)
   floor = point.step_size * (1 - GAMMA) * point.first_term()
   assert 0 < point.regulariser() < 0.8 * floor

@@ -1,4 +1,8 @@
-"""Measures of a feature matrix: effective rank, dormant features."""
+"""Measures of features: effective rank, dormant share, Proposition 3.2's ratio.
+
+This is where each is defined; training, reports and checkpoint selection all
+use these definitions.
+"""
 
 from typing import Any
 
@@ -62,3 +66,27 @@ def dormant_fraction(
   """
   activity = np.abs(np.asarray(features, np.float64)).mean(axis=0)
   return float(np.mean(activity <= tau * activity.mean()))
+
+
+def divergence_ratio(
+  discounted_dot_product: npt.ArrayLike, feature_norm_squared: npt.ArrayLike
+) -> npt.NDArray[np.float64]:
+  """Returns Proposition 3.2's ratio: from 1 on, linear TD does not converge.
+
+  sum_i gamma_i phi_i^T phi'_i / sum_i phi_i^T phi_i with gamma_i = gamma (1 -
+  terminal_i): where an episode ends nothing is backed up. Features that are
+  all 0 satisfy the condition with equality: 1. See `linear_td`.
+
+  Args:
+    discounted_dot_product: float, any shape: the numerator, a sum or a mean.
+    feature_norm_squared: float of the same shape: the denominator, likewise
+      over the same transitions.
+
+  Returns:
+    float64 of that shape.
+  """
+  dots, norms = np.broadcast_arrays(
+    np.asarray(discounted_dot_product, np.float64),
+    np.asarray(feature_norm_squared, np.float64),
+  )
+  return np.divide(dots, norms, out=np.ones(dots.shape), where=norms != 0)
