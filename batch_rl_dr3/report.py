@@ -16,13 +16,14 @@ several. Runs that are still training are shown as far as they are. A report
 that is already there is replaced, once the new one is whole. Of runs in a
 bucket, --runs='gs://BUCKET/RUNS/**', what has changed is fetched first.
 
-  --watch[=SECONDS]  goes on, and writes the report again when runs change
-  --serve[=PORT]     serves a live page of the runs in progress in place of
-                     writing a report, and the last report under /report/;
-                     together with --watch that is kept up to date
+  --watch[=SECONDS]  goes on, and writes the report again when runs change; the
+                     page loads itself again, and begins with a row a run:
+                     state, gradient steps, rate, time left, why it failed
+  --serve[=PORT]     serves the report's folder on 127.0.0.1; together with
+                     --watch it is kept up to date
 
-Both go on until Ctrl-C or SIGTERM, and wait for runs that are not there yet.
-The page is for this machine alone unless --host says otherwise.
+Both go on until Ctrl-C or SIGTERM; --watch waits for runs that are not there
+yet.
 
   python -m batch_rl_dr3.report --preset=dr3_atari17 --runs='RUNS/**'
 
@@ -118,14 +119,8 @@ def define_flags() -> None:
   _define_optional_number(
     'serve',
     _OptionalNumber(_DEFAULT_PORT, int, 0, 65_535),
-    'Serve a live page of the runs; --serve=PORT is where '
+    "Serve the report's folder to this machine; --serve=PORT is where "
     f'({_DEFAULT_PORT}; 0 takes a free one).',
-  )
-  flags.DEFINE_string(
-    'host',
-    '127.0.0.1',
-    'With --serve: the address to listen on. Any but a local one shows the '
-    'runs to everybody who can reach this machine.',
   )
   flags.DEFINE_enum(
     'preset',
@@ -193,7 +188,13 @@ def main() -> None:
       "no runs given: name them, such as --runs='runs/quickstart/*'."
     )
   # Imported here so that --help and usage errors are instant.
-  from batch_rl_dr3.reporting import page, reference, run_reader, statistics
+  from batch_rl_dr3.reporting import (
+    page,
+    reference,
+    run_reader,
+    statistics,
+    watch,
+  )
 
   options = page.Options(
     preset=FLAGS.preset,
@@ -203,6 +204,7 @@ def main() -> None:
     cache=_open_cache(),
     # A process with a server's threads in it must not fork.
     num_processes=1 if FLAGS.serve is not None else FLAGS.num_processes,
+    refresh_seconds=FLAGS.watch,
   )
   view = run_globs.RunGlobs(FLAGS.runs, FLAGS.cache_dir, run_reader.CONTENTS)
   if view.is_remote and not (FLAGS.output_dir and FLAGS.cache_dir):
@@ -214,17 +216,8 @@ def main() -> None:
     page.write_report, view.patterns, FLAGS.output_dir, options
   )
   if FLAGS.serve is not None or FLAGS.watch is not None:
-    from batch_rl_dr3.reporting import live
-
     with view.kept_fresh(FLAGS.watch or _DEFAULT_WATCH_SECONDS):
-      live.run(
-        view.patterns,
-        FLAGS.output_dir,
-        FLAGS.serve,
-        FLAGS.host,
-        FLAGS.watch,
-        write,
-      )
+      watch.follow(view.patterns, write, FLAGS.watch, FLAGS.serve)
     return
   index = write()
   print(f'report: {index}')

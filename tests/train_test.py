@@ -15,7 +15,7 @@ import pytest
 
 from batch_rl_dr3 import select, train
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import live_runs, selection
+from batch_rl_dr3.reporting import run_reader, selection, watch
 from batch_rl_dr3.runs import run_directory
 
 
@@ -124,8 +124,9 @@ def test_what_a_run_leaves_can_be_ranked_and_shown(
     rule.name for rule in selection.RULES
   ]
   assert {checkpoint for _, _, checkpoint in ranked} <= {'0', '1'}
-  (shown,) = live_runs.LiveRuns([str(tmp_path / 'run')]).snapshot()['runs']
-  assert (shown['state'], shown['steps'], shown['total_steps']) == (
+  (run,) = run_reader.load([str(tmp_path / 'run')]).runs
+  shown = watch.progress(run)
+  assert (shown.state, shown.steps, shown.total_steps) == (
     'finished',
     60,
     60,
@@ -152,8 +153,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(train_here, tmp_path):
   last = read(tmp_path / run_directory.METRICS)[-1]
   assert int(last['gradient_steps']) == failed['gradient_steps'] > 0
   assert not np.isfinite(float(last['loss_total']))
-  (shown,) = live_runs.LiveRuns([str(tmp_path)]).snapshot()['runs']
-  assert (shown['state'], shown['error']) == ('diverged', message)
+  (run,) = run_reader.load([str(tmp_path)]).runs
+  shown = watch.progress(run)
+  assert (shown.state, shown.error) == ('diverged', message)
 
 
 def test_a_directory_of_another_run_is_refused_unless_overwritten(

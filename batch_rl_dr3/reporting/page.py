@@ -25,6 +25,7 @@ from batch_rl_dr3.reporting import (
   statistics,
   study_figures,
   study_tables,
+  watch,
 )
 from batch_rl_dr3.reporting import study as study_lib
 from batch_rl_dr3.reporting.overview import Content, Section
@@ -188,6 +189,8 @@ class Options:
     cache: where what was read of runs is kept; None keeps nothing.
     num_processes: how many runs are read, and figures of a study drawn, at a
       time.
+    refresh_seconds: after which the page loads itself again, and begins with
+      how each run stands; None for a page of runs as they are.
   """
 
   preset: str | None = None
@@ -200,6 +203,7 @@ class Options:
   allow_mixed: bool = False
   cache: run_reader.RunCache | None = None
   num_processes: int = 1
+  refresh_seconds: float | None = None
 
 
 def write_report(
@@ -224,7 +228,13 @@ def write_report(
     WriteError: if it cannot be written.
   """
   options = options or Options()
-  collection = run_reader.load(patterns, options.cache, options.num_processes)
+  is_followed = options.refresh_seconds is not None
+  collection = run_reader.load(
+    patterns,
+    options.cache,
+    options.num_processes,
+    leave_out_unreadable=is_followed,
+  )
   if output_dir is None:
     target = collection.parent / 'report'
   else:
@@ -239,7 +249,10 @@ def write_report(
   new = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
   try:
     _write(new, html, content)
-    _replace(target, new)
+    if is_followed and target.is_dir():
+      _update(target, new)
+    else:
+      _replace(target, new)
   except OSError as error:
     raise run_directory.WriteError(target, error) from error
   finally:
@@ -277,7 +290,12 @@ def make(
       options.bootstrap,
       options.num_processes,
     )
-  return _render(content, warnings), content
+  if options.refresh_seconds is not None:
+    standing = overview.Section('', [watch.progress_table(collection)])
+    content = dataclasses.replace(
+      content, sections=[standing, *content.sections]
+    )
+  return _render(content, warnings, options.refresh_seconds), content
 
 
 def _refuse_foreign(target: pathlib.Path) -> None:
@@ -325,7 +343,25 @@ def _replace(target: pathlib.Path, new: pathlib.Path) -> None:
   shutil.rmtree(old, ignore_errors=True)
 
 
-def _render(content: overview.Content, warnings: Sequence[str]) -> str:
+def _update(target: pathlib.Path, new: pathlib.Path) -> None:
+  """Puts the files of `new` into `target` one by one, the page last.
+
+  A page that loads itself again finds one at any moment.
+  """
+  kept = {path.relative_to(new) for path in new.rglob('*') if path.is_file()}
+  for name in sorted(kept, key=lambda name: name.name == INDEX):
+    (target / name).parent.mkdir(exist_ok=True)
+    (new / name).replace(target / name)
+  for path in target.rglob('*'):
+    if path.is_file() and path.relative_to(target) not in kept:
+      path.unlink()
+
+
+def _render(
+  content: overview.Content,
+  warnings: Sequence[str],
+  refresh_seconds: float | None,
+) -> str:
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
     autoescape=True,
@@ -338,6 +374,7 @@ def _render(content: overview.Content, warnings: Sequence[str]) -> str:
   return environment.get_template(_TEMPLATE).render(
     content=content,
     warnings=warnings,
+    refresh_seconds=refresh_seconds,
     made=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
   )
 

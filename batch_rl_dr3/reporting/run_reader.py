@@ -271,11 +271,14 @@ class Collection:
     runs: in the order in which a reader expects them.
     parent: the folder that holds them all.
     skipped: what the patterns matched that is no run directory.
+    unreadable: names of damaged runs, with the reason, where these were asked
+      to be left out.
   """
 
   runs: tuple[Run, ...]
   parent: pathlib.Path
   skipped: tuple[pathlib.Path, ...]
+  unreadable: tuple[tuple[str, str], ...] = ()
 
   @property
   def settings(self) -> list[Setting]:
@@ -300,6 +303,7 @@ def load(
   cache: RunCache | None = None,
   num_processes: int = 1,
   quantities: Sequence[str] = METRICS,
+  leave_out_unreadable: bool = False,
 ) -> Collection:
   """Returns the runs that glob patterns match.
 
@@ -309,6 +313,8 @@ def load(
     num_processes: how many runs are read into the cache at a time; more than
       1 forks.
     quantities: columns of metrics.csv to read. A cache holds `METRICS` alone.
+    leave_out_unreadable: whether damaged runs are named in the collection, not
+      raised, as long as there are others.
 
   Raises:
     DataError: if a pattern matches nothing, nothing that matches is a run, a
@@ -316,7 +322,7 @@ def load(
     WriteError: if the cache cannot be written.
   """
   names = _match(patterns)
-  folders = _folders_of_runs(names)
+  folders = [name for name in names if is_run(name)]
   if not folders:
     raise errors.DataError(
       f'{_quoted(patterns)} matches no run directory: {names[0]} holds '
@@ -332,9 +338,17 @@ def load(
     # To send tables from process to process would take as long as to read them.
     fills = [functools.partial(_fill_cache, path, cache) for path in paths]
     run_tasks(fills, num_processes, 'reading', 'run')
-  runs = [_read_run(path, parent, cache, quantities) for path in paths]
+  runs, damaged = [], []
+  for path in paths:
+    try:
+      runs.append(_read_run(path, parent, cache, quantities))
+    except errors.DataError as error:
+      damaged.append((os.path.relpath(path, parent), error))
+  if damaged and not (runs and leave_out_unreadable):
+    raise damaged[0][1]
   _refuse_duplicates(runs)
-  return Collection(tuple(_sorted(runs)), parent, skipped)
+  unreadable = tuple((name, str(error)) for name, error in damaged)
+  return Collection(tuple(_sorted(runs)), parent, skipped, unreadable)
 
 
 def _match(patterns: Sequence[str]) -> list[str]:
@@ -357,14 +371,10 @@ def _match(patterns: Sequence[str]) -> list[str]:
   return sorted(found)
 
 
-def _folders_of_runs(names: Iterable[str]) -> list[str]:
-  """Returns the names that are run directories."""
+def is_run(folder: str) -> bool:
+  """Returns whether a folder is a run directory."""
   marks = (run_directory.PROVENANCE, run_directory.METRICS)
-  return [
-    name
-    for name in names
-    if any(os.path.isfile(os.path.join(name, mark)) for mark in marks)
-  ]
+  return any(os.path.isfile(os.path.join(folder, mark)) for mark in marks)
 
 
 def _outside(

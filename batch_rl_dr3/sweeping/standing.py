@@ -10,7 +10,7 @@ import os
 import pathlib
 import time
 
-from batch_rl_dr3.reporting import live_run
+from batch_rl_dr3.reporting import watch
 from batch_rl_dr3.runs import attempt_record, lease, mirror, run_directory
 from batch_rl_dr3.sweeping.run import Run
 
@@ -105,16 +105,14 @@ def _read(run: Run, runs: _Path, results_dir: str | None) -> Standing:
   if not folder.is_dir():
     return Standing(run, WAITING, 0, total)
   record = attempt_record.read(folder)
-  rows = live_run.last_rows(folder / run_directory.METRICS)
+  rows = watch.last_rows(folder / run_directory.METRICS)
   steps = int(rows[-1]['gradient_steps']) if rows else 0
-  rate, interval = live_run.pace(rows)
+  rate, interval = watch.pace(rows)
   if record.is_set_aside:
     return Standing(
       run, FAILED, steps, total, None, record.error, record.attempts
     )
-  patience = max(
-    live_run.STALLED_SECONDS, live_run.STALLED_INTERVALS * interval
-  )
+  patience = max(watch.STALLED_SECONDS, watch.STALLED_INTERVALS * interval)
   # What is written after the end of the last attempt is somebody else's.
   life = _newest(folder, _SIGNS_OF_LIFE)
   is_over = record.exit_code is not None and life <= _newest(
@@ -122,7 +120,7 @@ def _read(run: Run, runs: _Path, results_dir: str | None) -> Standing:
   )
   is_quiet = time.time() - life > patience
   # By hand or not, what failed has left word until it is begun again.
-  failure = live_run.failure(folder)['message']
+  failure = watch.failure(folder)['message']
   state = STALLED if is_over or is_quiet or failure else RUNNING
   return Standing(
     run,
@@ -159,9 +157,7 @@ def measured_rates(
   for run in runs_of_sweep:
     folder = pathlib.Path(runs) / run.folder
     if attempt_record.is_finished(folder, run.num_iterations):
-      rate, _ = live_run.pace(
-        live_run.last_rows(folder / run_directory.METRICS)
-      )
+      rate, _ = watch.pace(watch.last_rows(folder / run_directory.METRICS))
       if rate is not None:
         rates.setdefault(run.method, []).append(rate)
   return rates

@@ -1,0 +1,366 @@
+"""How runs stand now, and a report that follows them."""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import csv
+import dataclasses
+import functools
+import glob
+from http import server
+import json
+import os
+import pathlib
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from batch_rl_dr3.config import errors, signals
+from batch_rl_dr3.reporting import methods, run_reader, tables
+from batch_rl_dr3.runs import csv_file, run_directory
+
+# A run is in one of these states, those that ask for a look first. Nothing on
+# disk says that a process was killed, so one that was, was stopped or hangs is
+# 'stalled', and so is one that says that it failed of anything but divergence.
+RUNNING, STARTING, FINISHED = 'running', 'starting', 'finished'
+STALLED, DIVERGED, UNREADABLE = 'stalled', 'diverged', 'unreadable'
+STATES = (DIVERGED, UNREADABLE, STALLED, RUNNING, STARTING, FINISHED)
+# A run is stalled after so many of its row intervals without a change, and not
+# before so many seconds: play between iterations writes no rows.
+STALLED_INTERVALS = 10
+STALLED_SECONDS = 120.0
+# Rows that a rate is the median of, and bytes that hold at least so many.
+_RATE_ROWS = 5
+_TAIL_BYTES = 4096
+_FILES = (
+  run_directory.PROVENANCE,
+  run_directory.METRICS,
+  run_directory.SCORES,
+  run_directory.FAILED,
+  run_directory.FINISHED,
+)
+
+
+def last_rows(path: pathlib.Path) -> list[dict[str, str]]:
+  """Returns the last five whole rows of a CSV file, reading only its end."""
+  if not path.exists():
+    return []
+  with open(path, 'rb') as file:
+    header = file.readline()
+    end = file.seek(0, os.SEEK_END)
+    start = max(len(header), end - _TAIL_BYTES)
+    file.seek(start)
+    lines = file.read().split(b'\n')[:-1]
+  # The first line may have lost its beginning, if it is not the file's first.
+  whole = lines if start == len(header) else lines[1:]
+  text = [line.decode() for line in (header, *whole[-_RATE_ROWS:])]
+  return list(csv.DictReader(text))
+
+
+def pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
+  """Returns gradient steps per second, and seconds between rows of metrics.
+
+  The rate is the median of the last rows' and None if none is known; the
+  seconds are 0 then.
+  """
+  rates = pd.to_numeric(
+    pd.Series(
+      [row.get('gradient_steps_per_second') for row in rows], dtype=object
+    ),
+    errors='coerce',
+  ).dropna()
+  rates = rates[np.isfinite(rates) & (rates > 0)]
+  if rates.empty:
+    return None, 0.0
+  rate = float(rates.median())
+  steps = [int(float(row[csv_file.STEPS])) for row in rows[-2:]]
+  return rate, abs(steps[-1] - steps[0]) / rate
+
+
+def failure(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the error that ended the last attempt; empty texts for none."""
+  failed: dict[str, Any] = {}
+  path = folder / run_directory.FAILED
+  if path.exists():
+    failed = json.loads(path.read_text())
+  return {name: str(failed.get(name, '')) for name in ('error', 'message')}
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """How a run stands.
+
+  Attributes:
+    name: the folder.
+    method: as it is shown; '' of an unreadable run.
+    game: and its data set.
+    seed: of training, as text.
+    state: one of `STATES`.
+    error: why it failed or cannot be read; '' of others.
+    steps: gradient steps done.
+    total_steps: to do; None if unknown.
+    rate: gradient steps a second; None unless it runs and one is known.
+    quiet_seconds: since one of its files changed.
+  """
+
+  name: str
+  method: str
+  game: str
+  seed: str
+  state: str
+  error: str
+  steps: int
+  total_steps: int | None
+  rate: float | None
+  quiet_seconds: float
+
+  @property
+  def seconds_left(self) -> float | None:
+    """Until its last gradient step, at its rate; play is not counted."""
+    if self.total_steps is None or not self.rate:
+      return None
+    return max(0, self.total_steps - self.steps) / self.rate
+
+
+def progress(run: run_reader.Run) -> Progress:
+  """Returns how a run stands by its files, now."""
+  rate, interval = pace(last_rows(run.folder / run_directory.METRICS))
+  done = run.num_gradient_steps
+  total = run.provenance.get('total_gradient_steps')
+  total = total if isinstance(total, int) and total > 0 else None
+  failed = failure(run.folder)
+  quiet = _quiet_seconds(run.folder)
+  state = _state(run, total, failed['error'])
+  patience = max(STALLED_SECONDS, STALLED_INTERVALS * interval)
+  if state in (RUNNING, STARTING) and quiet > patience:
+    state = STALLED
+  return Progress(
+    name=run.name,
+    method=methods.display_name(run.method),
+    game=run.setting.label,
+    seed=run.seed,
+    state=state,
+    error='' if state == FINISHED else failed['message'],
+    steps=done,
+    total_steps=total,
+    rate=rate if state == RUNNING else None,
+    quiet_seconds=quiet,
+  )
+
+
+def _state(run: run_reader.Run, total: int | None, error: str) -> str:
+  series = [run.series(n) for n in (run_reader.RETURN, *run_reader.METRICS)]
+  last = [float(values.iloc[-1]) for values in series if len(values)]
+  if run.finished and (total is None or run.num_gradient_steps >= total):
+    return FINISHED
+  if error == 'DivergedError' or not np.isfinite(last).all():
+    return DIVERGED
+  if error:
+    return STALLED
+  return RUNNING if len(run.metrics) else STARTING
+
+
+def _quiet_seconds(folder: pathlib.Path) -> float:
+  """Returns the seconds since a file of a run changed; 0 of a future date."""
+  dates = [entry[1] / 1e9 for entry in _stamp(folder) if entry]
+  return max(0.0, time.time() - max(dates, default=time.time()))
+
+
+def _stamp(folder: pathlib.Path) -> run_reader.Stamp:
+  return run_reader.stamp([folder / name for name in _FILES])
+
+
+def progress_table(collection: run_reader.Collection) -> tables.Table:
+  """Returns a row a run, those that ask for a look first."""
+  found = [progress(run) for run in collection.runs]
+  found += [
+    Progress(name, '', '', '', UNREADABLE, reason, 0, None, None, 0.0)
+    for name, reason in collection.unreadable
+  ]
+  found.sort(key=lambda p: (STATES.index(p.state), p.name))
+  return tables.build(
+    'progress',
+    'How the runs stand',
+    'Stalled: its files have not changed for long, or it was stopped. Rate: '
+    'gradient steps a second, the median of the last rows. Left: until the '
+    'last gradient step at that rate, without evaluations.',
+    'There are no runs.',
+    (
+      tables.text('name', 'Run'),
+      tables.text('state', 'State'),
+      tables.text('method', 'Method'),
+      tables.text('game', 'Game'),
+      tables.text('seed', 'Seed'),
+      tables.Column(('steps', 'total_steps'), 'Gradient steps', _of_total),
+      tables.Column('rate', 'Rate'),
+      tables.Column('seconds_left', 'Left', duration),
+      tables.Column('quiet_seconds', 'Changed', _ago),
+      tables.text('error', 'Why', when='known'),
+    ),
+    [
+      dataclasses.asdict(p)
+      | {'seconds_left': p.seconds_left, 'error': p.error or None}
+      for p in found
+    ],
+  )
+
+
+def _of_total(steps: int, total: float | None) -> str:
+  return f'{steps:,}' + ('' if pd.isna(total) else f' of {total:,.0f}')
+
+
+def duration(seconds: float | None) -> str:
+  """Returns '40 s', '12 min', '3.5 h' or a dash."""
+  if seconds is None or pd.isna(seconds):
+    return tables.MISSING
+  if seconds < 120:
+    return f'{seconds:.0f} s'
+  if seconds < 7200:
+    return f'{seconds / 60:.0f} min'
+  return f'{seconds / 3600:.1f} h'
+
+
+def _ago(seconds: float) -> str:
+  return f'{duration(seconds)} ago'
+
+
+def _signature(patterns: Sequence[str]) -> dict[str, Any]:
+  """Returns what differs when a report would: files, and how long unchanged.
+
+  A run goes from running to stalled without a change of its files. So the
+  number of times that its silence has doubled counts, from the least patience.
+  """
+  found: dict[str, Any] = {}
+  for pattern in patterns:
+    for name in glob.glob(os.path.expanduser(pattern), recursive=True):
+      folder = pathlib.Path(name)
+      if run_reader.is_run(name):
+        quiet = _quiet_seconds(folder)
+        doublings = int(np.log2(max(1.0, 2 * quiet / STALLED_SECONDS)))
+        found[name] = _stamp(folder), doublings
+  return found
+
+
+def watch(
+  patterns: Sequence[str],
+  write: Callable[[], os.PathLike[str]],
+  seconds: float,
+  stop: threading.Event,
+) -> None:
+  """Writes a report, and again whenever a run has changed, until stopped.
+
+  Runs that cannot be reported, or are not there yet, are waited for: what is
+  wrong is said once.
+
+  Args:
+    patterns: globs of run directories.
+    write: writes the report and returns its page.
+    seconds: between two looks at the runs, or longer, so that at most half
+      of the time is spent on reports.
+    stop: set to end.
+
+  Raises:
+    UsageError: if the report's folder holds anything else.
+    WriteError: if it cannot be written.
+  """
+  seen: object = None
+  said = ''
+  while not stop.is_set():
+    start = time.monotonic()
+    # Taken before they are read: what changes meanwhile is seen next time.
+    now = _signature(patterns)
+    if now != seen:
+      seen = now
+      try:
+        print(f'report: {write()}', flush=True)
+        said = ''
+      except errors.DataError as error:
+        if str(error) != said:
+          said = str(error)
+          print(f'waiting: {said}', file=sys.stderr, flush=True)
+    # A thousand runs take a minute to report on, and change all the time.
+    stop.wait(max(seconds, time.monotonic() - start))
+
+
+class _QuietHandler(server.SimpleHTTPRequestHandler):
+  """Does not log each request, and has nothing kept by a browser."""
+
+  def log_message(self, *_: Any) -> None:
+    """Logs nothing."""
+
+  def end_headers(self) -> None:
+    """Ends them with one more."""
+    self.send_header('Cache-Control', 'no-store')
+    super().end_headers()
+
+
+@contextlib.contextmanager
+def serve(folder: str | os.PathLike[str], port: int) -> Iterator[str]:
+  """Serves a folder to this machine alone, and yields its address.
+
+  Args:
+    folder: what is served; it may come later.
+    port: the port; 0 takes a free one.
+
+  Raises:
+    UsageError: if it cannot listen there.
+  """
+  handler = functools.partial(_QuietHandler, directory=os.fspath(folder))
+  try:
+    listener = server.ThreadingHTTPServer(('127.0.0.1', port), handler)
+  except OSError as error:
+    raise errors.UsageError(
+      f'cannot listen on port {port}: {error.strerror}. Choose another by '
+      '--serve=PORT.'
+    ) from error
+  with listener:
+    thread = threading.Thread(target=listener.serve_forever, daemon=True)
+    thread.start()
+    try:
+      yield f'http://127.0.0.1:{listener.server_port}/'
+    finally:
+      listener.shutdown()
+      thread.join()
+
+
+def follow(
+  patterns: Sequence[str],
+  write: Callable[[], os.PathLike[str]],
+  seconds: float | None,
+  port: int | None,
+) -> None:
+  """Keeps a report up to date, serves its folder, or both, until stopped.
+
+  Args:
+    patterns: globs of run directories.
+    write: writes the report and returns its page.
+    seconds: between looks at the runs; None writes it once.
+    port: where its folder is served once it is there; None serves nothing.
+
+  Raises:
+    UsageError: if it cannot be served there.
+    WriteError: if the report cannot be written.
+  """
+  stop = threading.Event()
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(signals.handling(lambda _: stop.set()))
+    is_served = port is None
+
+    def write_and_serve() -> os.PathLike[str]:
+      nonlocal is_served
+      index = write()
+      if not is_served:
+        folder = os.path.dirname(index)
+        address = stack.enter_context(serve(folder, port or 0))
+        print(f'serving: {address} (Ctrl-C ends it)', flush=True)
+        is_served = True
+      return index
+
+    if seconds is None:
+      print(f'report: {write_and_serve()}', flush=True)
+    else:
+      watch(patterns, write_and_serve, seconds, stop)
+    stop.wait()
