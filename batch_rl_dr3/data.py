@@ -99,16 +99,18 @@ def define_flags() -> None:
   )
   flags.DEFINE_integer(
     'stack_size',
-    4,
+    None,
     'Frames in a state: 4 for Atari, 1 for MinAtar. It says how many rows of '
-    'padding begin an episode.',
+    'padding begin an episode. By default what the collection.json beside the '
+    'log says, or 4.',
     lower_bound=1,
   )
   flags.DEFINE_integer(
     'num_actions',
     None,
     'Actions of the game: fetch and doctor hold the log against them, and '
-    'Minari wants to know. With --game they are known.',
+    'Minari wants to know. With --game they are known, and where the log has a '
+    'collection.json beside it.',
     lower_bound=1,
   )
   flags.DEFINE_string(
@@ -143,14 +145,37 @@ def _source() -> 'Source':
   from batch_rl_dr3.replay.log import source_chain
 
   if FLAGS.game is not None:
+    source_chain.rom_path(FLAGS.game)  # Refuses what is no game.
     return source_chain.open_run(FLAGS.game, FLAGS.run)
   return source_chain.make_source(FLAGS.replay_dir)
 
 
+def _collected(field: str) -> int | None:
+  """Returns a number that collection.json says of the game, if there is one.
+
+  Raises:
+    DataError: if the file beside the log cannot be read.
+  """
+  from batch_rl_dr3.replay import inspection
+
+  if FLAGS.replay_dir is None:
+    return None
+  return inspection.read_collection(FLAGS.replay_dir, field)
+
+
+def _stack_size() -> int:
+  if FLAGS.stack_size is not None:
+    stack_size: int = FLAGS.stack_size
+    return stack_size
+  return _collected('stack_size') or 4
+
+
 def _num_actions() -> int | None:
-  if FLAGS.num_actions is not None or FLAGS.game is None:
+  if FLAGS.num_actions is not None:
     num_actions: int | None = FLAGS.num_actions
     return num_actions
+  if FLAGS.game is None:
+    return _collected('num_actions')
   from batch_rl_dr3.replay.log import source_chain
 
   return source_chain.num_actions(FLAGS.game)
@@ -181,10 +206,12 @@ def plan() -> None:
     max_resident_bytes = gin.query_parameter('open_store.max_resident_bytes')
   except ValueError:  # Not bound.
     max_resident_bytes = replay_store.MAX_RESIDENT_BYTES
-  estimate = inspection.estimate(_source(), _subset(), FLAGS.stack_size)
+  source = _source()
+  estimate = inspection.estimate(source, _subset(), _stack_size())
   folder = pathlib.Path(FLAGS.cache_dir)
   while not folder.exists():
     folder = folder.parent
+  print(f'{"source":<10} {source.name}')
   for line in inspection.describe(
     estimate, max_resident_bytes, shutil.disk_usage(folder).free
   ):
@@ -203,7 +230,7 @@ def fetch() -> None:
     _subset(),
     header.shape[1:],
     _num_actions(),
-    FLAGS.stack_size,
+    _stack_size(),
     observation_dtype=header.dtype,
     max_resident_bytes=0,
   )
@@ -218,18 +245,19 @@ def fetch() -> None:
 def info() -> None:
   """Prints a line a file, and what is missing."""
   from batch_rl_dr3.replay import inspection
-  from batch_rl_dr3.replay.log import checkpoint_format, source_chain
+  from batch_rl_dr3.replay.log import checkpoint_format, rlu, source_chain
 
   source = _source()
-  for line in inspection.table(inspection.summarise(source, FLAGS.stack_size)):
+  for line in inspection.table(inspection.summarise(source, _stack_size())):
     print(line, flush=True)
-  present = source.suffixes()
   missing = source.missing_suffixes()
-  if FLAGS.game is None and missing:
-    print(f'missing: {checkpoint_format.format_suffixes(missing)}')
-  elif FLAGS.game is not None:
-    for note in source_chain.missing_notes(FLAGS.game, FLAGS.run, present):
+  if FLAGS.game is not None and not isinstance(source, rlu.RluSource):
+    for note in source_chain.missing_notes(
+      FLAGS.game, FLAGS.run, source.suffixes()
+    ):
       print(note)
+  elif missing:
+    print(f'missing: {checkpoint_format.format_suffixes(missing)}')
 
 
 def doctor() -> None:
@@ -244,7 +272,7 @@ def doctor() -> None:
   num_rows = sum(source.segment(s).num_rows for s in source.suffixes())
   with progress.bar(num_rows, 'reading', 'row', delay=2) as bar:
     summaries = list(
-      inspection.summarise(source, FLAGS.stack_size, True, bar.update)
+      inspection.summarise(source, _stack_size(), True, bar.update)
     )
   findings = inspection.diagnose(
     summaries, _num_actions(), FLAGS.max_agent_steps_per_episode
@@ -263,23 +291,23 @@ def convert() -> None:
   """Writes the log anew."""
   if (FLAGS.output_dir is None) == (FLAGS.minari_id is None):
     raise errors.UsageError('give one of --output_dir and --minari_id.')
+  source = _source()
   num_actions = _num_actions()
   if FLAGS.minari_id is not None and num_actions is None:
     raise errors.UsageError('--minari_id needs --num_actions.')
   from batch_rl_dr3.replay import conversion
 
-  source = _source()
   if FLAGS.output_dir is not None:
     target = os.path.join(FLAGS.output_dir, 'replay_logs')
     num_episodes = conversion.to_log(
-      source, target, FLAGS.stack_size, FLAGS.rows_per_file
+      source, target, _stack_size(), FLAGS.rows_per_file
     )
   else:
     target = FLAGS.minari_id
     num_episodes = conversion.to_minari(
       source,
       target,
-      FLAGS.stack_size,
+      _stack_size(),
       num_actions or 0,
       f'Logged replay in the DQN Replay format, from {source.name}.',
     )

@@ -1,5 +1,11 @@
+import json
+import shutil
+import socket
 import subprocess
 import sys
+import time
+
+import pytest
 
 
 def run(*arguments):
@@ -92,3 +98,56 @@ def test_verify_finds_a_flipped_bit(replay_dir, tmp_path):
   damaged = run('verify', f'--store={folder}')
   assert damaged.returncode == 65
   assert damaged.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('where', ['', 'replay_logs'])
+def test_what_was_collected_says_its_stack_size(replay_dir, tmp_path, where):
+  folder = tmp_path / 'play'
+  shutil.copytree(replay_dir, folder)
+  explicit = run('info', f'--replay_dir={folder}', '--stack_size=1')
+  stacked = run('info', f'--replay_dir={folder}')
+  assert stacked.stdout != explicit.stdout
+  game = {'game': {'stack_size': 1, 'num_actions': 2}}
+  (folder / 'collection.json').write_text(json.dumps(game))
+  noted = run('info', f'--replay_dir={folder / where}')
+  assert (noted.returncode, noted.stdout) == (0, explicit.stdout)
+  doctor = run('doctor', f'--replay_dir={folder / where}')
+  assert 'action 5 in a game of 2 actions' in doctor.stdout
+  for damage in ('{', '[]', '{"game": {"stack_size": "1"}}', '[' * 10**5):
+    (folder / 'collection.json').write_text(damage)
+    result = run('info', f'--replay_dir={folder / where}')
+    assert result.returncode == 65
+    assert 'collection.json' in result.stderr
+    assert result.stderr.count('\n') == 1
+
+
+def test_no_game_is_a_usage_error():
+  start = time.monotonic()
+  for name in ('Pogn', 'pong'):
+    result = run('plan', f'--game={name}')
+    assert result.returncode == 64
+    assert 'Is Pong meant?' in result.stderr
+  assert time.monotonic() - start < 30
+
+
+def test_a_plan_gives_up_soon_where_nothing_answers():
+  with socket.socket() as silent:  # It takes connections and says nothing.
+    silent.bind(('127.0.0.1', 0))
+    silent.listen()
+    endpoint = f'http://127.0.0.1:{silent.getsockname()[1]}'
+    start = time.monotonic()
+    result = run(
+      'plan',
+      '--game=Pong',
+      f'--gin_bindings=FsspecSource.endpoint_url="{endpoint}"',
+      f'--gin_bindings=RluSource.endpoint_url="{endpoint}"',
+    )
+    assert time.monotonic() - start < 30
+  assert result.returncode == 65
+  lines = result.stderr.splitlines()
+  for line, name in zip(
+    lines, ('gs://atari-replay-datasets', 'gs://rl_unplugged'), strict=False
+  ):
+    assert name in line
+    assert 'out of reach' in line
+  assert 'no source gives the data' in lines[-1]

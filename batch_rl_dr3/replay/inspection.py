@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import hashlib
 import itertools
+import json
 import math
+import os
+import pathlib
 import time
 from typing import NamedTuple
 
@@ -24,12 +27,14 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import checkpoint_format, rlu
+from batch_rl_dr3.replay.log import checkpoint_format, rlu, source_chain
 from batch_rl_dr3.replay.log.source import Source
 from batch_rl_dr3.replay.store import shards, store_build
 from batch_rl_dr3.replay.store.segment import Segment
 from batch_rl_dr3.replay.store.subset import Subset
 
+# What `collect` writes beside a log.
+_COLLECTION = 'collection.json'
 # Frames that are compared with each other: 14 MB of Atari's.
 _WINDOW_ROWS = 2_000
 # Consecutive frames differ less than distant ones. Where the ratio of the two
@@ -120,6 +125,41 @@ class FileSummary:
   follows_before: bool
   cursor: int
   frames: FrameChecks
+
+
+def read_collection(
+  replay_dir: str | os.PathLike[str], field: str
+) -> int | None:
+  """Returns what `collect` noted of the game whose log a folder holds.
+
+  Args:
+    replay_dir: the log's folder, or its parent; a path or a file:// URL.
+    field: stack_size or num_actions.
+
+  Returns:
+    None if there is no collection.json.
+
+  Raises:
+    DataError: if the file says no such number.
+  """
+  folder = pathlib.Path(source_chain.local_path(os.fspath(replay_dir)))
+  if folder.name == 'replay_logs':
+    folder = folder.parent
+  path = folder / _COLLECTION
+  try:
+    value: int = json.loads(path.read_bytes())['game'][field]
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except OSError as error:
+    raise errors.DataError(f'cannot read {path}: {error.strerror}.') from error
+  except (ValueError, KeyError, TypeError, RecursionError):
+    value = 0
+  if type(value) is not int or value < 1:
+    raise errors.DataError(
+      f'{path} does not state game.{field} as a positive number. Give '
+      f'--{field}, or collect the log again.'
+    )
+  return value
 
 
 def summarise(

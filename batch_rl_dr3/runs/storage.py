@@ -6,6 +6,7 @@ Every read is of a range, so that what broke goes on at the byte reached.
 from collections.abc import Callable
 import io
 import os
+import pathlib
 from typing import Any, BinaryIO, cast
 import urllib.parse
 
@@ -169,6 +170,18 @@ def _last_part(name: str) -> str:
   return urllib.parse.unquote(name.rstrip('/').rsplit('/', 1)[-1])
 
 
+def _has_credentials() -> bool:
+  """Whether there are Google's application default credentials."""
+  if os.environ.get('STORAGE_EMULATOR_HOST'):
+    return False
+  if os.environ.get('GOOGLE_APPLICATION_CREDENTIALS'):
+    return True
+  folder = os.environ.get('CLOUDSDK_CONFIG') or pathlib.Path.home().joinpath(
+    '.config', 'gcloud'
+  )
+  return pathlib.Path(folder, 'application_default_credentials.json').is_file()
+
+
 def open_storage(
   url: str,
   endpoint_url: str | None,
@@ -181,8 +194,9 @@ def open_storage(
   Args:
     url: str, what fsspec opens: gs://, s3://, https://, file://, memory://.
     endpoint_url: str, where gs:// is served; None for Google's own.
-    google_token: str, gcsfs's token. None is anonymous, or Google's default
-      credentials where GOOGLE_APPLICATION_CREDENTIALS says where they are.
+    google_token: str, gcsfs's token. None takes Google's default credentials
+      where GOOGLE_APPLICATION_CREDENTIALS names a file of them or `gcloud auth
+      application-default login` left one, and is anonymous elsewhere.
     timeout: float, seconds without a byte after which a connection is given up.
     retry: how reads are tried again.
 
@@ -195,8 +209,7 @@ def open_storage(
   options: dict[str, Any] = {}
   if remote_folder.is_google(url):
     if google_token is None:
-      has_credentials = 'GOOGLE_APPLICATION_CREDENTIALS' in os.environ
-      google_token = 'google_default' if has_credentials else 'anon'
+      google_token = 'google_default' if _has_credentials() else 'anon'
     root = url.split('://', 1)[1]
     filesystem = remote_folder.google_filesystem(
       google_token, timeout, endpoint_url=endpoint_url

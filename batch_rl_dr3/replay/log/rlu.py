@@ -392,6 +392,7 @@ class RluSource:
     self._stack_size = stack_size
     self._update_horizon = update_horizon
     self._spool_dir = spool_dir
+    self._endpoint_url = endpoint_url
     self._url = url.rstrip('/')
     folder, _, last = self._url.rpartition('/')
     self._run = last if re.fullmatch(r'run_\d+', last) else None
@@ -413,6 +414,11 @@ class RluSource:
   def num_bytes_read(self) -> int:
     """Bytes that came over the network so far."""
     return self._storage.count.total
+
+  @property
+  def endpoint(self) -> str | None:
+    """The web server that has to answer first; None if it is none."""
+    return sources.find_endpoint(self._storage.url, self._endpoint_url)
 
   @functools.cached_property
   def _shards(self) -> dict[int, list[_Shard]]:

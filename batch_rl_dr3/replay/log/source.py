@@ -26,6 +26,10 @@ class Source(Protocol):
   def num_bytes_read(self) -> int:
     """Bytes that came out of the storage so far, compressed as they are."""
 
+  @property
+  def endpoint(self) -> str | None:
+    """The web server that has to answer first; None if it is none."""
+
   def suffixes(self) -> list[int]:
     """Returns the files' suffixes in time order.
 

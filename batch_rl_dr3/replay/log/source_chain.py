@@ -13,11 +13,18 @@ games; Breakout's run 5 is known too).
 
 from collections.abc import Collection, Sequence
 import csv
+import difflib
 import functools
+import http.client
 import importlib.resources
 import os
-import re
+import pathlib
+import queue
+import threading
+from typing import Any
+import urllib.error
 import urllib.parse
+import urllib.request
 
 from absl import logging
 import gin
@@ -36,11 +43,13 @@ DEFAULT_LOCATIONS = (
 _MEND = (
   'Mend it by hand: copy the data where you have access, with `gcloud storage '
   'cp -r gs://atari-replay-datasets/dqn/GAME/RUN DIR` or `gsutil -m cp -R`, '
-  "and name DIR; or ask the data set's owners for access and name your "
-  'credentials in GOOGLE_APPLICATION_CREDENTIALS; or take RL Unplugged '
+  "and name DIR; or ask the data set's owners for access and run `gcloud auth "
+  'application-default login`; or take RL Unplugged '
   '(gs://rl_unplugged/atari_episodes_ordered); or collect a log yourself with '
   '`python -m batch_rl_dr3.collect`.'
 )
+# Within which a web server answers, if it is there at all.
+_ANSWER_SECONDS = 8.0
 NUM_RUNS = 5
 _LAST_SUFFIX = 50
 
@@ -76,6 +85,31 @@ def expected_suffixes(game: str, run: int) -> list[int]:
   ]
 
 
+def rom_path(game: str) -> pathlib.Path:
+  """Returns the ROM of a game.
+
+  Args:
+    game: str, as the data set spells it.
+
+  Raises:
+    UsageError: if ale-py knows no such game; it says which is meant.
+  """
+  import ale_py  # It takes a moment, and few callers need it.
+
+  roms = {
+    ''.join(part.capitalize() for part in rom.split('_')): rom
+    for rom in ale_py.roms.get_all_rom_ids()
+  }
+  if game not in roms:
+    names = {name.lower(): name for name in roms}
+    close = difflib.get_close_matches(game.lower(), names, n=1)
+    meant = f' Is {names[close[0]]} meant?' if close else ''
+    raise errors.UsageError(
+      f'there is no Atari game {game!r}; games are spelt like MsPacman.{meant}'
+    )
+  return pathlib.Path(ale_py.roms.get_rom_path(roms[game]))
+
+
 def num_actions(game: str) -> int:
   """Returns the size of a game's minimal action set, which the data use.
 
@@ -83,16 +117,11 @@ def num_actions(game: str) -> int:
     game: str, as the data set spells it.
 
   Raises:
-    ConfigError: if ale-py knows no such game.
+    UsageError: if ale-py knows no such game.
   """
-  import ale_py  # It takes a moment, and few callers need it.
+  import ale_py
 
-  rom_name = re.sub(r'(?<!^)(?=[A-Z])', '_', game).lower()
-  path = ale_py.roms.get_rom_path(rom_name)
-  if path is None:
-    raise errors.ConfigError(
-      f'there is no Atari game {game!r}; games are spelt like MsPacman.'
-    )
+  path = rom_path(game)
   ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
   ale = ale_py.ALEInterface()
   ale.loadROM(path)
@@ -143,16 +172,16 @@ def make_source(location: str | os.PathLike[str] | Source) -> Source:
 
   Args:
     location: a folder of a log or a store, a URL that fsspec opens, or a
-      source. What has
-      atari_episodes_ordered or rlu_atari_checkpoints_ordered in its path is
-      RL Unplugged's; anything else is in the DQN Replay layout.
+      source. What has atari_episodes_ordered or rlu_atari_checkpoints_ordered
+      in its path is RL Unplugged's, and so is a folder of its files; anything
+      else is in the DQN Replay layout.
 
   Raises:
     DataError: if it is a folder without data.
   """
   if not isinstance(location, str | os.PathLike):
     return location
-  text = _without_file_scheme(os.fspath(location))
+  text = local_path(os.fspath(location))
   if rlu.is_location(text):
     return rlu.RluSource(text)
   if '://' in text:
@@ -162,7 +191,7 @@ def make_source(location: str | os.PathLike[str] | Source) -> Source:
   return sources.FolderSource(text)
 
 
-def _without_file_scheme(location: str) -> str:
+def local_path(location: str) -> str:
   """Returns the path that a file:// URL means, anything else as it is."""
   parts = urllib.parse.urlsplit(location)
   if parts.scheme != 'file' or parts.netloc not in ('', 'localhost'):
@@ -181,7 +210,8 @@ def open_source(
   """Returns the first source that gives its files.
 
   A source gives them if its list of files is complete and a first file of it
-  can be read.
+  can be read. Where there is more than one, a web server that says nothing at
+  all within seconds is not waited for.
 
   Args:
     locations: one or several, see make_source, in the order to ask them.
@@ -196,9 +226,18 @@ def open_source(
   ):
     locations = [locations]
   refusals = []
+  answers: dict[str, str] = {}
   for location in locations:
     try:
       source = make_source(location)
+      if len(locations) > 1 and source.endpoint is not None:
+        if source.endpoint not in answers:
+          answers[source.endpoint] = _ask(source.endpoint)
+        if answers[source.endpoint]:
+          raise RefusedError(
+            f'{source.name} is out of reach: {source.endpoint} does not answer '
+            f'({answers[source.endpoint]}).'
+          )
       source.attribute('add_count', source.suffixes()[0])
     except RefusedError as error:
       refusals.append(str(error))
@@ -209,6 +248,39 @@ def open_source(
   raise errors.DataError(
     f'no source gives the data: {" | ".join(refusals)} {_MEND}'
   )
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+  def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+    """Follows nothing: a redirection is an answer."""
+
+
+def _ask(endpoint: str) -> str:
+  """Returns '' if a web server answers in time, if only with an error.
+
+  Otherwise what went wrong. The clients of storages find it out, too, but try
+  again for minutes.
+  """
+  answer: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+  def ask() -> None:
+    request = urllib.request.Request(endpoint, method='HEAD')
+    try:
+      opener = urllib.request.build_opener(_NoRedirect)
+      opener.open(request, timeout=_ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+      answer.put('')
+    except (OSError, http.client.HTTPException) as error:
+      answer.put(errors.one_line(error))
+    else:
+      answer.put('')
+
+  # A name server that says nothing cannot be given a time limit.
+  threading.Thread(target=ask, daemon=True).start()
+  try:
+    return answer.get(timeout=_ANSWER_SECONDS + 1)
+  except queue.Empty:
+    return f'nothing came within {_ANSWER_SECONDS:.0f} s'
 
 
 def open_run(game: str, run: int) -> Source:

@@ -32,7 +32,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.log import source as replay_source
 from batch_rl_dr3.replay.store.segment import Segment
-from batch_rl_dr3.runs import run_directory, stored_file
+from batch_rl_dr3.runs import remote_folder, run_directory, stored_file
 from batch_rl_dr3.runs.retry import RefusedError, Retry
 from batch_rl_dr3.runs.storage import Storage, open_storage, version
 
@@ -60,6 +60,11 @@ class LogSource(abc.ABC):
   @abc.abstractmethod
   def _file(self, file_name: str) -> stored_file.StoredFile:
     """Returns a file of the log."""
+
+  @property
+  def endpoint(self) -> str | None:
+    """The web server that has to answer first; None if it is none."""
+    return None
 
   def suffixes(self) -> list[int]:
     """Returns the files' suffixes in time order.
@@ -206,8 +211,8 @@ class FsspecSource(LogSource):
       url: str, the folder of the log, or its parent where it is named
         `replay_logs`.
       endpoint_url: str, where gs:// is served; None for Google's own.
-      google_token: str, gcsfs's token. None is anonymous, or Google's default
-        credentials where GOOGLE_APPLICATION_CREDENTIALS says where they are.
+      google_token: str, gcsfs's token. None takes Google's default credentials
+        where there are any, and is anonymous elsewhere; see open_storage.
       timeout: float, seconds without a byte after which a connection is given
         up.
       spool_dir: str, where temporary files are, each as large as one
@@ -218,6 +223,7 @@ class FsspecSource(LogSource):
     self._storage = open_storage(
       url, endpoint_url, google_token, timeout, retry
     )
+    self._endpoint_url = endpoint_url
     self._spool_dir = spool_dir
     self._headers: dict[str, checkpoint_format.Header] = {}
 
@@ -230,6 +236,11 @@ class FsspecSource(LogSource):
   def num_bytes_read(self) -> int:
     """Bytes that came over the network so far."""
     return self._storage.count.total
+
+  @property
+  def endpoint(self) -> str | None:
+    """The web server that has to answer first; None if it is none."""
+    return find_endpoint(self._storage.url, self._endpoint_url)
 
   @functools.cached_property
   def _infos(self) -> dict[str, dict[str, Any]]:
@@ -317,6 +328,19 @@ class FsspecSource(LogSource):
     return open_whole(
       self._storage, info, self._spool_dir, checkpoint_format.check_gzip
     )
+
+
+def find_endpoint(url: str, endpoint_url: str | None) -> str | None:
+  """Returns the web server that serves a URL, None if it is not known.
+
+  Args:
+    url: str, as fsspec opens it, or a path.
+    endpoint_url: str, where gs:// is served; None for Google's own.
+  """
+  if remote_folder.is_google(url):
+    emulator = os.environ.get('STORAGE_EMULATOR_HOST')
+    return endpoint_url or emulator or 'https://storage.googleapis.com'
+  return url if url.startswith(('http://', 'https://')) else None
 
 
 @contextlib.contextmanager

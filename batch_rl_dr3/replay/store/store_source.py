@@ -60,6 +60,10 @@ class StoreSource:
     """0: a store is not counted, for nothing waits for it."""
     return 0
 
+  @property
+  def endpoint(self) -> None:
+    """None: it is on this machine."""
+
   def suffixes(self) -> list[int]:
     """Returns the suffixes of the files that gave rows."""
     return list(self._segments)

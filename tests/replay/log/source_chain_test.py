@@ -1,12 +1,14 @@
 import logging
 import shutil
+import socket
+import time
 
 import gin
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import source_chain, sources
-from batch_rl_dr3.runs import retry
+from batch_rl_dr3.replay.log import rlu, source_chain, sources
+from batch_rl_dr3.runs import retry, storage
 
 
 @pytest.fixture
@@ -116,3 +118,57 @@ def test_a_path_and_its_url_are_one_source(log, tmp_path):
     by_url = source_chain.make_source(url)
     assert by_url.name == by_path.name == str(copy)
     assert by_url.fingerprint() == by_path.fingerprint()
+
+
+def test_out_of_reach_is_known_in_seconds(log, monkeypatch, caplog):
+  monkeypatch.setattr(source_chain, '_ANSWER_SECONDS', 0.2)
+  with socket.socket() as silent, socket.socket() as closed:
+    silent.bind(('127.0.0.1', 0))
+    silent.listen()
+    closed.bind(('127.0.0.1', 0))
+    for server in (silent, closed):
+      endpoint = f'http://127.0.0.1:{server.getsockname()[1]}'
+      source = sources.FsspecSource('gs://a/b', endpoint_url=endpoint)
+      start = time.monotonic()
+      with caplog.at_level(logging.WARNING):
+        assert source_chain.open_source([source, log]).name == str(log)
+      assert time.monotonic() - start < 5
+      assert f'gs://a/b is out of reach: {endpoint}' in caplog.text
+
+
+def test_an_error_is_an_answer(log, proxy, cloud_source):
+  # The proxy knows no HEAD and says so.
+  assert source_chain.open_source([cloud_source, log]) is cloud_source
+
+
+def test_games_are_known_by_name():
+  assert source_chain.rom_path('MsPacman').stem == 'ms_pacman'
+  assert source_chain.num_actions('Pong') == 6
+  for name, meant in (('Pogn', 'Pong'), ('mspacman', 'MsPacman')):
+    with pytest.raises(errors.UsageError, match=f'Is {meant} meant'):
+      source_chain.rom_path(name)
+
+
+def test_credentials_of_gcloud_are_used(tmp_path, monkeypatch):
+  tokens = []
+
+  def google_filesystem(token, timeout, **options):
+    tokens.append(token)
+
+  monkeypatch.setattr(
+    storage.remote_folder, 'google_filesystem', google_filesystem
+  )
+  for name in ('GOOGLE_APPLICATION_CREDENTIALS', 'STORAGE_EMULATOR_HOST'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv('CLOUDSDK_CONFIG', str(tmp_path))
+  sources.FsspecSource('gs://a/b')
+  (tmp_path / 'application_default_credentials.json').write_text('{}')
+  sources.FsspecSource('gs://a/b')
+  rlu.RluSource('gs://rl_unplugged/atari_episodes_ordered/Pong/run_1')
+  monkeypatch.setenv('CLOUDSDK_CONFIG', str(tmp_path / 'absent'))
+  monkeypatch.setenv('GOOGLE_APPLICATION_CREDENTIALS', '/key.json')
+  sources.FsspecSource('gs://a/b')
+  monkeypatch.setenv('STORAGE_EMULATOR_HOST', 'http://127.0.0.1:1')
+  sources.FsspecSource('gs://a/b')
+  expected = ['anon', 'google_default', 'google_default', 'google_default']
+  assert tokens == [*expected, 'anon']
