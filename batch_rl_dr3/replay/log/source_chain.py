@@ -107,7 +107,9 @@ def rom_path(game: str) -> pathlib.Path:
     raise errors.UsageError(
       f'there is no Atari game {game!r}; games are spelt like MsPacman.{meant}'
     )
-  return pathlib.Path(ale_py.roms.get_rom_path(roms[game]))
+  path = ale_py.roms.get_rom_path(roms[game])
+  assert path is not None
+  return pathlib.Path(path)
 
 
 def num_actions(game: str) -> int:
