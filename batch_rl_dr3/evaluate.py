@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import functools
+import math
 import os
 import sys
 
@@ -35,8 +36,10 @@ the Nature network with any number of heads or quantiles) are played too:
     --gin_bindings="atari_lib.create_atari_environment.game_name='Pong'" \\
     --method=dqn --dataset=1pct --output_dir=RUNS/dopamine_pong
 
-Pickles are never opened. --output_dir becomes a run directory with scores.csv
-and provenance.json, as report takes it.
+Where a network has several outputs per action, say what they are: REM's heads,
+QR-DQN's quantiles, or (--atoms=categorical --support=-10,10) the logits of
+C51 and Rainbow. Pickles are never opened. --output_dir becomes a run directory
+with scores.csv and provenance.json, as report takes it.
 
 Exit codes: 0 finished, 64 usage, 65 data, 70 a process died, 73 cannot write,
 75 stopped and can go on, or another worker is at work there, 78 configuration.
@@ -77,6 +80,20 @@ def define_flags() -> None:
   cli.define_cache_dir('Where what is in a bucket is worked on.')
   flags.DEFINE_string(
     'output_dir', None, "Where scores of another program's checkpoints go."
+  )
+  flags.DEFINE_enum(
+    'atoms',
+    None,
+    pool_lib.ATOMS,
+    'What the outputs per action of their network are, where there are '
+    "several: REM's heads, QR-DQN's quantiles, or the logits of a categorical "
+    'distribution, as in C51 and Rainbow.',
+  )
+  flags.DEFINE_list(
+    'support',
+    None,
+    'The lowest and the highest return of --atoms=categorical: the v_min and '
+    'v_max of the agent, such as -10,10.',
   )
   flags.DEFINE_string('method', None, 'Their method, such as dqn.')
   flags.DEFINE_string('dataset', None, 'Their dataset, such as 1pct.')
@@ -239,7 +256,10 @@ def _targets() -> list[Callable[[], targets_lib.Target]]:
     for run in runs
   ]
   if not folders:
-    for name in ('gin_files', 'gin_bindings', 'output_dir', 'method'):
+    for name in (
+      *('gin_files', 'gin_bindings', 'output_dir', 'method'),
+      *('atoms', 'support'),
+    ):
       if FLAGS[name].value:
         raise errors.UsageError(
           f"--{name} is for another program's checkpoints; a run directory "
@@ -257,13 +277,36 @@ def _targets() -> list[Callable[[], targets_lib.Target]]:
       f'--output_dir takes one run, and there are {len(folders)} folders of '
       f"other programs' checkpoints: {folders[0]}, {folders[1]}."
     )
-  return [
-    *targets,
-    functools.partial(_foreign_target, view.name_of(str(folders[0]))),
-  ]
+  name = view.name_of(str(folders[0]))
+  atoms = parse_atoms(FLAGS.atoms, FLAGS.support)
+  return [*targets, functools.partial(_foreign_target, name, atoms)]
 
 
-def _foreign_target(folder: str) -> targets_lib.Target:
+def parse_atoms(
+  kind: str | None, support: Sequence[str] | None
+) -> pool_lib.Atoms:
+  """Returns what the flags --atoms and --support say.
+
+  Raises:
+    UsageError: if they do not fit together.
+  """
+  if kind != pool_lib.CATEGORICAL:
+    if support:
+      raise errors.UsageError('--support is for --atoms=categorical alone.')
+    return pool_lib.Atoms(kind)
+  try:
+    low, high = map(float, support or ())
+  except ValueError:
+    low = high = math.nan
+  if not -math.inf < low < high < math.inf:
+    raise errors.UsageError(
+      '--atoms=categorical needs the lowest and the highest return of its '
+      'support, such as --support=-10,10.'
+    )
+  return pool_lib.Atoms(kind, (low, high))
+
+
+def _foreign_target(folder: str, atoms: pool_lib.Atoms) -> targets_lib.Target:
   """Returns the target of a folder or URL of another program's checkpoints."""
   source, target = (
     mirror.open_runs(place, FLAGS.cache_dir, contents)
@@ -284,6 +327,7 @@ def _foreign_target(folder: str) -> targets_lib.Target:
     identity,
     FLAGS.gradient_steps_per_iteration,
     FLAGS.output_dir,
+    atoms,
   )
 
 

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 
+import gin
+import numpy as np
 import pytest
 
 from batch_rl_dr3 import evaluate, train
-from batch_rl_dr3.config import errors
-from batch_rl_dr3.evaluation import pool, targets
+from batch_rl_dr3.agents import online_weights
+from batch_rl_dr3.config import errors, gin_files
+from batch_rl_dr3.evaluation import pool, scoring, targets
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import (
   checkpoints,
@@ -115,6 +118,7 @@ def test_another_programs_checkpoints_become_a_run(train_here, run, tmp_path):
     '--gin_bindings=create_minatar_lanes.num_lanes=2',
     '--gin_bindings=FixedReplayRunner.num_evaluation_agent_steps=40',
     '--method=rem',
+    '--atoms=heads',
     '--dataset=all',
     '--seed=3',
     '--gradient_steps_per_iteration=30',
@@ -237,6 +241,112 @@ def test_only_what_is_left_is_played(tmp_path, target):
   assert left('last') == []
   assert left('all') == [(0, True, False), (1, True, False)]
   assert left('last', video=True) == [(10, False, True)]
+
+
+def test_the_bar_knows_the_agent_steps_that_are_bound(tmp_path, target):
+  folder = tmp_path / 'theirs'
+  folder.mkdir()
+  (folder / 'tf_ckpt-0.index').touch()
+
+  def num_agent_steps(config):
+    found = targets.of_folder(
+      folder, tmp_path / 'scores', config, target.provenance, 100
+    )
+    (task,) = targets.remaining_evaluations(found, 'all', False)
+    return task.num_agent_steps
+
+  name = 'FixedReplayRunner.num_evaluation_agent_steps'
+  assert num_agent_steps(f'{name} = 40\n') == 40
+  assert num_agent_steps(f"include 'minatar/protocol.gin'\n{name} = 7") == 7
+  assert num_agent_steps('') == play.PUBLISHED.num_agent_steps
+
+
+def test_a_line_says_the_score_and_whether_a_counter_wrapped():
+  def episodes(*returns):
+    return [score_log.Episode(0, value, 10, False) for value in returns]
+
+  assert scoring.describe(episodes(1.0, 2.0), None) == (
+    'mean return 1.50 over 2 episodes'
+  )
+  assert scoring.describe(episodes(1.0), 12.34) == (
+    'mean return 1.00, normalised 12.3, over 1 episodes'
+  )
+  wrapped = scoring.describe(episodes(21_000.0, -983_500.0, 20_000.0), None)
+  assert 'wrapped in 1 of them (return -983,500)' in wrapped
+
+
+@pytest.fixture
+def foreign_c51(tmp_path):
+  """Makes evaluators of a C51 checkpoint of Breakout: 6 actions, 3 returns."""
+  online_weights.write(
+    str(tmp_path / 'tf_ckpt-0'),
+    [
+      *(np.zeros((3, 3, 4, 16), np.float32), np.zeros(16, np.float32)),
+      *(np.zeros((1600, 128), np.float32), np.ones(128, np.float32)),
+      *(np.zeros((128, 18), np.float32), np.zeros(18, np.float32)),
+    ],
+  )
+  config = (
+    "include 'minatar/protocol.gin'\n"
+    "create_minatar_lanes.game_name='breakout'\n"
+    'create_minatar_lanes.num_lanes=1\n'
+    'FixedReplayRunner.num_evaluation_agent_steps=5\n'
+  )
+
+  def play_it(atoms):
+    setup = pool.Setup(config, None, 1, atoms)
+    return discrete.create_evaluator(setup).evaluate(
+      str(tmp_path / 'tf_ckpt-0'), 0
+    )
+
+  return play_it
+
+
+def test_several_outputs_of_another_program_have_to_be_named(
+  foreign_c51, clear_gin
+):
+  gin.add_config_file_search_path(str(gin_files.shipped_configs()))
+  with pytest.raises(errors.UsageError, match=r'3 outputs.*--atoms=heads'):
+    foreign_c51(pool.UNSTATED)
+  for atoms in (
+    pool.Atoms('heads'),
+    pool.Atoms('categorical', (-10.0, 10.0)),
+    None,
+  ):
+    assert foreign_c51(atoms)
+
+
+def test_the_support_is_part_of_what_a_foreign_run_is(tmp_path):
+  found = targets.of_folder(
+    tmp_path, tmp_path, '', {}, 100, atoms=pool.Atoms('categorical', (-1, 1))
+  )
+  assert found.provenance['support'] == [-1, 1]
+  assert found.atoms.support == (-1, 1)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'support', 'named'),
+  [
+    ('categorical', None, '--support=-10,10'),
+    ('categorical', ['10', '-10'], '--support=-10,10'),
+    ('categorical', ['a', 'b'], '--support=-10,10'),
+    ('categorical', ['nan', '1'], '--support=-10,10'),
+    ('categorical', ['1'], '--support=-10,10'),
+    ('heads', ['-10', '10'], 'categorical alone'),
+    (None, ['-10', '10'], 'categorical alone'),
+  ],
+)
+def test_atoms_and_support_have_to_fit(kind, support, named):
+  with pytest.raises(errors.UsageError, match=named):
+    evaluate.parse_atoms(kind, support)
+
+
+def test_atoms_are_as_the_flags_say():
+  assert evaluate.parse_atoms(None, None) == pool.UNSTATED
+  assert evaluate.parse_atoms('heads', None) == pool.Atoms('heads')
+  assert evaluate.parse_atoms('categorical', ['-10', '10']) == pool.Atoms(
+    'categorical', (-10.0, 10.0)
+  )
 
 
 def test_a_protocol_that_is_not_whole_is_named(target, tmp_path):

@@ -74,6 +74,21 @@ def _numbered(kind: str, kernel: str, variables: dict[str, Any]) -> list[str]:
   )
 
 
+def num_atoms(weights: Sequence[WeightArray], num_actions: int) -> int:
+  """Returns K, the outputs per action of the last layer.
+
+  Raises:
+    DataError: if the outputs cannot be shared out over the actions.
+  """
+  num_outputs = weights[-1].shape[0]
+  if num_outputs % num_actions:
+    raise errors.DataError(
+      f'the network has {num_outputs} outputs, which is no multiple of '
+      f"the game's {num_actions} actions. Is it of another game?"
+    )
+  return num_outputs // num_actions
+
+
 def mean_over_atoms(
   weights: list[WeightArray], num_actions: int
 ) -> list[WeightArray]:
@@ -91,11 +106,7 @@ def mean_over_atoms(
     DataError: if the outputs cannot be shared out over A actions.
   """
   kernel, bias = weights[-2:]
-  if kernel.shape[1] % num_actions:
-    raise errors.DataError(
-      f'the network has {kernel.shape[1]} outputs, which is no multiple of '
-      f"the game's {num_actions} actions. Is it of another game?"
-    )
+  num_atoms(weights, num_actions)  # Checks them.
   num_features = kernel.shape[0]
   return [
     *weights[:-2],

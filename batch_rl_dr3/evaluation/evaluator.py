@@ -14,6 +14,7 @@ from batch_rl_dr3.agents import (
   rem,  # noqa: F401
   value_network,
 )
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.evaluation import pool, video
 from batch_rl_dr3.games import (
   atari,  # noqa: F401
@@ -38,6 +39,7 @@ class GameEvaluator:
     network: Callable[..., tf.keras.Model],
     rule: play.PlayRule,
     num_threads: int = 0,
+    atoms: pool.Atoms | None = None,
   ):
     """Makes the evaluator; nothing is loaded yet.
 
@@ -46,11 +48,13 @@ class GameEvaluator:
       network: makes the agents' network.
       rule: how long and how is played.
       num_threads: CPU threads of one call of the network; 0 is one per core.
+      atoms: see `pool.Setup`.
     """
     self.lanes = lanes
     self.rule = rule
     self.network = network
     self._num_threads = num_threads
+    self._atoms = atoms
 
   @property
   def identity(self) -> play.GameIdentity:
@@ -78,16 +82,28 @@ class GameEvaluator:
 
     Raises:
       DataError: if the checkpoint cannot be read or is of another network.
+      UsageError: if nobody has said what its outputs are.
     """
     game = self.lanes.game
-    return acting.Actor(
+    support = None if self._atoms is None else self._atoms.support
+    actor = acting.Actor(
       self.network,
       prefix,
       game.num_actions,
       game.observation_shape,
       game.stack_size,
       self._num_threads,
+      None if support is None else acting.categorical_q_values(support),
     )
+    if self._atoms == pool.UNSTATED and actor.num_atoms > 1:
+      actor.close()
+      raise errors.UsageError(
+        f'{prefix} has {actor.num_atoms} outputs per action and does not say '
+        'what they are: give --atoms=heads (REM), --atoms=quantiles (QR-DQN), '
+        'or --atoms=categorical --support=-10,10 (C51 and Rainbow, with the '
+        'v_min and v_max that they were trained with).'
+      )
+    return actor
 
   def evaluate(  # noqa: D102
     self,
@@ -153,7 +169,7 @@ def create(setup: pool.Setup) -> GameEvaluator:
     if setup.protocol is None
     else play.PlayRule.recorded(setup.protocol)
   )
-  return GameEvaluator(lanes, _network(), rule, setup.num_threads)
+  return GameEvaluator(lanes, _network(), rule, setup.num_threads, setup.atoms)
 
 
 def _bound(name: str, default: Any) -> Any:

@@ -33,6 +33,24 @@ CONTINUOUS_CONTROL = 'batch_rl_dr3.training.control:create_evaluator'
 
 
 @dataclasses.dataclass(frozen=True)
+class Atoms:
+  """What the K outputs per action of another program's network are.
+
+  Attributes:
+    kind: one of `ATOMS`, or None if nobody has said; K has to be 1 then.
+    support: the lowest and the highest return of categorical ones.
+  """
+
+  kind: str | None = None
+  support: tuple[float, float] | None = None
+
+
+ATOMS = ('heads', 'quantiles', 'categorical')
+CATEGORICAL = ATOMS[2]
+UNSTATED = Atoms()
+
+
+@dataclasses.dataclass(frozen=True)
 class Setup:
   """What an evaluator is made from.
 
@@ -41,11 +59,13 @@ class Setup:
     protocol: how checkpoints are played, as provenance.json has it; None for
       what the configuration says.
     num_threads: CPU threads of one call of the network; 0 is one per core.
+    atoms: what another program's network puts out; None for this package's.
   """
 
   config: str
   protocol: Mapping[str, Any] | None
   num_threads: int = 0
+  atoms: Atoms | None = None
 
 
 class Evaluator(Protocol):

@@ -3,10 +3,11 @@
 Both play by the same code and the same seeds, so the scores are the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
+from batch_rl_dr3.analysis import returns
 from batch_rl_dr3.config import errors, progress, signals
 from batch_rl_dr3.evaluation import pool
 from batch_rl_dr3.games import play
@@ -33,6 +34,33 @@ class ScoredCheckpoint:
   iteration: int
   checkpoint: checkpoints.Checkpoint
   episodes: list[score_log.Episode]
+
+
+def mean_return(episodes: Sequence[score_log.Episode]) -> float:
+  """Returns the mean of the episodes' returns."""
+  return sum(e.episode_return for e in episodes) / len(episodes)
+
+
+def describe(episodes: Sequence[score_log.Episode], score: float | None) -> str:
+  """Returns what to say of an evaluation.
+
+  Args:
+    episodes: what was played.
+    score: the normalised score, if there is one.
+  """
+  normalised = '' if score is None else f', normalised {score:.1f},'
+  text = (
+    f'mean return {mean_return(episodes):.2f}{normalised} '
+    f'over {len(episodes)} episodes'
+  )
+  wrapped = returns.is_wrapped([e.episode_return for e in episodes])
+  if wrapped.any():
+    lowest = min(e.episode_return for e in episodes)
+    text += (
+      f'; the score on the screen wrapped in {wrapped.sum()} of them (return '
+      f'{lowest:,.0f}), so the mean is not to be trusted'
+    )
+  return text
 
 
 class Evaluations(Protocol):
@@ -276,12 +304,9 @@ class Scoring:
     self._scores.append(self._provenance, scored.iteration, steps, episodes)
     self._home.publish()
     self._checkpoints.release(checkpoint.name)
-    mean_return = sum(e.episode_return for e in episodes) / len(episodes)
-    shown = {'eval_return': mean_return}
-    text = f'iteration {scored.iteration}: mean return {mean_return:.2f}'
-    score = self._normalised(mean_return)
+    shown = {'eval_return': mean_return(episodes)}
+    score = self._normalised(shown['eval_return'])
     if score is not None:
       shown['eval_normalised_score'] = score
-      text += f', normalised {score:.1f},'
     self._on_score(shown, steps)
-    self.write(f'{text} over {len(episodes)} episodes')
+    self.write(f'iteration {scored.iteration}: {describe(episodes, score)}')

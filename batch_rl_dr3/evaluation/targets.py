@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from batch_rl_dr3.config import errors, gin_files
-from batch_rl_dr3.evaluation import pool
+from batch_rl_dr3.evaluation import pool, scoring
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import checkpoints, mirror, run_directory, score_log
 from batch_rl_dr3.runs import home as home_lib
@@ -56,6 +56,7 @@ class Target:
       the game's entries are added once it has been played.
     checkpoints: by iteration.
     is_run: whether it is a run directory of this package.
+    atoms: see `pool.Setup`.
   """
 
   source: pathlib.Path
@@ -66,6 +67,7 @@ class Target:
   provenance: Mapping[str, Any]
   checkpoints: Mapping[int, checkpoints.Checkpoint]
   is_run: bool
+  atoms: pool.Atoms | None = None
 
   def open_home(self, cache_dir: str, names: Collection[str]) -> home_lib.Home:
     """Returns the home of the scores, with what it takes to add to them.
@@ -185,6 +187,7 @@ def of_folder(
   identity: Mapping[str, Any],
   gradient_steps_per_iteration: int,
   home: str | None = None,
+  atoms: pool.Atoms = pool.UNSTATED,
 ) -> Target:
   """Returns the target of another program's checkpoints.
 
@@ -195,6 +198,7 @@ def of_folder(
     identity: method, dataset, run and seed.
     gradient_steps_per_iteration: between two of the checkpoints.
     home: where that is, if `output_dir` mirrors it.
+    atoms: what the outputs per action are.
   """
   found = {}
   for path in folder.glob('tf_ckpt-*.index'):
@@ -212,9 +216,14 @@ def of_folder(
     home=home or str(output_dir),
     config=config,
     protocol=None,
-    provenance={**identity, 'checkpoints': os.path.abspath(folder)},
+    provenance={
+      **identity,
+      **({} if atoms.support is None else {'support': list(atoms.support)}),
+      'checkpoints': os.path.abspath(folder),
+    },
     checkpoints=dict(sorted(found.items())),
     is_run=False,
+    atoms=atoms,
   )
 
 
@@ -318,7 +327,12 @@ class RemainingEvaluation:
     if self.target.is_run:
       checkpoints.check_whole(self.checkpoint)
     return pool.CheckpointJob(
-      pool.Setup(self.target.config, self.target.protocol, num_threads),
+      pool.Setup(
+        self.target.config,
+        self.target.protocol,
+        num_threads,
+        self.target.atoms,
+      ),
       prefix=self.checkpoint.prefix,
       seed=play.evaluation_seed(self.target.provenance['seed'], self.iteration),
       with_scores=self.with_scores,
@@ -346,10 +360,12 @@ class RemainingEvaluation:
     self.home.publish()
     if not episodes:
       return f'{name}: video written'
-    mean_return = sum(e.episode_return for e in episodes) / len(episodes)
-    return (
-      f'{name}: mean return {mean_return:.2f} over {len(episodes)} episodes'
-    )
+    score = None
+    scale = result.identity.protocol.get('scale')
+    if scale is not None:
+      low, high = scale
+      score = 100 * (scoring.mean_return(episodes) - low) / (high - low)
+    return f'{name}: {scoring.describe(episodes, score)}'
 
 
 def remaining_evaluations(
@@ -392,6 +408,10 @@ def remaining_evaluations(
 
 def _num_agent_steps(target: Target) -> int:
   if target.protocol is None:
+    bound = gin_files.read_bindings((), target.config.splitlines())
+    steps = bound.get('FixedReplayRunner.num_evaluation_agent_steps', 0)
+    if isinstance(steps, int) and steps > 0:
+      return steps
     return play.PUBLISHED.num_agent_steps
   if 'num_evaluation_episodes' in target.protocol:
     return 0

@@ -20,6 +20,7 @@ Differences from Dopamine 4.1.2:
 from collections.abc import Sequence
 from concurrent import futures
 import hashlib
+import re
 from typing import Any
 
 import ale_py
@@ -189,6 +190,7 @@ def create_atari_lanes(num_lanes: ranges.Count = 32) -> lanes.Lanes:
 
 def _create_dopamine_environment() -> Any:
   """Returns the AtariPreprocessing that the gin bindings describe."""
+  _check_bindings()
   try:
     environment = dopamine_compat.create_atari_environment()
   except AssertionError as error:
@@ -209,6 +211,33 @@ def _create_dopamine_environment() -> Any:
       'leave it at False.'
     )
   return environment
+
+
+def _check_bindings() -> None:
+  """Refuses what Dopamine's factory should not be given.
+
+  Raises:
+    ConfigError: if a binding names no game, but a module to import, or asks
+      for an old Gym.
+  """
+  name = _bound('game_name')
+  if name is not None and not re.fullmatch(r'[A-Za-z0-9]+', str(name)):
+    raise errors.ConfigError(
+      f'create_atari_environment.game_name is {name!r}; a game is named as in '
+      "Dopamine: 'Pong', 'MsPacman'."
+    )
+  if _bound('use_legacy_gym'):
+    raise errors.ConfigError(
+      'create_atari_environment.use_legacy_gym asks for the old Gym, which has '
+      'no Atari games any more; leave it at False.'
+    )
+
+
+def _bound(parameter: str) -> Any:
+  try:
+    return gin.query_parameter(f'create_atari_environment.{parameter}')
+  except ValueError:
+    return None
 
 
 def _describe(environment: Any) -> lanes.Game:

@@ -157,3 +157,71 @@ def test_other_files_and_networks_are_named(make_agent, tmp_path):
   save_as(tmp_path / 'tf_ckpt-3', [np.zeros(2, np.float32)], ['lstm'], ['w'])
   with pytest.raises(errors.DataError, match='Online/lstm/w'):
     actor_of(tmp_path / 'tf_ckpt-3')
+
+
+def save_last_layer(prefix, kernel, bias):
+  """Writes a MinAtar network whose features are all 1 in any state."""
+  weights = [
+    np.zeros((3, 3, 4, 16), np.float32),
+    np.zeros(16, np.float32),
+    np.zeros((1600, 128), np.float32),
+    np.ones(128, np.float32),
+    np.asarray(kernel, np.float32),
+    np.asarray(bias, np.float32),
+  ]
+  online_weights.write(str(prefix), weights)
+
+
+def test_categorical_q_values_are_means_of_the_support(tmp_path):
+  # 2 actions of 3 returns, -10, 0 and 10. The logits of action 0 have the
+  # higher mean, log(9) / 3, but their mass lies evenly on -10 and 10: 0.
+  # Action 1 has 0.1, 0.1 and 0.8: 7.
+  bias = np.log([9.0, 1.0, 9.0, 0.1, 0.1, 0.8])
+  save_last_layer(tmp_path / 'tf_ckpt-0', np.zeros((128, 6)), bias)
+
+  def actor(q_values_of):
+    return acting.Actor(
+      value_network.MinAtarNetwork,
+      str(tmp_path / 'tf_ckpt-0'),
+      2,
+      (10, 10, 4),
+      1,
+      q_values_of=q_values_of,
+    )
+
+  categorical = actor(acting.categorical_q_values((-10.0, 10.0)))
+  states = random_states(2)
+  outputs = categorical.outputs(states)
+  np.testing.assert_allclose(outputs.q_values, [[0, 7]] * 2, atol=1e-5)
+  assert categorical.num_atoms == 3
+  assert list(categorical.greedy_actions(states)) == [1, 1]
+  assert list(actor(None).greedy_actions(states)) == [0, 0]
+
+
+def test_categorical_q_values_are_dopamines(tmp_path):
+  from dopamine.discrete_domains import atari_lib
+  import tensorflow as tf
+
+  from batch_rl_dr3.config import dopamine_compat  # noqa: F401
+
+  states = random_states(4, (84, 84), 4) * 200
+  with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    support = tf.linspace(-10.0, 10.0, 51)
+    network = atari_lib.RainbowNetwork(3, 51, support, name='Online')
+    q_values = network(tf.constant(states)).q_values
+    session.run(tf.compat.v1.global_variables_initializer())
+    expected = session.run(q_values)
+    prefix = tf.compat.v1.train.Saver(network.weights).save(
+      session, str(tmp_path / 'tf_ckpt-0')
+    )
+  actor = acting.Actor(
+    value_network.NatureNetwork,
+    prefix,
+    3,
+    (84, 84),
+    4,
+    q_values_of=acting.categorical_q_values((-10.0, 10.0)),
+  )
+  np.testing.assert_allclose(
+    actor.outputs(states).q_values, expected, rtol=1e-4, atol=1e-5
+  )

@@ -1,9 +1,11 @@
+import ale_py
 import gin
 import numpy as np
 import pytest
 
 from batch_rl_dr3.config import dopamine_compat, errors
 from batch_rl_dr3.games import atari, play
+from batch_rl_dr3.games import lanes as lanes_lib
 
 pytestmark = pytest.mark.usefixtures('clear_gin')
 
@@ -23,9 +25,18 @@ def without_sticky_actions(**bindings):
   return {'create_atari_environment.sticky_actions': False, **bindings}
 
 
-def assert_equal_to_dopamine(lanes, num_steps, seed):
+def seed_emulator(environment, seed):
+  """Seeds Dopamine's emulator, which takes it as the ROM is loaded."""
+  emulator = environment.environment.unwrapped
+  emulator.ale.setInt('random_seed', seed)
+  emulator.ale.loadROM(ale_py.roms.get_rom_path(emulator._game))
+
+
+def assert_equal_to_dopamine(lanes, num_steps, seed, is_sticky=False):
   """Plays lane 1 of 2 beside Dopamine's environment; returns how often."""
   environment = dopamine_compat.create_atari_environment()
+  if is_sticky:
+    seed_emulator(environment, lanes_lib.lane_seed(seed, 1))
   generator = np.random.default_rng(seed)
   num_terminals, num_games = 0, 0
   expected = environment.reset()
@@ -56,6 +67,19 @@ def test_equals_dopamines_preprocessing(game_name, num_games):
   lanes = create(game_name, num_lanes=2, **without_sticky_actions())
   assert isinstance(lanes, atari.AtariLanes)
   assert assert_equal_to_dopamine(lanes, 400, seed=2) == (num_games, num_games)
+
+
+@pytest.mark.parametrize(
+  ('game_name', 'num_games'), [('Pong', 0), ('Breakout', 2)]
+)
+def test_equals_dopamines_preprocessing_with_sticky_actions(
+  game_name, num_games
+):
+  """The same emulator's seed repeats the same actions on both sides."""
+  lanes = create(game_name, num_lanes=2)
+  assert lanes.game.protocol['sticky_action_probability'] == 0.25
+  played = assert_equal_to_dopamine(lanes, 400, seed=2, is_sticky=True)
+  assert played == (num_games, num_games)
 
 
 def test_equals_dopamine_with_life_loss_terminals():
@@ -181,3 +205,24 @@ def test_what_cannot_be_played_is_refused_with_the_remedy():
 def test_ppo_preprocessing_is_refused():
   with pytest.raises(errors.ConfigError, match='use_ppo_preprocessing'):
     create('Pong', **{'create_atari_environment.use_ppo_preprocessing': True})
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'named'),
+  [
+    ('use_legacy_gym', True, 'use_legacy_gym'),
+    ('game_name', 'evilmod:Foo', 'game_name'),
+    ('game_name', '../Pong', 'game_name'),
+  ],
+)
+def test_what_would_import_something_else_is_refused_before(
+  name, value, named, monkeypatch
+):
+  def create_nothing():
+    raise AssertionError("Dopamine's factory was called")
+
+  monkeypatch.setattr(
+    dopamine_compat, 'create_atari_environment', create_nothing
+  )
+  with pytest.raises(errors.ConfigError, match=named):
+    create('Pong', **{f'create_atari_environment.{name}': value})
