@@ -1,6 +1,7 @@
 """Returns that no game can give."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ _IMPLAUSIBLE = -5_000.0
 
 
 def is_wrapped(
-  returns: Sequence[float] | npt.NDArray[np.floating],
+  returns: Sequence[float] | npt.NDArray[np.floating[Any]],
 ) -> npt.NDArray[np.bool_]:
   """Returns which episodes ended with a counter of the score that wrapped.
 
