@@ -82,10 +82,11 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     'rule',
     None,
-    ['all', 'prefix', 'uniform', 'first'],
+    ['all', 'prefix', 'uniform', 'first', 'episodes'],
     'plan, fetch: which part is taken. prefix: the first rows of each file, '
     "as the authors' code does for a uniform 1%; uniform: transitions drawn "
-    'at random; first: the first rows in time.',
+    'at random; first: the first rows in time; episodes: whole episodes drawn '
+    'at random.',
   )
   flags.DEFINE_float(
     'fraction',
@@ -95,7 +96,9 @@ def define_flags() -> None:
     upper_bound=1,
   )
   flags.DEFINE_integer(
-    'subset_seed', None, 'plan, fetch: names the draw of --rule=uniform.'
+    'subset_seed',
+    None,
+    'plan, fetch: names the draw of --rule=uniform or episodes.',
   )
   flags.DEFINE_integer(
     'stack_size',
@@ -200,12 +203,12 @@ def plan() -> None:
   import gin
 
   from batch_rl_dr3.replay import inspection
-  from batch_rl_dr3.replay.store import replay_store
+  from batch_rl_dr3.replay.store import read
 
   try:
     max_resident_bytes = gin.query_parameter('open_store.max_resident_bytes')
   except ValueError:  # Not bound.
-    max_resident_bytes = replay_store.MAX_RESIDENT_BYTES
+    max_resident_bytes = read.MAX_RESIDENT_BYTES
   source = _source()
   estimate = inspection.estimate(source, _subset(), _stack_size())
   folder = pathlib.Path(FLAGS.cache_dir)
@@ -322,9 +325,9 @@ def verify() -> None:
   """
   if FLAGS.store is None:
     raise errors.UsageError('--store is needed (see --help).')
-  from batch_rl_dr3.replay.store import store_files
+  from batch_rl_dr3.replay.store import read
 
-  manifest = store_files.verify(pathlib.Path(FLAGS.store), full=True)
+  manifest = read.verify(pathlib.Path(FLAGS.store), full=True)
   print(f'{FLAGS.store} is whole: data hash {manifest["data_hash"]}.')
 
 

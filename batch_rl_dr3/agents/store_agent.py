@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from batch_rl_dr3.agents import devices, update, value_network, variables
 from batch_rl_dr3.config import dopamine_compat, ranges
-from batch_rl_dr3.replay import fixed_replay_buffer
+from batch_rl_dr3.replay import batches
 from batch_rl_dr3.replay.store import store as replay_store
 
 # Parameters of Dopamine's constructor that mean nothing without an
@@ -147,7 +147,7 @@ class StoreAgent(dopamine_compat.DQNAgent):
 
   def _build_replay_buffer(
     self, use_staging: bool
-  ) -> fixed_replay_buffer.FixedReplayBuffer:
+  ) -> batches.FixedReplayBuffer:
     del use_staging
     self.gradient_steps = tf.compat.v1.get_variable(
       'gradient_steps',
@@ -173,8 +173,8 @@ class StoreAgent(dopamine_compat.DQNAgent):
 
   def _create_replay(
     self, store: replay_store.ReplayStore, seed: int, monte_carlo: bool = False
-  ) -> fixed_replay_buffer.FixedReplayBuffer:
-    return fixed_replay_buffer.FixedReplayBuffer(
+  ) -> batches.FixedReplayBuffer:
+    return batches.FixedReplayBuffer(
       store,
       step=self._step,
       seed=seed,
@@ -188,7 +188,7 @@ class StoreAgent(dopamine_compat.DQNAgent):
       ),
     )
 
-  def _replays(self) -> list[fixed_replay_buffer.FixedReplayBuffer]:
+  def _replays(self) -> list[batches.FixedReplayBuffer]:
     held_out = self._held_out_replay
     return [self._replay, *([] if held_out is None else [held_out])]
 
@@ -255,7 +255,7 @@ class StoreAgent(dopamine_compat.DQNAgent):
   # What training and evaluation call.
 
   @property
-  def replay(self) -> fixed_replay_buffer.FixedReplayBuffer:
+  def replay(self) -> batches.FixedReplayBuffer:
     """What the batches are sampled from."""
     return self._replay
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from batch_rl_dr3.agents import offline, penalties, quantile, rem, value_network
 from batch_rl_dr3.benchmarking import stock
-from batch_rl_dr3.replay import fixed_replay_buffer
+from batch_rl_dr3.replay import batches
 from batch_rl_dr3.replay.log import log_writer
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store import subset as replay_subset
@@ -101,7 +101,7 @@ def _constant(
   class ConstantBatchAgent(agent_class):  # type: ignore[valid-type, misc]
     def _build_replay_buffer(
       self, use_staging: bool
-    ) -> fixed_replay_buffer.FixedReplayBuffer:
+    ) -> batches.FixedReplayBuffer:
       replay = super()._build_replay_buffer(use_staging)
       batch = replay.batch_at(replay.draw(replay.batch_size, 0))
       for name, array in batch.items():

@@ -29,9 +29,9 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, rlu, source_chain
 from batch_rl_dr3.replay.log.source import Source
-from batch_rl_dr3.replay.store import shards, store_build
-from batch_rl_dr3.replay.store.segment import Segment
+from batch_rl_dr3.replay.store import build, shards
 from batch_rl_dr3.replay.store.subset import Subset
+from batch_rl_dr3.replay.store.validity import Segment
 
 # What `collect` writes beside a log.
 _COLLECTION = 'collection.json'
@@ -595,7 +595,9 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> Estimate:
     read = {suffix: sizes[suffix] + part for suffix, part in read.items()}
   num_log_rows = sum(lengths.values())
   num_rows = sum(rows.values())
-  if subset.is_uniform:
+  if subset.rule == 'episodes':
+    num_rows = math.ceil(subset.fraction * num_log_rows)
+  elif subset.is_drawn:
     # Each transition needs its stack and the next frame.
     share = 1 - (1 - subset.fraction) ** (stack_size + 1)
     num_rows = math.ceil(share * num_log_rows)
@@ -609,7 +611,7 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> Estimate:
     dtype.itemsize for dtype in checkpoint_format.ELEMENT_DTYPES.values()
   )
   whole = [sizes[s] for s, count in rows.items() if count == lengths[s]]
-  is_raw = frame_bytes <= store_build.MAX_RAW_BYTES
+  is_raw = frame_bytes <= build.MAX_RAW_BYTES
   return Estimate(
     num_files=len(rows),
     num_log_rows=num_log_rows,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from batch_rl_dr3.config import errors, progress, signals
 from batch_rl_dr3.evaluation import scoring
-from batch_rl_dr3.replay import graph_calls
+from batch_rl_dr3.replay import batches
 from batch_rl_dr3.runs import checkpoints, home, run_directory
 from batch_rl_dr3.training import metrics
 
@@ -112,7 +112,7 @@ class Loop:
       WriteError: if the disk refuses.
     """
     with (
-      graph_calls.raising(),
+      batches.raising(),
       progress.bar(self._total, title, 'step') as self._bar,
     ):
       self._scores.write = self._bar.write

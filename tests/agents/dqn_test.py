@@ -224,10 +224,10 @@ def test_q_learning_equals_dopamines_dqn(make_agent, weights):
 
   class DopaminesAgent(dopamine_compat.DQNAgent):
     def _build_replay_buffer(self, use_staging):
-      from batch_rl_dr3.replay import fixed_replay_buffer
+      from batch_rl_dr3.replay import batches
 
       self.step = tf.compat.v1.placeholder(tf.int64, [])
-      return fixed_replay_buffer.FixedReplayBuffer(
+      return batches.FixedReplayBuffer(
         replay_store, self.step, seed=0, gamma=GAMMA, stack_size=1
       )
 

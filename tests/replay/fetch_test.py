@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from batch_rl_dr3.replay.store import store_files
+from batch_rl_dr3.replay.store import read
 
 FRAME_SHAPE = (40, 30)
 
@@ -85,11 +85,11 @@ def _kill_and_finish(fetch, proxy, tmp_path, num_kills):
     num_parts = len(list(cache.glob('.*.building/*/part.json')))
     num_resumed += num_parts > 0
     for store in _stores(cache):  # It was faster.
-      store_files.verify(store, full=True)
+      read.verify(store, full=True)
       store.rename(tmp_path / f'done{before}')
   _finish(fetch(proxy.endpoint, cache))
   [store] = _stores(cache)
-  assert store_files.verify(store, full=True) == json.loads(
+  assert read.verify(store, full=True) == json.loads(
     (expected / 'manifest.json').read_text()
   )
   # Nothing is left of what was killed: no parts, and no temporary files.
@@ -137,7 +137,7 @@ def test_two_that_fetch_at_once_share_one_store(fetch, proxy, tmp_path):
   first, second = [_finish(process) for process in processes]
   assert first == second
   [store] = _stores(cache)
-  store_files.verify(store, full=True)
+  read.verify(store, full=True)
   assert f'--replay_dir={store}' in first
 
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from batch_rl_dr3.config import dopamine_compat, errors
-from batch_rl_dr3.replay import fixed_replay_buffer
+from batch_rl_dr3.replay import batches
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store.subset import Subset
 
@@ -29,9 +29,7 @@ class Sampler:
     kwargs = {'batch_size': BATCH_SIZE, 'gamma': 0.9, **kwargs}
     with tf.Graph().as_default() as graph:
       self.step = tf.compat.v1.placeholder(tf.int64, [])
-      self.buffer = fixed_replay_buffer.FixedReplayBuffer(
-        store, self.step, seed, **kwargs
-      )
+      self.buffer = batches.FixedReplayBuffer(store, self.step, seed, **kwargs)
     self.session = tf.compat.v1.Session(graph=graph)
 
   def __call__(self, step):
@@ -40,7 +38,7 @@ class Sampler:
 
 def test_tensors_have_dopamine_names_shapes_and_dtypes(store, logs):
   with tf.Graph().as_default():
-    ours = fixed_replay_buffer.FixedReplayBuffer(store, tf.constant(0), 0)
+    ours = batches.FixedReplayBuffer(store, tf.constant(0), 0)
     theirs = dopamine_compat.WrappedReplayBuffer(
       logs.SHAPE, 4, replay_capacity=20
     )
@@ -130,7 +128,7 @@ def test_sampling_is_uniform_over_valid_rows(store):
 
 def test_one_session_call_can_run_several_steps(store):
   with tf.Graph().as_default() as graph:
-    buffer = fixed_replay_buffer.FixedReplayBuffer(
+    buffer = batches.FixedReplayBuffer(
       store, tf.constant(0, tf.int64), 1, batch_size=BATCH_SIZE
     )
     _, rows = tf.while_loop(
@@ -182,9 +180,7 @@ def test_gin_binds_the_batch_size_alone(store):
     gin.parse_config('FixedReplayBuffer.batch_size = 5')
   try:
     with tf.Graph().as_default():
-      buffer = fixed_replay_buffer.FixedReplayBuffer(
-        store, tf.constant(0, tf.int64), 0
-      )
+      buffer = batches.FixedReplayBuffer(store, tf.constant(0, tf.int64), 0)
     assert buffer.states.shape[0] == buffer.batch_size == 5
     with pytest.raises(ValueError, match='gamma'):
       gin.bind_parameter('FixedReplayBuffer.gamma', 0.5)

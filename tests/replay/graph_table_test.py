@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay import batches
 
 # isort: split
 import tensorflow as tf
 
-from batch_rl_dr3.replay import fixed_replay_buffer, graph_calls, graph_table
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store.subset import Subset
 
@@ -57,8 +57,8 @@ def test_every_valid_row_equals_numpys_gather(
   if name == 'wrapped':  # There are stacks that wrap.
     first_rows = np.array([segment.first_row for segment in store.segments])
     assert np.isin(rows, first_rows).any()
-  table = graph_table.TableVariables(store, rows, None)
-  gathered = graph_table.gather(
+  table = batches.TableVariables(store, rows, None)
+  gathered = batches.gather(
     table.tensors,
     tf.constant(rows),
     store.observation_shape,
@@ -79,7 +79,7 @@ def test_batches_in_the_graph_are_those_by_numpy(session, stores):
   store = stores['wrapped']
   step = tf.compat.v1.placeholder(tf.int64, [])
   by_numpy, in_graph = (
-    fixed_replay_buffer.FixedReplayBuffer(
+    batches.FixedReplayBuffer(
       store, step, 1, gamma=0.9, monte_carlo=True, in_graph=in_graph
     )
     for in_graph in (False, True)
@@ -98,7 +98,7 @@ def test_batches_in_the_graph_are_those_by_numpy(session, stores):
 
 
 def test_the_table_is_no_part_of_what_is_saved(session, stores):
-  fixed_replay_buffer.FixedReplayBuffer(
+  batches.FixedReplayBuffer(
     stores['minatar'],
     tf.constant(0, tf.int64),
     0,
@@ -123,7 +123,7 @@ def test_frames_that_are_not_in_memory_are_gathered_by_numpy(
     4,
     max_resident_bytes=0,
   )
-  buffer = fixed_replay_buffer.FixedReplayBuffer(
+  buffer = batches.FixedReplayBuffer(
     store, tf.constant(0, tf.int64), 0, in_graph=True
   )
   assert buffer.table is None
@@ -145,7 +145,7 @@ def test_a_device_holds_what_it_has_room_for(session, tmp_path, logs, room):
   )
   assert store.num_frame_bytes == store.num_rows * 120
   by_numpy, on_device = (
-    fixed_replay_buffer.FixedReplayBuffer(
+    batches.FixedReplayBuffer(
       store,
       tf.constant(3, tf.int64),
       0,
@@ -191,7 +191,7 @@ def open_damaged(tmp_path_factory, logs):
 
 
 def test_damage_found_while_the_table_is_filled_is_named(session, open_damaged):
-  replay = fixed_replay_buffer.FixedReplayBuffer(
+  replay = batches.FixedReplayBuffer(
     open_damaged(1 << 20), tf.constant(0, tf.int64), seed=0, in_graph=True
   )
   with pytest.raises(errors.DataError, match='zst is damaged'):
@@ -199,9 +199,9 @@ def test_damage_found_while_the_table_is_filled_is_named(session, open_damaged):
 
 
 def test_damage_found_while_sampling_is_named(session, open_damaged):
-  replay = fixed_replay_buffer.FixedReplayBuffer(
+  replay = batches.FixedReplayBuffer(
     open_damaged(0), tf.constant(0, tf.int64), seed=0
   )
-  sample = graph_calls.raising()(lambda: session.run(replay.states))
+  sample = batches.raising()(lambda: session.run(replay.states))
   with pytest.raises(errors.DataError, match='zst is damaged'):
     sample()

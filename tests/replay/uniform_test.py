@@ -5,7 +5,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.store import store as replay_store
-from batch_rl_dr3.replay.store import uniform_draw
+from batch_rl_dr3.replay.store import subset
 from batch_rl_dr3.replay.store.subset import Subset
 
 GAMMA = 0.9
@@ -47,10 +47,10 @@ def _drawn_per_file(store):
 
 
 def test_rows_needed_by_hand():
-  needed = uniform_draw.rows_needed(np.array([4, 6]), 10, stack_size=2)
+  needed = subset.rows_needed(np.array([4, 6]), 10, stack_size=2)
   assert needed.tolist() == [3, 4, 5, 6, 7]
   # Around the end: rows 8, 9, 0, 1 for a stack of 3 at row 0.
-  needed = uniform_draw.rows_needed(np.array([0]), 10, stack_size=3)
+  needed = subset.rows_needed(np.array([0]), 10, stack_size=3)
   assert needed.tolist() == [0, 1, 8, 9]
 
 
@@ -124,7 +124,7 @@ def test_draws_are_uniform_without_replacement():
   counts = [np.zeros(len(mask)) for mask in masks]
   num_draws, count = 3000, 20
   for seed in range(num_draws):
-    drawn = uniform_draw.draw_rows(valid, num_valid, count, seed)
+    drawn = subset.draw_rows(valid, num_valid, count, seed)
     assert sum(map(len, drawn)) == count
     for per_file, rows in zip(counts, drawn, strict=True):
       assert (np.diff(rows) > 0).all()

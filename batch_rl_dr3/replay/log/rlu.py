@@ -52,7 +52,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, sources
 from batch_rl_dr3.replay.log import source as replay_source
 from batch_rl_dr3.replay.store import validity
-from batch_rl_dr3.replay.store.segment import Segment
+from batch_rl_dr3.replay.store.validity import Segment
 from batch_rl_dr3.runs import stored_file
 from batch_rl_dr3.runs.retry import RefusedError, Retry
 from batch_rl_dr3.runs.storage import open_storage, version

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
-from batch_rl_dr3.replay.store.segment import Segment
+from batch_rl_dr3.replay.store.validity import Segment
 
 
 class Source(Protocol):

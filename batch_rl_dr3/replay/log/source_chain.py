@@ -32,7 +32,7 @@ import gin
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import rlu, sources
 from batch_rl_dr3.replay.log.source import Source
-from batch_rl_dr3.replay.store import store_source
+from batch_rl_dr3.replay.store import read
 from batch_rl_dr3.runs.retry import RefusedError
 
 # In the order in which they are asked.
@@ -188,8 +188,8 @@ def make_source(location: str | os.PathLike[str] | Source) -> Source:
     return rlu.RluSource(text)
   if '://' in text:
     return sources.FsspecSource(text)
-  if store_source.is_store(text):
-    return store_source.StoreSource(text)
+  if read.is_store(text):
+    return read.StoreSource(text)
   return sources.FolderSource(text)
 
 

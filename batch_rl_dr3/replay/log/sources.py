@@ -31,7 +31,7 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.log import source as replay_source
-from batch_rl_dr3.replay.store.segment import Segment
+from batch_rl_dr3.replay.store.validity import Segment
 from batch_rl_dr3.runs import remote_folder, run_directory, stored_file
 from batch_rl_dr3.runs.retry import RefusedError, Retry
 from batch_rl_dr3.runs.storage import Storage, open_storage, version

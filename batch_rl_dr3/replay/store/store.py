@@ -15,13 +15,8 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, source_chain
 from batch_rl_dr3.replay.log.source import Source
-from batch_rl_dr3.replay.store import (
-  shards,
-  store_build,
-  store_part,
-  store_source,
-)
-from batch_rl_dr3.replay.store.replay_store import (
+from batch_rl_dr3.replay.store import build, read, shards
+from batch_rl_dr3.replay.store.read import (
   MAX_RESIDENT_BYTES,
   ReplayStore,
   Transitions,
@@ -99,19 +94,27 @@ def open_store(
       f'open_store.codec is {codec!r}; it must be one of '
       f'{", ".join(shards.CODECS)}.'
     )
-  if isinstance(replay, str | os.PathLike) and store_source.is_store(replay):
+  if isinstance(replay, str | os.PathLike) and read.is_store(replay):
     folder = pathlib.Path(replay)
   else:
     source = source_chain.make_source(replay)
-    store_build.check_frames(source, observation_shape, observation_dtype)
-    key = store_build.store_key(source, subset, stack_size, codec)
+    build.check_frames(source, observation_shape, observation_dtype)
+    key = build.store_key(source, subset, stack_size, codec)
     folder = pathlib.Path(cache_dir) / key
     if not folder.exists():
-      store_build.build(
+      build.build(
         source, folder, subset, num_actions, stack_size, codec, progress
       )
   store = ReplayStore(folder, stack_size, max_resident_bytes)
   _check(store, subset, observation_shape, num_actions, observation_dtype)
+  if store.manifest['format_version'] < read.FORMAT_VERSION:
+    logging.warning(
+      '%s was made before single frames had checksums: those of codec raw are '
+      'not checked as they are read. `data verify` checks all of it; `data '
+      'fetch` makes it anew from %s.',
+      store.folder,
+      store.manifest['source'],
+    )
   if store.manifest['missing_suffixes']:
     logging.warning(
       '%s has no files of suffix %s; what follows is without them.',
@@ -141,13 +144,11 @@ def _check(
       f'{subset.record()} is asked for. Name another store, or bind Subset as '
       'it is.'
     )
-  store_build.check_frame(
+  build.check_frame(
     str(store.folder),
     store.observation_shape,
     np.dtype(manifest['arrays']['observation']['dtype']),
     observation_shape,
     observation_dtype,
   )
-  store_part.check_actions(
-    manifest['source'], manifest['max_action'], num_actions
-  )
+  build.check_actions(manifest['source'], manifest['max_action'], num_actions)

@@ -3,14 +3,21 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import fractions
+import itertools
 import math
 from typing import Any, Self
 
 import gin
+import numpy as np
+import numpy.typing as npt
 
 from batch_rl_dr3.config import errors, ranges
 
-RULES = ('all', 'prefix', 'uniform', 'first')
+RULES = ('all', 'prefix', 'uniform', 'first', 'episodes')
+# Those that read every row and keep what a draw names.
+DRAWN_RULES = ('uniform', 'episodes')
+# Steps in the transitions that are drawn.
+UPDATE_HORIZON = 1
 
 
 @gin.configurable
@@ -31,14 +38,19 @@ class Subset:
   * 'first': the first `fraction` of all rows in time, so 0.1 is the first 5 of
     50 files. It is a fraction of the files that are there: whoever downloads
     only the first 5 files wants 'all'.
+  * 'episodes': whole episodes of each file, drawn at random without
+    replacement until they hold at least `fraction` of the file's rows. This is
+    how d3rlpy makes its 1% of Atari. Episodes that begin or end outside of the
+    file are left out. Only for 1-step transitions.
   * 'all': every row; `fraction` is 1.
 
   Attributes:
     rule: str, one of the above.
     fraction: float in (0, 1]. Counts are exact in its decimal digits: 0.29 of
       100 rows is 29, though 0.29 * 100 is less in binary.
-    seed: int, names the draw of 'uniform'; 0 for the other rules. 'run' is the
-      run's own seed, so that each seed of a study learns from another draw.
+    seed: int, names the draw of 'uniform' or 'episodes'; 0 for other rules.
+      'run' is the run's own seed, so that each seed of a study learns from
+      another draw.
   """
 
   rule: str = 'all'
@@ -58,23 +70,23 @@ class Subset:
     if self.rule == 'all' and self.fraction != 1:
       raise errors.ConfigError(
         f"Subset.rule 'all' contradicts Subset.fraction {self.fraction}; use "
-        "'prefix', 'uniform' or 'first'."
+        "'prefix', 'uniform', 'first' or 'episodes'."
       )
     if isinstance(self.seed, str) and self.seed != 'run':
       raise errors.ConfigError(
         f'Subset.seed is {self.seed!r}; it must be a whole number >= 0, or '
         "'run' for the run's own seed."
       )
-    if self.rule != 'uniform' and self.seed:
+    if self.seed and not self.is_drawn:
       raise errors.ConfigError(
         f'Subset.seed is {self.seed}, but the rule {self.rule!r} draws '
-        "nothing; it is for 'uniform'."
+        f'nothing; it is for {" and ".join(map(repr, DRAWN_RULES))}.'
       )
 
   @property
-  def is_uniform(self) -> bool:
-    """Whether transitions are drawn, rather than rows taken."""
-    return self.rule == 'uniform'
+  def is_drawn(self) -> bool:
+    """Whether transitions or episodes are drawn, rather than rows taken."""
+    return self.rule in DRAWN_RULES
 
   def for_run(self, seed: int) -> Self:
     """Returns the subset that a run of a seed learns from."""
@@ -102,12 +114,12 @@ class Subset:
       )
     # 1 and 1.0 are one subset, and so one store.
     fields = {**dataclasses.asdict(self), 'fraction': float(self.fraction)}
-    if not self.is_uniform:
+    if not self.is_drawn:
       del fields['seed']
     return fields
 
   def num_drawn(self, num_rows: int) -> int:
-    """Returns how many transitions 'uniform' draws from so many rows.
+    """Returns how many transitions or rows of episodes so many rows give.
 
     Raises:
       ConfigError: if it is none.
@@ -125,7 +137,7 @@ class Subset:
   ) -> dict[int, int]:
     """Returns how many rows to read from the start of each file.
 
-    'uniform' reads all of them and keeps what was drawn.
+    A rule that draws reads all of them and keeps what was drawn.
 
     Args:
       files: (suffix, num_rows) of every file, in time order.
@@ -140,7 +152,7 @@ class Subset:
     """
     if self.rule == 'first':
       rows = self._first(files)
-    elif self.is_uniform:
+    elif self.is_drawn:
       rows = dict(files)
     else:
       rows = {suffix: self._floor(num_rows) for suffix, num_rows in files}
@@ -179,7 +191,7 @@ class HeldOut(Subset):
   count: int = 0
 
   @property
-  def is_uniform(self) -> bool:
+  def is_drawn(self) -> bool:
     """True: transitions are drawn."""
     return True
 
@@ -202,4 +214,104 @@ class HeldOut(Subset):
 
 def is_drawn(record: Mapping[str, Any]) -> bool:
   """Returns whether a manifest's subset is of single transitions, drawn."""
-  return record['rule'] == 'uniform' or 'held_out' in record
+  return record['rule'] in DRAWN_RULES or 'held_out' in record
+
+
+def draw_rows(
+  valid: Sequence[npt.NDArray[np.uint8]],
+  num_valid: Sequence[int],
+  count: int,
+  seed: int | Sequence[int],
+) -> list[npt.NDArray[np.int64]]:
+  """Returns `count` rows, drawn uniformly and without replacement.
+
+  How many each file gives is drawn first (multivariate hypergeometric), and
+  then which: the same distribution as one draw from all files at once, with
+  one file in memory at a time.
+
+  Args:
+    valid: of each file, whether a transition may start at each row, as bits
+      (`np.packbits`).
+    num_valid: of each file, how many of these are set.
+    count: int, how many to draw from all files together.
+    seed: names the draw.
+
+  Returns:
+    int64 [any] for each file, rows of the file in ascending order.
+
+  Raises:
+    ConfigError: if there are fewer valid rows than `count`.
+  """
+  if count > sum(num_valid):
+    raise errors.ConfigError(
+      f'a uniform subset of {count} transitions was asked for; the log has '
+      f'{sum(num_valid)} to draw from, for padding and the rows around a '
+      "file's end hold none. Use a smaller Subset.fraction, or the rule 'all'."
+    )
+  own, *seeds = np.random.SeedSequence(seed).spawn(len(valid) + 1)
+  counts = np.random.default_rng(own).multivariate_hypergeometric(
+    list(num_valid), count, method='marginals'
+  )
+  drawn = []
+  for bits, number, child in zip(valid, counts, seeds, strict=True):
+    rows = np.flatnonzero(np.unpackbits(bits))
+    chosen = np.random.default_rng(child).choice(
+      rows, number, replace=False, shuffle=False
+    )
+    drawn.append(np.sort(chosen))
+  return drawn
+
+
+def draw_episodes(
+  terminals: npt.NDArray[np.uint8], num_rows: int, seed: Sequence[int]
+) -> npt.NDArray[np.int64]:
+  """Returns the rows of whole episodes that hold at least `num_rows` rows.
+
+  With terminals [0, 1, 0, 0, 1, 0, 1, 0] the whole episodes are rows 2-4 and
+  5-6; for 1 row it is one of them.
+
+  Args:
+    terminals: uint8 [any], 1 where an episode ends, in time order.
+    num_rows: int, how many rows are wanted; all episodes if there are fewer.
+    seed: names the draw.
+
+  Returns:
+    int64 [any], where in `terminals` they are.
+  """
+  ends = np.flatnonzero(terminals) + 1
+  episodes = list(itertools.pairwise(ends))
+  rows = [np.zeros(0, np.int64)]
+  left = num_rows
+  for number in np.random.default_rng(seed).permutation(len(episodes)):
+    if left <= 0:
+      break
+    rows.append(np.arange(*episodes[number]))
+    left -= len(rows[-1])
+  return np.concatenate(rows)
+
+
+def rows_needed(
+  drawn: npt.NDArray[np.int64], num_rows: int, stack_size: int
+) -> npt.NDArray[np.int64]:
+  """Returns the rows of a file whose frames the transitions hold.
+
+  They are the stack_size rows up to each one and the row after it, each row
+  once. In a full buffer they wrap around the file's end. Ascending, the rows
+  of any one transition are neighbours among them (the last and the first are
+  too), so that whoever keeps just these rows finds a stack by counting back,
+  as in the file itself.
+
+  With rows [4, 6] drawn of 10 and stacks of 2 it is [3, 4, 5, 6, 7].
+
+  Args:
+    drawn: int64 [any], rows where transitions start.
+    num_rows: int, rows of the file.
+    stack_size: int, frames in a state.
+
+  Returns:
+    int64 [any], in ascending order.
+  """
+  needed = np.zeros(num_rows, np.bool_)
+  for offset in range(1 - stack_size, UPDATE_HORIZON + 1):
+    needed[(drawn + offset) % num_rows] = True
+  return np.flatnonzero(needed)

@@ -1,13 +1,20 @@
 """Which rows of a replay file can be sampled, and the returns that follow them.
 
-Both functions work on whole arrays. The first equals, index for index, the
-`is_valid_transition` of Dopamine's `OutOfGraphReplayBuffer`
-(dopamine/tf/replay_memory/circular_replay_buffer.py), which answers for one
-index at a time.
+`valid_indices` equals, index for index, the `is_valid_transition` of Dopamine's
+`OutOfGraphReplayBuffer` (dopamine/tf/replay_memory/circular_replay_buffer.py),
+which answers for one index at a time.
 """
+
+from collections.abc import Sequence
+import dataclasses
 
 import numpy as np
 import numpy.typing as npt
+
+from batch_rl_dr3.config import errors
+
+# No run ever adds so many rows.
+_MAX_ADD_COUNT = 10**12
 
 
 def cursor_range(
@@ -119,3 +126,150 @@ def returns_to_go(
       returns[start:end] = summed[::-1]
     start = end
   return returns
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+  """The rows that one file of the log gave to the store.
+
+  Attributes:
+    suffix: int, the file's number.
+    first_row: int, where its rows start in the store.
+    num_rows: int, how many rows it gave: from its own row 0 on, or, of a
+      uniform subset, those that the transitions drawn from it need.
+    num_rows_in_source: int, the length of the file's arrays.
+    add_count: int, as the file says.
+    invalid_range: ints, as the file says, rows of the file.
+    read_to_end: whether the file was read whole, checksum included.
+    num_drawn: int, transitions drawn from it for a uniform subset, which are
+      then all that can be sampled; None of another subset.
+    cut_rows: ints, rows of the file that are marked as terminals although
+      their episodes were cut by time.
+  """
+
+  suffix: int
+  first_row: int
+  num_rows: int
+  num_rows_in_source: int
+  add_count: int
+  invalid_range: Sequence[int]
+  read_to_end: bool
+  num_drawn: int | None = None
+  cut_rows: Sequence[int] = ()
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether it holds all rows that the file's buffer held."""
+    if self.num_drawn is not None:
+      return False
+    return self.num_rows == min(self.num_rows_in_source, self.add_count)
+
+  @property
+  def is_circular(self) -> bool:
+    """Whether the oldest row follows the newest: a full buffer, used whole."""
+    return self.is_whole and self.num_rows == self.num_rows_in_source
+
+  @property
+  def cursor(self) -> int:
+    """The file's row that its buffer would have written next."""
+    return self.add_count % self.num_rows_in_source
+
+  def rows_in_time(self) -> npt.NDArray[np.int64]:
+    """Returns its rows of the store, oldest first, int64 [num_rows]."""
+    rows = np.arange(self.num_rows, dtype=np.int64)
+    if self.is_circular:
+      rows = np.roll(rows, -self.cursor)
+    return self.first_row + rows
+
+  def valid_rows(
+    self,
+    terminals: npt.NDArray[np.uint8],
+    stack_size: int,
+    update_horizon: int,
+  ) -> npt.NDArray[np.int64]:
+    """Returns the rows of the store where a transition may start.
+
+    Args:
+      terminals: uint8 [num_rows], this segment's.
+      stack_size: int, frames in a state.
+      update_horizon: int, steps in a transition.
+    """
+    around_cursor = cursor_range(
+      self.cursor, self.num_rows_in_source, stack_size, update_horizon
+    )
+    cut = np.array(self.cut_rows, np.int64)
+    past_cut = (cut[:, np.newaxis] - np.arange(update_horizon)).reshape(-1)
+    valid = valid_indices(
+      terminals,
+      self.add_count if self.is_circular else self.num_rows,
+      np.concatenate(
+        [np.array(self.invalid_range, np.int64), around_cursor, past_cut]
+      ),
+      stack_size,
+      update_horizon,
+      capacity=self.num_rows_in_source,
+    )
+    return self.first_row + np.flatnonzero(valid)
+
+  def is_followed_by(self, other: 'Segment') -> bool:
+    """Whether `other` starts in time where this segment ends.
+
+    Their add_counts tell: a full file covers the rows of the run from
+    add_count - num_rows to add_count. The count of a short last file starts
+    again at 0; it follows a file that ended with its cursor back at 0.
+    """
+    if other.suffix != self.suffix + 1:
+      return False
+    if not (self.is_whole and other.is_whole):
+      return False
+    if other.add_count - other.num_rows == self.add_count:
+      return True
+    is_short = other.num_rows < self.num_rows
+    return is_short and other.add_count == other.num_rows and self.cursor == 0
+
+  def check_counts(self, name: object) -> None:
+    """Checks that its counts can be.
+
+    Args:
+      name: what the segment is of, for the message.
+
+    Raises:
+      DataError: if they cannot.
+    """
+    if not 0 <= self.add_count <= _MAX_ADD_COUNT:
+      raise self._damaged(name, 'no run adds so many rows')
+    if not 0 <= self.num_rows <= min(self.num_rows_in_source, self.add_count):
+      raise self._damaged(name, f'{self.num_rows:,} rows are used')
+
+  def check_cursor(self, name: object) -> None:
+    """Checks that invalid_range lies around the cursor, as Dopamine saves it.
+
+    It holds the N rows before add_count and the K from there on, for some
+    horizon N and stack size K. An add_count elsewhere would drop rows, or mix
+    the newest with the oldest.
+
+    Args:
+      name: what the segment is of, for the message.
+
+    Raises:
+      DataError: if it does not.
+    """
+    invalid, count = set(self.invalid_range), len(self.invalid_range)
+    if not any(invalid):  # A buffer that was never written to.
+      return
+    # In a buffer that is not full, no row lies before the first.
+    for horizon in range(1, min(count, self.add_count + 1)):
+      around = cursor_range(
+        self.cursor, self.num_rows_in_source, count - horizon, horizon
+      )
+      if invalid == set(around.tolist()):
+        return
+    raise self._damaged(name, f'invalid_range is {list(self.invalid_range)}')
+
+  def _damaged(self, name: object, contradiction: str) -> errors.DataError:
+    return errors.DataError(
+      f'{name}: add_count_ckpt.{self.suffix} is damaged: it says '
+      f'{self.add_count:,} of {self.num_rows_in_source:,} rows, but '
+      f'{contradiction}. Fetch add_count and invalid_range of suffix '
+      f'{self.suffix} again.'
+    )

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.store import frames as replay_frames
-from batch_rl_dr3.replay.store import shard_files, shards
+from batch_rl_dr3.replay.store import shards
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store.subset import Subset
 
@@ -87,11 +86,11 @@ def test_frames_of_other_kinds(tmp_path, codec, monkeypatch):
     for start in range(0, 33, 7):
       writer.write(array[start : start + 7])
   paths = [
-    shard_files.ShardPath(codec, tmp_path, number, num_rows)
+    shards.ShardPath(codec, tmp_path, number, num_rows, writer.records)
     for number, num_rows in enumerate((16, 16, 1))
   ]
   rows = np.array([[[32], [0], [15]], [[1], [16], [31]]])
-  opened = replay_frames.open_frames(paths, 6, array.dtype)
+  opened = shards.open_frames(paths, (3, 2), array.dtype)
   for frames in (opened, opened.held()):
     np.testing.assert_array_equal(
       frames.stacks(rows)[..., 0], array.reshape(33, 6)[rows[..., 0]]

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.store import shards, store_build, store_files
+from batch_rl_dr3.replay.store import build, read, shards
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.runs import run_directory
@@ -104,12 +104,12 @@ def test_a_build_killed_again_and_again_ends_the_same(
   assert num_resumed
   store = open_store(log)
   assert store.manifest == expected.manifest
-  store_files.verify(store.folder, full=True)
+  read.verify(store.folder, full=True)
   assert _folders(cache) == [store.folder]
 
 
 def test_what_is_extracted_is_not_extracted_again(log, open_store, monkeypatch):
-  monkeypatch.setattr(store_build, '_manifest', lambda *unused: 1 / 0)
+  monkeypatch.setattr(build, '_manifest', lambda *unused: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     open_store(log)
   monkeypatch.undo()
@@ -120,13 +120,13 @@ def test_what_is_extracted_is_not_extracted_again(log, open_store, monkeypatch):
 
 def test_a_damaged_part_is_extracted_again(log, open_store, monkeypatch):
   with monkeypatch.context() as patch:
-    patch.setattr(store_build, '_manifest', lambda *unused: 1 / 0)
+    patch.setattr(build, '_manifest', lambda *unused: 1 / 0)
     with pytest.raises(ZeroDivisionError):
       open_store(log)
   (part,) = log.parent.glob('cache/.*.building/1')
   (part / 'reward.npy').write_bytes(b'')
   store = open_store(log)
-  store_files.verify(store.folder, full=True)
+  read.verify(store.folder, full=True)
 
 
 def test_processes_that_build_at_once_share_one_store(
@@ -160,7 +160,7 @@ def test_locks_that_lie_do_no_harm(
   assert [process.returncode for process in processes] == [0, 0, 0]
   store = open_store(log)
   assert set(hashes) == {store.data_hash + '\n'}
-  store_files.verify(store.folder, full=True)
+  read.verify(store.folder, full=True)
   assert _folders(cache) == [store.folder]
 
 
@@ -217,7 +217,7 @@ def test_a_disk_that_is_full_for_the_record_is_left_too(
 @pytest.mark.parametrize('codec', shards.CODECS)
 def test_every_flipped_bit_is_found(log, open_store, codec):
   store = open_store(log, codec=codec)
-  manifest = store_files.verify(store.folder, full=True)
+  manifest = read.verify(store.folder, full=True)
   assert manifest == store.manifest
   rng = random.Random(0)
   for path in sorted(store.folder.glob('*/*.[nz]*')):
@@ -225,27 +225,27 @@ def test_every_flipped_bit_is_found(log, open_store, codec):
     damaged = bytearray(content)
     damaged[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(damaged)
-    store_files.verify(store.folder)  # It looks at sizes alone.
+    read.verify(store.folder)  # It looks at sizes alone.
     with pytest.raises(errors.DataError, match=path.name):
-      store_files.verify(store.folder, full=True)
+      read.verify(store.folder, full=True)
     path.write_bytes(content[:-1])
     with pytest.raises(errors.DataError, match=path.name):
-      store_files.verify(store.folder)
+      read.verify(store.folder)
     path.unlink()
     with pytest.raises(errors.DataError, match=path.name):
-      store_files.verify(store.folder)
+      read.verify(store.folder)
     path.write_bytes(content)
-  store_files.verify(store.folder, full=True)
+  read.verify(store.folder, full=True)
 
 
 def test_a_changed_manifest_is_found(log, open_store):
   store = open_store(log)
-  path = store.folder / store_files.MANIFEST
+  path = store.folder / read.MANIFEST
   manifest = json.loads(path.read_text())
   manifest['files'][0]['num_rows'] -= 1
   path.write_text(json.dumps(manifest))
   with pytest.raises(errors.DataError, match='data_hash'):
-    store_files.verify(store.folder)
+    read.verify(store.folder)
   path.write_text(json.dumps({**store.manifest, 'format_version': 1}))
   with pytest.raises(errors.DataError, match='format is 1'):
-    store_files.verify(store.folder)
+    read.verify(store.folder)

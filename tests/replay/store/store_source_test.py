@@ -8,8 +8,8 @@ import pytest
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay import conversion
 from batch_rl_dr3.replay.log import checkpoint_format, source_chain, sources
+from batch_rl_dr3.replay.store import read
 from batch_rl_dr3.replay.store import store as replay_store
-from batch_rl_dr3.replay.store import store_source
 from batch_rl_dr3.replay.store.subset import Subset
 
 
@@ -40,7 +40,7 @@ def _all_rows(source, name, suffix):
 def test_a_whole_store_is_the_log(log, make_store, codec):
   store = make_store(log, codec=codec)
   source = source_chain.make_source(store.folder)
-  assert isinstance(source, store_source.StoreSource)
+  assert isinstance(source, read.StoreSource)
   expected = sources.FolderSource(log)
   assert source.suffixes() == expected.suffixes()
   for suffix in source.suffixes():
@@ -57,7 +57,7 @@ def test_a_whole_store_is_the_log(log, make_store, codec):
 
 
 def test_a_store_goes_back_to_the_same_log(log, make_store, tmp_path, logs):
-  source = store_source.StoreSource(make_store(log).folder)
+  source = read.StoreSource(make_store(log).folder)
   conversion.to_log(source, tmp_path / 'back', 4, 100)
   names = sorted(path.name for path in log.glob('*.gz'))
   assert names == sorted(p.name for p in (tmp_path / 'back').glob('*.gz'))
@@ -71,7 +71,7 @@ def test_files_of_prefixes_stay_apart(log, make_store, tmp_path, logs):
   # 45 of 100 rows a file, 22 of the 51 of the last: no file goes on from the
   # one before, though the last looks like a rest.
   store = make_store(log, 'prefix', 0.45)
-  source = store_source.StoreSource(store.folder)
+  source = read.StoreSource(store.folder)
   conversion.to_log(source, tmp_path / 'new', 4, 1000)
   new = sources.FolderSource(tmp_path / 'new')
   old_suffixes = source.suffixes()
@@ -123,7 +123,7 @@ def test_an_episode_does_not_reach_over_a_missing_file(log, logs):
 def test_transitions_drawn_at_random_have_no_episodes(log, make_store):
   store = make_store(log, 'uniform', 0.1)
   with pytest.raises(errors.DataError, match=f'drawn at random.*{log}'):
-    store_source.StoreSource(store.folder)
+    read.StoreSource(store.folder)
 
 
 def test_a_store_is_opened_wherever_its_log_is(log, make_store, tmp_path):

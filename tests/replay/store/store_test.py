@@ -13,8 +13,8 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.replay.store import build
 from batch_rl_dr3.replay.store import store as replay_store
-from batch_rl_dr3.replay.store import store_build
 from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.runs import run_directory
 
@@ -243,7 +243,7 @@ def test_rebuilding_gives_the_same_store(log, open_store, tmp_path):
 
 def test_a_store_is_built_once(log, open_store, monkeypatch):
   first = open_store(log)
-  monkeypatch.setattr(store_build, 'build', None)
+  monkeypatch.setattr(build, 'build', None)
   assert open_store(log).data_hash == first.data_hash
 
 
@@ -274,7 +274,7 @@ def test_the_loser_of_a_race_discards_its_own(
   log, open_store, tmp_path, monkeypatch
 ):
   """Where file locks do not work, the first rename wins."""
-  rename = store_build._rename
+  rename = build._rename
   winners = []
 
   def lose(temporary, folder):
@@ -283,7 +283,7 @@ def test_the_loser_of_a_race_discards_its_own(
       shutil.copytree(temporary, folder)
     rename(temporary, folder)
 
-  monkeypatch.setattr(store_build, '_rename', lose)
+  monkeypatch.setattr(build, '_rename', lose)
   open_store(log)
   (folder,) = winners
   assert [p for p in (tmp_path / 'cache').iterdir() if p.is_dir()] == [folder]
@@ -291,11 +291,11 @@ def test_the_loser_of_a_race_discards_its_own(
 
 _KILLED_BUILD = """
 import os, sys
-from batch_rl_dr3.replay.store import store, store_build
+from batch_rl_dr3.replay.store import store, build
 from batch_rl_dr3.replay.store.subset import Subset
 def die(*unused):
   os.kill(os.getpid(), 9)
-store_build._manifest = die
+build._manifest = die
 store.open_store(sys.argv[1], sys.argv[2], Subset(), (12, 10), 6, 4)
 """
 
@@ -420,6 +420,8 @@ def test_data_without_a_transition_is_refused(tmp_path, logs, open_store):
 
 def test_an_empty_last_buffer_is_unused(log, logs, open_store):
   logs.write_array(log / 'add_count_ckpt.2.gz', np.array(0))
+  # As Dopamine has it of a buffer that nothing was added to.
+  logs.write_array(log / 'invalid_range_ckpt.2.gz', np.zeros(4, np.int64))
   store = open_store(log)
   assert store.manifest['unused_suffixes'] == [2]
   assert [s.suffix for s in store.segments] == [0, 1]
@@ -496,4 +498,4 @@ def test_the_data_modules_do_not_need_tensorflow():
 def test_manifest_is_plain_json(log, open_store, tmp_path):
   open_store(log)
   (path,) = pathlib.Path(tmp_path / 'cache').glob('*/manifest.json')
-  assert json.loads(path.read_text())['format_version'] == 2
+  assert json.loads(path.read_text())['format_version'] == 3

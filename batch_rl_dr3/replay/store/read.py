@@ -1,0 +1,609 @@
+"""Reads a local store: what can be sampled from it, and what a sample holds.
+
+A store holds a folder per file of the log, named by the file's suffix (see
+build), and manifest.json, which is there if and only if all of it is. The
+manifest holds the checksums of all other files, and of itself.
+
+What can be sampled and a sample equal Dopamine's `OutOfGraphReplayBuffer`, file
+by file, with three notes:
+
+* A file of which only a prefix is used is treated as that buffer would have
+  been, had it been stopped after these rows.
+* Of a subset that is drawn, the transitions that were drawn are what can be
+  sampled.
+* Dopamine trusts a loaded file's invalid_range, which was written for the
+  update horizon of the run that made it. Here the rows around the cursor are
+  left out for the update horizon in use, so that an n-step transition never
+  runs from a file's newest rows into its oldest. For the horizon that the
+  file was written for, the two are the same.
+"""
+
+from collections.abc import Iterator
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.replay.store import shards
+from batch_rl_dr3.replay.store import subset as replay_subset
+from batch_rl_dr3.replay.store.validity import Segment, returns_to_go
+from batch_rl_dr3.runs import names
+
+# 1 had each element in one array; 2 had no checks of single frames.
+FORMAT_VERSION = 3
+_READABLE_VERSIONS = (2, 3)
+MANIFEST = 'manifest.json'
+# Of each part, what it was when it was extracted.
+RECORD = 'part.json'
+# Frames up to this size are held in memory. See store.open_store.
+MAX_RESIDENT_BYTES = 1 << 30
+# Frames that are read at a time where all are.
+_BLOCK_FRAMES = 256
+
+
+def is_store(folder: str | os.PathLike[str]) -> bool:
+  """Whether a folder is that of a local store."""
+  return (pathlib.Path(folder) / MANIFEST).is_file()
+
+
+def part_folder(store: pathlib.Path, suffix: int) -> pathlib.Path:
+  """Returns the folder of what one file of the log gave."""
+  return store / str(suffix)
+
+
+def read_part(
+  folder: pathlib.Path, segment: dict[str, Any]
+) -> dict[str, Any] | None:
+  """Returns the record of a part; None if it is not there, or not whole.
+
+  Args:
+    folder: the part's.
+    segment: what the part must be of, as planned.
+  """
+  try:
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    if record['segment'] != segment:
+      return None
+    for path, file in _files_of(folder, record, folder / RECORD):
+      _check_size(path, file)
+  except (OSError, ValueError, KeyError, errors.DataError):
+    return None
+  return record
+
+
+def verify(store: pathlib.Path, full: bool = False) -> dict[str, Any]:
+  """Returns the manifest of a store, which is found to be right.
+
+  Args:
+    store: the store's own folder.
+    full: whether to read all of it and compare checksums, at the speed of
+      the disk, rather than only the lengths of files.
+
+  Raises:
+    DataError: if anything differs from the manifest; it names what.
+  """
+  try:
+    manifest = _read_manifest(store)
+    for segment, part in zip(manifest['files'], manifest['parts'], strict=True):
+      folder = part_folder(store, int(segment['suffix']))
+      for path, file in _files_of(folder, part, store / MANIFEST):
+        _check_size(path, file)
+        if path.name == RECORD:
+          shards.check_content(path, path.read_bytes(), file)
+        elif full:
+          _check_digest(path, file)
+  except OSError as error:
+    raise damaged(store, f'{error.filename}: {error.strerror}') from error
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+  ) as error:
+    raise damaged(store, f'{MANIFEST}: {error}') from error
+  return manifest
+
+
+def _read_manifest(store: pathlib.Path) -> dict[str, Any]:
+  text = (store / MANIFEST).read_bytes().decode()
+  manifest: dict[str, Any] = json.loads(text)
+  version = manifest['format_version']
+  if version not in _READABLE_VERSIONS:
+    raise damaged(store, f'{MANIFEST}: its format is {version}')
+  if manifest['data_hash'] != data_hash(manifest['files'], manifest['parts']):
+    raise damaged(store, f'data_hash is not that of {MANIFEST}')
+  if version == FORMAT_VERSION and text != manifest_text(manifest):
+    raise damaged(store, f'{MANIFEST} is not what was written')
+  return manifest
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+  """Returns the text of a manifest, with its own SHA-256 among its entries."""
+  content = {k: v for k, v in manifest.items() if k != 'manifest_sha256'}
+  text = json.dumps(content, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()
+  signed = {**content, 'manifest_sha256': digest}
+  return json.dumps(signed, indent=2, sort_keys=True) + '\n'
+
+
+def data_hash(
+  segments: list[dict[str, Any]], parts: list[dict[str, Any]]
+) -> str:
+  """Returns SHA-256 of what training sees, and nothing of how it is stored."""
+  content = json.dumps(
+    [segments, [part['content'] for part in parts]], sort_keys=True
+  )
+  return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _files_of(
+  folder: pathlib.Path, part: dict[str, Any], source: pathlib.Path
+) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
+  """Yields the path and the record of each file of a part."""
+  for name, record in part['files'].items():
+    yield folder / names.plain(name, source, 'files'), record
+
+
+def _check_size(path: pathlib.Path, record: dict[str, Any]) -> None:
+  size = os.stat(path).st_size
+  if size != record['num_bytes']:
+    raise shards.damaged_file(
+      path, f'it has {size} bytes, not {record["num_bytes"]}'
+    )
+
+
+def _check_digest(path: pathlib.Path, record: dict[str, Any]) -> None:
+  with open(path, 'rb') as file:
+    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  if digest != record['sha256']:
+    raise shards.damaged_file(path, 'it has another SHA-256')
+
+
+def damaged(store: pathlib.Path, problem: str) -> errors.DataError:
+  """Returns the error that a store is not what it says."""
+  return errors.DataError(
+    f'the store {store} is damaged ({problem}). Delete that folder; it is '
+    'built again from the log.'
+  )
+
+
+class Transitions(NamedTuple):
+  """A batch of transitions, with Dopamine's dtypes.
+
+  Attributes:
+    states: [B, *observation_shape, stack_size], dtype of the observations.
+    actions: int32 [B].
+    rewards: float32 [B], discounted sum over the steps of the transition.
+    next_states: like `states`; undefined where `terminals` is 1.
+    next_actions: int32 [B]; undefined where `terminals` is 1.
+    next_rewards: float32 [B]; undefined where `terminals` is 1.
+    terminals: uint8 [B], 1 where the episode ends within the transition.
+    indices: int64 [B], rows of the store.
+  """
+
+  states: npt.NDArray[Any]
+  actions: npt.NDArray[np.int32]
+  rewards: npt.NDArray[np.float32]
+  next_states: npt.NDArray[Any]
+  next_actions: npt.NDArray[np.int32]
+  next_rewards: npt.NDArray[np.float32]
+  terminals: npt.NDArray[np.uint8]
+  indices: npt.NDArray[np.int64]
+
+
+class ReplayStore:
+  """The rows of a log, and what can be sampled from them.
+
+  Attributes:
+    folder: the store's own folder.
+    actions: int32 [num_rows].
+    rewards: float32 [num_rows].
+    terminals: uint8 [num_rows].
+    segments: tuple of Segment, one per file, in time order.
+    manifest: dict, the content of manifest.json.
+    stack_size: int, frames in a state.
+    observation_shape: the shape of one frame.
+  """
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    stack_size: int,
+    max_resident_bytes: int = MAX_RESIDENT_BYTES,
+  ):
+    """Opens a store that is whole.
+
+    Args:
+      folder: the store's own folder.
+      stack_size: int, frames in a state.
+      max_resident_bytes: int; `hold_frames` and whoever holds them elsewhere
+        hold frames up to so many bytes.
+
+    Raises:
+      DataError: if the folder has been damaged since it was built.
+    """
+    self.folder = folder
+    self.stack_size = stack_size
+    self.manifest: dict[str, Any] = verify(folder)
+    try:
+      self.segments = tuple(
+        Segment(**{**file, 'invalid_range': tuple(file['invalid_range'])})
+        for file in self.manifest['files']
+      )
+      self._check_segments()
+      self.actions = self._load('action')
+      self.rewards = self._load('reward')
+      self.terminals = self._load('terminal')
+      self._drawn = self._load('drawn') if self.is_drawn else None
+      self._frames: shards.Frames = self._open_frames()
+      self._max_resident_bytes = max_resident_bytes
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise damaged(folder, str(error)) from error
+    self._first_rows = np.array([s.first_row for s in self.segments])
+    # Modulo the file's length where stacks wrap around its end.
+    self._num_rows = np.array([s.num_rows for s in self.segments])
+
+  def _check_segments(self) -> None:
+    first_row = 0
+    for segment in self.segments:
+      segment.check_counts(self.folder / MANIFEST)
+      if segment.first_row != first_row:
+        raise ValueError(f'row {first_row} is in no file')
+      first_row += segment.num_rows
+    if first_row != self.manifest['num_rows']:
+      raise ValueError(f'its files have {first_row} rows')
+
+  def _parts(self) -> Iterator[tuple[Segment, dict[str, Any]]]:
+    return zip(self.segments, self.manifest['parts'], strict=True)
+
+  def _load(self, name: str) -> Any:
+    """Returns one number for each row, from all parts."""
+    file = f'{name}.npy'
+    array = np.concatenate(
+      [
+        shards.read_array(
+          part_folder(self.folder, segment.suffix) / file, part['files'][file]
+        )
+        for segment, part in self._parts()
+      ]
+    )
+    described = {'dtype': array.dtype.str, 'shape': list(array.shape)}
+    if described != self.manifest['arrays'][name]:
+      raise ValueError(f'{name}.npy is not what the manifest says')
+    return array
+
+  def _open_frames(self) -> shards.ShardFrames:
+    described = self.manifest['arrays']['observation']
+    self.observation_shape = tuple(described['shape'][1:])
+    shard_rows = self.manifest['shard_rows']
+    paths = [
+      shards.ShardPath(
+        self.manifest['codec'],
+        part_folder(self.folder, segment.suffix),
+        number,
+        min(shard_rows, segment.num_rows - first_row),
+        part['files'],
+      )
+      for segment, part in self._parts()
+      for number, first_row in enumerate(range(0, segment.num_rows, shard_rows))
+    ]
+    return shards.open_frames(
+      paths, self.observation_shape, np.dtype(described['dtype'])
+    )
+
+  @property
+  def is_drawn(self) -> bool:
+    """Whether its rows are what a draw from the log needs."""
+    return replay_subset.is_drawn(self.manifest['subset'])
+
+  @property
+  def data_hash(self) -> str:
+    """SHA-256 over all rows and their division into files, in hexadecimal."""
+    return str(self.manifest['data_hash'])
+
+  @property
+  def num_rows(self) -> int:
+    """The number of rows, padding included."""
+    return int(self.actions.shape[0])
+
+  def frames(self, rows: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Returns single frames, [n, *observation_shape].
+
+    Args:
+      rows: int [n], rows of the store, any.
+    """
+    frames = self._frames.rows(np.asarray(rows, np.int64))
+    return frames.reshape(-1, *self.observation_shape)
+
+  @property
+  def fits_memory(self) -> bool:
+    """Whether its frames are few enough to be held in memory."""
+    return self.num_frame_bytes <= self._max_resident_bytes
+
+  def all_frames(self) -> npt.NDArray[Any]:
+    """Returns all frames, read anew: [num_rows, numbers in a frame]."""
+    return self._open_frames().held().array
+
+  def hold_frames(self) -> None:
+    """Reads all frames into memory, if they are few enough.
+
+    Nobody else may be reading from the store meanwhile.
+    """
+    if self.fits_memory and isinstance(self._frames, shards.ShardFrames):
+      self._frames = self._frames.held()
+
+  @property
+  def num_frame_bytes(self) -> int:
+    """The bytes of all frames."""
+    pixels = int(np.prod(self.observation_shape))
+    return self.num_rows * pixels * self._frames.dtype.itemsize
+
+  def source_rows(self) -> npt.NDArray[np.int64]:
+    """Returns where each row was in its file of the log, int64 [num_rows]."""
+    if self.is_drawn:
+      return self._load('source_row')
+    return np.concatenate([np.arange(s.num_rows) for s in self.segments])
+
+  def valid_indices(self, update_horizon: int = 1) -> npt.NDArray[np.int64]:
+    """Returns the rows where a transition may start, in ascending order.
+
+    Args:
+      update_horizon: int, steps in a transition.
+
+    Returns:
+      int64 [num_valid], rows of the store.
+
+    Raises:
+      DataError: if there is none.
+      ConfigError: if the store holds a uniform subset, which is drawn from
+        transitions of one step, and others are asked for.
+    """
+    if self._drawn is not None:
+      self._check_uniform(update_horizon)
+      return np.flatnonzero(self._drawn)
+    rows = np.concatenate(
+      [
+        segment.valid_rows(
+          self.terminals[segment.first_row :][: segment.num_rows],
+          self.stack_size,
+          update_horizon,
+        )
+        for segment in self.segments
+      ]
+    )
+    if not len(rows):
+      raise errors.DataError(
+        f'{self.manifest["source"]} holds no transition of {update_horizon} '
+        f'steps with stacks of {self.stack_size} frames in its '
+        f'{self.num_rows} rows. Use a larger part of it.'
+      )
+    return rows
+
+  def gather(
+    self,
+    rows: npt.ArrayLike,
+    update_horizon: int = 1,
+    gamma: float = 0.99,
+    stack_size: int | None = None,
+  ) -> Transitions:
+    """Returns the transitions that start at given rows.
+
+    Equals Dopamine's `sample_transition_batch(indices=...)`, file by file.
+
+    Args:
+      rows: int [B], valid rows of the store.
+      update_horizon: int, steps in a transition.
+      gamma: float, the discount of one step.
+      stack_size: int, frames in a state; the store's own if None.
+    """
+    stack_size = self.stack_size if stack_size is None else stack_size
+    rows = np.asarray(rows, dtype=np.int64)
+    segment = np.searchsorted(self._first_rows, rows, side='right') - 1
+    first, length = self._first_rows[segment], self._num_rows[segment]
+
+    def move(steps: Any) -> Any:
+      return first + (rows - first + steps) % length
+
+    def move_each(steps: Any) -> Any:
+      row, start = rows[:, np.newaxis], first[:, np.newaxis]
+      return start + (row - start + steps) % length[:, np.newaxis]
+
+    reward = np.zeros(rows.shape, dtype=np.float32)
+    terminal = np.zeros(rows.shape, dtype=np.bool_)
+    num_steps = np.zeros_like(rows)
+    for step in range(update_horizon):
+      # Nothing is added any more where the episode has ended.
+      discount = np.float32(gamma**step)
+      reward += np.where(terminal, 0, discount * self.rewards[move(step)])
+      num_steps += ~terminal
+      terminal |= self.terminals[move(step)] != 0
+    next_rows = move(num_steps)
+    ages = np.arange(stack_size - 1, -1, -1)
+    states, next_states = self._frames.stacks(
+      np.stack([move_each(-ages), move_each(num_steps[:, np.newaxis] - ages)])
+    ).reshape(2, len(rows), *self.observation_shape, stack_size)
+    return Transitions(
+      states=states,
+      actions=self.actions[rows],
+      rewards=reward,
+      next_states=next_states,
+      next_actions=self.actions[next_rows],
+      next_rewards=self.rewards[next_rows],
+      terminals=terminal.astype(np.uint8),
+      indices=rows,
+    )
+
+  def _check_uniform(self, update_horizon: int) -> None:
+    if update_horizon != replay_subset.UPDATE_HORIZON:
+      raise errors.ConfigError(
+        f'a uniform subset holds transitions of 1 step; {update_horizon} were '
+        "asked for. Use another Subset.rule, such as 'prefix'."
+      )
+    if self.stack_size > self.manifest['stack_size']:
+      raise errors.ConfigError(
+        f'{self.folder} was drawn for stacks of '
+        f'{self.manifest["stack_size"]} frames, not {self.stack_size}.'
+      )
+
+  def returns_to_go(self, gamma: float) -> npt.NDArray[np.float32]:
+    """Returns the discounted sum of rewards to the end of each row's episode.
+
+    Episodes are carried on from file to file where whole files follow each
+    other in time.
+
+    Args:
+      gamma: float, the discount of one step.
+
+    Returns:
+      float32 [num_rows]; NaN where the episode's end is not in the store.
+
+    Raises:
+      ConfigError: if the store holds a uniform subset, which has no episodes.
+    """
+    if self.is_drawn:
+      raise errors.ConfigError(
+        'a uniform subset holds single transitions and no episodes, so there '
+        "are no Monte-Carlo returns. Use another Subset.rule, such as 'prefix'."
+      )
+    returns = np.empty(self.num_rows, dtype=np.float32)
+    is_cut = np.zeros(self.num_rows, np.bool_)
+    for segment in self.segments:
+      cut = np.array(segment.cut_rows, np.int64)
+      is_cut[segment.first_row + cut[cut < segment.num_rows]] = True
+    for chain in self._chains():
+      rows = np.concatenate([segment.rows_in_time() for segment in chain])
+      returns[rows] = returns_to_go(
+        self.rewards[rows], self.terminals[rows], gamma, is_cut[rows]
+      )
+    return returns
+
+  def _chains(self) -> Iterator[list[Segment]]:
+    chain = [self.segments[0]]
+    for segment in self.segments[1:]:
+      if not chain[-1].is_followed_by(segment):
+        yield chain
+        chain = []
+      chain.append(segment)
+    yield chain
+
+
+class StoreSource:
+  """The rows of a store, file by file of the log; a source.Source.
+
+  What a store took of a file is a file here. Where it took only a prefix, the
+  file is what its buffer would have saved, had it been stopped there.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str]):
+    """Opens the store.
+
+    Args:
+      folder: the store's own.
+
+    Raises:
+      DataError: if it is damaged, or holds single transitions and no episodes.
+    """
+    self._store = ReplayStore(
+      pathlib.Path(folder), stack_size=1, max_resident_bytes=0
+    )
+    if self._store.is_drawn:
+      raise errors.DataError(
+        f'{folder} holds transitions drawn at random, and no episodes to look '
+        f'at. Name the log they are from: {self._store.manifest["source"]}.'
+      )
+    self._segments = {s.suffix: s for s in self._store.segments}
+
+  @property
+  def name(self) -> str:
+    """The store's folder."""
+    return str(self._store.folder)
+
+  @property
+  def num_bytes_read(self) -> int:
+    """0: a store is not counted, for nothing waits for it."""
+    return 0
+
+  @property
+  def endpoint(self) -> None:
+    """None: it is on this machine."""
+
+  def suffixes(self) -> list[int]:
+    """Returns the suffixes of the files that gave rows."""
+    return list(self._segments)
+
+  def missing_suffixes(self) -> list[int]:
+    """Returns the suffixes that the store's log lacked."""
+    missing: list[int] = self._store.manifest['missing_suffixes']
+    return missing
+
+  def cut_rows(self, suffix: int) -> list[int]:
+    """Returns the rows of a file where episodes were cut by time."""
+    segment = self.segment(suffix)
+    return [row for row in segment.cut_rows if row < segment.num_rows]
+
+  def fingerprint(self) -> list[Any]:
+    """Returns the store's data hash."""
+    return [self._store.data_hash]
+
+  def num_bytes(self, suffix: int) -> int:
+    """Returns the size of a part of the store."""
+    folder = part_folder(self._store.folder, suffix)
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+  def segment(self, suffix: int) -> Segment:
+    """Returns the rows that a file gave to the store, as the store has them."""
+    if suffix not in self._segments:
+      raise errors.DataError(f'{self.name} has no rows of suffix {suffix}.')
+    return self._segments[suffix]
+
+  def header(self, element: str, suffix: int) -> checkpoint_format.Header:
+    """Returns the shape and dtype of one element of one file."""
+    array = self._store.manifest['arrays'][element]
+    shape = (self.segment(suffix).num_rows, *array['shape'][1:])
+    return checkpoint_format.Header(shape, np.dtype(array['dtype']))
+
+  def rows(
+    self,
+    element: str,
+    suffix: int,
+    dtype: npt.DTypeLike,
+    row_shape: tuple[int, ...],
+    num_rows: int | None = None,
+  ) -> Iterator[npt.NDArray[Any]]:
+    """Yields the first rows of one element in blocks; None reads all of them.
+
+    Raises:
+      DataError: if they are damaged, or not of this dtype and shape.
+    """
+    checkpoint_format.check_rows(
+      f'{element} of suffix {suffix} in {self.name}',
+      self.header(element, suffix),
+      dtype,
+      row_shape,
+      num_rows,
+    )
+    segment = self.segment(suffix)
+    end = segment.first_row + (
+      segment.num_rows if num_rows is None else num_rows
+    )
+    if element != 'observation':
+      yield getattr(self._store, f'{element}s')[segment.first_row : end]
+      return
+    for row in range(segment.first_row, end, _BLOCK_FRAMES):
+      yield self._store.frames(np.arange(row, min(row + _BLOCK_FRAMES, end)))
+
+  def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
+    """Returns add_count or invalid_range of one file."""
+    segment = self.segment(suffix)
+    if name == 'add_count':
+      count = segment.add_count if segment.is_whole else segment.num_rows
+      return np.array(count, np.int64)
+    invalid = np.array(segment.invalid_range, np.int64)
+    return invalid[invalid < segment.num_rows]
