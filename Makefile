@@ -42,14 +42,14 @@ test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow
 
 check: $(DEV)
-	$(BIN)/ruff check batch_rl_dr3 tests run_scripts
-	$(BIN)/ruff format --check batch_rl_dr3 tests run_scripts
+	$(BIN)/ruff check batch_rl_dr3 benchmarks tests run_scripts
+	$(BIN)/ruff format --check batch_rl_dr3 benchmarks tests run_scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(DEV)
-	$(BIN)/ruff check --fix batch_rl_dr3 tests run_scripts
-	$(BIN)/ruff format batch_rl_dr3 tests run_scripts
+	$(BIN)/ruff check --fix batch_rl_dr3 benchmarks tests run_scripts
+	$(BIN)/ruff format batch_rl_dr3 benchmarks tests run_scripts
 
 $(VENV)/.uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \

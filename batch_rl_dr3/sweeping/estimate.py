@@ -19,9 +19,9 @@ from batch_rl_dr3.sweeping import standing
 from batch_rl_dr3.sweeping.grid import Sweep
 from batch_rl_dr3.sweeping.run import Run
 
-_RATE = ': gradient steps/s'
-_OWN_COST = ": DR3's own cost"
-_PLAY = 'evaluation: agent steps/s'
+# Quantities of the rows that `benchmark --json` writes.
+_GRADIENT_STEPS = 'gradient_steps_per_second'
+_AGENT_STEPS = 'agent_steps_per_second'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,18 +57,15 @@ def of_benchmark(path: str) -> Rates:
     DataError: if the file is not one of it.
   """
   try:
-    rows = {
-      row['name']: row for row in json.loads(pathlib.Path(path).read_text())
+    rows = json.loads(pathlib.Path(path).read_text())
+    by_method = {
+      row['method']: float(row['value'])
+      for row in rows
+      if row['quantity'] == _GRADIENT_STEPS
     }
-    by_method = {}
-    for base in ('dqn', 'rem', 'cql'):
-      dr3 = methods.with_dr3(base)
-      name = methods.display_name(dr3)
-      if name + _RATE in rows:
-        by_method[dr3] = float(rows[name + _RATE]['value'])
-        # Milliseconds of a step without DR3.
-        by_method[base] = 1e3 / float(rows[name + _OWN_COST]['peer_value'])
-    play = float(rows[_PLAY]['value'])
+    (play,) = (
+      float(row['value']) for row in rows if row['quantity'] == _AGENT_STEPS
+    )
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise errors.DataError(
       f'{path} is not what `benchmark --json` writes: {error!r}.'

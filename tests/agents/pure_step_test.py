@@ -14,9 +14,9 @@ from batch_rl_dr3.agents import (
   quantile,
   rem,
 )
-from batch_rl_dr3.benchmarking import setups
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.store import store as replay_store
+from benchmarks import setups
 
 # isort: split
 import tensorflow as tf

@@ -57,9 +57,16 @@ def test_what_is_done_is_not_paid_for_again(make_sweep, write_run, tmp_path):
 def test_rates_of_a_benchmark(tmp_path):
   path = tmp_path / 'benchmark.json'
   rows = [
-    {'name': 'REM + DR3: gradient steps/s', 'value': 20.0},
-    {'name': "REM + DR3: DR3's own cost", 'value': 50.0, 'peer_value': 25.0},
-    {'name': 'evaluation: agent steps/s', 'value': 1300.0},
+    {
+      'quantity': 'gradient_steps_per_second',
+      'method': method,
+      'value': rate,
+    }
+    for method, rate in (('rem_dr3', 20.0), ('rem', 40.0))
+  ]
+  rows += [
+    {'quantity': None, 'method': None, 'value': 1.0},
+    {'quantity': 'agent_steps_per_second', 'method': None, 'value': 1300.0},
   ]
   path.write_text(json.dumps(rows))
   rates = estimate.of_benchmark(str(path))

@@ -5,6 +5,8 @@ import dataclasses
 import statistics
 import time
 
+import numpy as np
+
 
 @dataclasses.dataclass
 class Times:
@@ -61,6 +63,18 @@ def alternate(
       times[name].wall.append((time.perf_counter() - wall) / num_calls)
       times[name].cpu.append((time.process_time() - cpu) / num_calls)
   return times
+
+
+def seconds(times: Mapping[str, Times], num_calls: int) -> float:
+  """Returns for how long all functions together were timed."""
+  return num_calls * sum(sum(t.wall) for t in times.values())
+
+
+def quartiles(slower: Times, faster: Times) -> tuple[float, float]:
+  """Returns the quartiles over rounds of the quotient of two wall times."""
+  quotients = np.divide(slower.wall, faster.wall)
+  lower, upper = np.quantile(quotients, [0.25, 0.75])
+  return float(lower), float(upper)
 
 
 def ratio(slower: Times, faster: Times) -> float:

@@ -1,6 +1,6 @@
 """Measures the data path against Dopamine's own buffer, on the same files.
 
-  python run_scripts/benchmark_data.py --folder=runs/benchmark_data
+  python -m benchmarks.data --folder=runs/benchmark_data
 
 plays Seaquest at random for 500,000 rows in 5 files, if FOLDER has no log yet
 (5 minutes on two idle cores), and prints one table:

@@ -1,6 +1,6 @@
 """Measures what Sigma of label noise costs, beside DR3 with Sigma = I.
 
-  python run_scripts/benchmark_label_noise.py
+  python -m benchmarks.label_noise
 
 prints, for MinAtar's network (128 features) and Atari's (512), CQL on QR-DQN
 with batches of 32: gradient steps with LabelNoiseFeatureDotPenalty over those
@@ -27,7 +27,7 @@ def main(_: list[str]) -> None:
 
   logging.set_verbosity(logging.WARNING)
   frameworks.import_tensorflow()
-  from batch_rl_dr3.benchmarking import setups
+  from benchmarks import setups
 
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
@@ -41,7 +41,7 @@ def _measure(problem, store, num_steps: int) -> None:
   import tensorflow as tf
 
   from batch_rl_dr3.agents import penalties, quantile
-  from batch_rl_dr3.benchmarking import timing
+  from benchmarks import timing
 
   def step(penalty):
     with tf.Graph().as_default():

@@ -1,6 +1,6 @@
 """What DR3 costs a step, beside TF-Agents' own CqlSacAgent.
 
-  python run_scripts/benchmark_continuous.py
+  python -m benchmarks.continuous
 
 Three agents of the same sizes take steps in turn on the same batch, so that
 what else the machine does meets all of them; medians are printed.

@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from batch_rl_dr3.agents import offline, penalties, quantile, rem, value_network
-from batch_rl_dr3.benchmarking import stock
 from batch_rl_dr3.replay import batches
 from batch_rl_dr3.replay.log import log_writer
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store import subset as replay_subset
+from benchmarks import stock
 
 BATCH_SIZE = 32
 NUM_ATOMS = 200

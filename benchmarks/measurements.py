@@ -9,20 +9,18 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import gin
-import numpy as np
 import tensorflow as tf
 
-from batch_rl_dr3.benchmarking import arithmetic, setups, speed, timing
-from batch_rl_dr3.benchmarking.table import Row
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.store import store as replay_store
+from benchmarks import arithmetic, play_speed, setups, table, timing
+from benchmarks.table import Row
 
 GAME = 'Asterix'  # It has 9 actions.
 STOCK = 'stock Dopamine'
-# Measured by its users on 2 cores, with 200 quantiles where it has any.
-_JAX_DR3 = 6.0
 _LABELS = {'rem': 'REM', 'cql': 'CQL'}
 
 
@@ -34,19 +32,21 @@ class Effort:
     num_rounds: alternating bursts, of gradient steps.
     num_steps: gradient steps in a burst, on Atari.
     num_small_steps: the same on MinAtar.
-    num_agent_steps: of play, by each side.
+    num_pairs: evaluations of each side.
+    num_agent_steps: of one evaluation.
   """
 
   num_rounds: int
   num_steps: int
   num_small_steps: int
+  num_pairs: int
   num_agent_steps: int
 
 
 # Short bursts and many: on a machine that does other things too, the two sides
 # of a pair then meet the same.
-QUICK = Effort(15, 1, 20, 200)
-FULL = Effort(51, 4, 100, 1000)
+QUICK = Effort(15, 1, 20, 1, 3000)
+FULL = Effort(51, 4, 100, 3, 6000)
 
 
 def training(
@@ -61,6 +61,9 @@ def training(
   ours = setups.agent(problem, store, method)
   functions = {
     'ours': ours.make_train_step(),
+    'sampling': ours._sess.make_callable(
+      [tensor.op for tensor in ours.replay.transition.values()]
+    ),
     'without': setups.agent(
       problem, store, method, with_dr3=False
     ).make_train_step(),
@@ -71,55 +74,80 @@ def training(
   }
   times = timing.alternate(functions, effort.num_rounds, effort.num_steps)
   name = f'{_LABELS[method]} + DR3'
+  seconds = timing.seconds(times, effort.num_steps)
+
+  def row(what: str, value: float, unit: str, peer: str, **kwargs: Any) -> Row:
+    return Row(
+      f'{name}: {what}',
+      value,
+      unit,
+      peer,
+      timed=f'{effort.num_rounds} bursts of {effort.num_steps} steps',
+      seconds=seconds,
+      **kwargs,
+    )
+
   rows = [
-    Row(
-      f'{name}: gradient steps/s',
+    row(
+      'gradient steps/s',
       times['ours'].rate,
       'steps/s',
       STOCK,
-      times['stock'].rate,
-      timing.ratio(times['stock'], times['ours']),
-      'at least 1.3 times' if method == 'cql' else None,
+      peer_value=times['stock'].rate,
+      ratio=timing.ratio(times['stock'], times['ours']),
+      quartiles=timing.quartiles(times['stock'], times['ours']),
+      goal='at least 1.3 times' if method == 'cql' else None,
+      quantity=table.GRADIENT_STEPS,
+      method=f'{method}_dr3',
     ),
     Row(
-      f'{name}: processor time of a step, all cores',
+      f'{_LABELS[method]}: gradient steps/s',
+      times['without'].rate,
+      'steps/s',
+      timed=f'{effort.num_rounds} bursts of {effort.num_steps} steps',
+      seconds=seconds,
+      quantity=table.GRADIENT_STEPS,
+      method=method,
+    ),
+    row(
+      'processor time of a step, all cores',
       1e3 * times['ours'].median_cpu,
       'ms',
       STOCK,
-      1e3 * times['stock'].median_cpu,
-      timing.cpu_ratio(times['stock'], times['ours']),
+      peer_value=1e3 * times['stock'].median_cpu,
+      ratio=timing.cpu_ratio(times['stock'], times['ours']),
     ),
-    Row(
-      f'{name}: share of the ceiling',
+    row(
+      'share of the ceiling',
       times['ours'].rate,
       'steps/s',
       'one constant batch',
-      times['ceiling'].rate,
-      timing.ratio(times['ceiling'], times['ours']),
-      'at least 0.95',
+      peer_value=times['ceiling'].rate,
+      ratio=timing.ratio(times['ceiling'], times['ours']),
+      quartiles=timing.quartiles(times['ceiling'], times['ours']),
+      goal='at least 0.95',
     ),
-    Row(
-      f"{name}: DR3's own cost",
+    row(
+      'sampling, as a share of a step',
+      1e3 * times['sampling'].median_wall,
+      'ms',
+      'a step',
+      peer_value=1e3 * times['ours'].median_wall,
+      ratio=timing.ratio(times['sampling'], times['ours']),
+      quartiles=timing.quartiles(times['sampling'], times['ours']),
+      goal='at most 0.02',
+    ),
+    row(
+      "DR3's own cost",
       1e3 * times['ours'].median_wall,
       'ms/step',
       'without DR3',
-      1e3 * times['without'].median_wall,
-      timing.ratio(times['ours'], times['without']),
-      'at most 1.35',
+      peer_value=1e3 * times['without'].median_wall,
+      ratio=timing.ratio(times['ours'], times['without']),
+      quartiles=timing.quartiles(times['ours'], times['without']),
+      goal='its arithmetic, 1.69',
     ),
   ]
-  if method == 'cql':
-    rows.append(
-      Row(
-        f"{name} against Dopamine's JAX DR3 agent",
-        times['ours'].rate,
-        'steps/s',
-        'as measured apart',
-        _JAX_DR3,
-        times['ours'].rate / _JAX_DR3,
-        'at least 3 times',
-      )
-    )
   operations = arithmetic.operations_per_step(
     problem.network,
     (84, 84),
@@ -156,71 +184,31 @@ def _arithmetic_row(
   )
 
 
-def overhead(store: replay_store.ReplayStore, effort: Effort) -> Iterator[Row]:
-  """Yields what a step costs beside the network, on MinAtar's small one."""
+def small_network(store: replay_store.ReplayStore, effort: Effort) -> Row:
+  """Returns gradient steps on MinAtar's small network."""
   problem = setups.MINATAR
   functions = {
     'ours': setups.agent(problem, store, 'rem').make_train_step(),
-    'ours, constant': setups.agent(
-      problem, store, 'rem', constant_batch=True
-    ).make_train_step(),
+    'stock': setups.stock_step(setups.stock_agent(problem, store, 'rem')),
   }
-  for name, is_constant in (('stock', False), ('stock, constant', True)):
-    functions[name] = setups.stock_step(
-      setups.stock_agent(problem, store, 'rem', constant_batch=is_constant)
-    )
   times = timing.alternate(functions, effort.num_rounds, effort.num_small_steps)
-  beside = {
-    name: float(
-      np.median(np.subtract(times[name].cpu, times[f'{name}, constant'].cpu))
-    )
-    for name in ('ours', 'stock')
-  }
-  yield Row(
-    'processor time of a step beside the network',
-    1e3 * beside['ours'],
-    'ms',
-    STOCK,
-    1e3 * beside['stock'],
-    beside['stock'] / beside['ours'],
-    'at least 10 times',
-  )
-  yield Row(
+  return Row(
     'MinAtar, REM + DR3: gradient steps/s',
     times['ours'].rate,
     'steps/s',
     STOCK,
     times['stock'].rate,
     timing.ratio(times['stock'], times['ours']),
-  )
-
-
-def sampling(store: replay_store.ReplayStore, effort: Effort) -> Row:
-  """Returns how many batches of 32 a second are sampled."""
-  ours = setups.agent(setups.ATARI, store, 'cql')
-  theirs = setups.stock_agent(setups.ATARI, store, 'cql')
-  states = ours._sess.make_callable(
-    [tensor.op for tensor in ours.replay.transition.values()]
-  )
-  functions = {
-    'ours': states,
-    'stock': lambda: theirs._replay.memory.sample_transition_batch(),
-  }
-  times = timing.alternate(functions, effort.num_rounds, 4 * effort.num_steps)
-  return Row(
-    'sampling: batches/s',
-    times['ours'].rate,
-    'batches/s',
-    STOCK,
-    times['stock'].rate,
-    timing.ratio(times['stock'], times['ours']),
+    timed=f'{effort.num_rounds} bursts of {effort.num_small_steps} steps',
+    seconds=timing.seconds(times, effort.num_small_steps),
+    quartiles=timing.quartiles(times['stock'], times['ours']),
   )
 
 
 def evaluation(effort: Effort) -> Row:
   """Returns agent steps a second of play, the network acting."""
   gin.bind_parameter('atari_lib.create_atari_environment.game_name', GAME)
-  measured = speed.measure(num_agent_steps=effort.num_agent_steps)
+  measured = play_speed.measure(effort.num_pairs, effort.num_agent_steps)
   return Row(
     'evaluation: agent steps/s',
     statistics.median(measured.ours),
@@ -229,6 +217,13 @@ def evaluation(effort: Effort) -> Row:
     statistics.median(measured.dopamine),
     measured.ratio(),
     'at least 5 times',
+    timed=(
+      f'{effort.num_pairs} evaluations of {effort.num_agent_steps} steps, from '
+      'a fresh start to the last episode'
+    ),
+    seconds=measured.seconds,
+    quartiles=measured.quartiles(),
+    quantity=table.AGENT_STEPS,
   )
 
 
@@ -279,6 +274,8 @@ def first_step(
     seconds,
     's',
     goal='at most 12',
+    timed='one run of 1 step',
+    seconds=seconds,
   )
   children = resource.getrusage(resource.RUSAGE_CHILDREN)
   yield Row('peak memory of that run', children.ru_maxrss / 2**20, 'GiB')
@@ -291,7 +288,8 @@ def protocol(
 
   4 methods, 17 games, 5 runs, on 1% (6.5 million gradient steps in 104
   iterations), 5% and the first 10% (12.5 million in 200) of the data: 1,020
-  runs. Every iteration plays 125,000 agent steps.
+  runs. Every iteration plays 125,000 agent steps. Starts, checkpoints and
+  measuring are left out.
 
   Args:
     rates: gradient steps a second by method and whether it has DR3.
@@ -304,10 +302,16 @@ def protocol(
 
   for (method, with_dr3), rate in rates.items():
     name = _LABELS[method] + (' + DR3' if with_dr3 else '')
-    yield Row(f'{name}: one run on 1% of the data', hours(rate, 104), 'h')
+    yield Row(
+      f'{name}: one run on 1% of the data, steps and play',
+      hours(rate, 104),
+      'h',
+    )
   total = sum(
     85 * (hours(rate, 104) + 2 * hours(rate, 200)) for rate in rates.values()
   )
   yield Row(
-    'the protocol of 1,020 runs, on one such machine', total / 24 / 365, 'years'
+    'the protocol of 1,020 runs, steps and play, on one such machine',
+    total / 24 / 365,
+    'years',
   )

@@ -5,6 +5,10 @@ import dataclasses
 
 from batch_rl_dr3.runs import run_directory
 
+# What programs know rows by, such as `sweep plan --benchmark`.
+GRADIENT_STEPS = 'gradient_steps_per_second'
+AGENT_STEPS = 'agent_steps_per_second'
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -20,6 +24,11 @@ class Row:
       limit or a part of the same thing, what fraction or multiple of it; the
       median over pairs, so not quite the quotient of the two medians.
     goal: what is aimed at, in words.
+    timed: what was timed, in words.
+    seconds: for how long, all bursts of both sides together.
+    quartiles: the ratio's over the pairs, the lower and the upper.
+    quantity: what programs know the row by; None of rows for people alone.
+    method: the method that the quantity is of, as runs name it.
   """
 
   name: str
@@ -29,9 +38,17 @@ class Row:
   peer_value: float | None = None
   ratio: float | None = None
   goal: str | None = None
+  timed: str = ''
+  seconds: float | None = None
+  quartiles: tuple[float, float] | None = None
+  quantity: str | None = None
+  method: str | None = None
 
 
-_HEADINGS = ('what', 'value', 'unit', 'peer', "peer's", 'ratio', 'goal')
+_HEADINGS = (
+  *('what', 'value', 'unit', 'peer', "peer's", 'ratio', 'quartiles', 'goal'),
+  *('timed', 'for, s'),
+)
 
 
 def to_text(rows: Sequence[Row]) -> str:
@@ -44,12 +61,15 @@ def to_text(rows: Sequence[Row]) -> str:
       row.peer or '',
       _number(row.peer_value),
       _number(row.ratio),
+      ' to '.join(_number(value) for value in row.quartiles or ()),
       row.goal or '',
+      row.timed,
+      _number(row.seconds),
     )
     for row in rows
   ]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  numeric = {1, 4, 5}
+  numeric = {1, 4, 5, 9}
   return '\n'.join(
     '  '.join(
       cell.rjust(width) if column in numeric else cell.ljust(width)

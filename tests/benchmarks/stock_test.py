@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import batch_rl_dr3  # noqa: F401
-from batch_rl_dr3.benchmarking import setups
+from benchmarks import setups
 
 SMALL = setups.MINATAR
 

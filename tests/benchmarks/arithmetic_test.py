@@ -1,6 +1,6 @@
 import batch_rl_dr3  # noqa: F401
 from batch_rl_dr3.agents import value_network
-from batch_rl_dr3.benchmarking import arithmetic
+from benchmarks import arithmetic
 
 
 class Tiny(value_network.ValueNetwork):
