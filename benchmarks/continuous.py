@@ -6,7 +6,9 @@ Three agents of the same sizes take steps in turn on the same batch, so that
 what else the machine does meets all of them; medians are printed.
 """
 
+from collections.abc import Callable
 import time
+from typing import Any
 
 import batch_rl_dr3  # noqa: F401  (first: it selects Keras for TensorFlow)
 
@@ -23,7 +25,7 @@ LAYERS = (256, 256)
 SPACES = agent_setups.Spaces(17, 6)
 
 
-def create(agent, **kwargs):
+def create(agent: Any, **kwargs: Any) -> Callable[..., Any]:
   """Returns a compiled training step of an agent."""
   made = agent(
     SPACES.time_step_spec,
@@ -43,11 +45,11 @@ def create(agent, **kwargs):
   return tf.function(made.train)
 
 
-def main():
+def main() -> None:
   """Measures and prints."""
   rng = np.random.default_rng(0)
 
-  def normal(*shape):
+  def normal(*shape: int) -> tf.Tensor:
     return tf.constant(rng.normal(size=(BATCH_SIZE, *shape)), tf.float32)
 
   batch = batches.transition(
@@ -60,7 +62,7 @@ def main():
     'ours, with the same proposals': create(ours, next_proposals=False),
     'ours + DR3': create(ours, next_proposals=False, penalties=[dr3]),
   }
-  seconds = {name: [] for name in steps}
+  seconds: dict[str, list[float]] = {name: [] for name in steps}
   for step in steps.values():
     step(batch)
   for _ in range(NUM_TURNS):

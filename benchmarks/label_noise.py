@@ -10,8 +10,10 @@ the default period of 2,000. Data are random; they do not change the work,
 except for how often the solver doubles, which is printed.
 """
 
+from collections.abc import Callable
 import pathlib
 import tempfile
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -37,13 +39,13 @@ def main(_: list[str]) -> None:
       _measure(problem, store, num_steps)
 
 
-def _measure(problem, store, num_steps: int) -> None:
+def _measure(problem: Any, store: Any, num_steps: int) -> None:
   import tensorflow as tf
 
   from batch_rl_dr3.agents import penalties, quantile
   from benchmarks import timing
 
-  def step(penalty):
+  def step(penalty: Any) -> Callable[[], Any]:
     with tf.Graph().as_default():
       agent = quantile.FixedReplayQRCQLAgent(
         None,
@@ -81,7 +83,7 @@ def _measure(problem, store, num_steps: int) -> None:
   )
 
 
-def _solver(dimension: int):
+def _solver(dimension: int) -> tuple[Callable[[], Any], int]:
   """Returns a function that solves for Sigma, and how often it doubles."""
   import numpy as np
   import tensorflow as tf
@@ -96,12 +98,15 @@ def _solver(dimension: int):
   hessian += 0.1 * trace / dimension * np.eye(dimension)
   with tf.Graph().as_default() as graph:
     # Held by variables: constants would be folded.
-    held = [
-      tf.compat.v1.get_variable(name, initializer=value, use_resource=True)
+    hessian_tensor, noise_tensor = (
+      tf.compat.v1.get_variable(
+        name, initializer=value, use_resource=True
+      ).read_value()
       for name, value in (('hessian', hessian), ('noise', noise))
-    ]
+    )
     solution = lyapunov.fixed_point(
-      *(variable.read_value() for variable in held),
+      hessian_tensor,
+      noise_tensor,
       tf.constant(0.1 / trace, tf.float64),
     )
     session = tf.compat.v1.Session(graph=graph)

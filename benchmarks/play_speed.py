@@ -70,19 +70,18 @@ def measure(
   total = 0.0
   with _dopamine_agent(lanes.game.num_actions) as (agent, prefix):
     _play_as_dopamine(agent, environment, 1)  # Its first calls are slow.
+
+    def play_dopamine(seed: int) -> int:
+      del seed
+      return _play_as_dopamine(agent, environment, num_agent_steps // 5)
+
+    def play_ours(seed: int) -> int:
+      return sum(episode.length for episode in ours.evaluate(prefix, seed))
+
     for seed in range(num_pairs):
-      for name, play_once in (
-        (
-          'dopamine',
-          lambda: _play_as_dopamine(agent, environment, num_agent_steps // 5),
-        ),
-        (
-          'ours',
-          lambda seed=seed: sum(e.length for e in ours.evaluate(prefix, seed)),
-        ),
-      ):
+      for name, player in (('dopamine', play_dopamine), ('ours', play_ours)):
         start = time.perf_counter()
-        num_played = play_once()
+        num_played = player(seed)
         seconds = time.perf_counter() - start
         rates[name].append(num_played / seconds)
         total += seconds
