@@ -47,12 +47,12 @@ from typing import Any, NamedTuple, cast
 import gin
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, sources
-from batch_rl_dr3.replay.log import source as replay_source
+from batch_rl_dr3.replay.log.source import Source
 from batch_rl_dr3.replay.store import validity
-from batch_rl_dr3.replay.store.validity import Segment
 from batch_rl_dr3.runs import stored_file
 from batch_rl_dr3.runs.retry import RefusedError, Retry
 from batch_rl_dr3.runs.storage import open_storage, version
@@ -349,8 +349,8 @@ def _check_order(
 
 
 @gin.configurable
-class RluSource:
-  """One run of one game of RL Unplugged; a source.Source."""
+class RluSource(Source):
+  """One run of one game of RL Unplugged."""
 
   def __init__(
     self,
@@ -406,18 +406,18 @@ class RluSource:
     )
 
   @property
+  @override
   def name(self) -> str:
-    """The URL."""
     return self._url
 
   @property
+  @override
   def num_bytes_read(self) -> int:
-    """Bytes that came over the network so far."""
     return self._storage.count.total
 
   @property
+  @override
   def endpoint(self) -> str | None:
-    """The web server that has to answer first; None if it is none."""
     return sources.find_endpoint(self._storage.url, self._endpoint_url)
 
   @functools.cached_property
@@ -460,12 +460,8 @@ class RluSource:
   def _is_tfds(self) -> bool:
     return self._run is None
 
+  @override
   def suffixes(self) -> list[int]:
-    """Returns the numbers of the checkpoints in time order.
-
-    Raises:
-      DataError: if there is none, or one lacks a part.
-    """
     if not self._shards:
       raise RefusedError(
         f'{self.name} holds no data of RL Unplugged: no files such as '
@@ -495,8 +491,8 @@ class RluSource:
       expected = set(range(max(totals)))
     return sorted(expected - set(self.suffixes()))
 
+  @override
   def fingerprint(self) -> list[Any]:
-    """Returns what changes whenever the data, or their reading, do."""
     reading = [
       _READING,
       self._last_step,
@@ -512,16 +508,12 @@ class RluSource:
       ),
     ]
 
+  @override
   def num_bytes(self, suffix: int) -> int:
-    """Returns the size of the files of a checkpoint."""
     return sum(int(shard.info['size']) for shard in self._parts(suffix))
 
-  def segment(self, suffix: int) -> Segment:
-    """Returns what is known of the rows of one checkpoint."""
-    return replay_source.whole_segment(self, suffix)
-
+  @override
   def header(self, element: str, suffix: int) -> checkpoint_format.Header:
-    """Returns the shape and dtype of one element of one file."""
     index = self._index(suffix)
     if element != 'observation':
       rows = np.load(index / f'{element}.npy', mmap_mode='r')
@@ -530,6 +522,7 @@ class RluSource:
     num_rows = self.header('action', suffix).shape[0]
     return checkpoint_format.Header((num_rows, *shape), np.dtype(np.uint8))
 
+  @override
   def rows(
     self,
     element: str,
@@ -538,11 +531,6 @@ class RluSource:
     row_shape: tuple[int, ...],
     num_rows: int | None = None,
   ) -> Iterator[npt.NDArray[Any]]:
-    """Yields the first rows of one element in blocks; None reads all of them.
-
-    Raises:
-      DataError: if they are damaged, or not of this dtype and shape.
-    """
     header = self.header(element, suffix)
     name = f'{self.name}, checkpoint {suffix},'
     checkpoint_format.check_rows(name, header, dtype, row_shape, num_rows)
@@ -574,8 +562,8 @@ class RluSource:
     cuts = np.array(self.cut_rows(suffix), np.int64)
     return np.concatenate([around_cursor, cuts])
 
+  @override
   def cut_rows(self, suffix: int) -> list[int]:
-    """Returns the last rows of episodes that were cut by time."""
     cuts: list[int] = np.load(self._index(suffix) / 'cut.npy').tolist()
     return cuts
 

@@ -1,7 +1,8 @@
-"""Where logged replay comes from: one protocol, whatever the storage."""
+"""Where logged replay comes from: one base class, whatever the storage."""
 
+import abc
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.store.validity import Segment
 
 
-class Source(Protocol):
+class Source(abc.ABC):
   """The rows of one logged run of one game, file by file.
 
   A file is known by its suffix; it has the four elements and two attributes
@@ -19,17 +20,21 @@ class Source(Protocol):
   """
 
   @property
+  @abc.abstractmethod
   def name(self) -> str:
     """Where it is, as messages and manifests call it."""
 
   @property
+  @abc.abstractmethod
   def num_bytes_read(self) -> int:
     """Bytes that came out of the storage so far, compressed as they are."""
 
   @property
   def endpoint(self) -> str | None:
     """The web server that has to answer first; None if it is none."""
+    return None
 
+  @abc.abstractmethod
   def suffixes(self) -> list[int]:
     """Returns the files' suffixes in time order.
 
@@ -39,10 +44,13 @@ class Source(Protocol):
 
   def missing_suffixes(self) -> list[int]:
     """Returns the suffixes that should be there and are not."""
+    return checkpoint_format.missing_suffixes(self.suffixes())
 
+  @abc.abstractmethod
   def fingerprint(self) -> list[Any]:
     """Returns what changes whenever the data do: JSON values."""
 
+  @abc.abstractmethod
   def num_bytes(self, suffix: int) -> int:
     """Returns the size of one file in the storage, compressed as it is."""
 
@@ -52,10 +60,13 @@ class Source(Protocol):
     Raises:
       DataError: if its parts are damaged, or disagree with each other.
     """
+    return whole_segment(self, suffix)
 
+  @abc.abstractmethod
   def header(self, element: str, suffix: int) -> checkpoint_format.Header:
     """Returns the shape and dtype of one element of one file."""
 
+  @abc.abstractmethod
   def rows(
     self,
     element: str,
@@ -70,6 +81,7 @@ class Source(Protocol):
       DataError: if they are damaged, or not of this dtype and shape.
     """
 
+  @abc.abstractmethod
   def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
     """Returns add_count or invalid_range of one file."""
 
@@ -78,6 +90,7 @@ class Source(Protocol):
 
     Their episodes were cut by time, and the log lacks what came next.
     """
+    return []
 
 
 def count_rows(source: Source, suffix: int) -> int:

@@ -27,11 +27,11 @@ import gin
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
-from batch_rl_dr3.replay.log import source as replay_source
-from batch_rl_dr3.replay.store.validity import Segment
+from batch_rl_dr3.replay.log.source import Source
 from batch_rl_dr3.runs import remote_folder, run_directory, stored_file
 from batch_rl_dr3.runs.retry import RefusedError, Retry
 from batch_rl_dr3.runs.storage import Storage, open_storage, version
@@ -40,18 +40,8 @@ _CHUNK_BYTES = 8 << 20
 _QUARANTINE = 'batch_rl_dr3_quarantine'
 
 
-class LogSource(abc.ABC):
-  """A log in the DQN Replay layout: the protocol source.Source but storage."""
-
-  @property
-  @abc.abstractmethod
-  def num_bytes_read(self) -> int:
-    """Bytes that came out of the storage so far."""
-
-  @property
-  @abc.abstractmethod
-  def name(self) -> str:
-    """Where it is, as messages and manifests call it."""
+class LogSource(Source):
+  """A log in the DQN Replay layout, wherever its files are."""
 
   @abc.abstractmethod
   def _versions(self) -> dict[str, list[Any]]:
@@ -61,17 +51,8 @@ class LogSource(abc.ABC):
   def _file(self, file_name: str) -> stored_file.StoredFile:
     """Returns a file of the log."""
 
-  @property
-  def endpoint(self) -> str | None:
-    """The web server that has to answer first; None if it is none."""
-    return None
-
+  @override
   def suffixes(self) -> list[int]:
-    """Returns the files' suffixes in time order.
-
-    Raises:
-      DataError: if there is none, or one lacks a file.
-    """
     suffixes = checkpoint_format.complete_suffixes(self.name, self._versions())
     if not suffixes:
       raise RefusedError(
@@ -81,16 +62,8 @@ class LogSource(abc.ABC):
       )
     return suffixes
 
-  def missing_suffixes(self) -> list[int]:
-    """Returns the suffixes that the sequence lacks."""
-    return checkpoint_format.missing_suffixes(self.suffixes())
-
-  def cut_rows(self, suffix: int) -> list[int]:
-    """Returns no rows: the format logs a cut as a terminal."""
-    return []
-
+  @override
   def fingerprint(self) -> list[Any]:
-    """Returns what changes whenever the data do: JSON values."""
     versions = self._versions()
     return [
       [name, *versions[name]]
@@ -98,21 +71,18 @@ class LogSource(abc.ABC):
       for name in checkpoint_format.file_names(suffix)
     ]
 
+  @override
   def num_bytes(self, suffix: int) -> int:
-    """Returns the size of the six files of a suffix."""
     versions = self._versions()
     names = checkpoint_format.file_names(suffix)
     return sum(int(versions[name][0]) for name in names)
 
-  def segment(self, suffix: int) -> Segment:
-    """Returns what is known of the rows of one file."""
-    return replay_source.whole_segment(self, suffix)
-
+  @override
   def header(self, element: str, suffix: int) -> checkpoint_format.Header:
-    """Returns the shape and dtype of one element of one file."""
     name = checkpoint_format.file_name(element, suffix)
     return checkpoint_format.read_header(self._file(name))
 
+  @override
   def rows(
     self,
     element: str,
@@ -121,16 +91,11 @@ class LogSource(abc.ABC):
     row_shape: tuple[int, ...],
     num_rows: int | None = None,
   ) -> Iterator[npt.NDArray[Any]]:
-    """Yields the first rows of one element in blocks; None reads all of them.
-
-    Raises:
-      DataError: if they are damaged, or not of this dtype and shape.
-    """
     file = self._file(checkpoint_format.file_name(element, suffix))
     return checkpoint_format.read_rows(file, dtype, row_shape, num_rows)
 
+  @override
   def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
-    """Returns add_count or invalid_range of one file."""
     file = self._file(checkpoint_format.file_name(name, suffix))
     return checkpoint_format.read_attribute(file, name)
 
@@ -158,13 +123,13 @@ class FolderSource(LogSource):
     self._count = stored_file.ByteCount()
 
   @property
+  @override
   def name(self) -> str:
-    """The folder's absolute path."""
     return str(self._folder)
 
   @property
+  @override
   def num_bytes_read(self) -> int:
-    """Bytes that were read of the files so far."""
     return self._count.total
 
   def _versions(self) -> dict[str, list[Any]]:
@@ -228,18 +193,18 @@ class FsspecSource(LogSource):
     self._headers: dict[str, checkpoint_format.Header] = {}
 
   @property
+  @override
   def name(self) -> str:
-    """The URL."""
     return self._storage.url
 
   @property
+  @override
   def num_bytes_read(self) -> int:
-    """Bytes that came over the network so far."""
     return self._storage.count.total
 
   @property
+  @override
   def endpoint(self) -> str | None:
-    """The web server that has to answer first; None if it is none."""
     return find_endpoint(self._storage.url, self._endpoint_url)
 
   @functools.cached_property
@@ -278,8 +243,8 @@ class FsspecSource(LogSource):
   def _file(self, file_name: str) -> stored_file.StoredFile:
     return self._storage.file(self._info(file_name))
 
+  @override
   def header(self, element: str, suffix: int) -> checkpoint_format.Header:
-    """Returns the shape and dtype of one element of one file."""
     name = checkpoint_format.file_name(element, suffix)
     if name not in self._headers:
       try:
@@ -291,6 +256,7 @@ class FsspecSource(LogSource):
       self._headers[name] = header
     return self._headers[name]
 
+  @override
   def rows(
     self,
     element: str,
@@ -299,12 +265,6 @@ class FsspecSource(LogSource):
     row_shape: tuple[int, ...],
     num_rows: int | None = None,
   ) -> Iterator[npt.NDArray[Any]]:
-    """Yields the first rows of one element in blocks; None reads all of them.
-
-    Raises:
-      DataError: if they are damaged, or not of this dtype and shape.
-      WriteError: if there is no room for the temporary file of a whole read.
-    """
     name = checkpoint_format.file_name(element, suffix)
     header = self.header(element, suffix)
     checkpoint_format.check_rows(
@@ -316,8 +276,8 @@ class FsspecSource(LogSource):
     with self._open_whole(name) as file:
       yield from checkpoint_format.read_rows(file, dtype, row_shape)
 
+  @override
   def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
-    """Returns add_count or invalid_range of one file."""
     with self._open_whole(checkpoint_format.file_name(name, suffix)) as file:
       return checkpoint_format.read_attribute(file, name)
 

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.replay.log.source import Source
 from batch_rl_dr3.replay.store import shards
 from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.replay.store.validity import Segment, returns_to_go
@@ -494,8 +495,8 @@ class ReplayStore:
     yield chain
 
 
-class StoreSource:
-  """The rows of a store, file by file of the log; a source.Source.
+class StoreSource(Source):
+  """The rows of a store, file by file of the log.
 
   What a store took of a file is a file here. Where it took only a prefix, the
   file is what its buffer would have saved, had it been stopped there.
@@ -529,10 +530,6 @@ class StoreSource:
   def num_bytes_read(self) -> int:
     """0: a store is not counted, for nothing waits for it."""
     return 0
-
-  @property
-  def endpoint(self) -> None:
-    """None: it is on this machine."""
 
   def suffixes(self) -> list[int]:
     """Returns the suffixes of the files that gave rows."""
