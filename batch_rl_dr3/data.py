@@ -153,12 +153,8 @@ def _source() -> 'Source':
   return source_chain.make_source(FLAGS.replay_dir)
 
 
-def _collected(field: str) -> int | None:
-  """Returns a number that collection.json says of the game, if there is one.
-
-  Raises:
-    DataError: if the file beside the log cannot be read.
-  """
+def _collection_number(field: str) -> int | None:
+  """Returns a number that collection.json says of the game, if there is one."""
   from batch_rl_dr3.replay import inspection
 
   if FLAGS.replay_dir is None:
@@ -170,7 +166,7 @@ def _stack_size() -> int:
   if FLAGS.stack_size is not None:
     stack_size: int = FLAGS.stack_size
     return stack_size
-  return _collected('stack_size') or 4
+  return _collection_number('stack_size') or 4
 
 
 def _num_actions() -> int | None:
@@ -178,7 +174,7 @@ def _num_actions() -> int | None:
     num_actions: int | None = FLAGS.num_actions
     return num_actions
   if FLAGS.game is None:
-    return _collected('num_actions')
+    return _collection_number('num_actions')
   from batch_rl_dr3.replay.log import source_chain
 
   return source_chain.num_actions(FLAGS.game)
@@ -264,11 +260,7 @@ def info() -> None:
 
 
 def doctor() -> None:
-  """Prints what is wrong with a log, and what to allow for.
-
-  Raises:
-    DataError: if anything is wrong.
-  """
+  """Prints what is wrong with a log, and what to allow for."""
   from batch_rl_dr3.replay import inspection
 
   source = _source()
@@ -318,11 +310,7 @@ def convert() -> None:
 
 
 def verify() -> None:
-  """Hashes every file of a store again.
-
-  Raises:
-    DataError: if one is not what the manifest says.
-  """
+  """Hashes every file of a store again."""
   if FLAGS.store is None:
     raise errors.UsageError('--store is needed (see --help).')
   from batch_rl_dr3.replay.store import read

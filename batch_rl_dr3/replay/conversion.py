@@ -143,13 +143,6 @@ def to_log(
     folder: a folder without a log.
     stack_size: int, frames in a state.
     rows_per_file: int, rows of each new file.
-
-  Returns:
-    The number of episodes.
-
-  Raises:
-    DataError: if the source is damaged.
-    WriteError: if a file cannot be written.
   """
   writer = None
   num_episodes = 0

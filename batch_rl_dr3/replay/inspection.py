@@ -397,14 +397,7 @@ def diagnose(
   num_actions: int | None = None,
   max_agent_steps_per_episode: int = 27_000,
 ) -> list[Finding]:
-  """Returns what a log shows of the format's traps, faults first.
-
-  Args:
-    summaries: of all files, in time order.
-    num_actions: int, of the game; None does not check the actions.
-    max_agent_steps_per_episode: int, the time limit that the log was played
-      under.
-  """
+  """Returns what a log shows of the format's traps, faults first."""
   findings = [
     *_file_faults(summaries, num_actions),
     *_duplicates(summaries),
@@ -645,13 +638,7 @@ def _probe(source: Source, suffix: int) -> float:
 def describe(
   plan: Estimate, max_resident_bytes: int, free_bytes: int
 ) -> list[str]:
-  """Returns an estimate in words, a line each.
-
-  Args:
-    plan: the estimate.
-    max_resident_bytes: int, see store.open_store.
-    free_bytes: int, room where the store goes.
-  """
+  """Returns an estimate in words, a line each."""
   known = '' if plan.are_rows_known else ' (not stated; as the log had them)'
   is_held = plan.num_frame_bytes <= max_resident_bytes
   lines = {

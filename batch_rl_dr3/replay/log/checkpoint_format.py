@@ -68,12 +68,7 @@ _DAMAGED = (EOFError, zlib.error, _IsalError, gzip.BadGzipFile)
 
 
 def file_name(name: str, suffix: int) -> str:
-  """Returns the name of one array's file.
-
-  Args:
-    name: one of ELEMENTS or ATTRIBUTES.
-    suffix: int, the file's number.
-  """
+  """Returns the name of one array's file."""
   prefix = _STORE_PREFIX if name in ELEMENTS else ''
   return f'{prefix}{name}_ckpt.{suffix}.gz'
 
@@ -81,13 +76,7 @@ def file_name(name: str, suffix: int) -> str:
 def file_path(
   folder: str | os.PathLike[str], name: str, suffix: int
 ) -> pathlib.Path:
-  """Returns the path of one array of a log.
-
-  Args:
-    folder: the folder of the log.
-    name: one of ELEMENTS or ATTRIBUTES.
-    suffix: int, the file's number.
-  """
+  """Returns the path of one array of a log."""
   return pathlib.Path(folder) / file_name(name, suffix)
 
 
@@ -130,11 +119,7 @@ def find_replay_logs(replay_dir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def missing_suffixes(present: Iterable[int]) -> list[int]:
-  """Returns the suffixes that lack in a sequence that begins with 0.
-
-  Args:
-    present: suffixes, at least one.
-  """
+  """Returns the suffixes missing from 0..max."""
   there = set(present)
   return sorted(set(range(max(there))) - there)
 
@@ -153,10 +138,6 @@ def format_suffixes(suffixes: Iterable[int]) -> str:
 def complete_suffixes(location: object, names: Iterable[str]) -> list[int]:
   """Returns the suffixes among the names of files, in numeric order.
 
-  Args:
-    location: where the files are, for messages.
-    names: names of files; those that are not of the format are ignored.
-
   Raises:
     DataError: if one of the six files of a suffix is missing.
   """
@@ -174,22 +155,13 @@ def complete_suffixes(location: object, names: Iterable[str]) -> list[int]:
 
 
 def list_suffixes(folder: str | os.PathLike[str]) -> list[int]:
-  """Returns the suffixes of a log in numeric order.
-
-  Raises:
-    DataError: if one of the six files of a suffix is missing.
-  """
+  """Returns the suffixes of a log in numeric order."""
   return complete_suffixes(folder, os.listdir(folder))
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """What the header of an array file says.
-
-  Attributes:
-    shape: tuple of ints.
-    dtype: np.dtype, never object.
-  """
+  """What the header of an array file says; dtype is never object."""
 
   shape: tuple[int, ...]
   dtype: np.dtype[Any]
@@ -215,11 +187,7 @@ def decompressed(file: StoredFile) -> Iterator[gzip.GzipFile]:
 
 
 def check_gzip(file: StoredFile) -> None:
-  """Reads a gzip file to its end, for the sake of its own checksum.
-
-  Raises:
-    DataError: if the file is damaged.
-  """
+  """Reads a gzip file to its end, for the sake of its own checksum."""
   buffer = bytearray(_BLOCK_BYTES)
   with decompressed(file) as stream:
     while stream.readinto(buffer):
@@ -269,11 +237,7 @@ def _parse_header(stream: gzip.GzipFile, file: StoredFile) -> Header:
 
 
 def read_header(file: StoredFile) -> Header:
-  """Returns the shape and dtype of the array in a file, without its rows.
-
-  Raises:
-    DataError: if the file is damaged, or holds anything but a plain array.
-  """
+  """Returns the shape and dtype of the array in a file, without its rows."""
   with decompressed(file) as stream:
     return _parse_header(stream, file)
 
@@ -345,11 +309,7 @@ def check_rows(
   row_shape: tuple[int, ...],
   num_rows: int | None,
 ) -> None:
-  """Checks that an array has the rows that are asked for.
-
-  Raises:
-    DataError: if they are of another dtype or shape, or fewer.
-  """
+  """Checks that an array has the rows that are asked for."""
   if (
     header.dtype != np.dtype(dtype)
     or not header.shape

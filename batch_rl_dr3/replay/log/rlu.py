@@ -608,7 +608,7 @@ class RluSource(Source):
     shape = before = None
     for shard in self._parts(suffix):
       start = num_rows
-      for episode in self._fetched_episodes(suffix, shard):
+      for episode in self._whole_episodes(suffix, shard):
         _check_order(episode, before, name)
         _check_rewards(episode, self._last_step, name)
         before = episode
@@ -665,12 +665,10 @@ class RluSource(Source):
       raise errors.DataError(f'{self.name} has no checkpoint {suffix}.')
     return self._shards[suffix]
 
-  def _fetched_episodes(
-    self, suffix: int, shard: _Shard
-  ) -> Iterator[RluEpisode]:
+  def _whole_episodes(self, suffix: int, shard: _Shard) -> Iterator[RluEpisode]:
     """Yields the episodes of a file that was fetched whole and checked."""
     num_episodes = 0
-    with self._fetched(shard) as (path, name):
+    with self._open_shard(shard) as (path, name):
       for episode in self._episodes(path, shard, name):
         yield episode
         num_episodes += 1
@@ -712,11 +710,11 @@ class RluSource(Source):
           for episode in self._episodes(prefix.name, shard, file.name):
             yield episode
             num_done += 1
-    episodes = self._fetched_episodes(suffix, shard)
+    episodes = self._whole_episodes(suffix, shard)
     yield from itertools.islice(episodes, num_done, None)
 
   @contextlib.contextmanager
-  def _fetched(self, shard: _Shard) -> Iterator[tuple[str, str]]:
+  def _open_shard(self, shard: _Shard) -> Iterator[tuple[str, str]]:
     """Gives the path of a whole file, and what messages call it."""
     if self._is_local:
       path = str(shard.info['name'])

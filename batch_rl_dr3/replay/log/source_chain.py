@@ -65,15 +65,7 @@ def _absent() -> frozenset[tuple[str, int, int]]:
 
 
 def expected_suffixes(game: str, run: int) -> list[int]:
-  """Returns the suffixes of the files that a logged run has.
-
-  Args:
-    game: str, as the data set spells it, such as 'MsPacman'.
-    run: int, 1 to 5.
-
-  Raises:
-    ConfigError: if there is no such run.
-  """
+  """Returns the suffixes of the files that a logged run has."""
   if not 1 <= run <= NUM_RUNS:
     raise errors.ConfigError(
       f'run {run} of {game}: the runs are numbered 1 to {NUM_RUNS}.'
@@ -87,9 +79,6 @@ def expected_suffixes(game: str, run: int) -> list[int]:
 
 def rom_path(game: str) -> pathlib.Path:
   """Returns the ROM of a game.
-
-  Args:
-    game: str, as the data set spells it.
 
   Raises:
     UsageError: if ale-py knows no such game; it says which is meant.
@@ -113,14 +102,7 @@ def rom_path(game: str) -> pathlib.Path:
 
 
 def num_actions(game: str) -> int:
-  """Returns the size of a game's minimal action set, which the data use.
-
-  Args:
-    game: str, as the data set spells it.
-
-  Raises:
-    UsageError: if ale-py knows no such game.
-  """
+  """Returns the size of a game's minimal action set, which the data use."""
   import ale_py
 
   path = rom_path(game)
@@ -131,13 +113,7 @@ def num_actions(game: str) -> int:
 
 
 def missing_notes(game: str, run: int, present: Collection[int]) -> list[str]:
-  """Returns one line per file that is not there, and whether that is known.
-
-  Args:
-    game: str, as the data set spells it.
-    run: int, 1 to 5.
-    present: the suffixes that are there.
-  """
+  """Returns one line per file that is not there, and whether that is known."""
   expected = expected_suffixes(game, run)
   notes = []
   for suffix in range(_LAST_SUFFIX + 1):
@@ -161,9 +137,6 @@ def default_locations(
     game: str, as the data set spells it, such as 'MsPacman'.
     run: int, 1 to 5.
     templates: locations with {game} and {run} in them.
-
-  Raises:
-    ConfigError: if there is no such run.
   """
   expected_suffixes(game, run)  # Refuses other runs.
   return [template.format(game=game, run=run) for template in templates]

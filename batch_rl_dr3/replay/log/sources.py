@@ -58,7 +58,9 @@ class LogSource(Source):
       raise RefusedError(
         f'{self.name} holds no replay logs. It must hold files such as '
         f'{checkpoint_format.file_name("observation", 0)}; download or collect '
-        'a log there, or correct the location.'
+        'a log there, or correct the location. Far from this machine, RL '
+        'Unplugged is known by a folder atari_episodes_ordered or '
+        'rlu_atari_checkpoints_ordered in its path.'
       )
     return suffixes
 
