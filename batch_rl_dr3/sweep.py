@@ -5,7 +5,7 @@ from collections.abc import Callable
 from absl import flags
 
 from batch_rl_dr3.config import cli
-from batch_rl_dr3.sweeping import commands, execution_commands
+from batch_rl_dr3.sweeping import commands
 
 _USAGE = """\
 Plans, executes and follows many runs: games x data sets x methods x seeds.
@@ -155,7 +155,7 @@ def define_flags() -> None:
     'index',
     None,
     'task: which of the runs (default: what the job array says in '
-    f'{", ".join(execution_commands.TASK_VARIABLES)}).',
+    f'{", ".join(commands.TASK_VARIABLES)}).',
     lower_bound=0,
   )
 
@@ -164,14 +164,14 @@ COMMANDS: dict[str, Callable[[], None]] = {
   command.__name__: command
   for command in (
     commands.plan,
-    execution_commands.run,
+    commands.run,
     commands.status,
     commands.retry,
     commands.collect,
     commands.keep,
-    execution_commands.emit,
-    execution_commands.reconcile,
-    execution_commands.task,
+    commands.emit,
+    commands.reconcile,
+    commands.task,
   )
 }
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import re
@@ -16,6 +17,9 @@ from batch_rl_dr3.config import errors, gin_files, signals
 
 FLAGS = flags.FLAGS
 
+# Names a file, in the environment, that an error of a command is described in
+# as JSON, for a program that started it.
+ENDING = 'BATCH_RL_DR3_ENDING'
 # A disk, or somebody's share of it, that takes no more.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -199,8 +203,17 @@ def _end(program: str, command: Callable[[], None]) -> int:
     ending.__cause__ = error
   if FLAGS.debug:
     traceback.print_exception(ending)
+  _describe(ending)
   print(f'{program}: {errors.one_line(ending)}', file=sys.stderr)
   return ending.exit_code
+
+
+def _describe(ending: errors.BatchRLError) -> None:
+  path = os.environ.get(ENDING)
+  if path:
+    said = {'error': type(ending).__name__, 'message': errors.one_line(ending)}
+    with contextlib.suppress(OSError):
+      pathlib.Path(path).write_text(json.dumps(said))
 
 
 def _choose(

@@ -8,10 +8,12 @@ matter who died of what: an attempt that was preempted costs nothing unless
 nothing ever comes of any.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import datetime
+import json
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -20,8 +22,8 @@ import tempfile
 import time
 from typing import Any
 
-from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import attempt_record, mirror, run_directory
+from batch_rl_dr3.config import cli, errors, signals
+from batch_rl_dr3.runs import attempt_record, lease, mirror, run_directory
 from batch_rl_dr3.runs.attempt_record import Record
 
 # Exit codes after which the same command would fail again.
@@ -34,10 +36,6 @@ OWN_FAULT = frozenset(
   }
 )
 PREEMPTED = errors.PreemptedError.exit_code
-
-# How `train` says that another process works on the run.
-_BUSY_CODES = (PREEMPTED, errors.WriteError.exit_code)
-_BUSY_WORDS = ' is in use: '
 
 # What an attempt comes to.
 DONE, SET_ASIDE, BUSY, AGAIN = 'done', 'set aside', 'busy', 'again'
@@ -134,18 +132,19 @@ class Attempt:
       record = self._begin(before)
       if isinstance(record, Outcome):
         return record
-      exit_code = self._train(record)
+      ending = pathlib.Path(scratch) / 'ending.json'
+      exit_code = self._train(record, ending)
       self._publish(attempt_record.LOG)
       self._patiently(self._run.refresh)
-      return self._end(before, record, exit_code)
+      return self._end(before, record, exit_code, _read_ending(ending))
 
-  def _train(self, record: Record) -> int:
+  def _train(self, record: Record, ending: pathlib.Path) -> int:
     """Executes the process, and returns what it ended with."""
     with open(self._folder / attempt_record.LOG, 'ab') as log:
       line = f'--- attempt {record.attempts}, {record.began}, {record.host}\n'
       log.write(line.encode())
       log.flush()
-      self._process = self._start(log)
+      self._process = self._start(log, ending)
       if self._stopped:  # Meanwhile.
         self._signal(signal.SIGTERM)
       return self._process.wait()
@@ -165,7 +164,7 @@ class Attempt:
           raise
         time.sleep(_AGAIN_SECONDS)
 
-  def _start(self, log: Any) -> 'subprocess.Popen[bytes]':
+  def _start(self, log: Any, ending: pathlib.Path) -> 'subprocess.Popen[bytes]':
     return subprocess.Popen(
       [sys.executable, '-c', _BECOME, str(os.getpid()), *self._arguments],
       stdin=subprocess.DEVNULL,
@@ -174,7 +173,11 @@ class Attempt:
       # Ctrl-C at a terminal is for whoever decides about all runs.
       start_new_session=True,
       cwd=self._cwd if self._cwd and os.path.isdir(self._cwd) else None,
-      env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+      env={
+        **os.environ,
+        'PYTHONUNBUFFERED': '1',
+        cli.ENDING: str(ending),
+      },
     )
 
   def _begin(self, before: Record) -> Record | Outcome:
@@ -218,11 +221,17 @@ class Attempt:
       host=socket.gethostname(),
     )
 
-  def _end(self, before: Record, record: Record, exit_code: int) -> Outcome:
-    error = self._error(exit_code)
+  def _end(
+    self,
+    before: Record,
+    record: Record,
+    exit_code: int,
+    ending: Mapping[str, str],
+  ) -> Outcome:
+    error = self._error(exit_code, ending.get('message', ''))
     # Told to stop when all was written, a run may say that it was stopped.
     exit_code = (exit_code or 1) if error else 0
-    if exit_code in _BUSY_CODES and _BUSY_WORDS in error:
+    if error and ending.get('error') == lease.BusyError.__name__:
       self._write(before)  # It was no attempt.
       return Outcome(BUSY, PREEMPTED, error, before.without_progress)
     record = dataclasses.replace(
@@ -236,7 +245,7 @@ class Attempt:
       return Outcome(DONE, 0)
     return self._outcome(SET_ASIDE if record.is_set_aside else AGAIN, record)
 
-  def _error(self, exit_code: int) -> str:
+  def _error(self, exit_code: int, message: str) -> str:
     """Returns why the run is not finished; '' if it is."""
     if attempt_record.is_finished(self._folder, self._num_iterations):
       return ''
@@ -245,7 +254,8 @@ class Attempt:
     if exit_code < 0:
       return f'ended by {signal.Signals(-exit_code).name}'
     return (
-      attempt_record.last_line(self._folder / attempt_record.LOG)
+      message
+      or attempt_record.last_line(self._folder / attempt_record.LOG)
       or f'ended with {exit_code}'
     )
 
@@ -265,16 +275,16 @@ class Attempt:
     self._publish(attempt_record.NAME)
 
 
+def _read_ending(path: pathlib.Path) -> dict[str, str]:
+  """Returns what the process said of its error; {} if it said nothing."""
+  try:
+    said: dict[str, str] = json.loads(path.read_text())
+  except (OSError, ValueError):
+    return {}
+  return said
+
+
 def in_foreground(attempt: Attempt) -> Outcome:
   """Executes an attempt, handing on SIGTERM and SIGINT as SIGTERM."""
-
-  def stop(*_: Any) -> None:
-    attempt.stop()
-
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  before = [signal.signal(number, stop) for number in numbers]
-  try:
+  with signals.handling(lambda _: attempt.stop()):
     return attempt.execute()
-  finally:
-    for number, handler in zip(numbers, before, strict=True):
-      signal.signal(number, handler)

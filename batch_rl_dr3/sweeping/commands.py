@@ -1,25 +1,34 @@
-"""What the subcommands of `sweep` do that look at runs; flags say which."""
+"""What the subcommands of `sweep` do; flags say to which runs, and where."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import os
+import pathlib
 import sys
 import time
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors
-from batch_rl_dr3.runs import mirror
-from batch_rl_dr3.sweeping.grid import Sweep
-from batch_rl_dr3.sweeping.run import Run
+from batch_rl_dr3.config import cli, errors, signals
+from batch_rl_dr3.runs import folders, mirror
+from batch_rl_dr3.sweeping.grid import Run, Sweep
 
 if TYPE_CHECKING:
   from batch_rl_dr3.sweeping import estimate as estimate_lib
+  from batch_rl_dr3.sweeping import queue as queue_lib
+  from batch_rl_dr3.sweeping import ray_cluster
   from batch_rl_dr3.sweeping import standing as standing_lib
 
 FLAGS = flags.FLAGS
+
+# Which task of a job array this is, as each system says it.
+TASK_VARIABLES = (
+  'BATCH_TASK_INDEX',
+  'SLURM_ARRAY_TASK_ID',
+  'JOB_COMPLETION_INDEX',
+)
 
 
 def sweep_of_flags() -> Sweep:
@@ -29,7 +38,7 @@ def sweep_of_flags() -> Sweep:
     ConfigError: if a file is missing or wrong.
     UsageError: if --grid or --runs is.
   """
-  from batch_rl_dr3.sweeping import job_files  # noqa: F401  (for its bindings)
+  from batch_rl_dr3.sweeping import job_arrays  # noqa: F401  (for its bindings)
 
   for name in ('grid', 'runs'):
     if not FLAGS[name].value:
@@ -98,7 +107,7 @@ def _rates(
 
 def status() -> None:
   """Shows how the runs stand."""
-  from batch_rl_dr3.sweeping import standing, status_table
+  from batch_rl_dr3.sweeping import standing
 
   sweep = sweep_of_flags()
   runs_of_sweep = sweep.runs()
@@ -108,14 +117,14 @@ def status() -> None:
     text = (
       standing.to_json(standings)
       if FLAGS.json
-      else status_table.to_text(standings, FLAGS.limit)
+      else standing.to_text(standings, FLAGS.limit)
     )
     if FLAGS.watch is not None and sys.stdout.isatty():
       print('\x1b[H\x1b[2J', end='')  # In the place of the last one.
     print(text, flush=True)
 
   show()
-  with contextlib.suppress(KeyboardInterrupt):
+  with contextlib.suppress(errors.PreemptedError):  # This is how it ends.
     while FLAGS.watch is not None:
       time.sleep(FLAGS.watch)
       show()
@@ -145,22 +154,22 @@ def collect() -> None:
   Raises:
     DataError: if no run has scores.
   """
-  from batch_rl_dr3.sweeping import score_table
+  from batch_rl_dr3.sweeping import kept
 
   sweep = sweep_of_flags()
   runs_of_sweep = sweep.runs()
-  ending = score_table.PARQUET if score_table.has_parquet() else score_table.CSV
-  runs = read_runs(runs_of_sweep, score_table.CONTENTS)
+  ending = kept.PARQUET if kept.has_parquet() else kept.CSV
+  runs = read_runs(runs_of_sweep, kept.CONTENTS)
   paths = [
     path
     for run in runs_of_sweep
-    if (path := score_table.find(run, runs.folder, sweep.results_dir))
+    if (path := kept.find(run, runs.folder, sweep.results_dir))
   ]
   if not paths:
     raise errors.DataError(f'no run of the sweep has scores in {runs.name}.')
   name = f'scores{ending}'
   output = FLAGS.output or os.path.join(runs.folder, name)
-  num_rows = score_table.write(paths, output)
+  num_rows = kept.write(paths, output)
   if FLAGS.output is None:
     runs.publish(name)
     output = f'{runs.name}/{name}'
@@ -168,7 +177,7 @@ def collect() -> None:
     f'{output}: {num_rows:,} episodes of {len(paths):,} runs; '
     f'{len(runs_of_sweep) - len(paths):,} have no scores yet.'
   )
-  if FLAGS.output is None and ending == score_table.CSV:
+  if FLAGS.output is None and ending == kept.CSV:
     print('It is CSV because pyarrow, which writes Parquet, is not installed.')
 
 
@@ -198,3 +207,167 @@ def keep() -> None:
       print(kept.keep(run, folder, sweep.results_dir))
       num_kept += 1
   print(f'{num_kept:,} runs are newly kept in {sweep.results_dir}.')
+
+
+def run() -> None:
+  """Executes what is left of the sweep.
+
+  Raises:
+    DataError: if runs were set aside.
+  """
+  from batch_rl_dr3.sweeping import queue, standing
+
+  sweep = sweep_of_flags()
+  runs_of_sweep = sweep.runs()
+  runs = read_runs(runs_of_sweep, standing.CONTENTS)
+  left = [
+    run
+    for run in runs_of_sweep
+    if not standing.is_done(run, runs.folder, sweep.results_dir)
+  ]
+  print(f'{len(left):,} of {len(runs_of_sweep):,} runs are left to do.')
+  if not left:
+    return
+  stop_request = signals.StopRequest()
+  with (
+    stop_request.listening(),
+    contextlib.closing(_cluster(sweep)) as cluster,
+    stop_request.listening(),  # Again: Ray has handlers of its own.
+  ):
+    tally = queue.Executor(
+      cluster,
+      queue.Queue(
+        left,
+        1e9 * sweep.run_gigabytes,
+        lambda run: sweep.store_memory_share * sweep.store_bytes(run),
+      ),
+      _jobs(sweep),
+      lambda: bool(stop_request),
+      FLAGS.stop_seconds,
+    ).run()
+  print(
+    f'{tally.num_done:,} runs finished, {len(tally.set_aside):,} set aside; '
+    f'{tally.num_again:,} attempts were made again.'
+  )
+  if tally.set_aside:
+    raise errors.DataError(
+      f'{len(tally.set_aside)} runs were set aside, the first is '
+      f'{tally.set_aside[0]}: `sweep status` says why, and `sweep retry` lets '
+      'them run again.'
+    )
+
+
+def _jobs(sweep: Sweep) -> 'Callable[[Run], queue_lib.Job]':
+  from batch_rl_dr3.sweeping import queue
+
+  path = folders.local_path(FLAGS.runs)
+  return queue.jobs(
+    FLAGS.runs if path is None else os.path.abspath(path),
+    FLAGS.cache_dir,
+    ['-m', 'batch_rl_dr3.train', *_trust()],
+    sweep.max_attempts_without_progress,
+  )
+
+
+def _trust() -> list[str]:
+  return ['--trust_gin'] if cli.trusts_gin() else []
+
+
+def _cluster(sweep: Sweep) -> 'ray_cluster.RayCluster':
+  try:
+    from batch_rl_dr3.sweeping import ray_cluster
+  except ImportError as error:
+    raise errors.ConfigError(
+      f'sweep run needs Ray ({error}): `pip install ray`.'
+    ) from error
+  return ray_cluster.RayCluster(
+    FLAGS.address, sweep.num_cpus, sweep.num_gpus, FLAGS.slots_per_node
+  )
+
+
+def emit() -> None:
+  """Writes a job array of all runs that are left."""
+  from batch_rl_dr3.sweeping import standing
+
+  _emit((standing.RUNNING, standing.STALLED, standing.WAITING))
+
+
+def reconcile() -> None:
+  """Writes a job array of the runs that are left and that nobody executes."""
+  from batch_rl_dr3.sweeping import standing
+
+  _emit((standing.STALLED, standing.WAITING))
+
+
+def _emit(states: Sequence[str]) -> None:
+  from batch_rl_dr3.sweeping import job_arrays, standing
+
+  for name in ('backend', 'output_dir'):
+    if not FLAGS[name].value:
+      raise errors.UsageError(f'--{name} is needed (see --help).')
+  sweep = sweep_of_flags()
+  _, standings = read_standings(sweep, sweep.runs())
+  left = [one.run for one in standings if one.state in states]
+  failed = sum(one.state == standing.FAILED for one in standings)
+  if failed:
+    print(f'{failed:,} runs are set aside; `sweep retry` lets them run again.')
+  if not left:
+    print('No run is left for a job array.')
+    return
+  array = job_arrays.create(
+    sweep, left, pathlib.Path(FLAGS.grid).stem, FLAGS.runs, _task_flags()
+  )
+  with cli.gin_errors():
+    lines = job_arrays.write(FLAGS.backend, array, FLAGS.output_dir)
+  print(f'{len(left):,} runs are left. In {FLAGS.output_dir}:')
+  for line in lines:
+    print(f'  {line}')
+
+
+def _task_flags() -> list[str]:
+  """Returns the flags with which a task finds this sweep."""
+  return [
+    f'--grid={FLAGS.grid}',
+    *(f'--gin_bindings={line}' for line in FLAGS.gin_bindings),
+    f'--runs={FLAGS.runs}',
+    *_trust(),
+    *([f'--cache_dir={FLAGS.cache_dir}'] if FLAGS['cache_dir'].present else []),
+  ]
+
+
+def task() -> None:
+  """Executes one run and ends with its exit code."""
+  from batch_rl_dr3.sweeping import attempt, job_arrays
+
+  sweep = sweep_of_flags()
+  runs_of_sweep = sweep.runs()
+  places = (
+    range(len(runs_of_sweep))
+    if FLAGS.only is None
+    else job_arrays.parse_ranges(FLAGS.only)
+  )
+  index = _index()
+  if index >= len(places) or max(places) >= len(runs_of_sweep):
+    raise errors.UsageError(
+      f'there is no task {index} of {len(places)} in a grid of '
+      f'{len(runs_of_sweep)} runs.'
+    )
+  job = _jobs(sweep)(runs_of_sweep[places[index]])
+  outcome = attempt.in_foreground(job.attempt())
+  if outcome.error:
+    print(f'{job.folder}: {outcome.error}', file=sys.stderr)
+  # A signal counts as preemption, as whoever sent it knows better.
+  code = outcome.exit_code
+  sys.exit(code if code >= 0 else errors.PreemptedError.exit_code)
+
+
+def _index() -> int:
+  if FLAGS.index is not None:
+    index: int = FLAGS.index
+    return index
+  for name in TASK_VARIABLES:
+    if name in os.environ:
+      return int(os.environ[name])
+  raise errors.UsageError(
+    f'--index is needed where none of {", ".join(TASK_VARIABLES)} is set.'
+  )

@@ -16,8 +16,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import methods
 from batch_rl_dr3.runs import attempt_record, mirror
 from batch_rl_dr3.sweeping import standing
-from batch_rl_dr3.sweeping.grid import Sweep
-from batch_rl_dr3.sweeping.run import Run
+from batch_rl_dr3.sweeping.grid import Run, Sweep
 
 # Quantities of the rows that `benchmark --json` writes.
 _GRADIENT_STEPS = 'gradient_steps_per_second'

@@ -1,7 +1,7 @@
 """Slots on the nodes of a Ray cluster, each an actor that executes runs.
 
 Ray carries jobs to nodes and says who has died; which run goes where is decided
-by `run_queue`. So nothing is left to Ray's own retries, which would not know
+by `queue`. So nothing is left to Ray's own retries, which would not know
 a preemption from a fault. An actor ends with its raylet and a run with its
 actor, by the kernel's word: Ray itself was seen to leave workers running.
 """
@@ -19,7 +19,7 @@ from ray import exceptions
 from ray.util import scheduling_strategies
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.sweeping import attempt, executor
+from batch_rl_dr3.sweeping import attempt, queue
 
 # Bytes of the object store of a cluster that is started here. Only outcomes
 # of attempts pass through it.
@@ -39,7 +39,7 @@ class Slot:
     self._attempt: attempt.Attempt | None = None
     self._stopped = False
 
-  def execute(self, job: executor.Job) -> attempt.Outcome:
+  def execute(self, job: queue.Job) -> attempt.Outcome:
     """Executes a job and returns what came of it."""
     with self._lock:
       if self._stopped:
@@ -60,7 +60,7 @@ class Slot:
 
 
 class RayCluster:
-  """See `executor.Cluster`."""
+  """See `queue.Cluster`."""
 
   def __init__(
     self,
@@ -104,16 +104,16 @@ class RayCluster:
       ) from error
     self._remote_slot = ray.remote(Slot)
     self._idle: dict[str, list[Any]] = {}
-    self._running: dict[Any, tuple[str, Any, executor.Job]] = {}
+    self._running: dict[Any, tuple[str, Any, queue.Job]] = {}
 
   def close(self) -> None:
     """Ends the actors, and the cluster if it was started here."""
     ray.shutdown()
 
-  def nodes(self) -> dict[str, executor.Capacity]:
+  def nodes(self) -> dict[str, queue.Capacity]:
     """Returns the nodes that live, by Ray's name for them."""
     return {
-      node['NodeID']: executor.Capacity(
+      node['NodeID']: queue.Capacity(
         self._num_slots(node['Resources']),
         node['Resources'].get('memory', 0.0),
       )
@@ -129,7 +129,7 @@ class RayCluster:
       slots = min(slots, self._slots_per_node)
     return int(slots)
 
-  def start(self, node: str, job: executor.Job) -> None:
+  def start(self, node: str, job: queue.Job) -> None:
     """Begins a job in an actor of a node that is idle, or in a new one."""
     idle = self._idle.get(node)
     slot = idle.pop() if idle else self._new_slot(node)
@@ -147,7 +147,7 @@ class RayCluster:
       ),
     ).remote()
 
-  def wait(self, seconds: float) -> list[executor.Ended]:
+  def wait(self, seconds: float) -> list[queue.Ended]:
     """Returns jobs that are over, after at most so many seconds."""
     references = list(self._running)
     if not references:
@@ -161,15 +161,15 @@ class RayCluster:
       done, _ = ray.wait(references, timeout=seconds, fetch_local=False)
     return [self._ended(reference) for reference in done]
 
-  def _ended(self, reference: Any) -> executor.Ended:
+  def _ended(self, reference: Any) -> queue.Ended:
     node, slot, job = self._running.pop(reference)
     try:
       outcome = ray.get(reference)
     except exceptions.RayError as error:
       ray.kill(slot)  # If it lives, it must not go on.
-      return executor.Ended(job.key, None, _reason(error))
+      return queue.Ended(job.key, None, _reason(error))
     self._idle.setdefault(node, []).append(slot)
-    return executor.Ended(job.key, outcome)
+    return queue.Ended(job.key, outcome)
 
   def stop(self) -> None:
     """Asks all jobs to save and end."""

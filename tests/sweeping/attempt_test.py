@@ -223,7 +223,7 @@ def execute_remotely(monkeypatch, request):
   remote = remote_folder.RemoteFolder(f'memory://{request.node.name}/run')
 
   def execute(exit_code, said='', **files):
-    def start(self, log):
+    def start(self, log, ending):
       log.write(said.encode())
       named = {n.replace('__', '/') + '.json': c for n, c in files.items()}
       return Process(remote, named, exit_code)

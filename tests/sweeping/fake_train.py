@@ -49,7 +49,9 @@ def main():
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
-    print(f'train: {base_dir} is in use: another process works on it.')
+    pathlib.Path(os.environ['BATCH_RL_DR3_ENDING']).write_text(
+      json.dumps({'error': 'BusyError', 'message': 'somebody works on it'})
+    )
     sys.exit(75)
   with open(base_dir / 'workers', 'a') as workers:
     workers.write(f'{os.getpid()}\n')

@@ -14,7 +14,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import attempt_record, folders, lease, run_directory
-from batch_rl_dr3.sweeping import executor, grid, run_queue
+from batch_rl_dr3.sweeping import grid, queue
 
 pytestmark = pytest.mark.slow
 
@@ -101,12 +101,12 @@ def execute(address, sweep, runs, program, stop=lambda: False):
   engine = ray_cluster.RayCluster(
     address, sweep.num_cpus, sweep.num_gpus, slots_per_node=2
   )
-  queue = run_queue.Queue(sweep.runs(), 1e8, sweep.store_bytes)
-  jobs = executor.jobs(
+  runs_left = queue.Queue(sweep.runs(), 1e8, sweep.store_bytes)
+  jobs = queue.jobs(
     str(runs), str(runs / 'cache'), program, sweep.max_attempts_without_progress
   )
   try:
-    return executor.Executor(engine, queue, jobs, stop, 60).run()
+    return queue.Executor(engine, runs_left, jobs, stop, 60).run()
   finally:
     engine.close()
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from batch_rl_dr3.runs import attempt_record
-from batch_rl_dr3.sweeping import standing, status_table
+from batch_rl_dr3.sweeping import standing
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_every_state_is_told_by_the_directory(runs, write_run, tmp_path):
   running = found[1]
   assert (running.steps, running.rate) == (1000, 50.0)
   assert running.seconds_left == (100_000 - 1000) / 50
-  text = status_table.to_text(found, 20)
+  text = standing.to_text(found, 20)
   assert text.startswith(
     '6 runs: 1 running, 1 failed, 2 stalled, 1 waiting, 1 done\n'
     # One is whole, one has 1,000 steps and three have 500.
@@ -102,6 +102,6 @@ def test_a_run_that_is_to_be_longer_is_not_done(
 def test_long_lists_are_cut_and_say_so(runs, write_run, tmp_path):
   for run in runs:
     write_run(run, attempts=1, is_set_aside=True, error='train: broken')
-  text = status_table.to_text(standing.read(runs, str(tmp_path)), 2)
+  text = standing.to_text(standing.read(runs, str(tmp_path)), 2)
   assert text.count('train: broken') == 2
   assert text.endswith('and 4 more')

@@ -12,7 +12,7 @@ from batch_rl_dr3.config import cli
 from batch_rl_dr3.sweeping import (
   gcp_batch,
   grid,
-  job_array,
+  job_arrays,
   kubernetes,
   slurm,
 )
@@ -50,7 +50,7 @@ def array(clear_gin, tmp_path, replay_dir, tiny_bindings):
     f'--cache_dir={tmp_path / "cache"}',
   ]
   chosen = sweep.runs()[1:]
-  array = job_array.create(sweep, chosen, 'tiny', runs, flags)
+  array = job_arrays.create(sweep, chosen, 'tiny', runs, flags)
   return array, [pathlib.Path(runs) / run.folder for run in chosen]
 
 

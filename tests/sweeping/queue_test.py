@@ -3,7 +3,7 @@
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.sweeping import attempt, executor, run_queue
+from batch_rl_dr3.sweeping import attempt, queue
 
 DONE = attempt.Outcome(attempt.DONE, 0)
 LOST = None
@@ -14,7 +14,7 @@ class ScriptedCluster:
 
   def __init__(self, scripts, num_slots=2, num_nodes=1):
     self._scripts = {key: list(script) for key, script in scripts.items()}
-    self._capacity = executor.Capacity(num_slots, 1e9)
+    self._capacity = queue.Capacity(num_slots, 1e9)
     self.alive = [f'node{k}' for k in range(num_nodes)]
     self.running = {}
     self.started = []
@@ -40,7 +40,7 @@ class ScriptedCluster:
     outcome = script.pop(0) if script else DONE
     if self.stopped:
       outcome = attempt.Outcome(attempt.AGAIN, 75)
-    return [executor.Ended(key, outcome, 'its node has died')]
+    return [queue.Ended(key, outcome, 'its node has died')]
 
   def stop(self):
     self.stopped = True
@@ -60,19 +60,19 @@ def no_waiting(monkeypatch):
     now[0] += 60.0
     return now[0]
 
-  monkeypatch.setattr(executor.time, 'monotonic', monotonic)
+  monkeypatch.setattr(queue.time, 'monotonic', monotonic)
 
 
 def execute(cluster, runs, stop=lambda: False):
-  queue = run_queue.Queue(runs, 1.0, lambda run: 1.0)
-  jobs = executor.jobs('RUNS', 'CACHE', ('-m', 'train'), 5)
-  return executor.Executor(cluster, queue, jobs, stop, 1e6).run()
+  runs_left = queue.Queue(runs, 1.0, lambda run: 1.0)
+  jobs = queue.jobs('RUNS', 'CACHE', ('-m', 'train'), 5)
+  return queue.Executor(cluster, runs_left, jobs, stop, 1e6).run()
 
 
 def test_all_runs_are_executed_as_many_at_a_time_as_there_are_slots(runs):
   cluster = ScriptedCluster({}, num_slots=2)
   tally = execute(cluster, runs)
-  assert tally == executor.Tally(num_done=6)
+  assert tally == queue.Tally(num_done=6)
   assert sorted(cluster.started) == [0, 1, 2, 3, 4, 5]
   assert cluster.most_at_a_time == 2
 
@@ -83,7 +83,7 @@ def test_what_was_lost_or_preempted_is_executed_again(runs):
   cluster = ScriptedCluster({0: [LOST, preempted, DONE], 3: [busy, DONE]})
   tally = execute(cluster, runs)
   # That another process works on a run is no attempt.
-  assert tally == executor.Tally(num_done=6, num_again=2)
+  assert tally == queue.Tally(num_done=6, num_again=2)
   assert cluster.started.count(0) == 3
   assert cluster.started.count(3) == 2
 
@@ -134,9 +134,7 @@ def test_nodes_may_come_and_go(runs):
 
 
 def test_the_job_of_a_run_is_its_command(runs):
-  job = executor.jobs('/RUNS', '/CACHE', ('-m', 'batch_rl_dr3.train'), 5)(
-    runs[4]
-  )
+  job = queue.jobs('/RUNS', '/CACHE', ('-m', 'batch_rl_dr3.train'), 5)(runs[4])
   assert job.key == 4
   assert job.folder == f'/RUNS/{runs[4].folder}'
   assert job.arguments[:3] == (
@@ -145,3 +143,76 @@ def test_the_job_of_a_run_is_its_command(runs):
     '--gin_files=minatar/rem.gin',
   )
   assert f'--base_dir={job.folder}' in job.arguments
+
+
+# The policy.
+
+
+def make_queue(runs, run_bytes=1.0, store_bytes=10.0):
+  return queue.Queue(runs, run_bytes, lambda run: store_bytes)
+
+
+def test_a_node_takes_runs_whose_store_it_holds(runs):
+  left, right = (queue.Node(name, 100.0) for name in 'ab')
+  nodes = [left, right]
+  waiting = make_queue(runs)
+  # a takes the first. Its store is there now, so b begins with the other.
+  assert waiting.take(left, nodes, 0.0) is runs[0]
+  assert waiting.take(right, nodes, 0.0) is runs[3]
+  assert waiting.take(right, nodes, 0.0) is runs[4]
+  assert waiting.take(left, nodes, 0.0) is runs[1]
+  assert waiting.take(left, nodes, 0.0) is runs[2]
+  # Only a preference: better another store than nothing to do.
+  assert waiting.take(left, nodes, 0.0) is runs[5]
+  assert waiting.take(left, nodes, 0.0) is None
+  assert len(waiting) == 0
+
+
+def test_a_store_counts_once_a_node(runs):
+  # Three runs of one store need 3 x 1 + 10, a fourth of another 11 more.
+  node = queue.Node('a', 13.0)
+  waiting = make_queue(runs)
+  assert [waiting.take(node, [node], 0.0) for _ in range(4)] == [
+    *runs[:3],
+    None,
+  ]
+  node.running.clear()
+  assert waiting.take(node, [node], 0.0) is runs[3]
+
+
+def test_runs_that_fit_no_node_are_refused_with_numbers(runs):
+  nodes = [queue.Node('a', 11.0e9), queue.Node('b', 10.0e9)]
+  make_queue(runs, 1e9, 10e9).check_memory(nodes)
+  with pytest.raises(errors.ConfigError, match=r'needs 11\.5 GB .* has 11\.0'):
+    make_queue(runs, 1.5e9, 10e9).check_memory(nodes)
+
+
+def test_delays_double_up_to_five_minutes(runs):
+  waiting = make_queue([])
+  node = queue.Node('a', 100.0)
+  assert [
+    waiting.put_back(runs[0], 0.0, without) for without in (0, 1, 2, 7, 8, 50)
+  ] == [2.0, 4.0, 8.0, 256.0, 300.0, 300.0]
+  waiting.put_back(runs[0], 100.0, 1)
+  assert waiting.take(node, [node], 103.9) is None
+  assert waiting.take(node, [node], 104.0) is runs[0]
+
+
+def test_a_node_that_lost_runs_is_left_alone_for_a_while(runs):
+  node = queue.Node('a', 100.0)
+  waiting = make_queue(runs)
+  node.lose(0.0)
+  node.lose(0.5)  # The same death.
+  assert node.num_lost == 1
+  assert waiting.take(node, [node], 14.9) is None
+  assert waiting.take(node, [node], 15.0) is runs[0]
+
+
+def test_a_node_that_loses_all_that_it_is_given_is_given_no_more(runs):
+  node = queue.Node('a', 100.0)
+  for now in (0.0, 15.0, 30.0, 45.0):
+    node.lose(now)
+  assert not node.is_broken
+  node.lose(60.0)
+  assert node.is_broken
+  assert make_queue(runs).take(node, [node], 1e9) is None
