@@ -55,7 +55,7 @@ from absl import flags
 
 from batch_rl_dr3.config import cli, errors
 from batch_rl_dr3.reporting import study as study_lib
-from batch_rl_dr3.runs import run_directory, run_globs
+from batch_rl_dr3.runs import results, run_directory, run_globs
 
 if TYPE_CHECKING:
   from batch_rl_dr3.reporting import run_reader
@@ -207,9 +207,10 @@ def main() -> None:
     refresh_seconds=FLAGS.watch,
   )
   view = run_globs.RunGlobs(FLAGS.runs, FLAGS.cache_dir, run_reader.CONTENTS)
-  if view.is_remote and not (FLAGS.output_dir and FLAGS.cache_dir):
+  if view.is_elsewhere and not (FLAGS.output_dir and FLAGS.cache_dir):
     raise errors.UsageError(
-      '--output_dir and --cache_dir are needed for runs in a bucket.'
+      '--output_dir and --cache_dir are needed for runs in a bucket or in '
+      f"a study's {results.RUNS}."
     )
   view.refresh()
   write = functools.partial(

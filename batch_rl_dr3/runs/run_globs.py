@@ -1,13 +1,15 @@
-"""Globs of run directories, on a disk or in a bucket."""
+"""Globs of run directories: on a disk, in a bucket, or kept in a study."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
 import glob
 import os
+import pathlib
+import tempfile
 import threading
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import folders, mirror
+from batch_rl_dr3.runs import folders, mirror, results, run_directory
 
 
 class RunGlobs:
@@ -23,39 +25,55 @@ class RunGlobs:
     cache_dir: str | os.PathLike[str],
     contents: mirror.Contents,
   ):
-    """Reads nothing yet.
+    """Reads nothing of a bucket yet, and unpacks studies.
 
     Args:
-      patterns: globs of paths, or of URLs such as gs://BUCKET/RUNS/**.
-      cache_dir: where what is in a bucket is mirrored.
+      patterns: globs of paths, or of URLs such as gs://BUCKET/RUNS/**. They
+        may name a study (see `results`), or go on below it.
+      cache_dir: where what is in a bucket is mirrored, and where studies are
+        unpacked; '' for a folder that is gone afterwards.
       contents: what is read of it.
 
     Raises:
       ConfigError: if there is no file system for a URL.
+      DataError: if a study is damaged.
+      WriteError: if the cache cannot be written.
     """
     self.patterns: list[str] = []
     self._mirrors: list[mirror.Mirror] = []
+    self._studies: dict[str, pathlib.Path] = {}
+    if not cache_dir:
+      self._scratch = tempfile.TemporaryDirectory(prefix='batch_rl_dr3.')
+      cache_dir = self._scratch.name
+    studies_dir = pathlib.Path(cache_dir) / 'studies'
     for pattern in patterns:
       path = folders.local_path(pattern)
       if path is None:
         base, rest = _split(pattern)
         place = mirror.Mirror(base, cache_dir, contents)
         self._mirrors.append(place)
-        path = os.path.join(glob.escape(str(place.folder)), rest)
-      self.patterns.append(path)
+        self.patterns.append(os.path.join(glob.escape(str(place.folder)), rest))
+        continue
+      studies = results.expand(path, studies_dir)
+      for study, (folder, rest) in studies.items():
+        self._studies[study] = folder
+        self.patterns.append(os.path.join(glob.escape(str(folder)), rest))
+      if not studies or _matches_runs(path):
+        self.patterns.append(path)
 
   def name_of(self, path: str) -> str:
     """Returns where a file of this machine is from: its URL, or itself."""
-    for place in self._mirrors:
-      rest = path.removeprefix(str(place.folder))
+    places = [(place.name, place.folder) for place in self._mirrors]
+    for name, folder in (*places, *self._studies.items()):
+      rest = path.removeprefix(str(folder))
       if rest != path:
-        return f'{place.name}{rest}'
+        return f'{name}{rest}'
     return path
 
   @property
-  def is_remote(self) -> bool:
-    """Whether anything of it is in a bucket."""
-    return bool(self._mirrors)
+  def is_elsewhere(self) -> bool:
+    """Whether files are read in a cache, of a bucket or of a study."""
+    return bool(self._mirrors or self._studies)
 
   def refresh(self) -> None:
     """Sees to it that the files are as they are now.
@@ -80,7 +98,7 @@ class RunGlobs:
           self.refresh()
 
     thread = threading.Thread(target=refresh, daemon=True)
-    if self.is_remote:
+    if self._mirrors:
       thread.start()
     try:
       yield
@@ -98,3 +116,12 @@ def _split(pattern: str) -> tuple[str, str]:
   if first == 0:
     raise errors.UsageError(f'{pattern} has to name a bucket.')
   return f'{scheme}://{"/".join(parts[:first])}', '/'.join(parts[first:])
+
+
+def _matches_runs(pattern: str) -> bool:
+  return any(
+    os.path.isfile(os.path.join(path, name))
+    for path in glob.iglob(os.path.expanduser(pattern), recursive=True)
+    for name in (run_directory.PROVENANCE, run_directory.METRICS)
+    if not results.is_study(path)
+  )

@@ -159,23 +159,19 @@ def collect() -> None:
   sweep = sweep_of_flags()
   runs_of_sweep = sweep.runs()
   ending = kept.PARQUET if kept.has_parquet() else kept.CSV
-  runs = read_runs(runs_of_sweep, kept.CONTENTS)
-  paths = [
-    path
-    for run in runs_of_sweep
-    if (path := kept.find(run, runs.folder, sweep.results_dir))
-  ]
-  if not paths:
+  runs = read_runs(runs_of_sweep, kept.SCORE_CONTENTS)
+  tables = list(kept.collect(runs_of_sweep, runs.folder, sweep.results_dir))
+  if not tables:
     raise errors.DataError(f'no run of the sweep has scores in {runs.name}.')
   name = f'scores{ending}'
   output = FLAGS.output or os.path.join(runs.folder, name)
-  num_rows = kept.write(paths, output)
+  num_rows = kept.write(tables, output)
   if FLAGS.output is None:
     runs.publish(name)
     output = f'{runs.name}/{name}'
   print(
-    f'{output}: {num_rows:,} episodes of {len(paths):,} runs; '
-    f'{len(runs_of_sweep) - len(paths):,} have no scores yet.'
+    f'{output}: {num_rows:,} episodes of {len(tables):,} runs; '
+    f'{len(runs_of_sweep) - len(tables):,} have no scores yet.'
   )
   if FLAGS.output is None and ending == kept.CSV:
     print('It is CSV because pyarrow, which writes Parquet, is not installed.')
@@ -187,7 +183,6 @@ def keep() -> None:
   Raises:
     UsageError: if the sweep has no place for them.
   """
-  from batch_rl_dr3.runs import attempt_record
   from batch_rl_dr3.sweeping import kept
 
   sweep = sweep_of_flags()
@@ -198,15 +193,10 @@ def keep() -> None:
     )
   runs_of_sweep = sweep.runs()
   runs = read_runs(runs_of_sweep, kept.CONTENTS)
-  num_kept = 0
-  for run in runs_of_sweep:
-    folder = runs.folder / run.folder
-    if run.scores_apart(sweep.results_dir).exists():
-      continue
-    if attempt_record.is_finished(folder, run.num_iterations):
-      print(kept.keep(run, folder, sweep.results_dir))
-      num_kept += 1
-  print(f'{num_kept:,} runs are newly kept in {sweep.results_dir}.')
+  added = kept.keep(runs_of_sweep, runs.folder, sweep.results_dir)
+  for folder in added:
+    print(f'{sweep.results_dir}: {folder}')
+  print(f'{len(added):,} runs are newly kept in {sweep.results_dir}.')
 
 
 def run() -> None:

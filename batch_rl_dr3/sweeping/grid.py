@@ -10,14 +10,13 @@ import dataclasses
 import functools
 import itertools
 import math
-import pathlib
 from typing import Any
 
 import gin
 
 import batch_rl_dr3
 from batch_rl_dr3.config import errors, gin_files
-from batch_rl_dr3.runs import run_directory, run_identity
+from batch_rl_dr3.runs import run_identity
 
 # Steps of an episode of continuous control, at most: those of the kitchen are
 # 280, the others' 1,000.
@@ -64,14 +63,10 @@ class Run:
     name = f'seed{self.seed}-{self.identity}'
     return '/'.join((self.suite, self.game, self.dataset, self.method, name))
 
-  def scores_apart(self, results_dir: str) -> pathlib.Path:
-    """Returns where its scores are if results are kept apart.
-
-    Args:
-      results_dir: of one suite, so its name is left out there.
-    """
-    below = self.folder.partition('/')[2]
-    return pathlib.Path(results_dir) / below / run_directory.SCORES
+  @property
+  def kept_folder(self) -> str:
+    """Its name in a study, which is of one suite."""
+    return self.folder.partition('/')[2]
 
   @property
   def data(self) -> str:
@@ -164,8 +159,8 @@ class Sweep:
       in the public buckets.
     data_names: what {data} stands for, by game or by data set; it is the data
       set's own name where nothing is said.
-    results_dir: a folder of results that are kept apart from the runs, such as
-      one under version control: a run whose scores.csv is there is done.
+    results_dir: a study of results that are kept apart from the runs, such as
+      one under version control (see `runs.results`): what it holds is done.
     num_cpus: processor cores of a run.
     num_gpus: GPUs of a run; a fraction packs several on one.
     run_gigabytes: memory of a run, with frames that it holds for itself.

@@ -1,30 +1,34 @@
-"""Finished runs, made small enough for version control.
+"""What is taken of finished runs: into a study, and into one table of scores.
 
-What is kept of a run is a run directory in its own right, some 10 kB: `report`
-reads it, and the sweep counts it as done.
+A study (see `runs.results`) is small enough for version control, some 10 kB a
+run. `report` reads it, and the sweep counts its runs as done. Of a run it holds
 
     provenance.json  without the list of the data's files, and with a command
                      that says RUNS and CACHE in place of a machine's folders
+    finished.json    as it is
     metrics.csv      the rows of the gradient steps of its evaluations, numbers
                      to 6 digits
     scores.csv       a row per evaluation: the means of its episodes, and how
-                     many they are, in a column `episodes`; written last
-    finished.json    as it is
+                     many they are, in a column `episodes`
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-import csv
-import io
+import contextlib
+import importlib.util
 import itertools
 import json
+import os
 import pathlib
 import statistics
+from typing import Any
+
+import pandas as pd
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import mirror, run_directory
-from batch_rl_dr3.sweeping.run import Run
+from batch_rl_dr3.runs import attempt_record, mirror, results, run_directory
+from batch_rl_dr3.sweeping.grid import Run
 
-# What is read of a run.
+# What is read of a run to keep it, and for the table.
 CONTENTS = mirror.Contents(
   'kept',
   whole=(
@@ -34,24 +38,45 @@ CONTENTS = mirror.Contents(
     run_directory.FINISHED,
   ),
 )
+SCORE_CONTENTS = mirror.Contents('scores', whole=(run_directory.SCORES,))
+PARQUET, CSV = '.parquet', '.csv'
 _MEANS = ('return', 'length')
+_COLUMNS = (*run_directory.SCORE_COLUMNS, run_directory.EPISODES)
+# Columns of text; the others are numbers.
+_TEXT = ('suite', 'game', 'method', 'dataset')
 
 
-def keep(run: Run, folder: pathlib.Path, results_dir: str) -> pathlib.Path:
-  """Writes what is kept of a finished run.
+def keep(
+  runs_of_sweep: Iterable[Run], runs: pathlib.Path, results_dir: str
+) -> list[str]:
+  """Adds finished runs to a study.
 
   Args:
-    run: the run.
-    folder: its run directory.
-    results_dir: where results are kept, see `Run.scores_apart`.
+    runs_of_sweep: those that are kept if they are finished, and not yet.
+    runs: the folder where all runs are read.
+    results_dir: the study.
 
   Returns:
-    The folder of what is kept.
+    The folders of the runs that were added, below the study.
 
   Raises:
-    DataError: if the run directory is damaged.
+    DataError: if a run directory or the study is damaged.
     WriteError: if a file cannot be written.
   """
+  study = results.read(results_dir)
+  added = {
+    run.kept_folder: _condense(run, runs / run.folder)
+    for run in runs_of_sweep
+    if run.kept_folder not in study
+    and attempt_record.is_finished(runs / run.folder, run.num_iterations)
+  }
+  if added:
+    results.write(results_dir, {**study, **added})
+  return sorted(added)
+
+
+def _condense(run: Run, folder: pathlib.Path) -> results.KeptRun:
+  """Returns what is kept of a finished run."""
   episodes = run_directory.read_csv(folder / run_directory.SCORES)
   try:
     evaluations = list(_evaluations(episodes))
@@ -67,20 +92,20 @@ def keep(run: Run, folder: pathlib.Path, results_dir: str) -> pathlib.Path:
   steps = {'0', *(row['gradient_steps'] for row in evaluations)}
   metrics = run_directory.read_csv(folder / run_directory.METRICS)
   measured = {row['gradient_steps']: row for row in metrics}  # The last counts.
-  scores = run.scores_apart(results_dir)
-  target = run_directory.make_directory(scores.parent)
-  run_directory.write_json(target / run_directory.PROVENANCE, provenance)
-  run_directory.write_json(target / run_directory.FINISHED, finished)
-  run_directory.write_atomically(
-    target / run_directory.METRICS,
-    _to_csv(
-      {name: _short(cell) for name, cell in row.items()}
-      for step, row in measured.items()
-      if step in steps
-    ),
+  return results.KeptRun(
+    {
+      run_directory.PROVENANCE: provenance,
+      run_directory.FINISHED: finished,
+    },
+    {
+      run_directory.SCORES: evaluations,
+      run_directory.METRICS: [
+        {name: _short(cell) for name, cell in row.items()}
+        for step, row in measured.items()
+        if step in steps
+      ],
+    },
   )
-  run_directory.write_atomically(scores, _to_csv(evaluations))
-  return target
 
 
 def _evaluations(
@@ -107,10 +132,123 @@ def _short(cell: str) -> str:
     return cell
 
 
-def _to_csv(rows: Iterable[Mapping[str, str]]) -> str:
-  rows = list(rows)
-  text = io.StringIO()
-  writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(rows)
-  return text.getvalue()
+def has_parquet() -> bool:
+  """Returns whether Parquet can be written: pyarrow has to be installed."""
+  return importlib.util.find_spec('pyarrow') is not None
+
+
+def collect(
+  runs_of_sweep: Iterable[Run],
+  runs: str | os.PathLike[str],
+  results_dir: str | None,
+) -> Iterator[pd.DataFrame]:
+  """Yields the scores of each run that has some, kept or not.
+
+  Args:
+    runs_of_sweep: the runs.
+    runs: the folder where all runs are read.
+    results_dir: the sweep's study; None for none.
+
+  Raises:
+    DataError: if a file cannot be read.
+  """
+  study = {} if results_dir is None else results.read(results_dir)
+  for run in runs_of_sweep:
+    path = pathlib.Path(runs) / run.folder / run_directory.SCORES
+    if path.exists():
+      yield _read(path)
+    elif run.kept_folder in study:
+      rows = study[run.kept_folder].tables[run_directory.SCORES]
+      yield _typed(pd.DataFrame(rows))
+
+
+def write(tables: Iterable[pd.DataFrame], output: str) -> int:
+  """Writes tables of scores into one file, whole or not at all.
+
+  Args:
+    tables: see `collect`.
+    output: .parquet or .csv.
+
+  Returns:
+    The number of rows.
+
+  Raises:
+    UsageError: if the file's name has another ending, or there is no pyarrow
+      for .parquet.
+    DataError: if a file cannot be read.
+    WriteError: if the output cannot be written.
+  """
+  ending = pathlib.Path(output).suffix
+  if ending not in (PARQUET, CSV):
+    raise errors.UsageError(
+      f'--output={output} ends in neither {PARQUET} nor {CSV}.'
+    )
+  if ending == PARQUET and not has_parquet():
+    raise errors.UsageError(
+      f'--output={output} needs pyarrow, which is not installed: '
+      '`pip install pyarrow`, or give a name that ends in .csv.'
+    )
+  temporary = f'{output}.{os.getpid()}.tmp'
+  num_rows = 0
+  try:
+    with _writer(temporary, ending) as add:
+      for rows in tables:
+        add(rows)
+        num_rows += len(rows)
+    os.replace(temporary, output)
+  except OSError as error:
+    raise run_directory.WriteError(output, error) from error
+  finally:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+  return num_rows
+
+
+def _read(path: pathlib.Path) -> pd.DataFrame:
+  try:
+    return _typed(pd.read_csv(path, dtype='string'))
+  except (OSError, ValueError, KeyError) as error:
+    raise errors.DataError(f'cannot read {path}: {error}') from error
+
+
+def _typed(rows: pd.DataFrame) -> pd.DataFrame:
+  """Returns rows of text with the columns and types of the table."""
+  rows = rows.assign(**{_COLUMNS[-1]: rows.get(run_directory.EPISODES, '1')})[
+    list(_COLUMNS)
+  ]
+  numbers = {
+    name: pd.to_numeric(rows[name]).astype(
+      'float64' if name in _MEANS else 'Int64' if name == 'run' else 'int64'
+    )
+    for name in _COLUMNS
+    if name not in _TEXT
+  }
+  return rows.assign(**numbers).astype(dict.fromkeys(_TEXT, 'string'))
+
+
+@contextlib.contextmanager
+def _writer(path: str, ending: str) -> Iterator[Any]:
+  """Yields what adds a table to a file."""
+  if ending == CSV:
+    with open(path, 'w', newline='') as file:
+      yield lambda rows: rows.to_csv(file, index=False, header=not file.tell())
+    return
+  import pyarrow
+  from pyarrow import parquet
+
+  schema = pyarrow.schema(
+    [
+      (
+        name,
+        pyarrow.string()
+        if name in _TEXT
+        else pyarrow.float64()
+        if name in ('return', 'length')
+        else pyarrow.int64(),
+      )
+      for name in _COLUMNS
+    ]
+  )
+  with parquet.ParquetWriter(path, schema) as writer:
+    yield lambda rows: writer.write_table(
+      pyarrow.Table.from_pandas(rows, schema, preserve_index=False)
+    )

@@ -13,7 +13,13 @@ import time
 import tqdm
 
 from batch_rl_dr3.reporting import watch
-from batch_rl_dr3.runs import attempt_record, lease, mirror, run_directory
+from batch_rl_dr3.runs import (
+  attempt_record,
+  lease,
+  mirror,
+  results,
+  run_directory,
+)
 from batch_rl_dr3.sweeping.grid import Run
 
 _Path = str | os.PathLike[str]
@@ -85,7 +91,9 @@ def is_done(run: Run, runs: _Path, results_dir: str | None) -> bool:
     os.path.join(runs, run.folder), run.num_iterations
   ):
     return True
-  return results_dir is not None and run.scores_apart(results_dir).exists()
+  return results_dir is not None and run.kept_folder in results.folders(
+    results_dir
+  )
 
 
 def read(

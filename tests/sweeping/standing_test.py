@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from batch_rl_dr3.runs import attempt_record
+from batch_rl_dr3.runs import attempt_record, results
 from batch_rl_dr3.sweeping import standing
 
 
@@ -76,11 +76,10 @@ def test_play_between_rows_is_no_stall(runs, write_run, tmp_path):
 
 
 def test_results_that_are_kept_apart_count(runs, tmp_path):
-  kept = tmp_path / 'results' / runs[2].folder.partition('/')[2]
-  kept.mkdir(parents=True)
-  (kept / 'scores.csv').write_text('')
-  results = str(tmp_path / 'results')
-  found = standing.read(runs, str(tmp_path / 'runs'), results)
+  study = str(tmp_path / 'results')
+  run = results.KeptRun({}, {'scores.csv': [], 'metrics.csv': []})
+  results.write(study, {runs[2].kept_folder: run})
+  found = standing.read(runs, str(tmp_path / 'runs'), study)
   assert [one.state == 'done' for one in found] == [
     index == 2 for index in range(6)
   ]

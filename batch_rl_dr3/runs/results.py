@@ -1,0 +1,207 @@
+"""Studies: the results of many runs in three files, for version control.
+
+    runs.json    of each run, by its folder's name below the study, what its
+                 small files hold: provenance.json, finished.json, ...
+    scores.csv   all runs' rows, with the folder in the first column
+    metrics.csv  the same; a cell is empty where a run has no such column
+
+A study is read like the folders of its runs: `unpack` makes them, and
+`RunGlobs` lets a glob go on below a study.
+"""
+
+from collections.abc import Iterable, Mapping
+import csv
+import dataclasses
+import functools
+import glob
+import hashlib
+import io
+import json
+import os
+import pathlib
+from typing import Any
+
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import names, run_directory
+
+RUNS = 'runs.json'
+_FOLDER = 'folder'
+_TABLES = (run_directory.SCORES, run_directory.METRICS)
+
+Rows = list[dict[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptRun:
+  """What a study holds of one run.
+
+  Attributes:
+    files: what its small files hold, by name: objects of .json, else texts.
+    tables: rows of scores.csv and metrics.csv, by name.
+  """
+
+  files: Mapping[str, Any]
+  tables: Mapping[str, Rows]
+
+
+def is_study(path: str | os.PathLike[str]) -> bool:
+  """Returns whether a folder is a study."""
+  return (pathlib.Path(path) / RUNS).is_file()
+
+
+def folders(study: str | os.PathLike[str]) -> frozenset[str]:
+  """Returns the folders of the runs that a study holds; none if there is none.
+
+  Raises:
+    DataError: if it is damaged.
+  """
+  path = pathlib.Path(study) / RUNS
+  try:
+    status = path.stat()
+  except OSError:
+    return frozenset()
+  return frozenset(_read_files(path, status.st_mtime_ns, status.st_size))
+
+
+@functools.lru_cache(maxsize=8)
+def _read_files(
+  path: pathlib.Path, changed: int, num_bytes: int
+) -> Mapping[str, Mapping[str, Any]]:
+  del changed, num_bytes  # They say when it is to be read again.
+  try:
+    runs: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    for folder, files in runs.items():
+      for name in (folder, *files):
+        names.plain(name, path, 'a run')
+  except (OSError, ValueError, AttributeError, TypeError) as error:
+    raise errors.DataError(f'{path} is damaged: {error!r}.') from error
+  return runs
+
+
+def read(study: str | os.PathLike[str]) -> dict[str, KeptRun]:
+  """Returns the runs of a study by their folders; none if there is none.
+
+  Raises:
+    DataError: if it is damaged.
+  """
+  if not is_study(study):
+    return {}
+  path = pathlib.Path(study)
+  status = (path / RUNS).stat()
+  files = _read_files(path / RUNS, status.st_mtime_ns, status.st_size)
+  rows: dict[str, dict[str, Rows]] = {
+    folder: {name: [] for name in _TABLES} for folder in files
+  }
+  for name in _TABLES:
+    for row in run_directory.read_csv(path / name):
+      folder = row.pop(_FOLDER, None)
+      if folder in rows:  # Else a writer was killed before it said so.
+        rows[folder][name].append(row)
+  return {
+    folder: KeptRun(files[folder], _without_empty_columns(rows[folder]))
+    for folder in files
+  }
+
+
+def _without_empty_columns(tables: Mapping[str, Rows]) -> dict[str, Rows]:
+  return {
+    name: [
+      {column: row[column] for column in columns}
+      for columns in [[c for c in table[0] if any(r[c] for r in table)]]
+      for row in table
+    ]
+    if table
+    else []
+    for name, table in tables.items()
+  }
+
+
+def write(study: str | os.PathLike[str], runs: Mapping[str, KeptRun]) -> None:
+  """Writes a study; what was there before is replaced.
+
+  Raises:
+    WriteError: if a file cannot be written.
+  """
+  path = run_directory.make_directory(study)
+  ordered = sorted(runs)
+  for name in _TABLES:
+    text = _to_csv(
+      {_FOLDER: folder, **row}
+      for folder in ordered
+      for row in runs[folder].tables[name]
+    )
+    run_directory.write_atomically(path / name, text)
+  files = {folder: dict(runs[folder].files) for folder in ordered}
+  text = json.dumps(files, indent=1, sort_keys=True, allow_nan=False)
+  run_directory.write_atomically(path / RUNS, f'{text}\n')
+
+
+def _to_csv(rows: Iterable[Mapping[str, str]]) -> str:
+  rows = list(rows)
+  columns = list(dict.fromkeys(column for row in rows for column in row))
+  text = io.StringIO()
+  writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  return text.getvalue()
+
+
+def unpack(study: str | os.PathLike[str], folder: pathlib.Path) -> None:
+  """Makes the folders of a study's runs below a folder.
+
+  Raises:
+    DataError: if the study is damaged.
+    WriteError: if a file cannot be written.
+  """
+  for name, run in read(study).items():
+    target = run_directory.make_directory(folder / name)
+    for file_name, content in run.files.items():
+      if file_name.endswith('.json'):
+        run_directory.write_json(target / file_name, content)
+      else:
+        run_directory.write_atomically(target / file_name, content)
+    for file_name, rows in run.tables.items():
+      run_directory.write_atomically(target / file_name, _to_csv(rows))
+
+
+def expand(
+  pattern: str, cache: pathlib.Path
+) -> dict[str, tuple[pathlib.Path, str]]:
+  """Returns the studies that a glob names or goes on below.
+
+  Args:
+    pattern: such as results/minatar, results/minatar/runs.json, results/** or
+      results/minatar/breakout/*/*/*.
+    cache: where studies are unpacked, once for each state of one.
+
+  Returns:
+    By the study, the folder that it is unpacked in, and the rest of the glob
+    below that.
+
+  Raises:
+    DataError: if a study is damaged.
+    WriteError: if the cache cannot be written.
+  """
+  parts = pathlib.PurePath(os.path.expanduser(pattern)).parts
+  if parts and parts[-1] == RUNS:
+    parts = parts[:-1]
+  found: dict[str, tuple[pathlib.Path, str]] = {}
+  for length in range(1, len(parts) + 1):
+    for match in glob.glob(os.path.join(*parts[:length]), recursive=True):
+      study = os.path.normpath(match)
+      if study not in found and is_study(study):
+        target = cache / _digest(study)
+        if not target.is_dir():
+          partial = target.with_name(f'.{target.name}.{os.getpid()}')
+          unpack(study, partial)
+          os.replace(partial, target)
+        rest = parts[length:] or ('**',)
+        found[study] = target, os.path.join(*rest)
+  return found
+
+
+def _digest(study: str) -> str:
+  digest = hashlib.sha256()
+  for name in (RUNS, *_TABLES):
+    digest.update((pathlib.Path(study) / name).read_bytes())
+  return digest.hexdigest()[:16]
