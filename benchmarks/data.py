@@ -12,6 +12,9 @@ plays Seaquest at random for 500,000 rows in 5 files, if FOLDER has no log yet
   opening      the store of all rows, frames read as needed.
   sampling     batches of 32: drawing and gathering rows of the store, and
                `sample_transition_batch` of Dopamine's buffer with one file.
+  checks       opening the store, and batches of 32 from frames that are read as
+               needed, first touched and touched before, in turns with and
+               without the store's checks of its bits.
   training     peak memory of `train` (REM + DR3, 200 gradient steps) on all
                rows, with the frames held in memory and read as needed.
 
@@ -19,14 +22,16 @@ With --full_game it makes a log of 50,000,000 rows too, the same 5 files 100
 times over by hard links, builds its compressed store and trains on it; that
 takes some 20 minutes on two idle cores.
 
-Dopamine and the store take turns, --pairs times; medians of their ratios are
-printed, so that a machine that is busy with other things tells no lies. Before
+The store and what it is compared with take turns, --pairs times; medians of
+their ratios are printed, so that a busy machine tells no lies. Before
 each extraction the files are read once, so that both find them in the page
 cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
+import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -38,6 +43,7 @@ import subprocess
 import sys
 import time
 from typing import Any
+from unittest import mock
 
 from absl import app, flags
 
@@ -261,6 +267,59 @@ def _measure_sampling(log: pathlib.Path, cache: pathlib.Path) -> list[Any]:
   ]
 
 
+@contextlib.contextmanager
+def _without_checks() -> Iterator[None]:
+  """Opens and reads stores without checking a bit of them."""
+  from batch_rl_dr3.replay.store import shards
+
+  with (
+    mock.patch.object(shards, 'check_content', return_value=None),
+    mock.patch.object(shards._RawFile, '_check', return_value=None),
+  ):
+    yield
+
+
+def _repeat(draw: Callable[[], Any], count: int) -> None:
+  for _ in range(count):
+    draw()
+
+
+def _check_samples(
+  log: str, cache: str, num_pairs: int
+) -> dict[str, dict[bool, list[float]]]:
+  """Returns milliseconds of each thing, with and without checks, in turns."""
+  samples: dict[str, dict[bool, list[float]]] = {
+    name: {True: [], False: []}
+    for name in ('opening', 'batch, first touch', 'batch, touched before')
+  }
+  for pair in range(num_pairs + 1):
+    for is_checked in (True, False):
+      context = contextlib.nullcontext() if is_checked else _without_checks()
+      with context:
+        seconds, _ = _timed(lambda: _open(log, cache, 0, 1))
+        draw = _drawer(_open(log, cache, 0, 1))
+        first, _ = _timed(functools.partial(_repeat, draw, 20))
+        opened = _open(log, cache, 0, 1)
+        opened.frames(range(opened.num_rows))
+        rate = _batches_per_second(_drawer(opened))
+      if pair:  # The first brings files into the page cache.
+        samples['opening'][is_checked].append(seconds * 1e3)
+        samples['batch, first touch'][is_checked].append(first / 20 * 1e3)
+        samples['batch, touched before'][is_checked].append(1e3 / rate)
+  return samples
+
+
+def _measure_checks(log: pathlib.Path, cache: pathlib.Path) -> list[Any]:
+  samples = _apart(_check_samples, str(log), str(cache), FLAGS.pairs)
+  return [
+    {
+      **_row(f'checks, {name}', 'ms', both[True], both[False], 'near 1x', True),
+      'peer': 'without checks',
+    }
+    for name, both in samples.items()
+  ]
+
+
 def _make_full_game(log: pathlib.Path, full: pathlib.Path) -> None:
   """Makes a log of 50,000,000 rows, whose files are links to a small one's."""
   logs = full / 'replay_logs'
@@ -332,7 +391,7 @@ def _train_peak(log: pathlib.Path, folder: pathlib.Path, name: str) -> float:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-  print(f'{"":<34}{"store":>10}{"Dopamine":>10}  {"":<10}{"ratio":>8}  goal')
+  print(f'{"":<34}{"store":>10}{"other":>10}  {"":<10}{"ratio":>8}  goal')
   for row in rows:
     theirs = '' if row['peer'] is None else f'{row["peer_value"]:,.4g}'
     ratio = '' if row['ratio'] is None else f'{row["ratio"]:,.1f}x'
@@ -366,6 +425,7 @@ def main(arguments: list[str]) -> None:
       goal='under 1',
     ),
     *_measure_sampling(log, cache),
+    *_measure_checks(log, cache),
     _row('training, frames read', 'GB', [read], goal='under 1.5'),
     _row('training, 3.5 GB of frames held', 'GB', [held], goal='under 5'),
     *full,

@@ -1,11 +1,13 @@
-"""The subset rule 'uniform', from the draw to the batch."""
+"""The subset rules that draw, from the draw to the batch."""
+
+import itertools
 
 import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.store import store as replay_store
-from batch_rl_dr3.replay.store import subset
+from batch_rl_dr3.replay.store import subset as draw_subset
 from batch_rl_dr3.replay.store.subset import Subset
 
 GAMMA = 0.9
@@ -47,10 +49,10 @@ def _drawn_per_file(store):
 
 
 def test_rows_needed_by_hand():
-  needed = subset.rows_needed(np.array([4, 6]), 10, stack_size=2)
+  needed = draw_subset.rows_needed(np.array([4, 6]), 10, stack_size=2)
   assert needed.tolist() == [3, 4, 5, 6, 7]
   # Around the end: rows 8, 9, 0, 1 for a stack of 3 at row 0.
-  needed = subset.rows_needed(np.array([0]), 10, stack_size=3)
+  needed = draw_subset.rows_needed(np.array([0]), 10, stack_size=3)
   assert needed.tolist() == [0, 1, 8, 9]
 
 
@@ -124,7 +126,7 @@ def test_draws_are_uniform_without_replacement():
   counts = [np.zeros(len(mask)) for mask in masks]
   num_draws, count = 3000, 20
   for seed in range(num_draws):
-    drawn = subset.draw_rows(valid, num_valid, count, seed)
+    drawn = draw_subset.draw_rows(valid, num_valid, count, seed)
     assert sum(map(len, drawn)) == count
     for per_file, rows in zip(counts, drawn, strict=True):
       assert (np.diff(rows) > 0).all()
@@ -206,3 +208,71 @@ def test_held_out_transitions_are_all_there_are_at_most(log, open_store):
     for store in (open_store(log, Subset()), held_out)
   )
   assert drawn == {(s, row) for s, row in everything if row >= num_learnt[s]}
+
+
+def test_episodes_by_hand():
+  # Whole episodes are rows 2-4 and 5-6; what begins or ends outside is none.
+  terminals = np.array([0, 1, 0, 0, 1, 0, 1, 0], np.uint8)
+  assert sorted(draw_subset.draw_episodes(terminals, 5, [0])) == [2, 3, 4, 5, 6]
+  firsts = {
+    tuple(draw_subset.draw_episodes(terminals, 1, [seed])) for seed in range(20)
+  }
+  assert firsts == {(2, 3, 4), (5, 6)}
+
+
+def test_whole_episodes_are_drawn_from_each_file(log, logs, open_store):
+  store = open_store(log, Subset('episodes', 0.2, 3))
+  whole = open_store(log, Subset())
+  terminals = {
+    s.suffix: whole.terminals[s.first_row :][: s.num_rows]
+    for s in whole.segments
+  }
+  valid = {s.suffix: s for s in whole.segments}
+  for segment, rows, source_rows in _drawn_per_file(store):
+    own = valid[segment.suffix]
+    order = own.rows_in_time() - own.first_row
+    ends = np.flatnonzero(terminals[segment.suffix][order]) + 1
+    pieces = [order[a:b] for a, b in itertools.pairwise(ends)]
+    drawn = set(source_rows.tolist())
+    taken = [p for p in pieces if drawn & set(p.tolist())]
+    # All that can be sampled of these episodes, and nothing else.
+    sampleable = whole.valid_indices() - own.first_row
+    everything = np.intersect1d(np.concatenate(taken), sampleable)
+    assert drawn == set(everything.tolist())
+    # At least a fifth of the file's rows, and not without the last episode.
+    lengths = [len(piece) for piece in taken]
+    assert sum(lengths) - max(lengths) < own.num_rows // 5
+    buffer = logs.load_with_dopamine(log, segment.suffix, gamma=GAMMA)
+    expected = buffer.sample_transition_batch(len(rows), source_rows)
+    batch = store.gather(rows, 1, GAMMA)
+    for ours, theirs in zip(batch[:-1], expected[:-1], strict=True):
+      np.testing.assert_array_equal(ours, theirs)
+  other = open_store(log, Subset('episodes', 0.2, 4))
+  assert other.data_hash != store.data_hash
+
+
+def test_what_is_held_out_of_episodes_is_not_in_them(log, open_store):
+  subset = Subset('episodes', 0.3)
+  stores = (
+    open_store(log, subset),
+    open_store(log, subset.held_out(9)),
+  )
+  states, drawn = (
+    {
+      (segment.suffix, row)
+      for segment, _, rows in _drawn_per_file(store)
+      for row in rows
+    }
+    for store in stores
+  )
+  assert len(drawn) == 9
+  assert not drawn & states
+
+
+def test_a_log_without_a_whole_episode_has_none_to_draw(
+  tmp_path, logs, open_store
+):
+  transitions = [t._replace(terminal=0) for t in logs.make_transitions(50)]
+  logs.write_log(tmp_path / 'endless', transitions)
+  with pytest.raises(errors.ConfigError, match='a whole episode'):
+    open_store(tmp_path / 'endless', Subset('episodes', 0.5))
