@@ -94,7 +94,9 @@ def open_store(
       f'open_store.codec is {codec!r}; it must be one of '
       f'{", ".join(shards.CODECS)}.'
     )
-  if isinstance(replay, str | os.PathLike) and read.is_store(replay):
+  if isinstance(replay, str | os.PathLike):
+    replay = source_chain.local_path(os.fspath(replay))
+  if isinstance(replay, str) and read.is_store(replay):
     folder = pathlib.Path(replay)
   else:
     source = source_chain.make_source(replay)

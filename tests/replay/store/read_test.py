@@ -128,6 +128,8 @@ def test_transitions_drawn_at_random_have_no_episodes(log, make_store):
 
 def test_a_store_is_opened_wherever_its_log_is(log, make_store, tmp_path):
   made = make_store(log, 'prefix', 0.3)
+  assert make_store(log.as_uri(), 'prefix', 0.3).folder == made.folder
+  assert make_store(made.folder.as_uri(), 'prefix', 0.3).folder == made.folder
   log.rename(tmp_path / 'away')
   opened = make_store(made.folder, 'prefix', 0.3)
   assert opened.folder == made.folder
