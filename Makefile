@@ -30,7 +30,7 @@ reproduce-minatar: $(DEV)
 	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/minatar_study.sh \
 	  minatar minatar_figure1
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar \
-	  --runs='results/minatar/*/*/*/*' --output_dir=runs/minatar/report
+	  --runs=results/minatar --output_dir=runs/minatar/report
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar_figure1 \
 	  --runs='results/minatar_figure1/*/first10pct/*/*' \
 	  --output_dir=runs/minatar/report_figure1

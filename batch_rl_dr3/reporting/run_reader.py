@@ -470,8 +470,9 @@ def _refuse_duplicates(runs: Iterable[Run]) -> None:
     if other is not run:
       raise errors.DataError(
         f'{other.folder} and {run.folder} are the same run: '
-        f'{run.setting.label}, {run.method}, seed {run.seed}. Leave one of '
-        'them out of --runs.'
+        f'{run.setting.label}, {run.method}, seed {run.seed}. If their '
+        'configurations differ, name them apart by FixedReplayRunner.method '
+        '(ContinuousRunner.method); else leave one of them out of --runs.'
       )
 
 

@@ -9,18 +9,27 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
+import json
 import math
+import pathlib
 from typing import Any
 
 import gin
 
 import batch_rl_dr3
-from batch_rl_dr3.config import errors, gin_files
+from batch_rl_dr3.config import errors, gin_files, ranges
 from batch_rl_dr3.runs import run_identity
 
 # Steps of an episode of continuous control, at most: those of the kitchen are
 # 280, the others' 1,000.
 _MAX_EPISODE_STEPS = 1_000
+# The logged runs of the DQN Replay data set, and what `collect` leaves beside
+# its own.
+_PUBLIC_ROWS = 50_000_000
+_PUBLIC_SHAPE = (84, 84)
+_COLLECTION = 'collection.json'
+# Action, reward and terminal of a row.
+_ELEMENT_BYTES = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +144,7 @@ class Run:
 
 
 @gin.configurable
+@ranges.checked
 @dataclasses.dataclass(frozen=True)
 class Sweep:
   """The runs of a sweep, and what one of them needs.
@@ -167,8 +177,9 @@ class Sweep:
     store_memory_share: the share of a store, read as needed by all runs of a
       node, that is to fit in the node's memory.
     row_bytes: of a row in a store, in memory and on disk; 0 where there is no
-      store, as in continuous control, whose data each run holds for itself.
-    log_rows: rows of a logged run.
+      store, as in continuous control, whose data each run holds for itself;
+      None where the data say it: those of `collect`, and the public ones.
+    log_rows: rows of a logged run; None where the data say it.
     log_gigabytes: size of a logged run where it is read from; None where it
       is not known or on this machine.
     run_disk_gigabytes: disk of a finished run, checkpoints included; None
@@ -188,15 +199,15 @@ class Sweep:
   replay_dir: str | None = None
   data_names: Mapping[str, str] | None = None
   results_dir: str | None = None
-  num_cpus: float = 1.0
-  num_gpus: float = 0.0
-  run_gigabytes: float = 2.0
-  store_memory_share: float = 1.0
-  row_bytes: int = gin.REQUIRED
-  log_rows: int = gin.REQUIRED
-  log_gigabytes: float | None = None
-  run_disk_gigabytes: float | None = None
-  max_attempts_without_progress: int = 5
+  num_cpus: ranges.Positive = 1.0
+  num_gpus: ranges.NonNegative = 0.0
+  run_gigabytes: ranges.Positive = 2.0
+  store_memory_share: ranges.Share = 1.0
+  row_bytes: ranges.Natural | None = None
+  log_rows: ranges.Count | None = None
+  log_gigabytes: ranges.Positive | None = None
+  run_disk_gigabytes: ranges.Positive | None = None
+  max_attempts_without_progress: ranges.Count = 5
 
   def runs(self) -> list[Run]:
     """Returns the runs, in an order that never changes for one grid.
@@ -303,8 +314,36 @@ class Sweep:
     return names.get(game, names.get(dataset, dataset))
 
   def store_bytes(self, run: Run) -> int:
-    """Returns the size of a run's store."""
-    return math.ceil(run.fraction * self.log_rows) * self.row_bytes
+    """Returns the size of a run's store.
+
+    Raises:
+      ConfigError: if nothing says how large the log is.
+    """
+    rows, row_bytes = self.log_rows, self.row_bytes
+    if rows is None or row_bytes is None:
+      found_rows, found_bytes = _log_size(run)
+      rows = found_rows if rows is None else rows
+      row_bytes = found_bytes if row_bytes is None else row_bytes
+    return math.ceil(run.fraction * rows) * row_bytes
+
+
+def _log_size(run: Run) -> tuple[int, int]:
+  """Returns the rows of a run's log, and the bytes of one in a store."""
+  if run.replay_dir is None:
+    return _PUBLIC_ROWS, math.prod(_PUBLIC_SHAPE) + _ELEMENT_BYTES
+  path = pathlib.Path(run.replay_dir) / _COLLECTION
+  try:
+    summary = json.loads(path.read_text())
+    rows, game = int(summary['num_rows']), summary['game']
+    # Of continuous control it is a name, and there is no store.
+    if isinstance(game, str):
+      return rows, 0
+    return rows, math.prod(game['observation_shape']) + _ELEMENT_BYTES
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.ConfigError(
+      f'nothing says how large {run.replay_dir} is ({path}: {error!r}): bind '
+      'Sweep.row_bytes and Sweep.log_rows.'
+    ) from error
 
 
 def _runner(bound: Mapping[str, Any], files: Sequence[str]) -> str:

@@ -203,3 +203,27 @@ def test_the_report_reads_the_tree_of_a_sweep(make_sweep, write_run, tmp_path):
     (run.game, run.method) for run in runs
   }
   assert not found.skipped
+
+
+def test_the_size_of_a_log_is_derived_from_data_that_can_be_seen(
+  make_sweep, tmp_path
+):
+  sizes = {'row_bytes': None, 'log_rows': None}
+  run = make_sweep(**sizes, replay_dir=None).runs()[0]
+  # 84 x 84 bytes, an action and a reward of 4 each, a terminal of 1.
+  assert make_sweep(**sizes).store_bytes(run) == 50_000_000 * 7065
+  sweep = make_sweep(**sizes, replay_dir=str(tmp_path))
+  run = sweep.runs()[0]
+  with pytest.raises(errors.ConfigError, match=r'bind Sweep\.row_bytes'):
+    sweep.store_bytes(run)
+  path = tmp_path / 'collection.json'
+  path.write_text(
+    '{"num_rows": 300, "game": {"observation_shape": [10, 10, 4]}}'
+  )
+  assert sweep.store_bytes(run) == 300 * 409
+  path.write_text('{"num_rows": 300, "game": "hopper"}')
+  assert sweep.store_bytes(run) == 0
+  with pytest.raises(
+    errors.ConfigError, match=r'Sweep\.log_rows is 0; it must'
+  ):
+    make_sweep(log_rows=0)
