@@ -349,6 +349,33 @@ def test_atoms_are_as_the_flags_say():
   )
 
 
+@pytest.mark.parametrize(
+  'config',
+  [
+    'import evilmod\n',
+    'from __gin__ import dynamic_registration\n',
+    "include 'evil.gin'\n",
+    'import dopamine.discrete_domains.gym_lib\n'
+    "create_gym_environment.environment_name = 'evilmod:Foo'\n",
+    "create_atari_environment.game_name = 'evilmod:Foo'\n",
+    'FixedReplayRunner.create_lanes = @os.system\n',
+  ],
+)
+def test_a_run_that_somebody_sent_executes_nothing(
+  config, target, tmp_path, monkeypatch
+):
+  targets.write_provenance(target, result())
+  witness = tmp_path / 'executed'
+  (tmp_path / 'evilmod.py').write_text(f"open({str(witness)!r}, 'w')\n")
+  (tmp_path / 'evil.gin').write_text('import evilmod\n')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / run_directory.CONFIG).write_text(config)
+  with pytest.raises(errors.ConfigError):
+    targets.of_run(tmp_path)
+  assert not witness.exists()
+
+
 def test_a_protocol_that_is_not_whole_is_named(target, tmp_path):
   provenance = targets.write_provenance(target, result())
   del provenance['protocol']['epsilon_eval']
