@@ -41,15 +41,7 @@ class GameEvaluator:
     num_threads: int = 0,
     atoms: pool.Atoms | None = None,
   ):
-    """Makes the evaluator; nothing is loaded yet.
-
-    Args:
-      lanes: the games.
-      network: makes the agents' network.
-      rule: how long and how is played.
-      num_threads: CPU threads of one call of the network; 0 is one per core.
-      atoms: see `pool.Setup`.
-    """
+    """Makes the evaluator of a setup (`pool.Setup`); nothing is loaded yet."""
     self.lanes = lanes
     self.rule = rule
     self.network = network

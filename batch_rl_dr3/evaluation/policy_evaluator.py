@@ -19,12 +19,7 @@ _NUM_EPISODES = 10
 
 
 def protocol(task: tasks.Task, num_episodes: int) -> dict[str, Any]:
-  """Returns how a task is played, as provenance.json has it.
-
-  Args:
-    task: the task.
-    num_episodes: of an evaluation.
-  """
+  """Returns how a task is played, as provenance.json has it."""
   return {
     'environment': task.environment,
     'num_evaluation_episodes': num_episodes,
@@ -141,9 +136,7 @@ class PolicyEvaluator:
       environment.close()
 
 
-def create(
-  setup: pool.Setup,
-) -> PolicyEvaluator:
+def create(setup: pool.Setup) -> PolicyEvaluator:
   """Returns what plays the checkpoints of a run, from its gin text.
 
   The number of threads holds for the process, which has done nothing with

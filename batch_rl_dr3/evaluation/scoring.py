@@ -23,13 +23,7 @@ _POLL_SECONDS = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class ScoredCheckpoint:
-  """A checkpoint that has been played.
-
-  Attributes:
-    iteration: the iteration it ends.
-    checkpoint: the checkpoint.
-    episodes: what was played.
-  """
+  """A checkpoint that has been played, and the iteration that it ends."""
 
   iteration: int
   checkpoint: checkpoints.Checkpoint
@@ -42,12 +36,7 @@ def mean_return(episodes: Sequence[score_log.Episode]) -> float:
 
 
 def describe(episodes: Sequence[score_log.Episode], score: float | None) -> str:
-  """Returns what to say of an evaluation.
-
-  Args:
-    episodes: what was played.
-    score: the normalised score, if there is one.
-  """
+  """Returns what to say of an evaluation, with its normalised score if any."""
   normalised = '' if score is None else f', normalised {score:.1f},'
   text = (
     f'mean return {mean_return(episodes):.2f}{normalised} '
@@ -71,11 +60,11 @@ class Evaluations(Protocol):
   ) -> None:
     """Asks for a checkpoint to be played; to ask again changes nothing."""
 
-  def finished(self) -> Iterator[ScoredCheckpoint]:
-    """Yields what has been played and was not yielded before."""
+  def collect(self, until_done: bool) -> Iterator[ScoredCheckpoint]:
+    """Yields what has been played and was not yielded before.
 
-  def all(self) -> Iterator[ScoredCheckpoint]:
-    """Yields the rest, as soon as it has been played.
+    Args:
+      until_done: whether to wait for all that was submitted.
 
     Raises:
       PreemptedError: if the run is to stop before.
@@ -91,12 +80,6 @@ class SyncEvaluations:
   def __init__(
     self, evaluator: pool.Evaluator, stop_request: signals.StopRequest
   ):
-    """Makes the queue.
-
-    Args:
-      evaluator: plays the checkpoints.
-      stop_request: ends play once it is true.
-    """
     self._evaluator = evaluator
     self._stop_request = stop_request
     self._waiting: dict[int, tuple[checkpoints.Checkpoint, int]] = {}
@@ -106,12 +89,9 @@ class SyncEvaluations:
   ) -> None:
     self._waiting[iteration] = (checkpoint, seed)
 
-  def finished(self) -> Iterator[ScoredCheckpoint]:
-    """Plays what waits, now.
-
-    Raises:
-      PreemptedError: if the run is to stop before.
-    """
+  def collect(self, until_done: bool) -> Iterator[ScoredCheckpoint]:
+    """Plays what waits, now."""
+    del until_done
     for iteration in sorted(self._waiting):
       checkpoint, seed = self._waiting.pop(iteration)
       episodes = self._play(iteration, checkpoint, seed)
@@ -134,8 +114,6 @@ class SyncEvaluations:
         lambda: bool(self._stop_request),
       )
 
-  all = finished
-
   def close(self) -> None:
     """Does nothing: whoever made the evaluator closes it."""
 
@@ -150,13 +128,7 @@ class AsyncEvaluations:
   def __init__(
     self, setup: pool.Setup, worker: str, stop_request: signals.StopRequest
   ):
-    """Makes the pool; its process starts with the first checkpoint.
-
-    Args:
-      setup: what plays the checkpoints.
-      worker: see `pool.EvaluationPool`.
-      stop_request: ends the waiting once it is true.
-    """
+    """Makes the pool; its process starts with the first checkpoint."""
     self._setup = setup
     self._stop_request = stop_request
     self._pool = pool.EvaluationPool(1, worker, _NICENESS)
@@ -174,21 +146,13 @@ class AsyncEvaluations:
     job = pool.CheckpointJob(self._setup, checkpoint.prefix, seed)
     self._pending[self._pool.submit(job)] = (iteration, checkpoint)
 
-  def finished(self) -> Iterator[ScoredCheckpoint]:
-    """Yields what is done, and waits while too many checkpoints do.
+  def collect(self, until_done: bool) -> Iterator[ScoredCheckpoint]:
+    """Yields what is done, and waits while too many checkpoints do."""
+    limit = 0 if until_done else _MAX_WAITING
 
-    Raises:
-      PreemptedError: if the run is to stop meanwhile.
-    """
-    yield from self._collect(lambda: len(self._pending) > _MAX_WAITING)
+    def must_wait() -> bool:
+      return len(self._pending) > limit
 
-  def all(self) -> Iterator[ScoredCheckpoint]:  # noqa: D102
-    yield from self._collect(lambda: bool(self._pending))
-
-  def _collect(
-    self, must_wait: Callable[[], bool]
-  ) -> Iterator[ScoredCheckpoint]:
-    """Yields what is done, and waits for more for as long as told to."""
     while self._pending:
       seconds = _POLL_SECONDS if must_wait() else 0.0
       done = pool.wait(set(self._pending), seconds)
@@ -248,11 +212,6 @@ class Scoring:
     # Prints a line; a progress bar has its own way to.
     self.write: Callable[[str], object] = print
 
-  @property
-  def is_wanted(self) -> bool:
-    """Whether the run is evaluated at all."""
-    return self._evaluations is not None
-
   def start(self, steps: int) -> None:
     """Goes back to `steps` gradient steps, whatever was scored since."""
     self._scores.keep(steps)
@@ -262,11 +221,7 @@ class Scoring:
     return self._scores.iterations()
 
   def play_missing(self, steps: int) -> None:
-    """Plays every checkpoint so far that has no scores, or has it played.
-
-    Args:
-      steps: gradient steps so far.
-    """
+    """Plays what has no scores, up to a number of gradient steps."""
     if self._evaluations is None:
       return
     done = self._scores.iterations()
@@ -276,7 +231,7 @@ class Scoring:
         self._checkpoints.protect(checkpoint.name)
         seed = play.evaluation_seed(self._provenance['seed'], iteration)
         self._evaluations.submit(iteration, checkpoint, seed)
-    for scored in self._evaluations.finished():
+    for scored in self._evaluations.collect(until_done=False):
       self._record(scored)
 
   def finish(self, num_iterations: int) -> None:
@@ -287,7 +242,7 @@ class Scoring:
     """
     if self._evaluations is None:
       return
-    for scored in self._evaluations.all():
+    for scored in self._evaluations.collect(until_done=True):
       self._record(scored)
     missing = set(range(num_iterations)) - self._scores.iterations()
     if missing:

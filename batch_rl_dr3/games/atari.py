@@ -47,12 +47,6 @@ class AtariLanes:
   group_size = 16
 
   def __init__(self, game: lanes.Game, num_lanes: int):
-    """Loads the emulators.
-
-    Args:
-      game: as `create_atari_lanes` makes it.
-      num_lanes: int, L.
-    """
     self.game = game
     self.num_lanes = num_lanes
     screen_size = game.observation_shape[0]
@@ -119,12 +113,7 @@ class LifeLossLanes:
   """Lanes of Dopamine's own environments, which end a step with a life."""
 
   def __init__(self, game: lanes.Game, environments: Sequence[Any]):
-    """Takes over the environments.
-
-    Args:
-      game: as `create_atari_lanes` makes it.
-      environments: one `AtariPreprocessing` per lane.
-    """
+    """Takes over one `AtariPreprocessing` per lane."""
     self.game = game
     self.num_lanes = self.group_size = len(environments)
     self._environments = environments

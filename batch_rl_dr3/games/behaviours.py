@@ -47,12 +47,6 @@ class UniformBehaviour:
   """Every action equally often."""
 
   def __init__(self, game: lanes.Game, seed: int):
-    """Seeds the actions.
-
-    Args:
-      game: what is played.
-      seed: int, not negative.
-    """
     self._num_actions = game.num_actions
     self._generator = np.random.default_rng((seed, lanes.EXPLORATION_STREAM))
 
@@ -88,7 +82,7 @@ class ScriptedBehaviour:
 
     Args:
       game: what is played.
-      seed: int, not negative.
+      seed: not negative.
       script: chooses the action that is taken with probability 1 - epsilon.
       epsilons: floats in [0, 1], the rates of uniformly random actions.
 
@@ -142,10 +136,7 @@ def hold_action(
 ) -> int:
   """Returns always the same action: a script for games such as Freeway.
 
-  Args:
-    observation: uint8 [*observation_shape], not used.
-    step: int, not used.
-    action: int, the action; 1 is up in Atari's Freeway, 2 in MinAtar's.
+  Up is action 1 in Atari's Freeway and 2 in MinAtar's.
   """
   del observation, step
   return action

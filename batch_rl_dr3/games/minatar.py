@@ -29,15 +29,6 @@ class MinAtarLanes:
     sticky_action_probability: float,
     difficulty_ramping: bool,
   ):
-    """Creates the environments.
-
-    Args:
-      game_name: str, one of `GAMES`.
-      num_lanes: int, L.
-      sticky_action_probability: float, the probability that the last action
-        is repeated in place of the given one.
-      difficulty_ramping: bool, whether the game becomes faster with time.
-    """
     # Imported here because it loads matplotlib and seaborn: 3 seconds.
     import minatar
 
@@ -112,7 +103,8 @@ def create_minatar_lanes(
   Args:
     game_name: str, one of `GAMES`, in lower case.
     num_lanes: int, the number of lanes. It is part of what a seed means.
-    sticky_action_probability: float, in [0, 1].
+    sticky_action_probability: float in [0, 1], with which the last action is
+      repeated in place of the given one.
     difficulty_ramping: bool, whether the game becomes faster with time.
 
   Raises:
