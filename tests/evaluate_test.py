@@ -355,8 +355,10 @@ def test_atoms_are_as_the_flags_say():
     'import evilmod\n',
     'from __gin__ import dynamic_registration\n',
     "include 'evil.gin'\n",
-    'import dopamine.discrete_domains.gym_lib\n'
-    "create_gym_environment.environment_name = 'evilmod:Foo'\n",
+    (
+      'import dopamine.discrete_domains.gym_lib\n'
+      "create_gym_environment.environment_name = 'evilmod:Foo'\n"
+    ),
     "create_atari_environment.game_name = 'evilmod:Foo'\n",
     'FixedReplayRunner.create_lanes = @os.system\n',
   ],
