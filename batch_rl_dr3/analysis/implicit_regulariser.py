@@ -275,7 +275,9 @@ class FixedPoint:
       'nab,nb->a', self._hessians, self._differences @ self.covariance
     )
 
-  def dr3_gradient(self, stop_gradient: bool) -> Array:
+  def dr3_gradient(
+    self, stop_gradient: bool, covariance: Array | None = None
+  ) -> Array:
     """Returns the gradient of DR3's Delta = sum_i grad Q_i^T Sigma grad Q'_i.
 
     With the gradient stopped, gamma Delta takes the second term out of the
@@ -283,19 +285,19 @@ class FixedPoint:
 
     Args:
       stop_gradient: whether grad Q'_i is a constant.
+      covariance: float64 [d, d], in place of the point's own Sigma.
 
     Returns:
       float64 [d].
     """
-    result = np.einsum(
-      'nab,nb->a', self._hessians, self.next_gradients @ self.covariance
-    )
+    sigma = self.covariance if covariance is None else covariance
+    result = np.einsum('nab,nb->a', self._hessians, self.next_gradients @ sigma)
     if not stop_gradient:
       network, inputs = self.problem.network, self.problem.next_inputs
       result += np.einsum(
         'nab,nb->a',
         network.hessians(self.theta, inputs),
-        self.gradients @ self.covariance,
+        self.gradients @ sigma,
       )
     return result
 

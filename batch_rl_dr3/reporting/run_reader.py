@@ -72,7 +72,7 @@ def _run_task(index: int) -> Any:
   return _tasks[index]()
 
 
-_VERSION = 1
+_VERSION = 2
 # A file that changed less than this many nanoseconds ago can change again
 # without its time of change showing it.
 _SETTLED = 2_000_000_000
@@ -179,7 +179,10 @@ DOT_PRODUCT = 'feature_dot_product'
 NORM_SQUARED = 'feature_norm_squared'
 EFFECTIVE_RANK = 'effective_rank'
 MEAN_Q = 'mean_q'
-METRICS = (TD_LOSS, DOT_PRODUCT, NORM_SQUARED, EFFECTIVE_RANK, MEAN_Q)
+# Proposition 3.2's ratio: `linear_td.divergence_ratio` of the sample, in which
+# what follows a terminal counts as 0.
+RATIO = 'divergence_ratio'
+METRICS = (TD_LOSS, DOT_PRODUCT, NORM_SQUARED, RATIO, EFFECTIVE_RANK, MEAN_Q)
 # Of scores.csv: the mean over the episodes of one evaluation.
 RETURN = run_tables.RETURN
 

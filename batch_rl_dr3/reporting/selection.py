@@ -26,7 +26,6 @@ from batch_rl_dr3.reporting import (
   reference,
   run_reader,
   statistics,
-  tables,
 )
 from batch_rl_dr3.reporting.tables import Column, Table, number, signed, text
 from batch_rl_dr3.runs import mirror, run_directory
@@ -48,13 +47,11 @@ class History:
     values: by quantity of `scores.METRICS`, float64 [T]: the last measurement
       at or before each step; NaN before the first, infinity if not finite.
     at: int64 [C], the positions of the checkpoints in `steps`, rising.
-    gamma: the discount factor.
   """
 
   steps: npt.NDArray[np.int64]
   values: dict[str, _Values]
   at: npt.NDArray[np.int64]
-  gamma: float
 
 
 class Judgement(NamedTuple):
@@ -88,15 +85,12 @@ class Rule:
   judge: Callable[[History], Judgement]
 
 
-def line_up(
-  run: run_reader.Run, checkpoints: npt.NDArray[np.int64], gamma: float
-) -> History:
+def line_up(run: run_reader.Run, checkpoints: npt.NDArray[np.int64]) -> History:
   """Returns what a run has logged, lined up with its checkpoints.
 
   Args:
     run: the run.
     checkpoints: int64 [C], the gradient steps of its checkpoints, rising.
-    gamma: its discount factor.
   """
   logged = {name: run.series(name) for name in run_reader.METRICS}
   logged = {name: series for name, series in logged.items() if len(series)}
@@ -109,7 +103,6 @@ def line_up(
       for index, (name, series) in zip(rows, logged.items(), strict=True)
     },
     at=np.searchsorted(steps, checkpoints),
-    gamma=gamma,
   )
 
 
@@ -167,21 +160,12 @@ def _dot_growth(h: History) -> Judgement:
   return _lowest(h.values[run_reader.DOT_PRODUCT][h.at] / steps)
 
 
-def _criterion(h: History) -> _Values:
-  """Returns gamma times dot product over squared norm, float64 [T]."""
-  dot_products = h.values[run_reader.DOT_PRODUCT]
-  norms = h.values[run_reader.NORM_SQUARED]
-  with np.errstate(divide='ignore', invalid='ignore'):
-    ratio = h.gamma * dot_products / norms
-  return np.where(np.isinf(dot_products) | np.isinf(norms), np.inf, ratio)
-
-
 def _co_adaptation(h: History) -> Judgement:
-  return _lowest(_criterion(h)[h.at])
+  return _lowest(h.values[run_reader.RATIO][h.at])
 
 
 def _before_violation(h: History) -> Judgement:
-  ratio = _criterion(h)
+  ratio = h.values[run_reader.RATIO]
   return _last_before(ratio >= 1, ratio, h)
 
 
@@ -270,16 +254,16 @@ RULES = (
   _DOT_GROWTH,
   Rule(
     'co_adaptation',
-    'lowest gamma x dot product / squared norm',
+    'lowest ratio of Proposition 3.2',
     'ours; the margin to Proposition 3.2 of arXiv:2112.04716',
-    (run_reader.DOT_PRODUCT, run_reader.NORM_SQUARED),
+    (run_reader.RATIO,),
     _co_adaptation,
   ),
   Rule(
     'before_violation',
-    'last before gamma x dot product first reaches the squared norm',
+    "last before Proposition 3.2's ratio first reaches 1",
     'Proposition 3.2 of arXiv:2112.04716',
-    (run_reader.DOT_PRODUCT, run_reader.NORM_SQUARED),
+    (run_reader.RATIO,),
     _before_violation,
   ),
   _RANK_HIGHEST,
@@ -369,7 +353,7 @@ def ranking(
     if len(steps) < 2:
       continue
     returns = run.evaluations[run_reader.RETURN].reindex(steps).to_numpy(float)
-    history = line_up(run, steps, tables.gamma_of(run))
+    history = line_up(run, steps)
     for rule in _applicable(rules, history):
       judgement = rule.judge(history)
       for place, i in enumerate(order(judgement, steps), 1):
@@ -440,7 +424,7 @@ def _outcomes_of(
   if len(returns) < 2 or np.ptp(returns) == 0:
     return []
   steps = np.asarray(run.evaluations.index, np.int64)
-  history = line_up(run, steps, tables.gamma_of(run))
+  history = line_up(run, steps)
   chosen: dict[str, tuple[float, float]] = {}
   for rule in _applicable(rules, history):
     best_first = order(rule.judge(history), steps)

@@ -379,20 +379,14 @@ def gamma_of(run: run_reader.Run) -> float:
   return float(value) if isinstance(value, int | float) else DEFAULT_GAMMA
 
 
-def _criterion(run: run_reader.Run) -> pd.Series:
-  """Returns gamma times dot product over squared norm, by gradient step."""
-  dot_product = run.series(run_reader.DOT_PRODUCT)
-  norm_squared = run.series(run_reader.NORM_SQUARED)
-  ratio = gamma_of(run) * dot_product / norm_squared
-  return ratio[np.isfinite(ratio)]
-
-
 def co_adaptation(collection: run_reader.Collection) -> Table:
   """Returns where the features meet the criterion of Proposition 3.2."""
   rows = []
   for setting, method in _lines(collection):
     runs = collection.select(setting, method)
-    ratios = [ratio for run in runs if len(ratio := _criterion(run))]
+    ratios = [run.series(run_reader.RATIO) for run in runs]
+    ratios = [r[np.isfinite(r)] for r in ratios]
+    ratios = [r for r in ratios if len(r)]
     if not ratios:
       continue
     every = pd.concat(ratios)
@@ -417,9 +411,9 @@ def co_adaptation(collection: run_reader.Collection) -> Table:
     'Proposition 3.2: linear TD-learning on the features does not converge '
     'where gamma times the feature dot product reaches the squared feature '
     'norm, that is where their ratio reaches 1. Here both are means over the '
-    'sample of the data, so the ratio is an estimate. Last: the mean over '
-    'seeds.',
-    'No run has logged both the feature dot product and the squared norm.',
+    'sample of the data, a next state after a terminal counting as 0, so the '
+    'ratio is an estimate. Last: the mean over seeds.',
+    'No run has logged the ratio.',
     (
       *_SETTING,
       _METHOD,

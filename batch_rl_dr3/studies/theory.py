@@ -112,28 +112,36 @@ def draw_feature_sets(
   return figure
 
 
+def _draw_point(
+  seed: int, in_sample: bool = False
+) -> implicit_regulariser.FixedPoint | None:
+  """Returns a fixed point, None where TD leaves it: the theorem is silent."""
+  network = implicit_regulariser.Network(_NUM_INPUTS, _NUM_HIDDEN)
+  rng = np.random.default_rng(seed)
+  inputs = rng.normal(size=(_NUM_DATA, _NUM_INPUTS))
+  next_inputs = inputs + 0.7 * rng.normal(size=inputs.shape)
+  theta = 0.7 * rng.normal(size=network.num_parameters)
+  if in_sample:
+    next_inputs = inputs[rng.permutation(_NUM_DATA)]
+  problem = implicit_regulariser.problem_at(
+    network, theta, inputs, next_inputs, _GAMMA
+  )
+  try:
+    return implicit_regulariser.FixedPoint(
+      problem, theta, _STEP_SIZE, _NOISE_SCALE
+    )
+  except ValueError:
+    return None
+
+
 def fixed_points(
   num_points: int,
 ) -> list[tuple[int, implicit_regulariser.FixedPoint]]:
   """Returns fixed points that TD does not leave, with the seed of each."""
-  network = implicit_regulariser.Network(_NUM_INPUTS, _NUM_HIDDEN)
   found: list[tuple[int, implicit_regulariser.FixedPoint]] = []
   seed = 0
   while len(found) < num_points:
-    rng = np.random.default_rng(seed)
-    inputs = rng.normal(size=(_NUM_DATA, _NUM_INPUTS))
-    next_inputs = inputs + 0.7 * rng.normal(size=inputs.shape)
-    theta = 0.7 * rng.normal(size=network.num_parameters)
-    problem = implicit_regulariser.problem_at(
-      network, theta, inputs, next_inputs, _GAMMA
-    )
-    try:
-      point = implicit_regulariser.FixedPoint(
-        problem, theta, _STEP_SIZE, _NOISE_SCALE
-      )
-    except ValueError:
-      pass  # TD leaves it: the theorem does not speak of it.
-    else:
+    if (point := _draw_point(seed)) is not None:
       found.append((seed, point))
     seed += 1
   return found
@@ -153,7 +161,8 @@ def drifts(num_points: int) -> pd.DataFrame:
     slope, the cosine of the movement with Eq. 4's gradient, negative where
     R_TD falls. Cosines with the field of supervised learning: of TD (`td`), of
     TD + DR3 with the gradient stopped (`dr3_stopped`) and without (`dr3`), each
-    with coefficient gamma.
+    with coefficient gamma. The same by the expansion, for the penalties of
+    `_simpler_penalties`.
   """
   rows = []
   points = fixed_points(num_points)
@@ -190,8 +199,75 @@ def drifts(num_points: int) -> pd.DataFrame:
           'td': _cosine(moved, supervised),
           'dr3_stopped': _cosine(stopped, supervised),
           'dr3': _cosine(free, supervised),
+          **_simpler_penalties(point),
         }
       )
+  return pd.DataFrame(rows)
+
+
+def _simpler_penalties(
+  point: implicit_regulariser.FixedPoint,
+) -> dict[str, float]:
+  """Returns cosines with supervised learning of DR3 with another Sigma.
+
+  Each is scaled to the trace of the point's own Sigma, which has the rank of
+  the data: `identity`, I over all parameters; `last_layer`, I over those of the
+  last layer, which is DR3 as it is used; `last_layer_best`, the same with the
+  coefficient that is best at this point.
+  """
+  network = point.problem.network
+  projection = point.null_projection()
+  supervised = projection @ point.first_field()
+  scale = np.trace(point.covariance) / len(point.gradients)
+  identity = scale * np.eye(network.num_parameters)
+  last_layer = identity.copy()
+  last_layer[: -network.num_hidden] = 0.0
+
+  def cosine(covariance: implicit_regulariser.Array, times: float) -> float:
+    extra = _GAMMA * times * point.dr3_gradient(False, covariance)
+    return _cosine(projection @ (point.field() + extra), supervised)
+
+  return {
+    'identity': cosine(identity, 1.0),
+    'last_layer': cosine(last_layer, 1.0),
+    'last_layer_best': max(
+      cosine(last_layer, times) for times in (0.0, *np.logspace(-4, 3, 200))
+    ),
+  }
+
+
+def stability(num_points: int) -> pd.DataFrame:
+  """Returns how often TD stays at a fixed point, in sample and out of it.
+
+  In sample the (s', a') are a permutation of the (s, a); out of sample, points
+  beside them. Both are drawn until `num_points` are stable.
+
+  Returns:
+    A row a kind of backup: kind; stable, the points that TD does not leave; of
+    how many drawn; dot_product_rises, the share of stable points at which noise
+    moves the dot product of the features upwards.
+  """
+  rows = []
+  for kind in ('in_sample', 'out_of_sample'):
+    stable = drawn = rises = 0
+    while stable < num_points:
+      point = _draw_point(drawn, in_sample=kind == 'in_sample')
+      drawn += 1
+      if point is None:
+        continue
+      stable += 1
+      features = np.eye(point.problem.network.num_parameters)
+      features[: -point.problem.network.num_hidden] = 0.0
+      moved = -point.null_projection() @ point.field()
+      rises += moved @ point.dr3_gradient(False, features) > 0
+    rows.append(
+      {
+        'kind': kind,
+        'stable': stable,
+        'drawn': drawn,
+        'dot_product_rises': rises / stable,
+      }
+    )
   return pd.DataFrame(rows)
 
 
@@ -216,7 +292,13 @@ def draw_drifts(
     ),
     (
       'Against supervised learning',
-      {'td': 'TD', 'dr3_stopped': 'TD + DR3,\nstopped', 'dr3': 'TD + DR3'},
+      {
+        'td': 'TD',
+        'dr3_stopped': 'DR3,\nstopped',
+        'dr3': 'DR3',
+        'identity': 'DR3,\nSigma = I',
+        'last_layer': 'DR3, last\nlayer',
+      },
     ),
   )
   rng = np.random.default_rng(0)

@@ -19,6 +19,7 @@ METRIC_COLUMNS = (
   'loss_feature_dot_product',
   'feature_dot_product',
   'feature_norm_squared',
+  'divergence_ratio',
   'effective_rank',
   'mean_q',
   'mean_target_q',
@@ -121,6 +122,7 @@ def row(step, loss, dot, norm, rank='', q=1.0):
     'loss_bellman': loss,
     'feature_dot_product': dot,
     'feature_norm_squared': norm,
+    'divergence_ratio': 0.9 * dot / norm,
     'effective_rank': rank,
     'mean_q': q,
   }

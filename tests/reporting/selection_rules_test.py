@@ -17,8 +17,8 @@ class _Run:
     return pd.Series(self._logged.get(quantity, {}), dtype=float)
 
 
-def _history(run, checkpoints, gamma=0.9):
-  return selection.line_up(run, np.asarray(checkpoints), gamma)
+def _history(run, checkpoints):
+  return selection.line_up(run, np.asarray(checkpoints))
 
 
 STEPS = [100, 200, 300, 400, 500]
@@ -31,7 +31,7 @@ def _logged(*values):
 RUN = _Run(
   loss_bellman=_logged(0.5, 0.4, 0.3, 0.35, 0.2),
   feature_dot_product=_logged(10, 12, 15, 40, 100),
-  feature_norm_squared=_logged(20, 20, 20, 30, 80),
+  divergence_ratio=_logged(0.45, 0.54, 0.675, 1.2, 1.125),
   effective_rank=_logged(10, 12, 8, 5, 7),
   mean_q=_logged(1, 3, 3.2, 3.3, 2),
 )
@@ -43,7 +43,6 @@ RUN = _Run(
     ('last', STEPS, [500, 400, 300, 200, 100]),
     # 10/100, 12/200, 15/300, 40/400, 100/500; of equals the later.
     ('dot_growth', [0.1, 0.06, 0.05, 0.1, 0.2], [300, 200, 400, 100, 500]),
-    # 0.9 * 10/20, 12/20, 15/20, 40/30, 100/80.
     (
       'co_adaptation',
       [0.45, 0.54, 0.675, 1.2, 1.125],
@@ -101,10 +100,7 @@ def test_a_checkpoint_has_the_last_measurement_before_it():
 
 
 def test_a_step_in_between_counts_as_a_violation():
-  run = _Run(
-    feature_dot_product={10: 1, 15: 8, 20: 1},
-    feature_norm_squared={10: 4, 15: 4, 20: 4},
-  )
+  run = _Run(divergence_ratio={10: 0.2, 15: 1.8, 20: 0.2})
   judgement = RULES['before_violation'].judge(_history(run, [10, 20]))
   assert list(judgement.scores) == [10, -20]
 

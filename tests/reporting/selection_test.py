@@ -10,7 +10,7 @@ STEPS = [100, 200, 300, 400, 500]
 COLUMNS = {
   'loss_bellman': (0.5, 0.4, 0.3, 0.35, 0.2),
   'feature_dot_product': (10, 12, 15, 40, 100),
-  'feature_norm_squared': (20, 20, 20, 30, 80),
+  'divergence_ratio': (0.45, 0.54, 0.675, 1.2, 1.125),
   'effective_rank': (10, 12, 8, 5, 7),
   'mean_q': (1, 3, 3.2, 3.3, 2),
 }

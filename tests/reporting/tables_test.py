@@ -117,10 +117,8 @@ def test_co_adaptation(rem_pair):
 
 
 def test_the_criterion_is_met_where_both_sides_are_equal(make_run):
-  rows = [
-    {'gradient_steps': 1, 'feature_dot_product': 2, 'feature_norm_squared': 1}
-  ]
-  folder = make_run('rem', metrics=rows, protocol={'gamma': 0.5})
+  rows = [{'gradient_steps': 1, 'divergence_ratio': 1.0}]
+  folder = make_run('rem', metrics=rows)
   row = _lines(tables.co_adaptation(run_reader.load([str(folder)])))['rem']
   assert (row['met'], row['largest_ratio']) == ('yes', '1.0')
 

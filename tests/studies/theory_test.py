@@ -1,5 +1,7 @@
 from matplotlib.backends import backend_agg
 import numpy as np
+import pandas as pd
+import pytest
 
 from batch_rl_dr3.studies import theory
 
@@ -34,5 +36,37 @@ def test_drifts_are_of_fixed_points_that_td_keeps(monkeypatch):
   cosines = measured.drop(columns=['seed', 'slowest', 'length_ratio'])
   assert (np.abs(cosines) <= 1).all(axis=None)
   left, right = drawn(theory.draw_drifts(measured))
-  for axes in (left, right):
-    assert [len(c.get_offsets()) for c in axes.collections[::2]] == [2, 2, 2]
+  for axes, num_columns in ((left, 3), (right, 5)):
+    counts = [len(c.get_offsets()) for c in axes.collections[::2]]
+    assert counts == [2] * num_columns
+
+
+def test_what_is_penalised_and_how_little_of_it_the_last_layer_is():
+  points = [point for _, point in theory.fixed_points(20)]
+  found = pd.DataFrame([theory._simpler_penalties(p) for p in points])
+  # docs/theory.md states these.
+  assert found.median().to_dict() == pytest.approx(
+    {'identity': 0.95, 'last_layer': 0.50, 'last_layer_best': 0.89}, abs=0.006
+  )
+  assert found.min().to_dict() == pytest.approx(
+    {'identity': 0.27, 'last_layer': -0.13, 'last_layer_best': 0.28}, abs=0.006
+  )
+
+
+def test_backups_in_sample_are_the_stable_ones():
+  found = theory.stability(30).set_index('kind')
+  assert list(found['stable']) == [30, 30]
+  assert found.loc['in_sample', 'drawn'] < 40
+  assert found.loc['out_of_sample', 'drawn'] > 80
+
+
+def test_in_sample_g_is_bounded_by_the_gradients_along_any_direction():
+  # v^T G v >= (1 - gamma) sum (v . grad Q_i)^2: of a = (v . grad Q_i), a' is a
+  # permutation, so that a . a' <= a . a.
+  rng = np.random.default_rng(0)
+  points = [theory._draw_point(seed, in_sample=True) for seed in range(10)]
+  for point in filter(None, points):
+    for direction in rng.normal(size=(50, 32)):
+      along = point.gradients @ direction
+      form = direction @ point.pseudo_hessian @ direction
+      assert form >= (1 - 0.9) * np.sum(along**2) - 1e-12
