@@ -38,7 +38,7 @@ on an incomplete set is marked.
 
 Runs are refused that cannot share a table, by their provenance.json: runs of
 one suite that differ in protocol or version of this package, of one game that
-differ in ROM, of one game, data set and logged run that differ in data.
+differ in ROM, of one game, data set, logged run and seed that differ in data.
 
 Exit status: 0 written, or ended; 64 wrong command line; 65 no runs, damaged
 runs, the same run twice, or runs that cannot share a table; 73 the report

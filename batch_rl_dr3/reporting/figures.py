@@ -1,6 +1,6 @@
 """What a figure is, and how every figure here looks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Collection as Container
 import dataclasses
 import functools
@@ -19,7 +19,23 @@ from PIL import Image
 from batch_rl_dr3.reporting import methods, run_reader
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_HUES = {'dqn': '#0072B2', 'rem': '#D55E00', 'cql': '#009E73'}
+_HUES = {
+  'dqn': '#0072B2',
+  'rem': '#D55E00',
+  'cql': '#009E73',
+  'brac': '#CC79A7',
+  'regression': '#555555',
+  'sarsa': '#0072B2',
+  'td': '#E69F00',
+  'q_learning': '#D55E00',
+}
+# Backups that are drawn in one panel, without DR3: a dash each.
+_DASHES: dict[str, Any] = {
+  'regression': (0, (1, 1.2)),
+  'sarsa': (0, (5, 1.5)),
+  'td': (0, (6, 1.2, 1.2, 1.2)),
+  'q_learning': '-',
+}
 _MORE_HUES = ('#CC79A7', '#E69F00', '#56B4E9', '#555555')
 # Above this ratio of its ends, a logarithmic axis has powers of ten as ticks.
 _NARROW_LOG_SPAN = 300.0
@@ -125,6 +141,9 @@ def _line_style(method: str, hue: str) -> dict[str, Any]:
       'linewidth': 1.9,
       'zorder': 3.0,
     }
+  if method in _DASHES:
+    dashes = _DASHES[method]
+    return {'color': hue, 'linestyle': dashes, 'linewidth': 1.8, 'zorder': 2.5}
   return {
     'color': _lighter(hue),
     'linestyle': (0, (4, 1.5)),
@@ -177,6 +196,33 @@ def add_legend(
     ncols=min(num_columns, max(1, len(labels))),
     handlelength=2.6,
   )
+
+
+def draw_levels(
+  axes: mpl_axes.Axes, levels: Mapping[str, float], right: float
+) -> None:
+  """Draws what returns are compared with, on an axis that begins at 0 or below.
+
+  Args:
+    axes: where returns are drawn.
+    levels: values by their names; those that are NaN are left out.
+    right: the end of the horizontal axis.
+  """
+  known = {name: value for name, value in levels.items() if value == value}
+  axes.hlines(
+    list(known.values()), 0, right, colors='#999999', linewidth=0.8, zorder=1
+  )
+  for name, value in known.items():
+    axes.annotate(
+      name,
+      (right, value),
+      xytext=(-1, 1),
+      textcoords='offset points',
+      ha='right',
+      fontsize=6.5,
+      color='#666666',
+    )
+  axes.set_ylim(bottom=min(0.0, *known.values(), axes.dataLim.y0))
 
 
 def say_not_measured(axes: mpl_axes.Axes) -> None:
@@ -309,16 +355,21 @@ class Panel:
 
 
 PANELS = (
-  Panel(run_reader.RETURN, 'Return', 'points per episode', False),
-  Panel(run_reader.TD_LOSS, 'TD loss', 'loss, mean over a data sample', True),
+  Panel(run_reader.RETURN, 'Return', 'return, points per episode', False),
+  Panel(
+    run_reader.TD_LOSS, 'TD loss', 'TD loss, mean over a data sample', True
+  ),
   Panel(
     run_reader.DOT_PRODUCT,
     'Feature dot product',
-    'mean over a data sample',
+    'dot product, mean over a data sample',
     True,
   ),
   Panel(
-    run_reader.EFFECTIVE_RANK, 'Effective rank', 'number of directions', False
+    run_reader.EFFECTIVE_RANK,
+    'Effective rank',
+    'effective rank, directions',
+    False,
   ),
 )
 

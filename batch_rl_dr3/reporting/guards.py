@@ -2,7 +2,8 @@
 
 Runs of one suite share a table only if they were played under one protocol by
 one version of this package; those of one game, with one ROM; those of one game,
-data set and logged run, on the same data.
+data set, logged run and seed, on the same data. Seeds may each have data of
+their own, as long as it is the same for every method.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +85,22 @@ def rom_notes(runs: Sequence[run_reader.Run]) -> Iterator[str]:
       yield f'Runs of {", ".join(games)} {sentence}.'
 
 
+def data_notes(runs: Sequence[run_reader.Run]) -> Iterator[str]:
+  """Yields in which settings the seeds of a logged run differ in their data."""
+  hashes: dict[tuple[str, str], set[str]] = {}
+  for run in runs:
+    key = run.setting.label, run.logged_run
+    hashes.setdefault(key, set()).add(plain(data_hash(run)))
+  mixed = sorted(
+    {label for (label, _), found in hashes.items() if len(found) > 1}
+  )
+  if mixed:
+    yield (
+      f'Seeds differ in their data, the same for every method, on '
+      f'{"; ".join(mixed)}: intervals hold for other data, too.'
+    )
+
+
 def mapping(run: run_reader.Run, key: str) -> dict[str, Any]:
   """Returns a table of provenance.json, empty if there is none."""
   value = run.provenance.get(key)
@@ -136,7 +153,7 @@ def _game(run: run_reader.Run) -> str:
 
 def _data(run: run_reader.Run) -> str:
   logged_run = f', logged run {run.logged_run}' if run.logged_run else ''
-  return f'{_suite(run)} {run.setting.label}{logged_run}'
+  return f'{_suite(run)} {run.setting.label}{logged_run}, seed {run.seed}'
 
 
 def _setting(key: str, run: run_reader.Run) -> Any:

@@ -195,6 +195,7 @@ def of_files(collection: run_reader.Collection) -> Iterator[str]:
       'taken from the cache.'
     )
   yield from guards.rom_notes(collection.runs)
+  yield from guards.data_notes(collection.runs)
 
 
 def listed(names: list[str]) -> str:

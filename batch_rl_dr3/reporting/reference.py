@@ -21,8 +21,9 @@ it, so that small differences in points become large there.
 `random`: the mean return of 100,000 steps of uniformly random play,
 `collect --gin_files=collect/minatar_uniform.gin`. `online_dqn`: that of the
 last tenth of the 500,000 steps of `collect/minatar_study.gin`, whose agent
-made the logged data while it learnt, with epsilon 0.1; one run, seed 0. There
-are no human scores.
+made the logged data while it learnt, with epsilon 0.1; one run, seed 0.
+`behaviour`: the mean return of all episodes of that log. There are no human
+scores.
 
 `dr3_table1.csv`: Table 1 of the paper (Kumar et al., ICLR 2022,
 arXiv:2112.04716), normalised average performance in percent. Its text has no
@@ -44,17 +45,17 @@ import pandas as pd
 from batch_rl_dr3.config import errors
 
 _FOLDER = pathlib.Path(__file__).parent / 'published'
-ONLINE_DQN = 'online_dqn'
+ONLINE_DQN, BEHAVIOUR = 'online_dqn', 'behaviour'
 _UPPER_ENDS = {'dqn': ONLINE_DQN, 'human': 'human'}
 NORMALISATIONS = tuple(_UPPER_ENDS)
 
 
 @functools.cache
 def scores() -> pd.DataFrame:
-  """Returns `random`, `online_dqn` and `human`, in points, one row per game.
+  """Returns `random`, `online_dqn`, `human`, `behaviour`, a row per game.
 
-  A score that nobody has measured is NaN. Games are spelt as their suite does,
-  so that Breakout is Atari's and breakout is MinAtar's.
+  In points; a score that nobody has measured is NaN. Games are spelt as their
+  suite does, so that Breakout is Atari's and breakout is MinAtar's.
   """
   atari, minatar = (
     pd.read_csv(_FOLDER / name, index_col='game')
@@ -62,7 +63,7 @@ def scores() -> pd.DataFrame:
   )
   atari = atari.rename(columns={'dqn_final_last5_mean5runs': ONLINE_DQN})
   return pd.concat([atari, minatar]).reindex(
-    columns=['random', ONLINE_DQN, 'human']
+    columns=['random', ONLINE_DQN, 'human', BEHAVIOUR]
   )
 
 

@@ -52,25 +52,30 @@ RETURN = Quantity(
   run_reader.RETURN,
   'figure_4',
   'Figure 4: normalised score against gradient steps',
-  '{scale} IQM, %',
-  'points per episode',
+  '{scale} score, IQM, %',
+  'return, points per episode',
 )
 RANK = Quantity(
   run_reader.EFFECTIVE_RANK,
   'figure_5',
   'Figure 5: effective rank against gradient steps',
-  'IQM of directions',
-  'effective rank (number of directions)',
+  'effective rank, IQM',
+  'effective rank, directions',
 )
 DOT_PRODUCT = Quantity(
   run_reader.DOT_PRODUCT,
   'feature_dot_product',
   'Feature dot product against gradient steps',
-  'IQM (log scale)',
-  'mean over data (log scale)',
+  'dot product, IQM (log scale)',
+  'feature dot product, mean over data (log scale)',
   is_log=True,
 )
 QUANTITIES = (RETURN, RANK, DOT_PRODUCT)
+# What the grey lines of a figure by game are.
+_LEVELS = {
+  run_reader.RETURN: ' Grey lines: random play, the mean of all logged play '
+  'where it is known, and the final score of the online DQN.',
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,9 +157,24 @@ class StudyFigures:
       _finish(
         axes, quantity, quantity.label.format(scale=self.normalisation.label)
       )
-      axes.set_xlim(0, self.study.preset.datasets[dataset])
+      last_step = self.study.preset.datasets[dataset]
+      axes.set_xlim(0, last_step)
+      if quantity is RETURN and axes.lines:
+        figures.draw_levels(axes, self._scale_levels(), last_step)
     figures.add_legend(figure, names, 2 if narrow else 4)
     return figure
+
+  def _scale_levels(self) -> dict[str, float]:
+    upper = 'online DQN' if self.normalisation.name == 'dqn' else 'human'
+    return {'random play': 0.0, upper: 100.0}
+
+  def _game_levels(self, game: str) -> dict[str, float]:
+    scores = reference.scores().reindex([game]).iloc[0]
+    return {
+      'random play': float(scores['random']),
+      'logged play': float(scores[reference.BEHAVIOUR]),
+      'online DQN': float(scores[reference.ONLINE_DQN]),
+    }
 
   def per_game(self, quantity: Quantity, dataset: str) -> figures.Figure | None:
     """Returns a quantity against steps, a panel a game; None without runs."""
@@ -173,7 +193,8 @@ class StudyFigures:
       f'{quantity.key}_{dataset}',
       f'{title}, {study_lib.dataset_name(dataset)}',
       f'{quantity.label_per_game.capitalize()}, against gradient steps. Lines '
-      'are means over runs, bands reach from the lowest run to the highest.',
+      'are means over runs, bands reach from the lowest run to the highest.'
+      + _LEVELS.get(quantity.key, ''),
       functools.partial(self.draw_per_game, quantity, dataset),
     )
 
@@ -186,6 +207,7 @@ class StudyFigures:
     num_columns = 2 if narrow else _num_columns(len(games), 4)
     figure, grid = _panels(len(games), num_columns, narrow, 1.7)
     lines = figures.line_styles(names)
+    highest = 1.0
     for index, (axes, game) in enumerate(zip(grid, games, strict=True)):
       axes.set_title(game)
       for method in names:
@@ -198,10 +220,18 @@ class StudyFigures:
         )
         _draw_line(axes, cell.steps, ends, lines[method], method)
       _finish(axes, quantity, None, num_ticks=3)
-      axes.set_xlim(0, self.study.preset.datasets[dataset])
+      last_step = self.study.preset.datasets[dataset]
+      axes.set_xlim(0, last_step)
+      if quantity is RETURN and axes.lines:
+        figures.draw_levels(axes, self._game_levels(game), last_step)
+      if quantity is RANK:
+        highest = max(highest, axes.get_ylim()[1])
       # Steps stand below the last panel of each column.
       below = index >= len(games) - num_columns
       axes.tick_params(labelsize=7.5, labelbottom=below)
+    if quantity is RANK:
+      for axes in grid:
+        axes.set_ylim(0, highest)
     figure.supylabel(quantity.label_per_game, fontsize=9, x=0.01)
     figure.supxlabel(
       'gradient steps', fontsize=9, y=0.04 / figure.get_figheight()

@@ -340,6 +340,7 @@ def game_scores(
       'game': game,
       'random': scale.loc[game, 'random'],
       'online_dqn': scale.loc[game, reference.ONLINE_DQN],
+      'behaviour': scale.loc[game, reference.BEHAVIOUR],
     }
     for method in names:
       found = _summary(study, normalisation, (dataset, method, game), measure)
@@ -364,6 +365,7 @@ def game_scores(
         for method in names
       ),
       Column('random', 'Random'),
+      Column('behaviour', 'Logged play', when='known'),
       Column('online_dqn', 'Online DQN'),
     ),
     rows,

@@ -259,7 +259,7 @@ def stability(num_points: int) -> pd.DataFrame:
       features = np.eye(point.problem.network.num_parameters)
       features[: -point.problem.network.num_hidden] = 0.0
       moved = -point.null_projection() @ point.field()
-      rises += moved @ point.dr3_gradient(False, features) > 0
+      rises += bool(moved @ point.dr3_gradient(False, features) > 0)
     rows.append(
       {
         'kind': kind,
