@@ -69,7 +69,7 @@ def test_figure_4_is_the_iqm_and_its_interval(drawer):
       np.testing.assert_allclose(ends[step], [low, high], rtol=1e-9)
   assert axes.get_title() == 'REM, 5%'
   assert axes.get_xlabel() == 'gradient steps'
-  assert axes.get_ylabel() == 'DQN-normalised IQM, %'
+  assert axes.get_ylabel() == 'DQN-normalised score, IQM, %'
 
 
 def test_figure_5_and_dot_product(drawer):
