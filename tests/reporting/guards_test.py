@@ -31,8 +31,8 @@ def test_data_protocol_rom_and_version_are_compared(make_run, tmp_path):
     'minatar: version of batch_rl_dr3 (0.1 in rem; 0.2 in cql)',
     'minatar breakout: md5 of the ROM (not recorded in rem; f00 in cql)',
     (
-      'minatar breakout, 10pct, logged run 1: hash of the data (hash1 in rem; '
-      'hash2 in cql)'
+      'minatar breakout, 10pct, logged run 1, seed 0: hash of the data (hash1 '
+      'in rem; hash2 in cql)'
     ),
     'minatar: epsilon_eval (0.001 in rem; 0.05 in cql)',
   ]
@@ -89,11 +89,25 @@ def test_what_differs_between_games_by_nature_does_not_count(
 
 
 def test_many_runs_are_counted(make_run, tmp_path):
-  for seed in range(5):
-    make_run('rem', name=f'rem{seed}', seed=seed)
-  make_run('cql', data={'hash': 'x'})
+  for number in range(5):
+    make_run(f'm{number}')
+  make_run('rem', data={'hash': 'x'})
   (sentence,) = _sentences(tmp_path)
-  assert 'hash1 in rem0, rem1, rem2 and 2 more' in sentence
+  assert 'hash1 in m0, m1, m2 and 2 more' in sentence
+
+
+def test_seeds_may_have_data_of_their_own_which_is_said(make_run, tmp_path):
+  for seed in range(2):
+    for method in ('rem', 'cql'):
+      make_run(
+        method,
+        name=f'{method}{seed}',
+        seed=seed,
+        data={'hash': f'hash{seed}'},
+      )
+  assert _sentences(tmp_path) == []
+  (note,) = guards.data_notes(_load(tmp_path).runs)
+  assert 'breakout, 10pct' in note
 
 
 def test_the_hash_of_the_data_has_several_places(make_run, tmp_path):

@@ -7,6 +7,7 @@ from scipy import stats
 
 from batch_rl_dr3.reporting import reference, run_reader, statistics
 from batch_rl_dr3.reporting import study as study_lib
+from batch_rl_dr3.runs import run_globs
 
 _RESULTS = pathlib.Path(__file__).parents[2] / 'results' / 'minatar'
 
@@ -225,16 +226,16 @@ def test_holm_adjusts_for_the_number_of_tests():
 
 
 @pytest.mark.parametrize('name', [study_lib.AVERAGE, study_lib.FINAL])
-def test_verdicts_hold_in_studies_without_an_effect(name):
+def test_verdicts_hold_in_studies_without_an_effect(name, tmp_path):
   """Null studies drawn from the kept runs: 3 + 3 runs of each of 5 games.
 
   Both methods of a study have the same distribution: a game's spread, and
   deviations drawn from those of all 60 kept runs, in units of that spread.
   """
   chosen = study_lib.find_preset('dr3_minatar')
-  study = study_lib.select_runs(
-    chosen, run_reader.load([f'{_RESULTS}/*/*/*/*'])
-  )
+  view = run_globs.RunGlobs([str(_RESULTS)], tmp_path, run_reader.CONTENTS)
+  view.refresh()
+  study = study_lib.select_runs(chosen, run_reader.load(view.patterns))
   scale = reference.Normalisation()
   residuals = []
   for method in chosen.methods:
