@@ -18,7 +18,7 @@ import tensorflow as tf
 from tf_agents.agents.cql import cql_sac_agent
 
 from batch_rl_dr3.agents import penalties
-from batch_rl_dr3.control import agent_setups, batches, cql_agent
+from batch_rl_dr3.control import agent_setups, cql_agent, data
 
 BATCH_SIZE, NUM_TURNS, STEPS_A_TURN = 256, 40, 3
 LAYERS = (256, 256)
@@ -52,7 +52,7 @@ def main() -> None:
   def normal(*shape: int) -> tf.Tensor:
     return tf.constant(rng.normal(size=(BATCH_SIZE, *shape)), tf.float32)
 
-  batch = batches.transition(
+  batch = data.transition(
     [normal(17), tf.tanh(normal(6)), normal(), normal(17), tf.zeros(BATCH_SIZE)]
   )
   dr3 = penalties.FeatureDotPenalty(0.001)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import environments, minari_folder, online_sac, tasks
+from batch_rl_dr3.control import data_files, environments, online_sac, tasks
 
 DATA = 'data.hdf5'
 
@@ -182,7 +182,7 @@ def collect_control(
   log.end()
   if layout == tasks.MINARI:
     name = game.replace('-', '/', 1) if '-' in game else f'{game}/collected'
-    minari_folder.write(
+    data_files.write_minari(
       pathlib.Path(folder), f'{name}-{kind}-v0', environment, log.arrays()
     )
   else:

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from batch_rl_dr3.analysis import feature_measures
 from batch_rl_dr3.config import errors, frameworks
-from batch_rl_dr3.control import batches, behaviour_cloning, transitions
+from batch_rl_dr3.control import behaviour_cloning, data_files
+from batch_rl_dr3.control import data as data_lib
 
 # Keeps the batches apart from what the agents sample.
 _BATCH_SALT = 0xBA7C4
@@ -42,7 +43,7 @@ class Learner:
   def __init__(
     self,
     agent: Any,
-    data: transitions.Transitions,
+    data: data_files.Transitions,
     batch_size: int,
     seed: int,
     num_metric_batches: int,
@@ -85,7 +86,7 @@ class Learner:
     return int(self.agent.train_step_counter)
 
   def _gather(self, rows: npt.NDArray[np.int64] | tf.Tensor) -> Any:
-    return batches.transition([tf.gather(c, rows) for c in self._columns])
+    return data_lib.transition([tf.gather(c, rows) for c in self._columns])
 
   def draw(self, step: tf.Tensor) -> Any:
     """Returns the batch of a gradient step, int64 scalar."""

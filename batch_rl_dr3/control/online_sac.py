@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tf_agents.agents.sac import sac_agent
 
-from batch_rl_dr3.control import agent_setups, batches, tasks
+from batch_rl_dr3.control import agent_setups, data, tasks
 from batch_rl_dr3.control.environments import FloatArray
 
 
@@ -73,13 +73,13 @@ class OnlineSac:
 
   def _distribution(self, observations: tf.Tensor) -> Any:
     distribution = self._agent.policy.distribution(
-      batches.time_steps(observations)
+      data.time_steps(observations)
     ).action
     return distribution.sample(), distribution.mode()
 
   def _learn_from(self, columns: Any) -> None:
     for index in tf.range(self._steps_per_call):
-      self._agent.train(batches.transition([c[index] for c in columns]))
+      self._agent.train(data.transition([c[index] for c in columns]))
 
   def is_done(self, returns: Sequence[float], num_steps: int) -> bool:
     """Returns whether it has played enough, or well enough."""
@@ -119,6 +119,6 @@ class OnlineSac:
             [columns[name][row] for row in rows.ravel()], np.float32
           ).reshape(*shape, *np.shape(columns[name][0]))
         )
-        for name in batches.COLUMNS
+        for name in data.COLUMNS
       ]
     )

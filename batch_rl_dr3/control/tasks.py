@@ -17,11 +17,52 @@ where it cannot.
 """
 
 import dataclasses
+import re
 
 from batch_rl_dr3.config import errors
 
 D4RL = 'd4rl'
 MINARI = 'minari'
+
+# What x and y of the ant and its goal stay below in D4RL's own mazes.
+D4RL_MAZES = {
+  'umaze': (11.0, 11.0),
+  'medium': (23.0, 23.0),
+  'large': (39.0, 27.0),
+}
+# Rows in which an ant has been everywhere.
+MANY_ROWS = 20_000
+
+# What names of data sets and environments say, by pattern: D4RL's, Minari's,
+# gymnasium's, and those of D4RL's first antmaze files.
+_FAMILIES = {
+  'maze2d': r'maze2d',
+  'antmaze': r'maze',
+  'kitchen': r'kitchen',
+  'halfcheetah': r'halfcheetah',
+  'hopper': r'hopper',
+  'walker2d': r'walker',
+}
+_PARTS = {
+  'antmaze': {
+    'maze': {
+      'umaze': r'u-?maze',
+      'medium': r'big-maze|medium',
+      'large': r'hardest-maze|large',
+    },
+    'kind': {
+      'diverse': r'diverse|multigoal-true',
+      'play': r'play|multistart-true',
+    },
+  },
+  'kitchen': {
+    'kind': {kind: kind for kind in ('complete', 'partial', 'mixed')}
+  },
+}
+_QUALITIES = (
+  *('medium-replay', 'medium-expert', 'full-replay'),
+  *('random', 'medium', 'expert', 'simple'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +83,9 @@ class Task:
     start: row and column that an episode starts in.
     goal: row and column of the goal.
     kitchen_tasks: for the kitchen, what is to be done.
+    num_positions: the leading numbers of an observation that are a place or
+      an angle, and so change little in a step.
+    max_episode_steps: of the game's time limit, None if data may exceed it.
   """
 
   game: str
@@ -55,6 +99,8 @@ class Task:
   start: tuple[int, int] = (0, 0)
   goal: tuple[int, int] = (0, 0)
   kitchen_tasks: tuple[str, ...] = ()
+  num_positions: int = 2
+  max_episode_steps: int | None = 1000
 
   def normalised(self, episode_return: float) -> float | None:
     """Returns D4RL's normalised score in percent; None without a scale."""
@@ -67,9 +113,9 @@ class Task:
 # d4rl/infos.py, REF_MIN_SCORE and REF_MAX_SCORE: the returns of a random and
 # of an expert policy.
 _MUJOCO = {
-  'halfcheetah': ('HalfCheetah', 17, 6, (-280.178953, 12135.0)),
-  'hopper': ('Hopper', 11, 3, (-20.272305, 3234.3)),
-  'walker2d': ('Walker2d', 17, 6, (1.629008, 4592.3)),
+  'halfcheetah': ('HalfCheetah', 17, 6, (-280.178953, 12135.0), 8),
+  'hopper': ('Hopper', 11, 3, (-20.272305, 3234.3), 5),
+  'walker2d': ('Walker2d', 17, 6, (1.629008, 4592.3), 8),
 }
 # D4RL's mazes for evaluation: start and goal, row and column of the map.
 _MAZES = {
@@ -86,10 +132,17 @@ _KITCHEN_TASKS = {
 
 def _all() -> dict[tuple[str, str], Task]:
   tasks = []
-  for game, (name, observations, actions, scale) in _MUJOCO.items():
+  for game, (name, *sizes, scale, num_positions) in _MUJOCO.items():
     tasks += [
-      Task(game, D4RL, observations, actions, f'{name}-v4', scale=scale),
-      Task(game, MINARI, observations, actions, f'{name}-v5'),
+      Task(
+        game,
+        D4RL,
+        *sizes,
+        f'{name}-v4',
+        scale=scale,
+        num_positions=num_positions,
+      ),
+      Task(game, MINARI, *sizes, f'{name}-v5'),
     ]
   for size, (name, maze, start, goal) in _MAZES.items():
     for kind in ('play', 'diverse'):
@@ -127,6 +180,8 @@ def _all() -> dict[tuple[str, str], Task]:
         'its observations hold 60 numbers, goals among them, and those of '
         'FrankaKitchen-v1 hold 59 others',
         (0.0, 4.0),
+        num_positions=9,
+        max_episode_steps=None,
       ),
       Task(
         f'kitchen-{kind}',
@@ -156,6 +211,57 @@ def find(game: str, layout: str) -> Task:
       f'no game {game!r}; choose one of {", ".join(GAMES)}.'
     )
   return TASKS[game, layout]
+
+
+def described(name: str) -> dict[str, str]:
+  """Returns what a name says about data: game, maze, kind, quality, version.
+
+  Args:
+    name: of a file, a data set or an environment, or a task's.
+  """
+  text = re.sub(r'[^a-z0-9]+', '-', name.lower())
+  found = {}
+  for family, pattern in _FAMILIES.items():
+    if re.search(pattern, text):
+      found['game'] = family
+      break
+  if found.get('game') in _PARTS:
+    for part, patterns in _PARTS[found['game']].items():
+      for value, pattern in patterns.items():
+        if re.search(pattern, text):
+          found[part] = value
+          break
+  else:
+    for quality in _QUALITIES:
+      if re.search(rf'(^|-){quality}(-|$)', text):
+        found['quality'] = quality
+        break
+  if version := re.search(r'-(v\d+)(-|$)', text):
+    found['version'] = version[1]
+  return found
+
+
+def check_same(
+  path: str, source: str, name: str, task: Task, dataset: str = ''
+) -> None:
+  """Refuses data that are by a name of theirs of another task or data set.
+
+  Args:
+    path: the data as they were asked for.
+    source: whose name it is, for the error.
+    name: the name.
+    task: what they have to be data of.
+    dataset: which data set of the task, such as medium; '' leaves it open.
+
+  Raises:
+    DataError: naming both.
+  """
+  there, here = described(name), described(f'{task.game}-{dataset}')
+  if any(there[key] != here[key] for key in there.keys() & here.keys()):
+    raise errors.DataError(
+      f'{path} is by {source} data of {"-".join(there.values())}, not data of '
+      f'{"-".join(here.values())}, which the configuration asks for.'
+    )
 
 
 def played_in(game: str, environment: str | None) -> Task:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import agent_setups, batches, environments, tasks
+from batch_rl_dr3.control import agent_setups, data, environments, tasks
 from batch_rl_dr3.evaluation import pool, video
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import score_log
@@ -69,7 +69,7 @@ class PolicyEvaluator:
     self._checkpoint = tf.train.Checkpoint(agent=agent)
     self._act = tf.function(
       lambda states: agent.policy.distribution(
-        batches.time_steps(states)
+        data.time_steps(states)
       ).action.mode()
     )
     self.identity = play.GameIdentity(

@@ -13,7 +13,7 @@ import tensorflow as tf
 from batch_rl_dr3.config import errors, progress, ranges, signals
 from batch_rl_dr3.control import (
   agent_setups,
-  control_data,
+  data as data_lib,
   environments,
   learner,
   tasks,
@@ -39,7 +39,7 @@ class ContinuousRunner:
     overwrite: bool = False,
     game: str = gin.REQUIRED,
     create_agent: Callable[..., Any] = gin.REQUIRED,
-    data: control_data.ControlData = gin.REQUIRED,
+    data: data_lib.ControlData = gin.REQUIRED,
     method: str = gin.REQUIRED,
     dataset: str = gin.REQUIRED,
     num_iterations: ranges.Count = 100,
@@ -62,7 +62,7 @@ class ContinuousRunner:
 
     Args:
       base_dir: the run directory, or a URL of one, such as gs://.
-      data_path: see `control_data.ControlData.load`.
+      data_path: see `data_lib.ControlData.load`.
       cache_dir: where what is fetched is kept.
       seed: the run's seed.
       overwrite: start over where base_dir holds a run already.
@@ -114,7 +114,9 @@ class ContinuousRunner:
     self._async_evaluation = async_evaluation
     self._cloning = (num_cloning_steps, cloning_learning_rate)
     self._stop_request = signals.StopRequest()
-    self._task, transitions = data.load(data_path, cache_dir, game)
+    self._task, transitions = data.load(
+      data_path, cache_dir, game, dataset
+    )
     if num_evaluation_episodes:
       tasks.check_scorable(self._task)
     agent = agent_setups.build(create_agent, self._task, seed)

@@ -10,7 +10,8 @@ import pytest
 
 from batch_rl_dr3 import collect as collect_command
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import collection, control_data, minari_folder, tasks
+from batch_rl_dr3.control import collection, data_files, tasks
+from batch_rl_dr3.control import data as data_lib
 
 
 def collect(folder, kind, num_rows, *bindings, **kwargs):
@@ -47,11 +48,11 @@ def test_random_play_is_data_of_the_game(tmp_path):
   np.testing.assert_allclose(
     returns[: summary['num_episodes']].mean(), summary['return_mean'], rtol=1e-4
   )
-  task, data = control_data.ControlData().load(str(path), '', 'hopper')
+  task, data = data_lib.ControlData().load(str(path), '', 'hopper')
   assert task.environment == 'Hopper-v4'
   assert len(data) == 199
   with pytest.raises(errors.DataError, match='hopper'):
-    control_data.ControlData().load(str(path), '', 'walker2d')
+    data_lib.ControlData().load(str(path), '', 'walker2d')
 
 
 def test_a_stopped_collection_leaves_nothing(tmp_path):
@@ -71,9 +72,9 @@ def test_minari_reads_back_what_was_played(
   tmp_path, monkeypatch, game, environment, size
 ):
   played = []
-  write = minari_folder.write
+  write = data_files.write_minari
   monkeypatch.setattr(
-    minari_folder, 'write', lambda *a: (played.append(a[3]), write(*a))
+    data_files, 'write_minari', lambda *a: (played.append(a[3]), write(*a))
   )
   summary = collect(
     tmp_path,
@@ -84,7 +85,7 @@ def test_minari_reads_back_what_was_played(
   )
   assert summary['environment'] == environment
   (columns,) = played
-  task, data = control_data.ControlData().load(str(tmp_path), '', game)
+  task, data = data_lib.ControlData().load(str(tmp_path), '', game)
   assert (task.environment, task.layout) == (environment, tasks.MINARI)
   # Every row is a transition, that of a truncation too.
   for name in ('observations', 'next_observations', 'rewards', 'terminals'):
@@ -125,7 +126,7 @@ def test_the_command_makes_what_train_reads(tmp_path, monkeypatch):
   summary = json.loads((tmp_path / 'hopper' / 'collection.json').read_text())
   assert (summary['num_rows'], summary['layout']) == (60, 'minari')
   assert 'minari' in summary['simulators']
-  _, data = control_data.ControlData().load(
+  _, data = data_lib.ControlData().load(
     str(tmp_path / 'hopper'), '', 'hopper'
   )
   assert len(data) == 60
@@ -156,7 +157,7 @@ def test_sac_learns_and_plays(tmp_path, kind):
     'collect_control.noise=0.1',
   )
   assert summary['num_rows'] == 120
-  _, data = control_data.ControlData().load(
+  _, data = data_lib.ControlData().load(
     str(tmp_path / 'data.hdf5'), '', 'hopper'
   )
   assert np.abs(data.actions).max() <= 1.0

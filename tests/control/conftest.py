@@ -32,14 +32,14 @@ def batch():
   """Six transitions, the last of which ends its episode."""
   import tensorflow as tf
 
-  from batch_rl_dr3.control import batches
+  from batch_rl_dr3.control import data
 
   rng = np.random.default_rng(0)
 
   def normal(*shape):
     return tf.constant(rng.normal(size=(BATCH_SIZE, *shape)), tf.float32)
 
-  return batches.transition(
+  return data.transition(
     [
       normal(OBSERVATION_SIZE),
       tf.tanh(normal(ACTION_SIZE)),

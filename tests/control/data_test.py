@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import control_data, tasks
+from batch_rl_dr3.control import data as data_lib
+from batch_rl_dr3.control import tasks
 
 SIZES = {'hopper': (11, 3), 'antmaze-medium-play': (29, 8)}
 SIZES['kitchen-mixed'] = (60, 9)
@@ -51,7 +52,7 @@ def write(tmp_path):
 
 
 def load(path, game='hopper', cache_dir='/nowhere', **kwargs):
-  return control_data.ControlData(**kwargs).load(path, str(cache_dir), game)
+  return data_lib.ControlData(**kwargs).load(path, str(cache_dir), game)
 
 
 @pytest.mark.parametrize('game', SIZES)
@@ -113,7 +114,7 @@ def test_a_part_is_drawn_without_replacement(write):
   assert half.manifest['hash'] == again.manifest['hash']
   assert half.manifest['hash'] != other.manifest['hash']
   with pytest.raises(errors.ConfigError, match='fraction'):
-    control_data.ControlData(fraction=0.0)
+    data_lib.ControlData(fraction=0.0)
 
 
 def broken(column, row, value):
