@@ -200,7 +200,9 @@ def _read_columns(
 ) -> tuple[Columns, dict[str, Any], npt.NDArray[Any] | None]:
   """Returns columns, attributes and the goals of a maze, if noted."""
   with hdf5_errors(path), h5py.File(file, 'r') as opened:
-    missing = [n for n in _NEEDED if not isinstance(opened.get(n), h5py.Dataset)]
+    missing = [
+      n for n in _NEEDED if not isinstance(opened.get(n), h5py.Dataset)
+    ]
     if missing:
       raise errors.DataError(
         f'{path} lacks {", ".join(missing)}: it is no file of D4RL.'

@@ -26,9 +26,9 @@ MINARI = 'minari'
 
 # What x and y of the ant and its goal stay below in D4RL's own mazes.
 D4RL_MAZES = {
-  'umaze': (11.0, 11.0),
-  'medium': (23.0, 23.0),
-  'large': (39.0, 27.0),
+  'umaze': (11.5, 11.5),
+  'medium': (24.5, 24.5),
+  'large': (41.0, 29.0),
 }
 # Rows in which an ant has been everywhere.
 MANY_ROWS = 20_000

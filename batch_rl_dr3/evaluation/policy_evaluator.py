@@ -1,6 +1,7 @@
 """Plays the checkpoints of a continuous run in its environment: no data."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import gin
@@ -164,8 +165,11 @@ def create(setup: pool.Setup) -> PolicyEvaluator:
       gin.query_parameter(f'ContinuousRunner.{name}')
       for name in ('game', 'create_agent', 'num_lanes')
     )
+  task = tasks.played_in(game, environment)
+  if scale := protocol.get('scale'):  # The data's own, where they had one.
+    task = dataclasses.replace(task, scale=tuple(scale))
   return PolicyEvaluator(
-    tasks.played_in(game, environment),
+    task,
     create_agent.scoped_configurable_fn,
     num_episodes,
     num_lanes,

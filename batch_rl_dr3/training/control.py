@@ -13,10 +13,12 @@ import tensorflow as tf
 from batch_rl_dr3.config import errors, progress, ranges, signals
 from batch_rl_dr3.control import (
   agent_setups,
-  data as data_lib,
   environments,
   learner,
   tasks,
+)
+from batch_rl_dr3.control import (
+  data as data_lib,
 )
 from batch_rl_dr3.evaluation import policy_evaluator, pool, scoring
 from batch_rl_dr3.runs import home, provenance
@@ -114,9 +116,7 @@ class ContinuousRunner:
     self._async_evaluation = async_evaluation
     self._cloning = (num_cloning_steps, cloning_learning_rate)
     self._stop_request = signals.StopRequest()
-    self._task, transitions = data.load(
-      data_path, cache_dir, game, dataset
-    )
+    self._task, transitions = data.load(data_path, cache_dir, game, dataset)
     if num_evaluation_episodes:
       tasks.check_scorable(self._task)
     agent = agent_setups.build(create_agent, self._task, seed)

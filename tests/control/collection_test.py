@@ -126,9 +126,7 @@ def test_the_command_makes_what_train_reads(tmp_path, monkeypatch):
   summary = json.loads((tmp_path / 'hopper' / 'collection.json').read_text())
   assert (summary['num_rows'], summary['layout']) == (60, 'minari')
   assert 'minari' in summary['simulators']
-  _, data = data_lib.ControlData().load(
-    str(tmp_path / 'hopper'), '', 'hopper'
-  )
+  _, data = data_lib.ControlData().load(str(tmp_path / 'hopper'), '', 'hopper')
   assert len(data) == 60
 
 

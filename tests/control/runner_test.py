@@ -51,7 +51,7 @@ METHODS = {
 
 @pytest.fixture(scope='module')
 def hopper(tmp_path_factory):
-  path = tmp_path_factory.mktemp('data') / 'hopper_medium-v2.hdf5'
+  path = tmp_path_factory.mktemp('data') / 'hopper.hdf5'
   rng = np.random.default_rng(0)
   with h5py.File(path, 'w') as file:
     file.create_dataset('observations', data=rng.normal(size=(400, 11)))
