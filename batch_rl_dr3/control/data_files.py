@@ -84,7 +84,14 @@ class Transitions:
 
   def take(self, rows: npt.NDArray[np.int64]) -> 'Transitions':
     """Returns some of the transitions."""
-    return Transitions(*(c[rows] for c in self.columns), self.manifest)
+    return Transitions(
+      self.observations[rows],
+      self.actions[rows],
+      self.rewards[rows],
+      self.next_observations[rows],
+      self.terminals[rows],
+      self.manifest,
+    )
 
 
 def checked(

@@ -132,21 +132,22 @@ _KITCHEN_TASKS = {
 
 def _all() -> dict[tuple[str, str], Task]:
   tasks = []
-  for game, (name, *sizes, scale, num_positions) in _MUJOCO.items():
+  for game, (name, size, actions, scale, num_positions) in _MUJOCO.items():
     tasks += [
       Task(
         game,
         D4RL,
-        *sizes,
+        size,
+        actions,
         f'{name}-v4',
         scale=scale,
         num_positions=num_positions,
       ),
-      Task(game, MINARI, *sizes, f'{name}-v5'),
+      Task(game, MINARI, size, actions, f'{name}-v5'),
     ]
-  for size, (name, maze, start, goal) in _MAZES.items():
+  for maze_size, (name, maze, start, goal) in _MAZES.items():
     for kind in ('play', 'diverse'):
-      game = f'antmaze-{size}-{kind}'
+      game = f'antmaze-{maze_size}-{kind}'
       tasks += [
         Task(
           game,

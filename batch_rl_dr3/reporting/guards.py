@@ -48,7 +48,7 @@ def differences(runs: Sequence[run_reader.Run]) -> list[Difference]:
   found = [
     *_differences(runs, _suite, 'version of batch_rl_dr3', _version),
     *_differences(runs, _game, 'md5 of the ROM', _rom),
-    *_differences(runs, _data, 'hash of the data', data_hash),
+    *_data_differences(runs),
   ]
   for key in sorted({key for run in runs for key in mapping(run, 'protocol')}):
     scope = _game if key in _PER_GAME else _suite
@@ -141,6 +141,20 @@ def _differences(
   for where, groups in scopes.items():
     if len(groups) > 1:
       yield Difference(where, field, groups)
+
+
+def _data_differences(runs: Sequence[run_reader.Run]) -> Iterator[Difference]:
+  """Yields which data differ: by name and version where these do, too."""
+  for found in _differences(runs, _data, 'hash of the data', data_hash):
+    there = [run for run in runs if _data(run) == found.where]
+    names = list(_differences(there, _data, 'data set', _name_and_version))
+    is_named = names and 'not recorded' not in names[0].groups
+    yield names[0] if is_named else found
+
+
+def _name_and_version(run: run_reader.Run) -> str:
+  data = mapping(run, 'data')
+  return ' '.join(data[key] for key in ('name', 'version') if data.get(key))
 
 
 def _suite(run: run_reader.Run) -> str:

@@ -38,6 +38,19 @@ def test_data_protocol_rom_and_version_are_compared(make_run, tmp_path):
   ]
 
 
+def test_data_sets_with_names_are_told_apart_by_them(make_run, tmp_path):
+  """Not by their hashes, which say nothing."""
+  for seed, version in enumerate(('v0', 'v2')):
+    data = {'hash': version, 'name': 'hopper_medium', 'version': version}
+    make_run('rem', name=version, data=data, seed=seed)
+  assert _sentences(tmp_path) == [
+    (
+      'minatar breakout, 10pct, logged run 1: data set (hopper_medium v0 in '
+      'v0; hopper_medium v2 in v2)'
+    )
+  ]
+
+
 @pytest.mark.parametrize(
   ('setting', 'value'),
   [
