@@ -4,7 +4,8 @@ Wu et al. 2019 (arXiv:1911.11361). Put the divergence D(pi(.|s), b(.|s)) in the
 place of log pi(a|s), and TF-Agents' SAC is BRAC: the backup becomes
 min Q'(s', a') - alpha D(s') (the value penalty, BRAC-v; without it BRAC-p), the
 policy minimises alpha D(s) - min Q(s, a), and the rule for alpha holds D at a
-target. Two deviations from the authors' code: alpha is learnt as its
+target. The divergences are the primal estimates of Section 4, as in the
+authors' code. Two deviations from the authors' code: alpha is learnt as its
 logarithm, and it is not clipped at 500.
 """
 
@@ -17,11 +18,72 @@ import tensorflow as tf
 from tf_agents.agents.sac import sac_agent
 
 from batch_rl_dr3.agents import penalties as penalties_lib
-from batch_rl_dr3.control import divergences, penalised_critics
+from batch_rl_dr3.control import penalised_critics
 
+# The authors' kernel width for actions in [-1, 1].
+_SIGMA = 20.0
 # The authors' margin: densities of the behaviour policy are asked for no
 # closer to the bounds of the actions, where a tanh-Normal has none.
 _ACTION_MARGIN = 1e-3
+
+
+def kl(
+  policy_log_densities: tf.Tensor, behaviour_log_densities: tf.Tensor
+) -> tf.Tensor:
+  """Returns the mean of log pi(a) - log b(a) over actions of the policy.
+
+  Args:
+    policy_log_densities: float32 [N, B], log pi(a_i|s) with a_i from pi.
+    behaviour_log_densities: float32 [N, B], log b(a_i|s) of the same a_i.
+
+  Returns:
+    float32 [B]. An estimate of KL(pi || b), which can be negative.
+
+  Raises:
+    ValueError: if the shapes differ.
+  """
+  policy_log_densities.shape.assert_has_rank(2)
+  policy_log_densities.shape.assert_is_compatible_with(
+    behaviour_log_densities.shape
+  )
+  return tf.reduce_mean(policy_log_densities - behaviour_log_densities, axis=0)
+
+
+def mmd(
+  policy_actions: tf.Tensor,
+  behaviour_actions: tf.Tensor,
+  sigma: float = _SIGMA,
+) -> tf.Tensor:
+  """Returns the squared maximum mean discrepancy with a Laplacian kernel.
+
+  mean k(a, a') - 2 mean k(a, b) + mean k(b, b'), k(x, y) = exp(-|x-y|_1 /
+  sigma), means over all pairs, those of an action with itself included.
+
+  Args:
+    policy_actions: float32 [N, B, d].
+    behaviour_actions: float32 [M, B, d].
+    sigma: the kernel's width.
+
+  Returns:
+    float32 [B], >= 0.
+
+  Raises:
+    ValueError: if the shapes do not fit together.
+  """
+  policy_actions.shape.assert_has_rank(3)
+  policy_actions.shape[1:].assert_is_compatible_with(
+    behaviour_actions.shape[1:]
+  )
+
+  def mean_kernel(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    distances = tf.reduce_sum(tf.abs(first[None] - second[:, None]), axis=-1)
+    return tf.reduce_mean(tf.exp(-distances / sigma), axis=(0, 1))
+
+  return (
+    mean_kernel(policy_actions, policy_actions)
+    - 2.0 * mean_kernel(policy_actions, behaviour_actions)
+    + mean_kernel(behaviour_actions, behaviour_actions)
+  )
 
 
 @gin.configurable
@@ -119,14 +181,12 @@ class DR3BracAgent(penalised_critics.PenalisedCritics, sac_agent.SacAgent):
       behaviour_samples = behaviour.sample(
         self._num_divergence_samples, seed=self._dr3.seeds()
       )
-      return divergences.mmd(samples, behaviour_samples)
+      return mmd(samples, behaviour_samples)
     spec = self.action_spec
     inside = tf.clip_by_value(
       samples, spec.minimum + _ACTION_MARGIN, spec.maximum - _ACTION_MARGIN
     )
-    return divergences.kl(
-      distribution.log_prob(samples), behaviour.log_prob(inside)
-    )
+    return kl(distribution.log_prob(samples), behaviour.log_prob(inside))
 
   def critic_loss(self, *args: Any, **kwargs: Any) -> tf.Tensor:
     """Returns the parent's critic loss with the penalties, float32 scalar."""

@@ -14,7 +14,39 @@ import tensorflow as tf
 from tf_agents.agents.cql import cql_sac_agent
 
 from batch_rl_dr3.agents import penalties as penalties_lib
-from batch_rl_dr3.control import penalised_critics, sampled_conservative
+from batch_rl_dr3.control import penalised_critics
+
+
+def sampled_conservative(
+  proposal_q: tf.Tensor,
+  proposal_log_densities: tf.Tensor,
+  data_q: tf.Tensor,
+  temperature: float = 1.0,
+) -> tf.Tensor:
+  """Returns log sum_i exp(T Q(s, a_i)) / mu(a_i), over T, minus Q(s, a).
+
+  The importance-sampled CQL(H) of Kumar et al. 2020 (arXiv:2006.04779), Eq. 4
+  and Appendix F. The sum is not divided by the number of proposals, as in the
+  authors' code: a constant that only the Lagrange form sees.
+
+  Args:
+    proposal_q: float32 [B, N], values of actions that were sampled.
+    proposal_log_densities: float32 [B, N], the log densities that each was
+      sampled with. No gradient flows into them.
+    data_q: float32 [B], values of the logged actions.
+    temperature: T, > 0, as in TF-Agents: large T makes the sum a maximum.
+
+  Returns:
+    float32 [B].
+
+  Raises:
+    ValueError: if the shapes do not fit together.
+  """
+  proposal_q.shape.assert_has_rank(2)
+  proposal_q.shape.assert_is_compatible_with(proposal_log_densities.shape)
+  proposal_q.shape[:1].assert_is_compatible_with(data_q.shape)
+  weighted = temperature * proposal_q - tf.stop_gradient(proposal_log_densities)
+  return tf.reduce_logsumexp(weighted, axis=1) / temperature - data_q
 
 
 @gin.configurable
@@ -164,7 +196,7 @@ class DR3CqlSacAgent(
       data_q, _ = critic((time_steps.observation, actions), training=training)
       proposal_q = _values_of_samples(critic, time_steps.observation, proposals)
       losses.append(
-        sampled_conservative.sampled_conservative(
+        sampled_conservative(
           proposal_q, log_densities, data_q, self._softmax_temperature
         )
       )

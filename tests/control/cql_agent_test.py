@@ -7,17 +7,17 @@ import pytest
 import tensorflow as tf
 from tf_agents.agents.cql import cql_sac_agent
 
-from batch_rl_dr3.control import cql_agent, sampled_conservative, step_seeds
+from batch_rl_dr3.control import cql_agent, step_seeds
 
 
 def test_sampled_conservative_by_hand():
   """log(e^1 / e^-1 + e^2 / e^0) - 0.5 = log(2 e^2) - 0.5 = 2.1931."""
-  value = sampled_conservative.sampled_conservative(
+  value = cql_agent.sampled_conservative(
     tf.constant([[1.0, 2.0]]), tf.constant([[-1.0, 0.0]]), tf.constant([0.5])
   )
   np.testing.assert_allclose(value, [2.0 + math.log(2.0) - 0.5], rtol=1e-6)
   # With T = 2: log(e^(2+1) + e^(4)) / 2 - 0.5.
-  value = sampled_conservative.sampled_conservative(
+  value = cql_agent.sampled_conservative(
     tf.constant([[1.0, 2.0]]),
     tf.constant([[-1.0, 0.0]]),
     tf.constant([0.5]),
@@ -30,7 +30,7 @@ def test_sampled_conservative_by_hand():
 def test_no_gradient_flows_into_the_densities():
   densities = tf.Variable([[0.1, 0.2]])
   with tf.GradientTape() as tape:
-    value = sampled_conservative.sampled_conservative(
+    value = cql_agent.sampled_conservative(
       tf.constant([[1.0, 2.0]]), densities, tf.constant([0.5])
     )
   assert tape.gradient(value, densities) is None
@@ -38,7 +38,7 @@ def test_no_gradient_flows_into_the_densities():
 
 def test_shapes_must_fit():
   with pytest.raises(ValueError):
-    sampled_conservative.sampled_conservative(
+    cql_agent.sampled_conservative(
       tf.zeros((2, 3)), tf.zeros((2, 4)), tf.zeros(2)
     )
 
