@@ -190,7 +190,7 @@ def collect_into(
 # registers with gin what a file can name. A process does one or the other:
 # Dopamine switches off what TF-Agents needs.
 def _frames() -> tuple[Callable[..., dict[str, Any]], str]:
-  from batch_rl_dr3.agents import value_network  # noqa: F401
+  from batch_rl_dr3.agents import networks  # noqa: F401
   from batch_rl_dr3.games import (
     atari,  # noqa: F401
     collection,

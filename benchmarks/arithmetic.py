@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 import math
 
-from batch_rl_dr3.agents import value_network
+from batch_rl_dr3.agents import networks
 
 
 def _multiplications(
-  network: type[value_network.ValueNetwork],
+  network: type[networks.ValueNetwork],
   observation_shape: tuple[int, int],
   stack_size: int,
   num_outputs: int,
@@ -24,7 +24,7 @@ def _multiplications(
 
 
 def operations_per_step(
-  network: type[value_network.ValueNetwork],
+  network: type[networks.ValueNetwork],
   observation_shape: tuple[int, int],
   stack_size: int,
   num_outputs: int,

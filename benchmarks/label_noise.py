@@ -42,7 +42,7 @@ def main(_: list[str]) -> None:
 def _measure(problem: Any, store: Any, num_steps: int) -> None:
   import tensorflow as tf
 
-  from batch_rl_dr3.agents import penalties, quantile
+  from batch_rl_dr3.agents import penalties, quantile, stateful_penalties
   from benchmarks import timing
 
   def step(penalty: Any) -> Callable[[], Any]:
@@ -63,7 +63,7 @@ def _measure(problem: Any, store: Any, num_steps: int) -> None:
     {
       'label_noise': step(
         # Solutions are timed apart.
-        penalties.LabelNoiseFeatureDotPenalty(refresh_period=1 << 40)
+        stateful_penalties.LabelNoiseFeatureDotPenalty(refresh_period=1 << 40)
       ),
       'dr3': step(penalties.FeatureDotPenalty()),
     },
@@ -88,7 +88,7 @@ def _solver(dimension: int) -> tuple[Callable[[], Any], int]:
   import numpy as np
   import tensorflow as tf
 
-  from batch_rl_dr3.agents import lyapunov
+  from batch_rl_dr3.agents import stateful_penalties
 
   rng = np.random.default_rng(0)
   phi = rng.normal(size=(4096, dimension)) * np.geomspace(1, 1e-3, dimension)
@@ -104,7 +104,7 @@ def _solver(dimension: int) -> tuple[Callable[[], Any], int]:
       ).read_value()
       for name, value in (('hessian', hessian), ('noise', noise))
     )
-    solution = lyapunov.fixed_point(
+    solution = stateful_penalties.lyapunov_fixed_point(
       hessian_tensor,
       noise_tensor,
       tf.constant(0.1 / trace, tf.float64),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from batch_rl_dr3.agents import value_network
+from batch_rl_dr3.agents import networks
 from batch_rl_dr3.config import dopamine_compat
 from batch_rl_dr3.evaluation import evaluator
 from batch_rl_dr3.games import atari, play
@@ -64,7 +64,7 @@ def measure(
   """
   lanes = atari.create_atari_lanes(num_lanes)
   rule = play.PlayRule(num_agent_steps, play.PUBLISHED.epsilon)
-  ours = evaluator.GameEvaluator(lanes, value_network.NatureNetwork, rule)
+  ours = evaluator.GameEvaluator(lanes, networks.NatureNetwork, rule)
   environment = dopamine_compat.create_atari_environment()
   rates: dict[str, list[float]] = {'ours': [], 'dopamine': []}
   total = 0.0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from batch_rl_dr3.agents import offline, penalties, quantile, rem, value_network
+from batch_rl_dr3.agents import networks, offline, penalties, quantile, rem
 from batch_rl_dr3.replay import batches
 from batch_rl_dr3.replay.log import log_writer
 from batch_rl_dr3.replay.store import store as replay_store
@@ -37,12 +37,12 @@ class Problem:
   observation_shape: tuple[int, ...]
   stack_size: int
   num_actions: int
-  network: type[value_network.ValueNetwork]
+  network: type[networks.ValueNetwork]
 
 
 # 9 actions are the median of the protocol's 17 games.
-ATARI = Problem('atari', (84, 84), 4, 9, value_network.NatureNetwork)
-MINATAR = Problem('minatar', (10, 10, 4), 1, 6, value_network.MinAtarNetwork)
+ATARI = Problem('atari', (84, 84), 4, 9, networks.NatureNetwork)
+MINATAR = Problem('minatar', (10, 10, 4), 1, 6, networks.MinAtarNetwork)
 
 
 def write_log(

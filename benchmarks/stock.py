@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from batch_rl_dr3.agents import value_network
+from batch_rl_dr3.agents import networks
 from batch_rl_dr3.config import dopamine_compat
 from batch_rl_dr3.replay.store import store as replay_store
 
@@ -26,7 +26,7 @@ class _Network(tf.keras.Model):
 
   def __init__(
     self,
-    like: type[value_network.ValueNetwork],
+    like: type[networks.ValueNetwork],
     num_actions: int,
     num_atoms: int,
     name: str,
@@ -64,7 +64,7 @@ class StockAgent(dopamine_compat.DQNAgent):
     num_actions: int,
     store: replay_store.ReplayStore,
     method: str,
-    like: type[value_network.ValueNetwork],
+    like: type[networks.ValueNetwork],
     num_atoms: int,
     alpha: float,
     c0: float,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3 import evaluate, train
-from batch_rl_dr3.agents import online_weights
+from batch_rl_dr3.agents import checkpoint_weights
 from batch_rl_dr3.config import errors, gin_files
 from batch_rl_dr3.evaluation import pool, scoring, targets
 from batch_rl_dr3.games import play
@@ -278,7 +278,7 @@ def test_a_line_says_the_score_and_whether_a_counter_wrapped():
 @pytest.fixture
 def foreign_c51(tmp_path):
   """Makes evaluators of a C51 checkpoint of Breakout: 6 actions, 3 returns."""
-  online_weights.write(
+  checkpoint_weights.write(
     str(tmp_path / 'tf_ckpt-0'),
     [
       *(np.zeros((3, 3, 4, 16), np.float32), np.zeros(16, np.float32)),

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from batch_rl_dr3.agents import online_weights
+from batch_rl_dr3.agents import checkpoint_weights, networks
 from batch_rl_dr3.config import errors
 
 
@@ -26,28 +26,6 @@ class Outputs(NamedTuple):
 
   q_values: npt.NDArray[np.float32]
   features: npt.NDArray[np.float32]
-
-
-# The K outputs of each action, float32 [n, A, K] -> Q-values float32 [n, A].
-QValuesOf = Callable[[tf.Tensor], tf.Tensor]
-
-
-def categorical_q_values(support: tuple[float, float]) -> QValuesOf:
-  """Returns what makes Q-values of the logits of a categorical distribution.
-
-  The distribution is over K returns, evenly spaced, as in C51 (Bellemare et
-  al., 2017, arXiv:1707.06887) and Rainbow; the Q-value is its mean.
-
-  Args:
-    support: the lowest and the highest return.
-  """
-
-  def q_values(atoms: tf.Tensor) -> tf.Tensor:
-    returns = tf.linspace(*support, atoms.shape.as_list()[-1])
-    probabilities = tf.nn.softmax(atoms, axis=-1)
-    return tf.reduce_sum(probabilities * tf.cast(returns, tf.float32), axis=-1)
-
-  return q_values
 
 
 class Actor:
@@ -68,7 +46,7 @@ class Actor:
     observation_shape: Sequence[int],
     stack_size: int,
     num_threads: int = 0,
-    q_values_of: QValuesOf | None = None,
+    q_values_of: networks.QValues | None = None,
   ):
     """Takes over the online network of a checkpoint.
 
@@ -79,30 +57,30 @@ class Actor:
       observation_shape: the shape of one observation.
       stack_size: how many observations make a state.
       num_threads: CPU threads of one call; 0 is one per core.
-      q_values_of: makes Q-values of the outputs per action; None is their mean,
-        which is the case of heads and quantiles.
+      q_values_of: makes Q-values of the outputs per action; None is as the
+        network has it, for heads and quantiles their mean.
 
     Raises:
       DataError: if the checkpoint cannot be read, or is of another network or
         game.
     """
-    weights = online_weights.read(prefix)
-    self.num_atoms = online_weights.num_atoms(weights, num_actions)
-    if q_values_of is None:
-      weights = online_weights.mean_over_atoms(weights, num_actions)
+    weights = checkpoint_weights.read(prefix)
+    self.num_atoms = checkpoint_weights.num_atoms(weights, num_actions)
     with tf.Graph().as_default() as graph:
+      model = network(num_actions, num_atoms=self.num_atoms, name='Online')
+      if q_values_of is not None:
+        model.q_values = q_values_of
+      elif model.q_values is networks.mean_of_atoms:
+        # The last layer is linear: its outputs' mean is that of its mean.
+        weights = checkpoint_weights.mean_over_atoms(weights, num_actions)
+        model = network(num_actions, num_atoms=1, name='Online')
       states = tf.compat.v1.placeholder(
         tf.uint8, (None, *observation_shape, stack_size)
       )
-      num_atoms = 1 if q_values_of is None else self.num_atoms
-      model = network(num_actions, num_atoms=num_atoms, name='Online')
       outputs = model(states)
       _check_shapes(prefix, weights, model.weights)
-      q_values = (
-        outputs.q_values if q_values_of is None else q_values_of(outputs.atoms)
-      )
-      greedy = tf.argmax(q_values, axis=1)
-      tensors = (states, greedy, q_values, outputs.features)
+      greedy = tf.argmax(outputs.q_values, axis=1)
+      tensors = (states, greedy, outputs.q_values, outputs.features)
       frozen = _freeze(graph, model.weights, weights, tensors[1:])
     config = tf.compat.v1.ConfigProto(
       allow_soft_placement=True, intra_op_parallelism_threads=num_threads
@@ -142,7 +120,7 @@ class Actor:
 
 def _check_shapes(
   prefix: str,
-  weights: Sequence[online_weights.WeightArray],
+  weights: Sequence[checkpoint_weights.WeightArray],
   variables: Sequence[tf.Variable],
 ) -> None:
   there = [weight.shape for weight in weights]
@@ -157,7 +135,7 @@ def _check_shapes(
 def _freeze(
   graph: tf.Graph,
   variables: Sequence[tf.Variable],
-  weights: Sequence[online_weights.WeightArray],
+  weights: Sequence[checkpoint_weights.WeightArray],
   outputs: Sequence[tf.Tensor],
 ) -> Any:
   """Returns the graph's definition with the weights in it as constants."""

@@ -21,13 +21,8 @@ from typing import Any, Literal
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import (
-  bellman,
-  offline,
-  store_agent,
-  update,
-  value_network,
-)
+from batch_rl_dr3.agents import losses, networks, offline
+from batch_rl_dr3.agents.penalties import UpdateBatch
 
 Backup = Literal['q_learning', 'sarsa', 'td', 'uniform', 'monte_carlo']
 BACKUPS = ('q_learning', 'sarsa', 'td', 'uniform', 'monte_carlo')
@@ -141,7 +136,7 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
     if self._backup == 'td':
       self._behaviour = self.network(
         self.num_actions,
-        initialiser=value_network.glorot_uniform,
+        initialiser=networks.glorot_uniform,
         seed=self._seed + 1,
         name='Behaviour',
       )
@@ -154,43 +149,39 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
     return networks
 
   def _behaviour_logits(
-    self, batch: update.Update, states: tf.Tensor
+    self, batch: UpdateBatch, states: tf.Tensor
   ) -> tf.Tensor:
     """Returns the learnt behaviour policy's logits: float32 [B, A]."""
     weights = batch.weights[_BEHAVIOUR]
     features = self._behaviour.features(weights, states)
     return self._behaviour.output(weights, features).q_values
 
-  def _build_auxiliary_losses(
-    self, batch: update.Update
-  ) -> dict[str, tf.Tensor]:
+  def _build_auxiliary_losses(self, batch: UpdateBatch) -> dict[str, tf.Tensor]:
     if self._backup != 'td':
       return {}
-    rows = store_agent.HELD_OUT if self._policy_rows == 'held_out' else ''
+    rows = offline.HELD_OUT if self._policy_rows == 'held_out' else ''
     cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
       labels=batch.transition[f'{rows}action'],
       logits=self._behaviour_logits(batch, batch.transition[f'{rows}state']),
     )
     return {'behaviour_cross_entropy': tf.reduce_mean(cross_entropy)}
 
-  def _combine(self, batch: update.Update, atoms: tf.Tensor) -> tf.Tensor:
+  def _combine(self, batch: UpdateBatch, atoms: tf.Tensor) -> tf.Tensor:
     """Returns the Q-values that are regressed: [B, A] from [B, A, K]."""
     del batch
     return tf.squeeze(atoms, axis=2)
 
-  def _build_next_policy(self, batch: update.Update) -> tf.Tensor:
+  def _build_next_policy(self, batch: UpdateBatch) -> tf.Tensor:
     """See base class. Monte-Carlo backs nothing up: the logged a' stands in."""
     if self._backup in ('td', 'uniform'):
       return self._build_stochastic_policy(batch)
     if self._backup == 'q_learning':
-      greedy = tf.argmax(
-        self._combine(batch, batch.next_target_outputs.atoms), axis=1
-      )
+      greedy = tf.argmax(self._combine(batch, batch.target_atoms), axis=1)
       return tf.one_hot(greedy, self.num_actions)
     return tf.one_hot(batch.transition['next_action'], self.num_actions)
 
-  def _build_stochastic_policy(self, batch: update.Update) -> tf.Tensor:
-    batch_size = batch.outputs.q_values.shape.as_list()[0]
+  def _build_stochastic_policy(self, batch: UpdateBatch) -> tf.Tensor:
+    batch_size = batch.q_values.shape.as_list()[0]
     if self._backup == 'td':
       policy = tf.nn.softmax(
         self._behaviour_logits(batch, batch.transition['next_state'])
@@ -204,22 +195,20 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
     )
     return tf.one_hot(sample_actions(policy, fractions), self.num_actions)
 
-  def _build_bellman_loss(
-    self, batch: update.Update, next_policy: tf.Tensor
-  ) -> tf.Tensor:
+  def _build_bellman_loss(self, batch: UpdateBatch) -> tf.Tensor:
     """See base class."""
-    chosen_q = bellman.chosen_values(
-      self._combine(batch, batch.outputs.atoms), batch.transition['action']
+    chosen_q = losses.chosen_values(
+      self._combine(batch, batch.atoms), batch.transition['action']
     )
     if self._backup == 'monte_carlo':
-      return bellman.huber(batch.transition['return'], chosen_q)
-    next_values = bellman.expected_values(
-      self._combine(batch, batch.next_target_outputs.atoms), next_policy
+      return losses.huber(batch.transition['return'], chosen_q)
+    next_values = losses.expected_values(
+      self._combine(batch, batch.target_atoms), batch.next_policy
     )
-    target = bellman.bellman_target(
+    target = losses.bellman_target(
       batch.transition['reward'],
       batch.transition['terminal'],
       next_values,
       self.cumulative_gamma,
     )
-    return bellman.huber(target, chosen_q)
+    return losses.huber(target, chosen_q)

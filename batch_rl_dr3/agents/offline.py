@@ -1,7 +1,8 @@
 """What every offline agent shares: all but its Bellman loss.
 
-This module builds the loss and its parts, the training step and the measured
-quantities, once; a subclass says how its Bellman loss is built.
+Dopamine's DQNAgent on a fixed store. This module builds the loss and its parts,
+the training step and the measured quantities, once; a subclass says how its
+Bellman loss is built.
 
 The training step is one function of (weights, optimiser slots, penalties'
 states, step number, store): sampling is keyed by (seed, step), the target
@@ -14,39 +15,110 @@ number count gradient steps, and the target network is copied at the beginning
 of the step that would be the first to see the copy, not at the end of the one
 before it. No weight of the online network differs for it, but what is measured
 between two steps is then never measured at a fresh copy, where the temporal
-difference is another.
+difference is another. The target network starts equal to the online network
+(Dopamine's first copy comes after its first training step).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import gin
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+# Penalties with a state have no importer but gin.
 from batch_rl_dr3.agents import (
-  compiled_steps,
-  devices,
-  loss,
-  measures,
-  store_agent,
-  update,
+  accelerator,
+  checkpoint_weights,
+  kernels,
+  losses,
+  networks,
+  stateful_penalties,  # noqa: F401
 )
-from batch_rl_dr3.agents.penalties import Penalty, UpdateBatch
+from batch_rl_dr3.agents.accelerator import ONLINE, TARGET
+from batch_rl_dr3.agents.penalties import Penalty, State, UpdateBatch
+from batch_rl_dr3.config import dopamine_compat, ranges
+from batch_rl_dr3.replay import batches
 from batch_rl_dr3.replay.store import store as replay_store
+
+# Parameters of Dopamine's constructor that mean nothing without an
+# environment to train in, or that this module replaces.
+_ONLINE_ONLY = frozenset(
+  (
+    'min_replay_history',
+    'update_period',
+    'epsilon_fn',
+    'epsilon_train',
+    'epsilon_decay_period',
+    'use_staging',
+    'eval_mode',
+    'max_tf_checkpoints_to_keep',
+    'summary_writer',
+    'summary_writing_frequency',
+    'allow_partial_reload',
+    'tf_device',
+  )
+)
+# Begins the names of held-out batches' tensors and of what is measured there.
+HELD_OUT = 'held_out_'
+# Keeps their random stream apart from that of the other batches.
+_HELD_OUT_STREAM = 15_485_863
+# States per session call where features of many states are asked for.
+_FEATURE_CHUNK = 256
+
+
+# The states of penalties by the penalty's name: variables, or tensors.
+States = Mapping[str, State]
+
+
+class LossParts(NamedTuple):
+  """The loss of one batch, whole and in parts.
+
+  Attributes:
+    total: float32 scalar, what the optimiser minimises.
+    bellman: float32 scalar, the mean Bellman loss.
+    auxiliary: further losses by name, each with weight 1.
+    penalties: penalties by name, before their coefficients.
+    weighted: penalties by name, times their coefficients.
+    measures: what else the penalties log, by column.
+    next_states: the penalties' states after a step on this batch.
+  """
+
+  total: tf.Tensor
+  bellman: tf.Tensor
+  auxiliary: dict[str, tf.Tensor]
+  penalties: dict[str, tf.Tensor]
+  weighted: dict[str, tf.Tensor]
+  measures: dict[str, tf.Tensor]
+  next_states: States
+
+  def by_name(self) -> dict[str, tf.Tensor]:
+    """Returns every part under the name that logs use, such as loss_total."""
+    parts = {'total': self.total, 'bellman': self.bellman}
+    parts |= self.auxiliary | self.penalties
+    return {f'loss_{name}': value for name, value in parts.items()}
 
 
 @gin.configurable
-class OfflineAgent(store_agent.StoreAgent):
+@ranges.checked(
+  gamma=ranges.Share, epsilon_eval=ranges.Share, update_horizon=ranges.Count
+)
+class OfflineAgent(dopamine_compat.DQNAgent):
   """A Dopamine agent that learns from a fixed store and never writes to it.
 
   Attributes:
     steps_per_call: the gradient steps that one session call runs at most.
+    batch: what the next step learns from.
+    loss_parts: its loss.
     metrics: what is logged of a batch, tensors by column name.
-    loss_parts: the loss of the batch that the next step learns from.
   """
+
+  # Outputs per action and the initialiser of the network's kernels.
+  num_atoms = 1
+  initialiser: Callable[..., Any] = staticmethod(networks.glorot_uniform)
 
   def __init__(
     self,
@@ -54,80 +126,193 @@ class OfflineAgent(store_agent.StoreAgent):
     num_actions: int,
     store: replay_store.ReplayStore,
     penalties: Sequence[Penalty] = (),
-    steps_per_call: int | None = None,
+    seed: ranges.Natural = 0,
+    target_update_period: ranges.Count = 2000,
+    network: Callable[..., tf.keras.Model] = networks.NatureNetwork,
+    device: accelerator.DeviceName = 'auto',
+    steps_per_call: ranges.Count | None = None,
     compute_dtype: str = 'float32',
+    max_device_bytes: int = 8 << 30,
+    init_checkpoint: str | None = None,
+    held_out_store: replay_store.ReplayStore | None = None,
     **kwargs: Any,
   ):
     """Builds the graph and initialises it.
 
     Args:
-      sess: see StoreAgent.
-      num_actions: see StoreAgent.
-      store: see StoreAgent.
+      sess: the session, or None for one of the agent's own.
+      num_actions: int, A.
+      store: the logged data.
       penalties: added to the Bellman loss, each with its own coefficient.
+      seed: fixes the initial weights and, with the step number, every batch.
+      target_update_period: gradient steps between copies of the online into
+        the target network.
+      network: makes a `ValueNetwork` from (num_actions, num_atoms=, ...).
+      device: 'cpu', 'gpu', 'tpu', or 'auto' for the fastest that is there. On
+        a CPU training is a plain graph, elsewhere it is compiled by XLA.
       steps_per_call: gradient steps that one session call runs at most; None
         is the device's own number. It changes no bit of the result.
-      compute_dtype: 'float32', or 'bfloat16' for the networks' arithmetic in
-        training; weights, losses and the optimiser stay float32. Other numbers
-        than float32's come out.
-      **kwargs: StoreAgent's: seed, target_update_period, network, device,
-        max_device_bytes, init_checkpoint and, of Dopamine's,
-        observation_shape, stack_size, gamma, update_horizon, epsilon_eval,
-        optimizer.
+      compute_dtype: 'float32', or 'bfloat16' for the networks' arithmetic;
+        weights, losses and the optimiser stay float32. Other numbers than
+        float32's come out.
+      max_device_bytes: frames up to so many bytes are held in the memory of a
+        GPU or TPU; batches of more are gathered on the host, step by step.
+      init_checkpoint: the path, without `.index`, of a checkpoint whose online
+        network's weights are the initial ones. Optimiser and step number start
+        anew.
+      held_out_store: transitions that the value function never learns from,
+        for agents that have another use for them.
+      **kwargs: Dopamine's DQNAgent's parameters: observation_shape,
+        stack_size, gamma, update_horizon, epsilon_eval, optimizer.
 
     Raises:
       ValueError: if two penalties share a name, or a parameter makes sense
         only for an agent that acts while it learns.
       ConfigError: if there is no such device, or what is compiled for it does
         not know the optimiser.
-      DataError: see StoreAgent.
+      DataError: if init_checkpoint cannot be read or is of another network.
     """
     if compute_dtype not in ('float32', 'bfloat16'):
       raise ValueError(
         f"compute_dtype must be 'float32' or 'bfloat16', not {compute_dtype!r}."
       )
-    if steps_per_call is not None and steps_per_call < 1:
-      raise ValueError(f'steps_per_call is {steps_per_call}; it must be >= 1.')
     names = [penalty.name for penalty in penalties]
     if len(set(names)) < len(names):
       raise ValueError(f'two penalties have the same name: {names}.')
+    unusable = sorted(_ONLINE_ONLY & kwargs.keys())
+    if unusable:
+      raise ValueError(
+        f'{type(self).__name__} learns offline and has no use for '
+        f'{", ".join(unusable)}.'
+      )
     self._penalties = tuple(penalties)
     self._compute_dtype = tf.as_dtype(compute_dtype)
-    super().__init__(sess, num_actions, store, **kwargs)
-    self.steps_per_call = 1
-    if self._device.is_compiled:
-      devices.initialise(self._device, self._sess)
-      self._train_steps = self.make_compiled_steps(self._device.name)
-      # Batches that are gathered on the host come one at a time.
-      if all(replay.table is not None for replay in self._replays()):
-        self.steps_per_call = steps_per_call or self._device.steps_per_call
+    self._store = store
+    self._held_out_store = held_out_store
+    self._seed = seed
+    self._device = accelerator.find_device(device)
+    self._max_device_bytes = max_device_bytes
+    super().__init__(
+      sess,
+      num_actions,
+      network=network,
+      target_update_period=target_update_period,
+      tf_device=self._device.tf_device,
+      **kwargs,
+    )
+    self.eval_mode = True
+    for replay in self._replays():
+      if replay.table is not None:
+        replay.table.load(self._sess)
+    if init_checkpoint is not None:
+      checkpoint_weights.load_online(
+        self._sess, self.online_convnet.variables, init_checkpoint
+      )
+    self._sess.run(self._sync_qt_ops)
+    # Batches that are gathered on the host come one at a time.
+    in_graph = all(replay.table is not None for replay in self._replays())
+    self.steps_per_call = self._device.num_steps(steps_per_call, in_graph)
+    self._train_steps = self._device.train_steps(self)
 
   # What a subclass says.
 
-  def _build_bellman_loss(
-    self, batch: update.Update, next_policy: tf.Tensor
-  ) -> tf.Tensor:
-    """Returns the Bellman loss of a batch: float32 [B].
-
-    Args:
-      batch: the batch.
-      next_policy: float32 [B, A], what `_build_next_policy` returns of it.
-    """
+  def _build_bellman_loss(self, batch: UpdateBatch) -> tf.Tensor:
+    """Returns the Bellman loss of a batch: float32 [B]."""
     raise NotImplementedError
 
-  def _build_next_policy(self, batch: update.Update) -> tf.Tensor:
-    """Returns the distribution of the backup's a': float32 [B, A]."""
+  def _build_next_policy(self, batch: UpdateBatch) -> tf.Tensor:
+    """Returns the distribution of the backup's a': float32 [B, A].
+
+    The batch has no `next_policy` yet: this makes it.
+    """
     return tf.one_hot(
-      tf.argmax(batch.next_target_outputs.q_values, axis=1), self.num_actions
+      tf.argmax(batch.target_q_values, axis=1), self.num_actions
     )
 
-  def _build_auxiliary_losses(
-    self, batch: update.Update
-  ) -> dict[str, tf.Tensor]:
+  def _build_auxiliary_losses(self, batch: UpdateBatch) -> dict[str, tf.Tensor]:
     """Returns further losses by name, float32 scalars added with weight 1."""
     return {}
 
+  @staticmethod
+  def q_values(atoms: tf.Tensor) -> tf.Tensor:
+    """Returns the Q-values that the network's outputs stand for.
+
+    Training, metrics, penalties and acting all use it.
+
+    Args:
+      atoms: float32 [B, A, K].
+
+    Returns:
+      float32 [B, A].
+    """
+    return networks.mean_of_atoms(atoms)
+
+  def _needs_monte_carlo_returns(self) -> bool:
+    return False
+
+  def _needs_held_out_batches(self) -> bool:
+    return False
+
   # The training step.
+
+  def _build_batch(
+    self,
+    values: Mapping[str, Sequence[tf.Tensor]],
+    step: tf.Tensor,
+    transition: Mapping[str, tf.Tensor],
+  ) -> UpdateBatch:
+    """Runs the networks, with given weights, on a batch."""
+    states, next_states = transition['state'], transition['next_state']
+    online, target = self.online_convnet, self.target_convnet
+    features, next_features = kernels.pair_features(
+      online,
+      values[ONLINE],
+      states,
+      next_states,
+      any(p.coefficient and p.moves_next_features for p in self._penalties),
+    )
+    outputs = online.output(values[ONLINE], features)
+    target_outputs = target.output(
+      values[TARGET], target.features(values[TARGET], next_states)
+    )
+    terminals = tf.cast(transition['terminal'], tf.float32)
+    batch = UpdateBatch(
+      q_values=outputs.q_values,
+      features=features,
+      next_features=next_features,
+      actions=transition['action'],
+      next_policy=None,
+      terminals=terminals,
+      discounts=self.cumulative_gamma * (1.0 - terminals),
+      step=step,
+      atoms=outputs.atoms,
+      target_q_values=target_outputs.q_values,
+      target_atoms=target_outputs.atoms,
+      transition=transition,
+      weights=values,
+    )
+    next_policy = tf.stop_gradient(self._build_next_policy(batch))
+    return batch._replace(next_policy=next_policy)
+
+  def _build_loss(self, batch: UpdateBatch, states: States) -> LossParts:
+    """Returns the loss of a batch, given the penalties' states before it."""
+    bellman = tf.reduce_mean(self._build_bellman_loss(batch))
+    auxiliary = self._build_auxiliary_losses(batch)
+    values, weighted, next_states = {}, {}, {}
+    measures: dict[str, tf.Tensor] = {}
+    for penalty in self._penalties:
+      name, state = penalty.name, states[penalty.name]
+      values[name] = penalty(batch, state)
+      weighted[name] = penalty.weight(state) * values[name]
+      measures |= penalty.measures(batch, state)
+      next_states[name] = penalty.next_state(batch, state)
+    total = tf.add_n([bellman, *auxiliary.values()])
+    for penalty in self._penalties:
+      if penalty.coefficient != 0:
+        total += weighted[penalty.name]
+    return LossParts(
+      total, bellman, auxiliary, values, weighted, measures, next_states
+    )
 
   def _build_train_op(self) -> tf.Operation:
     """Builds the loss, the metrics and the training step.
@@ -147,116 +332,239 @@ class OfflineAgent(store_agent.StoreAgent):
       lambda: tf.group(*self._build_sync_op()),
       tf.no_op,
     )
-    weights = {name: n.variables for name, n in self._networks().items()}
+    variables = {name: n.variables for name, n in self._networks().items()}
     with tf.control_dependencies([copied]):
-      weights[update.TARGET] = [
-        variable.read_value() for variable in weights[update.TARGET]
-      ]
-    self._penalty_states = loss.state_variables(
-      self._penalties, self.online_convnet.num_features
+      values = _read(variables)
+    self._penalty_states = self._create_states()
+    self.batch = self._build_batch(values, self._step, self._transition_tensors)
+    self.loss_parts = self._build_loss(self.batch, _read(self._penalty_states))
+    learnt = tf.nest.flatten(
+      [list(vs) for name, vs in variables.items() if name != TARGET]
     )
-    states = tf.nest.map_structure(
-      lambda variable: variable.read_value(), self._penalty_states
-    )
-    batch = self._build_update(weights, self._step, self._transition_tensors)
-    self._replay_net_outputs = batch.outputs
-    self._replay_next_target_net_outputs = batch.next_target_outputs
-    penalised, self.loss_parts = self._build_loss(batch, states)
-    learnt = [
-      variable
-      for name, variables in weights.items()
-      for variable in variables
-      if name != update.TARGET
-    ]
     gradients = tf.gradients(self.loss_parts.total, learnt)
-    self.metrics = measures.build_metrics(
-      penalised,
-      self.loss_parts,
-      batch.next_target_outputs.q_values,
-      gradients,
-      self.online_convnet.variables[-2],
-    )
+    self.metrics = self._build_metrics(gradients)
     # States are of the weights before the step, and so come before it.
     next_states = tf.nest.flatten(self.loss_parts.next_states)
     with tf.control_dependencies([copied, *next_states]):
       applied = [
         self.optimizer.apply_gradients(zip(gradients, learnt, strict=True)),
-        *loss.assign_states(self._penalty_states, self.loss_parts.next_states),
+        *(
+          variable.assign(value, read_value=False)
+          for variable, value in zip(
+            tf.nest.flatten(self._penalty_states), next_states, strict=True
+          )
+        ),
       ]
     with tf.control_dependencies(applied):
       return self.gradient_steps.assign_add(1, read_value=False)
 
-  def _build_update(
-    self,
-    weights: update.Weights,
-    step: tf.Tensor,
-    transition: Mapping[str, tf.Tensor],
-    is_compiled: bool = False,
-  ) -> update.Update:
-    return update.build(
-      self.online_convnet,
-      self.target_convnet,
-      weights,
-      step,
-      transition,
-      any(p.coefficient and p.moves_next_features for p in self._penalties),
-      is_compiled,
-      self._compute_dtype,
-    )
+  def _create_states(self) -> dict[str, dict[str, tf.Variable]]:
+    """Returns variables of the penalties' states, saved with the weights."""
+    return {
+      penalty.name: {
+        name: tf.compat.v1.get_variable(
+          f'{penalty.name}/{name}',
+          initializer=array,
+          trainable=False,
+          use_resource=True,
+        )
+        for name, array in penalty.initial_state(
+          self.online_convnet.num_features
+        ).items()
+      }
+      for penalty in self._penalties
+    }
 
-  def compiled_steps(self) -> compiled_steps.CompiledSteps:
+  def _build_metrics(
+    self, gradients: Sequence[tf.Tensor]
+  ) -> dict[str, tf.Tensor]:
+    """Returns what is logged of a batch: float32 scalars by column name.
+
+    `discounted_dot_product` is of what is backed up: a transition that ends an
+    episode counts as 0. `mean_q` is of the logged actions, `mean_target_q` of
+    the backup's.
+    """
+    batch = self.batch
+    squared_norms = tf.reduce_sum(tf.square(batch.features), axis=1)
+    dot_products = losses.feature_dot_product(
+      batch.features, batch.next_features
+    )
+    chosen_q = losses.chosen_values(batch.q_values, batch.actions)
+    next_values = losses.expected_values(
+      batch.target_q_values, batch.next_policy
+    )
+    cosines = losses.feature_cosine(batch.features, batch.next_features)
+    return {
+      **self.loss_parts.by_name(),
+      'feature_dot_product': tf.reduce_mean(dot_products),
+      'discounted_dot_product': tf.reduce_mean(batch.discounts * dot_products),
+      'feature_norm_squared': tf.reduce_mean(squared_norms),
+      'feature_norm': tf.reduce_mean(tf.sqrt(squared_norms)),
+      'feature_cosine': tf.reduce_mean(cosines),
+      'last_layer_norm': tf.norm(self.online_convnet.variables[-2]),
+      'mean_q': tf.reduce_mean(chosen_q),
+      'mean_target_q': tf.reduce_mean(next_values),
+      'gradient_norm': tf.linalg.global_norm(gradients),
+      **self.loss_parts.measures,
+    }
+
+  def compiled_steps(self) -> accelerator.CompiledSteps:
     """Returns the training steps as a function that XLA compiles.
 
     Raises:
       ConfigError: if the optimiser is not Adam.
     """
 
-    def batch_loss(
-      weights: update.Weights,
+    def loss(
+      values: Mapping[str, Sequence[tf.Tensor]],
       step: tf.Tensor,
       data: Sequence[Any],
-      states: loss.States,
-    ) -> loss.LossParts:
-      transition = self._transition(data, step)
-      batch = self._build_update(weights, step, transition, is_compiled=True)
-      return self._build_loss(batch, states)[1]
+      states: States,
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], States]:
+      batch = self._build_batch(values, step, self._transition(data, step))
+      parts = self._build_loss(batch, states)
+      return parts.total, parts.by_name(), parts.next_states
 
     with self._sess.graph.as_default(), tf.device(self._device.tf_device):
-      return compiled_steps.CompiledSteps(
+      return accelerator.CompiledSteps(
         self.gradient_steps,
         {name: n.variables for name, n in self._networks().items()},
         self._penalty_states,
         self._replay_data(),
-        batch_loss,
+        loss,
         self.optimizer,
         self.target_update_period,
         self.loss_parts.by_name(),
       )
 
-  def _build_loss(
-    self, batch: update.Update, states: loss.States
-  ) -> tuple[UpdateBatch, loss.LossParts]:
-    """Returns what the penalties are given, and the loss."""
-    next_policy = tf.stop_gradient(self._build_next_policy(batch))
-    terminals = tf.cast(batch.transition['terminal'], tf.float32)
-    penalised = UpdateBatch(
-      q_values=batch.outputs.q_values,
-      features=batch.outputs.features,
-      next_features=batch.next_features,
-      actions=batch.transition['action'],
-      next_policy=next_policy,
-      terminals=terminals,
-      discounts=self.cumulative_gamma * (1.0 - terminals),
-      step=batch.step,
+  # Dopamine's hooks.
+
+  def _create_network(self, name: str) -> tf.keras.Model:
+    network = self.network(
+      self.num_actions,
+      num_atoms=self.num_atoms,
+      initialiser=self.initialiser,
+      seed=self._seed,
+      name=name,
+      q_values=self.q_values,
     )
-    parts = loss.build(
-      self._build_bellman_loss(batch, next_policy),
-      self._build_auxiliary_losses(batch),
-      self._penalties,
-      states,
-      penalised,
+    network.arithmetic_dtype = self._compute_dtype
+    return network
+
+  def _build_replay_buffer(
+    self, use_staging: bool
+  ) -> batches.FixedReplayBuffer:
+    del use_staging
+    self.gradient_steps = tf.compat.v1.get_variable(
+      'gradient_steps',
+      initializer=np.int64(0),
+      trainable=False,
+      use_resource=True,
     )
-    return penalised, parts
+    self._step = self.gradient_steps.read_value()
+    self._held_out_replay = None
+    if self._needs_held_out_batches():
+      if self._held_out_store is None:
+        raise ValueError(
+          'there are no held-out transitions to learn from; bind '
+          'FixedReplayRunner.num_held_out, and a Subset that is not the whole '
+          'log'
+        )
+      self._held_out_replay = self._create_replay(
+        self._held_out_store, self._seed + _HELD_OUT_STREAM
+      )
+    return self._create_replay(
+      self._store, self._seed, self._needs_monte_carlo_returns()
+    )
+
+  def _create_replay(
+    self, store: replay_store.ReplayStore, seed: int, monte_carlo: bool = False
+  ) -> batches.FixedReplayBuffer:
+    return batches.FixedReplayBuffer(
+      store,
+      step=self._step,
+      seed=seed,
+      update_horizon=self.update_horizon,
+      gamma=self.gamma,
+      stack_size=self.stack_size,
+      monte_carlo=monte_carlo,
+      in_graph=True,
+      max_device_bytes=(
+        self._max_device_bytes if self._device.is_compiled else None
+      ),
+    )
+
+  def _replays(self) -> list[batches.FixedReplayBuffer]:
+    held_out = self._held_out_replay
+    return [self._replay, *([] if held_out is None else [held_out])]
+
+  def _replay_data(self) -> list[Any]:
+    """Returns the tensors that `_transition` makes a batch of."""
+    return [
+      dict(replay.transition) if replay.table is None else replay.table.tensors
+      for replay in self._replays()
+    ]
+
+  def _transition(
+    self, data: Sequence[Any], step: tf.Tensor
+  ) -> dict[str, tf.Tensor]:
+    """Returns a step's batch by name; HELD_OUT precedes held-out names."""
+    transition: dict[str, tf.Tensor] = {}
+    prefixes = ('', HELD_OUT)
+    for prefix, replay, tensors in zip(
+      prefixes, self._replays(), data, strict=False
+    ):
+      if replay.table is not None:
+        tensors = replay.transition_from(tensors, step)
+      transition |= {prefix + name: tensors[name] for name in tensors}
+    return transition
+
+  def _build_networks(self) -> None:
+    """Builds the networks and every output that training and acting read."""
+    self.online_convnet = self._create_network(name='Online')
+    self.target_convnet = self._create_network(name='Target')
+    self._net_outputs = self.online_convnet(self.state_ph)
+    self._q_argmax = tf.argmax(self._net_outputs.q_values, axis=1)[0]
+    self._states_ph = tf.compat.v1.placeholder(
+      self.observation_dtype,
+      (None, *self.observation_shape, self.stack_size),
+      name='states_ph',
+    )
+    self._features = self.online_convnet(self._states_ph).features
+    self.target_convnet(self.state_ph)  # Creates its variables.
+
+  def _networks(self) -> dict[str, tf.keras.Model]:
+    """Returns the networks by name; all but the target network learn."""
+    return {
+      ONLINE: self.online_convnet,
+      TARGET: self.target_convnet,
+    }
+
+  def _build_sync_op(self) -> list[tf.Operation]:
+    """Returns ops that copy the online network into the target network.
+
+    Dopamine's finds the variables by the name scope it is called in, which
+    inside a tf.cond is another one.
+    """
+    return [
+      target.assign(online)
+      for online, target in zip(
+        self.online_convnet.variables,
+        self.target_convnet.variables,
+        strict=True,
+      )
+    ]
+
+  def _store_transition(self, *args: Any, **kwargs: Any) -> None:
+    """Does nothing: the data are fixed, and acting never adds to them."""
+
+  def _train_step(self) -> None:
+    """Refuses: this is what Dopamine's agents do between two actions."""
+    raise RuntimeError(
+      f'{type(self).__name__} does not learn by acting: its data are fixed. '
+      'Call make_train_step() and what it returns, and set eval_mode = True to '
+      'act.'
+    )
 
   # What training and evaluation call.
 
@@ -272,10 +580,7 @@ class OfflineAgent(store_agent.StoreAgent):
     name, and stops early at one whose loss is not finite. The number may be up
     to `steps_per_call`.
     """
-    if self._device.is_compiled:
-      return self._train_steps
-    train_step = self.make_train_step()
-    return lambda num_steps: train_step()
+    return self._train_steps
 
   def make_compiled_steps(
     self, device: str
@@ -333,7 +638,7 @@ class OfflineAgent(store_agent.StoreAgent):
     names = ['loss_bellman', 'feature_dot_product', 'mean_q']
     if self._needs_monte_carlo_returns():
       names.remove('loss_bellman')
-    return tuple(store_agent.HELD_OUT + name for name in names)
+    return tuple(HELD_OUT + name for name in names)
 
   def measure_held_out(
     self, batches: Sequence[Mapping[str, npt.NDArray[Any]]]
@@ -343,7 +648,7 @@ class OfflineAgent(store_agent.StoreAgent):
     Args:
       batches: as for `measure`.
     """
-    prefix = store_agent.HELD_OUT
+    prefix = HELD_OUT
     metrics = {
       column: self.metrics[column.removeprefix(prefix)]
       for column in self.held_out_columns
@@ -371,6 +676,72 @@ class OfflineAgent(store_agent.StoreAgent):
       for name in metrics
     }
 
+  @property
+  def acting_network(self) -> Callable[..., tf.keras.Model]:
+    """The network with the agent's Q-values, for `acting.Actor`."""
+    return functools.partial(self.network, q_values=self.q_values)
+
+  @property
+  def replay(self) -> batches.FixedReplayBuffer:
+    """What the batches are sampled from."""
+    return self._replay
+
+  @property
+  def held_out_store(self) -> replay_store.ReplayStore | None:
+    """Transitions that the value function never learns from, if any."""
+    return self._held_out_store
+
+  @property
+  def device(self) -> str:
+    """What the training step runs on: 'cpu', 'gpu' or 'tpu'."""
+    return self._device.name
+
+  def save(self, prefix: str) -> None:
+    """Writes weights, optimiser slots and the step number.
+
+    Args:
+      prefix: the path that TensorFlow's `.index` and `.data-*` are added to.
+
+    Raises:
+      OSError: if the disk refuses.
+    """
+    checkpoint_weights.save(self._sess, self._saver, prefix)
+
+  def restore(self, prefix: str) -> None:
+    """Reads what `save` wrote.
+
+    Raises:
+      DataError: if the checkpoint is not of this network and optimiser.
+    """
+    checkpoint_weights.restore(self._sess, self._saver, prefix)
+
+  def num_gradient_steps(self) -> int:
+    """Returns how many gradient steps the weights have had."""
+    return int(self._sess.run(self.gradient_steps))
+
+  def features(self, states: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns phi of many states, in chunks that bound the memory.
+
+    Args:
+      states: uint8 [N, *observation_shape, stack_size].
+
+    Returns:
+      float32 [N, D].
+    """
+    return np.concatenate(
+      [
+        self._sess.run(
+          self._features, {self._states_ph: states[i : i + _FEATURE_CHUNK]}
+        )
+        for i in range(0, len(states), _FEATURE_CHUNK)
+      ]
+    )
+
 
 def _share_column(penalty: str) -> str:
   return f'share_{penalty}'
+
+
+def _read(variables: Any) -> Any:
+  """Returns the values of nested variables."""
+  return tf.nest.map_structure(lambda v: v.read_value(), variables)

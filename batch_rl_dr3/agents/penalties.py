@@ -8,24 +8,232 @@ A penalty whose coefficient is 0 is measured but is no part of the training
 graph, so that it cannot change training by a single bit.
 """
 
-from batch_rl_dr3.agents.adaptive import AdaptiveFeatureDotPenalty
-from batch_rl_dr3.agents.compared import (
-  ConservativePenalty,
-  EffectiveRankPenalty,
-  FeatureNormPenalty,
-)
-from batch_rl_dr3.agents.feature_dot import FeatureDotPenalty
-from batch_rl_dr3.agents.label_noise import LabelNoiseFeatureDotPenalty
-from batch_rl_dr3.agents.penalty import Penalty, State, UpdateBatch
+import abc
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-__all__ = [
-  'AdaptiveFeatureDotPenalty',
-  'ConservativePenalty',
-  'EffectiveRankPenalty',
-  'FeatureDotPenalty',
-  'FeatureNormPenalty',
-  'LabelNoiseFeatureDotPenalty',
-  'Penalty',
-  'State',
-  'UpdateBatch',
-]
+import gin
+import numpy.typing as npt
+import tensorflow as tf
+
+from batch_rl_dr3.agents import losses
+from batch_rl_dr3.config import ranges
+
+# Tensors by name, which training carries from step to step.
+State = Mapping[str, tf.Tensor]
+STATELESS: State = {}
+
+
+class UpdateBatch(NamedTuple):
+  """One batch of a gradient step, and what the networks say of it.
+
+  Penalties may use the tensors up to `step`; those below are for the Bellman
+  losses of discrete agents.
+
+  Attributes:
+    q_values: float32 [B, A], the online network's values at s.
+    features: float32 [B, D], phi(s, a) by the online network.
+    next_features: float32 [B, D], phi(s', a') by the online network.
+    actions: int32 [B], the logged actions.
+    next_policy: float32 [B, A], the distribution of the a' that the Bellman
+      backup uses: one-hot for the greedy and the logged action.
+    terminals: float32 [B], 1 where the episode ends with this transition.
+    discounts: float32 [B], what the backup multiplies Q(s', a') by: gamma^n,
+      and 0 where the episode ends.
+    step: int64 scalar, gradient steps before this one.
+    atoms: float32 [B, A, K], the online network's at s.
+    target_q_values: float32 [B, A], the target network's values at s'.
+    target_atoms: float32 [B, A, K], the target network's at s'.
+    transition: the batch's tensors, by Dopamine's names.
+    weights: of every network, by its name.
+  """
+
+  q_values: tf.Tensor
+  features: tf.Tensor
+  next_features: tf.Tensor
+  actions: tf.Tensor
+  next_policy: tf.Tensor
+  terminals: tf.Tensor
+  discounts: tf.Tensor
+  step: tf.Tensor
+  atoms: Any = None
+  target_q_values: Any = None
+  target_atoms: Any = None
+  transition: Any = None
+  weights: Any = None
+
+
+class Penalty(abc.ABC):
+  """A scalar function of a batch, with a name and a coefficient.
+
+  A penalty that needs more than the batch at hand has a state: named tensors
+  that training keeps, saves and restores with the weights. It is a function of
+  the state before and of the batch, and no gradient flows into it.
+
+  Attributes:
+    name: how logs, columns and summaries call it.
+    coefficient: its weight in the total loss, >= 0; where it changes, the
+      first.
+    moves_next_features: whether its gradient flows into phi(s', a').
+  """
+
+  name: str
+  moves_next_features = False
+
+  @ranges.checked
+  def __init__(self, coefficient: ranges.NonNegative):
+    self.coefficient = coefficient
+
+  @abc.abstractmethod
+  def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
+    """Returns the penalty before its coefficient: float32 scalar."""
+
+  def weight(self, state: State) -> Any:
+    """Returns what the penalty is multiplied by in the total loss."""
+    del state
+    return self.coefficient
+
+  def initial_state(self, num_features: int) -> dict[str, npt.NDArray[Any]]:
+    """Returns the state before the first step, as float32 arrays by name.
+
+    Args:
+      num_features: int, D.
+    """
+    del num_features
+    return {}
+
+  def next_state(self, batch: UpdateBatch, state: State) -> State:
+    """Returns the state after the step that learns from this batch."""
+    del batch
+    return state
+
+  def measures(self, batch: UpdateBatch, state: State) -> dict[str, tf.Tensor]:
+    """Returns what is logged beside the penalty: float32 scalars by column."""
+    del batch, state
+    return {}
+
+
+@gin.configurable
+class FeatureDotPenalty(Penalty):
+  """DR3: the mean over the batch of phi(s,a)^T phi(s',a').
+
+  Eq. 7 of Kumar et al. 2022 (arXiv:2112.04716) with Sigma = I, restricted to
+  the last layer as in Section 4.
+  """
+
+  name = 'feature_dot_product'
+
+  def __init__(
+    self,
+    coefficient: float = 0.03,
+    stop_gradient: bool = False,
+    mask_terminals: bool = False,
+    absolute: bool = False,
+    same_action_only: bool = False,
+  ):
+    """Creates the penalty.
+
+    Args:
+      coefficient: c0. 0.03 is what the authors' follow-up work uses on Atari
+        with CQL.
+      stop_gradient: no gradient into phi(s', a') (Table A.1).
+      mask_terminals: count transitions that end an episode as 0: their s' is
+        no state. The authors' code does not mask, and neither does the
+        default.
+      absolute: |phi^T phi'|, as in the authors' code. The same as without for
+        features after a ReLU, which are never negative.
+      same_action_only: weight each dot product by the probability that the
+        backup's a' is a. With one head per action the gradients of Q(s, a)
+        and Q(s', a') by the last layer have disjoint support unless a = a':
+        this is their literal dot product.
+    """
+    super().__init__(coefficient)
+    self.stop_gradient = stop_gradient
+    self.moves_next_features = not stop_gradient
+    self.mask_terminals = mask_terminals
+    self.absolute = absolute
+    self.same_action_only = same_action_only
+
+  def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
+    """See base class."""
+    del state
+    dot_products = losses.feature_dot_product(
+      batch.features, batch.next_features, self.stop_gradient
+    )
+    if self.absolute:
+      dot_products = tf.abs(dot_products)
+    if self.mask_terminals:
+      dot_products *= 1.0 - batch.terminals
+    if self.same_action_only:
+      num_actions = batch.next_policy.shape.as_list()[1]
+      dot_products *= tf.reduce_sum(
+        tf.one_hot(batch.actions, num_actions) * batch.next_policy, axis=1
+      )
+    return tf.reduce_mean(dot_products)
+
+
+@gin.configurable
+class ConservativePenalty(Penalty):
+  """CQL: the mean of logsumexp_a Q(s,a) - Q(s,a_data) (arXiv:2006.04779)."""
+
+  name = 'conservative'
+
+  def __init__(self, coefficient: float = 4.0):
+    """Creates the penalty.
+
+    Args:
+      coefficient: CQL's alpha. 4.0 is the authors' for QR-DQN on 1% of the
+        data, 1.0 on 10%.
+    """
+    super().__init__(coefficient)
+
+  def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
+    """See base class."""
+    del state
+    return tf.reduce_mean(losses.conservative(batch.q_values, batch.actions))
+
+
+@gin.configurable
+class FeatureNormPenalty(Penalty):
+  """The mean of |phi(s,a)|^2: smaller features, with no word of s'.
+
+  Not in the paper. It is what DR3 comes to where phi(s', a') equals phi(s, a),
+  and tells the size of the features from their co-adaptation.
+  """
+
+  name = 'feature_norm_squared'
+
+  def __init__(self, coefficient: float = 0.03):
+    """Creates the penalty.
+
+    Args:
+      coefficient: its weight; DR3's c0 is what to compare with.
+    """
+    super().__init__(coefficient)
+
+  def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
+    """See base class."""
+    del state
+    squares = tf.reduce_sum(tf.square(batch.features), axis=1)
+    return tf.reduce_mean(squares)
+
+
+@gin.configurable
+class EffectiveRankPenalty(Penalty):
+  """sigma_max^2 - sigma_min^2 of the batch's features (arXiv:2010.14498)."""
+
+  name = 'effective_rank_penalty'
+
+  def __init__(self, coefficient: float = 0.001):
+    """Creates the penalty.
+
+    Args:
+      coefficient: 0.001 is reported by third parties for the paper's Atari
+        runs.
+    """
+    super().__init__(coefficient)
+
+  def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
+    """See base class."""
+    del state
+    return losses.effective_rank_penalty(batch.features)

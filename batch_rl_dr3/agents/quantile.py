@@ -12,14 +12,12 @@ from typing import Any
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import (
-  bellman,
-  offline,
-  quantile_sums,
-  update,
-  value_network,
+from batch_rl_dr3.agents import kernels, losses, networks, offline
+from batch_rl_dr3.agents.penalties import (
+  ConservativePenalty,
+  Penalty,
+  UpdateBatch,
 )
-from batch_rl_dr3.agents import penalties as penalties_lib
 from batch_rl_dr3.replay.store import store as replay_store
 
 
@@ -27,7 +25,7 @@ from batch_rl_dr3.replay.store import store as replay_store
 class FixedReplayQRCQLAgent(offline.OfflineAgent):
   """QR-DQN on logged data; without further word its penalty is CQL's."""
 
-  initialiser = staticmethod(value_network.scaled_uniform)
+  initialiser = staticmethod(networks.scaled_uniform)
 
   def __init__(
     self,
@@ -36,7 +34,7 @@ class FixedReplayQRCQLAgent(offline.OfflineAgent):
     store: replay_store.ReplayStore,
     num_quantiles: int = 200,
     kappa: float = 1.0,
-    penalties: Sequence[penalties_lib.Penalty] | None = None,
+    penalties: Sequence[Penalty] | None = None,
     **kwargs: Any,
   ):
     """Creates the agent.
@@ -54,25 +52,19 @@ class FixedReplayQRCQLAgent(offline.OfflineAgent):
     self.num_atoms = num_quantiles
     self._kappa = kappa
     if penalties is None:
-      penalties = [penalties_lib.ConservativePenalty()]
+      penalties = [ConservativePenalty()]
     super().__init__(sess, num_actions, store, penalties=penalties, **kwargs)
 
-  def _build_bellman_loss(
-    self, batch: update.Update, next_policy: tf.Tensor
-  ) -> tf.Tensor:
+  def _build_bellman_loss(self, batch: UpdateBatch) -> tf.Tensor:
     """See base class."""
-    next_quantiles = bellman.expected_values(
-      batch.next_target_outputs.atoms, next_policy
+    next_quantiles = losses.expected_values(
+      batch.target_atoms, batch.next_policy
     )
-    target = bellman.bellman_target(
+    target = losses.bellman_target(
       batch.transition['reward'],
       batch.transition['terminal'],
       next_quantiles,
       self.cumulative_gamma,
     )
-    chosen = bellman.chosen_values(
-      batch.outputs.atoms, batch.transition['action']
-    )
-    # Compilers fuse the loss over all pairs; without one, sorting is faster.
-    module = bellman if batch.is_compiled else quantile_sums
-    return module.quantile_huber(target, chosen, self._kappa)
+    chosen = losses.chosen_values(batch.atoms, batch.actions)
+    return kernels.quantile_huber(target, chosen, self._kappa)

@@ -5,7 +5,8 @@ from typing import Any
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import dqn, update, value_network
+from batch_rl_dr3.agents import dqn, networks
+from batch_rl_dr3.agents.penalties import UpdateBatch
 
 # Keeps the mixture's random stream apart from the sampler's, which is keyed
 # by the same (seed, step).
@@ -35,7 +36,7 @@ class FixedReplayREMAgent(dqn.FixedReplayDQNAgent):
   uses the mean of the heads. With one head it is DQN.
   """
 
-  initialiser = staticmethod(value_network.scaled_uniform)
+  initialiser = staticmethod(networks.scaled_uniform)
 
   def __init__(self, *args: Any, num_heads: int = 200, **kwargs: Any):
     """Creates the agent.
@@ -48,7 +49,7 @@ class FixedReplayREMAgent(dqn.FixedReplayDQNAgent):
     self.num_atoms = num_heads
     super().__init__(*args, **kwargs)
 
-  def _combine(self, batch: update.Update, atoms: tf.Tensor) -> tf.Tensor:
+  def _combine(self, batch: UpdateBatch, atoms: tf.Tensor) -> tf.Tensor:
     """See base class."""
     mixture = mixture_weights(self._seed, batch.step, self.num_atoms)
     return tf.tensordot(atoms, mixture, axes=1)

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.specs import tensor_spec
 
-from batch_rl_dr3.agents import dr3
+from batch_rl_dr3.agents import losses
 from batch_rl_dr3.agents import penalties as penalties_lib
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import step_seeds
@@ -212,9 +212,11 @@ class PenalisedCritics:
     """Returns what is logged of the critics, float32 scalars by column."""
     dots, discounted, norms = [], [], []
     for batch in terms.batches:
-      dots.append(dr3.feature_dot_product(batch.features, batch.next_features))
+      dots.append(
+        losses.feature_dot_product(batch.features, batch.next_features)
+      )
       discounted.append(batch.discounts * dots[-1])
-      norms.append(dr3.feature_dot_product(batch.features, batch.features))
+      norms.append(losses.feature_dot_product(batch.features, batch.features))
     return {
       **{
         f'loss_{penalty.name}': _over_critics(penalty, terms)

@@ -1,6 +1,7 @@
 """Plays the checkpoints of an agent in its game: no data, no agent, no run."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import gin
@@ -10,9 +11,9 @@ import tensorflow as tf
 from batch_rl_dr3.agents import (
   acting,
   dqn,  # noqa: F401
+  networks,
   quantile,  # noqa: F401
   rem,  # noqa: F401
-  value_network,
 )
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.evaluation import pool, video
@@ -85,7 +86,7 @@ class GameEvaluator:
       game.observation_shape,
       game.stack_size,
       self._num_threads,
-      None if support is None else acting.categorical_q_values(support),
+      None if support is None else networks.categorical_q_values(support),
     )
     if self._atoms == pool.UNSTATED and actor.num_atoms > 1:
       actor.close()
@@ -178,10 +179,11 @@ def _bound(name: str, default: Any) -> Any:
 def _network() -> Callable[..., tf.keras.Model]:
   """Returns the network of the configuration's agent."""
   agent = _bound('FixedReplayRunner.agent', None)
-  default = _bound('OfflineAgent.network', value_network.NatureNetwork)
+  default = _bound('OfflineAgent.network', networks.NatureNetwork)
   if agent is None:
     return default
-  return _bound(f'{agent.__name__}.network', default)
+  network = _bound(f'{agent.__name__}.network', default)
+  return functools.partial(network, q_values=agent.q_values)
 
 
 def _configured_rule() -> play.PlayRule:

@@ -314,7 +314,7 @@ class _Worker:
     self._evaluator: Evaluator | None = None
 
   def run(self, job: CheckpointJob) -> Result:
-    from batch_rl_dr3.agents import devices
+    from batch_rl_dr3.agents import accelerator
     from batch_rl_dr3.runs import provenance
 
     evaluator = self._evaluator_of(job.setup)
@@ -330,7 +330,7 @@ class _Worker:
     return Result(
       evaluator.identity,
       episodes,
-      provenance.of_process(devices.resolve('auto').name),
+      provenance.of_process(accelerator.find_device('auto').name),
     )
 
   def _evaluator_of(self, setup: Setup) -> Evaluator:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 import tensorflow as tf
 
-from batch_rl_dr3.agents import online_weights
+from batch_rl_dr3.agents import checkpoint_weights
 from batch_rl_dr3.config import errors, progress
 from batch_rl_dr3.evaluation import evaluator as evaluator_lib
 from batch_rl_dr3.evaluation import pool, targets
@@ -38,7 +38,7 @@ _FRESH_STREAM = 104_729
 _NUM_STATES = 2048
 _COLOURS = {INITIAL: '#0072B2', FRESH: '#D55E00'}
 
-Weights = list[online_weights.WeightArray]
+Weights = list[checkpoint_weights.WeightArray]
 
 
 class Reset(NamedTuple):
@@ -85,7 +85,7 @@ def initial_weights(
 def resets(trained: Weights, initial: Weights, fresh: Weights) -> list[Reset]:
   """Returns every layer set back in both ways, one at a time."""
   found = []
-  for i, layer in enumerate(online_weights.layer_names(trained)):
+  for i, layer in enumerate(checkpoint_weights.layer_names(trained)):
     for kind, source in ((INITIAL, initial), (FRESH, fresh)):
       weights = list(trained)
       weights[2 * i : 2 * i + 2] = source[2 * i : 2 * i + 2]
@@ -143,7 +143,7 @@ def _measure_checkpoint(
   evaluation_seed: int,
   name: str,
 ) -> list[dict[str, object]]:
-  trained = online_weights.read(prefix)
+  trained = checkpoint_weights.read(prefix)
   states, return_before = _visit(evaluator, prefix, evaluation_seed)
   q_before = evaluator.load(prefix).outputs(states).q_values
   changes = resets(
@@ -158,7 +158,7 @@ def _measure_checkpoint(
   ):
     for number, change in enumerate(changes):
       changed = f'{folder}/tf_ckpt-{number}'
-      online_weights.write(changed, change.weights)
+      checkpoint_weights.write(changed, change.weights)
       q_values = evaluator.load(changed).outputs(states).q_values
       episodes = evaluator.evaluate(changed, evaluation_seed)
       rows.append(
@@ -183,7 +183,7 @@ def _first_weights(
   except ValueError:
     start = None
   if start is not None:
-    return online_weights.read(start)
+    return checkpoint_weights.read(start)
   return initial_weights(evaluator, like, seed)
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batch_rl_dr3.agents import offline, store_agent
+from batch_rl_dr3.agents import offline
 from batch_rl_dr3.analysis import feature_measures
 
-_HELD_OUT_RANK = f'{store_agent.HELD_OUT}effective_rank'
+_HELD_OUT_RANK = f'{offline.HELD_OUT}effective_rank'
 # Keeps the held-out sample's draw apart from that of the training rows.
 _HELD_OUT_STREAM = 1
 
@@ -58,7 +58,7 @@ class AgentSample:
       )['state']
       # An agent that learns from held-out rows is measured on these.
       self._batches = [
-        {**batch, **{store_agent.HELD_OUT + n: a for n, a in held_out.items()}}
+        {**batch, **{offline.HELD_OUT + n: a for n, a in held_out.items()}}
         for batch, held_out in zip(self._batches, self._held_out, strict=True)
       ]
 

@@ -225,7 +225,7 @@ class FixedReplayRunner:
       )
     return scoring.SyncEvaluations(
       evaluator.GameEvaluator(
-        self._lanes, self._agent.network, rule, self._num_threads
+        self._lanes, self._agent.acting_network, rule, self._num_threads
       ),
       self._stop_request,
     )

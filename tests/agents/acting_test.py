@@ -5,16 +5,16 @@ import pytest
 
 from batch_rl_dr3.agents import (
   acting,
+  checkpoint_weights,
   dqn,
-  online_weights,
+  networks,
   quantile,
   rem,
-  value_network,
 )
 from batch_rl_dr3.config import errors
 
 
-def actor_of(prefix, num_actions=3, network=value_network.MinAtarNetwork):
+def actor_of(prefix, num_actions=3, network=networks.MinAtarNetwork):
   return acting.Actor(network, str(prefix), num_actions, (10, 10, 4), 1)
 
 
@@ -56,7 +56,7 @@ def test_the_mean_over_atoms_is_taken_action_by_action():
   # 2 actions of 3 atoms: the kernel's columns 0-2 are action 0's.
   kernel = np.array([[1, 2, 6, -1, 0, 1]], np.float32)
   bias = np.array([0, 3, 0, 1, 1, 4], np.float32)
-  mean_kernel, mean_bias = online_weights.mean_over_atoms([kernel, bias], 2)
+  mean_kernel, mean_bias = checkpoint_weights.mean_over_atoms([kernel, bias], 2)
   np.testing.assert_array_equal(mean_kernel, [[3, 0]])
   np.testing.assert_array_equal(mean_bias, [1, 2])
 
@@ -100,7 +100,7 @@ def dopamine_folder(tmp_path_factory):
 
 
 def atari_actor(prefix):
-  network = value_network.NatureNetwork
+  network = networks.NatureNetwork
   return acting.Actor(network, str(prefix), 3, (84, 84), 4)
 
 
@@ -117,7 +117,7 @@ def test_the_number_of_threads_changes_no_bit(dopamine_folder):
   states = random_states(16, (84, 84), 4) * 200
 
   def q_values(num_threads):
-    network = value_network.NatureNetwork
+    network = networks.NatureNetwork
     prefix = str(folder / 'tf_ckpt-4')
     actor = acting.Actor(network, prefix, 3, (84, 84), 4, num_threads)
     return actor.outputs(states).q_values
@@ -129,7 +129,7 @@ def test_the_number_of_threads_changes_no_bit(dopamine_folder):
 
 def test_plays_a_checkpoint_with_slims_names(dopamine_folder, tmp_path):
   folder, states, q_values = dopamine_folder
-  weights = online_weights.read(str(folder / 'tf_ckpt-4'))
+  weights = checkpoint_weights.read(str(folder / 'tf_ckpt-4'))
   save_as(
     tmp_path / 'tf_ckpt-0',
     weights,
@@ -169,7 +169,7 @@ def save_last_layer(prefix, kernel, bias):
     np.asarray(kernel, np.float32),
     np.asarray(bias, np.float32),
   ]
-  online_weights.write(str(prefix), weights)
+  checkpoint_weights.write(str(prefix), weights)
 
 
 def test_categorical_q_values_are_means_of_the_support(tmp_path):
@@ -181,7 +181,7 @@ def test_categorical_q_values_are_means_of_the_support(tmp_path):
 
   def actor(q_values_of):
     return acting.Actor(
-      value_network.MinAtarNetwork,
+      networks.MinAtarNetwork,
       str(tmp_path / 'tf_ckpt-0'),
       2,
       (10, 10, 4),
@@ -189,7 +189,7 @@ def test_categorical_q_values_are_means_of_the_support(tmp_path):
       q_values_of=q_values_of,
     )
 
-  categorical = actor(acting.categorical_q_values((-10.0, 10.0)))
+  categorical = actor(networks.categorical_q_values((-10.0, 10.0)))
   states = random_states(2)
   outputs = categorical.outputs(states)
   np.testing.assert_allclose(outputs.q_values, [[0, 7]] * 2, atol=1e-5)
@@ -215,13 +215,43 @@ def test_categorical_q_values_are_dopamines(tmp_path):
       session, str(tmp_path / 'tf_ckpt-0')
     )
   actor = acting.Actor(
-    value_network.NatureNetwork,
+    networks.NatureNetwork,
     prefix,
     3,
     (84, 84),
     4,
-    q_values_of=acting.categorical_q_values((-10.0, 10.0)),
+    q_values_of=networks.categorical_q_values((-10.0, 10.0)),
   )
   np.testing.assert_allclose(
     actor.outputs(states).q_values, expected, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_an_agents_own_q_values_act_as_they_train(make_agent, tmp_path):
+  class CategoricalAgent(quantile.FixedReplayQRCQLAgent):
+    q_values = staticmethod(networks.categorical_q_values((-2.0, 2.0)))
+
+  agent = make_agent(CategoricalAgent, num_quantiles=5)
+  agent.make_train_step()()
+  agent.save(str(tmp_path / 'tf_ckpt-0'))
+  states = random_states(20)
+  with agent.graph.as_default():
+    output = agent.online_convnet(states)
+  q_values, atoms = agent.run([output.q_values, output.atoms])
+  exponents = np.exp(atoms)
+  np.testing.assert_allclose(
+    q_values,
+    (exponents * [-2, -1, 0, 1, 2]).sum(2) / exponents.sum(2),
+    rtol=1e-4,
+    atol=1e-6,
+  )
+  # CQL's penalty and the metrics see the same values.
+  batch_q, actions = agent.run([agent.batch.q_values, agent.batch.actions])
+  measured = agent.measure()
+  np.testing.assert_allclose(
+    measured['mean_q'], batch_q[np.arange(32), actions].mean(), rtol=1e-4
+  )
+  actor = actor_of(tmp_path / 'tf_ckpt-0', network=agent.acting_network)
+  np.testing.assert_allclose(
+    actor.outputs(states).q_values, q_values, rtol=1e-4, atol=1e-6
   )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from batch_rl_dr3.agents import penalties
+from batch_rl_dr3.agents.stateful_penalties import AdaptiveFeatureDotPenalty
 
 # (1, 2).(1, 1) / sqrt(5 * 2) and (3, 0).(-4, 1) / (3 * sqrt(17)).
 COSINES = (3 / math.sqrt(10), -4 / math.sqrt(17))
@@ -18,13 +18,13 @@ def state_at(coefficient):
   ('normalised', 'expected'), [(True, np.mean(COSINES)), (False, -4.5)]
 )
 def test_value_by_hand(session, batch, normalised, expected):
-  penalty = penalties.AdaptiveFeatureDotPenalty(normalised=normalised)
+  penalty = AdaptiveFeatureDotPenalty(normalised=normalised)
   value = session.run(penalty(batch(), state_at(0.5)))
   np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 def test_the_weight_is_the_states(session):
-  penalty = penalties.AdaptiveFeatureDotPenalty(coefficient=0.02)
+  penalty = AdaptiveFeatureDotPenalty(coefficient=0.02)
   assert math.exp(penalty.initial_state(3)['log_coefficient']) == (
     pytest.approx(0.02)
   )
@@ -33,7 +33,7 @@ def test_the_weight_is_the_states(session):
 
 @pytest.mark.parametrize(('target', 'sign'), [(-0.5, 1), (0.5, -1)])
 def test_dual_ascent_by_hand(session, batch, target, sign):
-  penalty = penalties.AdaptiveFeatureDotPenalty(target=target, rate=0.1)
+  penalty = AdaptiveFeatureDotPenalty(target=target, rate=0.1)
   after = session.run(penalty.next_state(batch(), state_at(0.5)))
   excess = np.mean(COSINES) - target
   assert excess * sign > 0
@@ -43,7 +43,7 @@ def test_dual_ascent_by_hand(session, batch, target, sign):
 
 
 def test_it_stays_within_its_bounds(session, batch):
-  penalty = penalties.AdaptiveFeatureDotPenalty(
+  penalty = AdaptiveFeatureDotPenalty(
     coefficient=0.5, target=-1.0, rate=100.0, bounds=(0.1, 2.0)
   )
   after = session.run(penalty.next_state(batch(), state_at(0.5)))
@@ -51,14 +51,14 @@ def test_it_stays_within_its_bounds(session, batch):
 
 
 def test_no_gradient_flows_into_the_multiplier(session, batch):
-  penalty = penalties.AdaptiveFeatureDotPenalty()
+  penalty = AdaptiveFeatureDotPenalty()
   made = batch()
   after = penalty.next_state(made, state_at(0.5))
   assert tf.gradients(after['log_coefficient'], made.features) == [None]
 
 
 def test_features_that_are_zero_have_a_cosine_of_zero(session, batch):
-  penalty = penalties.AdaptiveFeatureDotPenalty()
+  penalty = AdaptiveFeatureDotPenalty()
   made = batch(features=tf.zeros([2, 2]))
   measured = session.run(penalty.measures(made, state_at(0.5)))
   assert measured['feature_cosine'] == 0
@@ -77,4 +77,4 @@ def test_features_that_are_zero_have_a_cosine_of_zero(session, batch):
 )
 def test_numbers_out_of_range_are_refused(wrong, named):
   with pytest.raises(ValueError, match=named):
-    penalties.AdaptiveFeatureDotPenalty(**wrong)
+    AdaptiveFeatureDotPenalty(**wrong)

@@ -66,7 +66,7 @@ def make_agent(store):
   """Makes agents, each in a graph of its own, on MinAtar's network."""
   import tensorflow as tf
 
-  from batch_rl_dr3.agents import value_network
+  from batch_rl_dr3.agents import networks
   from batch_rl_dr3.config import dopamine_compat  # noqa: F401
 
   with contextlib.ExitStack() as stack:
@@ -75,7 +75,7 @@ def make_agent(store):
       defaults = {
         'observation_shape': OBSERVATION_SHAPE,
         'stack_size': 1,
-        'network': value_network.MinAtarNetwork,
+        'network': networks.MinAtarNetwork,
         'optimizer': tf.compat.v1.train.AdamOptimizer(1e-3),
       }
       with tf.Graph().as_default():

@@ -5,7 +5,7 @@ import batch_rl_dr3  # noqa: F401
 # isort: split
 import tensorflow as tf
 
-from batch_rl_dr3.agents import dense
+from batch_rl_dr3.agents import kernels
 
 
 def test_value_and_gradients_are_those_of_a_product(session):
@@ -21,7 +21,7 @@ def test_value_and_gradients_are_those_of_a_product(session):
 
   ours, plain = session.run(
     [
-      value_and_gradients(dense.matmul(inputs, kernel)),
+      value_and_gradients(kernels.matmul(inputs, kernel)),
       value_and_gradients(tf.matmul(inputs, kernel)),
     ]
   )

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from batch_rl_dr3.agents import dqn, value_network
+from batch_rl_dr3.agents import dqn, networks
 from batch_rl_dr3.config import dopamine_compat
 
 # isort: split
@@ -19,8 +19,8 @@ def outputs(agent):
         name: agent._replay.transition[name]
         for name in agent._replay.transition
       },
-      'q': agent._replay_net_outputs.q_values,
-      'target_q': agent._replay_next_target_net_outputs.q_values,
+      'q': agent.batch.q_values,
+      'target_q': agent.batch.target_q_values,
     }
   )
 
@@ -237,7 +237,7 @@ def test_q_learning_equals_dopamines_dqn(make_agent, weights):
       3,
       observation_shape=ours.observation_shape,
       stack_size=1,
-      network=value_network.MinAtarNetwork,
+      network=networks.MinAtarNetwork,
       gamma=GAMMA,
       optimizer=tf.compat.v1.train.AdamOptimizer(1e-3),
     )

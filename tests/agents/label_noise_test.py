@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from batch_rl_dr3.agents import penalties
+from batch_rl_dr3.agents.stateful_penalties import LabelNoiseFeatureDotPenalty
 from batch_rl_dr3.analysis import linear_td
 
 PHI = np.array([[1.0, 2.0], [3.0, 0.0]])
@@ -14,7 +14,7 @@ def tensors(state):
 
 
 def test_before_the_first_solution_it_is_dr3(session, batch):
-  penalty = penalties.LabelNoiseFeatureDotPenalty()
+  penalty = LabelNoiseFeatureDotPenalty()
   state = tensors(penalty.initial_state(2))
   # Dot products 1*1 + 2*1 = 3 and 3*-4 = -12.
   np.testing.assert_allclose(session.run(penalty(batch(), state)), -4.5)
@@ -23,7 +23,7 @@ def test_before_the_first_solution_it_is_dr3(session, batch):
 
 
 def test_value_by_hand(session, batch):
-  penalty = penalties.LabelNoiseFeatureDotPenalty()
+  penalty = LabelNoiseFeatureDotPenalty()
   state = tensors(penalty.initial_state(2))
   state['covariance'] = tf.constant([[2.0, 1.0], [1.0, 0.0]])
   # (1, 2) Sigma = (4, 1) and (3, 0) Sigma = (6, 3): 4 + 1, -24 + 3.
@@ -35,7 +35,7 @@ def test_value_by_hand(session, batch):
 
 @pytest.mark.parametrize('stop_gradient', [False, True])
 def test_gradient_by_hand(session, batch, stop_gradient):
-  penalty = penalties.LabelNoiseFeatureDotPenalty(stop_gradient=stop_gradient)
+  penalty = LabelNoiseFeatureDotPenalty(stop_gradient=stop_gradient)
   state = tensors(penalty.initial_state(2))
   state['covariance'] = tf.constant([[2.0, 1.0], [1.0, 0.0]])
   made = batch()
@@ -52,7 +52,7 @@ def test_gradient_by_hand(session, batch, stop_gradient):
 
 
 def test_the_running_means_by_hand(session, batch):
-  penalty = penalties.LabelNoiseFeatureDotPenalty(decay=0.9)
+  penalty = LabelNoiseFeatureDotPenalty(decay=0.9)
   state = tensors(penalty.initial_state(2))
   state['noise'] = tf.constant([[10.0, 0.0], [0.0, 10.0]])
   after = session.run(penalty.next_state(batch(), state))
@@ -69,7 +69,7 @@ def test_the_running_means_by_hand(session, batch):
 
 
 def test_at_its_period_the_covariance_is_scipys(session, batch):
-  penalty = penalties.LabelNoiseFeatureDotPenalty(
+  penalty = LabelNoiseFeatureDotPenalty(
     refresh_period=5, decay=0.0, relative_step_size=0.1, relative_damping=0.1
   )
   state = tensors(penalty.initial_state(2))
@@ -90,7 +90,7 @@ def test_at_its_period_the_covariance_is_scipys(session, batch):
 
 
 def test_where_linear_td_diverges_the_last_covariance_stays(session, batch):
-  penalty = penalties.LabelNoiseFeatureDotPenalty(refresh_period=1, decay=0.0)
+  penalty = LabelNoiseFeatureDotPenalty(refresh_period=1, decay=0.0)
   state = tensors(penalty.initial_state(2))
   state['covariance'] = tf.constant([[1.5, 0.0], [0.0, 0.5]])
   made = batch(
@@ -104,7 +104,7 @@ def test_where_linear_td_diverges_the_last_covariance_stays(session, batch):
 
 
 def test_without_any_feature_the_last_covariance_stays(session, batch):
-  penalty = penalties.LabelNoiseFeatureDotPenalty(refresh_period=1, decay=0.0)
+  penalty = LabelNoiseFeatureDotPenalty(refresh_period=1, decay=0.0)
   state = tensors(penalty.initial_state(2))
   made = batch(features=tf.zeros([2, 2]), next_features=tf.zeros([2, 2]))
   after = session.run(penalty.next_state(made, state))
@@ -123,4 +123,4 @@ def test_without_any_feature_the_last_covariance_stays(session, batch):
 )
 def test_numbers_out_of_range_are_refused(wrong):
   with pytest.raises(ValueError, match=next(iter(wrong))):
-    penalties.LabelNoiseFeatureDotPenalty(**wrong)
+    LabelNoiseFeatureDotPenalty(**wrong)

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from batch_rl_dr3.agents import lyapunov
+from batch_rl_dr3.agents.stateful_penalties import lyapunov_fixed_point
 from batch_rl_dr3.analysis import linear_td as reference
 
 
 def solve(session, hessian, noise, step_size, dtype=tf.float64, **kwargs):
-  solution = lyapunov.fixed_point(
+  solution = lyapunov_fixed_point(
     tf.constant(hessian, dtype),
     tf.constant(noise, dtype),
     tf.constant(step_size, dtype),
@@ -78,6 +78,6 @@ def test_too_few_doublings_do_not_converge(session):
 
 def test_shapes_that_do_not_fit_are_refused():
   with pytest.raises(ValueError):
-    lyapunov.fixed_point(tf.zeros([2, 3]), tf.zeros([2, 3]), tf.constant(0.1))
+    lyapunov_fixed_point(tf.zeros([2, 3]), tf.zeros([2, 3]), tf.constant(0.1))
   with pytest.raises(ValueError):
-    lyapunov.fixed_point(tf.zeros([2, 2]), tf.zeros([3, 3]), tf.constant(0.1))
+    lyapunov_fixed_point(tf.zeros([2, 2]), tf.zeros([3, 3]), tf.constant(0.1))

@@ -324,3 +324,10 @@ def test_metrics_of_given_batches_are_their_mean(make_agent):
   # The sample stays while the weights move on.
   train(agent, 5)
   assert agent.measure(batches) != together
+
+
+def test_learning_by_acting_is_refused(make_agent):
+  agent = make_agent(dqn.FixedReplayDQNAgent)
+  agent.eval_mode = False
+  with pytest.raises(RuntimeError, match='make_train_step'):
+    agent.begin_episode(np.ones(agent.observation_shape, np.uint8))

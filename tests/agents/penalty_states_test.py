@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import dqn, penalties
+from batch_rl_dr3.agents import dqn, stateful_penalties
 from batch_rl_dr3.analysis import linear_td
 
 # isort: split
@@ -15,10 +15,10 @@ STATES = ('label_noise_feature_dot_product/', 'adaptive_feature_dot_product/')
 @pytest.fixture
 def make_stateful(make_agent):
   def make(coefficient=0.03, **kwargs):
-    label_noise = penalties.LabelNoiseFeatureDotPenalty(
+    label_noise = stateful_penalties.LabelNoiseFeatureDotPenalty(
       coefficient, refresh_period=2, decay=0.5
     )
-    adaptive = penalties.AdaptiveFeatureDotPenalty(
+    adaptive = stateful_penalties.AdaptiveFeatureDotPenalty(
       0.01, target=0.2, rate=0.1, normalised=True
     )
     return make_agent(

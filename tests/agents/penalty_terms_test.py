@@ -4,31 +4,31 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from batch_rl_dr3.agents import conservative, dr3, rank
+from batch_rl_dr3.agents import losses
 
 
 def test_conservative_by_hand(session):
   # Equal values: log 3. Values (0, log 3): log(1 + 3) - log 3 = log(4/3).
   q_values = tf.constant([[5.0, 5.0, 5.0], [0.0, np.log(3.0), -1e9]])
-  values = session.run(conservative.conservative(q_values, tf.constant([1, 1])))
+  values = session.run(losses.conservative(q_values, tf.constant([1, 1])))
   np.testing.assert_allclose(values, [np.log(3.0), np.log(4 / 3)], rtol=1e-6)
 
 
 def test_conservative_gradient_is_softmax_minus_the_data(session):
   q_values = tf.constant([[0.0, np.log(3.0)]], tf.float32)
-  loss = conservative.conservative(q_values, tf.constant([0]))
+  loss = losses.conservative(q_values, tf.constant([0]))
   gradient = session.run(tf.gradients(loss, q_values)[0])
   np.testing.assert_allclose(gradient, [[0.25 - 1.0, 0.75]], rtol=1e-6)
 
 
 def test_conservative_refuses_another_batch_size():
   with pytest.raises(ValueError):
-    conservative.conservative(tf.zeros([2, 3]), tf.zeros([3], tf.int32))
+    losses.conservative(tf.zeros([2, 3]), tf.zeros([3], tf.int32))
 
 
 def test_feature_dot_product_by_hand(session):
   # 1*3 + 2*4 = 11; 0*5 + -1*6 = -6.
-  dots = dr3.feature_dot_product(
+  dots = losses.feature_dot_product(
     tf.constant([[1.0, 2.0], [0.0, -1.0]]),
     tf.constant([[3.0, 4.0], [5.0, 6.0]]),
   )
@@ -39,7 +39,7 @@ def test_feature_dot_product_by_hand(session):
 def test_feature_dot_product_gradient(session, stop_gradient):
   features = tf.constant([[1.0, 2.0]])
   next_features = tf.constant([[3.0, 4.0]])
-  dots = dr3.feature_dot_product(features, next_features, stop_gradient)
+  dots = losses.feature_dot_product(features, next_features, stop_gradient)
   first, second = tf.gradients(
     dots, [features, next_features], unconnected_gradients='zero'
   )
@@ -50,7 +50,7 @@ def test_feature_dot_product_gradient(session, stop_gradient):
 
 def test_feature_dot_product_refuses_another_dimension():
   with pytest.raises(ValueError):
-    dr3.feature_dot_product(tf.zeros([2, 3]), tf.zeros([2, 4]))
+    losses.feature_dot_product(tf.zeros([2, 3]), tf.zeros([2, 4]))
 
 
 @pytest.mark.parametrize('shape', [(2, 5), (5, 2), (4, 4)])
@@ -58,21 +58,21 @@ def test_effective_rank_penalty_equals_singular_values(session, shape):
   features = np.random.default_rng(2).normal(size=shape)
   sigma = np.linalg.svd(features, compute_uv=False)
   value = session.run(
-    rank.effective_rank_penalty(tf.constant(features, tf.float32))
+    losses.effective_rank_penalty(tf.constant(features, tf.float32))
   )
   np.testing.assert_allclose(value, sigma[0] ** 2 - sigma[-1] ** 2, rtol=1e-4)
 
 
 def test_effective_rank_penalty_by_hand(session):
   # Singular values 3 and 2: 9 - 4.
-  value = rank.effective_rank_penalty(tf.constant([[3.0, 0.0], [0.0, 2.0]]))
+  value = losses.effective_rank_penalty(tf.constant([[3.0, 0.0], [0.0, 2.0]]))
   np.testing.assert_allclose(session.run(value), 5.0, rtol=1e-6)
 
 
 def test_effective_rank_penalty_gradient_by_finite_differences(session):
   features = np.random.default_rng(3).normal(size=(3, 4)).astype(np.float32)
   placeholder = tf.compat.v1.placeholder(tf.float32, [3, 4])
-  value = rank.effective_rank_penalty(placeholder)
+  value = losses.effective_rank_penalty(placeholder)
   gradient = session.run(
     tf.gradients(value, placeholder)[0], {placeholder: features}
   )
@@ -86,4 +86,4 @@ def test_effective_rank_penalty_gradient_by_finite_differences(session):
 
 def test_effective_rank_penalty_refuses_a_vector():
   with pytest.raises(ValueError):
-    rank.effective_rank_penalty(tf.zeros([3]))
+    losses.effective_rank_penalty(tf.zeros([3]))

@@ -8,8 +8,8 @@ def test_loss_equals_a_float64_rederivation(make_agent):
   batch, atoms, target_atoms = agent.run(
     [
       dict(agent._replay.transition),
-      agent._replay_net_outputs.atoms,
-      agent._replay_next_target_net_outputs.atoms,
+      agent.batch.atoms,
+      agent.batch.target_atoms,
     ]
   )
   atoms, target_atoms = atoms.astype(float), target_atoms.astype(float)
@@ -34,9 +34,7 @@ def test_loss_equals_a_float64_rederivation(make_agent):
 def test_the_default_penalty_is_cqls_on_the_mean_of_the_quantiles(make_agent):
   agent = make_agent(quantile.FixedReplayQRCQLAgent, num_quantiles=5)
   assert [p.name for p in agent.penalties] == ['conservative']
-  actions, atoms = agent.run(
-    [agent._replay.actions, agent._replay_net_outputs.atoms]
-  )
+  actions, atoms = agent.run([agent._replay.actions, agent.batch.atoms])
   q_values = atoms.mean(axis=2)
   expected = np.log(np.exp(q_values).sum(axis=1))
   expected -= q_values[np.arange(32), actions]

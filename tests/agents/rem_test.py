@@ -1,6 +1,6 @@
 import numpy as np
 
-from batch_rl_dr3.agents import dqn, rem, value_network
+from batch_rl_dr3.agents import dqn, networks, rem
 
 # isort: split
 import tensorflow as tf
@@ -32,8 +32,8 @@ def test_loss_uses_one_mixture_on_both_sides(make_agent):
   batch, atoms, target_atoms, mixture = agent.run(
     [
       dict(agent._replay.transition),
-      agent._replay_net_outputs.atoms,
-      agent._replay_next_target_net_outputs.atoms,
+      agent.batch.atoms,
+      agent.batch.target_atoms,
       mixture,
     ]
   )
@@ -50,7 +50,7 @@ def test_loss_uses_one_mixture_on_both_sides(make_agent):
 
 def test_one_head_equals_dqn(make_agent, weights):
   class OneHead(rem.FixedReplayREMAgent):
-    initialiser = staticmethod(value_network.glorot_uniform)
+    initialiser = staticmethod(networks.glorot_uniform)
 
   one_head = make_agent(OneHead, num_heads=1)
   plain = make_agent(dqn.FixedReplayDQNAgent)
@@ -67,7 +67,5 @@ def test_one_head_equals_dqn(make_agent, weights):
 
 def test_acting_uses_the_mean_of_the_heads(make_agent):
   agent = make_agent(rem.FixedReplayREMAgent, num_heads=4)
-  atoms, q_values = agent.run(
-    [agent._replay_net_outputs.atoms, agent._replay_net_outputs.q_values]
-  )
+  atoms, q_values = agent.run([agent.batch.atoms, agent.batch.q_values])
   np.testing.assert_allclose(q_values, atoms.mean(axis=2), rtol=1e-4, atol=1e-6)

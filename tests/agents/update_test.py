@@ -7,39 +7,30 @@ import batch_rl_dr3  # noqa: F401
 # isort: split
 import tensorflow as tf
 
-from batch_rl_dr3.agents import update, value_network
+from batch_rl_dr3.agents import kernels, networks
 
 
 def test_one_pass_equals_two(session):
   rng = np.random.default_rng(0)
-  transition = {
-    name: tf.constant(rng.integers(0, 2, (5, 10, 10, 4, 1), dtype=np.uint8))
-    for name in ('state', 'next_state')
-  }
-  online, target = (
-    value_network.MinAtarNetwork(3, num_atoms=4, seed=seed) for seed in (1, 2)
+  states, next_states = (
+    tf.constant(rng.integers(0, 2, (5, 10, 10, 4, 1), dtype=np.uint8))
+    for _ in range(2)
   )
-  for network in (online, target):
-    network(transition['state'])
-  weights = {update.ONLINE: online.variables, update.TARGET: target.variables}
+  online = networks.MinAtarNetwork(3, num_atoms=4, seed=1)
+  online(states)
   session.run(tf.compat.v1.global_variables_initializer())
 
-  def outputs(learns_from_next_features):
-    batch = update.build(
-      online,
-      target,
-      weights,
-      tf.constant(0, tf.int64),
-      transition,
-      learns_from_next_features,
+  def outputs(in_one_pass):
+    features, next_features = kernels.pair_features(
+      online, online.variables, states, next_states, in_one_pass
     )
-    loss = tf.reduce_mean(batch.outputs.features * batch.next_features)
-    loss += tf.reduce_mean(tf.square(batch.outputs.atoms))
+    output = online.output(online.variables, features)
+    loss = tf.reduce_mean(features * next_features)
+    loss += tf.reduce_mean(tf.square(output.atoms))
     return session.run(
       [
-        batch.outputs.q_values,
-        batch.next_target_outputs.q_values,
-        batch.next_features,
+        output.q_values,
+        next_features,
         *tf.gradients(loss, online.variables),
       ]
     )

@@ -1,9 +1,9 @@
 import batch_rl_dr3  # noqa: F401
-from batch_rl_dr3.agents import value_network
+from batch_rl_dr3.agents import networks
 from benchmarks import arithmetic
 
 
-class Tiny(value_network.ValueNetwork):
+class Tiny(networks.ValueNetwork):
   convolutions = ((2, 3, 2),)
   num_features = 5
 

@@ -3,7 +3,7 @@ import gin
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import value_network
+from batch_rl_dr3.agents import networks
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.evaluation import evaluator as evaluator_lib
 from batch_rl_dr3.evaluation import video
@@ -16,7 +16,7 @@ def evaluator():
   gin.clear_config()
   return evaluator_lib.GameEvaluator(
     minatar.create_minatar_lanes('breakout', num_lanes=2),
-    value_network.MinAtarNetwork,
+    networks.MinAtarNetwork,
     play.PlayRule(60, 0.1),
   )
 
@@ -27,7 +27,7 @@ def prefix(session, tmp_path):
   import tensorflow as tf
 
   states = tf.compat.v1.placeholder(tf.uint8, (None, 10, 10, 4, 1))
-  value_network.MinAtarNetwork(6, num_atoms=3, seed=1, name='Online')(states)
+  networks.MinAtarNetwork(6, num_atoms=3, seed=1, name='Online')(states)
   session.run(tf.compat.v1.global_variables_initializer())
   return tf.compat.v1.train.Saver().save(session, str(tmp_path / 'tf_ckpt-0'))
 

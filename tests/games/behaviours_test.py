@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from batch_rl_dr3.agents import value_network  # noqa: F401
+from batch_rl_dr3.agents import networks  # noqa: F401
 from batch_rl_dr3.config import cli, errors
 from batch_rl_dr3.games import (
   behaviours,

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.agents import (
-  devices,
+  accelerator,
   dqn,
   penalties,
-  pure_step,
   quantile,
   rem,
 )
@@ -152,7 +151,7 @@ def test_a_graph_for_a_tpu_is_built(make_agent):
   agent = make_rem(make_agent)
   with agent.graph.as_default():
     steps = agent.compiled_steps()
-    results = devices.compiled('tpu', steps, steps.arguments)
+    results = accelerator._compiled('tpu', steps, steps.arguments)
   # The state comes back, without the 8 arrays of the data and the number of
   # steps; then the parts of the loss.
   num_parts = len(agent.loss_parts.by_name())
@@ -177,8 +176,8 @@ def test_adam_equals_tensorflows(session):
   gradient = tf.constant([0.5, -1.0, 0.0])
   update = optimizer.apply_gradients([(gradient, weight)])
   session.run(tf.compat.v1.global_variables_initializer())
-  adam = pure_step.Adam.of(optimizer)
-  state = pure_step.State(
+  adam = accelerator.Adam.of(optimizer)
+  state = accelerator.StepState(
     tf.constant(0, tf.int64),
     {'online': [tf.constant([1.0, -2.0, 3.0])]},
     {},

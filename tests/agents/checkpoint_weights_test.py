@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import dqn, online_weights, penalties, rem
+from batch_rl_dr3.agents import checkpoint_weights, dqn, penalties, rem
 from batch_rl_dr3.config import errors
 
 
@@ -50,14 +50,14 @@ def test_a_checkpoint_of_another_network_is_no_start(make_agent, trained):
 
 
 def test_written_weights_are_read_as_they_were(tmp_path, trained):
-  weights = online_weights.read(trained[1])
-  assert online_weights.layer_names(weights) == [
+  weights = checkpoint_weights.read(trained[1])
+  assert checkpoint_weights.layer_names(weights) == [
     *('Conv', 'fully_connected', 'fully_connected_1')
   ]
-  online_weights.write(str(tmp_path / 'copy'), weights)
+  checkpoint_weights.write(str(tmp_path / 'copy'), weights)
   for first, second in zip(
-    weights, online_weights.read(str(tmp_path / 'copy')), strict=True
+    weights, checkpoint_weights.read(str(tmp_path / 'copy')), strict=True
   ):
     np.testing.assert_array_equal(first, second)
   with pytest.raises(OSError):
-    online_weights.write(str(tmp_path / 'tf_ckpt-0.index' / 'x'), weights)
+    checkpoint_weights.write(str(tmp_path / 'tf_ckpt-0.index' / 'x'), weights)

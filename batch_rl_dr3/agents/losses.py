@@ -1,7 +1,8 @@
-"""Bellman losses: the regression of Q(s, a) on r + gamma Q'(s', a').
+"""The losses and penalties of a batch, each a pure function of tensors.
 
-Every function is pure TensorFlow, stateless, and returns one value per
-example; reduction over the batch is the agent's.
+Bellman losses (the regression of Q(s, a) on r + gamma Q'(s', a')), CQL's, DR3's
+and the effective-rank penalty. All but the last return one value per example;
+reduction over the batch is the agent's.
 """
 
 import tensorflow as tf
@@ -128,6 +129,107 @@ def quantile_huber(
   weights = tf.abs(taus[None, :, None] - tf.cast(errors < 0.0, tf.float32))
   losses = weights * _huber(errors, kappa) / kappa
   return tf.reduce_sum(tf.reduce_mean(losses, axis=2), axis=1)
+
+
+def conservative(q_values: tf.Tensor, actions: tf.Tensor) -> tf.Tensor:
+  """Returns logsumexp_a Q(s, a) - Q(s, a_data), the CQL(H) penalty.
+
+  Kumar et al. 2020 (arXiv:2006.04779), Eq. 4. It is log(A) where all Q-values
+  are equal, and never negative.
+
+  Args:
+    q_values: float32 [B, A]. Gradients flow through both terms.
+    actions: int [B], the logged actions.
+
+  Returns:
+    float32 [B].
+
+  Raises:
+    ValueError: if the batch sizes differ.
+  """
+  q_values.shape.assert_has_rank(2)
+  return tf.reduce_logsumexp(q_values, axis=1) - chosen_values(
+    q_values, actions
+  )
+
+
+def feature_dot_product(
+  features: tf.Tensor,
+  next_features: tf.Tensor,
+  stop_gradient: bool = False,
+) -> tf.Tensor:
+  """Returns phi(s, a)^T phi(s', a') of every transition.
+
+  Eq. 7 of Kumar et al. 2022 (arXiv:2112.04716), before the sum over the data.
+
+  Args:
+    features: float32 [B, D], penultimate-layer features of (s, a).
+    next_features: float32 [B, D], features of (s', a') by the same online
+      network.
+    stop_gradient: whether the second factor is a constant for the gradient
+      (Table A.1's ablation). By default gradients flow into both, as the
+      paper's DR3 has it.
+
+  Returns:
+    float32 [B].
+
+  Raises:
+    ValueError: if the two shapes are not the same [B, D].
+  """
+  features.shape.assert_has_rank(2)
+  features.shape.assert_is_compatible_with(next_features.shape)
+  if stop_gradient:
+    next_features = tf.stop_gradient(next_features)
+  return tf.reduce_sum(features * next_features, axis=1)
+
+
+def feature_cosine(features: tf.Tensor, next_features: tf.Tensor) -> tf.Tensor:
+  """Returns phi^T phi' / (|phi| |phi'|) of every transition.
+
+  It is 0 where a feature vector is 0.
+
+  Args:
+    features: float32 [B, D].
+    next_features: float32 [B, D]. Gradients flow into both.
+
+  Returns:
+    float32 [B].
+
+  Raises:
+    ValueError: if the two shapes are not the same [B, D].
+  """
+  return feature_dot_product(
+    tf.nn.l2_normalize(features, axis=1),
+    tf.nn.l2_normalize(next_features, axis=1),
+  )
+
+
+def effective_rank_penalty(features: tf.Tensor) -> tf.Tensor:
+  """Returns sigma_max(Phi)^2 - sigma_min(Phi)^2 of a batch of features.
+
+  Kumar et al. 2021 (arXiv:2010.14498), Section 6. The squared singular values
+  are the eigenvalues of the smaller Gram matrix, [B, B] or [D, D], which is
+  cheaper than a singular value decomposition of [B, D] and has a gradient.
+
+  Args:
+    features: float32 [B, D].
+
+  Returns:
+    float32 scalar, >= 0.
+
+  Raises:
+    ValueError: if the rank is not 2.
+  """
+  features.shape.assert_has_rank(2)
+  batch_size, dimension = features.shape.as_list()
+  gram = tf.matmul(
+    features,
+    features,
+    transpose_a=dimension < batch_size,
+    transpose_b=dimension >= batch_size,
+  )
+  eigenvalues = tf.linalg.eigvalsh(gram)  # In ascending order.
+  return eigenvalues[-1] - eigenvalues[0]
 
 
 def _check_shapes(first: tf.Tensor, second: tf.Tensor, rank: int) -> None:

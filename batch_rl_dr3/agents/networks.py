@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import dense
+from batch_rl_dr3.agents import kernels
 
+# From atoms, float32 [B, A, K], to Q-values, [B, A].
+QValues = Callable[[tf.Tensor], tf.Tensor]
 # Keeps the layer norm's division finite.
 _NORM_EPSILON = 1e-5
 
@@ -22,7 +24,7 @@ class NetworkOutput(NamedTuple):
   """What a value network says of a batch of states.
 
   Attributes:
-    q_values: float32 [B, A], the mean of `atoms` over K.
+    q_values: float32 [B, A], what the agent says that its atoms stand for.
     features: float32 [B, D], the penultimate layer's output (after ReLU): the
       phi of the paper. One row serves all actions of a state.
     atoms: float32 [B, A, K], the K outputs per action: REM's heads, QR-DQN's
@@ -32,6 +34,34 @@ class NetworkOutput(NamedTuple):
   q_values: tf.Tensor
   features: tf.Tensor
   atoms: tf.Tensor
+
+
+def mean_of_atoms(atoms: tf.Tensor) -> tf.Tensor:
+  """Returns the Q-values of heads or quantiles, their mean.
+
+  Args:
+    atoms: float32 [B, A, K].
+
+  Returns:
+    float32 [B, A].
+  """
+  return tf.reduce_mean(atoms, axis=2)
+
+
+def categorical_q_values(support: tuple[float, float]) -> QValues:
+  """Returns what makes Q-values of logits over evenly spaced returns.
+
+  The mean of softmax(logits), as in C51 (arXiv:1707.06887) and Rainbow.
+
+  Args:
+    support: the returns that the first and the last logit stand for.
+  """
+
+  def q_values(atoms: tf.Tensor) -> tf.Tensor:
+    returns = tf.linspace(*support, atoms.shape.as_list()[2])
+    return tf.reduce_sum(tf.nn.softmax(atoms, axis=2) * returns, axis=2)
+
+  return q_values
 
 
 def glorot_uniform(seed: int | None) -> tf.keras.initializers.Initializer:
@@ -61,6 +91,8 @@ class ValueNetwork(tf.keras.Model):
   convolutions: tuple[tuple[int, int, int], ...]
   num_features: int
   scale: float  # Observations are divided by it.
+  # What the layers compute in; weights and outputs are float32 all the same.
+  arithmetic_dtype = tf.float32
 
   def __init__(
     self,
@@ -72,6 +104,7 @@ class ValueNetwork(tf.keras.Model):
     seed: int | None = None,
     name: str | None = None,
     layer_norm: bool = False,
+    q_values: QValues = mean_of_atoms,
   ):
     """Creates the layers.
 
@@ -83,10 +116,12 @@ class ValueNetwork(tf.keras.Model):
         draws them from the global generator.
       name: the variables' scope.
       layer_norm: whether the feature layer is normalised before its ReLU.
+      q_values: what the K outputs of each action stand for.
     """
     super().__init__(name=name)
     self.num_actions = num_actions
     self.num_atoms = num_atoms
+    self.q_values = q_values
     seeds = iter(
       None if seed is None else seed * 1000 + layer
       for layer in range(len(self.convolutions) + 2)
@@ -148,9 +183,10 @@ class ValueNetwork(tf.keras.Model):
       states: uint8 [B, height, width, ..., stack].
 
     Returns:
-      [B, D], the weights' dtype.
+      float32 [B, D].
     """
-    activations = tf.cast(states, weights[0].dtype) / self.scale
+    weights = self._as_arithmetic(weights)
+    activations = tf.cast(states, self.arithmetic_dtype) / self.scale
     if states.shape.rank > 4:  # Channels and stacked frames are one axis.
       _, height, width, *channels = states.shape.as_list()
       activations = tf.reshape(
@@ -165,10 +201,10 @@ class ValueNetwork(tf.keras.Model):
       activations = tf.nn.relu(tf.nn.bias_add(convolved, bias))
     kernel, bias = pairs[num_convolutions]
     flat = tf.reshape(activations, [-1, kernel.shape.as_list()[0]])
-    hidden = tf.nn.bias_add(dense.matmul(flat, kernel), bias)
+    hidden = tf.nn.bias_add(kernels.matmul(flat, kernel), bias)
     if self.norm_layer is not None:
       hidden = _normalise(hidden, *pairs[num_convolutions + 1])
-    return tf.nn.relu(hidden)
+    return tf.cast(tf.nn.relu(hidden), tf.float32)
 
   def output(
     self, weights: Sequence[Any], features: tf.Tensor
@@ -177,14 +213,19 @@ class ValueNetwork(tf.keras.Model):
 
     Args:
       weights: see `features`.
-      features: [B, D], the weights' dtype.
+      features: float32 [B, D].
     """
-    kernel, bias = weights[-2:]
+    kernel, bias = self._as_arithmetic(weights[-2:])
+    inputs = tf.cast(features, self.arithmetic_dtype)
     atoms = tf.reshape(
-      tf.nn.bias_add(dense.matmul(features, kernel), bias),
+      tf.nn.bias_add(kernels.matmul(inputs, kernel), bias),
       [-1, self.num_actions, self.num_atoms],
     )
-    return NetworkOutput(tf.reduce_mean(atoms, axis=2), features, atoms)
+    atoms = tf.cast(atoms, tf.float32)
+    return NetworkOutput(self.q_values(atoms), features, atoms)
+
+  def _as_arithmetic(self, weights: Sequence[Any]) -> list[tf.Tensor]:
+    return [tf.cast(weight, self.arithmetic_dtype) for weight in weights]
 
 
 def _normalise(

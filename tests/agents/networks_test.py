@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import value_network
+from batch_rl_dr3.agents import networks
 from batch_rl_dr3.config import dopamine_compat
 
 # isort: split
@@ -11,8 +11,8 @@ import tensorflow as tf
 @pytest.mark.parametrize(
   ('network', 'state_shape', 'num_features'),
   [
-    (value_network.NatureNetwork, (84, 84, 4), 512),
-    (value_network.MinAtarNetwork, (10, 10, 6, 1), 128),
+    (networks.NatureNetwork, (84, 84, 4), 512),
+    (networks.MinAtarNetwork, (10, 10, 6, 1), 128),
   ],
 )
 @pytest.mark.parametrize('num_atoms', [1, 7])
@@ -29,7 +29,7 @@ def test_one_atom_equals_dopamines_nature_network_variable_by_variable(session):
   states = np.random.default_rng(0).integers(
     0, 256, (2, 84, 84, 4), dtype=np.uint8
   )
-  ours = value_network.NatureNetwork(5, name='Ours')
+  ours = networks.NatureNetwork(5, name='Ours')
   dopamines = dopamine_compat.NatureDQNNetwork(5, name='Dopamines')
   outputs = ours(tf.constant(states)), dopamines(tf.constant(states))
   names = [
@@ -46,7 +46,7 @@ def test_one_atom_equals_dopamines_nature_network_variable_by_variable(session):
 
 
 def test_features_times_last_layer_are_the_q_values(session):
-  network = value_network.MinAtarNetwork(3)
+  network = networks.MinAtarNetwork(3)
   states = np.random.default_rng(0).integers(
     0, 2, (4, 10, 10, 6, 1), dtype=np.uint8
   )
@@ -60,17 +60,17 @@ def test_features_times_last_layer_are_the_q_values(session):
 
 
 @pytest.mark.parametrize(
-  'initialiser', [value_network.glorot_uniform, value_network.scaled_uniform]
+  'initialiser', [networks.glorot_uniform, networks.scaled_uniform]
 )
 def test_initial_weights_are_a_function_of_the_seed(session, initialiser):
-  networks = [
-    value_network.MinAtarNetwork(3, initialiser=initialiser, seed=seed)
+  made = [
+    networks.MinAtarNetwork(3, initialiser=initialiser, seed=seed)
     for seed in (1, 1, 2)
   ]
-  for network in networks:
+  for network in made:
     network(tf.zeros([1, 10, 10, 4, 1], tf.uint8))
   session.run(tf.compat.v1.global_variables_initializer())
-  first, second, other = (session.run(n.variables) for n in networks)
+  first, second, other = (session.run(n.variables) for n in made)
   for a, b in zip(first, second, strict=True):
     np.testing.assert_array_equal(a, b)
   assert (first[0] != other[0]).any()
@@ -79,12 +79,12 @@ def test_initial_weights_are_a_function_of_the_seed(session, initialiser):
 def test_scaled_uniform_has_the_published_bound(session):
   # Uniform with variance scale / fan_in has the bound sqrt(3 scale / fan_in);
   # with scale 1/sqrt(3) and fan_in 300: sqrt(sqrt(3) / 300) = 0.07598.
-  values = session.run(value_network.scaled_uniform(0)((300, 400)))
+  values = session.run(networks.scaled_uniform(0)((300, 400)))
   np.testing.assert_allclose(np.abs(values).max(), 0.07598, rtol=1e-2)
 
 
 def test_layer_norm_stands_before_the_relu_of_the_features(session):
-  network = value_network.MinAtarNetwork(3, name='Online', layer_norm=True)
+  network = networks.MinAtarNetwork(3, name='Online', layer_norm=True)
   states = np.random.default_rng(0).integers(
     0, 2, (4, 10, 10, 6, 1), dtype=np.uint8
   )
@@ -116,7 +116,7 @@ def test_layer_norm_stands_before_the_relu_of_the_features(session):
 
 
 def test_without_layer_norm_the_variables_are_dopamines(session):
-  network = value_network.MinAtarNetwork(3, name='Online')
+  network = networks.MinAtarNetwork(3, name='Online')
   network(tf.zeros([1, 10, 10, 6, 1], tf.uint8))
   assert not any('layer_norm' in v.name for v in network.variables)
   assert len(network.variables) == 6

@@ -1,0 +1,356 @@
+"""Penalties that keep a state from step to step.
+
+# LabelNoiseFeatureDotPenalty
+
+DR3's penalty with the covariance that label noise induces (Figure 6).
+
+Theorem 3.1 of Kumar et al. 2022 (arXiv:2112.04716) weights the dot products
+by Sigma, the fixed point of Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M,
+with M = sum_i grad Q_i grad Q_i^T for label noise. Restricted to the last
+layer, as DR3 itself, grad Q is phi:
+
+  penalty = mean of phi(s, a)^T Sigma phi(s', a'),
+  G = mean of phi (phi - gamma phi')^T,  M = mean of phi phi^T.
+
+The paper's text does not say how it computes Sigma. Choices made here:
+
+* G and M are running means over batches, and Sigma is solved for every so
+  many steps. Until the first time it is I: the penalty is FeatureDotPenalty.
+* G is damped by a multiple of I, without which directions in which there are
+  no features would have no equation, and its step size is relative to trace M,
+  which bounds M's eigenvalues, so that it fits features of any size.
+* Sigma is scaled to trace D, that of I, so that c0 means the same.
+* Where I - eta G is no contraction (linear TD on the features diverges, see
+  analysis/linear_td.py) there is no Sigma: the last one stays, and the column
+  `label_noise_failures` counts it.
+
+No gradient flows into Sigma.
+
+# AdaptiveFeatureDotPenalty
+
+DR3's penalty with a coefficient that looks for a target.
+
+The paper tunes c0, and its dot products have the scale of the features: a c0
+that fits one game or base method need not fit another. Here the multiplier is
+found by dual ascent, so that the mean cosine of consecutive features,
+
+  cosine = mean of phi^T phi' / (|phi| |phi'|),
+
+comes down to a target, a number without a scale. What is penalised is DR3's dot
+product, so that the multiplier is c0, or with `normalised` the cosine itself,
+so that it is the multiplier of a Lagrangian. It is kept positive by its
+logarithm:
+
+  log c0 <- clip(log c0 + rate * (cosine - target)).
+
+This is beyond the paper.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import gin
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from batch_rl_dr3.agents import losses
+from batch_rl_dr3.agents.penalties import STATELESS, Penalty, State, UpdateBatch
+
+
+class LyapunovSolution(NamedTuple):
+  """What the iteration came to.
+
+  Attributes:
+    covariance: [D, D], Sigma.
+    has_converged: bool scalar.
+  """
+
+  covariance: tf.Tensor
+  has_converged: tf.Tensor
+
+
+def lyapunov_fixed_point(
+  pseudo_hessian: tf.Tensor,
+  noise: tf.Tensor,
+  step_size: tf.Tensor,
+  num_doublings: int = 24,
+  tolerance: float = 1e-6,
+) -> LyapunovSolution:
+  """Returns Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M.
+
+  The covariance of Theorem 3.1 of Kumar et al. 2022 (arXiv:2112.04716), by
+  iterating the equation from Sigma = 0. With A = I - eta G, the iterate after
+  2k rounds is Sigma_2k = Sigma_k + A^k Sigma_k (A^k)^T, so that rounds are
+  doubled instead of counted: 24 doublings are 16 million rounds, for three
+  products of matrices each. It ends as soon as A^k is negligible.
+
+  Args:
+    pseudo_hessian: float [D, D], G. Damp it (add a multiple of I) where it is
+      not positive in every direction.
+    noise: float of the same shape, M.
+    step_size: float scalar, eta.
+    num_doublings: doublings at most.
+    tolerance: the norm of A^k (Frobenius, over that of I) to end at. What is
+      left out of Sigma is of the order of its square.
+
+  Returns:
+    The solution, in the arguments' dtype. It has not converged if A^k is not
+    negligible at the end, or is not finite: then I - eta G is no contraction
+    and there is no covariance to return.
+
+  Raises:
+    ValueError: if G is not square, or M's shape is another.
+  """
+  pseudo_hessian.shape.assert_has_rank(2)
+  dimension = pseudo_hessian.shape.as_list()[0]
+  pseudo_hessian.shape.assert_is_compatible_with([dimension, dimension])
+  noise.shape.assert_is_compatible_with(pseudo_hessian.shape)
+  dtype = pseudo_hessian.dtype
+  identity = tf.eye(dimension, dtype=dtype)
+  power = identity - step_size * pseudo_hessian
+  size = tf.norm(identity)
+
+  def goes_on(
+    doubling: tf.Tensor, covariance: tf.Tensor, power: tf.Tensor
+  ) -> tf.Tensor:
+    del covariance
+    remaining = tf.norm(power)
+    return (
+      (doubling < num_doublings)
+      & (remaining > tolerance * size)
+      # Beyond it there is nothing but overflow.
+      & (remaining < size / tolerance)
+    )
+
+  def double(
+    doubling: tf.Tensor, covariance: tf.Tensor, power: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    spread = tf.matmul(tf.matmul(power, covariance), power, transpose_b=True)
+    return doubling + 1, covariance + spread, tf.matmul(power, power)
+
+  _, covariance, power = tf.while_loop(
+    goes_on,
+    double,
+    (tf.constant(0), tf.square(step_size) * noise, power),
+    maximum_iterations=num_doublings,
+  )
+  covariance = (covariance + tf.transpose(covariance)) / 2.0
+  has_converged = (tf.norm(power) <= tolerance * size) & tf.reduce_all(
+    tf.math.is_finite(covariance)
+  )
+  return LyapunovSolution(covariance, has_converged)
+
+
+@gin.configurable
+class LabelNoiseFeatureDotPenalty(Penalty):
+  """The mean over the batch of phi(s,a)^T Sigma phi(s',a')."""
+
+  name = 'label_noise_feature_dot_product'
+
+  def __init__(
+    self,
+    coefficient: float = 0.03,
+    stop_gradient: bool = False,
+    refresh_period: int = 2000,
+    decay: float = 0.999,
+    relative_step_size: float = 0.1,
+    relative_damping: float = 0.1,
+  ):
+    """Creates the penalty.
+
+    Args:
+      coefficient: c0.
+      stop_gradient: no gradient into phi(s', a').
+      refresh_period: gradient steps between solutions for Sigma.
+      decay: of the running means of G and M, a step.
+      relative_step_size: eta times trace M. Small ones all give the same
+        Sigma up to its scale.
+      relative_damping: what is added to G's diagonal, over M's mean
+        eigenvalue.
+
+    Raises:
+      ValueError: if a number is out of its range.
+    """
+    super().__init__(coefficient)
+    if refresh_period < 1:
+      raise ValueError(f'refresh_period must be >= 1, got {refresh_period}.')
+    if not 0.0 <= decay < 1.0:
+      raise ValueError(f'decay must be in [0, 1), got {decay}.')
+    if relative_step_size <= 0.0 or relative_damping < 0.0:
+      raise ValueError(
+        'relative_step_size must be > 0 and relative_damping >= 0, got '
+        f'{relative_step_size} and {relative_damping}.'
+      )
+    self.moves_next_features = not stop_gradient
+    self._stop_gradient = stop_gradient
+    self._refresh_period = refresh_period
+    self._decay = decay
+    self._relative_step_size = relative_step_size
+    self._relative_damping = relative_damping
+
+  def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
+    """See base class."""
+    dot_products = losses.feature_dot_product(
+      tf.matmul(batch.features, state['covariance']),
+      batch.next_features,
+      self._stop_gradient,
+    )
+    return tf.reduce_mean(dot_products)
+
+  def initial_state(self, num_features: int) -> dict[str, npt.NDArray[Any]]:
+    """See base class."""
+    zeros = np.zeros((num_features, num_features), np.float32)
+    return {
+      'covariance': np.eye(num_features, dtype=np.float32),
+      'pseudo_hessian': zeros,
+      'noise': zeros,
+      'failures': np.zeros((), np.float32),
+    }
+
+  def next_state(self, batch: UpdateBatch, state: State) -> State:
+    """See base class."""
+    features = tf.stop_gradient(batch.features)
+    next_features = tf.stop_gradient(batch.next_features)
+    backed_up = batch.discounts[:, tf.newaxis] * next_features
+    batch_size = tf.cast(tf.shape(features)[0], tf.float32)
+
+    def running_mean(mean: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+      new = tf.matmul(features, right, transpose_a=True) / batch_size
+      return mean + (1.0 - self._decay) * (new - mean)
+
+    hessian = running_mean(state['pseudo_hessian'], features - backed_up)
+    noise = running_mean(state['noise'], features)
+    is_due = tf.equal((batch.step + 1) % self._refresh_period, 0)
+    covariance, failures = tf.cond(
+      is_due,
+      lambda: self._refreshed(hessian, noise, state),
+      lambda: (
+        tf.identity(state['covariance']),
+        tf.identity(state['failures']),
+      ),
+    )
+    return {
+      'covariance': covariance,
+      'pseudo_hessian': hessian,
+      'noise': noise,
+      'failures': failures,
+    }
+
+  def _refreshed(
+    self, hessian: tf.Tensor, noise: tf.Tensor, state: State
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns Sigma and how often there was none, once solved for again."""
+    dimension = noise.shape.as_list()[0]
+    hessian, noise = tf.cast(hessian, tf.float64), tf.cast(noise, tf.float64)
+    trace = tf.linalg.trace(noise)
+    damping = self._relative_damping * trace / dimension
+    solution = lyapunov_fixed_point(
+      hessian + damping * tf.eye(dimension, dtype=tf.float64),
+      noise,
+      self._relative_step_size / trace,
+    )
+    solved = solution.covariance
+    solved *= dimension / tf.linalg.trace(solved)
+    covariance = tf.where(
+      solution.has_converged,
+      tf.cast(solved, tf.float32),
+      state['covariance'],
+    )
+    failed = 1.0 - tf.cast(solution.has_converged, tf.float32)
+    return covariance, state['failures'] + failed
+
+  def measures(self, batch: UpdateBatch, state: State) -> dict[str, tf.Tensor]:
+    """See base class. `label_noise_anisotropy` is 0 for Sigma = I."""
+    del batch
+    covariance = state['covariance']
+    dimension = covariance.shape.as_list()[0]
+    difference = tf.norm(covariance - tf.eye(dimension))
+    return {
+      'label_noise_anisotropy': difference / float(np.sqrt(dimension)),
+      'label_noise_failures': state['failures'],
+    }
+
+
+@gin.configurable
+class AdaptiveFeatureDotPenalty(Penalty):
+  """DR3's penalty, its coefficient set by dual ascent."""
+
+  name = 'adaptive_feature_dot_product'
+  moves_next_features = True
+
+  def __init__(
+    self,
+    coefficient: float = 0.01,
+    target: float = 0.5,
+    rate: float = 0.001,
+    normalised: bool = False,
+    bounds: tuple[float, float] = (1e-6, 10.0),
+  ):
+    """Creates the penalty.
+
+    Args:
+      coefficient: the multiplier at the first step, > 0.
+      target: the mean cosine to come down to.
+      rate: of the multiplier's logarithm, a step and a unit of cosine.
+      normalised: whether the cosine is penalised in place of the dot product.
+      bounds: the multiplier stays within them.
+
+    Raises:
+      ValueError: if a number is out of its range.
+    """
+    super().__init__(coefficient)
+    low, high = bounds
+    if not 0.0 < low <= coefficient <= high:
+      raise ValueError(
+        f'the coefficient must be in the bounds {bounds}, which must be '
+        f'positive; got {coefficient}.'
+      )
+    if not -1.0 <= target <= 1.0 or rate <= 0.0:
+      raise ValueError(
+        f'target must be a cosine and rate > 0, got {target} and {rate}.'
+      )
+    self._target = target
+    self._rate = rate
+    self._normalised = normalised
+    self._log_bounds = (math.log(low), math.log(high))
+
+  def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
+    """See base class."""
+    del state
+    if self._normalised:
+      return _mean_cosine(batch)
+    return tf.reduce_mean(
+      losses.feature_dot_product(batch.features, batch.next_features)
+    )
+
+  def weight(self, state: State) -> tf.Tensor:
+    """See base class."""
+    return tf.exp(state['log_coefficient'])
+
+  def initial_state(self, num_features: int) -> dict[str, npt.NDArray[Any]]:
+    """See base class."""
+    del num_features
+    return {'log_coefficient': np.array(math.log(self.coefficient), np.float32)}
+
+  def next_state(self, batch: UpdateBatch, state: State) -> State:
+    """See base class."""
+    excess = tf.stop_gradient(_mean_cosine(batch)) - self._target
+    return {
+      'log_coefficient': tf.clip_by_value(
+        state['log_coefficient'] + self._rate * excess, *self._log_bounds
+      )
+    }
+
+  def measures(self, batch: UpdateBatch, state: State) -> dict[str, tf.Tensor]:
+    """See base class."""
+    return {
+      'feature_cosine': _mean_cosine(batch),
+      'adaptive_coefficient': self.weight(state),
+    }
+
+
+def _mean_cosine(batch: UpdateBatch) -> tf.Tensor:
+  return tf.reduce_mean(
+    losses.feature_cosine(batch.features, batch.next_features)
+  )
