@@ -145,11 +145,15 @@ def _differences(
 
 def _data_differences(runs: Sequence[run_reader.Run]) -> Iterator[Difference]:
   """Yields which data differ: by name and version where these do, too."""
-  for found in _differences(runs, _data, 'hash of the data', data_hash):
-    there = [run for run in runs if _data(run) == found.where]
-    names = list(_differences(there, _data, 'data set', _name_and_version))
-    is_named = names and 'not recorded' not in names[0].groups
-    yield names[0] if is_named else found
+  named = [
+    found
+    for found in _differences(runs, _data, 'data set', _name_and_version)
+    if 'not recorded' not in found.groups
+  ]
+  yield from named
+  there = {found.where for found in named}
+  rest = [run for run in runs if _data(run) not in there]
+  yield from _differences(rest, _seed_of_data, 'hash of the data', data_hash)
 
 
 def _name_and_version(run: run_reader.Run) -> str:
@@ -167,7 +171,11 @@ def _game(run: run_reader.Run) -> str:
 
 def _data(run: run_reader.Run) -> str:
   logged_run = f', logged run {run.logged_run}' if run.logged_run else ''
-  return f'{_suite(run)} {run.setting.label}{logged_run}, seed {run.seed}'
+  return f'{_suite(run)} {run.setting.label}{logged_run}'
+
+
+def _seed_of_data(run: run_reader.Run) -> str:
+  return f'{_data(run)}, seed {run.seed}'
 
 
 def _setting(key: str, run: run_reader.Run) -> Any:

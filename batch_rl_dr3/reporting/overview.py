@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from batch_rl_dr3.analysis import returns
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import (
   figures,
@@ -194,8 +195,24 @@ def of_files(collection: run_reader.Collection) -> Iterator[str]:
       'machine that wrote them, or of this one, is wrong. They were read, not '
       'taken from the cache.'
     )
+  yield from _wrapped(collection)
   yield from guards.rom_notes(collection.runs)
   yield from guards.data_notes(collection.runs)
+
+
+def _wrapped(collection: run_reader.Collection) -> Iterator[str]:
+  for run in collection.runs:
+    if 'lowest' not in run.evaluations:
+      continue
+    lowest = run.evaluations['lowest']
+    wrapped = lowest[returns.is_wrapped(lowest.to_numpy(float))]
+    if len(wrapped):
+      yield (
+        f'{run.name}: an episode returned {wrapped.min():,.0f} at gradient '
+        f'step {wrapped.idxmin():,}, which no game can give: the score on the '
+        f'screen wrapped, in {len(wrapped)} of {len(lowest)} evaluations. '
+        'Their means are worth nothing.'
+      )
 
 
 def listed(names: list[str]) -> str:

@@ -72,7 +72,7 @@ def _run_task(index: int) -> Any:
   return _tasks[index]()
 
 
-_VERSION = 2
+_VERSION = 3
 # A file that changed less than this many nanoseconds ago can change again
 # without its time of change showing it.
 _SETTLED = 2_000_000_000
@@ -229,8 +229,8 @@ class Run:
     metrics: one row per log step: `gradient_steps` and those of `METRICS`
       that were logged. NaN is 'not measured', infinity 'not finite'.
     evaluations: one row per evaluation, by `gradient_steps`: the mean
-      `return` of its episodes, how many `episodes` it has, and how many of
-      them were `truncated`.
+      `return` of its episodes, how many `episodes` it has, how many of them
+      were `truncated`, and the `lowest` return of one.
     from_future: names of files that are dated later than now.
   """
 

@@ -39,7 +39,8 @@ def read_evaluations(
 
   Returns:
     `gradient_steps`; `return`, the mean over its episodes; `episodes` and
-    `truncated`, how many there are and how many of them were cut short.
+    `truncated`, how many there are and how many of them were cut short;
+    `lowest`, the lowest return of an episode.
 
   Raises:
     DataError: if the file is damaged, or holds rows of another run.
@@ -67,12 +68,15 @@ def read_evaluations(
   counts = np.bincount(rows, weights, len(steps))
   returns = weights * episodes[RETURN].to_numpy()
   cut_short = np.bincount(rows, _cut_short(episodes), len(steps))
+  lowest = np.full(len(steps), np.inf)
+  np.minimum.at(lowest, rows, episodes[RETURN].to_numpy())
   return pd.DataFrame(
     {
       STEPS: steps,
       RETURN: np.bincount(rows, returns, len(steps)) / counts,
       'episodes': counts.astype(np.int64),
       'truncated': cut_short.astype(np.int64),
+      'lowest': lowest,
     }
   )
 

@@ -81,3 +81,18 @@ def test_many_names_are_counted():
   names = [str(i) for i in range(14)]
   assert overview.listed(names[:2]) == '0, 1'
   assert overview.listed(names).endswith('11 and 2 more')
+
+
+def test_a_score_that_wrapped_is_flagged(make_run):
+  folder = make_run(
+    'rem', returns={100: [21_000, 20_000], 200: [21_000, -983_500]}
+  )
+  (note,) = [n for n in _notes_of(folder) if 'wrapped' in n]
+  assert 'returned -983,500 at gradient step 200' in note
+  assert 'in 1 of 2 evaluations' in note
+  other = make_run('cql', returns={100: [-20_000, -18_000]})  # Skiing's.
+  assert not [n for n in _notes_of(other) if 'wrapped' in n]
+
+
+def _notes_of(folder):
+  return overview.notes(run_reader.load([str(folder)]))
