@@ -12,7 +12,7 @@ from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
 
 from batch_rl_dr3.config import errors, ranges
-from batch_rl_dr3.control import brac_agent, cql_agent, feature_critic, tasks
+from batch_rl_dr3.control import brac_agent, cql_agent, critics, tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def create_critic(spaces: Spaces, layers: Sequence[int]) -> Any:
     spaces: the sizes of the task.
     layers: units of the hidden layers; the last are the features.
   """
-  return feature_critic.FeatureCriticNetwork(
+  return critics.FeatureCriticNetwork(
     (spaces.time_step_spec.observation, spaces.action_spec),
     joint_fc_layer_params=tuple(layers),
     kernel_initializer='glorot_uniform',

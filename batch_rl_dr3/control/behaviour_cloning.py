@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from batch_rl_dr3.control import agent_setups, step_seeds
+from batch_rl_dr3.control import agent_setups, critics
 
 _ACTION_MARGIN = 1e-3
 
@@ -35,7 +35,7 @@ def clone(
   log_weight = tf.Variable(0.0)
   optimizer = agent_setups.adam(learning_rate)
   counter = tf.Variable(0, dtype=tf.int64, trainable=False)
-  seeds = step_seeds.StepSeeds(seed, counter)
+  seeds = critics.StepSeeds(seed, counter)
   variables = [*network.trainable_variables, log_weight]
 
   @tf.function

@@ -18,7 +18,7 @@ import tensorflow as tf
 from tf_agents.agents.sac import sac_agent
 
 from batch_rl_dr3.agents import penalties as penalties_lib
-from batch_rl_dr3.control import penalised_critics
+from batch_rl_dr3.control import critics
 
 # The authors' kernel width for actions in [-1, 1].
 _SIGMA = 20.0
@@ -87,7 +87,7 @@ def mmd(
 
 
 @gin.configurable
-class DR3BracAgent(penalised_critics.PenalisedCritics, sac_agent.SacAgent):
+class DR3BracAgent(critics.PenalisedCritics, sac_agent.SacAgent):
   """BRAC on TF-Agents' SacAgent; without penalties, plain BRAC."""
 
   def __init__(
@@ -128,14 +128,14 @@ class DR3BracAgent(penalised_critics.PenalisedCritics, sac_agent.SacAgent):
       **kwargs: of `SacAgent`.
 
     Raises:
-      ConfigError: see `penalised_critics.check_specs`.
+      ConfigError: see `critics.check_specs`.
       ValueError: if the divergence is unknown or alpha not positive.
     """
     if divergence not in ('kl', 'mmd'):
       raise ValueError(f"divergence is 'kl' or 'mmd', not {divergence!r}.")
     if alpha <= 0:
       raise ValueError(f'alpha must be > 0, got {alpha}.')
-    penalised_critics.check_specs(time_step_spec, action_spec)
+    critics.check_specs(time_step_spec, action_spec)
     super().__init__(
       time_step_spec,
       action_spec,
@@ -200,7 +200,7 @@ class DR3BracAgent(penalised_critics.PenalisedCritics, sac_agent.SacAgent):
     *args: Any,
     measured: bool = False,
     **kwargs: Any,
-  ) -> penalised_critics.CriticTerms:
+  ) -> critics.CriticTerms:
     parent = super().critic_loss
 
     def loss() -> tf.Tensor:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tf_agents.agents.cql import cql_sac_agent
 
 from batch_rl_dr3.agents import penalties as penalties_lib
-from batch_rl_dr3.control import penalised_critics
+from batch_rl_dr3.control import critics
 
 
 def sampled_conservative(
@@ -50,9 +50,7 @@ def sampled_conservative(
 
 
 @gin.configurable
-class DR3CqlSacAgent(
-  penalised_critics.PenalisedCritics, cql_sac_agent.CqlSacAgent
-):
+class DR3CqlSacAgent(critics.PenalisedCritics, cql_sac_agent.CqlSacAgent):
   """TF-Agents' CqlSacAgent; without penalties, plain CQL."""
 
   def __init__(
@@ -86,11 +84,11 @@ class DR3CqlSacAgent(
       **kwargs: of `CqlSacAgent`.
 
     Raises:
-      ConfigError: see `penalised_critics.check_specs`.
+      ConfigError: see `critics.check_specs`.
       ValueError: if a penalty needs a finite set of actions, or noise is to
         be put on rewards, which could not be resumed bit for bit.
     """
-    penalised_critics.check_specs(time_step_spec, action_spec)
+    critics.check_specs(time_step_spec, action_spec)
     super().__init__(time_step_spec, action_spec, *args, **kwargs)
     if self._reward_noise_variance:
       raise ValueError('reward_noise_variance is not supported; leave it 0.')
@@ -121,7 +119,7 @@ class DR3CqlSacAgent(
     *args: Any,
     measured: bool = False,
     **kwargs: Any,
-  ) -> penalised_critics.CriticTerms:
+  ) -> critics.CriticTerms:
     self._dr3.next_time_steps = next_time_steps  # For `_cql_loss`.
     parent = super()._critic_loss_with_optional_entropy_term
 

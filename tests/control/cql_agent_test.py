@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from tf_agents.agents.cql import cql_sac_agent
 
-from batch_rl_dr3.control import cql_agent, step_seeds
+from batch_rl_dr3.control import cql_agent, critics
 
 
 def test_sampled_conservative_by_hand():
@@ -163,7 +163,7 @@ def test_seeds_depend_on_step_purpose_and_call_alone():
   step = tf.Variable(4, dtype=tf.int64)
 
   def draw(purpose, seed=0):
-    seeds = step_seeds.StepSeeds(seed, step)
+    seeds = critics.StepSeeds(seed, step)
     with seeds.purpose(purpose):
       return [tuple(seeds().numpy()) for _ in range(2)]
 
@@ -174,7 +174,7 @@ def test_seeds_depend_on_step_purpose_and_call_alone():
   others += draw('critic')
   assert len(set(others)) == 8
   with pytest.raises(RuntimeError, match='purpose'):
-    step_seeds.StepSeeds(0, step)()
+    critics.StepSeeds(0, step)()
 
 
 def test_the_agent_is_a_cql_sac_agent():

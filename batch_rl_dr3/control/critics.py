@@ -1,4 +1,4 @@
-"""What the agents share: features of the critics, penalties on them, measures.
+"""What the agents share: critics with features, penalties on them, seeds.
 
 The critics minimise L_ALG + sum over penalties of coefficient * R, where L_ALG
 is the loss as TF-Agents' training step minimises it (with the 0.5 that it puts
@@ -7,19 +7,141 @@ DR3, R = sum over critics of mean phi(s,a)^T phi(s',a') (Eq. 7 of
 arXiv:2112.04716), phi of the online critic at the very a' of the backup.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import types
 from typing import Any, NamedTuple
+import zlib
 
 import numpy as np
 import tensorflow as tf
 from tf_agents.agents import tf_agent
+from tf_agents.agents.ddpg import critic_network
 from tf_agents.specs import tensor_spec
 
 from batch_rl_dr3.agents import losses
 from batch_rl_dr3.agents import penalties as penalties_lib
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import step_seeds
+
+
+class StepSeeds:
+  """Stands in for TF-Agents' stream of seeds, and needs no state of its own.
+
+  TF-Agents samples with stateful generators, whose state no checkpoint holds:
+  a run that was stopped would go on with other numbers. Each call of this
+  object returns the seed of a stateless sampler, which TensorFlow Probability
+  takes in the same place. It depends on the run's seed, the gradient step,
+  what is sampled for, and which call for that it is; not on which function
+  was traced first.
+  """
+
+  def __init__(self, seed: int, step: tf.Variable):
+    """Creates the stream.
+
+    Args:
+      seed: the run's seed.
+      step: int64 scalar, the number of gradient steps taken.
+    """
+    self._seed = seed
+    self._step = step
+    self._salt: int | None = None
+    self._num_calls = 0
+
+  @contextlib.contextmanager
+  def purpose(self, name: str) -> Iterator[None]:
+    """Says what is sampled for while the block is traced."""
+    before = (self._salt, self._num_calls)
+    self._salt, self._num_calls = zlib.crc32(name.encode()) & 0x7FFFFFFF, 0
+    try:
+      yield
+    finally:
+      self._salt, self._num_calls = before
+
+  def __call__(self) -> tf.Tensor:
+    """Returns the seed of the next sampler, int32 [2].
+
+    Raises:
+      RuntimeError: outside of `purpose`.
+    """
+    if self._salt is None:
+      raise RuntimeError('random numbers are asked for without a purpose.')
+    self._num_calls += 1
+    seed = tf.constant([self._seed, self._salt], tf.int32)
+    fold_in = tf.random.experimental.stateless_fold_in
+    step = tf.cast(self._step, tf.int32)
+    return fold_in(fold_in(seed, step), self._num_calls)
+
+
+class FeatureCriticNetwork(critic_network.CriticNetwork):
+  """A critic Q(s, a) whose features phi(s, a) can be asked for.
+
+  The features are what its last layer, a linear one, takes. Everything else
+  is TF-Agents' `CriticNetwork`.
+  """
+
+  def __init__(
+    self, input_tensor_spec: Any, name: str = 'FeatureCritic', **kwargs: Any
+  ):
+    """Creates the network; its variables appear when it is first called.
+
+    Args:
+      input_tensor_spec: the specs of (observation, action).
+      name: the network's name.
+      **kwargs: further arguments of `CriticNetwork`.
+
+    Raises:
+      ValueError: if `last_layer` is given: `copy()` would share it between
+        the online and the target network.
+    """
+    if kwargs.get('last_layer') is not None:
+      raise ValueError(
+        'FeatureCriticNetwork takes no last_layer: copies would share it.'
+      )
+    super().__init__(input_tensor_spec, name=name, **kwargs)
+    # A callable, not a list: Keras would wrap and track a list.
+    self._on_features: Callable[[tf.Tensor], None] | None = None
+
+  def features(self, inputs: Any, training: bool = False) -> tf.Tensor:
+    """Returns phi(s, a), float32 [B, D], for inputs (s, a)."""
+    observations, actions = (
+      tf.cast(tf.nest.flatten(part)[0], tf.float32) for part in inputs
+    )
+    for layer in self._observation_layers:
+      observations = layer(observations, training=training)
+    for layer in self._action_layers:
+      actions = layer(actions, training=training)
+    joint = tf.concat([observations, actions], 1)
+    for layer in self._joint_layers[:-1]:
+      joint = layer(joint, training=training)
+    return joint
+
+  def values(self, features: tf.Tensor) -> tf.Tensor:
+    """Returns Q, float32 [B], of features, float32 [B, D]."""
+    return tf.reshape(self._joint_layers[-1](features), [-1])
+
+  def call(
+    self,
+    inputs: Any,
+    step_type: Any = (),
+    network_state: Any = (),
+    training: bool = False,
+  ) -> tuple[tf.Tensor, Any]:
+    """Returns Q, float32 [B], and the network state as it came."""
+    del step_type
+    features = self.features(inputs, training)
+    if self._on_features is not None:
+      self._on_features(features)
+    return self.values(features), network_state
+
+  @contextlib.contextmanager
+  def recording(self) -> Iterator[list[tf.Tensor]]:
+    """Yields a list that takes the features of every call in the block."""
+    recorded: list[tf.Tensor] = []
+    self._on_features = recorded.append
+    try:
+      yield recorded
+    finally:
+      self._on_features = None
 
 
 class CriticTerms(NamedTuple):
@@ -88,7 +210,7 @@ class PenalisedCritics:
     # A namespace, since tf.Module would wrap and track lists and tensors.
     self._dr3 = types.SimpleNamespace(
       penalties=tuple(penalties),
-      seeds=step_seeds.StepSeeds(seed, self.train_step_counter),  # type: ignore[attr-defined]
+      seeds=StepSeeds(seed, self.train_step_counter),  # type: ignore[attr-defined]
       next_actions=None,
       next_time_steps=None,
     )

@@ -8,7 +8,7 @@ from tf_agents.trajectories import time_step as ts
 
 from batch_rl_dr3.agents import penalties
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import agent_setups, feature_critic, penalised_critics
+from batch_rl_dr3.control import agent_setups, critics
 
 COEFFICIENT = 0.3
 
@@ -70,7 +70,7 @@ def test_copies_share_no_weights():
 
 def test_a_shared_last_layer_is_refused():
   with pytest.raises(ValueError, match='last_layer'):
-    feature_critic.FeatureCriticNetwork(
+    critics.FeatureCriticNetwork(
       (None, None), last_layer=tf.keras.layers.Dense(1)
     )
 
@@ -227,7 +227,7 @@ def test_uint8_specs_with_scalar_bounds_are_refused(make, request):
     make_agent(time_step_spec=steps)
   with pytest.raises(errors.ConfigError, match='action spec is uint8'):
     make_agent(action_spec=scalar)
-  penalised_critics.check_specs(
+  critics.check_specs(
     ts.time_step_spec(
       tensor_spec.BoundedTensorSpec([3], tf.uint8, np.zeros(3), np.full(3, 255))
     ),
