@@ -282,11 +282,6 @@ def read_bindings(
   return bound
 
 
-def bindings_to_text(values: dict[str, Any]) -> str:
-  """Returns bindings as gin text, a line each, sorted by name."""
-  return ''.join(f'{name} = {values[name]!r}\n' for name in sorted(values))
-
-
 @functools.lru_cache(maxsize=256)
 def _bindings_of_files(files: tuple[str, ...]) -> dict[str, Any]:
   bound: dict[str, Any] = {}
