@@ -382,8 +382,10 @@ def test_errors_of_the_command_are_one_line_and_a_code(
 ):
   missing = run(train_command(tmp_path / 'run', replay_dir='/nowhere'))
   assert missing.returncode == 65
-  assert missing.stderr.startswith('train: ')
-  assert missing.stderr.count('\n') == 1
+  announcement, message = missing.stderr.split('\n', maxsplit=1)
+  assert announcement == 'Starting TensorFlow...'
+  assert message.startswith('train: ')
+  assert message.count('\n') == 1
   unknown = run([*train_command(tmp_path / 'run'), '--no_such_flag'])
   assert unknown.returncode == 64
   assert unknown.stderr.count('\n') == 1
