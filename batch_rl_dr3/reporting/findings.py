@@ -139,13 +139,7 @@ def findings(
   normalisation: reference.Normalisation,
   bootstrap: statistics.Bootstrap,
 ) -> tables.Table:
-  """Returns the claims of the paper that the runs of a study are about.
-
-  Args:
-    study: the runs.
-    normalisation: the scale of scores.
-    bootstrap: makes the intervals of interquartile means.
-  """
+  """Returns the claims of the paper that the runs of a study are about."""
   rows: list[dict[str, Any]] = []
   for claim, dataset, method, other in _claims(study):
     cells = study_lib.on_shared_games(

@@ -378,7 +378,8 @@ def _grouped(
 def _lines(key: str, run: run_reader.Run) -> tuple[tuple[str, str], ...]:
   value = run.provenance.get(key)
   if key == 'command' and isinstance(value, list):
-    value = shlex.join(map(str, value))
+    # A flag a line: it can be copied, and no flag is broken.
+    value = shlex.join(map(str, value)).replace(' --', ' \\\n  --')
   if key == 'data':
     value = {'hash': guards.data_hash(run)} | guards.mapping(run, 'data')
     value.pop('data_hash', None)

@@ -102,12 +102,7 @@ class Normalisation:
   def __call__(
     self, returns: npt.NDArray[np.float64], games: tuple[str, ...]
   ) -> npt.NDArray[np.float64]:
-    """Returns normalised scores.
-
-    Args:
-      returns: float64 [runs, games] or [runs, games, steps], in points.
-      games: their names.
-    """
+    """Returns normalised scores."""
     low = scores().loc[list(games), 'random'].to_numpy(float)
     shape = (-1, *[1] * (returns.ndim - 2))
     return np.asarray(

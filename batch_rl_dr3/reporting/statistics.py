@@ -136,18 +136,7 @@ class Bootstrap:
   def __call__(
     self, statistic: Callable[..., Array], *scores: Array
   ) -> Estimate:
-    """Returns a statistic of scores and its 95% percentile interval.
-
-    Args:
-      statistic: takes as many arrays as there are `scores`, of their shapes,
-        and returns float64 [K].
-      *scores: float64 [runs, games, ...] each. Of several, each is resampled
-        on its own, as those of independent methods.
-
-    Returns:
-      The estimate, float64 [K]. The ends are NaN where one of the `scores` has
-      a single run: to draw it again and again says nothing.
-    """
+    """Returns a statistic of scores and its 95% percentile interval."""
     if min(map(len, scores)) < 2:
       value = np.atleast_1d(statistic(*scores))
       unknown = np.full_like(value, np.nan)

@@ -306,12 +306,6 @@ def _panels(
 
   The panels are placed by hand: to let Matplotlib find places for as many as a
   study has would take half the time of a report.
-
-  Args:
-    count: how many panels.
-    num_columns: how many of them side by side.
-    narrow: whether the figure is for a phone.
-    height: inches from one panel to the next below it.
   """
   num_rows = -(-count // num_columns)
   legend, below = 0.75 if narrow else 0.5, 0.5

@@ -57,13 +57,7 @@ class StudyTables:
     normalisation: reference.Normalisation,
     bootstrap: statistics.Bootstrap,
   ):
-    """Computes nothing yet.
-
-    Args:
-      study: the runs.
-      normalisation: the scale of scores.
-      bootstrap: makes the intervals.
-    """
+    """Computes nothing yet."""
     self._study = study
     self._normalisation = normalisation
     self._bootstrap = bootstrap

@@ -66,11 +66,6 @@ def draw(
   """Returns the figure: a row a quantity, a column a game and data set.
 
   Where there is one game alone, more than two quantities take two columns.
-
-  Args:
-    study: what is drawn.
-    collection: its runs.
-    narrow: True for one column.
   """
   places = [
     (PANELS[quantity], setting)

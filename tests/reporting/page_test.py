@@ -165,7 +165,7 @@ def test_the_page_states_what_the_runs_are(index):
     'DR3 report: breakout, 10pct',
     '2 runs · 1 game (minatar) · 2 methods · 1 seed',
     'One game, one seed',
-    'python -m batch_rl_dr3.train --seed=0',
+    'python -m batch_rl_dr3.train \\ --seed=0',
     'hash hash1 num_rows 1000 subset 10pct',
     'epsilon_eval 0.001 gamma 0.9',
     'ROM (MD5) not recorded',

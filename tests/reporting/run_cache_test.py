@@ -66,15 +66,15 @@ def test_an_unchanged_run_is_not_read_again(run, cache, read_files):
     [np.inf, np.nan], nan_ok=True
   )
   assert second.evaluations.to_dict('index') == {
-    100: {'return': 2.0, 'episodes': 2, 'truncated': 0},
-    200: {'return': 5.0, 'episodes': 2, 'truncated': 1},
+    100: {'return': 2.0, 'episodes': 2, 'truncated': 0, 'lowest': 1.0},
+    200: {'return': 5.0, 'episodes': 2, 'truncated': 1, 'lowest': 4.0},
   }
 
 
 def test_a_changed_run_is_read_again(run, cache, read_files):
   _load(run, cache)
   with open(run / 'metrics.csv', 'a') as file:
-    file.write('0,300,,,,,,,7.5,,,\n')
+    file.write('0,300,,,,,,,,7.5,,,\n')
   _age(run, 30)
   changed = _load(run, cache)
   assert len(read_files) == 4
