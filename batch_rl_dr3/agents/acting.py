@@ -28,6 +28,22 @@ class Outputs(NamedTuple):
   features: npt.NDArray[np.float32]
 
 
+def categorical_q_values(support: tuple[float, float]) -> networks.QValues:
+  """Returns what makes Q-values of logits over evenly spaced returns.
+
+  The mean of softmax(logits), as in C51 (arXiv:1707.06887) and Rainbow.
+
+  Args:
+    support: the returns that the first and the last logit stand for.
+  """
+
+  def q_values(atoms: tf.Tensor) -> tf.Tensor:
+    returns = tf.linspace(*support, atoms.shape.as_list()[2])
+    return tf.reduce_sum(tf.nn.softmax(atoms, axis=2) * returns, axis=2)
+
+  return q_values
+
+
 class Actor:
   """A value network that chooses greedy actions.
 

@@ -21,9 +21,6 @@ def huber(target: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
 
   Returns:
     float32 [B].
-
-  Raises:
-    ValueError: if the shapes are not the same [B].
   """
   _check_shapes(target, prediction, rank=1)
   return _huber(target - prediction)
@@ -51,9 +48,6 @@ def bellman_target(
 
   Returns:
     float32, the shape of `next_values`.
-
-  Raises:
-    ValueError: if the batch sizes differ.
   """
   rewards.shape.assert_has_rank(1)
   terminals.shape.assert_is_compatible_with(rewards.shape)
@@ -73,9 +67,6 @@ def chosen_values(values: tf.Tensor, actions: tf.Tensor) -> tf.Tensor:
 
   Returns:
     float32 [B] or [B, K].
-
-  Raises:
-    ValueError: if the batch sizes differ.
   """
   actions.shape.assert_has_rank(1)
   return expected_values(values, tf.one_hot(actions, values.shape.as_list()[1]))
@@ -90,9 +81,6 @@ def expected_values(values: tf.Tensor, policy: tf.Tensor) -> tf.Tensor:
 
   Returns:
     float32 [B] or [B, K].
-
-  Raises:
-    ValueError: if the batch sizes or action counts differ.
   """
   values.shape[:2].assert_is_compatible_with(policy.shape)
   if values.shape.rank == 3:
@@ -116,9 +104,6 @@ def quantile_huber(
 
   Returns:
     float32 [B].
-
-  Raises:
-    ValueError: if the batch sizes differ or a rank is not 2.
   """
   target.shape.assert_has_rank(2)
   prediction.shape.assert_has_rank(2)
@@ -143,9 +128,6 @@ def conservative(q_values: tf.Tensor, actions: tf.Tensor) -> tf.Tensor:
 
   Returns:
     float32 [B].
-
-  Raises:
-    ValueError: if the batch sizes differ.
   """
   q_values.shape.assert_has_rank(2)
   return tf.reduce_logsumexp(q_values, axis=1) - chosen_values(
@@ -172,9 +154,6 @@ def feature_dot_product(
 
   Returns:
     float32 [B].
-
-  Raises:
-    ValueError: if the two shapes are not the same [B, D].
   """
   features.shape.assert_has_rank(2)
   features.shape.assert_is_compatible_with(next_features.shape)
@@ -194,9 +173,6 @@ def feature_cosine(features: tf.Tensor, next_features: tf.Tensor) -> tf.Tensor:
 
   Returns:
     float32 [B].
-
-  Raises:
-    ValueError: if the two shapes are not the same [B, D].
   """
   return feature_dot_product(
     tf.nn.l2_normalize(features, axis=1),
@@ -216,9 +192,6 @@ def effective_rank_penalty(features: tf.Tensor) -> tf.Tensor:
 
   Returns:
     float32 scalar, >= 0.
-
-  Raises:
-    ValueError: if the rank is not 2.
   """
   features.shape.assert_has_rank(2)
   batch_size, dimension = features.shape.as_list()

@@ -1,8 +1,6 @@
 """What every offline agent shares: all but its Bellman loss.
 
-Dopamine's DQNAgent on a fixed store. This module builds the loss and its parts,
-the training step and the measured quantities, once; a subclass says how its
-Bellman loss is built.
+Dopamine's DQNAgent on a fixed store; a subclass says how its loss is built.
 
 The training step is one function of (weights, optimiser slots, penalties'
 states, step number, store): sampling is keyed by (seed, step), the target
@@ -315,12 +313,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     )
 
   def _build_train_op(self) -> tf.Operation:
-    """Builds the loss, the metrics and the training step.
-
-    Returns:
-      The op of one whole training step: every `target_update_period` steps
-      the target network, then gradient, optimiser and step number.
-    """
+    """Returns a whole step: target network, gradient, optimiser, number."""
     self._transition_tensors = (
       dict(self._replay.transition)
       if self._held_out_replay is None
@@ -359,7 +352,6 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       return self.gradient_steps.assign_add(1, read_value=False)
 
   def _create_states(self) -> dict[str, dict[str, tf.Variable]]:
-    """Returns variables of the penalties' states, saved with the weights."""
     return {
       penalty.name: {
         name: tf.compat.v1.get_variable(
@@ -409,11 +401,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     }
 
   def compiled_steps(self) -> accelerator.CompiledSteps:
-    """Returns the training steps as a function that XLA compiles.
-
-    Raises:
-      ConfigError: if the optimiser is not Adam.
-    """
+    """Returns the training steps as a function that XLA compiles."""
 
     def loss(
       values: Mapping[str, Sequence[tf.Tensor]],
@@ -541,11 +529,8 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     }
 
   def _build_sync_op(self) -> list[tf.Operation]:
-    """Returns ops that copy the online network into the target network.
-
-    Dopamine's finds the variables by the name scope it is called in, which
-    inside a tf.cond is another one.
-    """
+    # Dopamine's finds the variables by the name scope it is called in, which
+    # inside a tf.cond is another one.
     return [
       target.assign(online)
       for online, target in zip(
@@ -643,11 +628,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   def measure_held_out(
     self, batches: Sequence[Mapping[str, npt.NDArray[Any]]]
   ) -> dict[str, float]:
-    """Returns what is measured of held-out batches, by column.
-
-    Args:
-      batches: as for `measure`.
-    """
+    """Returns what is measured of held-out batches, by column."""
     prefix = HELD_OUT
     metrics = {
       column: self.metrics[column.removeprefix(prefix)]
@@ -743,5 +724,4 @@ def _share_column(penalty: str) -> str:
 
 
 def _read(variables: Any) -> Any:
-  """Returns the values of nested variables."""
   return tf.nest.map_structure(lambda v: v.read_value(), variables)

@@ -86,7 +86,7 @@ class GameEvaluator:
       game.observation_shape,
       game.stack_size,
       self._num_threads,
-      None if support is None else networks.categorical_q_values(support),
+      None if support is None else acting.categorical_q_values(support),
     )
     if self._atoms == pool.UNSTATED and actor.num_atoms > 1:
       actor.close()
