@@ -43,7 +43,7 @@ from absl import flags
 from batch_rl_dr3 import train
 from batch_rl_dr3.config import cli, errors, frameworks
 from batch_rl_dr3.runs import run_directory
-from batch_rl_dr3.studies import catalogue
+from batch_rl_dr3.studies import trained
 
 if TYPE_CHECKING:
   import pandas as pd
@@ -95,7 +95,7 @@ def define_flags() -> None:
 
 
 def train_runs(
-  study: catalogue.Study,
+  study: trained.TrainedStudy,
   output_dir: pathlib.Path,
   games: Sequence[tuple[str, str]],
   suite: str,
@@ -202,7 +202,7 @@ def _output_dir() -> pathlib.Path:
   return pathlib.Path(FLAGS.output_dir)
 
 
-def _run_training_study(study: catalogue.Study) -> None:
+def _run_training_study(study: trained.TrainedStudy) -> None:
   from batch_rl_dr3.reporting import run_reader
   from batch_rl_dr3.studies import trained
 
@@ -266,7 +266,7 @@ def _run_figure_a2() -> None:
 COMMANDS: dict[str, Callable[[], None]] = {
   **{
     name: functools.partial(_run_training_study, study)
-    for name, study in catalogue.STUDIES.items()
+    for name, study in trained.STUDIES.items()
   },
   'figure_a2': _run_figure_a2,
   **{

@@ -11,7 +11,7 @@ import pytest
 from batch_rl_dr3 import study
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import run_directory
-from batch_rl_dr3.studies import catalogue
+from batch_rl_dr3.studies import trained
 
 TINY = (
   'create_minatar_lanes.num_lanes=2',
@@ -65,7 +65,7 @@ def check_figure(path):
 
 
 def test_a_study_trains_tabulates_and_draws(command, tmp_path, monkeypatch):
-  figure1 = catalogue.STUDIES['figure1']
+  figure1 = trained.STUDIES['figure1']
   sarsa = dataclasses.replace(figure1, variants=figure1.variants[1:2])
   monkeypatch.setitem(
     study.COMMANDS,
@@ -111,10 +111,10 @@ def test_what_is_finished_is_not_trained_again(command, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', sorted(set(catalogue.STUDIES) - {'figure1'}))
+@pytest.mark.parametrize('name', sorted(set(trained.STUDIES) - {'figure1'}))
 def test_every_other_study_trains_and_draws(command, tmp_path, name):
   command(name, tmp_path)
-  about = catalogue.STUDIES[name]
+  about = trained.STUDIES[name]
   table = rows(tmp_path / f'{name}.csv')
   assert {row['method'] for row in table} == set(about.methods)
   assert {row['quantity'] for row in table} == set(about.quantities)
@@ -138,7 +138,7 @@ def test_layers_are_set_back(command, tmp_path, name):
   command(name, tmp_path, gin_bindings=still)
   command('figure_a2', tmp_path / 'a2', runs=[f'{tmp_path}/breakout/*/seed0'])
   table = rows(tmp_path / 'a2' / 'figure_a2.csv')
-  num_methods = len(catalogue.STUDIES[name].methods)
+  num_methods = len(trained.STUDIES[name].methods)
   assert len(table) == num_methods * 3 * 2
   for row in table:
     changed = [float(row[n]) for n in ('q_change', 'actions_changed')]

@@ -15,7 +15,6 @@ from batch_rl_dr3.analysis import returns
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import (
   figures,
-  guards,
   methods,
   reference,
   run_reader,
@@ -196,8 +195,8 @@ def of_files(collection: run_reader.Collection) -> Iterator[str]:
       'taken from the cache.'
     )
   yield from _wrapped(collection)
-  yield from guards.rom_notes(collection.runs)
-  yield from guards.data_notes(collection.runs)
+  yield from reference.rom_notes(collection.runs)
+  yield from reference.data_notes(collection.runs)
 
 
 def _wrapped(collection: run_reader.Collection) -> Iterator[str]:
@@ -312,7 +311,7 @@ def _assumed(collection: run_reader.Collection) -> Iterator[str]:
   names = [
     run.name
     for run in collection.runs
-    if 'gamma' not in guards.mapping(run, 'protocol')
+    if 'gamma' not in reference.mapping(run, 'protocol')
   ]
   if names:
     who = (
@@ -323,7 +322,7 @@ def _assumed(collection: run_reader.Collection) -> Iterator[str]:
       'assumed.'
     )
   versions = {
-    guards.plain(run.provenance.get('versions')) for run in collection.runs
+    reference.plain(run.provenance.get('versions')) for run in collection.runs
   }
   if len(versions) > 1:
     yield 'The runs were made with different versions of software, see below.'
@@ -381,17 +380,17 @@ def _lines(key: str, run: run_reader.Run) -> tuple[tuple[str, str], ...]:
     # A flag a line: it can be copied, and no flag is broken.
     value = shlex.join(map(str, value)).replace(' --', ' \\\n  --')
   if key == 'data':
-    value = {'hash': guards.data_hash(run)} | guards.mapping(run, 'data')
+    value = {'hash': reference.data_hash(run)} | reference.mapping(run, 'data')
     value.pop('data_hash', None)
   if key == 'protocol':
-    value = guards.shared_protocol(run)
+    value = reference.shared_protocol(run)
   if isinstance(value, dict) and value:
     return tuple((name, _line(value[name])) for name in sorted(value))
   return (('', _line(value)),)
 
 
 def _line(value: Any) -> str:
-  line = guards.plain(value)
+  line = reference.plain(value)
   if isinstance(value, list | dict) and len(line) > _MAX_NESTED_CHARACTERS:
     noun = 'entry' if len(value) == 1 else 'entries'
     return f'{len(value)} {noun}, see provenance.json'
@@ -433,9 +432,9 @@ def _run_row(run: run_reader.Run) -> dict[str, Any]:
     'gradient_steps': run.num_gradient_steps,
     'evaluations': len(run.evaluations),
     'finished': 'yes' if run.finished else 'no',
-    'data_hash': guards.data_hash(run),
+    'data_hash': reference.data_hash(run),
     'rom_md5': run.provenance.get('rom_md5'),
-    'version': guards.mapping(run, 'versions').get('batch_rl_dr3'),
+    'version': reference.mapping(run, 'versions').get('batch_rl_dr3'),
   }
 
 

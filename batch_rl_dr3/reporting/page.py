@@ -17,7 +17,6 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import (
   figures,
   findings,
-  guards,
   methods,
   overview,
   reference,
@@ -242,9 +241,9 @@ def write_report(
   target = target.resolve()
   _refuse_foreign(target)
   run_directory.make_directory(target.parent)
-  mixed = guards.differences(collection.runs)
+  mixed = reference.differences(collection.runs)
   if not options.allow_mixed:
-    guards.refuse(mixed)
+    reference.refuse(mixed)
   html, content = make(collection, options, [d.sentence for d in mixed])
   new = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
   try:

@@ -21,12 +21,7 @@ import numpy as np
 from numpy import typing as npt
 import pandas as pd
 
-from batch_rl_dr3.reporting import (
-  methods,
-  reference,
-  run_reader,
-  statistics,
-)
+from batch_rl_dr3.reporting import methods, reference, run_reader, statistics
 from batch_rl_dr3.reporting.tables import Column, Table, number, signed, text
 from batch_rl_dr3.runs import mirror, run_directory
 

@@ -3,7 +3,7 @@
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import guards, overview, page, run_reader
+from batch_rl_dr3.reporting import overview, page, reference, run_reader
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_brac(collection):
 
 
 def test_games_may_differ_in_their_scale(collection):
-  assert guards.differences(collection.runs) == []
+  assert reference.differences(collection.runs) == []
 
 
 def test_the_page(collection):

@@ -1,7 +1,7 @@
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import guards, run_reader
+from batch_rl_dr3.reporting import reference, run_reader
 
 
 def _load(tmp_path):
@@ -9,13 +9,13 @@ def _load(tmp_path):
 
 
 def _sentences(tmp_path):
-  return [d.sentence for d in guards.differences(_load(tmp_path).runs)]
+  return [d.sentence for d in reference.differences(_load(tmp_path).runs)]
 
 
 def test_runs_that_are_alike_may_share_a_table(rem_pair):
-  found = guards.differences(run_reader.load([rem_pair]).runs)
+  found = reference.differences(run_reader.load([rem_pair]).runs)
   assert found == []
-  guards.refuse(found)
+  reference.refuse(found)
 
 
 def test_data_protocol_rom_and_version_are_compared(make_run, tmp_path):
@@ -68,7 +68,7 @@ def test_a_mix_is_refused_with_the_field_and_the_runs(
   make_run('rem')
   make_run('rem', name='other', game='freeway', protocol={setting: value})
   with pytest.raises(errors.DataError) as caught:
-    guards.refuse(guards.differences(_load(tmp_path).runs))
+    reference.refuse(reference.differences(_load(tmp_path).runs))
   message = str(caught.value)
   assert setting in message
   assert 'in rem' in message
@@ -119,7 +119,7 @@ def test_seeds_may_have_data_of_their_own_which_is_said(make_run, tmp_path):
         data={'hash': f'hash{seed}'},
       )
   assert _sentences(tmp_path) == []
-  (note,) = guards.data_notes(_load(tmp_path).runs)
+  (note,) = reference.data_notes(_load(tmp_path).runs)
   assert 'breakout, 10pct' in note
 
 
@@ -127,7 +127,7 @@ def test_the_hash_of_the_data_has_several_places(make_run, tmp_path):
   make_run('rem', data={'data_hash': 'h'})
   make_run('cql', data={}, data_hash='h')
   make_run('dqn', data=None)
-  hashes = [guards.data_hash(run) for run in _load(tmp_path).runs]
+  hashes = [reference.data_hash(run) for run in _load(tmp_path).runs]
   assert hashes == [None, 'h', 'h']
 
 
@@ -141,7 +141,7 @@ def test_roms_are_compared_with_those_of_the_logged_data(make_run, tmp_path):
   atari('Breakout', None)
   atari('Haunted', 'f00')
   make_run('rem', name='minatar', rom_md5=None)
-  lines = list(guards.rom_notes(_load(tmp_path).runs))
+  lines = list(reference.rom_notes(_load(tmp_path).runs))
   assert [line.partition(' were')[0].partition(' do')[0] for line in lines] == [
     'Runs of SpaceInvaders',
     'Runs of Breakout',

@@ -9,12 +9,12 @@ from batch_rl_dr3.games import (
   atari,  # noqa: F401
   minatar,  # noqa: F401
 )
-from batch_rl_dr3.studies import catalogue, trained
+from batch_rl_dr3.studies import trained
 from batch_rl_dr3.training import discrete as runner  # noqa: F401
 
 VARIANTS = [
   pytest.param(study, variant, id=f'{study.name}-{variant.method}')
-  for study in catalogue.STUDIES.values()
+  for study in trained.STUDIES.values()
   for variant in study.variants
 ]
 
@@ -31,7 +31,7 @@ def test_a_variant_is_what_gin_calls_it(
   assert gin.query_parameter('Subset.fraction') == (0.05 if dataset else 1.0)
 
 
-@pytest.mark.parametrize('study', catalogue.STUDIES.values(), ids=str)
+@pytest.mark.parametrize('study', trained.STUDIES.values(), ids=str)
 def test_a_study_has_variants_apart_and_quantities_that_can_be_drawn(study):
   names = [variant.method for variant in study.variants]
   assert len(set(names)) == len(names)
@@ -43,7 +43,7 @@ def test_a_study_has_variants_apart_and_quantities_that_can_be_drawn(study):
 
 def test_the_four_backups_are_those_of_the_paper(clear_gin):
   backups = {}
-  for variant in catalogue.STUDIES['figure1'].variants:
+  for variant in trained.STUDIES['figure1'].variants:
     gin.clear_config()
     cli.load_gin(variant.gin_files('minatar', None), ())
     backups[variant.method] = gin.query_parameter('FixedReplayDQNAgent.backup')
@@ -59,7 +59,7 @@ def test_the_four_backups_are_those_of_the_paper(clear_gin):
 def test_the_stop_gradient_ablation_changes_that_alone(clear_gin):
   def config(method):
     gin.clear_config()
-    variants = catalogue.STUDIES['table_a1'].variants
+    variants = trained.STUDIES['table_a1'].variants
     variant = next(v for v in variants if v.method == method)
     cli.load_gin(variant.gin_files('minatar', None), ())
     return dict(gin.config._CONFIG)
