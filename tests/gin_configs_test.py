@@ -14,7 +14,6 @@ from batch_rl_dr3.games import (
   atari,  # noqa: F401
   collection,  # noqa: F401
   minatar,  # noqa: F401
-  online_dqn,  # noqa: F401
 )
 from batch_rl_dr3.sweeping import grid  # noqa: F401
 from batch_rl_dr3.training import discrete as runner
