@@ -9,13 +9,7 @@ import sys
 import pytest
 
 from batch_rl_dr3.config import cli
-from batch_rl_dr3.sweeping import (
-  gcp_batch,
-  grid,
-  job_arrays,
-  kubernetes,
-  slurm,
-)
+from batch_rl_dr3.sweeping import grid, job_arrays
 
 pytestmark = pytest.mark.slow
 
@@ -63,20 +57,20 @@ def execute(command, **variables):
 
 
 def gcp_task(array, tmp_path, index):
-  (text,) = gcp_batch.GcpBatch().files(array).values()
+  (text,) = job_arrays.GcpBatch().files(array).values()
   spec = json.loads(text)['taskGroups'][0]['taskSpec']
   command = spec['runnables'][0]['container']['commands']
   return execute(command, BATCH_TASK_INDEX=index)
 
 
 def slurm_task(array, tmp_path, index):
-  ((name, text),) = slurm.Slurm(setup='true').files(array).items()
+  ((name, text),) = job_arrays.Slurm(setup='true').files(array).items()
   (tmp_path / name).write_text(text)
   return execute(['bash', tmp_path / name], SLURM_ARRAY_TASK_ID=index)
 
 
 def kubernetes_task(array, tmp_path, index):
-  (text,) = kubernetes.Kubernetes().files(array).values()
+  (text,) = job_arrays.Kubernetes().files(array).values()
   pod = json.loads(text)['spec']['template']['spec']
   command = pod['containers'][0]['command']
   return execute(command, JOB_COMPLETION_INDEX=index)
