@@ -20,7 +20,7 @@ from batch_rl_dr3.config import (
   progress,
   signals,
 )
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import atomic
 
 _USAGE = """\
 Plays a game and logs the play, as data to train on.
@@ -81,7 +81,7 @@ def _is_done(
 def _whole_or_nothing(output_dir: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields a folder beside `output_dir` that takes its name at the end."""
   staging = output_dir.with_name(f'.{output_dir.name}.{os.getpid()}.partial')
-  run_directory.make_directory(staging)
+  atomic.make_directory(staging)
   try:
     yield staging
     try:
@@ -93,7 +93,7 @@ def _whole_or_nothing(output_dir: pathlib.Path) -> Iterator[pathlib.Path]:
       else:
         os.replace(staging, output_dir)
     except OSError as error:
-      raise run_directory.WriteError(output_dir, error) from error
+      raise atomic.WriteError(output_dir, error) from error
   finally:
     shutil.rmtree(staging, ignore_errors=True)
 
@@ -166,7 +166,7 @@ def collect_into(
       on_progress=show,
     )
     seconds = time.monotonic() - start
-    run_directory.write_json(
+    atomic.write_json(
       staging / SUMMARY,
       {
         **summary,

@@ -55,7 +55,7 @@ from absl import flags
 
 from batch_rl_dr3.config import cli, errors
 from batch_rl_dr3.reporting import study as study_lib
-from batch_rl_dr3.runs import results, run_directory, run_globs
+from batch_rl_dr3.runs import atomic, results, run_globs
 
 if TYPE_CHECKING:
   from batch_rl_dr3.reporting import run_reader
@@ -171,7 +171,7 @@ def _open_cache() -> 'run_reader.RunCache | None':
 
   folder = os.path.join(FLAGS.cache_dir, 'runs')
   try:
-    run_directory.make_directory(folder)
+    atomic.make_directory(folder)
   except errors.WriteError as error:
     print(
       f'report: {error} Until then every run is read again (--cache_dir).',

@@ -34,7 +34,7 @@ import pandas as pd
 
 from batch_rl_dr3.config import cli, errors
 from batch_rl_dr3.reporting import run_reader, selection, tables
-from batch_rl_dr3.runs import run_directory, run_globs
+from batch_rl_dr3.runs import atomic, run_globs
 
 FLAGS = flags.FLAGS
 
@@ -163,7 +163,7 @@ def _write(
       'outcomes': records(outcomes),
     }
     text = json.dumps(content, indent=1, allow_nan=False) + '\n'
-  run_directory.write_atomically(output, text)
+  atomic.write_text(output, text)
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

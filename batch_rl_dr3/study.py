@@ -42,7 +42,7 @@ from absl import flags
 
 from batch_rl_dr3 import train
 from batch_rl_dr3.config import cli, errors, frameworks
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import atomic, run_directory
 from batch_rl_dr3.studies import trained
 
 if TYPE_CHECKING:
@@ -184,15 +184,13 @@ def write(
   Raises:
     WriteError: if the file system refuses.
   """
-  path = run_directory.make_directory(output_dir) / drawn.name
+  path = atomic.make_directory(output_dir) / drawn.name
   try:
     path.with_suffix('.png').write_bytes(drawn.wide)
     path.with_suffix('.pdf').write_bytes(drawn.pdf)
   except OSError as error:
-    raise run_directory.WriteError(path, error) from error
-  run_directory.write_atomically(
-    path.with_suffix('.csv'), table.to_csv(index=False)
-  )
+    raise atomic.WriteError(path, error) from error
+  atomic.write_text(path.with_suffix('.csv'), table.to_csv(index=False))
   print(f'study: {path.with_suffix(".png")}')
 
 

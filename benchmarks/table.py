@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import atomic
 
 # What programs know rows by, such as `sweep plan --benchmark`.
 GRADIENT_STEPS = 'gradient_steps_per_second'
@@ -93,4 +93,4 @@ def write_json(path: str, rows: Sequence[Row]) -> None:
   Raises:
     WriteError: if the file cannot be written.
   """
-  run_directory.write_json(path, [dataclasses.asdict(row) for row in rows])
+  atomic.write_json(path, [dataclasses.asdict(row) for row in rows])

@@ -19,12 +19,13 @@ from batch_rl_dr3.config import errors, gin_files
 from batch_rl_dr3.evaluation import pool, scoring, targets
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import (
+  atomic,
   checkpoints,
   lease,
   remote_folder,
   run_directory,
   run_globs,
-  score_log,
+  run_tables,
 )
 from batch_rl_dr3.training import discrete
 
@@ -42,7 +43,7 @@ def train_here(session, clear_gin, replay_dir, cache_dir, tiny_bindings):
       [*tiny_bindings, *bindings],
       seed=3,
     )
-    return run_directory.read_csv(base_dir / run_directory.SCORES)
+    return run_tables.read_rows(base_dir / run_directory.SCORES)
 
   return train_here
 
@@ -52,7 +53,7 @@ def command(*flags):
 
 
 def scores(folder):
-  return run_directory.read_csv(folder / run_directory.SCORES)
+  return run_tables.read_rows(folder / run_directory.SCORES)
 
 
 def test_a_checkpoint_scores_what_its_run_scored(train_here, tmp_path):
@@ -85,10 +86,8 @@ def test_the_command_plays_what_has_no_scores_and_nothing_twice(
   (other / run_directory.SCORES).unlink()
   provenance = json.loads((other / run_directory.PROVENANCE).read_text())
   provenance['protocol']['num_evaluation_agent_steps'] = 40
-  run_directory.write_json(other / run_directory.PROVENANCE, provenance)
-  log = run_directory.CsvLog(
-    one / run_directory.SCORES, run_directory.SCORE_COLUMNS
-  )
+  atomic.write_json(other / run_directory.PROVENANCE, provenance)
+  log = run_tables.CsvLog(one / run_directory.SCORES, run_tables.SCORE_COLUMNS)
   log.keep(lambda row: row['iteration'] == '1')
 
   flag = f'--checkpoints={tmp_path}/runs/**'
@@ -151,7 +150,7 @@ PROTOCOL = {
 def result(protocol=PROTOCOL, game='breakout', rom_md5=None):
   return pool.Result(
     identity=play.GameIdentity('minatar', game, rom_md5, protocol),
-    episodes=[score_log.Episode(0, 1.0, 10, False)],
+    episodes=[run_tables.Episode(0, 1.0, 10, False)],
     process={'device': 'cpu'},
   )
 
@@ -191,7 +190,7 @@ def test_a_run_without_evaluation_takes_the_published_protocol(
 ):
   provenance = targets.write_provenance(target, result())
   provenance['protocol']['num_evaluation_agent_steps'] = 0
-  run_directory.write_json(tmp_path / run_directory.PROVENANCE, provenance)
+  atomic.write_json(tmp_path / run_directory.PROVENANCE, provenance)
   run_target = targets.of_run(tmp_path)
   rule = play.PlayRule.recorded(run_target.protocol)
   assert rule == play.PlayRule(125_000, 0.001, 27_000)
@@ -215,7 +214,7 @@ def test_what_is_found_is_a_run_or_a_folder_of_checkpoints(tmp_path):
   assert targets.find([str(run_folder)]) == (expected[0], [])
   with pytest.raises(errors.DataError, match='nothing to evaluate'):
     targets.find([f'{tmp_path}/none/*'])
-  with pytest.raises(errors.DataError, match='no whole run directory'):
+  with pytest.raises(errors.DataError, match='game is missing'):
     targets.of_run(run_folder)
   found = targets.of_folder(foreign, tmp_path, '', {}, 100)
   assert found.checkpoints[12].gradient_steps == 1300
@@ -236,7 +235,7 @@ def test_only_what_is_left_is_played(tmp_path, target):
 
   assert left('last') == [(10, True, False)]
   written = targets.write_provenance(found, result())
-  log = score_log.ScoreLog(tmp_path)
+  log = run_tables.ScoreLog(tmp_path)
   log.append(written, 10, 1100, result().episodes)
   assert left('last') == []
   assert left('all') == [(0, True, False), (1, True, False)]
@@ -263,7 +262,7 @@ def test_the_bar_knows_the_agent_steps_that_are_bound(tmp_path, target):
 
 def test_a_line_says_the_score_and_whether_a_counter_wrapped():
   def episodes(*returns):
-    return [score_log.Episode(0, value, 10, False) for value in returns]
+    return [run_tables.Episode(0, value, 10, False) for value in returns]
 
   assert scoring.describe(episodes(1.0, 2.0), None) == (
     'mean return 1.50 over 2 episodes'
@@ -381,7 +380,7 @@ def test_a_run_that_somebody_sent_executes_nothing(
 def test_a_protocol_that_is_not_whole_is_named(target, tmp_path):
   provenance = targets.write_provenance(target, result())
   del provenance['protocol']['epsilon_eval']
-  run_directory.write_json(tmp_path / run_directory.PROVENANCE, provenance)
+  atomic.write_json(tmp_path / run_directory.PROVENANCE, provenance)
   broken = dataclasses.replace(
     targets.of_run(tmp_path),
     checkpoints={0: checkpoints.Checkpoint('0', 30, 'x')},
@@ -396,7 +395,12 @@ def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
   for name in (run_directory.PROVENANCE, run_directory.CONFIG):
     remote.put(tmp_path / name, name)
   for name in '01':
-    manifest = {'name': name, 'gradient_steps': 30, 'files': {}}
+    entry = {'bytes': 1, 'sha256': '0' * 64}
+    manifest = {
+      'name': name,
+      'gradient_steps': 30,
+      'files': {f'tf_ckpt-{name}.index': entry},
+    }
     for path, content in (
       (f'tf_ckpt-{name}.index', 'weights'),
       (f'ckpt.{name}.json', json.dumps(manifest)),
@@ -419,11 +423,11 @@ def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
     assert index.read_text() == 'weights'
     assert not list(place.folder.glob('events.*'))
     written = targets.write_provenance(here, result(), place.check)
-    log = score_log.ScoreLog(here.output_dir, place.check)
+    log = run_tables.ScoreLog(here.output_dir, place.check)
     log.append(written, 1, 30, result().episodes)
     place.publish()
   view.refresh()
-  assert score_log.ScoreLog(folder).iterations() == {1}
+  assert run_tables.ScoreLog(folder).iterations() == {1}
   # What was not fetched is still there.
   assert remote.read('checkpoints/tf_ckpt-0.index') == b'weights'
   assert remote.read('events.out.tfevents') == b'large'
@@ -440,12 +444,12 @@ def test_a_run_in_use_and_a_damaged_checkpoint_are_named(
   folder = tmp_path / 'checkpoints'
   folder.mkdir()
   (folder / 'tf_ckpt-0.index').write_text('x')
-  run_directory.write_json(
+  atomic.write_json(
     folder / 'ckpt.0.json',
     {
       'name': '0',
       'gradient_steps': 30,
-      'files': {'tf_ckpt-0.index': {'bytes': 2, 'sha256': ''}},
+      'files': {'tf_ckpt-0.index': {'bytes': 2, 'sha256': '0' * 64}},
     },
   )
   run_target = targets.of_run(tmp_path)

@@ -16,7 +16,7 @@ import pytest
 from batch_rl_dr3 import select, train
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import run_reader, selection, watch
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import run_directory, run_tables
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
     )
     assert float(row['loss_total']) == pytest.approx(total, rel=1e-5)
   scores = read(tmp_path / run_directory.SCORES)
-  assert tuple(scores[0]) == run_directory.SCORE_COLUMNS
+  assert tuple(scores[0]) == run_tables.SCORE_COLUMNS
   for iteration in (0, 1):
     rows = [r for r in scores if r['iteration'] == str(iteration)]
     assert sum(int(r['length']) for r in rows) >= 40
@@ -313,7 +313,7 @@ def start_and_wait(command, base_dir, gradient_steps):
   )
   deadline = time.monotonic() + 300
   while time.monotonic() < deadline and process.poll() is None:
-    rows = run_directory.read_csv(base_dir / run_directory.METRICS)
+    rows = run_tables.read_rows(base_dir / run_directory.METRICS)
     if rows and int(rows[-1]['gradient_steps']) >= gradient_steps:
       return process
     time.sleep(0.002)

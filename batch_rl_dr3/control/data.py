@@ -18,7 +18,7 @@ from tf_agents.trajectories import time_step as ts
 from batch_rl_dr3.config import errors, progress
 from batch_rl_dr3.control import data_files, tasks
 from batch_rl_dr3.control.data_files import Transitions
-from batch_rl_dr3.runs import retry, run_directory, storage
+from batch_rl_dr3.runs import atomic, retry, storage
 
 # The columns of a transition, in the order of `transition`'s argument.
 COLUMNS = (
@@ -145,7 +145,7 @@ def locate(path: str, cache_dir: str) -> pathlib.Path:
 def _fetch(url: str, cache_dir: pathlib.Path) -> pathlib.Path:
   """Returns the cached copy of a URL, fetched whole or not at all."""
   key = hashlib.sha256(url.encode()).hexdigest()[:16]
-  folder = run_directory.make_directory(cache_dir / 'd4rl' / key)
+  folder = atomic.make_directory(cache_dir / 'd4rl' / key)
   parent, _, name = url.rstrip('/').rpartition('/')
   target = folder / name
   if target.exists():
@@ -166,7 +166,7 @@ def _fetch(url: str, cache_dir: pathlib.Path) -> pathlib.Path:
         bar.update(len(chunk))
     os.replace(temporary, target)
   except OSError as error:  # Of the disk; the storage raises a DataError.
-    raise run_directory.WriteError(target, error) from error
+    raise atomic.WriteError(target, error) from error
   finally:
     temporary.unlink(missing_ok=True)
   return target

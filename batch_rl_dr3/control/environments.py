@@ -13,7 +13,7 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import tasks
 from batch_rl_dr3.games import play
-from batch_rl_dr3.runs import score_log
+from batch_rl_dr3.runs import run_tables
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -105,7 +105,7 @@ def play_episodes(
   seed: int,
   on_progress: play.ProgressCallback | None = None,
   should_stop: Callable[[], bool] | None = None,
-) -> list[score_log.Episode]:
+) -> list[run_tables.Episode]:
   """Plays whole episodes, several at a time, and returns them in order.
 
   Every episode has a seed of its own, so that how many are played at a time
@@ -124,7 +124,7 @@ def play_episodes(
   """
   waiting = list(range(num_episodes))
   seeds = np.random.SeedSequence(seed).generate_state(num_episodes)
-  episodes: dict[int, score_log.Episode] = {}
+  episodes: dict[int, run_tables.Episode] = {}
   running: dict[int, _Lane] = {}
   num_steps = 0
   for lane, environment in enumerate(environments[:num_episodes]):
@@ -166,7 +166,7 @@ class _Lane:
     self._return = 0.0
     self._length = 0
 
-  def step(self, action: FloatArray, lane: int) -> score_log.Episode | None:
+  def step(self, action: FloatArray, lane: int) -> run_tables.Episode | None:
     """Plays one step and returns the episode if it is over."""
     observation, reward, terminated, truncated, _ = self._environment.step(
       action
@@ -176,4 +176,4 @@ class _Lane:
     self._length += 1
     if not (terminated or truncated):
       return None
-    return score_log.Episode(lane, self._return, self._length, not terminated)
+    return run_tables.Episode(lane, self._return, self._length, not terminated)

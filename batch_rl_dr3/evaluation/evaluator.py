@@ -23,7 +23,7 @@ from batch_rl_dr3.games import (
   play,
 )
 from batch_rl_dr3.games import lanes as lanes_lib
-from batch_rl_dr3.runs import score_log
+from batch_rl_dr3.runs import run_tables
 
 
 class GameEvaluator:
@@ -104,7 +104,7 @@ class GameEvaluator:
     seed: int,
     on_progress: play.ProgressCallback | None = None,
     should_stop: Callable[[], bool] | None = None,
-  ) -> list[score_log.Episode]:
+  ) -> list[run_tables.Episode]:
     actor = self.load(prefix)
     try:
       return play.play(
@@ -124,7 +124,7 @@ class GameEvaluator:
     seed: int,
     path: str,
     should_stop: Callable[[], bool] | None = None,
-  ) -> score_log.Episode:
+  ) -> run_tables.Episode:
     rule = play.PlayRule(
       1, self.rule.epsilon, self.rule.max_agent_steps_per_episode
     )

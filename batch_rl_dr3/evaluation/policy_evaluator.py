@@ -12,7 +12,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import agent_setups, data, environments, tasks
 from batch_rl_dr3.evaluation import pool, video
 from batch_rl_dr3.games import play
-from batch_rl_dr3.runs import score_log
+from batch_rl_dr3.runs import run_tables
 
 SUITE = 'd4rl'
 # What a run that was trained without evaluation is played for.
@@ -83,7 +83,7 @@ class PolicyEvaluator:
     seed: int,
     on_progress: play.ProgressCallback | None = None,
     should_stop: Callable[[], bool] | None = None,
-  ) -> list[score_log.Episode]:
+  ) -> list[run_tables.Episode]:
     self._load(prefix)
     return environments.play_episodes(
       self._environments,
@@ -113,7 +113,7 @@ class PolicyEvaluator:
     seed: int,
     path: str,
     should_stop: Callable[[], bool] | None = None,
-  ) -> score_log.Episode:
+  ) -> run_tables.Episode:
     self._load(prefix)
     environment = environments.make(self._task, render_mode='rgb_array')
     try:

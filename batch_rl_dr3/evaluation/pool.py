@@ -21,7 +21,7 @@ import warnings
 
 from batch_rl_dr3.config import errors, frameworks, gin_files
 from batch_rl_dr3.games import play
-from batch_rl_dr3.runs import score_log
+from batch_rl_dr3.runs import run_tables
 
 # What a worker process holds: see _start.
 _worker: Any = None
@@ -89,7 +89,7 @@ class Evaluator(Protocol):
     seed: int,
     on_progress: play.ProgressCallback | None = None,
     should_stop: Callable[[], bool] | None = None,
-  ) -> list[score_log.Episode]:
+  ) -> list[run_tables.Episode]:
     """Returns the episodes of a checkpoint, a function of it and the seed.
 
     Args:
@@ -109,7 +109,7 @@ class Evaluator(Protocol):
     seed: int,
     path: str,
     should_stop: Callable[[], bool] | None = None,
-  ) -> score_log.Episode:
+  ) -> run_tables.Episode:
     """Writes an MP4 of the first episode of an evaluation, and returns it.
 
     Args:
@@ -180,7 +180,7 @@ class Result:
   """
 
   identity: play.GameIdentity
-  episodes: list[score_log.Episode]
+  episodes: list[run_tables.Episode]
   process: dict[str, Any]
 
 

@@ -11,7 +11,7 @@ from batch_rl_dr3.analysis import returns
 from batch_rl_dr3.config import errors, progress, signals
 from batch_rl_dr3.evaluation import pool
 from batch_rl_dr3.games import play
-from batch_rl_dr3.runs import checkpoints, home, score_log
+from batch_rl_dr3.runs import checkpoints, home, run_tables
 
 # Checkpoints that may wait for the other process before training waits.
 _MAX_WAITING = 3
@@ -27,15 +27,17 @@ class ScoredCheckpoint:
 
   iteration: int
   checkpoint: checkpoints.Checkpoint
-  episodes: list[score_log.Episode]
+  episodes: list[run_tables.Episode]
 
 
-def mean_return(episodes: Sequence[score_log.Episode]) -> float:
+def mean_return(episodes: Sequence[run_tables.Episode]) -> float:
   """Returns the mean of the episodes' returns."""
   return sum(e.episode_return for e in episodes) / len(episodes)
 
 
-def describe(episodes: Sequence[score_log.Episode], score: float | None) -> str:
+def describe(
+  episodes: Sequence[run_tables.Episode], score: float | None
+) -> str:
   """Returns what to say of an evaluation, with its normalised score if any."""
   normalised = '' if score is None else f', normalised {score:.1f},'
   text = (
@@ -99,7 +101,7 @@ class SyncEvaluations:
 
   def _play(
     self, iteration: int, checkpoint: checkpoints.Checkpoint, seed: int
-  ) -> list[score_log.Episode]:
+  ) -> list[run_tables.Episode]:
     bar = progress.bar(
       self._evaluator.num_agent_steps,
       f'evaluation {iteration}',
@@ -208,7 +210,7 @@ class Scoring:
     self._evaluations = evaluations
     self._on_score = on_score
     self._normalised = normalised
-    self._scores = score_log.ScoreLog(home.folder, home.check)
+    self._scores = run_tables.ScoreLog(home.folder, home.check)
     # Prints a line; a progress bar has its own way to.
     self.write: Callable[[str], object] = print
 

@@ -8,7 +8,6 @@ iteration, so the game comes from gin and the rest from the caller.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
 import glob
-import json
 import os
 import pathlib
 import re
@@ -18,7 +17,14 @@ from typing import Any
 from batch_rl_dr3.config import errors, gin_files
 from batch_rl_dr3.evaluation import pool, scoring
 from batch_rl_dr3.games import play
-from batch_rl_dr3.runs import checkpoints, mirror, run_directory, score_log
+from batch_rl_dr3.runs import (
+  atomic,
+  checkpoints,
+  mirror,
+  records,
+  run_directory,
+  run_tables,
+)
 from batch_rl_dr3.runs import home as home_lib
 
 VIDEOS = 'videos'
@@ -158,14 +164,16 @@ def of_run(
     ConfigError: if its configuration would execute foreign code.
     DataError: if its files cannot be read.
   """
-  try:
-    provenance = json.loads((folder / run_directory.PROVENANCE).read_text())
-    config = (folder / run_directory.CONFIG).read_text()
-    protocol = dict(provenance['protocol'])
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  mend = 'Restore it from a backup, or leave the run out of --runs.'
+  provenance = records.read_provenance(
+    folder, ('method', 'game', 'seed', 'protocol')
+  )
+  config = records.read_text(folder / run_directory.CONFIG, mend)
+  if provenance is None or config is None:
+    name = run_directory.CONFIG if provenance else run_directory.PROVENANCE
     raise errors.DataError(
-      f'{folder} is no whole run directory: {error!r}.'
-    ) from error
+      f'{folder} is no whole run directory: it has no {name}. {mend}'
+    )
   if not trust_gin:
     gin_files.check_text(config, str(folder / run_directory.CONFIG))
   return Target(
@@ -173,7 +181,7 @@ def of_run(
     output_dir=folder,
     home=home or str(folder),
     config=config,
-    protocol=protocol,
+    protocol=provenance['protocol'],
     provenance=provenance,
     checkpoints=checkpoints.of_iterations(folder / run_directory.CHECKPOINTS),
     is_run=True,
@@ -230,7 +238,7 @@ def of_folder(
 def write_provenance(
   target: Target,
   result: pool.Result,
-  check: run_directory.Check = run_directory.unchecked,
+  check: atomic.Check = atomic.unchecked,
 ) -> dict[str, Any]:
   """Returns what a run is, and writes it down where it was not known yet.
 
@@ -246,8 +254,8 @@ def write_provenance(
   """
   path = target.output_dir / run_directory.PROVENANCE
   identity = result.identity
-  if path.exists():
-    there = json.loads(path.read_text())
+  there = records.read_provenance(target.output_dir, ('game', 'protocol'))
+  if there is not None:
     _check_same_game(target, there, identity)
     protocol = {**there['protocol'], **identity.protocol}
     if protocol == there['protocol']:
@@ -265,10 +273,10 @@ def write_provenance(
       **result.process,
       'command': [os.path.basename(sys.executable), *sys.orig_argv[1:]],
     }
-    run_directory.write_atomically(
+    atomic.write_text(
       target.output_dir / run_directory.CONFIG, target.config, check
     )
-  run_directory.write_json(path, provenance, check)
+  atomic.write_json(path, provenance, check)
   return provenance
 
 
@@ -354,7 +362,7 @@ class RemainingEvaluation:
     if episodes:
       check = self.home.check
       provenance = write_provenance(target, result, check)
-      score_log.ScoreLog(target.output_dir, check).append(
+      run_tables.ScoreLog(target.output_dir, check).append(
         provenance, self.iteration, self.checkpoint.gradient_steps, episodes
       )
     self.home.publish()
@@ -390,7 +398,7 @@ def remaining_evaluations(
       f'{target.home} has no checkpoint of a finished iteration yet.'
     )
   found = list(target.checkpoints.items())
-  done = score_log.ScoreLog(target.output_dir).iterations()
+  done = run_tables.ScoreLog(target.output_dir).iterations()
   tasks = [
     RemainingEvaluation(
       target,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.games import lanes as lanes_lib
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import atomic
 
 _WIDTH, _HEIGHT = 854, 480
 _SCREEN = 420  # Pixels of the side of the observation.
@@ -64,7 +64,7 @@ def writing(
     WriteError: if the file cannot be written.
   """
   target = pathlib.Path(path)
-  run_directory.make_directory(target.parent)
+  atomic.make_directory(target.parent)
   temporary = target.with_name(f'.{target.stem}.{os.getpid()}.mp4')
   writer = cv2.VideoWriter(
     str(temporary),
@@ -73,7 +73,7 @@ def writing(
     (_WIDTH, _HEIGHT),
   )
   if not writer.isOpened():
-    raise run_directory.WriteError(
+    raise atomic.WriteError(
       target, OSError(0, 'OpenCV can open no video there')
     )
   try:
@@ -81,7 +81,7 @@ def writing(
     writer.release()
     os.replace(temporary, target)
   except OSError as error:
-    raise run_directory.WriteError(target, error) from error
+    raise atomic.WriteError(target, error) from error
   finally:
     writer.release()
     temporary.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.games.lanes import BoolArray, FrameArray, IntArray
-from batch_rl_dr3.runs import score_log
+from batch_rl_dr3.runs import run_tables
 
 # uint8 [n, *observation_shape, stack_size] -> greedy actions, int [n].
 Policy = Callable[[FrameArray], IntArray]
@@ -120,7 +120,7 @@ def play(
   seed: int,
   on_progress: ProgressCallback | None = None,
   should_stop: Callable[[], bool] | None = None,
-) -> list[score_log.Episode]:
+) -> list[run_tables.Episode]:
   """Plays whole episodes until the agent steps of the rule are used.
 
   Args:
@@ -231,9 +231,9 @@ class _Group:
     self._returns = np.zeros(len(which), np.float64)
     self._states = lanes_lib.FrameStacks(lanes.game, len(which))
 
-  def play(self, policy: Policy, watch: _Watch) -> list[score_log.Episode]:
+  def play(self, policy: Policy, watch: _Watch) -> list[run_tables.Episode]:
     """Plays until the last lane is done and returns the episodes."""
-    episodes: list[score_log.Episode] = []
+    episodes: list[run_tables.Episode] = []
     self._states.push(self._lanes.reset(self._which, self._seed))
     while len(self._which):
       watch.check()
@@ -251,7 +251,7 @@ class _Group:
         actions[i] = generator.integers(self._lanes.game.num_actions)
     return actions
 
-  def _step(self, actions: IntArray) -> list[score_log.Episode]:
+  def _step(self, actions: IntArray) -> list[run_tables.Episode]:
     """Plays one agent step and returns the episodes that it ended."""
     step = self._lanes.step(self._which, actions)
     observations = step.observations
@@ -274,9 +274,9 @@ class _Group:
 
   def _end_episodes(
     self, ended: BoolArray, game_over: BoolArray
-  ) -> list[score_log.Episode]:
+  ) -> list[run_tables.Episode]:
     episodes = [
-      score_log.Episode(
+      run_tables.Episode(
         lane=int(self._which[i]),
         episode_return=float(self._returns[i]),
         length=int(self._lengths[i]),

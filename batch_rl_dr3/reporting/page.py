@@ -29,7 +29,7 @@ from batch_rl_dr3.reporting import (
 from batch_rl_dr3.reporting import study as study_lib
 from batch_rl_dr3.reporting.overview import Content, Section
 from batch_rl_dr3.reporting.study_figures import QUANTITIES
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import atomic
 
 # Figure 4, Figure 5, the feature dot product, and profiles.
 _NUM_OVER_GAMES = len(QUANTITIES) + 1
@@ -240,7 +240,7 @@ def write_report(
     target = pathlib.Path(output_dir).expanduser()
   target = target.resolve()
   _refuse_foreign(target)
-  run_directory.make_directory(target.parent)
+  atomic.make_directory(target.parent)
   mixed = reference.differences(collection.runs)
   if not options.allow_mixed:
     reference.refuse(mixed)
@@ -253,7 +253,7 @@ def write_report(
     else:
       _replace(target, new)
   except OSError as error:
-    raise run_directory.WriteError(target, error) from error
+    raise atomic.WriteError(target, error) from error
   finally:
     shutil.rmtree(new, ignore_errors=True)
   return target / INDEX
@@ -310,8 +310,8 @@ def _refuse_foreign(target: pathlib.Path) -> None:
 
 
 def _write(folder: pathlib.Path, html: str, content: overview.Content) -> None:
-  run_directory.make_directory(folder / _FIGURES)
-  run_directory.make_directory(folder / _TABLES)
+  atomic.make_directory(folder / _FIGURES)
+  atomic.make_directory(folder / _TABLES)
   for figure in content.figures:
     path = folder / _FIGURES / figure.name
     path.with_name(f'{figure.name}.png').write_bytes(figure.wide)

@@ -21,7 +21,13 @@ import pandas as pd
 
 from batch_rl_dr3.config import errors, progress
 from batch_rl_dr3.reporting import methods
-from batch_rl_dr3.runs import csv_file, mirror, run_directory, run_tables
+from batch_rl_dr3.runs import (
+  atomic,
+  mirror,
+  records,
+  run_directory,
+  run_tables,
+)
 
 Result = TypeVar('Result')
 
@@ -146,7 +152,7 @@ class RunCache:
         {n: str(t) for n, t in table.dtypes.items()} for table in tables
       ],
     }
-    run_directory.make_directory(self._folder)
+    atomic.make_directory(self._folder)
     path = self._path(run)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -158,7 +164,7 @@ class RunCache:
       os.replace(temporary, path)
     except OSError as error:
       temporary.unlink(missing_ok=True)
-      raise run_directory.WriteError(path, error) from error
+      raise atomic.WriteError(path, error) from error
 
   def _path(self, run: pathlib.Path) -> pathlib.Path:
     name = hashlib.sha256(os.path.realpath(run).encode()).hexdigest()[:32]
@@ -189,7 +195,7 @@ RETURN = run_tables.RETURN
 # What is read of a run.
 CONTENTS = mirror.Contents('runs', whole=run_directory.RUN_FILES)
 
-_STEPS = csv_file.STEPS
+_STEPS = run_tables.STEPS
 # Nanoseconds by which the clocks of two machines may differ unnoticed.
 _CLOCK_TOLERANCE = 60_000_000_000
 
@@ -427,7 +433,7 @@ def _read_run(
     method=identity['method'],
     logged_run=identity['run'],
     seed=identity['seed'],
-    finished=(folder / run_directory.FINISHED).is_file(),
+    finished=records.read_finished(folder) is not None,
     provenance=provenance,
     metrics=tables.metrics,
     evaluations=tables.evaluations.set_index(_STEPS),
@@ -450,19 +456,13 @@ def _text(value: Any) -> str:
 
 
 def _read_provenance(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    value = json.loads(path.read_text())
-  except FileNotFoundError as error:
+  value = records.read_provenance(path.parent)
+  if value is None:
     raise errors.DataError(
       f'{path.parent} has no {path.name}, so it does not say which method and '
       'game it is of. Leave it out of --runs, or train it again.'
-    ) from error
-  except (OSError, ValueError) as error:
-    raise errors.DataError(f'cannot read {path}: {error}') from error
-  for key in ('method', 'game'):
-    if not isinstance(value, dict) or not value.get(key):
-      raise errors.DataError(f'{path} does not name the {key} of the run.')
-  return dict(value)
+    )
+  return value
 
 
 def _refuse_duplicates(runs: Iterable[Run]) -> None:

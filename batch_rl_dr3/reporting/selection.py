@@ -12,7 +12,6 @@ No rule has a parameter that was fitted to returns.
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import json
 from typing import Any, NamedTuple
 
 from matplotlib import axes as mpl_axes
@@ -24,6 +23,7 @@ import pandas as pd
 from batch_rl_dr3.reporting import methods, reference, run_reader, statistics
 from batch_rl_dr3.reporting.tables import Column, Table, number, signed, text
 from batch_rl_dr3.runs import mirror, run_directory
+from batch_rl_dr3.runs.checkpoints import manifests
 
 _Values = npt.NDArray[np.float64]
 
@@ -313,17 +313,9 @@ def checkpoints(run: run_reader.Run) -> pd.Series:
   sizes that it states; their hashes are checked when one is restored.
   """
   found: dict[int, str] = {}
-  for path in sorted((run.folder / run_directory.CHECKPOINTS).glob(_MANIFESTS)):
-    try:
-      record = json.loads(path.read_text())
-      sizes = {
-        path.parent / name: int(entry['bytes'])
-        for name, entry in record['files'].items()
-      }
-      if all(file.stat().st_size == size for file, size in sizes.items()):
-        found[int(record['gradient_steps'])] = str(record['name'])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-      continue
+  for manifest in manifests(run.folder / run_directory.CHECKPOINTS):
+    if manifest.damage(with_content=False) is None:
+      found[manifest.gradient_steps] = manifest.name
   return pd.Series(found, dtype=object).sort_index()
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import glob
 from http import server
-import json
 import os
 import pathlib
 import sys
@@ -20,7 +19,7 @@ import pandas as pd
 
 from batch_rl_dr3.config import errors, signals
 from batch_rl_dr3.reporting import methods, run_reader, tables
-from batch_rl_dr3.runs import csv_file, run_directory
+from batch_rl_dr3.runs import records, run_directory, run_tables
 
 # A run is in one of these states, those that ask for a look first. Nothing on
 # disk says that a process was killed, so one that was, was stopped or hangs is
@@ -76,16 +75,13 @@ def pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
   if rates.empty:
     return None, 0.0
   rate = float(rates.median())
-  steps = [int(float(row[csv_file.STEPS])) for row in rows[-2:]]
+  steps = [int(float(row[run_tables.STEPS])) for row in rows[-2:]]
   return rate, abs(steps[-1] - steps[0]) / rate
 
 
 def failure(folder: pathlib.Path) -> dict[str, str]:
   """Returns the error that ended the last attempt; empty texts for none."""
-  failed: dict[str, Any] = {}
-  path = folder / run_directory.FAILED
-  if path.exists():
-    failed = json.loads(path.read_text())
+  failed = records.read_failed(folder) or {}
   return {name: str(failed.get(name, '')) for name in ('error', 'message')}
 
 

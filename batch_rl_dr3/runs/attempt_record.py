@@ -8,12 +8,11 @@ Progress is a newer checkpoint or more scores.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import mirror, run_directory
+from batch_rl_dr3.runs import checkpoints, mirror, records, run_directory
 
 NAME = 'attempt.json'
 LOG = 'train.log'
@@ -60,24 +59,23 @@ class Record:
 
 def read(folder: str | os.PathLike[str]) -> Record:
   """Returns what is recorded in a run directory; of a new run, nothing."""
-  try:
-    value = json.loads((pathlib.Path(folder) / NAME).read_text())
-    value['progress'] = tuple(value['progress'])
-    return Record(**value)
-  except FileNotFoundError:
+  value = records.read(
+    pathlib.Path(folder) / NAME,
+    records.ATTEMPT,
+    'Remove it; the run is then tried as if for the first time.',
+  )
+  if value is None:
     return Record()
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise errors.DataError(
-      f'{pathlib.Path(folder) / NAME} cannot be read: {error}. Remove '
-      f'{NAME} of the run, and it is tried as if for the first time.'
-    ) from error
+  known = {f.name for f in dataclasses.fields(Record)}
+  fields = {name: v for name, v in value.items() if name in known}
+  return Record(**{**fields, 'progress': tuple(value['progress'])})
 
 
 def is_finished(folder: str | os.PathLike[str], num_iterations: int) -> bool:
   """Returns whether a run has had so many iterations, and all is written."""
   try:
-    return run_directory.is_finished(folder, num_iterations)
-  except (OSError, ValueError, KeyError, TypeError):
+    return records.is_finished(folder, num_iterations)
+  except errors.DataError:
     return False  # Written last, and whole: what cannot be read is none.
 
 
@@ -87,12 +85,8 @@ def progress(folder: str | os.PathLike[str]) -> tuple[int, int]:
   The gradient steps of the newest checkpoint, and the bytes of scores.csv.
   """
   root = pathlib.Path(folder)
-  steps = 0
-  for path in (root / run_directory.CHECKPOINTS).glob('ckpt.*.json'):
-    try:
-      steps = max(steps, int(json.loads(path.read_text())['gradient_steps']))
-    except (OSError, ValueError, KeyError, TypeError):
-      continue  # Torn or gone: it does not exist.
+  found = checkpoints.manifests(root / run_directory.CHECKPOINTS)
+  steps = max((m.gradient_steps for m in found), default=0)
   try:
     return steps, (root / run_directory.SCORES).stat().st_size
   except OSError:

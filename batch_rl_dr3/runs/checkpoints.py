@@ -6,11 +6,10 @@ What has no manifest does not exist; what does not match its manifest is set
 aside, and the one before it is used.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import secrets
@@ -20,7 +19,7 @@ from typing import Any
 from absl import logging
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import atomic, names, records
 
 _PREFIX = 'tf_ckpt-'
 _DAMAGED = '.damaged'
@@ -45,6 +44,88 @@ class Checkpoint:
   prefix: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """What a checkpoint's manifest says.
+
+  Attributes:
+    path: of the manifest.
+    name: see Checkpoint.
+    gradient_steps: see Checkpoint.
+    files: the checkpoint's files by name, with their 'bytes' and 'sha256'.
+  """
+
+  path: pathlib.Path
+  name: str
+  gradient_steps: int
+  files: Mapping[str, Mapping[str, Any]]
+
+  @property
+  def checkpoint(self) -> Checkpoint:
+    """The checkpoint that it vouches for."""
+    prefix = str(self.path.parent / f'{_PREFIX}{self.name}')
+    return Checkpoint(self.name, self.gradient_steps, prefix)
+
+  def damage(self, with_content: bool = True) -> str | None:
+    """Returns in which way the files differ from it; None if in none.
+
+    Args:
+      with_content: whether their bytes are looked at, and not only sizes.
+    """
+    for file_name, expected in self.files.items():
+      path = self.path.parent / file_name
+      try:
+        if not path.is_file():
+          return f'{file_name} is missing'
+        if path.stat().st_size != expected['bytes']:
+          return f'{file_name} has {path.stat().st_size} bytes, not all'
+        if with_content and _sha256(path) != expected['sha256']:
+          return f'{file_name} does not match its sha256'
+      except OSError as error:
+        return f'{file_name} cannot be read: {error.strerror}'
+    return None
+
+
+def read_manifest(path: pathlib.Path) -> Manifest | None:
+  """Returns a manifest; None if it is not there.
+
+  Raises:
+    DataError: if it is damaged: every file that it names has to be one of the
+      checkpoint's own, in its own folder.
+  """
+  mend = 'Remove it; the checkpoint before it is then used.'
+  record = records.read(path, records.CHECKPOINT, mend)
+  if record is None:
+    return None
+  name = record['name']
+  if path.name != f'ckpt.{name}.json':
+    raise errors.DataError(f'{path}: name is {name!r}, not its own. {mend}')
+  for file_name in record['files']:
+    names.path_below(path.parent, file_name, path, 'files')
+    if not file_name.startswith(f'{_PREFIX}{name}.') or '/' in file_name:
+      raise errors.DataError(
+        f'{path}: files names {file_name!r}, no file of the checkpoint. {mend}'
+      )
+  if not record['files']:
+    raise errors.DataError(f'{path}: files names no file. {mend}')
+  return Manifest(path, name, record['gradient_steps'], record['files'])
+
+
+def manifests(directory: pathlib.Path) -> Iterator[Manifest]:
+  """Yields the manifests of a folder; of damaged ones a warning is logged.
+
+  Nothing in the folder is changed: another process may be writing to it.
+  """
+  for path in sorted(directory.glob('ckpt.*.json')):
+    try:
+      manifest = read_manifest(path)
+    except errors.DataError as error:
+      logging.warning('%s', error)
+    else:
+      if manifest is not None:
+        yield manifest
+
+
 class Checkpoints:
   """The checkpoints of one run."""
 
@@ -53,7 +134,7 @@ class Checkpoints:
     directory: str | os.PathLike[str],
     keep_last: int = 4,
     keep_every: int | None = None,
-    check: run_directory.Check = run_directory.unchecked,
+    check: atomic.Check = atomic.unchecked,
   ):
     """Opens the folder, and creates it if need be.
 
@@ -65,7 +146,7 @@ class Checkpoints:
         good; None keeps no others.
       check: asked before anything is published.
     """
-    self._directory = run_directory.make_directory(directory)
+    self._directory = atomic.make_directory(directory)
     self._keep_last = keep_last
     self._keep_every = keep_every
     self._check = check
@@ -74,12 +155,12 @@ class Checkpoints:
   def _remove_leftovers(self) -> None:
     """Removes what a kill left: temporary files, and files of no manifest."""
     for leftover in self._directory.glob('.*'):
-      run_directory.remove(leftover)
+      atomic.remove_tree(leftover)
     for path in self._directory.glob(f'{_PREFIX}*'):
       name = path.name.removeprefix(_PREFIX).partition('.')[0]
       manifest = self._manifest(name)
       if not manifest.exists() and not _set_aside(manifest).exists():
-        run_directory.remove(path)
+        atomic.remove_file(path)
 
   def save(
     self, write: Callable[[str], None], name: str, gradient_steps: int
@@ -102,7 +183,7 @@ class Checkpoints:
       write(str(temporary / target.name))
       files = {}
       for path in sorted(temporary.iterdir()):
-        run_directory.sync(path)
+        atomic.sync(path)
         files[path.name] = {
           'bytes': path.stat().st_size,
           'sha256': _sha256(path),
@@ -110,14 +191,14 @@ class Checkpoints:
       self._check()
       for file_name in files:
         os.replace(temporary / file_name, self._directory / file_name)
-      run_directory.sync(self._directory)
+      atomic.sync(self._directory)
     except OSError as error:
       with contextlib.suppress(OSError):
         self._check()  # Who has taken over has removed the temporary folder.
-      raise run_directory.WriteError(target, error) from error
+      raise atomic.WriteError(target, error) from error
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
-    run_directory.write_json(
+    atomic.write_json(
       self._manifest(name),
       {'name': name, 'gradient_steps': gradient_steps, 'files': files},
       self._check,
@@ -147,20 +228,18 @@ class Checkpoints:
         never started over silently.
     """
     self._remove_leftovers()
-    records = self._records()
-    for record in records:
-      name = record['name']
-      reason = _damage(self._directory, record['files'])
+    found = self._manifests()
+    for manifest in found:
+      reason = manifest.damage()
       if reason is None:
-        prefix = str(self._directory / f'{_PREFIX}{name}')
-        return Checkpoint(name, record['gradient_steps'], prefix)
+        return manifest.checkpoint
       logging.warning(
         'Checkpoint %s is damaged (%s) and set aside; trying the one before.',
-        self._manifest(name),
+        manifest.path,
         reason,
       )
-      _put_aside(self._manifest(name))
-    if records or any(self._directory.glob(f'ckpt.*{_DAMAGED}')):
+      _put_aside(manifest.path)
+    if found or any(self._directory.glob(f'ckpt.*{_DAMAGED}')):
       raise errors.DataError(
         f'every checkpoint in {self._directory} is damaged, and a run is not '
         'started over by itself. Restore one from a backup, or start over '
@@ -168,19 +247,19 @@ class Checkpoints:
       )
     return None
 
-  def _records(self) -> list[dict[str, Any]]:
-    """Returns the manifests, most gradient steps first."""
-    records = []
+  def _manifests(self) -> list[Manifest]:
+    """Returns the manifests, most gradient steps first; sets others aside."""
+    found = []
     for path in self._directory.glob('ckpt.*.json'):
       try:
-        record = json.loads(path.read_text())
-        record['name'], record['gradient_steps'], record['files']
-      except (OSError, ValueError, KeyError, TypeError):
-        logging.warning('%s is no manifest; set aside.', path)
+        manifest = read_manifest(path)
+      except errors.DataError as error:
+        logging.warning('%s It is set aside.', error)
         _put_aside(path)
       else:
-        records.append(record)
-    return sorted(records, key=lambda r: r['gradient_steps'], reverse=True)
+        if manifest is not None:
+          found.append(manifest)
+    return sorted(found, key=lambda m: m.gradient_steps, reverse=True)
 
   def _prune(self) -> None:
     """Drops what is no longer kept.
@@ -188,22 +267,19 @@ class Checkpoints:
     Raises:
       WriteError: if the disk refuses.
     """
-    records = self._records()
-    names = [record['name'] for record in records]
-    ends = [name for name in names if name.isdigit()]
-    within = names[: names.index(ends[0])] if ends else names
+    found = self._manifests()
+    written = [manifest.name for manifest in found]
+    ends = [name for name in written if name.isdigit()]
+    within = written[: written.index(ends[0])] if ends else written
     kept = {*ends[: self._keep_last], *within[:_KEEP_WITHIN], *self._protected}
     if self._keep_every is not None:
       kept |= {name for name in ends if int(name) % self._keep_every == 0}
-    for record in records:
-      if record['name'] not in kept:
-        self._drop(record)
-
-  def _drop(self, record: Mapping[str, Any]) -> None:
-    # The manifest goes first: without it the rest does not exist.
-    run_directory.remove(self._manifest(record['name']))
-    for file_name in record['files']:
-      run_directory.remove(self._directory / file_name)
+    for manifest in found:
+      if manifest.name not in kept:
+        # The manifest goes first: without it the rest does not exist.
+        atomic.remove_file(manifest.path)
+        for file_name in manifest.files:
+          atomic.remove_file(self._directory / file_name)
 
   def _manifest(self, name: str) -> pathlib.Path:
     return self._directory / f'ckpt.{name}.json'
@@ -217,28 +293,19 @@ def _put_aside(manifest: pathlib.Path) -> None:
   try:
     manifest.rename(_set_aside(manifest))
   except OSError as error:
-    raise run_directory.WriteError(manifest, error) from error
+    raise atomic.WriteError(manifest, error) from error
 
 
 def of_iterations(directory: pathlib.Path) -> dict[int, Checkpoint]:
   """Returns the checkpoints that end an iteration, whole or not, in order.
 
   Nothing in the folder is changed: another process may be writing to it.
-
-  Args:
-    directory: the folder.
   """
-  found = {}
-  for path in directory.glob('ckpt.*.json'):
-    try:
-      record = json.loads(path.read_text())
-      name, steps = record['name'], int(record['gradient_steps'])
-    except (OSError, ValueError, KeyError, TypeError):
-      continue  # Torn or gone: it does not exist.
-    if name.isdigit():
-      found[int(name)] = Checkpoint(
-        name, steps, str(directory / f'{_PREFIX}{name}')
-      )
+  found = {
+    int(manifest.name): manifest.checkpoint
+    for manifest in manifests(directory)
+    if manifest.name.isdigit()
+  }
   return dict(sorted(found.items()))
 
 
@@ -248,34 +315,14 @@ def check_whole(checkpoint: Checkpoint) -> None:
   Raises:
     DataError: if they differ, or there is no manifest any more.
   """
-  directory = pathlib.Path(checkpoint.prefix).parent
-  try:
-    record = json.loads(
-      (directory / f'ckpt.{checkpoint.name}.json').read_text()
-    )
-    reason = _damage(directory, record['files'])
-  except (OSError, ValueError, KeyError) as error:
-    reason = f'its manifest cannot be read: {error}'
+  folder = pathlib.Path(checkpoint.prefix).parent
+  manifest = read_manifest(folder / f'ckpt.{checkpoint.name}.json')
+  reason = 'it has no manifest' if manifest is None else manifest.damage()
   if reason is not None:
-    raise errors.DataError(f'{checkpoint.prefix} is damaged: {reason}.')
-
-
-def _damage(
-  directory: pathlib.Path, files: Mapping[str, Mapping[str, Any]]
-) -> str | None:
-  """Returns in which way files differ from their manifest; None if in none."""
-  for file_name, expected in files.items():
-    path = directory / file_name
-    if not path.exists():
-      return f'{file_name} is missing'
-    try:
-      if path.stat().st_size != expected['bytes']:
-        return f'{file_name} has {path.stat().st_size} bytes, not all'
-      if _sha256(path) != expected['sha256']:
-        return f'{file_name} does not match its sha256'
-    except OSError as error:
-      return f'{file_name} cannot be read: {error.strerror}'
-  return None
+    raise errors.DataError(
+      f'{checkpoint.prefix} is damaged: {reason}. Restore it from a backup, or '
+      'play the others.'
+    )
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 import contextlib
 
 from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import atomic, run_directory
 from batch_rl_dr3.runs import home as home_lib
-from batch_rl_dr3.runs import run_directory
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def noted(home: home_lib.Home, steps: Callable[[], int]) -> Iterator[None]:
     steps: returns how many gradient steps the weights have had.
   """
   path = home.folder / run_directory.FAILED
-  run_directory.remove(path)
+  atomic.remove_tree(path)
   try:
     yield
   except errors.PreemptedError:
@@ -34,6 +34,6 @@ def noted(home: home_lib.Home, steps: Callable[[], int]) -> Iterator[None]:
     }
     # A disk that is full, or a home that is lost, must not hide the error.
     with contextlib.suppress(errors.BatchRLError):
-      run_directory.write_json(path, record, home.check)
+      atomic.write_json(path, record, home.check)
       home.publish()
     raise

@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Protocol
 
-from batch_rl_dr3.runs import folders, lease, remote_home, run_directory
+from batch_rl_dr3.runs import atomic, folders, lease, remote_home, run_directory
 
 
 class Home(Protocol):
@@ -78,7 +78,7 @@ class LocalHome:
     Raises:
       WriteError: if it cannot be written.
     """
-    self.folder = run_directory.make_directory(base_dir)
+    self.folder = atomic.make_directory(base_dir)
     self.name = str(base_dir)
     self._lease: lease.Lease | None = None
 

@@ -17,13 +17,13 @@ over, who first removes the temporary files of the run: a rename then fails.
 Files of terms are never removed. They are the log of who worked when.
 """
 
-from collections.abc import Sequence
 import contextlib
 import dataclasses
 import datetime
 import json
 import os
 import pathlib
+import re
 import secrets
 import socket
 import threading
@@ -39,6 +39,7 @@ FOLDER = 'lease'
 HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
 _POLL_SECONDS = 0.25
+_TERM = re.compile(r'term-(\d{8,18})\.json')
 
 
 class BusyError(errors.PreemptedError):
@@ -188,20 +189,18 @@ class Lease:
 
 def history(storage: folders.Folder) -> list[Term]:
   """Returns the terms of a run, in order: who worked on it."""
-  tokens = sorted(
-    int(name.removeprefix('term-').removesuffix('.json'))
-    for name in storage.names()
-    if name.startswith('term-')
-  )
-  return [_read_term(storage, token) for token in tokens]
+  return [_read_term(storage, token) for token in _tokens(storage)]
 
 
 def _newest(storage: folders.Folder) -> Term | None:
-  terms: Sequence[str] = [n for n in storage.names() if n.startswith('term-')]
-  if not terms:
-    return None
-  newest = max(terms).removeprefix('term-').removesuffix('.json')
-  return _read_term(storage, int(newest))
+  tokens = _tokens(storage)
+  return _read_term(storage, tokens[-1]) if tokens else None
+
+
+def _tokens(storage: folders.Folder) -> list[int]:
+  """Returns the numbers of the terms, rising; other files are none."""
+  matches = map(_TERM.fullmatch, storage.names())
+  return sorted(int(match[1]) for match in matches if match)
 
 
 def _read_term(storage: folders.Folder, token: int) -> Term:
@@ -211,17 +210,28 @@ def _read_term(storage: folders.Folder, token: int) -> Term:
 
 
 def _parse_term(token: int, content: bytes | None) -> Term:
+  """Returns a term; of a damaged record, only that there was one.
+
+  One that was torn by a kill has no beat either. The number is its name's.
+  """
   try:
-    return Term(**json.loads(content or b''))
-  except (ValueError, TypeError):
-    return Term(token)  # Torn by a kill: it has no beat either.
+    term = Term(**json.loads(content or b''))
+  except (ValueError, TypeError, RecursionError):
+    return Term(token)
+  are_right = all(
+    type(getattr(term, field.name)) is type(field.default)
+    for field in dataclasses.fields(Term)
+    if field.name != 'token'
+  )
+  return term if are_right and term.token == token else Term(token)
 
 
 def _is_released(beat: bytes | None) -> bool:
   try:
-    return bool(json.loads(beat or b'')['released'])
-  except (ValueError, KeyError, TypeError):
+    value = json.loads(beat or b'')
+  except (ValueError, RecursionError):
     return False
+  return isinstance(value, dict) and value.get('released') is True
 
 
 def _term(token: int) -> str:

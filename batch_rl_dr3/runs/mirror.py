@@ -19,7 +19,7 @@ import secrets
 from typing import Protocol
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import folders, remote_folder, run_directory
+from batch_rl_dr3.runs import atomic, folders, names, remote_folder
 
 # Requests at a time.
 _NUM_THREADS = 32
@@ -121,7 +121,7 @@ class LocalRuns:
 
   def remove(self, name: str) -> None:
     """See `Runs`."""
-    run_directory.remove(self.folder / name)
+    atomic.remove_tree(self.folder / name)
 
   def num_bytes(self, below: str) -> int:
     """See `Runs`."""
@@ -178,8 +178,8 @@ class Mirror:
 
   def _stamps(self, below: str) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yields the files that are here, with their sizes and dates."""
-    for folder, _, names in os.walk(self.folder / below):
-      for name in names:
+    for folder, _, files in os.walk(self.folder / below):
+      for name in files:
         if name.startswith('.'):  # Half-written, perhaps by another process.
           continue
         path = os.path.join(folder, name)
@@ -190,7 +190,7 @@ class Mirror:
 
   def _fetch(self, name: str, entry: remote_folder.Entry) -> None:
     """Makes the file of an object, whole or not at all."""
-    target = self.folder / name
+    target = names.path_below(self.folder, name, self.name, 'its listing')
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f'.{target.name}.{secrets.token_hex(8)}.tmp')
     try:
@@ -233,15 +233,15 @@ class Mirror:
     try:
       self._remote.put(self.folder / name, name)
     except OSError as error:
-      raise run_directory.WriteError(f'{self.name}/{name}', error) from error
+      raise atomic.WriteError(f'{self.name}/{name}', error) from error
 
   def remove(self, name: str) -> None:
     """See `Runs`."""
-    run_directory.remove(self.folder / name)
+    atomic.remove_tree(self.folder / name)
     try:
       self._remote.remove(name)
     except OSError as error:
-      raise run_directory.WriteError(f'{self.name}/{name}', error) from error
+      raise atomic.WriteError(f'{self.name}/{name}', error) from error
 
   def num_bytes(self, below: str) -> int:
     """See `Runs`; it is as of the last `refresh`."""

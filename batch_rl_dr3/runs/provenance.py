@@ -1,7 +1,6 @@
 """What a run was made with, and whether a directory holds the same run."""
 
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -15,7 +14,7 @@ import tensorflow as tf
 
 import batch_rl_dr3
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import run_directory, run_identity
+from batch_rl_dr3.runs import atomic, records, run_directory, run_identity
 
 _PACKAGES = (
   'tensorflow',
@@ -100,7 +99,7 @@ def claim(
   config: str,
   provenance: dict[str, Any],
   overwrite: bool = False,
-  check: run_directory.Check = run_directory.unchecked,
+  check: atomic.Check = atomic.unchecked,
 ) -> None:
   """Records in a run directory what the run is.
 
@@ -116,13 +115,11 @@ def claim(
   """
   if overwrite:
     for name in run_directory.RUN_FILES:
-      run_directory.remove(base_dir / name)
-    run_directory.remove(base_dir / run_directory.CHECKPOINTS)
+      atomic.remove_tree(base_dir / name)
+    atomic.remove_tree(base_dir / run_directory.CHECKPOINTS)
   _check_same_run(base_dir, config, provenance)
-  run_directory.write_json(
-    base_dir / run_directory.PROVENANCE, provenance, check
-  )
-  run_directory.write_atomically(base_dir / run_directory.CONFIG, config, check)
+  atomic.write_json(base_dir / run_directory.PROVENANCE, provenance, check)
+  atomic.write_text(base_dir / run_directory.CONFIG, config, check)
 
 
 def _check_same_run(
@@ -131,8 +128,18 @@ def _check_same_run(
   config_path = base_dir / run_directory.CONFIG
   if not config_path.exists():
     return
-  recorded = json.loads((base_dir / run_directory.PROVENANCE).read_text())
-  there = _bindings(config_path.read_text(), recorded)
+  mend = (
+    'Restore it from a backup, choose another --base_dir, or start over with '
+    '--overwrite.'
+  )
+  text = records.read_text(config_path, mend) or ''
+  recorded = records.read_provenance(base_dir, _IDENTITY)
+  if recorded is None:
+    raise errors.DataError(
+      f'{base_dir} holds {run_directory.CONFIG} and no '
+      f'{run_directory.PROVENANCE}. {mend}'
+    )
+  there = _bindings(text, recorded)
   here = _bindings(config, provenance)
   for name in sorted(there.keys() | here.keys()):
     if there.get(name) != here.get(name):

@@ -20,6 +20,7 @@ from typing import Any
 import warnings
 
 from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import names
 
 # Seconds without a byte after which a connection is given up.
 _TIMEOUT = 60.0
@@ -119,6 +120,9 @@ class RemoteFolder:
 
     Args:
       below: only those of the folder of this name.
+
+    Raises:
+      DataError: if a name would lead out of the folder.
     """
     with _as_os_error():
       self._filesystem.invalidate_cache()
@@ -127,7 +131,9 @@ class RemoteFolder:
       except FileNotFoundError:
         return {}
       return {
-        path.removeprefix(self._root).lstrip('/'): _entry(info)
+        names.plain(
+          path.removeprefix(self._root).lstrip('/'), self.url, 'its listing'
+        ): _entry(info)
         for path, info in found.items()
         if not path.endswith('/')  # What consoles make, to show a folder.
       }

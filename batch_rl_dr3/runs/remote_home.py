@@ -16,7 +16,7 @@ import pathlib
 import shutil
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import lease, remote_folder, run_directory
+from batch_rl_dr3.runs import atomic, lease, names, remote_folder, run_directory
 
 # An object's size and date of change, by which a change is seen.
 _Stamp = tuple[int, int]
@@ -58,15 +58,11 @@ class RemoteHome:
       self._lease.acquire()
     except OSError as error:
       self._lease.release()
-      raise run_directory.WriteError(
-        f'{self.name}/{lease.FOLDER}', error
-      ) from error
+      raise atomic.WriteError(f'{self.name}/{lease.FOLDER}', error) from error
     try:
       # Whoever was here before on this machine works no more.
-      run_directory.remove(self._cache)
-      self.folder = run_directory.make_directory(
-        self._cache / str(self._lease.token)
-      )
+      atomic.remove_tree(self._cache)
+      self.folder = atomic.make_directory(self._cache / str(self._lease.token))
       self._restore()
       yield
     finally:
@@ -117,7 +113,7 @@ class RemoteHome:
       for name, entry in self._remote.find().items():
         if name.startswith(f'{lease.FOLDER}/') or not self._is_wanted(name):
           continue
-        target = self.folder / name
+        target = names.path_below(self.folder, name, self.name, 'its listing')
         target.parent.mkdir(parents=True, exist_ok=True)
         self._remote.fetch(name, target, entry)
     except OSError as error:
@@ -142,4 +138,4 @@ def _write_errors(name: str) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise run_directory.WriteError(name, error) from error
+    raise atomic.WriteError(name, error) from error

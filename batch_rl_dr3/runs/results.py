@@ -22,7 +22,7 @@ import pathlib
 from typing import Any
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import names, run_directory
+from batch_rl_dr3.runs import atomic, names, run_directory, run_tables
 
 RUNS = 'runs.json'
 _FOLDER = 'folder'
@@ -93,7 +93,7 @@ def read(study: str | os.PathLike[str]) -> dict[str, KeptRun]:
     folder: {name: [] for name in _TABLES} for folder in files
   }
   for name in _TABLES:
-    for row in run_directory.read_csv(path / name):
+    for row in run_tables.read_rows(path / name):
       folder = row.pop(_FOLDER, None)
       if folder in rows:  # Else a writer was killed before it said so.
         rows[folder][name].append(row)
@@ -122,7 +122,7 @@ def write(study: str | os.PathLike[str], runs: Mapping[str, KeptRun]) -> None:
   Raises:
     WriteError: if a file cannot be written.
   """
-  path = run_directory.make_directory(study)
+  path = atomic.make_directory(study)
   ordered = sorted(runs)
   for name in _TABLES:
     text = _to_csv(
@@ -130,10 +130,10 @@ def write(study: str | os.PathLike[str], runs: Mapping[str, KeptRun]) -> None:
       for folder in ordered
       for row in runs[folder].tables[name]
     )
-    run_directory.write_atomically(path / name, text)
+    atomic.write_text(path / name, text)
   files = {folder: dict(runs[folder].files) for folder in ordered}
   text = json.dumps(files, indent=1, sort_keys=True, allow_nan=False)
-  run_directory.write_atomically(path / RUNS, f'{text}\n')
+  atomic.write_text(path / RUNS, f'{text}\n')
 
 
 def _to_csv(rows: Iterable[Mapping[str, str]]) -> str:
@@ -154,14 +154,14 @@ def unpack(study: str | os.PathLike[str], folder: pathlib.Path) -> None:
     WriteError: if a file cannot be written.
   """
   for name, run in read(study).items():
-    target = run_directory.make_directory(folder / name)
+    target = atomic.make_directory(folder / name)
     for file_name, content in run.files.items():
       if file_name.endswith('.json'):
-        run_directory.write_json(target / file_name, content)
+        atomic.write_json(target / file_name, content)
       else:
-        run_directory.write_atomically(target / file_name, content)
+        atomic.write_text(target / file_name, content)
     for file_name, rows in run.tables.items():
-      run_directory.write_atomically(target / file_name, _to_csv(rows))
+      atomic.write_text(target / file_name, _to_csv(rows))
 
 
 def expand(

@@ -1,19 +1,486 @@
-"""The two tables of a run directory, read: its metrics and its evaluations."""
+"""The two tables of a run, scores.csv and metrics.csv: written and read here.
 
-from collections.abc import Iterable
+scores.csv has a row an evaluation episode, and an iteration's rows say how
+many they are; they are written all or none. metrics.csv grows row by row, so
+that a kill can tear its last one, which is then left out. Damage is an error
+that names the file and the line.
+
+Whole columns are read by pandas' C engine. What it cannot read as numbers is
+looked at again cell by cell, so that the error names the line.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import csv
+import dataclasses
+import io
+import os
 import pathlib
+import time
+from typing import Any
 
 import numpy as np
 from numpy import typing as npt
 import pandas as pd
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import csv_file, run_directory
+from batch_rl_dr3.runs import atomic, run_directory
 
-STEPS = csv_file.STEPS
+STEPS = 'gradient_steps'
 RETURN = 'return'
+# Where a row stands for all episodes of an evaluation, one more column: how
+# many they are. `return` and `length` are then means, `truncated` is a count.
+EPISODES = 'episodes'
+# How many rows the iteration of a row has.
+NUM_EPISODES = 'num_episodes'
 # What a row of scores.csv says about its run, and provenance.json says too.
 IDENTITY = ('suite', 'game', 'method', 'dataset', 'run', 'seed')
+SCORE_COLUMNS = (
+  *IDENTITY,
+  'iteration',
+  STEPS,
+  'episode',
+  RETURN,
+  'length',
+  'truncated',
+)
+
+_Path = str | os.PathLike[str]
+_Row = dict[str, str]
+# Up to which float64 holds every whole number.
+_MAX_COUNT = 2.0**53
+_NOT_FINITE = ('nan', 'inf', 'infinity')
+_MEND = 'Mend or remove the line.'
+
+
+def _whole_text(path: _Path) -> str:
+  """Returns the whole rows of a CSV file; '' if it is not there."""
+  try:
+    return _whole_rows(path).decode()
+  except UnicodeDecodeError as error:
+    line = error.object.count(b'\n', 0, error.start) + 1
+    raise errors.DataError(
+      f'cannot read {path}, line {line}: byte {error.start} is not UTF-8. '
+      f'{_MEND}'
+    ) from error
+
+
+def read_rows(path: _Path, required: Sequence[str] = ()) -> list[_Row]:
+  """Returns the whole rows of a CSV file; a row torn by a kill is left out.
+
+  Args:
+    path: the file. One that is not there has no rows.
+    required: columns of whole numbers that every row must have.
+
+  Raises:
+    DataError: if the file is damaged.
+  """
+  text = _whole_text(path)
+  reader = csv.DictReader(io.StringIO(text), strict=True)
+  rows: list[_Row] = []
+  try:
+    for row in reader:
+      if None in row:
+        raise errors.DataError(
+          f'{path}, line {reader.line_num}: more cells than the header. {_MEND}'
+        )
+      for name in required:
+        _check_count(path, reader.line_num, name, row.get(name))
+      rows.append(row)
+  except csv.Error as error:
+    raise errors.DataError(
+      f'{path}, line {reader.line_num}: {error}. {_MEND}'
+    ) from error
+  return rows
+
+
+def _check_count(path: _Path, line: int, name: str, cell: str | None) -> None:
+  if cell is None or not (cell.isascii() and cell.isdigit()):
+    raise errors.DataError(
+      f'{path}, line {line}: {name} is {cell or ""!r}, not a whole number. '
+      f'{_MEND}'
+    )
+
+
+class CsvLog:
+  """A CSV file that grows row by row and can go back to an earlier state."""
+
+  def __init__(
+    self,
+    path: _Path,
+    columns: Sequence[str],
+    check: atomic.Check = atomic.unchecked,
+    counts: Sequence[str] = (),
+  ):
+    """Opens the log; the file appears with its first row.
+
+    Args:
+      path: the CSV file.
+      columns: its columns, in order.
+      check: asked before the file changes.
+      counts: those of them that hold a whole number in every row.
+    """
+    self.path = pathlib.Path(path)
+    self._columns = tuple(columns)
+    self._check = check
+    self._counts = tuple(counts)
+
+  def rows(self) -> list[_Row]:
+    """Returns the whole rows.
+
+    Raises:
+      DataError: if the file is damaged.
+    """
+    return read_rows(self.path, self._counts)
+
+  def keep(self, predicate: Callable[[_Row], bool]) -> None:
+    """Rewrites the file with only the rows that satisfy `predicate`."""
+    if self.path.exists():
+      self.replace(row for row in self.rows() if predicate(row))
+
+  def append(self, row: Mapping[str, Any]) -> None:
+    """Adds one row. A kill can tear it; `read_rows` leaves a torn row out.
+
+    Raises:
+      WriteError: if the disk refuses; the rows before are kept.
+    """
+    self._check()
+    try:
+      with open(self.path, 'a', newline='') as file:
+        writer = csv.DictWriter(file, self._columns)
+        if file.tell() == 0:
+          writer.writeheader()
+        writer.writerow(row)
+    except OSError as error:
+      raise atomic.WriteError(self.path, error) from error
+
+  def extend_atomically(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds all of `rows` or, across a kill, none of them."""
+    self.replace([*self.rows(), *rows])
+
+  def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes `rows` in place of all that was there.
+
+    Raises:
+      DataError: if a row has a column that is not of this file.
+      WriteError: if the disk refuses.
+    """
+    text = io.StringIO(newline='')
+    writer = csv.DictWriter(text, self._columns)
+    writer.writeheader()
+    for row in rows:
+      unknown = row.keys() - set(self._columns)
+      if unknown:
+        raise errors.DataError(
+          f'{self.path}, line 1: no column {min(unknown)!r} is known. Mend the '
+          'header, or start over with --overwrite.'
+        )
+      writer.writerow(row)
+    atomic.write_text(self.path, text.getvalue(), self._check)
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+  """One finished episode.
+
+  Attributes:
+    lane: the lane that played it.
+    episode_return: the sum of its unclipped rewards.
+    length: its length in agent steps.
+    truncated: whether the time limit ended it, not the game.
+  """
+
+  lane: int
+  episode_return: float
+  length: int
+  truncated: bool
+
+
+class ScoreLog:
+  """scores.csv: rows of evaluation episodes, all or none of an iteration."""
+
+  def __init__(self, base_dir: _Path, check: atomic.Check = atomic.unchecked):
+    """Opens the log of a run directory; nothing is written yet.
+
+    Args:
+      base_dir: the run directory.
+      check: asked before anything is published.
+    """
+    self._csv = CsvLog(
+      os.path.join(base_dir, run_directory.SCORES),
+      (*SCORE_COLUMNS, NUM_EPISODES),
+      check,
+      ('iteration', STEPS),
+    )
+
+  def iterations(self) -> set[int]:
+    """Returns the iterations that have all of their scores."""
+    return {int(r['iteration']) for r in self._csv.rows()} - self.partial()
+
+  def partial(self) -> set[int]:
+    """Returns the iterations that lack some of their scores.
+
+    Rows of an older version do not say how many they are: such are whole.
+    """
+    rows = self._csv.rows()
+    counts: Counter[int] = Counter()
+    for row in rows:
+      counts[int(row['iteration'])] += int(row.get(EPISODES) or 1)
+    wrong = set()
+    for line, row in enumerate(rows, 2):
+      iteration, stated = int(row['iteration']), row.get(NUM_EPISODES)
+      if stated:
+        _check_count(self._csv.path, line, NUM_EPISODES, stated)
+        if int(stated) != counts[iteration]:
+          wrong.add(iteration)
+    return wrong
+
+  def keep(self, gradient_steps: int) -> None:
+    """Drops what was scored after so many gradient steps, or only in part."""
+    done = self.iterations()
+    self._csv.keep(
+      lambda row: (
+        int(row[STEPS]) <= gradient_steps and int(row['iteration']) in done
+      )
+    )
+
+  def append(
+    self,
+    provenance: Mapping[str, Any],
+    iteration: int,
+    gradient_steps: int,
+    episodes: Sequence[Episode],
+  ) -> None:
+    """Adds the episodes of one iteration, all or none.
+
+    Args:
+      provenance: what the run is, as in provenance.json.
+      iteration: the iteration.
+      gradient_steps: how many the weights have had.
+      episodes: what was played.
+
+    Raises:
+      WriteError: if the disk refuses.
+    """
+    others = [r for r in self._csv.rows() if int(r['iteration']) != iteration]
+    rows = [
+      {
+        **{name: provenance[name] for name in IDENTITY},
+        'iteration': iteration,
+        STEPS: gradient_steps,
+        'episode': number,
+        RETURN: episode.episode_return,
+        'length': episode.length,
+        'truncated': int(episode.truncated),
+        NUM_EPISODES: len(episodes),
+      }
+      for number, episode in enumerate(episodes)
+    ]
+    self._csv.replace([*others, *rows])
+
+  def final_return(self) -> tuple[float, int] | None:
+    """Returns the mean return of the last iteration, and of how many episodes.
+
+    None if there are no scores.
+    """
+    rows = self._csv.rows()
+    if not rows:
+      return None
+    last = max(int(row['iteration']) for row in rows)
+    returns = [
+      _number(self._csv.path, line, RETURN, row.get(RETURN) or '')
+      for line, row in enumerate(rows, 2)
+      if int(row['iteration']) == last
+    ]
+    return sum(returns) / len(returns), len(returns)
+
+
+class MetricRows:
+  """metrics.csv, and the rate of gradient steps between its rows."""
+
+  def __init__(
+    self,
+    base_dir: _Path,
+    columns: Sequence[str],
+    check: atomic.Check = atomic.unchecked,
+  ):
+    """Opens the file; nothing is written yet.
+
+    Args:
+      base_dir: the run directory.
+      columns: what is measured, by name.
+      check: asked before the file changes.
+    """
+    self._csv = CsvLog(
+      os.path.join(base_dir, run_directory.METRICS),
+      (
+        'iteration',
+        STEPS,
+        *columns,
+        'gradient_steps_per_second',
+      ),
+      check,
+      ('iteration', STEPS),
+    )
+    self._clock: tuple[int, float] | None = None
+
+  def rows(self) -> list[_Row]:
+    """Returns the whole rows."""
+    return self._csv.rows()
+
+  def keep(self, steps: int) -> None:
+    """Drops what was logged at `steps` gradient steps or later."""
+    self._csv.keep(lambda row: int(row[STEPS]) < steps)
+
+  def start_clock(self, steps: int) -> None:
+    """Starts to measure gradient steps per second, from `steps` on."""
+    self._clock = (steps, time.monotonic())
+
+  def rate(self, steps: int) -> float | None:
+    """Returns gradient steps per second since then; None without any."""
+    if self._clock is None or self._clock[0] == steps:
+      return None
+    since, then = self._clock
+    return round((steps - since) / (time.monotonic() - then), 2)
+
+  def append(
+    self,
+    iteration: int,
+    steps: int,
+    row: Mapping[str, Any],
+    rate: float | None,
+  ) -> None:
+    """Adds one row."""
+    self._csv.append(
+      {
+        'iteration': iteration,
+        STEPS: steps,
+        **row,
+        'gradient_steps_per_second': rate,
+      }
+    )
+
+
+def read_columns(
+  path: _Path, numbers: Iterable[str], words: Iterable[str] = ()
+) -> pd.DataFrame:
+  """Returns columns of a CSV file; a last row torn by a kill is left out.
+
+  Args:
+    path: the file. One that is not there has no rows.
+    numbers: names of columns of numbers; those that the file lacks are left
+      out.
+    words: the same, of columns of text.
+
+  Returns:
+    `gradient_steps`, int64; `numbers`, float64, in which NaN stands for an
+    empty cell and infinity for a value that is not finite; `words`, as
+    categories.
+
+  Raises:
+    DataError: if the file cannot be read, a cell of `numbers` is no number, or
+      a row does not say its step.
+  """
+  content = _whole_text(path).encode()
+  there = _header(content)
+  present = [name for name in numbers if name in there and name != STEPS]
+  words = [name for name in words if name in there]
+  if content.count(b'\n') > 1 and STEPS not in there:
+    raise errors.DataError(f'{path}, line 2: no {STEPS}.')
+  if STEPS not in there:
+    there = [STEPS]
+    present = words = []
+    content = f'{STEPS}\n'.encode()
+  _refuse_uneven_rows(path, content, len(there))
+  try:
+    frame = _parse(content, [STEPS, *present], words, 'float64')
+  except (ValueError, pd.errors.ParserError):
+    frame = _cell_by_cell(path, content, [STEPS, *present], words)
+  steps = frame[STEPS].to_numpy()
+  is_count = (steps >= 0) & (steps < _MAX_COUNT) & (np.floor(steps) == steps)
+  wrong = np.flatnonzero(~is_count)
+  if wrong.size:
+    raise errors.DataError(f'{path}, line {wrong[0] + 2}: no {STEPS}. {_MEND}')
+  return frame.astype({STEPS: 'int64'})
+
+
+def _whole_rows(path: _Path) -> bytes:
+  try:
+    content = pathlib.Path(path).read_bytes()
+  except FileNotFoundError:
+    return b''
+  except OSError as error:
+    raise errors.DataError(f'cannot read {path}: {error.strerror}.') from error
+  return content[: content.rfind(b'\n') + 1]
+
+
+def _header(content: bytes) -> list[str]:
+  first_line = content[: content.find(b'\n') + 1].decode()
+  return next(csv.reader([first_line], skipinitialspace=True), [])
+
+
+def _refuse_uneven_rows(path: _Path, content: bytes, num_cells: int) -> None:
+  """Raises if a row has more cells than the header: two rows run together."""
+  if b'"' in content:  # Cells may hold commas, and pandas counts them.
+    return
+  most = (num_cells - 1) * content.count(b'\n')
+  if content.count(b',') <= most:
+    return
+  for number, line in enumerate(content.splitlines(), 1):
+    if line.count(b',') >= num_cells:
+      raise errors.DataError(
+        f'{path}, line {number}: {line.count(b",") + 1} cells under a header '
+        f'of {num_cells}. {_MEND}'
+      )
+
+
+def _parse(
+  content: bytes, numbers: list[str], words: list[str], number_type: str
+) -> pd.DataFrame:
+  frame = pd.read_csv(
+    io.BytesIO(content),
+    usecols=[*numbers, *words],
+    dtype=dict.fromkeys(numbers, number_type)
+    | dict.fromkeys(words, 'category'),
+    na_values={name: [''] for name in numbers},
+    keep_default_na=False,
+    # Numbers as Python reads them, to the last bit.
+    float_precision='round_trip',
+    skipinitialspace=True,
+    index_col=False,
+    low_memory=False,
+  )
+  return frame[[*numbers, *words]]
+
+
+def _cell_by_cell(
+  path: _Path, content: bytes, numbers: list[str], words: list[str]
+) -> pd.DataFrame:
+  try:
+    frame = _parse(content, numbers, words, 'str')
+  except (ValueError, pd.errors.ParserError) as error:
+    reason = ' '.join(str(error).split())
+    raise errors.DataError(f'cannot read {path}: {reason}') from error
+  for name in numbers:
+    frame[name] = [
+      _number(path, line, name, cell)
+      for line, cell in enumerate(frame[name], 2)
+    ]
+  return frame.astype(dict.fromkeys(numbers, 'float64'))
+
+
+def _number(path: _Path, line: int, column: str, cell: str | float) -> float:
+  text = cell.strip() if isinstance(cell, str) else ''
+  if not text:
+    return np.nan
+  if text.lower().lstrip('+-') in _NOT_FINITE:
+    return np.inf
+  try:
+    return float(text)
+  except ValueError as error:
+    raise errors.DataError(
+      f'{path}, line {line}: {column} is {text!r}, not a number. {_MEND}'
+    ) from error
 
 
 def read_metrics(path: pathlib.Path, columns: Iterable[str]) -> pd.DataFrame:
@@ -22,7 +489,7 @@ def read_metrics(path: pathlib.Path, columns: Iterable[str]) -> pd.DataFrame:
   Raises:
     DataError: if the file is damaged.
   """
-  metrics = csv_file.read(path, columns)
+  metrics = read_columns(path, columns)
   # A resumed run logs a step again; the later row is the one that counts.
   metrics = metrics.drop_duplicates(STEPS, keep='last').sort_values(STEPS)
   return metrics.reset_index(drop=True)
@@ -45,9 +512,9 @@ def read_evaluations(
   Raises:
     DataError: if the file is damaged, or holds rows of another run.
   """
-  episodes = csv_file.read(
+  episodes = read_columns(
     path,
-    (RETURN, 'episode', run_directory.EPISODES),
+    (RETURN, 'episode', EPISODES, NUM_EPISODES),
     ('truncated', *IDENTITY),
   )
   if RETURN not in episodes:
@@ -61,8 +528,9 @@ def read_evaluations(
   _refuse_strangers(path, episodes, identity)
   _refuse_repeated_episodes(path, episodes)
   weights = np.ones(len(episodes))
-  if run_directory.EPISODES in episodes:
-    weights = episodes[run_directory.EPISODES].to_numpy()
+  if EPISODES in episodes:
+    weights = episodes[EPISODES].to_numpy()
+  _refuse_partial_evaluations(path, episodes, weights)
   # pandas' own grouping costs more than the rest of reading a small file.
   steps, rows = np.unique(episodes[STEPS].to_numpy(), return_inverse=True)
   counts = np.bincount(rows, weights, len(steps))
@@ -124,4 +592,26 @@ def _refuse_repeated_episodes(
     raise errors.DataError(
       f'{path}, line {first + 2}: episode {row["episode"]:.0f} of gradient '
       f'step {row[STEPS]:,.0f} is there twice. Remove one evaluation of it.'
+    )
+
+
+def _refuse_partial_evaluations(
+  path: pathlib.Path,
+  episodes: pd.DataFrame,
+  weights: npt.NDArray[np.float64],
+) -> None:
+  """Raises if an evaluation has other rows than they say."""
+  if NUM_EPISODES not in episodes:
+    return
+  stated = episodes[NUM_EPISODES].to_numpy()
+  steps, rows = np.unique(episodes[STEPS].to_numpy(), return_inverse=True)
+  counts = np.bincount(rows, weights, len(steps))[rows]
+  # Rows of an older version, which are empty there, say nothing.
+  wrong = np.flatnonzero(~np.isnan(stated) & (stated != counts))
+  if wrong.size:
+    first = wrong[0]
+    raise errors.DataError(
+      f'{path}, line {first + 2}: gradient step {episodes[STEPS][first]:,} has '
+      f'{counts[first]:g} of {stated[first]:g} episodes. Rerun `train` or '
+      '`evaluate`, which plays it again.'
     )

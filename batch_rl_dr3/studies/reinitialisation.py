@@ -29,7 +29,7 @@ from batch_rl_dr3.evaluation import evaluator as evaluator_lib
 from batch_rl_dr3.evaluation import pool, targets
 from batch_rl_dr3.games import play
 from batch_rl_dr3.reporting import methods
-from batch_rl_dr3.runs import score_log
+from batch_rl_dr3.runs import run_tables
 from batch_rl_dr3.training import discrete
 
 INITIAL, FRESH = 'initial', 'fresh'
@@ -244,7 +244,7 @@ def _visit(
   return sample.states, _mean_return(episodes)
 
 
-def _mean_return(episodes: Sequence[score_log.Episode]) -> float:
+def _mean_return(episodes: Sequence[run_tables.Episode]) -> float:
   return float(np.mean([e.episode_return for e in episodes]))
 
 

@@ -23,7 +23,13 @@ import time
 from typing import Any
 
 from batch_rl_dr3.config import cli, errors, signals
-from batch_rl_dr3.runs import attempt_record, lease, mirror, run_directory
+from batch_rl_dr3.runs import (
+  atomic,
+  attempt_record,
+  lease,
+  mirror,
+  run_directory,
+)
 from batch_rl_dr3.runs.attempt_record import Record
 
 # Exit codes after which the same command would fail again.
@@ -184,7 +190,7 @@ class Attempt:
     """Records that the attempt begins; an outcome if it is not to."""
     if attempt_record.is_finished(self._folder, self._num_iterations):
       return Outcome(DONE, 0)
-    run_directory.make_directory(self._folder)
+    atomic.make_directory(self._folder)
     if before.is_set_aside:
       return self._outcome(SET_ASIDE, before)
     record = self._next(before)
@@ -269,7 +275,7 @@ class Attempt:
     )
 
   def _write(self, record: Record) -> None:
-    run_directory.write_json(
+    atomic.write_json(
       self._folder / attempt_record.NAME, dataclasses.asdict(record)
     )
     self._publish(attempt_record.NAME)

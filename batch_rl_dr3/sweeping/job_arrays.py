@@ -20,7 +20,7 @@ import gin
 import jinja2
 
 from batch_rl_dr3.config import errors, ranges
-from batch_rl_dr3.runs import folders, run_directory
+from batch_rl_dr3.runs import atomic, folders
 from batch_rl_dr3.sweeping import attempt
 from batch_rl_dr3.sweeping.grid import Run, Sweep
 
@@ -271,9 +271,9 @@ def write(
   """
   made = BACKENDS[backend]()
   files = made.files(array)
-  place = run_directory.make_directory(folder)
+  place = atomic.make_directory(folder)
   for name, text in files.items():
-    run_directory.write_atomically(place / name, text)
+    atomic.write_text(place / name, text)
   return [made.command(name) for name in files]
 
 

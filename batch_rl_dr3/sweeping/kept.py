@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import importlib.util
 import itertools
-import json
 import os
 import pathlib
 import statistics
@@ -25,7 +24,15 @@ from typing import Any
 import pandas as pd
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import attempt_record, mirror, results, run_directory
+from batch_rl_dr3.runs import (
+  atomic,
+  attempt_record,
+  mirror,
+  records,
+  results,
+  run_directory,
+  run_tables,
+)
 from batch_rl_dr3.sweeping.grid import Run
 
 # What is read of a run to keep it, and for the table.
@@ -41,7 +48,7 @@ CONTENTS = mirror.Contents(
 SCORE_CONTENTS = mirror.Contents('scores', whole=(run_directory.SCORES,))
 PARQUET, CSV = '.parquet', '.csv'
 _MEANS = ('return', 'length')
-_COLUMNS = (*run_directory.SCORE_COLUMNS, run_directory.EPISODES)
+_COLUMNS = (*run_tables.SCORE_COLUMNS, run_tables.EPISODES)
 # Columns of text; the others are numbers.
 _TEXT = ('suite', 'game', 'method', 'dataset')
 
@@ -77,20 +84,27 @@ def keep(
 
 def _condense(run: Run, folder: pathlib.Path) -> results.KeptRun:
   """Returns what is kept of a finished run."""
-  episodes = run_directory.read_csv(folder / run_directory.SCORES)
   try:
-    evaluations = list(_evaluations(episodes))
-    provenance = json.loads((folder / run_directory.PROVENANCE).read_text())
-    finished = json.loads((folder / run_directory.FINISHED).read_text())
-  except (OSError, KeyError, ValueError) as error:
-    raise errors.DataError(f'cannot keep {folder}: {error!r}') from error
+    evaluations = list(
+      _evaluations(run_tables.read_rows(folder / run_directory.SCORES))
+    )
+    partial = run_tables.ScoreLog(folder).partial()
+    provenance = records.read_provenance(folder)
+    finished = records.read_finished(folder)
+  except (KeyError, ValueError, errors.DataError) as error:
+    raise errors.DataError(f'cannot keep {folder}: {error}') from error
+  if partial or provenance is None or finished is None:
+    raise errors.DataError(
+      f'cannot keep {folder}: it is no finished run with all of its scores. '
+      'Rerun `train`, which finishes it.'
+    )
   provenance.pop('data', None)
   provenance['command'] = [
     *('python', '-m', 'batch_rl_dr3.train'),
     *run.arguments('RUNS', 'CACHE'),
   ]
   steps = {'0', *(row['gradient_steps'] for row in evaluations)}
-  metrics = run_directory.read_csv(folder / run_directory.METRICS)
+  metrics = run_tables.read_rows(folder / run_directory.METRICS)
   measured = {row['gradient_steps']: row for row in metrics}  # The last counts.
   return results.KeptRun(
     {
@@ -118,10 +132,10 @@ def _evaluations(
     rows = list(group)
     means = {n: statistics.fmean(float(r[n]) for r in rows) for n in _MEANS}
     yield {
-      **rows[0],
+      **{n: v for n, v in rows[0].items() if n != run_tables.NUM_EPISODES},
       **{name: f'{mean:.6g}' for name, mean in means.items()},
       'truncated': str(sum(int(row['truncated']) for row in rows)),
-      run_directory.EPISODES: str(len(rows)),
+      run_tables.EPISODES: str(len(rows)),
     }
 
 
@@ -197,7 +211,7 @@ def write(tables: Iterable[pd.DataFrame], output: str) -> int:
         num_rows += len(rows)
     os.replace(temporary, output)
   except OSError as error:
-    raise run_directory.WriteError(output, error) from error
+    raise atomic.WriteError(output, error) from error
   finally:
     pathlib.Path(temporary).unlink(missing_ok=True)
   return num_rows
@@ -212,7 +226,7 @@ def _read(path: pathlib.Path) -> pd.DataFrame:
 
 def _typed(rows: pd.DataFrame) -> pd.DataFrame:
   """Returns rows of text with the columns and types of the table."""
-  rows = rows.assign(**{_COLUMNS[-1]: rows.get(run_directory.EPISODES, '1')})[
+  rows = rows.assign(**{_COLUMNS[-1]: rows.get(run_tables.EPISODES, '1')})[
     list(_COLUMNS)
   ]
   numbers = {

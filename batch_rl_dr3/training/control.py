@@ -22,7 +22,7 @@ from batch_rl_dr3.control import (
 )
 from batch_rl_dr3.evaluation import policy_evaluator, pool, scoring
 from batch_rl_dr3.runs import home, provenance
-from batch_rl_dr3.training import execution
+from batch_rl_dr3.training import loop
 
 
 @gin.configurable(
@@ -100,7 +100,7 @@ class ContinuousRunner:
       DataError: if the data cannot be used.
       WriteError: if base_dir or cache_dir cannot be written.
     """
-    self._schedule = execution.Schedule(
+    self._schedule = loop.Schedule(
       num_iterations,
       num_gradient_steps,
       log_period,
@@ -158,10 +158,10 @@ class ContinuousRunner:
     """Trains and evaluates to the end, from wherever the run was left.
 
     Raises:
-      BatchRLError: see `execution.execute`.
+      BatchRLError: see `loop.execute`.
     """
-    execution.execute(
-      execution.Run(
+    loop.execute(
+      loop.Plan(
         self._schedule,
         self._learner,
         lambda: self._learner,

@@ -21,7 +21,7 @@ from batch_rl_dr3.replay.log import source_chain
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.runs import home, provenance
-from batch_rl_dr3.training import agent_sample, execution
+from batch_rl_dr3.training import agent_sample, loop
 
 
 @gin.configurable(
@@ -102,7 +102,7 @@ class FixedReplayRunner:
       DataError: if the data cannot be used.
       WriteError: if base_dir or cache_dir cannot be written.
     """
-    self._schedule = execution.Schedule(
+    self._schedule = loop.Schedule(
       num_iterations,
       num_gradient_steps,
       log_period,
@@ -241,8 +241,8 @@ class FixedReplayRunner:
         another worker is at work on the run, or has taken over.
       WriteError: if the disk refuses.
     """
-    execution.execute(
-      execution.Run(
+    loop.execute(
+      loop.Plan(
         self._schedule,
         self._agent,
         self._draw_sample,

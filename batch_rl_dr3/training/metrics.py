@@ -8,9 +8,16 @@ from absl import logging
 import tensorflow as tf
 
 from batch_rl_dr3.analysis import feature_measures
-from batch_rl_dr3.runs import metric_rows, run_directory
+from batch_rl_dr3.runs import atomic, run_tables
 
 _RATIO = 'divergence_ratio'
+# TensorBoard's group of a metric, by the beginning of its name.
+_GROUPS = (
+  ('loss_', 'Losses/'),
+  ('eval_', 'Eval/'),
+  ('held_out_', 'HeldOut/'),
+  ('', 'Features/'),
+)
 
 
 class Sample(Protocol):
@@ -53,7 +60,7 @@ class MetricsLog:
     sample: Sample,
     log_period: int,
     effective_rank_period: int,
-    check: run_directory.Check = run_directory.unchecked,
+    check: atomic.Check = atomic.unchecked,
   ):
     """Opens the log; nothing is written yet.
 
@@ -68,7 +75,7 @@ class MetricsLog:
     self._sample = sample
     self._log_period = log_period
     self._effective_rank_period = effective_rank_period
-    self._rows = metric_rows.MetricRows(
+    self._rows = run_tables.MetricRows(
       base_dir, (*sample.columns, _RATIO, *sample.feature_columns), check
     )
     self._has_warned = False
@@ -78,8 +85,7 @@ class MetricsLog:
     """Goes back to `steps` gradient steps, whatever was logged since."""
     self._rows.keep(steps)
     self._has_warned = any(
-      float(row.get(_RATIO) or 0) >= 1
-      for row in run_directory.read_csv(self._rows.path)
+      float(row.get(_RATIO) or 0) >= 1 for row in self._rows.rows()
     )
     with tf.Graph().as_default():  # It refuses where TensorFlow is eager.
       self._writer = tf.compat.v1.summary.FileWriter(str(self._base_dir))
@@ -152,6 +158,12 @@ class MetricsLog:
     """Writes values to TensorBoard under Losses/, Eval/ and Features/."""
     summary = tf.compat.v1.Summary()
     for name, value in values.items():
-      summary.value.add(tag=metric_rows.tag(name), simple_value=value)
+      summary.value.add(tag=_tag(name), simple_value=value)
     self._writer.add_summary(summary, steps)
     self._writer.flush()
+
+
+def _tag(name: str) -> str:
+  """Returns TensorBoard's name of a metric: its group, then its name."""
+  prefix, group = next(g for g in _GROUPS if name.startswith(g[0]))
+  return group + name.removeprefix(prefix)

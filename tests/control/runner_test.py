@@ -16,7 +16,7 @@ from batch_rl_dr3.config import cli, errors
 from batch_rl_dr3.evaluation import pool, targets
 from batch_rl_dr3.games import play
 from batch_rl_dr3.reporting import run_reader, selection, tables
-from batch_rl_dr3.runs import lease, run_directory
+from batch_rl_dr3.runs import lease, run_directory, run_tables
 from batch_rl_dr3.training import control as runner
 
 BINDINGS = (
@@ -82,7 +82,7 @@ def last_weights(base_dir):
 
 
 def rows(base_dir, name):
-  found = run_directory.read_csv(base_dir / name)
+  found = run_tables.read_rows(base_dir / name)
   for row in found:
     row.pop('gradient_steps_per_second', None)
   return found

@@ -8,7 +8,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.evaluation import evaluator as evaluator_lib
 from batch_rl_dr3.evaluation import video
 from batch_rl_dr3.games import minatar, play
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import atomic
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_play_that_is_stopped_leaves_no_video(evaluator, prefix, tmp_path):
     evaluator.record_video(prefix, 5, path, should_stop=lambda: True)
   assert not path.exists()
   (tmp_path / 'file').write_text('')
-  with pytest.raises(run_directory.WriteError, match='file'):
+  with pytest.raises(atomic.WriteError, match='file'):
     evaluator.record_video(prefix, 5, tmp_path / 'file' / 'one.mp4')
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from batch_rl_dr3.reporting import reference, run_reader
 from batch_rl_dr3.reporting import study as study_lib
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import run_directory, run_tables
 
 METRIC_COLUMNS = (
   'iteration',
@@ -87,9 +87,9 @@ def make_run(tmp_path):
         for iteration, (step, values) in enumerate(returns.items())
         for episode, value in enumerate(values)
       ]
-      _write(folder / run_directory.SCORES, run_directory.SCORE_COLUMNS, rows)
+      _write(folder / run_directory.SCORES, run_tables.SCORE_COLUMNS, rows)
     if finished:
-      (folder / run_directory.FINISHED).write_text('{}')
+      (folder / run_directory.FINISHED).write_text('{"num_iterations": 2}')
     return folder
 
   return make

@@ -7,7 +7,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import run_reader
-from batch_rl_dr3.runs import csv_file
+from batch_rl_dr3.runs import run_tables
 
 
 def _age(folder, seconds=60.0):
@@ -41,13 +41,13 @@ def cache(tmp_path):
 def read_files(monkeypatch):
   """The paths of the CSV files that are read."""
   paths = []
-  read = csv_file.read
+  read = run_tables.read_columns
 
   def recording(path, *args):
     paths.append(path.name)
     return read(path, *args)
 
-  monkeypatch.setattr(csv_file, 'read', recording)
+  monkeypatch.setattr(run_tables, 'read_columns', recording)
   return paths
 
 

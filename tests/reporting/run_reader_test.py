@@ -164,11 +164,18 @@ def test_provenance_that_is_no_json(make_run, text):
   assert f'cannot read {folder}/provenance.json' in _error(folder)
 
 
-@pytest.mark.parametrize('text', ['[]', '{}', '{"method": "rem"}'])
-def test_provenance_that_does_not_say_enough(make_run, text):
+@pytest.mark.parametrize(
+  ('text', 'told'),
+  [
+    ('[]', 'it is [], not an object'),
+    ('{"game": "Pong"}', 'method is missing'),
+    ('{"method": "rem"}', 'game is missing'),
+  ],
+)
+def test_provenance_that_does_not_say_enough(make_run, text, told):
   folder = make_run('rem')
   (folder / 'provenance.json').write_text(text)
-  assert 'does not name the' in _error(folder)
+  assert f'{folder}/provenance.json: {told}' in _error(folder)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from batch_rl_dr3.reporting import reference
 from batch_rl_dr3.reporting import study as study_lib
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import run_directory, run_tables
 
 _NUM_EVALUATIONS = 200
 _NUM_EPISODES = 5
@@ -28,11 +28,11 @@ def _write_run(folder, identity, low, high, rng):
   (folder / run_directory.PROVENANCE).write_text(json.dumps(record))
   start = ','.join(str(value) for value in identity.values())
   scores = low + (high - low) * rng.random((_NUM_EVALUATIONS, _NUM_EPISODES))
-  score_rows = [','.join(run_directory.SCORE_COLUMNS)]
+  score_rows = [','.join(run_tables.SCORE_COLUMNS)]
   metric_rows = ['gradient_steps,feature_dot_product,effective_rank,mean_q']
   for iteration, episodes in enumerate(scores):
     step = (iteration + 1) * 62_500
-    metric_rows.append(f'{step},{1 + rng.random()},{300 - iteration},1.5')
+    run_tables.append(f'{step},{1 + rng.random()},{300 - iteration},1.5')
     score_rows += [
       f'{start},{iteration},{step},{number},{score:.2f},1000,0'
       for number, score in enumerate(episodes)
@@ -41,7 +41,7 @@ def _write_run(folder, identity, low, high, rng):
     (folder / name).write_text('\n'.join([*rows, '']))
     then = time.time() - 60
     os.utime(folder / name, (then, then))
-  (folder / run_directory.FINISHED).write_text('{}')
+  (folder / run_directory.FINISHED).write_text('{"num_iterations": 2}')
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import pathlib
 
 import pytest
@@ -153,3 +155,71 @@ def test_listing_leaves_a_folder_as_it_is(tmp_path):
   ):
     checkpoints.check_whole(found[2])
   assert names(tmp_path) == before
+
+
+def damage_manifest(folder, name, change):
+  """Rewrites the manifest of a checkpoint; returns what it said."""
+  path = folder / f'ckpt.{name}.json'
+  record = json.loads(path.read_text())
+  path.write_text(json.dumps(change(record)))
+  return record
+
+
+def test_pruning_removes_nothing_outside_the_folder(tmp_path):
+  folder = tmp_path / 'run' / 'checkpoints'
+  victims = [tmp_path / 'victim', tmp_path / 'tree']
+  victims[0].write_text('precious')
+  (victims[1] / 'precious').mkdir(parents=True)
+  kept = checkpoints.Checkpoints(folder, keep_last=1)
+  kept.save(writer('a'), '0', 10)
+  entry = {
+    'bytes': 8,
+    'sha256': hashlib.sha256(b'precious').hexdigest(),
+  }
+  files = {'../../victim': entry, str(victims[1]): entry}
+  damage_manifest(
+    folder, '0', lambda record: {**record, 'files': record['files'] | files}
+  )
+  for iteration in range(1, 4):
+    kept.save(writer('a'), str(iteration), 10 * iteration)
+  assert victims[0].read_text() == 'precious'
+  assert (victims[1] / 'precious').exists()
+  assert kept.latest().name == '3'
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda record: {**record, 'files': list(record['files'])},
+    lambda record: {**record, 'files': dict.fromkeys(record['files'])},
+    lambda record: {**record, 'files': {}},
+    lambda record: {**record, 'gradient_steps': '20'},
+    lambda record: {**record, 'gradient_steps': None},
+    lambda record: {**record, 'name': '../0'},
+    lambda record: {**record, 'name': '7'},
+    lambda record: {'nane': '1', **{k: record[k] for k in ('files',)}},
+    lambda record: [record],
+    lambda record: None,
+    lambda record: {
+      **record,
+      'files': {n: {**e, 'bytes': True} for n, e in record['files'].items()},
+    },
+    lambda record: {
+      **record,
+      'files': {f'sub/{n}': e for n, e in record['files'].items()},
+    },
+  ],
+)
+def test_a_damaged_manifest_costs_only_its_checkpoint(tmp_path, change):
+  kept = checkpoints.Checkpoints(tmp_path)
+  kept.save(writer('a'), '0', 10)
+  kept.save(writer('b'), '1', 20)
+  damage_manifest(tmp_path, '1', change)
+  assert list(checkpoints.of_iterations(tmp_path)) == [0]
+  with pytest.raises(errors.DataError, match=r'ckpt\.1\.json') as raised:
+    checkpoints.check_whole(
+      checkpoints.Checkpoint('1', 20, str(tmp_path / 'tf_ckpt-1'))
+    )
+  assert 'Remove it; the checkpoint before it is then used' in str(raised.value)
+  assert kept.latest().name == '0'
+  assert (tmp_path / 'ckpt.1.json.damaged').exists()

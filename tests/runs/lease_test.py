@@ -9,7 +9,7 @@ import time
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import folders, lease, run_directory
+from batch_rl_dr3.runs import atomic, folders, lease, run_directory, run_tables
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,7 @@ def test_a_record_that_was_removed_is_a_lease_that_is_lost(make, storage):
 def test_a_fenced_worker_publishes_nothing(tmp_path, monkeypatch):
   scores = tmp_path / run_directory.SCORES
   with run_directory.lock(tmp_path) as held:
-    log = run_directory.CsvLog(scores, ('a',), held.check)
+    log = run_tables.CsvLog(scores, ('a',), held.check)
     log.extend_atomically([{'a': 1}])
     elsewhere(monkeypatch)
     pause(held)
@@ -192,13 +192,13 @@ def test_a_worker_that_stood_still_before_its_rename_publishes_nothing(
       elsewhere(monkeypatch)
       other.append(run_directory.lock(tmp_path))
       other[0].__enter__()
-      run_directory.write_atomically(scores, 'of the other\n')
+      atomic.write_text(scores, 'of the other\n')
     else:
       held.check()
 
   with run_directory.lock(tmp_path) as held:
     with pytest.raises(lease.FencedError):
-      run_directory.write_atomically(scores, 'late\n', check_then_stand_still)
+      atomic.write_text(scores, 'late\n', check_then_stand_still)
     other[0].__exit__(None, None, None)
   assert scores.read_text() == 'of the other\n'
 
@@ -210,3 +210,58 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     run_directory.lock(tmp_path),
   ):
     raise AssertionError
+
+
+def test_one_process_at_a_time_writes_to_a_run_directory(tmp_path, monkeypatch):
+  monkeypatch.setattr(lease, 'HEARTBEAT_SECONDS', 0.05)
+  with run_directory.lock(tmp_path):
+    with (
+      pytest.raises(run_directory.BusyError, match='in use') as raised,
+      run_directory.lock(tmp_path),
+    ):
+      raise AssertionError
+    assert raised.value.exit_code == 75
+  with run_directory.lock(tmp_path):
+    pass
+  with (
+    pytest.raises(errors.WriteError, match='none'),
+    run_directory.lock(tmp_path / 'none'),
+  ):
+    raise AssertionError
+
+
+def test_what_a_worker_left_half_written_is_removed(tmp_path):
+  (tmp_path / 'checkpoints' / '.writing.3.ab').mkdir(parents=True)
+  for name in ('.scores.csv.ab.tmp', '.attempt.json.ab.tmp'):
+    (tmp_path / name).write_text('')
+  with run_directory.lock(tmp_path):
+    left = {path.name for path in tmp_path.rglob('.*')}
+  assert left == {'.attempt.json.ab.tmp'}  # Somebody else's.
+
+
+@pytest.mark.parametrize(
+  'content', [b"'x'", b'0', b'"x"', b'[1]', b'null', b'{"token": 7}', b'\xff']
+)
+def test_a_damaged_record_is_a_term_of_nobody(make, storage, content):
+  """Also one whose token contradicts its name, which once looped for ever."""
+  storage.create('term-00000001.json', content)
+  storage.write('beat-00000001.json', content)
+  storage.create('term-foo.json', b'{}')
+  storage.create('term-.json', b'{}')
+  second = make()
+  second.acquire()
+  assert second.token == 2
+  second.check()
+
+
+def test_a_record_of_the_wrong_types_is_of_nobody(make, storage, monkeypatch):
+  first = make()
+  first.acquire()
+  pause(first)
+  (term,) = lease.history(storage)
+  damaged = {**vars(term), 'machine': 3, 'pid': 'x', 'released': 'yes'}
+  storage.write('term-00000001.json', json.dumps(damaged).encode())
+  assert [t.worker for t in lease.history(storage)] == ['unknown']
+  second = make()
+  second.acquire()
+  assert second.token == 2

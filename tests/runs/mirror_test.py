@@ -1,10 +1,11 @@
 import os
+import pathlib
 
 import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import watch
-from batch_rl_dr3.runs import mirror, remote_folder, run_directory, run_globs
+from batch_rl_dr3.runs import home, mirror, records, remote_folder, run_globs
 
 CONTENTS = mirror.Contents(
   'test',
@@ -63,7 +64,7 @@ def test_a_mirror_holds_what_is_asked_for(runs):
     'a/seed0/finished.json',
     'b/seed0/metrics.csv',
   ]
-  assert run_directory.is_finished(runs.folder / 'a/seed0', 2)
+  assert records.is_finished(runs.folder / 'a/seed0', 2)
   weights = runs.folder / 'a/seed0/checkpoints/tf_ckpt-1.index'
   assert weights.stat().st_size == 1000
   assert weights.read_bytes() == bytes(1000)
@@ -81,7 +82,7 @@ def test_only_what_has_changed_is_fetched_again(runs, remote, fetched):
   remote.remove('b/seed0/metrics.csv')
   runs.refresh()
   assert fetched == ['a/seed0/finished.json']
-  assert run_directory.is_finished(runs.folder / 'a/seed0', 3)
+  assert records.is_finished(runs.folder / 'a/seed0', 3)
   assert 'b/seed0/metrics.csv' not in files(runs.folder)
 
 
@@ -156,7 +157,7 @@ def test_a_bucket_that_falters_is_read_all_the_same(bucket, tmp_path):
   bucket.read_faults = ['cut', 'cut']
   runs = mirror.open_runs(remote.url, tmp_path, CONTENTS)
   runs.refresh()
-  assert run_directory.is_finished(runs.folder / 'a', 2)
+  assert records.is_finished(runs.folder / 'a', 2)
   assert bucket.read_faults == []
   log = (runs.folder / 'a/metrics.csv').read_bytes()
   assert (len(log), log[:100], log[-100:]) == (
@@ -174,3 +175,31 @@ def test_what_always_arrives_damaged_is_named(bucket, tmp_path):
   with pytest.raises(errors.DataError, match=r'finished\.json arrives damaged'):
     runs.refresh()
   assert files(runs.folder) == []
+
+
+@pytest.mark.parametrize('place', ['mirror', 'home'])
+def test_an_object_whose_name_leads_out_is_written_nowhere(
+  remote, tmp_path, monkeypatch, place
+):
+  cache = tmp_path / 'cache'
+  remote.write('a/finished.json', b'{"num_iterations": 2}')
+  find = remote._filesystem.find
+
+  def find_escaping(path, **kwargs):
+    found = find(path, **kwargs)
+    (name,) = (n for n in found if n.endswith('finished.json'))
+    evil = f'{remote._root}/a/../../../../../../escaped/finished.json'
+    return {evil: found[name]}
+
+  def get_file(name, target):
+    pathlib.Path(target).write_text('')
+
+  monkeypatch.setattr(remote._filesystem, 'find', find_escaping)
+  monkeypatch.setattr(remote._filesystem, 'get_file', get_file)
+  read = mirror.open_runs(remote.url, cache, CONTENTS).refresh
+  if place == 'home':
+    read = home.open_home(remote.url, str(cache)).lock().__enter__
+  with pytest.raises(errors.DataError, match='no plain name'):
+    read()
+  assert not list(tmp_path.rglob('escaped'))
+  assert [p for p in tmp_path.rglob('*') if p.is_file()] == []

@@ -4,6 +4,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import (
+  atomic,
   checkpoints,
   home,
   lease,
@@ -26,7 +27,7 @@ def open_home(bucket, tmp_path, request):
 def write(place, **texts):
   for name, text in texts.items():
     path = place.folder / f'{name}.csv'
-    run_directory.write_atomically(path, text, place.check)
+    atomic.write_text(path, text, place.check)
   place.publish()
 
 

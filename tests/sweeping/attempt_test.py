@@ -165,16 +165,26 @@ def test_an_end_after_the_last_file_is_one_whatever_its_code(make_attempt):
   assert attempt_record.read(folder).exit_code == 0
 
 
+def _manifest(gradient_steps):
+  entry = {'bytes': 1, 'sha256': '0' * 64}
+  record = {
+    'gradient_steps': gradient_steps,
+    'name': '0',
+    'files': {'tf_ckpt-0.index': entry},
+  }
+  return json.dumps(record).encode()
+
+
 def test_a_damaged_record_is_named(tmp_path):
   (tmp_path / attempt_record.NAME).write_text('{"attempts": ')
-  with pytest.raises(errors.DataError, match=r'attempt\.json cannot be read'):
+  with pytest.raises(errors.DataError, match=r'cannot read .*attempt\.json'):
     attempt_record.read(tmp_path)
 
 
 def test_a_torn_manifest_is_no_progress(tmp_path):
   (tmp_path / 'checkpoints').mkdir()
   for name, text in (
-    ('ckpt.0.json', json.dumps({'gradient_steps': 5})),
+    ('ckpt.0.json', _manifest(5).decode()),
     ('ckpt.1.json', '{"gradient_steps": 9'),
   ):
     (tmp_path / 'checkpoints' / name).write_text(text)
@@ -252,11 +262,11 @@ def test_the_truth_about_a_run_in_a_bucket_is_there(execute_remotely):
 
 
 def test_a_run_in_a_bucket_gets_on_and_ends(execute_remotely):
-  step = {'checkpoints__ckpt.0': b'{"gradient_steps": 5}'}
+  step = {'checkpoints__ckpt.0': _manifest(5)}
   for _ in range(4):  # More than may come to nothing.
     outcome = execute_remotely(-signal.SIGKILL, **step)
     step['checkpoints__ckpt.0'] = step['checkpoints__ckpt.0'].replace(
-      b'5', b'55'
+      b'5,', b'55,'
     )
     assert outcome.error == 'ended by SIGKILL'
   end = {'finished': b'{"num_iterations": 1}'}

@@ -62,7 +62,13 @@ def main():
     time.sleep(0.01)
     manifest = checkpoints / f'ckpt.{step}.json'
     manifest.with_suffix('.tmp').write_text(
-      json.dumps({'name': str(step), 'gradient_steps': step + 1, 'files': {}})
+      json.dumps(
+        {
+          'name': str(step),
+          'gradient_steps': step + 1,
+          'files': {f'tf_ckpt-{step}.index': {'bytes': 0, 'sha256': '0' * 64}},
+        }
+      )
     )
     manifest.with_suffix('.tmp').rename(manifest)
     if step + 1 == what.get('die_once') and done == 0:

@@ -6,10 +6,10 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import run_reader
-from batch_rl_dr3.runs import results, run_directory, run_globs
+from batch_rl_dr3.runs import results, run_globs, run_tables
 from batch_rl_dr3.sweeping import kept, standing
 
-HEADER = ','.join(run_directory.SCORE_COLUMNS)
+HEADER = ','.join(run_tables.SCORE_COLUMNS)
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_what_is_kept_counts_as_done_and_is_collected(
   ]
   output = tmp_path / 'all.csv'
   assert kept.write(tables, str(output)) == 6
-  rows = run_directory.read_csv(output)
+  rows = run_tables.read_rows(output)
   assert [row['episodes'] for row in rows] == ['1', '1', '1', '1', '1', '3']
   assert [float(row['return']) for row in rows[-2:]] == [1.5, 2.5]
 
@@ -182,7 +182,7 @@ def test_scores_of_all_runs_are_one_csv(runs, tmp_path):
   tables = list(kept.collect(runs, tmp_path, None))
   assert kept.write(tables, str(tmp_path / 'all.csv')) == 3
   table = pd.read_csv(tmp_path / 'all.csv')
-  assert list(table.columns) == [*run_directory.SCORE_COLUMNS, 'episodes']
+  assert list(table.columns) == [*run_tables.SCORE_COLUMNS, 'episodes']
   assert list(table['method']) == ['dqn', 'rem', 'rem_dr3']
   assert list(table['return']) == [1.5] * 3
   assert sorted(path.name for path in tmp_path.iterdir()) == [

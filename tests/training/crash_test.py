@@ -30,7 +30,7 @@ from batch_rl_dr3.runs import (
   lease,
   provenance,
   run_directory,
-  score_log,
+  run_tables,
 )
 
 NUM_ITERATIONS = 3
@@ -158,7 +158,7 @@ class Metrics:
 
   def __init__(self, home, agent):
     self._agent = agent
-    self._csv = run_directory.CsvLog(
+    self._csv = run_tables.CsvLog(
       home.folder / run_directory.METRICS,
       ('iteration', 'gradient_steps', 'weight'),
       home.check,
@@ -196,8 +196,8 @@ class Evaluator:
     text = pathlib.Path(f'{prefix}.data-00000-of-00001').read_text()
     value = float(len(text) + seed % 100)
     return [
-      score_log.Episode(0, value, 3, False),
-      score_log.Episode(0, -value, 4, False),
+      run_tables.Episode(0, value, 3, False),
+      run_tables.Episode(0, -value, 4, False),
     ]
 
 
@@ -224,6 +224,10 @@ def live(base_dir, cache_dir='', stop_at=None):
       stop_request.signal_name = 'SIGTERM'
 
   agent = Agent(stop)
+  schedule = loop.Schedule(
+    NUM_ITERATIONS, NUM_GRADIENT_STEPS, 2, 2, 2, None, 0.0
+  )
+  plan = loop.Plan(schedule, agent, None, None, PROVENANCE)
   place = home.open_home(str(base_dir), str(cache_dir))
   stop_request = signals.StopRequest()
   with place.lock():
@@ -235,19 +239,8 @@ def live(base_dir, cache_dir='', stop_at=None):
       log = Metrics(place, agent)
       played = scoring.SyncEvaluations(Evaluator(), stop_request)
       scores = scoring.Scoring(place, PROVENANCE, kept, played, log.scalars)
-      one = loop.Loop(
-        agent,
-        place,
-        kept,
-        log,
-        scores,
-        stop_request,
-        NUM_ITERATIONS,
-        NUM_GRADIENT_STEPS,
-        checkpoint_every_minutes=0.0,
-      )
-      if not run_directory.is_finished(place.folder, NUM_ITERATIONS):
-        one.run('')
+      if not loop.is_done(place.folder, NUM_ITERATIONS):
+        loop.Loop(plan, place, kept, log, scores, stop_request).run()
 
 
 def failure_of(folder):

@@ -5,7 +5,7 @@ import types
 from absl import logging
 import pytest
 
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import run_directory, run_tables
 from batch_rl_dr3.training import metrics
 
 
@@ -28,7 +28,7 @@ def open_log(tmp_path):
 
 
 def rows(tmp_path):
-  return run_directory.read_csv(tmp_path / run_directory.METRICS)
+  return run_tables.read_rows(tmp_path / run_directory.METRICS)
 
 
 def test_the_ratio_of_proposition_32_is_logged(open_log, tmp_path):

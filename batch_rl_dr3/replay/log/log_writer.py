@@ -11,7 +11,7 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.store import validity
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import atomic
 
 # Frames compress hardly better at Dopamine's level 9, and 10 times slower.
 _COMPRESS_LEVEL = 1
@@ -68,7 +68,7 @@ class LogWriter:
         f'{rows_per_file} rows a file cannot hold a transition of '
         f'{update_horizon} steps with stacks of {stack_size} frames.'
       )
-    self._folder = run_directory.make_directory(folder)
+    self._folder = atomic.make_directory(folder)
     taken = sorted(self._folder.glob('*_ckpt.*.gz'))
     if taken:
       raise errors.WriteError(
@@ -210,4 +210,4 @@ def _write_arrays(
   except OSError as error:
     for temporary, _ in renames:
       temporary.unlink(missing_ok=True)
-    raise run_directory.WriteError(folder, error) from error
+    raise atomic.WriteError(folder, error) from error

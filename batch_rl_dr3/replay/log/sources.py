@@ -32,7 +32,7 @@ from typing_extensions import override
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.log.source import Source
-from batch_rl_dr3.runs import remote_folder, run_directory, stored_file
+from batch_rl_dr3.runs import atomic, remote_folder, stored_file
 from batch_rl_dr3.runs.retry import RefusedError, Retry
 from batch_rl_dr3.runs.storage import Storage, open_storage, version
 
@@ -337,7 +337,7 @@ def open_whole(
   try:
     spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
   except OSError as error:
-    raise run_directory.WriteError(folder, error) from error
+    raise atomic.WriteError(folder, error) from error
   with spool:
     path = f'/proc/self/fd/{spool.fileno()}'
     file = dataclasses.replace(
@@ -376,7 +376,7 @@ def _fetch(
           stated[0].update(data)
       spool.flush()
     except OSError as error:
-      raise run_directory.WriteError(folder, error) from error
+      raise atomic.WriteError(folder, error) from error
   if stated is None:
     check(file)
   elif stated[0].digest() != stated[1]:

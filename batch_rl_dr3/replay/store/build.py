@@ -43,7 +43,7 @@ from batch_rl_dr3.replay.store import read, shards
 from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.replay.store.subset import HeldOut, Subset
 from batch_rl_dr3.replay.store.validity import Segment
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import atomic
 from batch_rl_dr3.runs.retry import RefusedError
 
 _T = TypeVar('_T')
@@ -357,7 +357,7 @@ class PartBuilder:
     records_of_shards, content['observation'] = self._write_frames(
       file, kept, folder
     )
-    run_directory.write_json(
+    atomic.write_json(
       folder / read.RECORD,
       {
         'segment': file.segment,
@@ -703,7 +703,7 @@ def build(
         with Extraction(plan, building) as extraction:
           extraction.run(source, codec, header, num_actions, progress)
         manifest = _manifest(source, subset, plan, codec, header, building)
-        run_directory.write_atomically(
+        atomic.write_text(
           building / read.MANIFEST, read.manifest_text(manifest)
         )
         _rename(building, folder)
@@ -716,7 +716,7 @@ def build(
         with contextlib.suppress(OSError):
           building.rmdir()  # Nothing is kept of a build that came to nothing.
   except OSError as error:
-    raise run_directory.WriteError(folder, error) from error
+    raise atomic.WriteError(folder, error) from error
 
 
 def _rename(temporary: pathlib.Path, folder: pathlib.Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, log_writer
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import atomic
 from batch_rl_dr3.runs.stored_file import local_file
 
 
@@ -90,6 +90,6 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, logs, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(os, 'fsync', full_disk)
-  with pytest.raises(run_directory.WriteError, match='No space left'):
+  with pytest.raises(atomic.WriteError, match='No space left'):
     logs.write_log(tmp_path / 'log', logs.make_transitions(9))
   assert list((tmp_path / 'log').iterdir()) == []

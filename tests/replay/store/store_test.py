@@ -16,7 +16,7 @@ from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.store import build
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store.subset import Subset
-from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.runs import atomic
 
 GAMMA = 0.9
 FIELDS = (
@@ -333,7 +333,7 @@ def test_a_full_disk_is_a_write_error(log, open_store, tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(os, 'posix_fallocate', full_disk)
-  with pytest.raises(run_directory.WriteError, match='No space left'):
+  with pytest.raises(atomic.WriteError, match='No space left'):
     open_store(log)
   assert not [p for p in (tmp_path / 'cache').iterdir() if p.is_dir()]
 

@@ -1,0 +1,198 @@
+"""Files and folders that are written whole or not at all.
+
+What is written gets a temporary name beside its own, which no other process
+has, and takes its own by a rename. Nobody ever reads a half of it, not even
+after a kill or on a disk that is full.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import shutil
+from typing import IO, Any
+
+from batch_rl_dr3.config import errors
+
+_Path = str | os.PathLike[str]
+# Asked before something is published; raises if it must not be.
+Check = Callable[[], None]
+
+
+def unchecked() -> None:
+  """Lets everything be published: the check of who shares with nobody."""
+
+
+class WriteError(errors.WriteError):
+  """Names the path that could not be written, and the system's reason."""
+
+  def __init__(self, path: _Path, error: OSError):
+    super().__init__(
+      f'cannot write {path}: {error.strerror or error}. Choose a place that '
+      'can be written and has room.'
+    )
+
+
+def make_directory(path: _Path) -> pathlib.Path:
+  """Returns `path`, a directory that exists and can be written.
+
+  Raises:
+    ConfigError: if it is a URL.
+    UsageError: if its name is not UTF-8, which TensorFlow cannot open.
+    WriteError: if it cannot be created or written.
+  """
+  if '://' in os.fspath(path):
+    raise errors.ConfigError(
+      f'{path} is a URL, and only `train` writes to one. Choose a folder.'
+    )
+  directory = pathlib.Path(path)
+  try:
+    os.path.abspath(directory).encode()
+  except UnicodeEncodeError as error:
+    raise errors.UsageError(
+      f'the name of the folder {os.fspath(path)!a} is not UTF-8. Choose '
+      'another name, or rename the folder that it is in.'
+    ) from error
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / f'.write_probe_{os.getpid()}'
+    probe.touch()
+    probe.unlink(missing_ok=True)
+  except OSError as error:
+    raise WriteError(directory, error) from error
+  return directory
+
+
+@contextlib.contextmanager
+def whole_path(
+  path: _Path,
+  check: Check = unchecked,
+  durable: bool = True,
+  ending: str = '.tmp',
+) -> Iterator[pathlib.Path]:
+  """Yields a temporary path whose file becomes `path` when the block ends.
+
+  Args:
+    path: the file.
+    check: asked before the rename.
+    durable: sync it to its disk first, so that it outlives a power cut.
+    ending: of the temporary name, for writers that go by it.
+
+  Raises:
+    WriteError: if the file system refuses; what was at `path` is kept.
+  """
+  target = pathlib.Path(path)
+  temporary = target.with_name(f'.{target.name}.{secrets.token_hex(8)}{ending}')
+  try:
+    yield temporary
+    if durable:
+      sync(temporary)
+    check()
+    os.replace(temporary, target)
+    if durable:
+      sync(target.parent)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      check()  # Who has taken over has removed the temporary file.
+    raise WriteError(target, error) from error
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_file(
+  path: _Path, check: Check = unchecked, durable: bool = True
+) -> Iterator[IO[bytes]]:
+  """Yields a binary file that becomes `path`; see `whole_path`."""
+  with (
+    whole_path(path, check, durable) as temporary,
+    open(temporary, 'wb') as file,
+  ):
+    yield file
+
+
+def write_text(path: _Path, content: str, check: Check = unchecked) -> None:
+  """Writes a text file in UTF-8, whole or not at all.
+
+  Raises:
+    WriteError: see `whole_path`.
+  """
+  with whole_file(path, check) as file:
+    file.write(content.encode())
+
+
+def write_json(path: _Path, value: Any, check: Check = unchecked) -> None:
+  """Writes `value` as indented JSON, whole or not at all."""
+  write_text(path, json.dumps(value, indent=2, sort_keys=True) + '\n', check)
+
+
+@contextlib.contextmanager
+def whole_folder(path: _Path) -> Iterator[pathlib.Path]:
+  """Yields a new folder that takes the place of `path` when the block ends.
+
+  A folder that was there is removed only once the new one has its name.
+
+  Raises:
+    WriteError: if the file system refuses; what was at `path` is kept.
+  """
+  target = pathlib.Path(path)
+  mark = secrets.token_hex(8)
+  staging = make_directory(target.with_name(f'.{target.name}.{mark}.partial'))
+  replaced = target.with_name(f'.{target.name}.{mark}.replaced')
+  try:
+    yield staging
+    if target.exists():
+      os.replace(target, replaced)
+    try:
+      os.replace(staging, target)
+    except OSError:
+      if replaced.exists():
+        os.replace(replaced, target)
+      raise
+  except OSError as error:
+    raise WriteError(target, error) from error
+  finally:
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_file(path: _Path) -> None:
+  """Removes a file, if there is one, and never a folder.
+
+  Raises:
+    WriteError: if the file system refuses, or it is a folder.
+  """
+  try:
+    pathlib.Path(path).unlink(missing_ok=True)
+  except OSError as error:
+    raise WriteError(path, error) from error
+
+
+def remove_tree(path: _Path) -> None:
+  """Removes a file, or a folder and all in it, if there is one.
+
+  Only for names that this program has chosen, never for those of a file.
+
+  Raises:
+    WriteError: if the file system refuses.
+  """
+  target = pathlib.Path(path)
+  try:
+    if target.is_dir() and not target.is_symlink():
+      shutil.rmtree(target)
+    else:
+      target.unlink(missing_ok=True)
+  except OSError as error:
+    raise WriteError(target, error) from error
+
+
+def sync(path: _Path) -> None:
+  """Waits until a file or folder is on its disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
