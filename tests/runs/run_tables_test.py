@@ -104,7 +104,10 @@ def test_rows_that_do_not_say_how_many_they_are_still_read(tmp_path):
   assert run_tables.ScoreLog(tmp_path).iterations() == {0}
   table = run_tables.read_evaluations(path, IDENTITY)
   assert table.to_dict('records') == [
-    {'gradient_steps': 10, 'return': 2.0, 'episodes': 2, 'truncated': 0}
+    {
+      **{'gradient_steps': 10, 'return': 2.0, 'episodes': 2, 'truncated': 0},
+      'lowest': 1.0,
+    }
   ]
   # And go on in the same file.
   run_tables.ScoreLog(tmp_path).append(IDENTITY, 1, 20, episodes(5.0))
