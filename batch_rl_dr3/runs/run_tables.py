@@ -507,7 +507,7 @@ def read_evaluations(
   Returns:
     `gradient_steps`; `return`, the mean over its episodes; `episodes` and
     `truncated`, how many there are and how many of them were cut short;
-    `lowest`, the lowest return of an episode.
+    `lowest`, the lowest return of an episode, or of the mean that is kept.
 
   Raises:
     DataError: if the file is damaged, or holds rows of another run.
