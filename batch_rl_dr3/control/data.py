@@ -152,23 +152,14 @@ def _fetch(url: str, cache_dir: pathlib.Path) -> pathlib.Path:
     return target
   source = storage.open_storage(parent, None, None, _TIMEOUT, retry.Retry())
   info = source.info(name)
-  temporary = folder / f'.{name}.{os.getpid()}.tmp'
-  try:
-    with (
-      source.open(info) as stream,
-      open(temporary, 'wb') as copy,
-      progress.bar(
-        info['size'], name, 'B', unit_scale=True, leave=False
-      ) as bar,
-    ):
-      while chunk := stream.read(_CHUNK):
-        copy.write(chunk)
-        bar.update(len(chunk))
-    os.replace(temporary, target)
-  except OSError as error:  # Of the disk; the storage raises a DataError.
-    raise atomic.WriteError(target, error) from error
-  finally:
-    temporary.unlink(missing_ok=True)
+  with (
+    source.open(info) as stream,
+    atomic.whole_file(target) as copy,
+    progress.bar(info['size'], name, 'B', unit_scale=True, leave=False) as bar,
+  ):
+    while chunk := stream.read(_CHUNK):
+      copy.write(chunk)
+      bar.update(len(chunk))
   return target
 
 

@@ -154,17 +154,11 @@ class RunCache:
     }
     atomic.make_directory(self._folder)
     path = self._path(run)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-      with open(temporary, 'wb') as file:
-        np.save(file, np.frombuffer(json.dumps(header).encode(), np.uint8))
-        for table in tables:
-          # float64 holds every count below 2^53.
-          np.save(file, table.to_numpy(np.float64))
-      os.replace(temporary, path)
-    except OSError as error:
-      temporary.unlink(missing_ok=True)
-      raise atomic.WriteError(path, error) from error
+    with atomic.whole_file(path, durable=False) as file:
+      np.save(file, np.frombuffer(json.dumps(header).encode(), np.uint8))
+      for table in tables:
+        # float64 holds every count below 2^53.
+        np.save(file, table.to_numpy(np.float64))
 
   def _path(self, run: pathlib.Path) -> pathlib.Path:
     name = hashlib.sha256(os.path.realpath(run).encode()).hexdigest()[:32]

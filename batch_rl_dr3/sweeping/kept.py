@@ -202,18 +202,14 @@ def write(tables: Iterable[pd.DataFrame], output: str) -> int:
       f'--output={output} needs pyarrow, which is not installed: '
       '`pip install pyarrow`, or give a name that ends in .csv.'
     )
-  temporary = f'{output}.{os.getpid()}.tmp'
   num_rows = 0
-  try:
-    with _writer(temporary, ending) as add:
-      for rows in tables:
-        add(rows)
-        num_rows += len(rows)
-    os.replace(temporary, output)
-  except OSError as error:
-    raise atomic.WriteError(output, error) from error
-  finally:
-    pathlib.Path(temporary).unlink(missing_ok=True)
+  with (
+    atomic.whole_path(output) as temporary,
+    _writer(str(temporary), ending) as add,
+  ):
+    for rows in tables:
+      add(rows)
+      num_rows += len(rows)
   return num_rows
 
 
