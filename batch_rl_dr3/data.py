@@ -30,6 +30,8 @@ Fetches logged replay in the DQN Replay format, looks into it, writes it anew.
     --output_dir=DATA/Pong/1
   python -m batch_rl_dr3.data convert --replay_dir=DATA/Pong/1 \\
     --minari_id=atari/pong/dqn-replay-v0 --num_actions=6
+  python -m batch_rl_dr3.data convert --minari=atari/pong/expert-v0 \\
+    --output_dir=DATA/Pong/1
 
   plan      what fetch would cost: download, disk, memory and time
   fetch     makes the local store of a part of a log, and says where it is;
@@ -45,7 +47,8 @@ Fetches logged replay in the DQN Replay format, looks into it, writes it anew.
             as terminals, padding, a stale last row, a cursor in mid-file
   convert   writes the log anew: a local copy of one in the cloud, files of
             another length, or a Minari data set (frames without loss, not
-            stacked) for other libraries
+            stacked) for other libraries; and a Minari data set of frames and
+            discrete actions, by --minari, as a log
   verify    hashes every file of a local store (--store) again
 
 info, doctor and convert read a store too, as --replay_dir=STORE. Where sources
@@ -132,6 +135,12 @@ def define_flags() -> None:
     'minari_id',
     None,
     'convert: the Minari data set to write, where MINARI_DATASETS_PATH says.',
+  )
+  flags.DEFINE_string(
+    'minari',
+    None,
+    'convert: in place of --replay_dir, the Minari data set to read: its id, '
+    'fetched if it is not here, or its folder.',
   )
   flags.DEFINE_integer(
     'max_agent_steps_per_episode',
@@ -286,6 +295,9 @@ def convert() -> None:
   """Writes the log anew."""
   if (FLAGS.output_dir is None) == (FLAGS.minari_id is None):
     raise errors.UsageError('give one of --output_dir and --minari_id.')
+  if FLAGS.minari is not None:
+    _convert_minari()
+    return
   source = _source()
   num_actions = _num_actions()
   if FLAGS.minari_id is not None and num_actions is None:
@@ -305,6 +317,29 @@ def convert() -> None:
       _stack_size(),
       num_actions or 0,
       f'Logged replay in the DQN Replay format, from {source.name}.',
+    )
+  print(f'{target}: {num_episodes} episodes.')
+
+
+def _convert_minari() -> None:
+  if FLAGS.output_dir is None or FLAGS.replay_dir or FLAGS.game:
+    raise errors.UsageError(
+      '--minari is read in place of --replay_dir and --game, and needs '
+      '--output_dir.'
+    )
+  from batch_rl_dr3.control import data_files
+  from batch_rl_dr3.replay import conversion
+
+  target = os.path.join(FLAGS.output_dir, 'replay_logs')
+  folder = data_files.locate_minari(FLAGS.minari)
+  with data_files.minari_errors(FLAGS.minari):
+    import minari
+
+    num_episodes = conversion.from_minari(
+      minari.MinariDataset(folder / 'data'),
+      target,
+      FLAGS.stack_size or 4,
+      FLAGS.rows_per_file,
     )
   print(f'{target}: {num_episodes} episodes.')
 

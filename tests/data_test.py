@@ -72,6 +72,35 @@ def test_convert_writes_files_of_another_length(replay_dir, tmp_path):
   assert again.stderr.count('\n') == 1
 
 
+def test_convert_reads_a_minari_data_set_by_its_folder_or_its_id(
+  replay_dir, tmp_path, monkeypatch
+):
+  pytest.importorskip('minari')
+  monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path / 'minari'))
+  play = (f'--replay_dir={replay_dir}', '--stack_size=1', '--num_actions=6')
+  assert run('convert', *play, '--minari_id=test/play-v0').returncode == 0
+  written = tmp_path / 'minari' / 'test' / 'play-v0'
+  for name in ('test/play-v0', str(written)):
+    shutil.rmtree(tmp_path / 'log', ignore_errors=True)
+    result = run(
+      *('convert', f'--minari={name}', '--stack_size=1'),
+      f'--output_dir={tmp_path / "log"}',
+    )
+    assert (result.returncode, result.stderr) == (0, ''), result.stderr
+    assert '14 episodes' in result.stdout
+  (
+    tmp_path / 'minari' / 'test' / 'play-v0' / 'data' / 'main_data.hdf5'
+  ).write_bytes(b'no HDF5')
+  broken = run(
+    'convert', '--minari=test/play-v0', f'--output_dir={tmp_path / "c"}'
+  )
+  assert broken.returncode == 65
+  assert broken.stderr.count('\n') == 1
+  assert (
+    run('convert', '--minari=test/play-v0', '--minari_id=c').returncode == 64
+  )
+
+
 def test_convert_wants_one_target(replay_dir):
   result = run('convert', f'--replay_dir={replay_dir}')
   assert result.returncode == 64

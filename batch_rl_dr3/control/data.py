@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import gin
@@ -28,7 +27,6 @@ COLUMNS = (
   'next_observations',
   'terminals',
 )
-MINARI_SCHEME = 'minari:'
 _CHUNK = 1 << 20
 # Seconds without a byte after which a connection is given up.
 _TIMEOUT = 60.0
@@ -133,8 +131,8 @@ def locate(path: str, cache_dir: str) -> pathlib.Path:
       as `Retry` has.
     WriteError: if there is no room for it.
   """
-  if path.startswith(MINARI_SCHEME):
-    return _fetch_minari(path.removeprefix(MINARI_SCHEME))
+  if path.startswith(data_files.MINARI_SCHEME):
+    return data_files.locate_minari(path)
   if '://' in path:
     return _fetch(path, pathlib.Path(cache_dir))
   if not os.path.exists(path):
@@ -161,23 +159,6 @@ def _fetch(url: str, cache_dir: pathlib.Path) -> pathlib.Path:
       copy.write(chunk)
       bar.update(len(chunk))
   return target
-
-
-def _fetch_minari(dataset_id: str) -> pathlib.Path:
-  with data_files.minari_errors(f'{MINARI_SCHEME}{dataset_id}'):
-    import minari
-    from minari.storage import get_dataset_path
-
-    folder = pathlib.Path(get_dataset_path(dataset_id))
-  if not folder.is_dir():
-    try:
-      minari.download_dataset(dataset_id)
-    except Exception as error:  # Any client library's.
-      shutil.rmtree(folder, ignore_errors=True)
-      raise errors.DataError(
-        f'cannot fetch Minari data set {dataset_id}: {error}.'
-      ) from error
-  return folder
 
 
 def time_steps(

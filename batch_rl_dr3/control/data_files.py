@@ -19,6 +19,7 @@ import errno
 import hashlib
 import os
 import pathlib
+import shutil
 import sys
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import environments, tasks
 
+MINARI_SCHEME = 'minari:'
 FloatArray = npt.NDArray[np.float32]
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -415,6 +417,35 @@ def _name_and_version(name: str) -> dict[str, str]:
 def is_minari(folder: pathlib.Path) -> bool:
   """Returns whether a folder is a Minari data set."""
   return (folder / 'data' / 'metadata.json').is_file()
+
+
+def locate_minari(name: str) -> pathlib.Path:
+  """Returns the folder of a Minari data set, fetched if it is not here.
+
+  Args:
+    name: its id, with or without `minari:` before it, or its folder.
+
+  Raises:
+    ConfigError: if Minari is not installed.
+    DataError: if there is no such data set, or it cannot be fetched.
+  """
+  if is_minari(pathlib.Path(name)):
+    return pathlib.Path(name)
+  dataset_id = name.removeprefix(MINARI_SCHEME)
+  with minari_errors(name):
+    import minari
+    from minari.storage import get_dataset_path
+
+    folder = pathlib.Path(get_dataset_path(dataset_id))
+  if not folder.is_dir():
+    try:
+      minari.download_dataset(dataset_id)
+    except Exception as error:  # Any client library's.
+      shutil.rmtree(folder, ignore_errors=True)
+      raise errors.DataError(
+        f'cannot fetch Minari data set {dataset_id}: {error}.'
+      ) from error
+  return folder
 
 
 def read_minari(

@@ -1,9 +1,9 @@
-"""A log in another form: other files of the same format, or Minari episodes.
+"""A log in another form: other files of the same format, to and from Minari.
 
 Rows are streamed: an episode's frames are held, never a file's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import os
 from typing import Any, NamedTuple
 
@@ -144,9 +144,19 @@ def to_log(
     stack_size: int, frames in a state.
     rows_per_file: int, rows of each new file.
   """
+  return _write(episodes(source, stack_size), folder, stack_size, rows_per_file)
+
+
+def _write(
+  episodes_in_order: Iterable[LogEpisode],
+  folder: str | os.PathLike[str],
+  stack_size: int,
+  rows_per_file: int,
+) -> int:
+  """Writes episodes and returns how many they are."""
   writer = None
   num_episodes = 0
-  for episode in episodes(source, stack_size):
+  for episode in episodes_in_order:
     if writer is None:
       frame_shape = episode.observations.shape[1:]
       writer = log_writer.LogWriter(
@@ -248,3 +258,106 @@ def _minari_buffer(episode: LogEpisode, number: int) -> Any:
     truncations=ends & (not episode.is_whole),
     infos={},
   )
+
+
+def from_minari(
+  dataset: Any,
+  folder: str | os.PathLike[str],
+  stack_size: int,
+  rows_per_file: int,
+) -> int:
+  """Writes a Minari data set of discrete actions in the DQN Replay format.
+
+  Observations have to be uint8 frames. Where they are stacks, `stack_size`
+  frames along their first or last axis, the newest frame of each is written.
+  Rewards are clipped to [-1, 1], as the format has them. The observation after
+  the last action is left out. Where an episode was truncated, or has no end,
+  the file ends, as it does where a log breaks off.
+
+  Args:
+    dataset: a minari.MinariDataset.
+    folder: a folder without a log.
+    stack_size: int, frames in a state.
+    rows_per_file: int, rows of each new file.
+
+  Returns:
+    The number of episodes.
+
+  Raises:
+    DataError: if actions, frames or episodes are not what the format holds.
+    WriteError: if the folder cannot be written or holds a log already.
+  """
+  first_action = getattr(dataset.action_space, 'start', None)
+  if not hasattr(dataset.action_space, 'n') or first_action is None:
+    raise errors.DataError(
+      f'{dataset.id} has actions of {dataset.action_space}: the DQN Replay '
+      'format holds discrete ones. Train on it as it is.'
+    )
+  if not dataset.total_episodes:
+    raise errors.DataError(f'{dataset.id} holds no episode.')
+  return _write(
+    _minari_episodes(dataset, stack_size, int(first_action)),
+    folder,
+    stack_size,
+    rows_per_file,
+  )
+
+
+def _minari_episodes(
+  dataset: Any, stack_size: int, first_action: int
+) -> Iterator[LogEpisode]:
+  axis, is_known = None, False
+  for episode in dataset.iterate_episodes():
+    where = f'{dataset.id}, episode {episode.id}'
+    observations = np.asarray(episode.observations)
+    if observations.dtype != np.uint8 or observations.ndim < 3:
+      raise errors.DataError(
+        f'{where}: observations are {observations.dtype} '
+        f'{observations.shape[1:]}, not frames of uint8.'
+      )
+    length = len(episode.rewards)
+    if len(observations) != length + 1:
+      raise errors.DataError(
+        f'{where}: {len(observations)} observations for {length} steps. Minari '
+        'keeps one more, what was seen after the last step.'
+      )
+    if not length:
+      continue
+    if not is_known:
+      axis, is_known = _stack_axis(observations, stack_size), True
+    if axis is not None:
+      if not _is_stacked(observations, axis):
+        raise errors.DataError(
+          f'{where}: its frames are no stacks of {stack_size}, as those of the '
+          'episodes before it are.'
+        )
+      observations = observations.take(-1, axis)
+    terminations = np.asarray(episode.terminations, bool)
+    truncations = np.asarray(episode.truncations, bool)
+    if (terminations | truncations)[:-1].any():
+      raise errors.DataError(f'{where} ends before its last step.')
+    yield LogEpisode(
+      observations[:-1],
+      (np.asarray(episode.actions) - first_action).astype(np.int32),
+      np.clip(np.asarray(episode.rewards, np.float32), -1.0, 1.0),
+      is_whole=bool(terminations[-1]),
+      has_start=True,
+    )
+
+
+def _stack_axis(
+  observations: npt.NDArray[np.uint8], stack_size: int
+) -> int | None:
+  """Returns the axis of [T, ...] that stacks frames, None if none does."""
+  if stack_size > 1 and observations.ndim > 3:
+    for axis in (1, observations.ndim - 1):
+      is_wide_enough = observations.shape[axis] == stack_size
+      if is_wide_enough and _is_stacked(observations, axis):
+        return axis
+  return None
+
+
+def _is_stacked(observations: npt.NDArray[np.uint8], axis: int) -> bool:
+  """Returns whether each stack is the one before it, moved by a frame."""
+  frames = np.moveaxis(observations, axis, 1)
+  return np.array_equal(frames[1:, :-1], frames[:-1, 1:])
