@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3 import collect
-from batch_rl_dr3.config import errors, gin_files
+from batch_rl_dr3.config import cli, errors, gin_files
 from batch_rl_dr3.games import behaviours
 from batch_rl_dr3.replay.log import checkpoint_format
 
@@ -82,7 +82,9 @@ def test_other_files_are_never_replaced(tmp_path):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_leaves_nothing_behind(tmp_path, number):
+def test_a_stop_leaves_nothing_behind(tmp_path, number, monkeypatch):
+  monkeypatch.setattr(cli, 'trusts_gin', lambda: True)  # Of Interrupted.
+
   class Interrupted(behaviours.UniformBehaviour):
     def step(self, reward, observation):
       os.kill(os.getpid(), number)
