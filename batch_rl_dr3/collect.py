@@ -17,6 +17,7 @@ from batch_rl_dr3.config import (
   cli,
   errors,
   frameworks,
+  own_code,
   progress,
   signals,
 )
@@ -47,7 +48,11 @@ SUMMARY = 'collection.json'
 
 
 def _is_done(
-  output_dir: pathlib.Path, config: str, seed: int, overwrite: bool
+  output_dir: pathlib.Path,
+  config: str,
+  seed: int,
+  imports: dict[str, str],
+  overwrite: bool,
 ) -> bool:
   """Returns whether the folder holds this very collection.
 
@@ -65,8 +70,12 @@ def _is_done(
   if overwrite:
     return False
   summary = json.loads(summary_path.read_text())
-  there = {f'seed = {summary["seed"]}', *summary['gin_config'].splitlines()}
-  here = {f'seed = {seed}', *config.splitlines()}
+  there = {
+    f'seed = {summary["seed"]}',
+    *summary['gin_config'].splitlines(),
+    *_describe(summary.get('imports', {})),
+  }
+  here = {f'seed = {seed}', *config.splitlines(), *_describe(imports)}
   if there != here:
     difference = sorted((here - there) or (there - here))[0]
     raise errors.ConfigError(
@@ -75,6 +84,10 @@ def _is_done(
       '--overwrite.'
     )
   return True
+
+
+def _describe(imports: dict[str, str]) -> list[str]:
+  return [f'--import={name}: {sha256}' for name, sha256 in imports.items()]
 
 
 @contextlib.contextmanager
@@ -124,6 +137,7 @@ def collect_into(
   gin_bindings: Sequence[str],
   seed: int,
   overwrite: bool = False,
+  imports: Sequence[own_code.OwnCode] = (),
 ) -> None:
   """Makes a collection, whole or not at all; one that is there is kept.
 
@@ -133,6 +147,7 @@ def collect_into(
     gin_bindings: overrides of the files.
     seed: int, not negative.
     overwrite: whether a collection that is there is replaced.
+    imports: code of the user's own that the files may name.
 
   Raises:
     ConfigError: if the configuration cannot be used, or `output_dir` holds
@@ -142,13 +157,15 @@ def collect_into(
   """
   from batch_rl_dr3.runs import provenance
 
-  continuous = frameworks.is_continuous(cli.gin_text(gin_files, gin_bindings))
+  continuous = frameworks.is_continuous(
+    cli.gin_text(gin_files, gin_bindings, imports)
+  )
   collect, name = _continuous() if continuous else _frames()
 
-  cli.load_gin(gin_files, gin_bindings)
+  cli.load_gin(gin_files, gin_bindings, imports)
   config = gin.config_str()
   output_dir = pathlib.Path(os.path.abspath(output_dir))
-  if _is_done(output_dir, config, seed, overwrite):
+  if _is_done(output_dir, config, seed, own_code.record(imports), overwrite):
     print(f'{output_dir} is collected already, by the same configuration.')
     return
   stop_request = signals.StopRequest()
@@ -174,6 +191,7 @@ def collect_into(
         'seconds': round(seconds, 1),
         'versions': provenance.versions(),
         'git_revision': provenance.git_revision(),
+        'imports': own_code.record(imports),
         'gin_config': config,
         'gin_operative_config': gin.operative_config_str(),
       },
@@ -223,6 +241,7 @@ def main() -> None:
       '--gin_files is needed: it says what to collect, such as '
       'collect/freeway_scripted.gin (see --help).'
     )
+  imports = cli.find_imports()
   frameworks.import_tensorflow(announce=True)
   collect_into(
     FLAGS.output_dir,
@@ -230,12 +249,14 @@ def main() -> None:
     FLAGS.gin_bindings,
     FLAGS.seed,
     FLAGS.overwrite,
+    imports,
   )
 
 
 def define_flags() -> None:
   """Defines the flags of the command."""
   cli.define_gin_flags()
+  cli.define_import()
   flags.DEFINE_string(
     'output_dir', None, 'Where the data and collection.json go.'
   )

@@ -9,7 +9,14 @@ import sys
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors, frameworks, progress, signals
+from batch_rl_dr3.config import (
+  cli,
+  errors,
+  frameworks,
+  own_code,
+  progress,
+  signals,
+)
 from batch_rl_dr3.evaluation import pool as pool_lib
 from batch_rl_dr3.evaluation import targets as targets_lib
 from batch_rl_dr3.runs import mirror, run_globs
@@ -55,6 +62,7 @@ _POLL_SECONDS = 0.5
 def define_flags() -> None:
   """Defines the flags of the command."""
   cli.define_gin_flags()
+  cli.define_import()
   flags.DEFINE_multi_string(
     'checkpoints',
     [],
@@ -249,9 +257,14 @@ def _targets() -> list[Callable[[], targets_lib.Target]]:
   )
   view.refresh()
   runs, folders = targets_lib.find(view.patterns)
+  imports = cli.find_imports()
   targets: list[Callable[[], targets_lib.Target]] = [
     functools.partial(
-      targets_lib.of_run, run, cli.trusts_gin(), view.name_of(str(run))
+      targets_lib.of_run,
+      run,
+      cli.trusts_gin(),
+      view.name_of(str(run)),
+      imports,
     )
     for run in runs
   ]
@@ -279,7 +292,7 @@ def _targets() -> list[Callable[[], targets_lib.Target]]:
     )
   name = view.name_of(str(folders[0]))
   atoms = parse_atoms(FLAGS.atoms, FLAGS.support)
-  return [*targets, functools.partial(_foreign_target, name, atoms)]
+  return [*targets, functools.partial(_foreign_target, name, atoms, imports)]
 
 
 def parse_atoms(
@@ -306,7 +319,11 @@ def parse_atoms(
   return pool_lib.Atoms(kind, (low, high))
 
 
-def _foreign_target(folder: str, atoms: pool_lib.Atoms) -> targets_lib.Target:
+def _foreign_target(
+  folder: str,
+  atoms: pool_lib.Atoms,
+  imports: Sequence[own_code.OwnCode],
+) -> targets_lib.Target:
   """Returns the target of a folder or URL of another program's checkpoints."""
   source, target = (
     mirror.open_runs(place, FLAGS.cache_dir, contents)
@@ -323,11 +340,12 @@ def _foreign_target(folder: str, atoms: pool_lib.Atoms) -> targets_lib.Target:
   return targets_lib.of_folder(
     source.folder,
     target.folder,
-    cli.gin_text(FLAGS.gin_files, FLAGS.gin_bindings),
+    cli.gin_text(FLAGS.gin_files, FLAGS.gin_bindings, imports),
     identity,
     FLAGS.gradient_steps_per_iteration,
     FLAGS.output_dir,
     atoms,
+    imports,
   )
 
 

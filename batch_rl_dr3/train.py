@@ -5,7 +5,7 @@ import os
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors, frameworks
+from batch_rl_dr3.config import cli, errors, frameworks, own_code
 
 _USAGE = """\
 Trains an offline agent on logged replay and evaluates it in its game.
@@ -33,6 +33,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the flags of the command."""
   cli.define_gin_flags()
+  cli.define_import()
   flags.DEFINE_string(
     'base_dir',
     None,
@@ -82,6 +83,7 @@ def train(
   gin_bindings: Sequence[str] = (),
   seed: int = 0,
   overwrite: bool = False,
+  imports: Sequence[own_code.OwnCode] = (),
 ) -> None:
   """Trains one run to its end, from wherever it was left.
 
@@ -94,17 +96,18 @@ def train(
     gin_bindings: overrides of the files.
     seed: the run's seed.
     overwrite: start over where base_dir holds a run already.
+    imports: code of the user's own that the files may name.
 
   Raises:
     BatchRLError: see the exit codes of the command.
   """
-  if frameworks.is_continuous(cli.gin_text(gin_files, gin_bindings)):
+  if frameworks.is_continuous(cli.gin_text(gin_files, gin_bindings, imports)):
     if isinstance(replay_dir, int):
       raise errors.UsageError('--run is for Atari; give --replay_dir.')
     frameworks.import_tf_agents()
     from batch_rl_dr3.training import control as continuous_runner
 
-    cli.load_gin(gin_files, gin_bindings)
+    cli.load_gin(gin_files, gin_bindings, imports)
     with cli.gin_errors():
       continuous = continuous_runner.ContinuousRunner(
         base_dir, replay_dir, cache_dir, seed, overwrite
@@ -124,7 +127,7 @@ def train(
   )
   from batch_rl_dr3.training import discrete as runner
 
-  cli.load_gin(gin_files, gin_bindings)
+  cli.load_gin(gin_files, gin_bindings, imports)
   with cli.gin_errors():
     run = runner.FixedReplayRunner(
       base_dir=base_dir,
@@ -151,6 +154,7 @@ def main() -> None:
   if FLAGS.init_checkpoint:
     path = os.path.abspath(FLAGS.init_checkpoint)
     bindings.append(f'OfflineAgent.init_checkpoint={path!r}')
+  imports = cli.find_imports()
   frameworks.import_tensorflow(announce=True)
   train(
     FLAGS.base_dir,
@@ -160,6 +164,7 @@ def main() -> None:
     bindings,
     FLAGS.seed,
     FLAGS.overwrite,
+    imports,
   )
 
 

@@ -13,7 +13,7 @@ import traceback
 from absl import flags, logging
 import gin
 
-from batch_rl_dr3.config import errors, gin_files, signals
+from batch_rl_dr3.config import errors, gin_files, own_code, signals
 
 FLAGS = flags.FLAGS
 
@@ -54,6 +54,27 @@ def define_gin_flags() -> None:
   )
 
 
+def define_import() -> None:
+  """Defines --import."""
+  flags.DEFINE_multi_string(
+    'import',
+    [],
+    'Code of your own that registers penalties, agents or games with gin: a '
+    'file, such as my_penalties.py, or an installed module. It is executed, '
+    'and its SHA-256 is part of what a run is. Repeat the flag for several.',
+  )
+
+
+def find_imports() -> tuple[own_code.OwnCode, ...]:
+  """Returns what --import names.
+
+  Raises:
+    ConfigError: if it is not there, or is no Python.
+    UsageError: if two have the same name.
+  """
+  return own_code.find(FLAGS['import'].value or ())
+
+
 def trusts_gin() -> bool:
   """Returns whether --trust_gin was given."""
   return FLAGS.is_parsed() and bool(
@@ -80,15 +101,25 @@ def define_cache_dir(
   )
 
 
-def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
+def load_gin(
+  files: Sequence[str],
+  bindings: Sequence[str],
+  imports: Sequence[own_code.OwnCode] = (),
+) -> None:
   """Parses gin files and bindings, as the flags of the same names give them.
+
+  Args:
+    files: see --gin_files.
+    bindings: see --gin_bindings.
+    imports: what they may name besides; it is executed first.
 
   Raises:
     ConfigError: if a file is missing, names something that does not exist, or
       would execute foreign code and --trust_gin was not given.
   """
   gin.add_config_file_search_path(str(gin_files.shipped_configs()))
-  paths = _find_gin_files(files, bindings)
+  paths = _find_gin_files(files, bindings, imports)
+  own_code.load(imports)
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)  # Gin logs each place it looks in.
   try:
@@ -99,22 +130,31 @@ def load_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     logging.set_verbosity(verbosity)
 
 
-def _find_gin_files(files: Sequence[str], bindings: Sequence[str]) -> list[str]:
+def _find_gin_files(
+  files: Sequence[str],
+  bindings: Sequence[str],
+  imports: Sequence[own_code.OwnCode],
+) -> list[str]:
   """Returns the paths of files that may be parsed, with these bindings."""
   paths = [gin_files.find(name) for name in files]
   if not trusts_gin():
-    gin_files.check_files(paths)
-    gin_files.check_text('\n'.join(bindings), '--gin_bindings')
+    own = own_code.definitions(imports)
+    gin_files.check_files(paths, own)
+    gin_files.check_text('\n'.join(bindings), '--gin_bindings', own)
   return paths
 
 
-def gin_text(files: Sequence[str], bindings: Sequence[str]) -> str:
+def gin_text(
+  files: Sequence[str],
+  bindings: Sequence[str],
+  imports: Sequence[own_code.OwnCode] = (),
+) -> str:
   """Returns gin text that another process can parse, as `load_gin` would.
 
   Raises:
     ConfigError: see `load_gin`.
   """
-  paths = _find_gin_files(files, bindings)
+  paths = _find_gin_files(files, bindings, imports)
   includes = [f"include '{path}'" for path in paths]
   return '\n'.join([*includes, *bindings]) + '\n'
 

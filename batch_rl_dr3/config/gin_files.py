@@ -11,7 +11,7 @@ references and macros left as text. Three things stand on that:
 * `find` is where gin files are looked for.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 import functools
 import pathlib
 import re
@@ -128,8 +128,8 @@ _MODULE_AND_NAME = re.compile(rf'(?!(?:{_SCHEMES}))\s*[A-Za-z_][\w./-]*:')
 # Lists and dicts in each other. Python's own limit comes at some 90.
 _MAX_DEPTH = 40
 _MEND = (
-  'Remove the line; or, if you wrote the file yourself and mean it, give '
-  '--trust_gin.'
+  'Remove the line; or name code of your own by --import=FILE.py; or, if you '
+  'wrote the gin file yourself and mean it, give --trust_gin.'
 )
 
 
@@ -303,31 +303,38 @@ def _bindings(statements: Iterable[Statement]) -> Iterator[tuple[str, Any]]:
 # Checks.
 
 
-def check_files(paths: Sequence[str | pathlib.Path]) -> None:
+def check_files(
+  paths: Sequence[str | pathlib.Path], own: Collection[str] = ()
+) -> None:
   """Makes sure that parsing files would execute nothing foreign.
 
   A module is imported only if it is in `ALLOWED_IMPORTS` or this package's
   own, only what is in `ALLOWED_REFERENCES` is referenced, and no value is a
   'module:Name' that somebody might import.
 
+  Args:
+    paths: the files.
+    own: further names that may be referenced, of code that --import names.
+
   Raises:
     ConfigError: if one would, is no gin, or includes what is not there.
   """
   for path in paths:
-    _check(statements_of_file(pathlib.Path(path)))
+    _check(statements_of_file(pathlib.Path(path)), own)
 
 
-def check_text(text: str, origin: str) -> None:
+def check_text(text: str, origin: str, own: Collection[str] = ()) -> None:
   """Does the same for a text, which messages call `origin`."""
-  _check(statements_of_text(text, origin))
+  _check(statements_of_text(text, origin), own)
 
 
-def _check(statements: Iterable[Statement]) -> None:
+def _check(statements: Iterable[Statement], own: Collection[str]) -> None:
   for place, statement, references in statements:
     if isinstance(statement, Import):
       _check_import(statement, place)
     for name in references:
-      if name.rpartition('/')[2].split('.')[-1] not in ALLOWED_REFERENCES:
+      last = name.rpartition('/')[2].split('.')[-1]
+      if last not in ALLOWED_REFERENCES and last not in own:
         _refuse(
           place,
           f'@{name} would call what is not among the configurables of this '

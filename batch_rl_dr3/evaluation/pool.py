@@ -19,7 +19,7 @@ import threading
 from typing import Any, Protocol
 import warnings
 
-from batch_rl_dr3.config import errors, frameworks, gin_files
+from batch_rl_dr3.config import errors, frameworks, gin_files, own_code
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import run_tables
 
@@ -60,12 +60,14 @@ class Setup:
       what the configuration says.
     num_threads: CPU threads of one call of the network; 0 is one per core.
     atoms: what another program's network puts out; None for this package's.
+    imports: code of the user's own that the configuration names.
   """
 
   config: str
   protocol: Mapping[str, Any] | None
   num_threads: int = 0
   atoms: Atoms | None = None
+  imports: tuple[own_code.OwnCode, ...] = ()
 
 
 class Evaluator(Protocol):
@@ -338,6 +340,7 @@ class _Worker:
       if self._evaluator is not None:
         self._evaluator.close()
         self._evaluator = None
+      own_code.load(setup.imports)
       self._evaluator = self._create_evaluator(setup)
       self._setup = setup
     return self._evaluator

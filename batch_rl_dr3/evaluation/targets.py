@@ -14,7 +14,7 @@ import re
 import sys
 from typing import Any
 
-from batch_rl_dr3.config import errors, gin_files
+from batch_rl_dr3.config import errors, gin_files, own_code
 from batch_rl_dr3.evaluation import pool, scoring
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import (
@@ -63,6 +63,7 @@ class Target:
     checkpoints: by iteration.
     is_run: whether it is a run directory of this package.
     atoms: see `pool.Setup`.
+    imports: see `pool.Setup`.
   """
 
   source: pathlib.Path
@@ -74,6 +75,7 @@ class Target:
   checkpoints: Mapping[int, checkpoints.Checkpoint]
   is_run: bool
   atoms: pool.Atoms | None = None
+  imports: tuple[own_code.OwnCode, ...] = ()
 
   def open_home(self, cache_dir: str, names: Collection[str]) -> home_lib.Home:
     """Returns the home of the scores, with what it takes to add to them.
@@ -151,7 +153,10 @@ def _is_of_run(folder: pathlib.Path) -> bool:
 
 
 def of_run(
-  folder: pathlib.Path, trust_gin: bool = False, home: str | None = None
+  folder: pathlib.Path,
+  trust_gin: bool = False,
+  home: str | None = None,
+  imports: Sequence[own_code.OwnCode] = (),
 ) -> Target:
   """Returns the target that a run directory is.
 
@@ -159,9 +164,11 @@ def of_run(
     folder: the run directory.
     trust_gin: let its configuration execute what it likes.
     home: where it is, if `folder` mirrors it.
+    imports: what --import names.
 
   Raises:
-    ConfigError: if its configuration would execute foreign code.
+    ConfigError: if its configuration would execute foreign code, or it was
+      made with code that `imports` lacks.
     DataError: if its files cannot be read.
   """
   mend = 'Restore it from a backup, or leave the run out of --runs.'
@@ -174,8 +181,13 @@ def of_run(
     raise errors.DataError(
       f'{folder} is no whole run directory: it has no {name}. {mend}'
     )
+  own = own_code.matching(
+    provenance.get('imports', {}), imports, home or str(folder)
+  )
   if not trust_gin:
-    gin_files.check_text(config, str(folder / run_directory.CONFIG))
+    gin_files.check_text(
+      config, str(folder / run_directory.CONFIG), own_code.definitions(own)
+    )
   return Target(
     source=folder,
     output_dir=folder,
@@ -185,6 +197,7 @@ def of_run(
     provenance=provenance,
     checkpoints=checkpoints.of_iterations(folder / run_directory.CHECKPOINTS),
     is_run=True,
+    imports=own,
   )
 
 
@@ -196,6 +209,7 @@ def of_folder(
   gradient_steps_per_iteration: int,
   home: str | None = None,
   atoms: pool.Atoms = pool.UNSTATED,
+  imports: Sequence[own_code.OwnCode] = (),
 ) -> Target:
   """Returns the target of another program's checkpoints.
 
@@ -207,6 +221,7 @@ def of_folder(
     gradient_steps_per_iteration: between two of the checkpoints.
     home: where that is, if `output_dir` mirrors it.
     atoms: what the outputs per action are.
+    imports: what --import names.
   """
   found = {}
   for path in folder.glob('tf_ckpt-*.index'):
@@ -232,6 +247,7 @@ def of_folder(
     checkpoints=dict(sorted(found.items())),
     is_run=False,
     atoms=atoms,
+    imports=tuple(imports),
   )
 
 
@@ -340,6 +356,7 @@ class RemainingEvaluation:
         self.target.protocol,
         num_threads,
         self.target.atoms,
+        self.target.imports,
       ),
       prefix=self.checkpoint.prefix,
       seed=play.evaluation_seed(self.target.provenance['seed'], self.iteration),

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 import batch_rl_dr3
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, own_code
 from batch_rl_dr3.runs import atomic, records, run_directory, run_identity
 
 _PACKAGES = (
@@ -61,7 +61,7 @@ def git_revision() -> str | None:
 
 
 def of_process(device: str) -> dict[str, Any]:
-  """Returns what runs: device, versions, commit and command line.
+  """Returns what runs: device, versions, commit, own code and command line.
 
   Args:
     device: 'cpu', 'gpu' or 'tpu', what the training step runs on.
@@ -73,6 +73,7 @@ def of_process(device: str) -> dict[str, Any]:
     'device_name': details.get('device_name', platform.machine()),
     'versions': versions(),
     'git_revision': git_revision(),
+    'imports': own_code.record(own_code.loaded()),
     'command': [os.path.basename(sys.executable), *sys.orig_argv[1:]],
   }
 
@@ -151,8 +152,10 @@ def _check_same_run(
 
 
 def _bindings(config: str, provenance: dict[str, Any]) -> dict[str, str]:
-  """Returns what makes a run this run: its bindings, its seed, its data."""
+  """Returns what makes a run this run: bindings, seed, data, own code."""
   bindings = {name: str(provenance[name]) for name in _IDENTITY}
+  for name, sha256 in provenance.get('imports', {}).items():
+    bindings[f'--import={name}'] = f'sha256 {sha256[:12]}'
   for line in config.replace('\\\n', ' ').splitlines():
     name, separator, value = line.partition('=')
     name = name.strip()

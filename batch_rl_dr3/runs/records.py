@@ -77,6 +77,7 @@ PROVENANCE = Field(
     'rom_md5': TEXT_OR_NONE,
     'device': TEXT_OR_NONE,
     'git_revision': TEXT_OR_NONE,
+    'imports': Field((dict,), 'an object', values=TEXT),
     'command': Field((list,), 'a list of texts', values=TEXT),
   },
 )

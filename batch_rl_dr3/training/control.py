@@ -10,7 +10,7 @@ from typing import Any
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.config import errors, progress, ranges, signals
+from batch_rl_dr3.config import errors, own_code, progress, ranges, signals
 from batch_rl_dr3.control import (
   agent_setups,
   environments,
@@ -185,6 +185,7 @@ class ContinuousRunner:
           gin.operative_config_str(),
           self._provenance['protocol'],
           tf.config.threading.get_intra_op_parallelism_threads(),
+          imports=own_code.loaded(),
         ),
         pool.CONTINUOUS_CONTROL,
         self._stop_request,

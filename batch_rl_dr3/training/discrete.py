@@ -12,7 +12,7 @@ import gin
 import tensorflow as tf
 
 from batch_rl_dr3.agents import offline
-from batch_rl_dr3.config import errors, ranges, signals
+from batch_rl_dr3.config import errors, own_code, ranges, signals
 from batch_rl_dr3.evaluation import evaluator, pool, scoring
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.games import play
@@ -219,6 +219,7 @@ class FixedReplayRunner:
           gin.operative_config_str(),
           self._provenance['protocol'],
           self._num_threads,
+          imports=own_code.loaded(),
         ),
         pool.GAMES,
         self._stop_request,

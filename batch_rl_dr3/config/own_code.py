@@ -1,0 +1,207 @@
+"""Code of a user's own, outside the package, that --import names.
+
+A file or an installed module that registers penalties, agents or games with
+gin. What is named is read first and executed later, where it is needed: the
+names that it defines are then known without TensorFlow, and its SHA-256 says
+whether a run that is there already was made by the same code.
+"""
+
+import ast
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import pathlib
+import sys
+import types
+
+from batch_rl_dr3.config import errors
+
+# The modules that this process has executed, by name.
+_executed: dict[str, 'OwnCode'] = {}
+# What `load` was asked for last.
+_loaded: tuple['OwnCode', ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnCode:
+  """A file of code, as --import names it.
+
+  Attributes:
+    name: what provenance.json calls it: the name of a file without its
+      folder, or the name of an installed module.
+    path: the file, absolute.
+    sha256: of its content.
+    definitions: the classes and functions at its top level, which gin may
+      reference.
+  """
+
+  name: str
+  path: str
+  sha256: str
+  definitions: frozenset[str]
+
+  @property
+  def module(self) -> str:
+    """The name of the module that it becomes."""
+    return self.name.removesuffix('.py')
+
+
+def find(names: Sequence[str]) -> tuple[OwnCode, ...]:
+  """Returns what --import names, without executing it.
+
+  Args:
+    names: paths of files that end in .py, or names of installed modules. Of a
+      module in a package, Python executes the package to find it.
+
+  Raises:
+    ConfigError: if one is not there, or is no Python.
+    UsageError: if two have the same name.
+  """
+  found: dict[str, OwnCode] = {}
+  for name in names:
+    code = _read(name)
+    if found.setdefault(code.name, code) != code:
+      raise errors.UsageError(
+        f'--import names two files {code.name}: {found[code.name].path} and '
+        f'{code.path}. Rename one.'
+      )
+  return tuple(found.values())
+
+
+def _read(name: str) -> OwnCode:
+  path = pathlib.Path(name if name.endswith('.py') else _module_file(name))
+  try:
+    content = path.read_bytes()
+    tree = ast.parse(content)
+  except (OSError, SyntaxError, ValueError) as error:
+    raise errors.ConfigError(f'--import={name}: {error}.') from error
+  return OwnCode(
+    path.name if name.endswith('.py') else name,
+    str(path.resolve()),
+    hashlib.sha256(content).hexdigest(),
+    frozenset(
+      node.name
+      for node in tree.body
+      if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    ),
+  )
+
+
+def _module_file(name: str) -> str:
+  try:
+    spec = importlib.util.find_spec(name)
+  except (ImportError, ValueError):
+    spec = None
+  if spec is None or spec.origin is None or not spec.has_location:
+    raise errors.ConfigError(
+      f'--import={name}: there is no such module. A file is named by its path, '
+      f'such as {name}.py.'
+    )
+  return spec.origin
+
+
+def definitions(code: Iterable[OwnCode]) -> frozenset[str]:
+  """Returns the names that gin may reference."""
+  return frozenset(name for each in code for name in each.definitions)
+
+
+def load(code: Sequence[OwnCode]) -> None:
+  """Executes what was found, once a process, so that gin knows its names.
+
+  A file that has changed since it was executed replaces what it had defined,
+  as a notebook needs it.
+
+  Raises:
+    ConfigError: if it fails, has changed since it was found, or has the name
+      of another module.
+  """
+  global _loaded
+  for each in code:
+    if _executed.get(each.module) != each:
+      _execute(each)
+      _executed[each.module] = each
+  _loaded = tuple(code)
+
+
+def _execute(code: OwnCode) -> None:
+  import gin  # Reports read no gin.
+
+  try:
+    content = pathlib.Path(code.path).read_bytes()
+  except OSError as error:
+    raise errors.ConfigError(f'--import={code.path}: {error}.') from error
+  if hashlib.sha256(content).hexdigest() != code.sha256:
+    raise errors.ConfigError(
+      f'--import={code.path} has changed since the command began.'
+    )
+  is_file = code.name != code.module
+  if is_file and code.module in sys.modules and code.module not in _executed:
+    raise errors.ConfigError(
+      f'--import={code.path}: there is another module {code.module!r}; rename '
+      'the file.'
+    )
+  try:
+    with gin.config.interactive_mode():
+      if is_file:
+        _execute_file(code, content)
+      else:
+        importlib.import_module(code.module)
+  except Exception as error:  # Whatever the user's code raises.
+    raise errors.ConfigError(
+      f'--import={code.path}: {type(error).__name__}: {errors.one_line(error)}'
+    ) from error
+
+
+def _execute_file(code: OwnCode, content: bytes) -> None:
+  module = types.ModuleType(code.module)
+  module.__file__ = code.path
+  before = sys.modules.get(code.module)
+  sys.modules[code.module] = module
+  try:
+    exec(compile(content, code.path, 'exec'), module.__dict__)
+  except BaseException:
+    del sys.modules[code.module]
+    if before is not None:
+      sys.modules[code.module] = before
+    raise
+
+
+def loaded() -> tuple[OwnCode, ...]:
+  """Returns what the process has loaded for its run."""
+  return _loaded
+
+
+def record(code: Iterable[OwnCode]) -> dict[str, str]:
+  """Returns what provenance.json says of it: SHA-256 by name."""
+  return {each.name: each.sha256 for each in code}
+
+
+def matching(
+  recorded: Mapping[str, str], given: Sequence[OwnCode], run: str
+) -> tuple[OwnCode, ...]:
+  """Returns those of `given` that a run was made with.
+
+  Args:
+    recorded: what its provenance.json says.
+    given: what --import names now.
+    run: the run, for messages.
+
+  Raises:
+    ConfigError: if one is missing, or is not what it was.
+  """
+  by_name = {each.name: each for each in given}
+  for name, sha256 in recorded.items():
+    if name not in by_name:
+      raise errors.ConfigError(
+        f'{run} was made with --import={name} (sha256 {sha256[:12]}): if you '
+        'trust that code, give the same --import.'
+      )
+    if by_name[name].sha256 != sha256:
+      raise errors.ConfigError(
+        f'{run} was made with another {name} (sha256 {sha256[:12]}) than '
+        f'--import names ({by_name[name].sha256[:12]}): give the file as it '
+        'was.'
+      )
+  return tuple(by_name[name] for name in recorded)
