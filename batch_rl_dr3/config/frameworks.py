@@ -70,11 +70,22 @@ def import_tensorflow(announce: bool = False) -> None:
 
 
 def import_tf_agents() -> None:
-  """Imports TF-Agents; warnings about its syntax are silent from then on."""
+  """Imports TF-Agents; warnings about its syntax are silent from then on.
+
+  Grappler's dependency optimiser is switched off, too: it drops edges that
+  keep a variable's update behind a read of it within the same step. The
+  weight exp(x) of a loss is then at times taken from the updated x, as the
+  threads happen to run, and a run does not repeat itself.
+  """
   warnings.filterwarnings('ignore', category=SyntaxWarning)
   # It imports the old gym, which announces its end at every start.
   with signals.leaving(), contextlib.redirect_stderr(io.StringIO()):
+    import tensorflow as tf
     import tf_agents.agents  # noqa: F401
+
+  tf.config.optimizer.set_experimental_options(
+    {'dependency_optimization': False}
+  )
 
 
 def disk_error(error: Any) -> OSError:

@@ -14,8 +14,13 @@ import gin
 import numpy as np
 import pytest
 
+from batch_rl_dr3.config import frameworks
+
 if os.environ.get('BATCH_RL_DR3_CONTINUOUS_TESTS') != '1':
   collect_ignore_glob = ['*_test.py']
+else:
+  # As every continuous command does.
+  frameworks.import_tf_agents()
 
 OBSERVATION_SIZE, ACTION_SIZE, BATCH_SIZE = 3, 2, 6
 
