@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -36,8 +37,12 @@ def runs(tmp_path):
   )
   (folder / 'scores.csv').write_text('gradient_steps,return\n10,21\n20,-21\n')
   for name, step in (('0', 10), ('1', 20)):
-    (folder / 'checkpoints' / f'ckpt.{name}.json').write_text(
-      json.dumps({'name': name, 'gradient_steps': step, 'files': {}})
+    inside = folder / 'checkpoints'
+    (inside / f'tf_ckpt-{name}.index').write_text('weights')
+    sha256 = hashlib.sha256(b'weights').hexdigest()
+    files = {f'tf_ckpt-{name}.index': {'bytes': 7, 'sha256': sha256}}
+    (inside / f'ckpt.{name}.json').write_text(
+      json.dumps({'name': name, 'gradient_steps': step, 'files': files})
     )
   return tmp_path
 
@@ -59,13 +64,6 @@ def test_it_prints_the_choices_and_what_they_are_worth(runs):
 
 
 def test_runs_in_a_bucket_are_ranked_by_what_is_fetched(runs, tmp_path):
-  checkpoints = runs / 'runs' / 'rem' / 'checkpoints'
-  for name in '01':
-    (checkpoints / f'tf_ckpt-{name}.index').write_text('weights')
-    manifest = checkpoints / f'ckpt.{name}.json'
-    record = json.loads(manifest.read_text())
-    record['files'] = {f'tf_ckpt-{name}.index': {'bytes': 7, 'sha256': ''}}
-    manifest.write_text(json.dumps(record))
   memory = fsspec.filesystem('memory')
   memory.put(str(runs / 'runs'), '/select', recursive=True)
   tables = {}

@@ -62,7 +62,10 @@ def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
     )
     assert float(row['loss_total']) == pytest.approx(total, rel=1e-5)
   scores = read(tmp_path / run_directory.SCORES)
-  assert tuple(scores[0]) == run_tables.SCORE_COLUMNS
+  assert tuple(scores[0]) == (
+    *run_tables.SCORE_COLUMNS,
+    run_tables.NUM_EPISODES,
+  )
   for iteration in (0, 1):
     rows = [r for r in scores if r['iteration'] == str(iteration)]
     assert sum(int(r['length']) for r in rows) >= 40

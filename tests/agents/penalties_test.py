@@ -7,6 +7,7 @@ import batch_rl_dr3  # noqa: F401
 import tensorflow as tf
 
 from batch_rl_dr3.agents import penalties
+from batch_rl_dr3.config import errors
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_effective_rank_penalty_is_of_the_features(session, batch):
 
 
 def test_a_negative_coefficient_is_refused():
-  with pytest.raises(ValueError, match='coefficient'):
+  with pytest.raises(errors.ConfigError, match='coefficient'):
     penalties.FeatureDotPenalty(coefficient=-1.0)
 
 

@@ -43,7 +43,7 @@ def test_a_signal_is_75_one_line_and_cleans_up(number):
   """)
   assert process.stdout.readline() == 'works\n'
   process.send_signal(number)
-  output, message = process.communicate(timeout=20)
+  output, message = process.communicate(timeout=120)
   assert (process.returncode, output) == (75, 'cleaned\n')
   assert message == (
     f'-c: stopped by {number.name}; rerun the same command to resume.\n'
@@ -97,7 +97,7 @@ def test_a_closed_pipe_ends_quietly():
 
 def test_a_full_disk_is_73_and_says_so():
   process = start(f"raise OSError({errno.ENOSPC}, 'x', 'runs/a')")
-  _, message = process.communicate(timeout=20)
+  _, message = process.communicate(timeout=120)
   assert process.returncode == 73
   assert message == '-c: No space left on device (runs/a).\n'
 

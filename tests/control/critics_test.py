@@ -6,7 +6,7 @@ import tensorflow as tf
 from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
 
-from batch_rl_dr3.agents import penalties
+from batch_rl_dr3.agents import penalties, stateful_penalties
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import agent_setups, critics
 
@@ -192,8 +192,8 @@ def test_the_loss_holds_every_term(make_agent, batch):
   [
     (penalties.ConservativePenalty(1.0), 'finite'),
     (penalties.FeatureDotPenalty(same_action_only=True), 'finite'),
-    (penalties.AdaptiveFeatureDotPenalty(), 'keeps a state'),
-    (penalties.LabelNoiseFeatureDotPenalty(), 'keeps a state'),
+    (stateful_penalties.AdaptiveFeatureDotPenalty(), 'keeps a state'),
+    (stateful_penalties.LabelNoiseFeatureDotPenalty(), 'keeps a state'),
   ],
 )
 def test_penalties_that_do_not_fit_are_refused(make_cql, penalty, message):

@@ -1,6 +1,7 @@
 """Run directories with numbers that a test can check by hand."""
 
 import csv
+import hashlib
 import json
 
 import numpy as np
@@ -104,10 +105,11 @@ def make_checkpoint():
     inside.mkdir(exist_ok=True)
     data = inside / f'tf_ckpt-{name}.index'
     data.write_text('weights')
+    sha256 = hashlib.sha256(b'weights').hexdigest()
     record = {
       'name': name,
       'gradient_steps': gradient_steps,
-      'files': {data.name: {'bytes': 7, 'sha256': ''}},
+      'files': {data.name: {'bytes': 7, 'sha256': sha256}},
     }
     (inside / f'ckpt.{name}.json').write_text(json.dumps(record))
 

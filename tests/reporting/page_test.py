@@ -192,7 +192,7 @@ def test_warnings_are_visible_and_differences_listed_by_run(make_run, rem_pair):
 
 
 def test_what_provenance_says_is_escaped(make_run):
-  folder = make_run('rem', command='<b>train</b>', game='a&b')
+  folder = make_run('rem', command=['<b>train</b>'], game='a&b')
   text = page.write_report([str(folder)]).read_text()
   assert '&lt;b&gt;train&lt;/b&gt;' in text
   assert 'a&amp;b' in text

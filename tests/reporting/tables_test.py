@@ -124,7 +124,7 @@ def test_the_criterion_is_met_where_both_sides_are_equal(make_run):
 
 
 def test_gamma_is_assumed_when_the_protocol_is_silent(make_run):
-  run = run_reader.load([str(make_run('rem', protocol=None))]).runs[0]
+  run = run_reader.load([str(make_run('rem', protocol={}))]).runs[0]
   assert tables.gamma_of(run) == 0.99
 
 

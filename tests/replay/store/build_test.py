@@ -15,7 +15,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.store import build, read, shards
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store.subset import Subset
-from batch_rl_dr3.runs import atomic, run_directory
+from batch_rl_dr3.runs import atomic
 
 # Builds when told to, so that the time of a kill is the build's own; its
 # shards are small and its writes slow.
@@ -208,7 +208,7 @@ def test_a_disk_that_is_full_for_the_record_is_left_too(
   def full(path, _):
     raise atomic.WriteError(path, OSError(28, 'No space left'))
 
-  monkeypatch.setattr(run_directory, 'write_json', full)
+  monkeypatch.setattr(atomic, 'write_json', full)
   with pytest.raises(errors.WriteError, match='No space left'):
     open_store(log)
   assert not _folders(tmp_path / 'cache')
