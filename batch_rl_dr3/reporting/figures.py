@@ -50,6 +50,7 @@ _STYLE: dict[str, Any] = {
   'axes.spines.right': False,
   'axes.edgecolor': '#888888',
   'axes.grid': True,
+  'axes.axisbelow': True,
   'grid.color': '#e6e6e6',
   'grid.linewidth': 0.6,
   'legend.frameon': False,
@@ -146,18 +147,34 @@ def _line_style(method: str, hue: str) -> dict[str, Any]:
     return {'color': hue, 'linestyle': dashes, 'linewidth': 1.8, 'zorder': 2.5}
   return {
     'color': _lighter(hue),
-    'linestyle': (0, (4, 1.5)),
+    'linestyle': (0, (3, 2.2)),
     'linewidth': 1.6,
     'markerfacecolor': 'white',
-    'zorder': 2.5,
+    # Above the solid line: where both coincide, light dashes are seen on it.
+    'zorder': 3.5,
   }
 
 
 def set_steps_axis(axes: mpl_axes.Axes, num_ticks: int = 6) -> None:
-  """Labels the x axis as gradient steps, in thousands or millions."""
+  """Labels the x axis as gradient steps, in thousands or millions.
+
+  Ticks stand where something that is drawn already was measured: at round
+  numbers if there are three such, else at about every so many-th measurement.
+  """
   axes.set_xlabel('gradient steps')
   axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
-  axes.xaxis.set_major_locator(ticker.MaxNLocator(num_ticks))
+  measured = np.unique(
+    np.concatenate([[], *(line.get_xdata() for line in axes.lines)])
+  )
+  nice = ticker.MaxNLocator(num_ticks)
+  if measured.size:
+    ticks = np.intersect1d(nice.tick_values(0, measured[-1]), measured)
+    if ticks.size < min(3, measured.size):
+      every = -(-measured.size // num_ticks)
+      ticks = measured[::-1][::every][::-1]  # The last is among them.
+    axes.xaxis.set_major_locator(ticker.FixedLocator(ticks))
+  else:
+    axes.xaxis.set_major_locator(nice)
 
 
 def set_log_scale(axes: mpl_axes.Axes) -> None:
@@ -443,12 +460,12 @@ def draw_panel(
     lines: the style of each method's line.
   """
   axes.set_title(panel.title)
-  set_steps_axis(axes)
   label = panel.label
   for method, curve in drawn.items():
     if curve.steps.size:
       name = methods.display_name(method)
       _draw_curve(axes, curve, lines[method], name)
+  set_steps_axis(axes)
   if panel.may_be_log and spans_decades(list(drawn.values())):
     set_log_scale(axes)
     label += ' (log scale)'

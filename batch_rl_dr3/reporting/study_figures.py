@@ -208,7 +208,7 @@ class StudyFigures:
     figure, grid = _panels(len(games), num_columns, narrow, 1.7)
     lines = figures.line_styles(names)
     highest = 1.0
-    for index, (axes, game) in enumerate(zip(grid, games, strict=True)):
+    for axes, game in zip(grid, games, strict=True):
       axes.set_title(game)
       for method in names:
         cell = self.study.curve(dataset, method, quantity.key)
@@ -226,9 +226,7 @@ class StudyFigures:
         figures.draw_levels(axes, self._game_levels(game), last_step)
       if quantity is RANK:
         highest = max(highest, axes.get_ylim()[1])
-      # Steps stand below the last panel of each column.
-      below = index >= len(games) - num_columns
-      axes.tick_params(labelsize=7.5, labelbottom=below)
+      axes.tick_params(labelsize=7.5)
     if quantity is RANK:
       for axes in grid:
         axes.set_ylim(0, highest)

@@ -1,6 +1,7 @@
 import struct
 
 from matplotlib import colors
+from matplotlib.backends import backend_agg
 import numpy as np
 import pytest
 
@@ -57,6 +58,54 @@ def test_base_is_dashed_and_lighter_in_the_hue_of_its_dr3(rem_pair):
   assert base_hsv[0] == pytest.approx(dr3_hsv[0])
   assert base_hsv[1] < dr3_hsv[1]
   assert (base.get_marker(), dr3.get_marker()) == ('o', 'o')
+
+
+def test_curves_that_coincide_are_both_seen(make_run, tmp_path):
+  for method in ('cql', 'cql_dr3'):
+    make_run(method, returns={1: [1], 100: [3]})
+  figure = _draw(str(tmp_path / 'runs' / '*'))
+  axes = figure.axes[0]
+  for line in axes.lines:
+    line.set_marker('')  # Else they alone would be seen.
+  seen = backend_agg.FigureCanvasAgg(figure)
+  figure.legends.clear()
+  seen.draw()
+  pixels = np.asarray(seen.buffer_rgba())[..., :3].reshape(-1, 3)
+  counts = [
+    (np.abs(pixels - 255 * np.array(colors.to_rgb(line.get_color()))) < 2)
+    .all(axis=1)
+    .sum()
+    for line in axes.lines
+  ]
+  assert min(counts) > 100, counts
+
+
+@pytest.mark.parametrize(
+  ('steps', 'ticks'),
+  [
+    ([100, 200, 300], [100, 200, 300]),
+    (range(100, 2001, 50), [400, 800, 1200, 1600, 2000]),
+    # None is round.
+    ([7, 14, 21, 28], [7, 14, 21, 28]),
+    ([7 * k for k in range(1, 14)], [7, 28, 49, 70, 91]),
+    ([3], [3]),
+  ],
+)
+def test_ticks_are_where_something_was_measured(make_run, steps, ticks):
+  folder = str(make_run('rem', returns={step: [1] for step in steps}))
+  axes = _draw(folder).axes[0]
+  assert axes.get_xticks().tolist() == ticks
+
+
+def test_the_grid_is_below_all_that_is_drawn(rem_pair, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(
+    figures,
+    '_png',
+    lambda figure: drawn.append(figure) or b'',
+  )
+  figures.all_figures(run_reader.load([rem_pair]))
+  assert {a.get_axisbelow() for figure in drawn for a in figure.axes} == {True}
 
 
 def test_methods_differ_in_hue(make_run, tmp_path):

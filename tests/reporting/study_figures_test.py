@@ -124,6 +124,15 @@ def test_each_game_is_mean_and_range_in_points(drawer, in_points, small_study):
       np.testing.assert_allclose(_band(axes, 0)[step], [low, high])
 
 
+def test_numbers_stand_under_each_panel(drawer):
+  for narrow in (False, True):
+    drawn = drawer.draw_per_game(study_figures.RETURN, '5pct', narrow)
+    for axes in drawn.axes:
+      labels = axes.get_xticklabels()
+      assert [label.get_text() for label in labels] == ['100', '200', '300']
+      assert all(label.get_visible() for label in labels)
+
+
 def test_profiles_are_shares_of_final_scores(drawer):
   (axes,) = drawer.draw_profiles(narrow=False).axes
   x, y = _lines(axes)['REM']
