@@ -154,12 +154,18 @@ def _source() -> 'Source':
   if (FLAGS.replay_dir is None) == (FLAGS.game is None):
     raise errors.UsageError('give one of --replay_dir and --game (see --help).')
   # Imported here so that --help and usage errors are instant.
-  from batch_rl_dr3.replay.log import source_chain
+  from batch_rl_dr3.replay.log import rlu, source_chain
 
   if FLAGS.game is not None:
     source_chain.rom_path(FLAGS.game)  # Refuses what is no game.
-    return source_chain.open_run(FLAGS.game, FLAGS.run)
-  return source_chain.make_source(FLAGS.replay_dir)
+    source = source_chain.open_run(FLAGS.game, FLAGS.run)
+  else:
+    source = source_chain.make_source(FLAGS.replay_dir)
+  if isinstance(source, rlu.RluSource):  # TFRecord is read by TensorFlow.
+    from batch_rl_dr3.config import frameworks
+
+    frameworks.import_tensorflow(announce=True)
+  return source
 
 
 def _collection_number(field: str) -> int | None:

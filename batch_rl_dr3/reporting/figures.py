@@ -172,7 +172,7 @@ def set_steps_axis(axes: mpl_axes.Axes, num_ticks: int = 6) -> None:
     if ticks.size < min(3, measured.size):
       every = -(-measured.size // num_ticks)
       ticks = measured[::-1][::every][::-1]  # The last is among them.
-    axes.xaxis.set_major_locator(ticker.FixedLocator(ticks))
+    axes.xaxis.set_major_locator(ticker.FixedLocator(ticks.tolist()))
   else:
     axes.xaxis.set_major_locator(nice)
 

@@ -121,3 +121,23 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_told_without_the_graph():
   assert frameworks.disk_error(full).strerror == 'No space left on device'
   other = tf.errors.UnknownError(None, None, 'x: I/O error\n[[node]]')
   assert frameworks.disk_error(other).strerror == 'x: I/O error'
+
+
+def test_too_little_address_space_is_said_before_tensorflow_starts():
+  """It ended in a segmentation fault of TensorFlow's."""
+  code = """
+    import resource
+    from batch_rl_dr3.config import cli, frameworks
+    resource.setrlimit(resource.RLIMIT_AS, (5 << 29, resource.RLIM_INFINITY))
+    cli.run(lambda: frameworks.import_tensorflow(announce=True), '')
+  """
+  result = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(code)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 78
+  assert result.stderr.count('\n') == 1
+  assert '2.5 GiB of address space' in result.stderr
+  assert 'ulimit -v unlimited' in result.stderr
