@@ -48,16 +48,21 @@ def write(*titles):
     pathlib.Path(title).write_text(BLOCKS[title])
 
 
+def words(title):
+  """Returns a command of the page, as a shell would."""
+  return shlex.split(BLOCKS[title].replace('\\\n', ''))
+
+
 def arguments(title, program):
   """Returns the flags of a command of the page, which are all known."""
-  words = shlex.split(BLOCKS[title].replace('\\\n', ''))
-  assert words[:3] == ['python', '-m', f'batch_rl_dr3.{program}']
+  command = words(title)
+  assert command[:3] == ['python', '-m', f'batch_rl_dr3.{program}']
   parser = argparse.ArgumentParser(exit_on_error=False)
   for flag in ('import', 'gin_files', 'gin_bindings'):
     parser.add_argument(f'--{flag}', action='append', default=[])
   for flag in ('replay_dir', 'base_dir', 'output_dir'):
     parser.add_argument(f'--{flag}')
-  return parser.parse_args(words[3:])
+  return parser.parse_args(command[3:])
 
 
 @pytest.fixture
@@ -115,7 +120,9 @@ def test_the_page_has_the_blocks_that_are_tested():
   assert len(fences) == len(BLOCKS)
 
 
-def test_a_penalty_of_ones_own(train_here, replay_dir, capsys):
+def test_a_penalty_of_ones_own(
+  train_here, replay_dir, folder, monkeypatch, capsys
+):
   copy_log(replay_dir, 'breakout')
   write('my_penalties.py', 'my_penalty.gin')
   run = train_here('train a penalty')
@@ -145,7 +152,7 @@ def test_a_penalty_of_ones_own(train_here, replay_dir, capsys):
 
   scores = (run / run_directory.SCORES).read_text()
   (run / run_directory.SCORES).unlink()
-  command = [sys.executable, *shlex.split(BLOCKS['evaluate a penalty'])[1:]]
+  command = [sys.executable, *words('evaluate a penalty')[1:]]
   without = [word for word in command if not word.startswith('--import')]
   refused = subprocess.run(without, capture_output=True, text=True, check=False)
   assert refused.returncode == errors.ConfigError.exit_code
@@ -156,8 +163,16 @@ def test_a_penalty_of_ones_own(train_here, replay_dir, capsys):
 
   changed = BLOCKS['my_penalties.py'] + '\n'
   pathlib.Path('my_penalties.py').write_text(changed)
-  with pytest.raises(errors.ConfigError, match='another run: --import=my'):
-    train_here('train a penalty')
+  # The page's own command: its file is the first difference that is named.
+  monkeypatch.setenv('XDG_CACHE_HOME', str(folder))
+  refused = subprocess.run(
+    [sys.executable, *words('train a penalty')[1:]],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert refused.returncode == errors.ConfigError.exit_code
+  assert 'holds another run: --import=my_penalties.py is' in refused.stderr
   with pytest.raises(errors.ConfigError, match='made with another my_penalti'):
     targets.of_run(run, imports=own_code.find(['my_penalties.py']))
 
