@@ -12,16 +12,19 @@ import contextlib
 import errno
 import io
 import itertools
+import json
 import os
 import pathlib
 import random
+import shutil
 import types
 
 import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors, signals
-from batch_rl_dr3.evaluation import scoring
+from batch_rl_dr3.evaluation import scoring, targets
+from batch_rl_dr3.reporting import run_reader, selection
 from batch_rl_dr3.runs import (
   checkpoints,
   failure,
@@ -39,6 +42,7 @@ PROVENANCE = {
   **{'suite': 'x', 'game': 'y', 'method': 'z', 'dataset': '1pct', 'run': 1},
   'seed': 0,
   'data_hash': 'abc',
+  'protocol': {},
 }
 
 
@@ -160,8 +164,9 @@ class Metrics:
     self._agent = agent
     self._csv = run_tables.CsvLog(
       home.folder / run_directory.METRICS,
-      ('iteration', 'gradient_steps', 'weight'),
+      ('iteration', 'gradient_steps', 'mean_q'),
       home.check,
+      ('iteration', 'gradient_steps'),
     )
 
   def start(self, steps):
@@ -179,7 +184,7 @@ class Metrics:
   def log(self, iteration, steps):
     weight = float(self._agent._weights[0])
     self._csv.append(
-      {'iteration': iteration, 'gradient_steps': steps, 'weight': weight}
+      {'iteration': iteration, 'gradient_steps': steps, 'mean_q': weight}
     )
     return {'loss_total': weight, 'feature_dot_product': weight}
 
@@ -406,6 +411,87 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(
   left = left_by(tmp_path)
   for name in (run_directory.SCORES, run_directory.METRICS):
     assert left[pathlib.Path(name)] == straight.left[pathlib.Path(name)]
+
+
+OTHER_VALUES = (None, True, -1, 2.5, 'x', '', [], [1], {}, {'x': None})
+
+
+def damaged(path, rng):
+  """Returns a file's content with one damage of many, and its kind."""
+  content = path.read_bytes()
+  place = rng.randrange(len(content) + 1)
+  kind = rng.choice(('empty', 'cut', 'byte', 'nul', 'flip', 'value'))
+  if kind == 'value' and path.suffix == '.json':
+    record = json.loads(content)
+    name = rng.choice(sorted(record))
+    record[name] = rng.choice(OTHER_VALUES)
+    if rng.random() < 0.2:
+      record[f'{name}x'] = record.pop(name)
+    return json.dumps(record).encode(), kind
+  if kind == 'flip' and content:
+    flipped = bytearray(content)
+    flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    return bytes(flipped), kind
+  inserted = {'byte': b'\xff', 'nul': b'\0'}.get(kind)
+  if inserted is None:
+    return content[: 0 if kind == 'empty' else place], kind
+  return content[:place] + inserted + content[place:], kind
+
+
+def use(folder):
+  """Does with a run what each command does, training last.
+
+  Returns what each raised, as a command would end with it.
+  """
+
+  def select():
+    selection.ranking(run_reader.load([str(folder)]), selection.RULES)
+
+  raised = []
+  for command in (
+    lambda: run_reader.load([str(folder)]),
+    select,
+    lambda: targets.of_run(folder),
+    lambda: live(folder),
+  ):
+    try:
+      command()
+    except errors.BatchRLError as error:
+      raised.append(error)
+  return raised
+
+
+@pytest.mark.parametrize(
+  'num_damages', [30, pytest.param(300, marks=pytest.mark.slow)]
+)
+def test_no_damage_to_the_files_of_a_run_is_a_traceback(
+  disk, straight, tmp_path, num_damages
+):
+  """Each is mended, or named with 65: by file, whoever reads it."""
+  with pytest.raises(errors.PreemptedError):
+    live(tmp_path / 'stopped', stop_at=NUM_GRADIENT_STEPS * 2 + 3)
+  live(tmp_path / 'whole')
+  rng = random.Random(num_damages)
+  for number in range(num_damages):
+    folder = tmp_path / f'run{number}'
+    shutil.copytree(tmp_path / ('stopped', 'whole')[number % 2], folder)
+    files = sorted(p for p in folder.rglob('*') if p.is_file())
+    path = rng.choice(files)
+    content, kind = damaged(path, rng)
+    is_changed = content != path.read_bytes()
+    path.write_bytes(content)
+    raised = use(folder)
+    case = (number, path.relative_to(folder), kind, content, raised)
+    for error in raised:
+      assert '\n' not in errors.one_line(error), case
+    told = [e for e in raised if path.name in str(e)]
+    if kind == 'byte' and path.parent == folder and path.suffix != '.gin':
+      assert [e.exit_code for e in told].count(65) >= 1, case
+    if path.parent != folder and kind != 'flip' and number % 2 == 0:
+      # Checkpoints and terms: what was whole before is used.
+      assert left_by(folder) == straight.left, case
+    if not is_changed:
+      assert left_by(folder) == straight.left, case
 
 
 def test_a_worker_that_is_taken_over_writes_nothing_more(disk, tmp_path):
