@@ -106,7 +106,7 @@ def _whole_or_nothing(output_dir: pathlib.Path) -> Iterator[pathlib.Path]:
       else:
         os.replace(staging, output_dir)
     except OSError as error:
-      raise atomic.WriteError(output_dir, error) from error
+      raise atomic.FileError(output_dir, error) from error
   finally:
     shutil.rmtree(staging, ignore_errors=True)
 

@@ -189,7 +189,7 @@ def write(
     path.with_suffix('.png').write_bytes(drawn.wide)
     path.with_suffix('.pdf').write_bytes(drawn.pdf)
   except OSError as error:
-    raise atomic.WriteError(path, error) from error
+    raise atomic.FileError(path, error) from error
   atomic.write_text(path.with_suffix('.csv'), table.to_csv(index=False))
   print(f'study: {path.with_suffix(".png")}')
 

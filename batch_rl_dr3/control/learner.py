@@ -25,7 +25,7 @@ _LOSSES = {
 }
 
 
-class Learner:
+class ControlLearner:
   """Gradient steps on transitions drawn uniformly, and measures of them.
 
   It is a `training.loop.Learner` and a `training.metrics.Sample`.

@@ -73,15 +73,13 @@ def writing(
     (_WIDTH, _HEIGHT),
   )
   if not writer.isOpened():
-    raise atomic.WriteError(
-      target, OSError(0, 'OpenCV can open no video there')
-    )
+    raise atomic.FileError(target, OSError(0, 'OpenCV can open no video there'))
   try:
     yield lambda picture: writer.write(picture)
     writer.release()
     os.replace(temporary, target)
   except OSError as error:
-    raise atomic.WriteError(target, error) from error
+    raise atomic.FileError(target, error) from error
   finally:
     writer.release()
     temporary.unlink(missing_ok=True)

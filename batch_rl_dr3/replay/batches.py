@@ -82,7 +82,7 @@ def raising() -> Iterator[None]:
     raise
 
 
-class Table(NamedTuple):
+class StoreTable(NamedTuple):
   """All that is sampled from, as tensors or as what they are made from.
 
   Attributes:
@@ -117,8 +117,8 @@ def _make_table(
 
   Args:
     store: the store.
-    valid_rows: see Table.
-    returns: see Table; None where they are not asked for.
+    valid_rows: see StoreTable.
+    returns: see StoreTable; None where they are not asked for.
     max_device_bytes: int, the most that frames may take; None for as many as
       the store may hold in memory.
   """
@@ -136,7 +136,7 @@ class TableVariables:
   """Variables that hold a table, outside of what is saved and initialised.
 
   Attributes:
-    tensors: Table of their values.
+    tensors: StoreTable of their values.
   """
 
   def __init__(
@@ -159,14 +159,14 @@ class TableVariables:
     frame = store.frames([0])
     self._frames_shape = (store.num_rows, frame.size)
     with tf.name_scope('replay_table'):
-      self._variables = Table(
+      self._variables = StoreTable(
         frames=_variable('frames', frame.dtype, self._frames_shape),
         **{
           name: _variable(name, array.dtype, array.shape)
           for name, array in self._arrays.items()
         },
       )
-      self.tensors = Table(*(v.read_value() for v in self._variables))
+      self.tensors = StoreTable(*(v.read_value() for v in self._variables))
       self._fill_frames = self._filling()
 
   def _filling(self) -> tf.Operation:
@@ -209,7 +209,7 @@ def _variable(
 
 
 class Gathered(NamedTuple):
-  """Tensors of a batch, as `replay_store.Transitions` has them as arrays."""
+  """Tensors of a batch, as `read.ReplayTransitions` has them as arrays."""
 
   states: tf.Tensor
   actions: tf.Tensor
@@ -222,7 +222,7 @@ class Gathered(NamedTuple):
 
 
 def gather(
-  table: Table,
+  table: StoreTable,
   rows: tf.Tensor,
   observation_shape: tuple[int, ...],
   stack_size: int,
@@ -465,7 +465,7 @@ class FixedReplayBuffer:
     return transition
 
   def transition_from(
-    self, table: Table, step: tf.Tensor
+    self, table: StoreTable, step: tf.Tensor
   ) -> 'collections.OrderedDict[str, tf.Tensor]':
     """Returns the tensors of one step's batch, gathered from tensors.
 

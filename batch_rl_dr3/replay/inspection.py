@@ -525,7 +525,7 @@ def _stale_rows(summaries: Sequence[FileSummary]) -> Iterator[Finding]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class FetchEstimate:
   """What a store will cost.
 
   Attributes:
@@ -558,7 +558,7 @@ class Estimate:
   seconds: float | None
 
 
-def estimate(source: Source, subset: Subset, stack_size: int) -> Estimate:
+def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
   """Returns what a store of a subset of a log will cost.
 
   Reads the list of files, their headers and the first rows of one.
@@ -605,7 +605,7 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> Estimate:
   )
   whole = [sizes[s] for s, count in rows.items() if count == lengths[s]]
   is_raw = frame_bytes <= build.MAX_RAW_BYTES
-  return Estimate(
+  return FetchEstimate(
     num_files=len(rows),
     num_log_rows=num_log_rows,
     are_rows_known=not is_rlu,
@@ -636,7 +636,7 @@ def _probe(source: Source, suffix: int) -> float:
 
 
 def describe(
-  plan: Estimate, max_resident_bytes: int, free_bytes: int
+  plan: FetchEstimate, max_resident_bytes: int, free_bytes: int
 ) -> list[str]:
   """Returns an estimate in words, a line each."""
   known = '' if plan.are_rows_known else ' (not stated; as the log had them)'

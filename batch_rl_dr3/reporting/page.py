@@ -253,7 +253,7 @@ def write_report(
     else:
       _replace(target, new)
   except OSError as error:
-    raise atomic.WriteError(target, error) from error
+    raise atomic.FileError(target, error) from error
   finally:
     shutil.rmtree(new, ignore_errors=True)
   return target / INDEX

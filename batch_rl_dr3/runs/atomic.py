@@ -25,7 +25,7 @@ def unchecked() -> None:
   """Lets everything be published: the check of who shares with nobody."""
 
 
-class WriteError(errors.WriteError):
+class FileError(errors.WriteError):
   """Names the path that could not be written, and the system's reason."""
 
   def __init__(self, path: _Path, error: OSError):
@@ -41,7 +41,7 @@ def make_directory(path: _Path) -> pathlib.Path:
   Raises:
     ConfigError: if it is a URL.
     UsageError: if its name is not UTF-8, which TensorFlow cannot open.
-    WriteError: if it cannot be created or written.
+    FileError: if it cannot be created or written.
   """
   if '://' in os.fspath(path):
     raise errors.ConfigError(
@@ -61,7 +61,7 @@ def make_directory(path: _Path) -> pathlib.Path:
     probe.touch()
     probe.unlink(missing_ok=True)
   except OSError as error:
-    raise WriteError(directory, error) from error
+    raise FileError(directory, error) from error
   return directory
 
 
@@ -81,7 +81,7 @@ def whole_path(
     ending: of the temporary name, for writers that go by it.
 
   Raises:
-    WriteError: if the file system refuses; what was at `path` is kept.
+    FileError: if the file system refuses; what was at `path` is kept.
   """
   target = pathlib.Path(path)
   temporary = target.with_name(f'.{target.name}.{secrets.token_hex(8)}{ending}')
@@ -96,7 +96,7 @@ def whole_path(
   except OSError as error:
     with contextlib.suppress(OSError):
       check()  # Who has taken over has removed the temporary file.
-    raise WriteError(target, error) from error
+    raise FileError(target, error) from error
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
@@ -118,7 +118,7 @@ def write_text(path: _Path, content: str, check: Check = unchecked) -> None:
   """Writes a text file in UTF-8, whole or not at all.
 
   Raises:
-    WriteError: see `whole_path`.
+    FileError: see `whole_path`.
   """
   with whole_file(path, check) as file:
     file.write(content.encode())
@@ -136,7 +136,7 @@ def whole_folder(path: _Path) -> Iterator[pathlib.Path]:
   A folder that was there is removed only once the new one has its name.
 
   Raises:
-    WriteError: if the file system refuses; what was at `path` is kept.
+    FileError: if the file system refuses; what was at `path` is kept.
   """
   target = pathlib.Path(path)
   mark = secrets.token_hex(8)
@@ -153,7 +153,7 @@ def whole_folder(path: _Path) -> Iterator[pathlib.Path]:
         os.replace(replaced, target)
       raise
   except OSError as error:
-    raise WriteError(target, error) from error
+    raise FileError(target, error) from error
   finally:
     shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
@@ -163,12 +163,12 @@ def remove_file(path: _Path) -> None:
   """Removes a file, if there is one, and never a folder.
 
   Raises:
-    WriteError: if the file system refuses, or it is a folder.
+    FileError: if the file system refuses, or it is a folder.
   """
   try:
     pathlib.Path(path).unlink(missing_ok=True)
   except OSError as error:
-    raise WriteError(path, error) from error
+    raise FileError(path, error) from error
 
 
 def remove_tree(path: _Path) -> None:
@@ -177,7 +177,7 @@ def remove_tree(path: _Path) -> None:
   Only for names that this program has chosen, never for those of a file.
 
   Raises:
-    WriteError: if the file system refuses.
+    FileError: if the file system refuses.
   """
   target = pathlib.Path(path)
   try:
@@ -186,7 +186,7 @@ def remove_tree(path: _Path) -> None:
     else:
       target.unlink(missing_ok=True)
   except OSError as error:
-    raise WriteError(target, error) from error
+    raise FileError(target, error) from error
 
 
 def sync(path: _Path) -> None:

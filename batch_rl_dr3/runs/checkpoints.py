@@ -195,7 +195,7 @@ class Checkpoints:
     except OSError as error:
       with contextlib.suppress(OSError):
         self._check()  # Who has taken over has removed the temporary folder.
-      raise atomic.WriteError(target, error) from error
+      raise atomic.FileError(target, error) from error
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
     atomic.write_json(
@@ -293,7 +293,7 @@ def _put_aside(manifest: pathlib.Path) -> None:
   try:
     manifest.rename(_set_aside(manifest))
   except OSError as error:
-    raise atomic.WriteError(manifest, error) from error
+    raise atomic.FileError(manifest, error) from error
 
 
 def of_iterations(directory: pathlib.Path) -> dict[int, Checkpoint]:

@@ -233,7 +233,7 @@ class Mirror:
     try:
       self._remote.put(self.folder / name, name)
     except OSError as error:
-      raise atomic.WriteError(f'{self.name}/{name}', error) from error
+      raise atomic.FileError(f'{self.name}/{name}', error) from error
 
   def remove(self, name: str) -> None:
     """See `Runs`."""
@@ -241,7 +241,7 @@ class Mirror:
     try:
       self._remote.remove(name)
     except OSError as error:
-      raise atomic.WriteError(f'{self.name}/{name}', error) from error
+      raise atomic.FileError(f'{self.name}/{name}', error) from error
 
   def num_bytes(self, below: str) -> int:
     """See `Runs`; it is as of the last `refresh`."""

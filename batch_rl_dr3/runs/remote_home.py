@@ -58,7 +58,7 @@ class RemoteHome:
       self._lease.acquire()
     except OSError as error:
       self._lease.release()
-      raise atomic.WriteError(f'{self.name}/{lease.FOLDER}', error) from error
+      raise atomic.FileError(f'{self.name}/{lease.FOLDER}', error) from error
     try:
       # Whoever was here before on this machine works no more.
       atomic.remove_tree(self._cache)
@@ -138,4 +138,4 @@ def _write_errors(name: str) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise atomic.WriteError(name, error) from error
+    raise atomic.FileError(name, error) from error

@@ -46,7 +46,7 @@ def lock(directory: str | os.PathLike[str]) -> Iterator[lease.Lease]:
     held.acquire()
   except OSError as error:
     held.release()
-    raise atomic.WriteError(folder / lease.FOLDER, error) from error
+    raise atomic.FileError(folder / lease.FOLDER, error) from error
   try:
     _remove_temporaries(folder)
     yield held

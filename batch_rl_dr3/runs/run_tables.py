@@ -152,7 +152,7 @@ class CsvLog:
           writer.writeheader()
         writer.writerow(row)
     except OSError as error:
-      raise atomic.WriteError(self.path, error) from error
+      raise atomic.FileError(self.path, error) from error
 
   def extend_atomically(self, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds all of `rows` or, across a kill, none of them."""

@@ -13,7 +13,7 @@ from absl import flags
 
 from batch_rl_dr3.config import cli, errors, signals
 from batch_rl_dr3.runs import folders, mirror
-from batch_rl_dr3.sweeping.grid import Run, Sweep
+from batch_rl_dr3.sweeping.grid import Sweep, SweepRun
 
 if TYPE_CHECKING:
   from batch_rl_dr3.sweeping import estimate as estimate_lib
@@ -49,7 +49,7 @@ def sweep_of_flags() -> Sweep:
 
 
 def read_runs(
-  runs_of_sweep: Sequence[Run], contents: mirror.Contents
+  runs_of_sweep: Sequence[SweepRun], contents: mirror.Contents
 ) -> mirror.Runs:
   """Returns the runs in --runs as they are now.
 
@@ -67,7 +67,7 @@ def read_runs(
 
 
 def read_standings(
-  sweep: Sweep, runs_of_sweep: Sequence[Run]
+  sweep: Sweep, runs_of_sweep: Sequence[SweepRun]
 ) -> tuple[mirror.Runs, 'list[standing_lib.Standing]']:
   """Returns the runs in --runs, and how each of the sweep's stands."""
   from batch_rl_dr3.sweeping import standing
@@ -90,7 +90,7 @@ def plan() -> None:
 
 
 def _rates(
-  runs_of_sweep: Sequence[Run], runs: mirror.Runs
+  runs_of_sweep: Sequence[SweepRun], runs: mirror.Runs
 ) -> 'estimate_lib.Rates | None':
   from batch_rl_dr3.sweeping import estimate
 
@@ -247,7 +247,7 @@ def run() -> None:
     )
 
 
-def _jobs(sweep: Sweep) -> 'Callable[[Run], queue_lib.Job]':
+def _jobs(sweep: Sweep) -> 'Callable[[SweepRun], queue_lib.Job]':
   from batch_rl_dr3.sweeping import queue
 
   path = folders.local_path(FLAGS.runs)

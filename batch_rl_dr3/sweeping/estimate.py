@@ -16,7 +16,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import methods
 from batch_rl_dr3.runs import attempt_record, mirror
 from batch_rl_dr3.sweeping import standing
-from batch_rl_dr3.sweeping.grid import Run, Sweep
+from batch_rl_dr3.sweeping.grid import Sweep, SweepRun
 
 # Quantities of the rows that `benchmark --json` writes.
 _GRADIENT_STEPS = 'gradient_steps_per_second'
@@ -73,7 +73,7 @@ def of_benchmark(path: str) -> Rates:
 
 
 def of_finished(
-  runs_of_sweep: Sequence[Run], runs: mirror.Runs
+  runs_of_sweep: Sequence[SweepRun], runs: mirror.Runs
 ) -> Rates | None:
   """Returns the median rates of finished runs; None if there is none."""
   rates = standing.measured_rates(runs_of_sweep, runs.folder)
@@ -88,7 +88,7 @@ def of_finished(
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class SweepEstimate:
   """What is left to do, and what it costs.
 
   Attributes:
@@ -119,7 +119,7 @@ def estimate(
   standings: Sequence[standing.Standing],
   runs: mirror.Runs,
   rates: Rates | None,
-) -> Estimate:
+) -> SweepEstimate:
   """Returns what a sweep will cost from here.
 
   Args:
@@ -134,7 +134,7 @@ def estimate(
   if rates is not None:
     hours = sum(_hours(s, rates) for s in left)
   run_bytes, origin = _run_bytes(sweep, standings, runs)
-  return Estimate(
+  return SweepEstimate(
     num_runs={
       state: sum(s.state == state for s in standings)
       for state in standing.STATES
@@ -164,7 +164,7 @@ def _hours(one: standing.Standing, rates: Rates) -> float:
   return seconds / 3600
 
 
-def _download_bytes(sweep: Sweep, runs: Sequence[Run]) -> float | None:
+def _download_bytes(sweep: Sweep, runs: Sequence[SweepRun]) -> float | None:
   """Returns what is read of the logs of runs, one for each store."""
   if sweep.replay_dir is not None and ':' not in sweep.replay_dir:
     return 0.0  # Neither a URL nor minari:ID.
@@ -200,7 +200,7 @@ def _run_bytes(
 
 
 def describe(
-  sweep: Sweep, plan: Estimate, rates: Rates | None, price: float | None
+  sweep: Sweep, plan: SweepEstimate, rates: Rates | None, price: float | None
 ) -> list[str]:
   """Returns an estimate in words, a line each.
 
@@ -254,7 +254,9 @@ def _rates_in_words(rates: Rates | None) -> str:
   return f'{listed} gradient steps/s, {play} ({rates.origin})'
 
 
-def _time_in_words(sweep: Sweep, plan: Estimate, rates: Rates | None) -> str:
+def _time_in_words(
+  sweep: Sweep, plan: SweepEstimate, rates: Rates | None
+) -> str:
   if plan.run_hours is None or rates is None:
     return 'not known without a rate'
   gpus = (
@@ -268,7 +270,9 @@ def _time_in_words(sweep: Sweep, plan: Estimate, rates: Rates | None) -> str:
   )
 
 
-def _money_in_words(sweep: Sweep, plan: Estimate, price: float | None) -> str:
+def _money_in_words(
+  sweep: Sweep, plan: SweepEstimate, price: float | None
+) -> str:
   if plan.run_hours is None:
     return 'not known without a rate'
   unit = 'GPU' if sweep.num_gpus else 'core'

@@ -33,7 +33,7 @@ _ELEMENT_BYTES = 9
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class SweepRun:
   """One run of a sweep.
 
   Attributes:
@@ -209,7 +209,7 @@ class Sweep:
   run_disk_gigabytes: ranges.Positive | None = None
   max_attempts_without_progress: ranges.Count = 5
 
-  def runs(self) -> list[Run]:
+  def runs(self) -> list[SweepRun]:
     """Returns the runs, in an order that never changes for one grid.
 
     A run's identity is a hash of what its files bind, which log it is, its
@@ -223,7 +223,7 @@ class Sweep:
       self._run(index, *combination)
       for index, combination in enumerate(self._combinations())
     ]
-    seen: dict[str, Run] = {}
+    seen: dict[str, SweepRun] = {}
     for run in runs:
       if seen.setdefault(run.folder, run) is not run:
         raise errors.ConfigError(
@@ -256,7 +256,7 @@ class Sweep:
     variant: str,
     seed: int,
     logged_run: int,
-  ) -> Run:
+  ) -> SweepRun:
     names: dict[str, Any] = {
       'suite': self.suite,
       'game': game,
@@ -287,7 +287,7 @@ class Sweep:
           f'the grid has {name} {names[name]!r}, but {", ".join(files)} binds '
           f'{runner}.{name} to {said!r}.'
         )
-    return Run(
+    return SweepRun(
       index=index,
       suite=self.suite,
       game=game,
@@ -313,7 +313,7 @@ class Sweep:
     names = self.data_names or {}
     return names.get(game, names.get(dataset, dataset))
 
-  def store_bytes(self, run: Run) -> int:
+  def store_bytes(self, run: SweepRun) -> int:
     """Returns the size of a run's store.
 
     Raises:
@@ -327,7 +327,7 @@ class Sweep:
     return math.ceil(run.fraction * rows) * row_bytes
 
 
-def _log_size(run: Run) -> tuple[int, int]:
+def _log_size(run: SweepRun) -> tuple[int, int]:
   """Returns the rows of a run's log, and the bytes of one in a store."""
   if run.replay_dir is None:
     return _PUBLIC_ROWS, math.prod(_PUBLIC_SHAPE) + _ELEMENT_BYTES

@@ -22,7 +22,7 @@ import jinja2
 from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.runs import atomic, folders
 from batch_rl_dr3.sweeping import attempt
-from batch_rl_dr3.sweeping.grid import Run, Sweep
+from batch_rl_dr3.sweeping.grid import Sweep, SweepRun
 
 # How often a task that was preempted is begun again by the system; beyond
 # that, `sweep reconcile` emits what is left. It is the most that Google Cloud
@@ -304,7 +304,7 @@ def _fill(template: str, backend: Any, array: JobArray, **further: Any) -> str:
 
 def create(
   sweep: Sweep,
-  runs_of_sweep: Sequence[Run],
+  runs_of_sweep: Sequence[SweepRun],
   name: str,
   runs: str,
   flags: Sequence[str],

@@ -33,7 +33,7 @@ from batch_rl_dr3.runs import (
   run_directory,
   run_tables,
 )
-from batch_rl_dr3.sweeping.grid import Run
+from batch_rl_dr3.sweeping.grid import SweepRun
 
 # What is read of a run to keep it, and for the table.
 CONTENTS = mirror.Contents(
@@ -54,7 +54,7 @@ _TEXT = ('suite', 'game', 'method', 'dataset')
 
 
 def keep(
-  runs_of_sweep: Iterable[Run], runs: pathlib.Path, results_dir: str
+  runs_of_sweep: Iterable[SweepRun], runs: pathlib.Path, results_dir: str
 ) -> list[str]:
   """Adds finished runs to a study.
 
@@ -82,7 +82,7 @@ def keep(
   return sorted(added)
 
 
-def _condense(run: Run, folder: pathlib.Path) -> results.KeptRun:
+def _condense(run: SweepRun, folder: pathlib.Path) -> results.KeptRun:
   """Returns what is kept of a finished run."""
   try:
     evaluations = list(
@@ -152,7 +152,7 @@ def has_parquet() -> bool:
 
 
 def collect(
-  runs_of_sweep: Iterable[Run],
+  runs_of_sweep: Iterable[SweepRun],
   runs: str | os.PathLike[str],
   results_dir: str | None,
 ) -> Iterator[pd.DataFrame]:

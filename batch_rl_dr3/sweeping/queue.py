@@ -15,7 +15,7 @@ from typing import Protocol
 
 from batch_rl_dr3.config import errors, progress
 from batch_rl_dr3.sweeping import attempt
-from batch_rl_dr3.sweeping.grid import Run
+from batch_rl_dr3.sweeping.grid import SweepRun
 
 # Seconds until a run is tried again: doubled with each attempt without
 # progress, up to the longest.
@@ -49,7 +49,7 @@ class Node:
 
   name: str
   memory: float
-  running: list[Run] = dataclasses.field(default_factory=list)
+  running: list[SweepRun] = dataclasses.field(default_factory=list)
   stores: set[str] = dataclasses.field(default_factory=set)
   suspended_until: float = 0.0
   num_lost: int = 0
@@ -73,9 +73,9 @@ class Queue:
 
   def __init__(
     self,
-    runs: Iterable[Run],
+    runs: Iterable[SweepRun],
     run_bytes: float,
-    store_bytes: Callable[[Run], float],
+    store_bytes: Callable[[SweepRun], float],
   ):
     """Makes the queue.
 
@@ -91,7 +91,9 @@ class Queue:
   def __len__(self) -> int:
     return len(self._ready_at)
 
-  def take(self, node: Node, nodes: Sequence[Node], now: float) -> Run | None:
+  def take(
+    self, node: Node, nodes: Sequence[Node], now: float
+  ) -> SweepRun | None:
     """Returns the run that a free slot of a node begins, None for none.
 
     A run whose store the node holds comes first, then one whose store no node
@@ -105,7 +107,7 @@ class Queue:
     if now < node.suspended_until:
       return None
     held = set().union(*(other.stores for other in nodes))
-    best: tuple[int, Run] | None = None
+    best: tuple[int, SweepRun] | None = None
     for run, ready_at in self._ready_at.values():
       if ready_at > now or not self._fits(node, run):
         continue
@@ -124,10 +126,10 @@ class Queue:
     node.stores.add(run.store)
     return run
 
-  def _fits(self, node: Node, run: Run) -> bool:
+  def _fits(self, node: Node, run: SweepRun) -> bool:
     return self._bytes([*node.running, run]) <= node.memory
 
-  def _bytes(self, runs: Sequence[Run]) -> float:
+  def _bytes(self, runs: Sequence[SweepRun]) -> float:
     stores = {run.store: self._store_bytes(run) for run in runs}
     return len(runs) * self._run_bytes + sum(stores.values())
 
@@ -148,7 +150,7 @@ class Queue:
           'Sweep.row_bytes, or give a cluster with larger nodes.'
         )
 
-  def put_back(self, run: Run, now: float, without_progress: int) -> float:
+  def put_back(self, run: SweepRun, now: float, without_progress: int) -> float:
     """Queues a run again and returns the seconds until it is ready.
 
     Args:
@@ -160,7 +162,7 @@ class Queue:
     self._ready_at[run.index] = (run, now + delay)
     return delay
 
-  def put_back_busy(self, run: Run, now: float) -> None:
+  def put_back_busy(self, run: SweepRun, now: float) -> None:
     """Queues a run that another process works on."""
     self._ready_at[run.index] = (run, now + _BUSY_DELAY)
 
@@ -262,7 +264,7 @@ class Executor:
     self,
     cluster: Cluster,
     queue: Queue,
-    job: Callable[[Run], Job],
+    job: Callable[[SweepRun], Job],
     stop_requested: Callable[[], bool],
     stop_seconds: float,
   ):
@@ -282,7 +284,7 @@ class Executor:
     self._stop_seconds = stop_seconds
     self._nodes: dict[str, Node] = {}
     self._slots: dict[str, int] = {}
-    self._running: dict[int, tuple[str, Run]] = {}
+    self._running: dict[int, tuple[str, SweepRun]] = {}
     self._looked = -_NODES_SECONDS
     self._last_seen = -_NO_NODE_SECONDS
     self.tally = Tally()
@@ -418,7 +420,7 @@ class Executor:
 
 def jobs(
   runs: str, cache_dir: str, program: Sequence[str], max_without_progress: int
-) -> Callable[[Run], Job]:
+) -> Callable[[SweepRun], Job]:
   """Returns what makes the job of a run.
 
   Args:
@@ -428,7 +430,7 @@ def jobs(
     max_without_progress: a run is set aside after so many attempts.
   """
 
-  def job(run: Run) -> Job:
+  def job(run: SweepRun) -> Job:
     return Job(
       run.index,
       os.path.join(runs, run.folder),

@@ -20,7 +20,7 @@ from batch_rl_dr3.runs import (
   results,
   run_directory,
 )
-from batch_rl_dr3.sweeping.grid import Run
+from batch_rl_dr3.sweeping.grid import SweepRun
 
 _Path = str | os.PathLike[str]
 
@@ -63,7 +63,7 @@ class Standing:
     attempts: how often a sweep has begun it.
   """
 
-  run: Run
+  run: SweepRun
   state: str
   steps: int = 0
   total_steps: int = 0
@@ -79,7 +79,7 @@ class Standing:
     return max(0, self.total_steps - self.steps) / self.rate
 
 
-def is_done(run: Run, runs: _Path, results_dir: str | None) -> bool:
+def is_done(run: SweepRun, runs: _Path, results_dir: str | None) -> bool:
   """Returns whether a run is finished, or its results are kept apart.
 
   Args:
@@ -97,7 +97,7 @@ def is_done(run: Run, runs: _Path, results_dir: str | None) -> bool:
 
 
 def read(
-  runs_of_sweep: Iterable[Run], runs: _Path, results_dir: str | None = None
+  runs_of_sweep: Iterable[SweepRun], runs: _Path, results_dir: str | None = None
 ) -> list[Standing]:
   """Returns how each run stands.
 
@@ -109,7 +109,7 @@ def read(
   return [_read(run, runs, results_dir) for run in runs_of_sweep]
 
 
-def _read(run: Run, runs: _Path, results_dir: str | None) -> Standing:
+def _read(run: SweepRun, runs: _Path, results_dir: str | None) -> Standing:
   total = run.num_gradient_steps
   folder = pathlib.Path(runs) / run.folder
   if is_done(run, runs, results_dir):
@@ -157,7 +157,7 @@ def _newest(folder: pathlib.Path, names: Iterable[str]) -> float:
 
 
 def measured_rates(
-  runs_of_sweep: Sequence[Run], runs: _Path
+  runs_of_sweep: Sequence[SweepRun], runs: _Path
 ) -> dict[str, list[float]]:
   """Returns the rate of each finished run, in gradient steps/s, by method.
 

@@ -127,7 +127,7 @@ class ContinuousRunner:
       )
     # After all that may refuse a binding: it makes the folder.
     self._home = home.open_home(base_dir, cache_dir)
-    self._learner = learner.Learner(
+    self._learner = learner.ControlLearner(
       agent,
       transitions,
       batch_size,
@@ -161,7 +161,7 @@ class ContinuousRunner:
       BatchRLError: see `loop.execute`.
     """
     loop.execute(
-      loop.Plan(
+      loop.RunPlan(
         self._schedule,
         self._learner,
         lambda: self._learner,

@@ -243,7 +243,7 @@ class FixedReplayRunner:
       WriteError: if the disk refuses.
     """
     loop.execute(
-      loop.Plan(
+      loop.RunPlan(
         self._schedule,
         self._agent,
         self._draw_sample,

@@ -103,7 +103,7 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class RunPlan:
   """What a run is made of.
 
   Attributes:
@@ -129,7 +129,7 @@ class Plan:
 
 
 def execute(
-  plan: Plan, place: home.Home, stop_request: signals.StopRequest
+  plan: RunPlan, place: home.Home, stop_request: signals.StopRequest
 ) -> None:
   """Trains and evaluates a run to its end, from wherever it was left.
 
@@ -196,7 +196,7 @@ def _closing_words(place: home.Home) -> str:
 
 
 def _train(
-  plan: Plan, place: home.Home, stop_request: signals.StopRequest
+  plan: RunPlan, place: home.Home, stop_request: signals.StopRequest
 ) -> None:
   schedule = plan.schedule
   kept = checkpoints.Checkpoints(
@@ -228,7 +228,7 @@ class Loop:
 
   def __init__(
     self,
-    plan: Plan,
+    plan: RunPlan,
     place: home.Home,
     kept: checkpoints.Checkpoints,
     log: metrics.MetricsLog,

@@ -31,7 +31,7 @@ def make_learner(request):
     for name in ('_critic', '_actor', '_alpha'):
       adam = tf.keras.optimizers.legacy.Adam(0.1)
       setattr(agent, f'{name}_optimizer', adam)
-    return learner.Learner(agent, data, 8, 0, 1, 8)
+    return learner.ControlLearner(agent, data, 8, 0, 1, 8)
 
   return make
 

@@ -79,7 +79,7 @@ def test_play_that_is_stopped_leaves_no_video(evaluator, prefix, tmp_path):
     evaluator.record_video(prefix, 5, path, should_stop=lambda: True)
   assert not path.exists()
   (tmp_path / 'file').write_text('')
-  with pytest.raises(atomic.WriteError, match='file'):
+  with pytest.raises(atomic.FileError, match='file'):
     evaluator.record_video(prefix, 5, tmp_path / 'file' / 'one.mp4')
 
 

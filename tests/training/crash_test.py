@@ -232,7 +232,7 @@ def live(base_dir, cache_dir='', stop_at=None):
   schedule = loop.Schedule(
     NUM_ITERATIONS, NUM_GRADIENT_STEPS, 2, 2, 2, None, 0.0
   )
-  plan = loop.Plan(schedule, agent, None, None, PROVENANCE)
+  plan = loop.RunPlan(schedule, agent, None, None, PROVENANCE)
   place = home.open_home(str(base_dir), str(cache_dir))
   stop_request = signals.StopRequest()
   with place.lock():

@@ -210,4 +210,4 @@ def _write_arrays(
   except OSError as error:
     for temporary, _ in renames:
       temporary.unlink(missing_ok=True)
-    raise atomic.WriteError(folder, error) from error
+    raise atomic.FileError(folder, error) from error

@@ -337,7 +337,7 @@ def open_whole(
   try:
     spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
   except OSError as error:
-    raise atomic.WriteError(folder, error) from error
+    raise atomic.FileError(folder, error) from error
   with spool:
     path = f'/proc/self/fd/{spool.fileno()}'
     file = dataclasses.replace(
@@ -376,7 +376,7 @@ def _fetch(
           stated[0].update(data)
       spool.flush()
     except OSError as error:
-      raise atomic.WriteError(folder, error) from error
+      raise atomic.FileError(folder, error) from error
   if stated is None:
     check(file)
   elif stated[0].digest() != stated[1]:

@@ -716,7 +716,7 @@ def build(
         with contextlib.suppress(OSError):
           building.rmdir()  # Nothing is kept of a build that came to nothing.
   except OSError as error:
-    raise atomic.WriteError(folder, error) from error
+    raise atomic.FileError(folder, error) from error
 
 
 def _rename(temporary: pathlib.Path, folder: pathlib.Path) -> None:

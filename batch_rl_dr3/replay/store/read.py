@@ -175,7 +175,7 @@ def damaged(store: pathlib.Path, problem: str) -> errors.DataError:
   )
 
 
-class Transitions(NamedTuple):
+class ReplayTransitions(NamedTuple):
   """A batch of transitions, with Dopamine's dtypes.
 
   Attributes:
@@ -393,7 +393,7 @@ class ReplayStore:
     update_horizon: int = 1,
     gamma: float = 0.99,
     stack_size: int | None = None,
-  ) -> Transitions:
+  ) -> ReplayTransitions:
     """Returns the transitions that start at given rows.
 
     Equals Dopamine's `sample_transition_batch(indices=...)`, file by file.
@@ -430,7 +430,7 @@ class ReplayStore:
     states, next_states = self._frames.stacks(
       np.stack([move_each(-ages), move_each(num_steps[:, np.newaxis] - ages)])
     ).reshape(2, len(rows), *self.observation_shape, stack_size)
-    return Transitions(
+    return ReplayTransitions(
       states=states,
       actions=self.actions[rows],
       rewards=reward,

@@ -19,11 +19,11 @@ from batch_rl_dr3.replay.store import build, read, shards
 from batch_rl_dr3.replay.store.read import (
   MAX_RESIDENT_BYTES,
   ReplayStore,
-  Transitions,
+  ReplayTransitions,
 )
 from batch_rl_dr3.replay.store.subset import Subset
 
-__all__ = ['ReplayStore', 'Transitions', 'open_store']
+__all__ = ['ReplayStore', 'ReplayTransitions', 'open_store']
 
 
 @gin.configurable(

@@ -90,6 +90,6 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, logs, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(os, 'fsync', full_disk)
-  with pytest.raises(atomic.WriteError, match='No space left'):
+  with pytest.raises(atomic.FileError, match='No space left'):
     logs.write_log(tmp_path / 'log', logs.make_transitions(9))
   assert list((tmp_path / 'log').iterdir()) == []

@@ -206,7 +206,7 @@ def test_a_disk_that_is_full_for_the_record_is_left_too(
   log, open_store, tmp_path, monkeypatch
 ):
   def full(path, _):
-    raise atomic.WriteError(path, OSError(28, 'No space left'))
+    raise atomic.FileError(path, OSError(28, 'No space left'))
 
   monkeypatch.setattr(atomic, 'write_json', full)
   with pytest.raises(errors.WriteError, match='No space left'):

@@ -333,7 +333,7 @@ def test_a_full_disk_is_a_write_error(log, open_store, tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(os, 'posix_fallocate', full_disk)
-  with pytest.raises(atomic.WriteError, match='No space left'):
+  with pytest.raises(atomic.FileError, match='No space left'):
     open_store(log)
   assert not [p for p in (tmp_path / 'cache').iterdir() if p.is_dir()]
 
