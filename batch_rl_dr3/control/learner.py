@@ -124,17 +124,10 @@ class ControlLearner:
         **{_LOSSES[name]: math.nan for name in parts},
       }
 
-  def clone_behaviour(
-    self, num_steps: int, learning_rate: float, on_step: Callable[[], None]
-  ) -> float:
-    """Fits BRAC's behaviour policy; see `behaviour_cloning.clone`."""
-    return behaviour_cloning.clone(
-      self.agent.behaviour_network,
-      self.draw,
-      num_steps,
-      self._seed,
-      learning_rate,
-      on_step,
+  def make_cloning(self, learning_rate: float) -> behaviour_cloning.Cloning:
+    """Returns what fits BRAC's behaviour policy to the data."""
+    return behaviour_cloning.Cloning(
+      self.agent.behaviour_network, self.draw, self._seed, learning_rate
     )
 
   @property

@@ -126,7 +126,7 @@ class RemoteHome:
 def _rank(name: str) -> tuple[int, str]:
   """Returns the order of uploads: what vouches for others comes after them."""
   path = pathlib.PurePosixPath(name)
-  is_manifest = path.match(f'{run_directory.CHECKPOINTS}/ckpt.*.json')
+  is_manifest = path.match('ckpt.*.json')
   if name == run_directory.FINISHED:
     return 2, name
   # config.gin says that there is a run, as provenance.json describes it.

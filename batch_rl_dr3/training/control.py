@@ -1,10 +1,12 @@
 """One offline run of continuous control, executed as any other run is.
 
 What is read, stepped and played is TF-Agents' and the simulators'. BRAC first
-clones the behaviour policy, which ends with a checkpoint at 0 gradient steps.
+clones the behaviour policy, which ends with a checkpoint at 0 gradient steps;
+what it saves before then is in a folder of its own.
 """
 
 from collections.abc import Callable
+import time
 from typing import Any
 
 import gin
@@ -21,8 +23,13 @@ from batch_rl_dr3.control import (
   data as data_lib,
 )
 from batch_rl_dr3.evaluation import policy_evaluator, pool, scoring
-from batch_rl_dr3.runs import home, provenance
+from batch_rl_dr3.runs import checkpoints, home, provenance, run_directory
 from batch_rl_dr3.training import loop
+
+# The folder of the checkpoints within cloning, and how often one is written
+# where checkpoint_every_minutes does not say so.
+_CLONING = 'cloning'
+_CLONING_MINUTES = 5.0
 
 
 @gin.configurable(
@@ -198,24 +205,38 @@ class ContinuousRunner:
     )
 
   def _clone(self) -> None:
-    """Clones the behaviour policy."""
+    """Clones the behaviour policy, from wherever that was left."""
     num_steps, learning_rate = self._cloning
+    cloning = self._learner.make_cloning(learning_rate)
+    # Apart from the run's own, all of which are of a policy that is cloned.
+    folder = self._home.folder / run_directory.CHECKPOINTS / _CLONING
+    saved = checkpoints.Checkpoints(folder, check=self._home.check)
+    latest = saved.latest()
+    if latest is not None:
+      cloning.restore(latest.prefix)
+    minutes = self._schedule.checkpoint_every_minutes or _CLONING_MINUTES
+    last_save = time.monotonic()
     with progress.bar(
       num_steps, 'cloning the behaviour', 'step', leave=False
     ) as bar:
-
-      def on_step() -> None:
+      bar.update(cloning.num_steps)
+      for step in range(cloning.num_steps + 1, num_steps + 1):
+        cloning.take_step()
         bar.update(1)
+        if self._home.is_lost():
+          self._home.check()
+        is_due = time.monotonic() - last_save >= 60 * minutes
+        if is_due or self._stop_request:
+          saved.save(cloning.save, f'0_{step}', step)
+          self._home.publish()
+          last_save = time.monotonic()
         if self._stop_request:
           raise errors.PreemptedError(
-            f'stopped by {self._stop_request.signal_name} while cloning the '
-            'behaviour policy; the same command starts that again.'
+            f'stopped by {self._stop_request.signal_name} at step {step} of '
+            'cloning the behaviour policy; everything is saved, and the same '
+            'command goes on from there.'
           )
-
-      likelihood = self._learner.clone_behaviour(
-        num_steps, learning_rate, on_step
-      )
-      bar.write(f'behaviour policy: log-likelihood {likelihood:.3f}')
+      bar.write(f'behaviour policy: log-likelihood {cloning.likelihood:.3f}')
 
 
 def create_evaluator(setup: pool.Setup) -> policy_evaluator.PolicyEvaluator:

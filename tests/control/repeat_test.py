@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import data_files, learner
 
 NUM_ROWS = 40
@@ -81,7 +82,7 @@ def unordered(run):
 
 def test_cloning_reads_its_weights_before_it_updates_them(make_learner):
   learning = make_learner('brac')
-  assert not unordered(lambda: learning.clone_behaviour(1, 1e-3, lambda: None))
+  assert not unordered(learning.make_cloning(1e-3).take_step)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,37 @@ def test_a_step_reads_its_weights_before_it_updates_them(method, make_learner):
   step = learning.agent.train_step_counter
   train = tf.function(lambda: learning.agent.train(learning.draw(step)).loss)
   assert not unordered(train)
+
+
+def test_cloning_that_was_stopped_ends_as_one_that_was_not(
+  make_learner, tmp_path
+):
+  """Weights and the last likelihood, bit for bit."""
+  prefix = str(tmp_path / 'cloning')
+
+  def end(save_at):
+    learning = make_learner('brac')
+    cloning = learning.make_cloning(1e-2)
+    for step in range(8):
+      if step == save_at:
+        cloning.save(prefix)
+        learning = make_learner('brac')
+        cloning = learning.make_cloning(1e-2)
+        cloning.restore(prefix)
+        assert cloning.num_steps == save_at
+      cloning.take_step()
+    weights = [v.numpy() for v in learning.agent.behaviour_network.variables]
+    return [*weights, cloning.likelihood]
+
+  for expected, found in zip(end(None), end(3), strict=True):
+    np.testing.assert_array_equal(expected, found)
+
+
+def test_cloning_refuses_the_checkpoint_of_another_network(
+  make_learner, tmp_path
+):
+  prefix = str(tmp_path / 'other')
+  tf.train.Checkpoint(counter=tf.Variable(0)).write(prefix)
+  cloning = make_learner('brac').make_cloning(1e-2)
+  with pytest.raises(errors.DataError, match='no checkpoint of this behaviour'):
+    cloning.restore(prefix)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import signal
 import subprocess
 import sys
 
@@ -73,12 +75,16 @@ def make(method, data, base_dir, *bindings, cache_dir=None):
     )
 
 
-def last_weights(base_dir):
+def weights(base_dir, name):
   reader = tf.train.load_checkpoint(
-    str(base_dir / run_directory.CHECKPOINTS / 'tf_ckpt-1')
+    str(base_dir / run_directory.CHECKPOINTS / name)
   )
   names = [n for n in reader.get_variable_to_shape_map() if '_OBJECT' not in n]
   return {name: reader.get_tensor(name) for name in names}
+
+
+def last_weights(base_dir):
+  return weights(base_dir, 'tf_ckpt-1')
 
 
 def rows(base_dir, name):
@@ -121,6 +127,111 @@ def test_a_stopped_run_ends_as_one_that_was_not(method, hopper, tmp_path):
   assert provenance['protocol']['environment'] == 'Hopper-v4'
   with pytest.raises(errors.ConfigError, match='another run'):
     make(method, hopper, whole, 'FeatureDotPenalty.coefficient=0.5').run()
+
+
+# A run in a process that kills itself at the moment of a count: before a step
+# of cloning, before gradient steps, or as a checkpoint is half written.
+LIFE = """
+import os, signal, sys
+from batch_rl_dr3.config import frameworks
+frameworks.import_tf_agents()
+from batch_rl_dr3.control import behaviour_cloning, learner
+from batch_rl_dr3.runs import atomic, checkpoints
+sys.path.insert(0, sys.argv[1])
+import pathlib, runner_test
+method, data, base_dir, moment = sys.argv[2:]
+left = [int(moment)]
+def counted(owner, name):
+  original = getattr(owner, name)
+  def call(*args, **kwargs):
+    left[0] -= 1
+    if not left[0]:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+  setattr(owner, name, call)
+counted(behaviour_cloning.Cloning, '_take_step')
+counted(learner.Learner, '_take_steps')
+counted(atomic, 'sync')
+run = runner_test.make(method, data, pathlib.Path(base_dir),
+  'ContinuousRunner.checkpoint_every_minutes=1e-6',
+  'ContinuousRunner.num_cloning_steps=%d' % (5 if method == 'brac' else 0))
+if method == 'brac':
+  make_cloning = run._learner.make_cloning
+  def make(learning_rate):
+    cloning = make_cloning(learning_rate)
+    counted(cloning, 'take_step')
+    return cloning
+  run._learner.make_cloning = make
+run.run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', METHODS)
+def test_a_run_that_is_killed_again_and_again_ends_the_same(
+  method, hopper, tmp_path
+):
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+
+  def live(base_dir, moment):
+    done = subprocess.run(
+      [
+        *(sys.executable, '-c', LIFE, str(pathlib.Path(__file__).parent)),
+        *(method, hopper, str(base_dir), str(moment)),
+      ],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-2000:]
+    return done.returncode
+
+  assert live(whole, 0) == 0
+  moments = iter((3, 9, 14, 18, 23, 31, 37, 45))
+  kills = 0
+  while live(killed, next(moments, 0)):
+    kills += 1
+  assert kills >= 4
+  for name in (run_directory.METRICS, run_directory.SCORES):
+    assert rows(whole, name) == rows(killed, name)
+  expected, found = last_weights(whole), last_weights(killed)
+  assert expected.keys() == found.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(value, found[name], err_msg=name)
+
+
+def test_a_stop_within_cloning_goes_on_from_there(hopper, tmp_path):
+  """To the same behaviour policy, in the checkpoint at 0 gradient steps."""
+  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+  # Of the whole, too: the same run, stopped when its cloning has ended.
+  for folder, moments in ((whole, (5,)), (stopped, (3, 5))):
+    for moment in moments:
+      run = make('brac', hopper, folder)
+      make_cloning = run._learner.make_cloning
+
+      def make_and_stop(
+        rate, run=run, make_cloning=make_cloning, moment=moment
+      ):
+        cloning = make_cloning(rate)
+        take_step = cloning.take_step
+
+        def step():
+          take_step()
+          if cloning.num_steps == moment:
+            run._stop_request.signal_name = 'SIGTERM'
+
+        cloning.take_step = step
+        return cloning
+
+      run._learner.make_cloning = make_and_stop
+      with pytest.raises(errors.PreemptedError, match=f'step {moment} of clo'):
+        run.run()
+  expected, found = (
+    weights(f, 'cloning/tf_ckpt-0_5') for f in (whole, stopped)
+  )
+  assert expected.keys() == found.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(value, found[name], err_msg=name)
 
 
 @pytest.mark.slow
