@@ -150,7 +150,7 @@ def counted(owner, name):
     return original(*args, **kwargs)
   setattr(owner, name, call)
 counted(behaviour_cloning.Cloning, '_take_step')
-counted(learner.Learner, '_take_steps')
+counted(learner.ControlLearner, '_take_steps')
 counted(atomic, 'sync')
 run = runner_test.make(method, data, pathlib.Path(base_dir),
   'ContinuousRunner.checkpoint_every_minutes=1e-6',
