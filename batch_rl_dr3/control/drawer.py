@@ -34,10 +34,10 @@ IMAGE_SIZE = 48
 # takes.
 _STRIDE = 0.04
 _SUBSTEPS = 24
-# Where the fingers' tips may go, and how far below the palm they are.
+# Where the fingers' tips may go, and how far above them the palm is.
 _LOW = np.array([-0.2, -0.3, 0.02])
 _HIGH = np.array([0.2, 0.14, 0.26])
-_TIP = 0.09
+_PALM = np.array([0.0, 0.0, 0.09])
 _TRAVEL = 0.16  # Metres from closed to open.
 _HANDLE = np.array([0.0, -0.045, 0.045])  # Of the closed drawer.
 _DRAWER = np.array([0.0, 0.1, 0.04])  # The closed drawer's centre.
@@ -207,7 +207,7 @@ class DrawerEnv(gymnasium.Env[dict[str, Any], FloatArray]):
     position, _ = self._client.getBasePositionAndOrientation(
       self._ids['gripper']
     )
-    return np.array(position) - (0, 0, _TIP)
+    return np.array(position) - _PALM
 
   @property
   def opening(self) -> float:
@@ -217,7 +217,7 @@ class DrawerEnv(gymnasium.Env[dict[str, Any], FloatArray]):
   @property
   def handle(self) -> npt.NDArray[np.float64]:
     """Where the drawer's handle is, float64 [3], in metres."""
-    return _HANDLE - (0, self.opening, 0)
+    return _HANDLE - np.array([0.0, self.opening, 0.0])
 
   def position(self, name: str) -> npt.NDArray[np.float64]:
     """Returns where the 'cube' or the 'block' is, float64 [3], in metres."""
@@ -246,16 +246,16 @@ class DrawerEnv(gymnasium.Env[dict[str, Any], FloatArray]):
     client, ids, random = self._client, self._ids, self.np_random
     opening = _TRAVEL if self._start == 'open' else 0.0
     client.resetJointState(ids['cabinet'], 0, opening)
-    inside = random.uniform((-0.045, -0.035), (0.045, 0.035))
-    self._place('cube', _DRAWER + (*inside, 0.0) - (0, opening, 0.012))
+    inside = random.uniform((-0.045, -0.035, 0.0), (0.045, 0.035, 0.0))
+    self._place('cube', _DRAWER + inside - np.array([0, opening, 0.012]))
     side = random.choice((-1.0, 1.0))
     block = {
-      'blocked': _BLOCK + (random.uniform(-0.03, 0.03), 0, 0),
-      'aside': _BLOCK + (side * random.uniform(0.16, 0.18), 0, 0),
+      'blocked': _BLOCK + random.uniform((-0.03, 0, 0), (0.03, 0, 0)),
+      'aside': _BLOCK + side * random.uniform((0.16, 0, 0), (0.18, 0, 0)),
     }.get(self._start, np.array([0.0, 3.0, 0.045]))
     self._place('block', block)
     self._target = random.uniform((-0.1, -0.25, 0.18), (0.1, -0.1, 0.24))
-    self._place('gripper', self._target + (0, 0, _TIP))
+    self._place('gripper', self._target + _PALM)
     for finger in (0, 1):
       client.resetJointState(ids['gripper'], finger, 0.05)
     self._move(is_closed=False)
@@ -306,7 +306,7 @@ class DrawerEnv(gymnasium.Env[dict[str, Any], FloatArray]):
       share = min(1.0, 1.5 * (i + 1) / _SUBSTEPS)
       client.changeConstraint(
         self._hand,
-        start + share * (self._target - start) + (0, 0, _TIP),
+        start + share * (self._target - start) + _PALM,
         (0, 0, 0, 1),
         maxForce=80.0,
       )
@@ -343,7 +343,7 @@ def _grasp(
     return np.array([x, y, 0.19])
 
   def at(env: DrawerEnv) -> npt.NDArray[np.float64]:
-    return where(env) + (0, 0, depth)
+    return where(env) + np.array([0.0, 0.0, depth])
 
   return [(above, False, 0), (at, False, 0), (at, True, 2)]
 
@@ -358,7 +358,7 @@ def _up(env: DrawerEnv) -> npt.NDArray[np.float64]:
 
 def _slide(opening: float) -> list[_Stage]:
   def to(env: DrawerEnv) -> npt.NDArray[np.float64]:
-    return _HANDLE - (0, opening, 0.01)
+    return _HANDLE - np.array([0.0, opening, 0.01])
 
   return [
     *_grasp(lambda env: env.handle, -0.01),
