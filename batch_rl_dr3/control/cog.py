@@ -1,0 +1,433 @@
+"""COG's data: images and actions of robots, prior and task, in one store.
+
+Singh et al. 2020 (arXiv:2010.14500) released .npy files of pickled lists of
+trajectories. They are read once, into a folder of plain arrays that training
+samples from:
+
+  images.npy        uint8 [M, h, w, 3], the T + 1 images of each trajectory
+  actions.npy       float32 [N, d], in [-1, 1]
+  rewards.npy       float32 [N], 0 in prior data
+  terminals.npy     float32 [N]
+  trajectories.npy  int64 [K, 3]: first image, first transition, length T
+  manifest.json     what it was made of, sizes and SHA-256 of the files
+
+A pickle can execute anything. These are read in a process of their own, by an
+unpickler that knows NumPy arrays, numbers, text, lists, tuples and dicts.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from batch_rl_dr3.config import errors
+
+FORMAT = 'cog_images'
+_VERSION = 1
+_MANIFEST = 'manifest.json'
+_ARRAYS = (
+  'images.npy',
+  'actions.npy',
+  'rewards.npy',
+  'terminals.npy',
+  'trajectories.npy',
+)
+PRIOR, TASK = 'prior', 'task'
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+  """T steps of a robot.
+
+  Attributes:
+    images: uint8 [T + 1, h, w, 3].
+    actions: float32 [T, d].
+    rewards: float32 [T].
+    terminals: float32 [T].
+  """
+
+  images: npt.NDArray[np.uint8]
+  actions: npt.NDArray[np.float32]
+  rewards: npt.NDArray[np.float32]
+  terminals: npt.NDArray[np.float32]
+
+
+class Writer:
+  """Writes a store, trajectory by trajectory, and names it when it is whole.
+
+  Images are appended to their file as they come; the rest is held.
+  """
+
+  def __init__(self, folder: pathlib.Path, made_from: Mapping[str, Any]):
+    """Begins a store in a temporary folder beside `folder`.
+
+    Args:
+      folder: the store's; it must not exist.
+      made_from: what the manifest says of the sources.
+
+    Raises:
+      WriteError: if the folder exists.
+    """
+    if folder.exists():
+      raise errors.WriteError(f'{folder} exists; give another --output_dir.')
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    self._folder = folder
+    self._temporary = pathlib.Path(
+      tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent)
+    )
+    self._made_from = dict(made_from)
+    self._raw = open(self._temporary / 'images.raw', 'wb')  # noqa: SIM115
+    self._image_shape: tuple[int, ...] | None = None
+    self._columns: dict[str, list[npt.NDArray[Any]]] = {
+      'actions': [],
+      'rewards': [],
+      'terminals': [],
+    }
+    self._trajectories: list[tuple[int, int, int]] = []
+    self._parts: list[str] = []
+    self._num_images = 0
+    self._num_transitions = 0
+
+  def add(self, trajectory: Trajectory, part: str) -> None:
+    """Appends a trajectory.
+
+    Args:
+      trajectory: its steps.
+      part: PRIOR, whose rewards are set to 0, or TASK.
+
+    Raises:
+      DataError: if its images or actions have another shape than before.
+    """
+    shape = trajectory.images.shape[1:]
+    actions = self._columns['actions']
+    if self._image_shape is None:
+      self._image_shape = shape
+    if shape != self._image_shape or (
+      actions and trajectory.actions.shape[1:] != actions[0].shape[1:]
+    ):
+      raise errors.DataError(
+        f'a trajectory has images {list(shape)} and '
+        f'{trajectory.actions.shape[1]} actions; those before have '
+        f'{list(self._image_shape)} and {actions[0].shape[1]}.'
+      )
+    length = len(trajectory.actions)
+    self._trajectories.append((self._num_images, self._num_transitions, length))
+    self._parts.append(part)
+    self._raw.write(np.ascontiguousarray(trajectory.images).tobytes())
+    actions.append(trajectory.actions)
+    is_prior = part == PRIOR
+    self._columns['rewards'].append(trajectory.rewards * (not is_prior))
+    self._columns['terminals'].append(trajectory.terminals)
+    self._num_images += length + 1
+    self._num_transitions += length
+
+  def close(self) -> dict[str, Any]:
+    """Ends the store and returns its manifest.
+
+    Raises:
+      DataError: if it holds no trajectory.
+    """
+    self._raw.close()
+    if self._image_shape is None:
+      raise errors.DataError('there is no trajectory to write.')
+    raw = self._temporary / 'images.raw'
+    images = np.memmap(
+      raw, np.uint8, 'r', shape=(self._num_images, *self._image_shape)
+    )
+    np.save(self._temporary / 'images.npy', images)
+    del images
+    raw.unlink()
+    for name, arrays in self._columns.items():
+      np.save(
+        self._temporary / f'{name}.npy',
+        np.concatenate(arrays).astype(np.float32),
+      )
+    np.save(
+      self._temporary / 'trajectories.npy',
+      np.array(self._trajectories, np.int64),
+    )
+    manifest = {
+      'format': FORMAT,
+      'version': _VERSION,
+      **self._made_from,
+      'image_shape': list(self._image_shape),
+      'action_size': int(self._columns['actions'][0].shape[1]),
+      'num_transitions': self._num_transitions,
+      'num_trajectories': len(self._trajectories),
+      'num_prior_trajectories': self._parts.count(PRIOR),
+      'files': {
+        name: {
+          'size': (self._temporary / name).stat().st_size,
+          'sha256': _sha256(self._temporary / name),
+        }
+        for name in _ARRAYS
+      },
+    }
+    (self._temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    self._temporary.rename(self._folder)
+    return manifest
+
+  def discard(self) -> None:
+    """Removes what was written."""
+    self._raw.close()
+    shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def is_store(folder: pathlib.Path) -> bool:
+  """Returns whether a folder is a store of this format."""
+  try:
+    manifest = json.loads((folder / _MANIFEST).read_bytes())
+  except (OSError, ValueError):
+    return False
+  return isinstance(manifest, dict) and manifest.get('format') == FORMAT
+
+
+# Reading COG's pickles.
+
+
+class _Unpickler(pickle.Unpickler):
+  """Knows arrays and plain values; anything else is an error by its name."""
+
+  def find_class(self, module: str, name: str) -> Any:
+    """Returns one of the few things that such a file names."""
+    known = {
+      ('multiarray', '_reconstruct'): _empty_array,
+      ('multiarray', 'scalar'): _number,
+      ('numpy', 'ndarray'): np.ndarray,
+      ('numpy', 'dtype'): np.dtype,
+      ('_codecs', 'encode'): _bytes,
+    }.get((module.rpartition('core.')[2], name))
+    in_numpy = module.split('.')[0] in ('numpy', '_codecs')
+    if known is None or not in_numpy:
+      raise errors.DataError(
+        f'it names {module}.{name}, which a file of trajectories has no use '
+        'for, and would execute it if it were loaded. Nothing of it was run.'
+      )
+    return known
+
+
+def _empty_array(kind: Any, shape: Any, code: Any) -> npt.NDArray[Any]:
+  if kind is not np.ndarray:
+    raise errors.DataError('it holds an array that is no plain NumPy array.')
+  del shape, code  # What follows says them again.
+  return np.empty(0, np.uint8)
+
+
+def _number(kind: np.dtype[Any], content: bytes) -> Any:
+  if kind.hasobject or len(content) != kind.itemsize:
+    raise errors.DataError('it holds a number that is none.')
+  return np.frombuffer(content, kind)[0]
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+  if encoding != 'latin1':
+    raise errors.DataError(f'it holds bytes encoded as {encoding!r}.')
+  return text.encode('latin1')
+
+
+def read_trajectories(path: pathlib.Path) -> Iterator[Trajectory]:
+  """Yields the trajectories of one of COG's files.
+
+  Call it in a process of its own: a file that lies about its arrays can end
+  the process, if nothing else.
+
+  Raises:
+    DataError: if it is no such file, or holds anything else.
+  """
+  try:
+    with open(path, 'rb') as file:
+      content = _unpickled(file)
+  except errors.DataError as error:
+    raise errors.DataError(f'{path}: {error}') from error
+  except Exception as error:  # A damaged pickle raises anything.
+    raise errors.DataError(
+      f'{path} is truncated or damaged ({type(error).__name__}: {error}); '
+      'fetch it again.'
+    ) from error
+  if not isinstance(content, np.ndarray) or content.dtype != object:
+    raise errors.DataError(f'{path} holds no list of trajectories.')
+  for number, path_of_robot in enumerate(content.ravel()):
+    try:
+      yield _trajectory(path_of_robot)
+    except errors.DataError as error:
+      raise errors.DataError(f'{path}: trajectory {number}: {error}') from error
+
+
+def _unpickled(file: BinaryIO) -> Any:
+  version = np.lib.format.read_magic(file)
+  read_header = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+  }.get(version)
+  if read_header is None:
+    raise errors.DataError(f'it has version {version} of the .npy format.')
+  *_, kind = read_header(file)
+  if not kind.hasobject:
+    raise errors.DataError(
+      f"it holds an array of {kind}, and COG's files a list of trajectories."
+    )
+  return _Unpickler(file, encoding='latin1').load()
+
+
+def _trajectory(content: Any) -> Trajectory:
+  if not isinstance(content, dict):
+    raise errors.DataError(f'it is a {type(content).__name__}, no dict.')
+  wanted = ('observations', 'actions', 'rewards', 'next_observations')
+  missing = [name for name in wanted if name not in content]
+  if missing:
+    raise errors.DataError(
+      f'it has no {", ".join(missing)}; it has '
+      f'{", ".join(sorted(map(str, content)))}.'
+    )
+  actions = _floats('actions', content['actions'])
+  if actions.ndim != 2 or not len(actions):
+    raise errors.DataError(f'actions have shape {list(actions.shape)}.')
+  length = len(actions)
+  largest = float(np.abs(actions).max())
+  if largest > 1.0 + 1e-3:
+    raise errors.DataError(
+      f'actions reach {largest:g}, and those of the task are in [-1, 1].'
+    )
+  images = _images(content['observations'])
+  next_images = _images(content['next_observations'])
+  rewards = _floats('rewards', content['rewards']).reshape(-1)
+  terminals = _floats(
+    'terminals', content.get('terminals', np.zeros(length))
+  ).reshape(-1)
+  for name, array in (
+    ('observations', images),
+    ('next_observations', next_images),
+    ('rewards', rewards),
+    ('terminals', terminals),
+  ):
+    if len(array) != length:
+      raise errors.DataError(
+        f'it has {length} actions and {len(array)} {name}.'
+      )
+  if not np.array_equal(images[1:], next_images[:-1]):
+    raise errors.DataError('a next observation is not the one that follows.')
+  return Trajectory(
+    np.concatenate([images, next_images[-1:]]), actions, rewards, terminals
+  )
+
+
+def _floats(name: str, values: Any) -> npt.NDArray[np.float32]:
+  try:
+    array = np.asarray(values, np.float32)
+  except (TypeError, ValueError) as error:
+    raise errors.DataError(f'{name} are no numbers.') from error
+  if not np.isfinite(array).all():
+    raise errors.DataError(f'{name} hold a number that is not finite.')
+  return array
+
+
+def _images(observations: Any) -> npt.NDArray[np.uint8]:
+  images = []
+  for observation in observations:
+    image = observation.get('image') if isinstance(observation, dict) else None
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+      raise errors.DataError('an observation has no uint8 image.')
+    if image.ndim != 3 or image.shape[2] != 3:
+      raise errors.DataError(
+        f'an image has shape {list(image.shape)}, and COG has [48, 48, 3].'
+      )
+    images.append(image)
+  if not images or any(image.shape != images[0].shape for image in images):
+    raise errors.DataError('its images are of several sizes, or none.')
+  return np.stack(images)
+
+
+def convert(
+  sources: Sequence[str], output_dir: str, gigabytes: float = 32.0
+) -> dict[str, Any]:
+  """Makes a store of COG's files and returns its manifest.
+
+  Args:
+    sources: the .npy files: the prior data first, then those of the task.
+    output_dir: the store's folder.
+    gigabytes: the memory that the reading process may take.
+
+  Raises:
+    DataError: if a file cannot be used; nothing of it was executed.
+    WriteError: if the store cannot be written.
+  """
+  for source in sources:
+    if not os.path.isfile(source):
+      raise errors.DataError(f'no file {source}.')
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', __name__, str(gigabytes), output_dir),
+      *sources,
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  last = (done.stderr.strip().splitlines() or [''])[-1]
+  if done.returncode == errors.WriteError.exit_code:
+    raise errors.WriteError(last)
+  if done.returncode == errors.DataError.exit_code:
+    raise errors.DataError(last)
+  if done.returncode:
+    raise errors.DataError(
+      f'reading {", ".join(sources)} ended with {done.returncode}: the file '
+      f'is damaged, or needs more than {gigabytes:g} GB of memory. {last}'
+    )
+  manifest: dict[str, Any] = json.loads(
+    (pathlib.Path(output_dir) / _MANIFEST).read_bytes()
+  )
+  return manifest
+
+
+def _convert_here(output_dir: str, sources: Sequence[str]) -> None:
+  made_from = [
+    {
+      'part': TASK if number else PRIOR,
+      'file': os.path.basename(source),
+      'sha256': _sha256(pathlib.Path(source)),
+    }
+    for number, source in enumerate(sources)
+  ]
+  writer = Writer(pathlib.Path(output_dir), {'sources': made_from})
+  try:
+    for record, source in zip(made_from, sources, strict=True):
+      for trajectory in read_trajectories(pathlib.Path(source)):
+        writer.add(trajectory, record['part'])
+    writer.close()
+  except BaseException:
+    writer.discard()
+    raise
+
+
+def _main(arguments: Sequence[str]) -> int:
+  import resource
+
+  gigabytes, output_dir, *sources = arguments
+  limit = int(float(gigabytes) * 2**30)
+  resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+  try:
+    _convert_here(output_dir, sources)
+  except errors.BatchRLError as error:
+    print(' '.join(str(error).split()), file=sys.stderr)
+    return error.exit_code
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(_main(sys.argv[1:]))
