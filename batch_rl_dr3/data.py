@@ -48,7 +48,9 @@ Fetches logged replay in the DQN Replay format, looks into it, writes it anew.
   convert   writes the log anew: a local copy of one in the cloud, files of
             another length, or a Minari data set (frames without loss, not
             stacked) for other libraries; and a Minari data set of frames and
-            discrete actions, by --minari, as a log
+            discrete actions, by --minari, as a log; or COG's .npy files of
+            trajectories, by --cog (the prior data first), as plain arrays:
+            nothing of these pickles is executed
   verify    hashes every file of a local store (--store) again
 
 info, doctor and convert read a store too, as --replay_dir=STORE. Where sources
@@ -141,6 +143,12 @@ def define_flags() -> None:
     None,
     'convert: in place of --replay_dir, the Minari data set to read: its id, '
     'fetched if it is not here, or its folder.',
+  )
+  flags.DEFINE_multi_string(
+    'cog',
+    [],
+    "convert: COG's files to read: the prior data first, then the task's, "
+    'whose rewards are kept.',
   )
   flags.DEFINE_integer(
     'max_agent_steps_per_episode',
@@ -304,6 +312,9 @@ def convert() -> None:
   if FLAGS.minari is not None:
     _convert_minari()
     return
+  if FLAGS.cog:
+    _convert_cog()
+    return
   source = _source()
   num_actions = _num_actions()
   if FLAGS.minari_id is not None and num_actions is None:
@@ -348,6 +359,22 @@ def _convert_minari() -> None:
       FLAGS.rows_per_file,
     )
   print(f'{target}: {num_episodes} episodes.')
+
+
+def _convert_cog() -> None:
+  if FLAGS.output_dir is None or FLAGS.replay_dir or FLAGS.game:
+    raise errors.UsageError(
+      '--cog is read in place of --replay_dir and --game, and needs '
+      '--output_dir.'
+    )
+  from batch_rl_dr3.control import cog
+
+  manifest = cog.convert(FLAGS.cog, FLAGS.output_dir)
+  print(
+    f'{FLAGS.output_dir}: {manifest["num_trajectories"]} trajectories, '
+    f'{manifest["num_prior_trajectories"]} of them prior data, '
+    f'{manifest["num_transitions"]} transitions.'
+  )
 
 
 def verify() -> None:

@@ -270,8 +270,8 @@ def read_trajectories(path: pathlib.Path) -> Iterator[Trajectory]:
 
 
 def _unpickled(file: BinaryIO) -> Any:
-  version = np.lib.format.read_magic(file)
-  read_header = {
+  version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+  read_header: Any = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
   }.get(version)
@@ -310,12 +310,13 @@ def _trajectory(content: Any) -> Trajectory:
   terminals = _floats(
     'terminals', content.get('terminals', np.zeros(length))
   ).reshape(-1)
-  for name, array in (
+  columns: Sequence[tuple[str, npt.NDArray[Any]]] = (
     ('observations', images),
     ('next_observations', next_images),
     ('rewards', rewards),
     ('terminals', terminals),
-  ):
+  )
+  for name, array in columns:
     if len(array) != length:
       raise errors.DataError(
         f'it has {length} actions and {len(array)} {name}.'

@@ -10,8 +10,12 @@ rewarded, and task data, in which the cube is grasped from an open drawer. No
 single trajectory opens and grasps, so a policy that does has put two parts
 together.
 
-It needs PyBullet, the extra `cog`, and neither a robot's model nor a window:
-all shapes are boxes, and images come from PyBullet's software renderer.
+  gymnasium.make('batch_rl_dr3/DrawerOpenGrasp-v0')      50 steps
+  gymnasium.make('batch_rl_dr3/DrawerBlockedGrasp-v0')   80 steps
+
+are known once this module is imported. It needs PyBullet, the extra `cog`, and
+neither a robot's model nor a window: all shapes are boxes, and images come from
+PyBullet's software renderer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -127,7 +131,7 @@ def _models() -> dict[str, str]:
   }
 
 
-class DrawerEnv(gymnasium.Env[dict[str, Any], FloatArray]):
+class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
   """The task as a gymnasium environment.
 
   Observations are images, uint8 [48, 48, 3]. Actions are float32 [4] in
@@ -434,3 +438,15 @@ def _action(
   noisy = movement + noise * random.standard_normal(3)
   grip = (1.0 if is_closed else -1.0) * random.uniform(0.5, 1.0)
   return np.clip([*noisy, grip], -1.0, 1.0).astype(np.float32)
+
+
+for _name, _start, _num_steps in (
+  ('DrawerOpenGrasp', 'closed', 50),
+  ('DrawerBlockedGrasp', 'blocked', 80),
+):
+  gymnasium.register(
+    f'batch_rl_dr3/{_name}-v0',
+    entry_point=f'{__name__}:DrawerEnv',
+    max_episode_steps=_num_steps,
+    kwargs={'start': _start},
+  )

@@ -1,6 +1,8 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -172,3 +174,21 @@ def test_a_truncated_file_is_named(save, tmp_path):
 def test_no_folder_is_written_over(save, tmp_path):
   with pytest.raises(errors.WriteError, match='exists'):
     cog.convert([save('task.npy', [trajectory(4)])], str(tmp_path))
+
+
+def test_the_command_converts(save, tmp_path):
+  folder = tmp_path / 'store'
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'batch_rl_dr3.data', 'convert'),
+      f'--cog={save("prior.npy", [trajectory(3)])}',
+      f'--cog={save("task.npy", [trajectory(2)])}',
+      f'--output_dir={folder}',
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+  assert '2 trajectories, 1 of them prior data, 5 transitions' in done.stdout
+  assert cog.is_store(folder)

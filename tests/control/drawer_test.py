@@ -1,3 +1,4 @@
+import gymnasium
 import gymnasium.utils.env_checker
 import numpy as np
 import pytest
@@ -80,6 +81,19 @@ def test_the_parts_together_solve_both_tasks_and_chance_does_not():
       *_, info = env.step(random.uniform(-1, 1, 4).astype(np.float32))
     num_grasped += info['success']
   assert num_grasped < 2
+
+
+@pytest.mark.parametrize(
+  ('name', 'length'), [('DrawerOpenGrasp', 50), ('DrawerBlockedGrasp', 80)]
+)
+def test_gymnasium_knows_both_tasks(name, length):
+  env = gymnasium.make(f'batch_rl_dr3/{name}-v0')
+  env.reset(seed=0)
+  action = np.zeros(4, np.float32)
+  ends = [env.step(action)[2:4] for _ in range(length)]
+  assert ends == [(False, False)] * (length - 1) + [(False, True)]
+  assert env.unwrapped.is_blocked == (name == 'DrawerBlockedGrasp')
+  env.close()
 
 
 def test_an_unknown_start_is_refused():
