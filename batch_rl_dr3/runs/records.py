@@ -141,11 +141,6 @@ CHECKPOINT = Field(
     ),
   },
 )
-COLLECTION = Field(
-  (dict,),
-  'an object',
-  fields={'seed': COUNT.must(), 'gin_config': TEXT.must()},
-)
 
 
 def read_text(path: _Path, mend: str) -> str | None:
