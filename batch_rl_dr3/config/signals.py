@@ -4,6 +4,7 @@ A command that has begun nothing ends at once (`leaving`), one that works ends
 by an error that cleans up (`raising`), and a run saves first (`StopRequest`).
 """
 
+import atexit
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
@@ -78,8 +79,19 @@ def leaving(stderr: int = 2) -> contextlib.AbstractContextManager[None]:
 
 
 def leave_until_told_otherwise() -> None:
-  """Does the same from here on, for a command that starts."""
+  """Does the same from here on, for a command that starts.
+
+  What has ended has its exit code: while Python takes itself down, when its
+  handlers are gone, the signals are ignored.
+  """
   _install(functools.partial(_leave, 2))
+  atexit.register(_ignore)
+
+
+def _ignore() -> None:
+  for number in _SIGNALS:
+    if callable(signal.getsignal(number)):
+      signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(stderr: int, name: str) -> None:

@@ -84,6 +84,28 @@ def test_a_signal_while_modules_are_imported_is_75(command, seconds, tmp_path):
     assert process.returncode in (64, 65)
 
 
+def test_a_signal_while_python_takes_itself_down_changes_nothing(tmp_path):
+  # Objects that are still there are deleted when Python's handlers are gone.
+  (tmp_path / 'sitecustomize.py').write_text(
+    textwrap.dedent("""
+    import os, signal, sys
+    class Late:
+      def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGINT):
+        kill(pid, number)
+    sys.late = Late()
+    """)
+  )
+  process = subprocess.run(
+    [sys.executable, '-m', 'batch_rl_dr3.report', f'--runs={tmp_path}/none']
+    + [f'--output_dir={tmp_path}/out'],
+    env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode in (64, 65), process.stderr
+  assert 'stopped' not in process.stderr
+
+
 def test_a_closed_pipe_ends_quietly():
   process = start("""
     for line in range(10**6):
