@@ -339,7 +339,7 @@ def test_a_run_lives_in_a_bucket_and_saves_within_an_iteration(
   def make_there(*bindings):
     return make('brac', hopper, url, *bindings, cache_dir=tmp_path)
 
-  first = make_there('ContinuousRunner.checkpoint_every_minutes=0.0')
+  first = make_there('ContinuousRunner.checkpoint_every_minutes=1e-6')
   take_steps = first._learner._take_steps
 
   def take_steps_or_die(num_steps):
