@@ -96,8 +96,10 @@ def test_a_signal_while_python_takes_itself_down_changes_nothing(tmp_path):
     """)
   )
   process = subprocess.run(
-    [sys.executable, '-m', 'batch_rl_dr3.report', f'--runs={tmp_path}/none']
-    + [f'--output_dir={tmp_path}/out'],
+    [
+      *(sys.executable, '-m', 'batch_rl_dr3.report'),
+      *(f'--runs={tmp_path}/none', f'--output_dir={tmp_path}/out'),
+    ],
     env={**os.environ, 'PYTHONPATH': str(tmp_path)},
     capture_output=True,
     text=True,
