@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import csv
 import dataclasses
 import functools
 import glob
@@ -19,21 +18,9 @@ import pandas as pd
 
 from batch_rl_dr3.config import errors, signals
 from batch_rl_dr3.reporting import methods, run_reader, tables
-from batch_rl_dr3.runs import records, run_directory, run_tables
+from batch_rl_dr3.runs import run_directory, state
+from batch_rl_dr3.runs.state import State
 
-# A run is in one of these states, those that ask for a look first. Nothing on
-# disk says that a process was killed, so one that was, was stopped or hangs is
-# 'stalled', and so is one that says that it failed of anything but divergence.
-RUNNING, STARTING, FINISHED = 'running', 'starting', 'finished'
-STALLED, DIVERGED, UNREADABLE = 'stalled', 'diverged', 'unreadable'
-STATES = (DIVERGED, UNREADABLE, STALLED, RUNNING, STARTING, FINISHED)
-# A run is stalled after so many of its row intervals without a change, and not
-# before so many seconds: play between iterations writes no rows.
-STALLED_INTERVALS = 10
-STALLED_SECONDS = 120.0
-# Rows that a rate is the median of, and bytes that hold at least so many.
-_RATE_ROWS = 5
-_TAIL_BYTES = 4096
 _FILES = (
   run_directory.PROVENANCE,
   run_directory.METRICS,
@@ -41,48 +28,6 @@ _FILES = (
   run_directory.FAILED,
   run_directory.FINISHED,
 )
-
-
-def last_rows(path: pathlib.Path) -> list[dict[str, str]]:
-  """Returns the last five whole rows of a CSV file, reading only its end."""
-  if not path.exists():
-    return []
-  with open(path, 'rb') as file:
-    header = file.readline()
-    end = file.seek(0, os.SEEK_END)
-    start = max(len(header), end - _TAIL_BYTES)
-    file.seek(start)
-    lines = file.read().split(b'\n')[:-1]
-  # The first line may have lost its beginning, if it is not the file's first.
-  whole = lines if start == len(header) else lines[1:]
-  text = [line.decode() for line in (header, *whole[-_RATE_ROWS:])]
-  return list(csv.DictReader(text))
-
-
-def pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
-  """Returns gradient steps per second, and seconds between rows of metrics.
-
-  The rate is the median of the last rows' and None if none is known; the
-  seconds are 0 then.
-  """
-  rates = pd.to_numeric(
-    pd.Series(
-      [row.get('gradient_steps_per_second') for row in rows], dtype=object
-    ),
-    errors='coerce',
-  ).dropna()
-  rates = rates[np.isfinite(rates) & (rates > 0)]
-  if rates.empty:
-    return None, 0.0
-  rate = float(rates.median())
-  steps = [int(float(row[run_tables.STEPS])) for row in rows[-2:]]
-  return rate, abs(steps[-1] - steps[0]) / rate
-
-
-def failure(folder: pathlib.Path) -> dict[str, str]:
-  """Returns the error that ended the last attempt; empty texts for none."""
-  failed = records.read_failed(folder) or {}
-  return {name: str(failed.get(name, '')) for name in ('error', 'message')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +39,7 @@ class Progress:
     method: as it is shown; '' of an unreadable run.
     game: and its data set.
     seed: of training, as text.
-    state: one of `STATES`.
+    state: the word for it.
     error: why it failed or cannot be read; '' of others.
     steps: gradient steps done.
     total_steps: to do; None if unknown.
@@ -106,7 +51,7 @@ class Progress:
   method: str
   game: str
   seed: str
-  state: str
+  state: State
   error: str
   steps: int
   total_steps: int | None
@@ -123,46 +68,23 @@ class Progress:
 
 def progress(run: run_reader.Run) -> Progress:
   """Returns how a run stands by its files, now."""
-  rate, interval = pace(last_rows(run.folder / run_directory.METRICS))
   done = run.num_gradient_steps
   total = run.provenance.get('total_gradient_steps')
   total = total if isinstance(total, int) and total > 0 else None
-  failed = failure(run.folder)
-  quiet = _quiet_seconds(run.folder)
-  state = _state(run, total, failed['error'])
-  patience = max(STALLED_SECONDS, STALLED_INTERVALS * interval)
-  if state in (RUNNING, STARTING) and quiet > patience:
-    state = STALLED
+  is_finished = run.finished and (total is None or done >= total)
+  found = state.read(run.folder, is_finished)
   return Progress(
     name=run.name,
     method=methods.display_name(run.method),
     game=run.setting.label,
     seed=run.seed,
-    state=state,
-    error='' if state == FINISHED else failed['message'],
+    state=found.state,
+    error=found.error,
     steps=done,
     total_steps=total,
-    rate=rate if state == RUNNING else None,
-    quiet_seconds=quiet,
+    rate=found.rate,
+    quiet_seconds=found.quiet_seconds,
   )
-
-
-def _state(run: run_reader.Run, total: int | None, error: str) -> str:
-  series = [run.series(n) for n in (run_reader.RETURN, *run_reader.METRICS)]
-  last = [float(values.iloc[-1]) for values in series if len(values)]
-  if run.finished and (total is None or run.num_gradient_steps >= total):
-    return FINISHED
-  if error == 'DivergedError' or not np.isfinite(last).all():
-    return DIVERGED
-  if error:
-    return STALLED
-  return RUNNING if len(run.metrics) else STARTING
-
-
-def _quiet_seconds(folder: pathlib.Path) -> float:
-  """Returns the seconds since a file of a run changed; 0 of a future date."""
-  dates = [entry[1] / 1e9 for entry in _stamp(folder) if entry]
-  return max(0.0, time.time() - max(dates, default=time.time()))
 
 
 def _stamp(folder: pathlib.Path) -> run_reader.Stamp:
@@ -173,10 +95,10 @@ def progress_table(collection: run_reader.Collection) -> tables.Table:
   """Returns a row a run, those that ask for a look first."""
   found = [progress(run) for run in collection.runs]
   found += [
-    Progress(name, '', '', '', UNREADABLE, reason, 0, None, None, 0.0)
+    Progress(name, '', '', '', State.UNREADABLE, reason, 0, None, None, 0.0)
     for name, reason in collection.unreadable
   ]
-  found.sort(key=lambda p: (STATES.index(p.state), p.name))
+  found.sort(key=lambda p: (list(State).index(p.state), p.name))
   return tables.build(
     'progress',
     'How the runs stand',
@@ -234,8 +156,8 @@ def _signature(patterns: Sequence[str]) -> dict[str, Any]:
     for name in glob.glob(os.path.expanduser(pattern), recursive=True):
       folder = pathlib.Path(name)
       if run_reader.is_run(name):
-        quiet = _quiet_seconds(folder)
-        doublings = int(np.log2(max(1.0, 2 * quiet / STALLED_SECONDS)))
+        quiet = state.quiet_seconds(folder)
+        doublings = int(np.log2(max(1.0, 2 * quiet / state.STALLED_SECONDS)))
         found[name] = _stamp(folder), doublings
   return found
 

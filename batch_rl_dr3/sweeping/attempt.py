@@ -2,7 +2,7 @@
 
 Whoever executes a run, an actor of Ray or a task of a job array, does it by
 `execute`. All that outlives an attempt is in the run directory, see
-`attempt_record`; if that is in a bucket, the log goes there when the attempt
+`runs.state`; if that is in a bucket, the log goes there when the attempt
 ends. Progress is looked at when the next attempt begins, so that it does not
 matter who died of what: an attempt that was preempted costs nothing unless
 nothing ever comes of any.
@@ -23,14 +23,8 @@ import time
 from typing import Any
 
 from batch_rl_dr3.config import cli, errors, signals
-from batch_rl_dr3.runs import (
-  atomic,
-  attempt_record,
-  lease,
-  mirror,
-  run_directory,
-)
-from batch_rl_dr3.runs.attempt_record import Record
+from batch_rl_dr3.runs import atomic, lease, mirror, run_directory, state
+from batch_rl_dr3.runs.state import Record
 
 # Exit codes after which the same command would fail again.
 OWN_FAULT = frozenset(
@@ -129,24 +123,22 @@ class Attempt:
       WriteError: if it cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix='batch_rl_dr3.') as scratch:
-      self._run = mirror.open_runs(
-        self._place, scratch, attempt_record.CONTENTS
-      )
+      self._run = mirror.open_runs(self._place, scratch, state.CONTENTS)
       self._folder = self._run.folder
       self._patiently(self._run.refresh)
-      before = attempt_record.read(self._folder)
+      before = state.read_attempts(self._folder)
       record = self._begin(before)
       if isinstance(record, Outcome):
         return record
       ending = pathlib.Path(scratch) / 'ending.json'
       exit_code = self._train(record, ending)
-      self._publish(attempt_record.LOG)
+      self._publish(state.LOG)
       self._patiently(self._run.refresh)
       return self._end(before, record, exit_code, _read_ending(ending))
 
   def _train(self, record: Record, ending: pathlib.Path) -> int:
     """Executes the process, and returns what it ended with."""
-    with open(self._folder / attempt_record.LOG, 'ab') as log:
+    with open(self._folder / state.LOG, 'ab') as log:
       line = f'--- attempt {record.attempts}, {record.began}, {record.host}\n'
       log.write(line.encode())
       log.flush()
@@ -188,7 +180,7 @@ class Attempt:
 
   def _begin(self, before: Record) -> Record | Outcome:
     """Records that the attempt begins; an outcome if it is not to."""
-    if attempt_record.is_finished(self._folder, self._num_iterations):
+    if state.is_finished(self._folder, self._num_iterations):
       return Outcome(DONE, 0)
     atomic.make_directory(self._folder)
     if before.is_set_aside:
@@ -201,15 +193,13 @@ class Attempt:
 
   def _next(self, before: Record) -> Record:
     """Returns the record of an attempt that begins after others."""
-    now = attempt_record.progress(self._folder)
+    now = state.progress(self._folder)
     without = before.without_progress
     if before.attempts:
       without = without + 1 if now <= before.progress else 0
     if without >= self._max_without_progress:
       last = (
-        before.error
-        or attempt_record.last_line(self._folder / attempt_record.LOG)
-        or 'no word'
+        before.error or state.last_line(self._folder / state.LOG) or 'no word'
       )
       return dataclasses.replace(
         before,
@@ -253,7 +243,7 @@ class Attempt:
 
   def _error(self, exit_code: int, message: str) -> str:
     """Returns why the run is not finished; '' if it is."""
-    if attempt_record.is_finished(self._folder, self._num_iterations):
+    if state.is_finished(self._folder, self._num_iterations):
       return ''
     if exit_code == 0:
       return f'train ended without a whole {run_directory.FINISHED}.'
@@ -261,7 +251,7 @@ class Attempt:
       return f'ended by {signal.Signals(-exit_code).name}'
     return (
       message
-      or attempt_record.last_line(self._folder / attempt_record.LOG)
+      or state.last_line(self._folder / state.LOG)
       or f'ended with {exit_code}'
     )
 
@@ -275,10 +265,8 @@ class Attempt:
     )
 
   def _write(self, record: Record) -> None:
-    atomic.write_json(
-      self._folder / attempt_record.NAME, dataclasses.asdict(record)
-    )
-    self._publish(attempt_record.NAME)
+    atomic.write_json(self._folder / state.NAME, dataclasses.asdict(record))
+    self._publish(state.NAME)
 
 
 def _read_ending(path: pathlib.Path) -> dict[str, str]:

@@ -132,7 +132,7 @@ def status() -> None:
 
 def retry() -> None:
   """Lets runs that were set aside be tried again."""
-  from batch_rl_dr3.runs import attempt_record
+  from batch_rl_dr3.runs import state
   from batch_rl_dr3.sweeping import standing
 
   runs_of_sweep = sweep_of_flags().runs()
@@ -140,10 +140,10 @@ def retry() -> None:
   aside = [
     run.folder
     for run in runs_of_sweep
-    if attempt_record.read(runs.folder / run.folder).is_set_aside
+    if state.read_attempts(runs.folder / run.folder).is_set_aside
   ]
   for folder in aside:
-    runs.remove(f'{folder}/{attempt_record.NAME}')
+    runs.remove(f'{folder}/{state.NAME}')
     print(f'{runs.name}/{folder}')
   print(f'{len(aside):,} runs will be tried again from where they were left.')
 

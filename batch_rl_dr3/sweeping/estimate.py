@@ -14,7 +14,7 @@ import tqdm
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import methods
-from batch_rl_dr3.runs import attempt_record, mirror
+from batch_rl_dr3.runs import mirror, state
 from batch_rl_dr3.sweeping import standing
 from batch_rl_dr3.sweeping.grid import Sweep, SweepRun
 
@@ -136,8 +136,7 @@ def estimate(
   run_bytes, origin = _run_bytes(sweep, standings, runs)
   return SweepEstimate(
     num_runs={
-      state: sum(s.state == state for s in standings)
-      for state in standing.STATES
+      word: sum(s.state == word for s in standings) for word in standing.STATES
     },
     gradient_steps=sum(s.total_steps - s.steps for s in left),
     agent_steps=round(sum(_agent_steps(s) for s in left)),
@@ -186,9 +185,7 @@ def _run_bytes(
   finished = [
     s.run.folder
     for s in standings
-    if attempt_record.is_finished(
-      runs.folder / s.run.folder, s.run.num_iterations
-    )
+    if state.is_finished(runs.folder / s.run.folder, s.run.num_iterations)
   ]
   if finished:
     # A few tell as much as all, and a thousand take long.
@@ -211,7 +208,7 @@ def describe(
     price: of an hour of a GPU, or of a core where no GPU is used.
   """
   total = sum(plan.num_runs.values())
-  states = [f'{n:,} {state}' for state, n in plan.num_runs.items() if n]
+  states = [f'{n:,} {word}' for word, n in plan.num_runs.items() if n]
   lines = {
     'runs': f'{total:,}: {", ".join(states)}',
     'to do': f'{plan.gradient_steps:,} gradient steps, '

@@ -26,12 +26,12 @@ import pandas as pd
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import (
   atomic,
-  attempt_record,
   mirror,
   records,
   results,
   run_directory,
   run_tables,
+  state,
 )
 from batch_rl_dr3.sweeping.grid import SweepRun
 
@@ -75,7 +75,7 @@ def keep(
     run.kept_folder: _condense(run, runs / run.folder)
     for run in runs_of_sweep
     if run.kept_folder not in study
-    and attempt_record.is_finished(runs / run.folder, run.num_iterations)
+    and state.is_finished(runs / run.folder, run.num_iterations)
   }
   if added:
     results.write(results_dir, {**study, **added})

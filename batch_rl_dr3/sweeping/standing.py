@@ -8,44 +8,28 @@ import dataclasses
 import json
 import os
 import pathlib
-import time
 
 import tqdm
 
-from batch_rl_dr3.reporting import watch
-from batch_rl_dr3.runs import (
-  attempt_record,
-  lease,
-  mirror,
-  results,
-  run_directory,
-)
+from batch_rl_dr3.runs import mirror, results, run_directory, state
 from batch_rl_dr3.sweeping.grid import SweepRun
 
 _Path = str | os.PathLike[str]
 
-# A run is in one of these states, in the order in which they are listed.
-# Stalled is one that nobody has written to for long, or that was stopped.
+# A sweep tells fewer states apart than `state.State`, in the order in which
+# they are listed. Done counts results that are kept apart, too.
 RUNNING, STALLED, FAILED = 'running', 'stalled', 'failed'
 WAITING, DONE = 'waiting', 'done'
 STATES = (RUNNING, FAILED, STALLED, WAITING, DONE)
-# The files whose dates say that somebody works on a run. To a bucket nothing
-# but the beat is written until a checkpoint is.
-_BEATS = f'{lease.FOLDER}/beat-*.json'
-_SIGNS_OF_LIFE = (
-  run_directory.METRICS,
-  run_directory.SCORES,
-  attempt_record.LOG,
-  _BEATS,
-)
+_WORDS = {state.State.STARTING: RUNNING, state.State.DIVERGED: STALLED}
 # Runs of one state that are listed; waiting and finished ones are counted.
 _LISTED = (RUNNING, FAILED, STALLED)
 # What is read of a run.
 CONTENTS = mirror.Contents(
   'standing',
-  whole=(attempt_record.NAME, run_directory.FAILED, run_directory.FINISHED),
+  whole=(state.NAME, run_directory.FAILED, run_directory.FINISHED),
   ends=(run_directory.METRICS,),
-  sizes=(run_directory.SCORES, attempt_record.LOG, _BEATS),
+  sizes=(run_directory.SCORES, state.LOG, state.BEATS),
 )
 
 
@@ -87,9 +71,7 @@ def is_done(run: SweepRun, runs: _Path, results_dir: str | None) -> bool:
     runs: the folder where all runs are read.
     results_dir: where results are kept apart; None for nowhere.
   """
-  if attempt_record.is_finished(
-    os.path.join(runs, run.folder), run.num_iterations
-  ):
+  if state.is_finished(os.path.join(runs, run.folder), run.num_iterations):
     return True
   return results_dir is not None and run.kept_folder in results.folders(
     results_dir
@@ -111,49 +93,18 @@ def read(
 
 def _read(run: SweepRun, runs: _Path, results_dir: str | None) -> Standing:
   total = run.num_gradient_steps
-  folder = pathlib.Path(runs) / run.folder
   if is_done(run, runs, results_dir):
     return Standing(run, DONE, total, total)
-  if not folder.is_dir():
-    return Standing(run, WAITING, 0, total)
-  record = attempt_record.read(folder)
-  rows = watch.last_rows(folder / run_directory.METRICS)
-  steps = int(rows[-1]['gradient_steps']) if rows else 0
-  rate, interval = watch.pace(rows)
-  if record.is_set_aside:
-    return Standing(
-      run, FAILED, steps, total, None, record.error, record.attempts
-    )
-  patience = max(watch.STALLED_SECONDS, watch.STALLED_INTERVALS * interval)
-  # What is written after the end of the last attempt is somebody else's.
-  life = _newest(folder, _SIGNS_OF_LIFE)
-  is_over = record.exit_code is not None and life <= _newest(
-    folder, (attempt_record.NAME,)
-  )
-  is_quiet = time.time() - life > patience
-  # By hand or not, what failed has left word until it is begun again.
-  failure = watch.failure(folder)['message']
-  state = STALLED if is_over or is_quiet or failure else RUNNING
+  found = state.read(os.path.join(runs, run.folder), is_finished=False)
   return Standing(
     run,
-    state,
-    steps,
+    _WORDS.get(found.state, found.state.value),
+    found.steps,
     total,
-    rate if state == RUNNING else None,
-    record.error or failure,
-    record.attempts,
+    found.rate,
+    found.error,
+    found.attempts,
   )
-
-
-def _newest(folder: pathlib.Path, names: Iterable[str]) -> float:
-  """Returns when one of some files was last written, in seconds since 1970."""
-  dates = [0.0]
-  for path in (path for name in names for path in folder.glob(name)):
-    try:
-      dates.append(path.stat().st_mtime)
-    except OSError:
-      continue
-  return max(dates)
 
 
 def measured_rates(
@@ -168,8 +119,8 @@ def measured_rates(
   rates: dict[str, list[float]] = {}
   for run in runs_of_sweep:
     folder = pathlib.Path(runs) / run.folder
-    if attempt_record.is_finished(folder, run.num_iterations):
-      rate, _ = watch.pace(watch.last_rows(folder / run_directory.METRICS))
+    if state.is_finished(folder, run.num_iterations):
+      rate, _ = state.pace(state.last_rows(folder / run_directory.METRICS))
       if rate is not None:
         rates.setdefault(run.method, []).append(rate)
   return rates
@@ -203,11 +154,11 @@ def to_text(standings: Sequence[Standing], limit: int) -> str:
     limit: how many runs of each state are listed.
   """
   lines = [_summary(standings)]
-  for state in _LISTED:
-    found = [s for s in standings if s.state == state]
+  for word in _LISTED:
+    found = [s for s in standings if s.state == word]
     rows = [_row(s) for s in found[:limit]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines += ['', f'{state}:'] if rows else []
+    lines += ['', f'{word}:'] if rows else []
     lines += [_line(row, widths) for row in rows]
     if len(found) > limit:
       lines.append(f'  and {len(found) - limit:,} more')
@@ -215,8 +166,8 @@ def to_text(standings: Sequence[Standing], limit: int) -> str:
 
 
 def _summary(standings: Sequence[Standing]) -> str:
-  counts = {state: sum(s.state == state for s in standings) for state in STATES}
-  listed = ', '.join(f'{n:,} {state}' for state, n in counts.items() if n)
+  counts = {word: sum(s.state == word for s in standings) for word in STATES}
+  listed = ', '.join(f'{n:,} {word}' for word, n in counts.items() if n)
   done = sum(s.steps for s in standings)
   total = sum(s.total_steps for s in standings)
   rate = sum(s.rate or 0.0 for s in standings)

@@ -4,8 +4,14 @@ import pathlib
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import watch
-from batch_rl_dr3.runs import home, mirror, records, remote_folder, run_globs
+from batch_rl_dr3.runs import (
+  home,
+  mirror,
+  records,
+  remote_folder,
+  run_globs,
+  state,
+)
 
 CONTENTS = mirror.Contents(
   'test',
@@ -102,8 +108,8 @@ def test_of_a_long_log_the_end_can_be_read(runs, remote, tmp_path):
   remote.write('b/seed0/metrics.csv', text.encode())
   runs.refresh()
   path = runs.folder / 'b/seed0/metrics.csv'
-  expected = watch.last_rows(tmp_path / 'whole.csv')
-  assert watch.last_rows(path) == expected
+  expected = state.last_rows(tmp_path / 'whole.csv')
+  assert state.last_rows(path) == expected
   assert expected[-1]['gradient_steps'] == '4999'
   assert path.stat().st_size == len(text)
   assert bytes(1000) in path.read_bytes()  # The middle stayed where it was.

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import attempt_record, remote_folder
+from batch_rl_dr3.runs import remote_folder, state
 from batch_rl_dr3.sweeping import attempt
 
 
@@ -33,7 +33,7 @@ def test_a_run_is_executed_once(make_attempt):
   assert make_attempt().execute() == attempt.Outcome(attempt.DONE, 0)
   assert make_attempt().execute() == attempt.Outcome(attempt.DONE, 0)
   assert len((make_attempt.folder / 'workers').read_text().split()) == 1
-  assert attempt_record.progress(make_attempt.folder)[0] == 3
+  assert state.progress(make_attempt.folder)[0] == 3
 
 
 @pytest.mark.parametrize('code', [64, 65, 70, 78])
@@ -43,10 +43,10 @@ def test_a_run_that_fails_by_its_own_fault_is_set_aside(make_attempt, code):
     attempt.SET_ASIDE, code, f'train: this run fails with {code}.'
   )
   # And not begun again before it is let to.
-  log = (make_attempt.folder / attempt_record.LOG).read_text()
+  log = (make_attempt.folder / state.LOG).read_text()
   assert make_attempt().execute() == outcome
-  assert (make_attempt.folder / attempt_record.LOG).read_text() == log
-  (make_attempt.folder / attempt_record.NAME).unlink()
+  assert (make_attempt.folder / state.LOG).read_text() == log
+  (make_attempt.folder / state.NAME).unlink()
   assert make_attempt().execute().kind == attempt.DONE
 
 
@@ -57,7 +57,7 @@ def test_what_is_counted_is_attempts_without_progress(make_attempt):
     assert outcome.without_progress == before
   # One that is killed after a checkpoint begins the count anew, late as it is:
   # the attempt before it is known by then to have come to nothing.
-  (make_attempt.folder / attempt_record.NAME).unlink()
+  (make_attempt.folder / state.NAME).unlink()
   make_attempt('exit 75').execute()
   outcome = make_attempt('die_once 2').execute()
   assert (outcome.exit_code, outcome.without_progress) == (-signal.SIGKILL, 1)
@@ -78,7 +78,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(make_attempt):
     fcntl.flock(lock, fcntl.LOCK_EX)
     assert make_attempt().execute().kind == attempt.BUSY
   # It costs the run nothing.
-  assert attempt_record.read(make_attempt.folder).attempts == 0
+  assert state.read_attempts(make_attempt.folder).attempts == 0
   assert make_attempt().execute().kind == attempt.DONE
 
 
@@ -94,7 +94,7 @@ def test_a_run_that_is_stopped_saves_and_says_so(make_attempt):
   outcomes = []
   thread = threading.Thread(target=lambda: outcomes.append(one.execute()))
   thread.start()
-  _wait_for(lambda: attempt_record.progress(make_attempt.folder)[0] > 1)
+  _wait_for(lambda: state.progress(make_attempt.folder)[0] > 1)
   one.stop()
   thread.join(20)
   assert outcomes[0].exit_code == 75
@@ -115,7 +115,7 @@ def start_elsewhere(make_attempt, fake_train):
       f'sys.exit({call}.exit_code)'
     )
     process = subprocess.Popen([sys.executable, '-c', code])
-    _wait_for(lambda: attempt_record.progress(folder)[0] > 1)
+    _wait_for(lambda: state.progress(folder)[0] > 1)
     return process
 
   return start
@@ -125,7 +125,7 @@ def test_a_task_hands_on_sigterm(make_attempt, start_elsewhere):
   process = start_elsewhere('attempt.in_foreground(one)')
   process.send_signal(signal.SIGTERM)
   assert process.wait(20) == 75
-  record = attempt_record.read(make_attempt.folder)
+  record = state.read_attempts(make_attempt.folder)
   assert 'stopped by SIGTERM' in record.error
 
 
@@ -143,7 +143,7 @@ def test_a_run_ends_with_who_executes_it(make_attempt, start_elsewhere):
       return True
 
   _wait_for(is_gone)
-  record = attempt_record.read(make_attempt.folder)
+  record = state.read_attempts(make_attempt.folder)
   assert (record.attempts, record.exit_code) == (1, None)
 
 
@@ -162,7 +162,7 @@ def test_an_end_after_the_last_file_is_one_whatever_its_code(make_attempt):
   )
   outcome = attempt.Attempt(str(folder), ['-c', code], 1, 3).execute()
   assert outcome == attempt.Outcome(attempt.DONE, 0)
-  assert attempt_record.read(folder).exit_code == 0
+  assert state.read_attempts(folder).exit_code == 0
 
 
 def _manifest(gradient_steps):
@@ -176,9 +176,9 @@ def _manifest(gradient_steps):
 
 
 def test_a_damaged_record_is_named(tmp_path):
-  (tmp_path / attempt_record.NAME).write_text('{"attempts": ')
+  (tmp_path / state.NAME).write_text('{"attempts": ')
   with pytest.raises(errors.DataError, match=r'cannot read .*attempt\.json'):
-    attempt_record.read(tmp_path)
+    state.read_attempts(tmp_path)
 
 
 def test_a_torn_manifest_is_no_progress(tmp_path):
@@ -188,9 +188,9 @@ def test_a_torn_manifest_is_no_progress(tmp_path):
     ('ckpt.1.json', '{"gradient_steps": 9'),
   ):
     (tmp_path / 'checkpoints' / name).write_text(text)
-  assert attempt_record.progress(tmp_path) == (5, 0)
+  assert state.progress(tmp_path) == (5, 0)
   (tmp_path / 'scores.csv').write_text('12345678')
-  assert attempt_record.progress(tmp_path) == (5, 8)
+  assert state.progress(tmp_path) == (5, 8)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_a_torn_manifest_is_no_progress(tmp_path):
 )
 def test_the_last_line_of_a_log(tmp_path, text, expected):
   (tmp_path / 'log').write_text(text)
-  assert attempt_record.last_line(tmp_path / 'log') == expected
-  assert attempt_record.last_line(tmp_path / 'none') == ''
+  assert state.last_line(tmp_path / 'log') == expected
+  assert state.last_line(tmp_path / 'none') == ''
   assert os.listdir(tmp_path) == ['log']
 
 
@@ -253,12 +253,12 @@ def test_the_truth_about_a_run_in_a_bucket_is_there(execute_remotely):
     outcome = execute_remotely(75, 'train: stopped\n')
     assert (outcome.kind, outcome.error) == (attempt.AGAIN, 'train: stopped')
     assert outcome.without_progress == before
-  log = remote.read(attempt_record.LOG).decode()
+  log = remote.read(state.LOG).decode()
   assert log.count('train: stopped') == log.count('--- attempt ') == 2
   outcome = execute_remotely(75)
   assert outcome.kind == attempt.SET_ASIDE
-  assert json.loads(remote.read(attempt_record.NAME))['is_set_aside']
-  assert remote.read(attempt_record.LOG).decode() == log
+  assert json.loads(remote.read(state.NAME))['is_set_aside']
+  assert remote.read(state.LOG).decode() == log
 
 
 def test_a_run_in_a_bucket_gets_on_and_ends(execute_remotely):

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import attempt_record, folders, lease, run_directory
+from batch_rl_dr3.runs import folders, lease, run_directory, state
 from batch_rl_dr3.sweeping import grid, queue
 
 pytestmark = pytest.mark.slow
@@ -116,7 +116,7 @@ def check_one_worker_at_a_time(folder):
   terms = lease.history(folders.LocalFolder(folder / lease.FOLDER))
   assert [term.token for term in terms] == list(range(1, len(terms) + 1))
   assert len({term.worker for term in terms}) == len(terms)
-  assert 1 <= len(terms) <= attempt_record.read(folder).attempts
+  assert 1 <= len(terms) <= state.read_attempts(folder).attempts
   for before, after in itertools.pairwise(terms):
     beat = folder / lease.FOLDER / f'beat-{before.token:08}.json'
     assert json.loads(beat.read_text())['at'] <= after.acquired
@@ -174,7 +174,7 @@ def test_nodes_and_workers_may_die(
   killer.join(10)
   assert killer.survivors == []
   assert (tally.num_done, tally.set_aside) == (12, [])
-  records = [attempt_record.read(runs / r.folder) for r in sweep.runs()]
+  records = [state.read_attempts(runs / r.folder) for r in sweep.runs()]
   # One run was lost with the node, and one with each of the workers.
   assert sum(record.attempts for record in records) >= 12 + 3
   apart = tmp_path / 'apart'
@@ -213,13 +213,13 @@ def test_a_stopped_sweep_saves_and_goes_on(make_sweep, fake_train, tmp_path):
 
   def progress():
     folders = [runs / run.folder for run in sweep.runs()]
-    return [attempt_record.progress(folder)[0] for folder in folders]
+    return [state.progress(folder)[0] for folder in folders]
 
   with pytest.raises(errors.PreemptedError, match='runs left'):
     execute(
       None, sweep, runs, fake_train, stop=lambda: sorted(progress())[-2] > 20
     )
-  stopped = [attempt_record.read(runs / run.folder) for run in sweep.runs()]
+  stopped = [state.read_attempts(runs / run.folder) for run in sweep.runs()]
   # Two slots, of which one had the run that diverged.
   assert sorted(r.exit_code for r in stopped if r.attempts) == [70, 75, 75]
   workers = [

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from batch_rl_dr3.runs import attempt_record, results
+from batch_rl_dr3.runs import results, state
 from batch_rl_dr3.sweeping import standing
 
 
@@ -27,7 +27,7 @@ def test_every_state_is_told_by_the_directory(runs, write_run, tmp_path):
   )
   age(write_run(runs[3], steps=(0, 500), rate=50.0, attempts=1), 1000)
   stopped = write_run(runs[4], steps=(0, 500), attempts=1, exit_code=75)
-  (stopped / attempt_record.NAME).touch()
+  (stopped / state.NAME).touch()
   found = standing.read(runs, str(tmp_path))
   assert [one.state for one in found] == [
     'done',
