@@ -17,7 +17,6 @@ Differences from Dopamine 4.1.2:
   after the other. These keep the limit of 100,000 frames.
 """
 
-from collections.abc import Sequence
 from concurrent import futures
 import hashlib
 import re
@@ -49,7 +48,7 @@ class AtariLanes:
   def __init__(self, game: lanes.Game, num_lanes: int):
     self.game = game
     self.num_lanes = num_lanes
-    screen_size = game.observation_shape[0]
+    height, width = game.observation_shape
     frame_skip = game.protocol['frame_skip']
     self._environments: list[Any] = [
       vector_env.AtariVectorEnv(
@@ -58,8 +57,8 @@ class AtariLanes:
         num_threads=1,
         max_num_frames_per_episode=_NO_FRAME_LIMIT,
         repeat_action_probability=game.protocol['sticky_action_probability'],
-        img_height=screen_size,
-        img_width=screen_size,
+        img_height=height,
+        img_width=width,
         stack_num=1,
         frameskip=frame_skip,
         maxpool=frame_skip > 1,
@@ -70,26 +69,21 @@ class AtariLanes:
       for _ in range(num_lanes)
     ]
 
-  def reset(
+  def reset(  # noqa: D102
     self, which: lanes.IntArray, seed: int | None = None
   ) -> lanes.FrameArray:
-    """See `lanes.Lanes`.
-
-    A seed makes ALE load the ROM again, 20 times the cost of a plain reset,
-    so the lanes do it at once.
-    """
-
     def reset_lane(lane: int) -> lanes.FrameArray:
       lane_seed = None if seed is None else lanes.lane_seed(seed, lane)
       observations, _ = self._environments[lane].reset(seed=lane_seed)
-      frame: lanes.FrameArray = observations[0, 0]
-      return frame
+      return observations[0, 0]
 
+    # A seed makes ALE load the ROM again, 20 times the cost of a plain reset.
     with futures.ThreadPoolExecutor(len(which)) as pool:
       return np.stack(list(pool.map(reset_lane, which.tolist())))
 
-  def step(self, which: lanes.IntArray, actions: lanes.IntArray) -> lanes.Step:
-    """See `lanes.Lanes`."""
+  def step(  # noqa: D102
+    self, which: lanes.IntArray, actions: lanes.IntArray
+  ) -> lanes.Step:
     environments = [self._environments[lane] for lane in which]
     commands = np.asarray(actions, np.int32)[:, None]
     for environment, command in zip(environments, commands, strict=True):
@@ -104,51 +98,29 @@ class AtariLanes:
       game_over[i] = terminal[0]
     return lanes.Step(frames, rewards, game_over, game_over)
 
-  def close(self) -> None:
-    """See `lanes.Lanes`."""
+  def close(self) -> None:  # noqa: D102
     self._environments = []
 
 
-class LifeLossLanes:
-  """Lanes of Dopamine's own environments, which end a step with a life."""
+class _LifeLossEnvironment:
+  """Dopamine's own environment, which ends a step with a life, as a lane."""
 
-  def __init__(self, game: lanes.Game, environments: Sequence[Any]):
-    """Takes over one `AtariPreprocessing` per lane."""
-    self.game = game
-    self.num_lanes = self.group_size = len(environments)
-    self._environments = environments
+  def __init__(self, environment: Any):
+    self._environment = environment
 
-  def reset(
-    self, which: lanes.IntArray, seed: int | None = None
-  ) -> lanes.FrameArray:
-    """See `lanes.Lanes`."""
-    frames = []
-    for lane in which:
-      environment = self._environments[lane]
-      if seed is not None:
-        lane_seed = lanes.lane_seed(seed, int(lane))
-        environment.environment.reset(seed=lane_seed)
-      frames.append(environment.reset()[..., 0])
-    return np.stack(frames)
+  def reset(self, seed: int | None) -> lanes.FrameArray:
+    if seed is not None:
+      self._environment.environment.reset(seed=seed)
+    return self._environment.reset()[..., 0]
 
-  def step(self, which: lanes.IntArray, actions: lanes.IntArray) -> lanes.Step:
-    """See `lanes.Lanes`."""
-    environments = [self._environments[lane] for lane in which]
-    steps = [
-      environment.step(int(action))
-      for environment, action in zip(environments, actions, strict=True)
-    ]
-    return lanes.Step(
-      np.stack([observation[..., 0] for observation, *_ in steps]),
-      np.array([reward for _, reward, *_ in steps], np.float32),
-      np.array([terminal for _, _, terminal, _ in steps], np.bool_),
-      np.array([e.game_over for e in environments], np.bool_),
-    )
+  def step(self, action: int) -> tuple[lanes.FrameArray, float, bool, bool]:
+    observation, reward, terminal, _ = self._environment.step(action)
+    # Dopamine writes the next frame into the same array.
+    frame = observation[..., 0].copy()
+    return frame, reward, terminal, self._environment.game_over
 
   def close(self) -> None:
-    """See `lanes.Lanes`."""
-    for environment in self._environments:
-      environment.close()
+    self._environment.close()
 
 
 @gin.configurable
@@ -158,10 +130,7 @@ def create_atari_lanes(num_lanes: ranges.Count = 32) -> lanes.Lanes:
 
   Bind `atari_lib.create_atari_environment.game_name`, and if need be its
   `sticky_actions` and AtariPreprocessing's `frame_skip`, `screen_size` and
-  `terminal_on_life_loss`.
-
-  Args:
-    num_lanes: int, the number of lanes. It is part of what a seed means.
+  `terminal_on_life_loss`. The number of lanes is part of what a seed means.
 
   Raises:
     ConfigError: if no game is named, if there is no such game, or if the
@@ -172,14 +141,27 @@ def create_atari_lanes(num_lanes: ranges.Count = 32) -> lanes.Lanes:
   game = _describe(environment)
   if environment.terminal_on_life_loss:
     others = [_create_dopamine_environment() for _ in range(num_lanes - 1)]
-    return LifeLossLanes(game, [environment, *others])
+    return lanes.SequentialLanes(
+      game, [_LifeLossEnvironment(lane) for lane in (environment, *others)]
+    )
   environment.close()
   return AtariLanes(game, num_lanes)
 
 
 def _create_dopamine_environment() -> Any:
   """Returns the AtariPreprocessing that the gin bindings describe."""
-  _check_bindings()
+  name = _bound('game_name')
+  # Gymnasium would import the module of another name.
+  if name is not None and not re.fullmatch(r'[A-Za-z0-9]+', str(name)):
+    raise errors.ConfigError(
+      f'create_atari_environment.game_name is {name!r}; a game is named as in '
+      "Dopamine: 'Pong', 'MsPacman'."
+    )
+  if _bound('use_legacy_gym'):
+    raise errors.ConfigError(
+      'create_atari_environment.use_legacy_gym asks for the old Gym, which has '
+      'no Atari games any more; leave it at False.'
+    )
   try:
     environment = dopamine_compat.create_atari_environment()
   except AssertionError as error:
@@ -202,26 +184,6 @@ def _create_dopamine_environment() -> Any:
   return environment
 
 
-def _check_bindings() -> None:
-  """Refuses what Dopamine's factory should not be given.
-
-  Raises:
-    ConfigError: if a binding names no game, but a module to import, or asks
-      for an old Gym.
-  """
-  name = _bound('game_name')
-  if name is not None and not re.fullmatch(r'[A-Za-z0-9]+', str(name)):
-    raise errors.ConfigError(
-      f'create_atari_environment.game_name is {name!r}; a game is named as in '
-      "Dopamine: 'Pong', 'MsPacman'."
-    )
-  if _bound('use_legacy_gym'):
-    raise errors.ConfigError(
-      'create_atari_environment.use_legacy_gym asks for the old Gym, which has '
-      'no Atari games any more; leave it at False.'
-    )
-
-
 def _bound(parameter: str) -> Any:
   try:
     return gin.query_parameter(f'create_atari_environment.{parameter}')
@@ -230,7 +192,6 @@ def _bound(parameter: str) -> Any:
 
 
 def _describe(environment: Any) -> lanes.Game:
-  """Returns the game and the rules of one of Dopamine's environments."""
   specification = environment.environment.unwrapped.spec
   settings = specification.kwargs
   if settings['continuous']:

@@ -6,7 +6,7 @@ A behaviour chooses the actions of one lane, in the order of Dopamine's agents:
 
 from collections.abc import Callable, Sequence
 import random
-from typing import Any, Protocol
+from typing import Any
 
 import gin
 import numpy as np
@@ -20,51 +20,23 @@ from batch_rl_dr3.games import lanes
 Script = Callable[[lanes.FrameArray, int], int]
 
 
-class Behaviour(Protocol):
-  """What Dopamine's agents offer a runner, and no more."""
+class Behaviour:
+  """What Dopamine's agents offer a runner; rewards are in [-1, 1]."""
 
   def begin_episode(self, observation: lanes.FrameArray) -> int:
-    """Returns the first action of an episode.
-
-    Args:
-      observation: uint8 [*observation_shape].
-    """
-
-  def step(self, reward: float, observation: lanes.FrameArray) -> int:
-    """Returns the next action.
-
-    Args:
-      reward: float, in [-1, 1], what the last action earned.
-      observation: uint8 [*observation_shape], what it led to.
-    """
-
-  def end_episode(self, reward: float) -> None:
-    """Takes note of the end of an episode and of its last reward."""
-
-
-@gin.configurable
-class UniformBehaviour:
-  """Every action equally often."""
-
-  def __init__(self, game: lanes.Game, seed: int):
-    self._num_actions = game.num_actions
-    self._generator = np.random.default_rng((seed, lanes.EXPLORATION_STREAM))
-
-  def begin_episode(self, observation: lanes.FrameArray) -> int:
-    """See `Behaviour`."""
+    """Returns the first action of an episode."""
     return self.step(0.0, observation)
 
   def step(self, reward: float, observation: lanes.FrameArray) -> int:
-    """See `Behaviour`."""
-    del reward, observation
-    return int(self._generator.integers(self._num_actions))
+    """Returns the action after what the last one earned and led to."""
+    raise NotImplementedError
 
   def end_episode(self, reward: float) -> None:
-    """See `Behaviour`."""
+    """Ends an episode by its last reward."""
 
 
 @gin.configurable
-class ScriptedBehaviour:
+class ScriptedBehaviour(Behaviour):
   """A script that is overruled by random actions at a rate per episode.
 
   The rates are taken in turn, one an episode, so that the data holds good and
@@ -78,16 +50,10 @@ class ScriptedBehaviour:
     script: Script = gin.REQUIRED,
     epsilons: Sequence[float] = gin.REQUIRED,
   ):
-    """Seeds the random actions.
-
-    Args:
-      game: what is played.
-      seed: not negative.
-      script: chooses the action that is taken with probability 1 - epsilon.
-      epsilons: floats in [0, 1], the rates of uniformly random actions.
+    """Seeds the random actions, which `epsilons` are the rates of.
 
     Raises:
-      ConfigError: if there is no epsilon, or one is out of range.
+      ConfigError: if there is no epsilon, or one is out of [0, 1].
     """
     if not epsilons or not all(0.0 <= epsilon <= 1.0 for epsilon in epsilons):
       raise errors.ConfigError(
@@ -101,19 +67,18 @@ class ScriptedBehaviour:
     self._num_episodes = 0
     self._num_agent_steps = 0
 
-  def begin_episode(self, observation: lanes.FrameArray) -> int:
-    """See `Behaviour`."""
+  def begin_episode(self, observation: lanes.FrameArray) -> int:  # noqa: D102
     self._num_agent_steps = 0
     return self._act(observation)
 
-  def step(self, reward: float, observation: lanes.FrameArray) -> int:
-    """See `Behaviour`."""
+  def step(  # noqa: D102
+    self, reward: float, observation: lanes.FrameArray
+  ) -> int:
     del reward
     self._num_agent_steps += 1
     return self._act(observation)
 
-  def end_episode(self, reward: float) -> None:
-    """See `Behaviour`."""
+  def end_episode(self, reward: float) -> None:  # noqa: D102
     del reward
     self._num_episodes += 1
 
@@ -128,6 +93,21 @@ class ScriptedBehaviour:
         f'{self._num_actions - 1}.'
       )
     return action
+
+
+@gin.configurable
+class UniformBehaviour(Behaviour):
+  """Every action equally often."""
+
+  def __init__(self, game: lanes.Game, seed: int):
+    self._num_actions = game.num_actions
+    self._generator = np.random.default_rng((seed, lanes.EXPLORATION_STREAM))
+
+  def step(  # noqa: D102
+    self, reward: float, observation: lanes.FrameArray
+  ) -> int:
+    del reward, observation
+    return int(self._generator.integers(self._num_actions))
 
 
 @gin.configurable
@@ -160,8 +140,8 @@ class OnlineDQNBehaviour:
 
     Args:
       game: what is played.
-      seed: int; seeds the global generators of Python and NumPy too, which
-        Dopamine draws from.
+      seed: of the global generators of Python and NumPy too, which Dopamine
+        draws from.
       network: makes a Keras model from (num_actions, name=...); its output
         has q_values, float32 [B, num_actions]. None is Dopamine's default,
         the Nature network, which needs Atari's observations.

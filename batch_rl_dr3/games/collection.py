@@ -45,11 +45,10 @@ def _transitions(
     yield _Transition(
       observation, action, reward, terminal, episode_return if ended else None
     )
-    next_observation = step.observations[0]
+    observation = step.observations[0]
     if ended:
       length, episode_return = 0, 0.0
-      next_observation = lanes.reset(lane)[0]
-    observation = next_observation
+      observation = lanes.reset(lane)[0]
     if terminal:
       player.end_episode(reward)
       action = int(player.begin_episode(observation))
@@ -58,7 +57,6 @@ def _transitions(
 
 
 def _statistics(returns: Sequence[float]) -> dict[str, Any]:
-  """Returns how many episodes ended, and their unclipped returns."""
   return {
     'num_episodes': len(returns),
     'return_mean': float(np.mean(returns)) if returns else None,
@@ -68,24 +66,17 @@ def _statistics(returns: Sequence[float]) -> dict[str, Any]:
 
 
 def _describe_files(
-  num_rows: int, rows_per_file: int, ends: Sequence[int], returns: list[float]
+  num_rows: int, rows_per_file: int, ends: list[int], returns: list[float]
 ) -> list[dict[str, Any]]:
-  """Returns one entry per file; an episode counts where its last row is.
-
-  Args:
-    num_rows: int, the rows of the log.
-    rows_per_file: int.
-    ends: the number of rows up to the end of each episode.
-    returns: the return of each episode.
-  """
+  """Returns one entry per file; an episode counts where its last row is."""
   return [
     {
       'suffix': suffix,
       'num_rows': min(rows_per_file, num_rows - start),
       **_statistics(
         [
-          value
-          for end, value in zip(ends, returns, strict=True)
+          episode_return
+          for end, episode_return in zip(ends, returns, strict=True)
           if start < end <= start + rows_per_file
         ]
       ),
@@ -114,13 +105,13 @@ def collect(
 
   Args:
     folder: a folder without a log.
-    seed: int, not negative.
+    seed: of the game and of the behaviour; not negative.
     create_lanes: makes the game from (num_lanes=1).
     behaviour: makes who plays from (game=..., seed=...).
-    num_rows: int, rows to log, padding included; up to stack_size - 1 fewer
-      are logged where a new episode's padding would be the last of them.
-    rows_per_file: int; 1,000,000 in the DQN Replay data.
-    max_agent_steps_per_episode: int, the length at which one is cut off.
+    num_rows: rows to log, padding included; up to stack_size - 1 fewer are
+      logged where a new episode's padding would be the last of them.
+    rows_per_file: 1,000,000 in the DQN Replay data.
+    max_agent_steps_per_episode: the length at which one is cut off.
     should_stop: asked before every step.
     on_progress: called after every step with the rows so far and the
       unclipped returns of the episodes so far.
@@ -141,8 +132,8 @@ def collect(
   writer = log_writer.LogWriter(
     folder, game.observation_shape, game.stack_size, rows_per_file
   )
-  ends: list[int] = []
   returns: list[float] = []
+  ends: list[int] = []  # The rows up to the end of each episode.
   num_transitions = 0
   for row in _transitions(lanes, player, seed, max_agent_steps_per_episode):
     if should_stop():
@@ -153,8 +144,8 @@ def collect(
     writer.add(row.observation, row.action, row.reward, row.terminal)
     num_transitions += 1
     if row.episode_return is not None:
-      ends.append(writer.num_rows_added)
       returns.append(row.episode_return)
+      ends.append(writer.num_rows_added)
     on_progress(writer.num_rows_added, returns)
     num_padding = game.stack_size - 1 if row.terminal else 0
     if writer.num_rows_added + num_padding >= num_rows:

@@ -3,11 +3,17 @@
 Young and Tian, 2019 (arXiv:1903.03176). An observation holds the whole state,
 so that nothing is stacked; a step is one frame. All six actions are kept, as
 in that paper, though most games use fewer.
+
+A game's own file is executed without its package, which loads matplotlib and
+seaborn, 3 seconds, to draw. Sticky actions, the one thing else that the
+package's `Environment` does, are done here.
 """
 
 from collections.abc import Callable
 import functools
 import importlib.metadata
+import importlib.util
+import runpy
 from typing import Any
 
 import gin
@@ -17,77 +23,38 @@ from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.games import lanes
 
 GAMES = ('asterix', 'breakout', 'freeway', 'seaquest', 'space_invaders')
+_NUM_ACTIONS = 6
 
 
-class MinAtarLanes:
-  """Lanes of MinAtar environments, stepped one after the other."""
+class _Environment:
+  """MinAtar's `Environment`, made anew with each seed."""
 
   def __init__(
-    self,
-    game_name: str,
-    num_lanes: int,
-    sticky_action_probability: float,
-    difficulty_ramping: bool,
+    self, create: Callable[[], Any], sticky_action_probability: float
   ):
-    # Imported here because it loads matplotlib and seaborn: 3 seconds.
-    import minatar
+    self._create = create
+    self._sticky_action_probability = sticky_action_probability
+    self._start(np.random.RandomState())
 
-    self._create: Callable[[], Any] = functools.partial(
-      minatar.Environment,
-      game_name,
-      sticky_action_prob=sticky_action_probability,
-      difficulty_ramping=difficulty_ramping,
-    )
-    self._environments = [self._create() for _ in range(num_lanes)]
-    self.num_lanes = self.group_size = num_lanes
-    self.game = lanes.Game(
-      suite='minatar',
-      name=game_name,
-      num_actions=self._environments[0].num_actions(),
-      observation_shape=tuple(self._environments[0].state_shape()),
-      stack_size=1,
-      rom_md5=None,
-      protocol={
-        'minatar_version': importlib.metadata.version('MinAtar'),
-        'action_set': 'full',
-        'sticky_action_probability': sticky_action_probability,
-        'difficulty_ramping': difficulty_ramping,
-        'frame_skip': 1,
-      },
-    )
+  def _start(self, random: np.random.RandomState) -> None:
+    self.game = self._create()
+    self._random = self.game.random = random
+    self._last_action = 0
 
-  def reset(
-    self, which: lanes.IntArray, seed: int | None = None
-  ) -> lanes.FrameArray:
-    """See `lanes.Lanes`.
+  def reset(self, seed: int | None) -> lanes.FrameArray:
+    if seed is not None:
+      self._start(np.random.RandomState(seed))
+    self.game.reset()
+    return self.game.state().astype(np.uint8)
 
-    With a seed the environments are made anew: MinAtar's own reset keeps the
-    action that a sticky first step would repeat.
-    """
-    for lane in which:
-      if seed is not None:
-        self._environments[lane] = self._create()
-        self._environments[lane].seed(lanes.lane_seed(seed, int(lane)))
-      self._environments[lane].reset()
-    return self._observe(which)
-
-  def step(self, which: lanes.IntArray, actions: lanes.IntArray) -> lanes.Step:
-    """See `lanes.Lanes`."""
-    results = [
-      self._environments[lane].act(int(action))
-      for lane, action in zip(which, actions, strict=True)
-    ]
-    game_over = np.array([terminal for _, terminal in results], np.bool_)
-    rewards = np.array([reward for reward, _ in results], np.float32)
-    return lanes.Step(self._observe(which), rewards, game_over, game_over)
+  def step(self, action: int) -> tuple[lanes.FrameArray, float, bool, bool]:
+    if self._random.rand() >= self._sticky_action_probability:
+      self._last_action = action
+    reward, terminal = self.game.act(self._last_action)
+    return self.game.state().astype(np.uint8), reward, terminal, terminal
 
   def close(self) -> None:
-    """See `lanes.Lanes`; there is nothing to free."""
-
-  def _observe(self, which: lanes.IntArray) -> lanes.FrameArray:
-    return np.stack(
-      [self._environments[lane].state() for lane in which]
-    ).astype(np.uint8)
+    pass
 
 
 @gin.configurable
@@ -101,11 +68,11 @@ def create_minatar_lanes(
   """Returns lanes of a MinAtar game; the defaults are MinAtar's.
 
   Args:
-    game_name: str, one of `GAMES`, in lower case.
-    num_lanes: int, the number of lanes. It is part of what a seed means.
-    sticky_action_probability: float in [0, 1], with which the last action is
-      repeated in place of the given one.
-    difficulty_ramping: bool, whether the game becomes faster with time.
+    game_name: one of `GAMES`.
+    num_lanes: part of what a seed means.
+    sticky_action_probability: with which the last action is repeated in place
+      of the given one.
+    difficulty_ramping: whether the game becomes faster with time.
 
   Raises:
     ConfigError: if there is no such game, or a number is out of range.
@@ -115,6 +82,27 @@ def create_minatar_lanes(
       f'create_minatar_lanes.game_name is {game_name!r}; MinAtar has '
       f'{", ".join(GAMES)}.'
     )
-  return MinAtarLanes(
-    game_name, num_lanes, sticky_action_probability, difficulty_ramping
+  package = importlib.util.find_spec('minatar')
+  assert package is not None
+  (folder,) = package.submodule_search_locations or ()
+  definitions = runpy.run_path(f'{folder}/environments/{game_name}.py')
+  create = functools.partial(definitions['Env'], ramping=difficulty_ramping)
+  environments = [
+    _Environment(create, sticky_action_probability) for _ in range(num_lanes)
+  ]
+  game = lanes.Game(
+    suite='minatar',
+    name=game_name,
+    num_actions=_NUM_ACTIONS,
+    observation_shape=tuple(environments[0].game.state_shape()),
+    stack_size=1,
+    rom_md5=None,
+    protocol={
+      'minatar_version': importlib.metadata.version('MinAtar'),
+      'action_set': 'full',
+      'sticky_action_probability': sticky_action_probability,
+      'difficulty_ramping': difficulty_ramping,
+      'frame_skip': 1,
+    },
   )
+  return lanes.SequentialLanes(game, environments)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.games.lanes import BoolArray, FrameArray, IntArray
 from batch_rl_dr3.runs import run_tables
@@ -34,6 +34,7 @@ Policy = Callable[[FrameArray], IntArray]
 ProgressCallback = Callable[[int, int], object]
 
 
+@ranges.checked
 @dataclasses.dataclass(frozen=True)
 class PlayRule:
   """How an evaluation is played.
@@ -46,25 +47,9 @@ class PlayRule:
       27,000 agent steps are 30 minutes of Atari.
   """
 
-  num_agent_steps: int
-  epsilon: float
-  max_agent_steps_per_episode: int = 27_000
-
-  def __post_init__(self) -> None:
-    """Checks the settings.
-
-    Raises:
-      ConfigError: if one is out of range.
-    """
-    for name in ('num_agent_steps', 'max_agent_steps_per_episode'):
-      if getattr(self, name) < 1:
-        raise errors.ConfigError(
-          f'{name} is {getattr(self, name)}; it must be >= 1.'
-        )
-    if not 0.0 <= self.epsilon <= 1.0:
-      raise errors.ConfigError(
-        f'epsilon is {self.epsilon}; it must be in [0, 1].'
-      )
+  num_agent_steps: ranges.Count
+  epsilon: ranges.Share
+  max_agent_steps_per_episode: ranges.Count = 27_000
 
   @classmethod
   def recorded(cls, protocol: Mapping[str, Any]) -> 'PlayRule':
@@ -88,14 +73,7 @@ class PlayRule:
 
 @dataclasses.dataclass(frozen=True)
 class GameIdentity:
-  """What is played, and how, in the words of provenance.json.
-
-  Attributes:
-    suite: the suite of the game.
-    game: its name.
-    rom_md5: the MD5 of the ROM file, None where there is none.
-    protocol: the rules, by name; JSON values.
-  """
+  """What is played, and how, in the words of provenance.json."""
 
   suite: str
   game: str
@@ -125,10 +103,9 @@ def play(
 
   Args:
     lanes: the games; they are restarted.
-    policy: maps states, uint8 [n, *observation_shape, stack_size], zeros
-      before an episode's first observation and the newest last, to greedy
-      actions, int [n]. It must not keep or change its argument, and is called
-      from several threads at once.
+    policy: maps states, zeros before an episode's first observation and the
+      newest last, to greedy actions. It must not keep or change its argument,
+      and is called from several threads at once.
     rule: how long and how is played.
     seed: a non-negative seed of the games and of the random actions.
     on_progress: called after every step of a group, by one thread at a time.
@@ -144,18 +121,15 @@ def play(
   """
   if seed < 0:
     raise errors.ConfigError(f'seed is {seed}; it must be >= 0.')
-  quotas = _split(rule.num_agent_steps, lanes.num_lanes)
+  indices = np.arange(lanes.num_lanes)
+  # Ten agent steps over four lanes are 3, 3, 2 and 2.
+  quotas = (rule.num_agent_steps + indices[::-1]) // lanes.num_lanes
   watch = _Watch(rule.num_agent_steps, on_progress, should_stop)
-  starts = range(0, lanes.num_lanes, lanes.group_size)
   groups = [
-    _Group(
-      lanes,
-      np.arange(start, min(start + lanes.group_size, lanes.num_lanes)),
-      quotas,
-      rule,
-      seed,
+    _Group(lanes, which, np.maximum(quotas[which], 1), rule, seed)
+    for which in np.split(
+      indices, list(range(lanes.group_size, lanes.num_lanes, lanes.group_size))
     )
-    for start in starts
   ]
   with futures.ThreadPoolExecutor(len(groups)) as pool:
     tasks = [pool.submit(group.play, policy, watch) for group in groups]
@@ -165,42 +139,36 @@ def play(
       watch.stopped = True  # Only after an error is anybody still playing.
   for task in done:
     task.result()  # Raises what the first group to fail has raised.
-  episodes = [episode for task in tasks for episode in task.result()]
-  return sorted(episodes, key=lambda episode: episode.lane)
+  return [episode for task in tasks for episode in task.result()]
 
 
+@dataclasses.dataclass
 class _Watch:
   """What the threads of one evaluation share: progress, and the end."""
 
-  def __init__(
-    self,
-    num_agent_steps: int,
-    on_progress: ProgressCallback | None,
-    should_stop: Callable[[], bool] | None,
-  ):
-    self._num_agent_steps = num_agent_steps
-    self._on_progress = on_progress
-    self._should_stop = should_stop
-    self._lock = threading.Lock()
-    self._num_played = 0
-    self._num_episodes = 0
-    self.stopped = False
+  num_agent_steps: int
+  on_progress: ProgressCallback | None
+  should_stop: Callable[[], bool] | None
+  num_played: int = 0
+  num_episodes: int = 0
+  stopped: bool = False
+  lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
   def check(self) -> None:
     """Raises PreemptedError if play is to stop."""
-    if self.stopped or (self._should_stop is not None and self._should_stop()):
+    if self.stopped or (self.should_stop is not None and self.should_stop()):
       raise errors.PreemptedError(
-        f'stopped after {self._num_played} of {self._num_agent_steps} agent '
+        f'stopped after {self.num_played} of {self.num_agent_steps} agent '
         'steps of play; run the same command again.'
       )
 
   def add(self, num_agent_steps: int, num_episodes: int) -> None:
-    """Takes note of what a group has just played."""
-    with self._lock:
-      self._num_played += num_agent_steps
-      self._num_episodes += num_episodes
-      if self._on_progress is not None:
-        self._on_progress(self._num_played, self._num_episodes)
+    """Counts what a group has just played."""
+    with self.lock:
+      self.num_played += num_agent_steps
+      self.num_episodes += num_episodes
+      if self.on_progress is not None:
+        self.on_progress(self.num_played, self.num_episodes)
 
 
 class _Group:
@@ -222,26 +190,37 @@ class _Group:
     self._which = which
     self._rule = rule
     self._seed = seed
-    self._remaining = quotas[which]
+    self._remaining = quotas
     self._generators = [
       np.random.default_rng((seed, lane, lanes_lib.EXPLORATION_STREAM))
       for lane in which
     ]
     self._lengths = np.zeros(len(which), np.int64)
     self._returns = np.zeros(len(which), np.float64)
-    self._states = lanes_lib.FrameStacks(lanes.game, len(which))
+    game = lanes.game
+    shape = (len(which), *game.observation_shape, game.stack_size)
+    self._states: FrameArray = np.zeros(shape, np.uint8)
 
   def play(self, policy: Policy, watch: _Watch) -> list[run_tables.Episode]:
-    """Plays until the last lane is done and returns the episodes."""
+    """Plays until the last lane is done; returns episodes, lane by lane."""
     episodes: list[run_tables.Episode] = []
-    self._states.push(self._lanes.reset(self._which, self._seed))
+    self._push(self._lanes.reset(self._which, self._seed))
     while len(self._which):
       watch.check()
       num_lanes = len(self._which)
-      ended = self._step(self._explore(policy(self._states.array)))
+      ended = self._step(self._explore(policy(self._states)))
       episodes += ended
       watch.add(num_lanes, len(ended))
-    return episodes
+    return sorted(episodes, key=lambda episode: episode.lane)
+
+  def _push(self, observations: FrameArray) -> None:
+    """Adds the newest observations to the stacks."""
+    # Every pixel's stack moves by one. What crosses from one pixel to its
+    # neighbour is the place that is written next, and to move all bytes at
+    # once is 20 times faster than to move three of every four.
+    flat = self._states.reshape(-1)
+    flat[:-1] = flat[1:]
+    self._states[..., -1] = observations
 
   def _explore(self, greedy_actions: IntArray) -> IntArray:
     """Returns the actions with each lane's own random ones put in."""
@@ -259,7 +238,7 @@ class _Group:
     self._returns += step.rewards
     at_limit = self._lengths >= self._rule.max_agent_steps_per_episode
     ended = step.game_over | at_limit
-    self._states.clear(step.terminals | ended)
+    self._states[step.terminals | ended] = 0
     episodes = []
     if ended.any():
       episodes = self._end_episodes(ended, step.game_over)
@@ -267,9 +246,9 @@ class _Group:
       if restarted.any():
         observations = observations.copy()
         observations[restarted] = self._lanes.reset(self._which[restarted])
-    self._states.push(observations)
-    if len(episodes) and (self._remaining <= 0).any():
-      self._drop(self._remaining <= 0)
+    self._push(observations)
+    if episodes and (self._remaining <= 0).any():
+      self._keep(np.flatnonzero(self._remaining > 0))
     return episodes
 
   def _end_episodes(
@@ -289,18 +268,11 @@ class _Group:
     self._returns[ended] = 0
     return episodes
 
-  def _drop(self, finished: BoolArray) -> None:
-    kept = np.flatnonzero(~finished)
-    self._which = self._which[kept]
-    self._remaining = self._remaining[kept]
-    self._generators = [self._generators[i] for i in kept]
-    self._lengths = self._lengths[kept]
-    self._returns = self._returns[kept]
-    self._states.keep(kept)
-
-
-def _split(num_agent_steps: int, num_lanes: int) -> npt.NDArray[np.int64]:
-  """Returns the agent steps of each lane: 10 over 4 lanes are 3, 3, 2, 2."""
-  quotas = np.full(num_lanes, num_agent_steps // num_lanes, np.int64)
-  quotas[: num_agent_steps % num_lanes] += 1
-  return np.maximum(quotas, 1)
+  def _keep(self, indices: IntArray) -> None:
+    """Drops all other lanes."""
+    self._which = self._which[indices]
+    self._remaining = self._remaining[indices]
+    self._generators = [self._generators[i] for i in indices]
+    self._lengths = self._lengths[indices]
+    self._returns = self._returns[indices]
+    self._states = self._states[indices]
