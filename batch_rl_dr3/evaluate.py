@@ -9,14 +9,7 @@ import sys
 
 from absl import flags
 
-from batch_rl_dr3.config import (
-  cli,
-  errors,
-  frameworks,
-  own_code,
-  progress,
-  signals,
-)
+from batch_rl_dr3.config import cli, errors, own_code, progress, signals
 from batch_rl_dr3.evaluation import pool as pool_lib
 from batch_rl_dr3.evaluation import targets as targets_lib
 from batch_rl_dr3.runs import mirror, run_globs
@@ -57,6 +50,15 @@ FLAGS = flags.FLAGS
 # Memory of one worker process, in bytes: TensorFlow, a network and emulators.
 _WORKER_BYTES = 1_500_000_000
 _POLL_SECONDS = 0.5
+# Flags for another program's checkpoints alone.
+_FOREIGN_FLAGS = [
+  'gin_files',
+  'gin_bindings',
+  'output_dir',
+  'method',
+  'atoms',
+  'support',
+]
 
 
 def define_flags() -> None:
@@ -115,11 +117,6 @@ def define_flags() -> None:
   )
 
 
-@functools.lru_cache
-def _is_continuous(config: str) -> bool:
-  return frameworks.is_continuous(config)
-
-
 def evaluate(
   targets: Iterable[Callable[[], targets_lib.Target]],
   which: str = 'all',
@@ -142,32 +139,33 @@ def evaluate(
   """
   problems: list[errors.BatchRLError] = []
   tasks: list[targets_lib.RemainingEvaluation] = []
+  remaining = targets_lib.remaining_evaluations
   with contextlib.ExitStack() as stack:
     for open_target in targets:
       try:
         target = open_target()
-        _check_kind(target)
-        left = targets_lib.remaining_evaluations(target, which, video)
-        if left:
-          place = target.open_home(
-            cache_dir, {task.checkpoint.name for task in left}
+        if target.is_continuous and not target.is_run:
+          raise errors.ConfigError(
+            f'{target.source} holds checkpoints of continuous control by '
+            "another program, which cannot be read: only this package's runs "
+            'can.'
           )
+        if left := remaining(target, which, video):
+          names = {task.checkpoint.name for task in left}
+          place = target.open_home(cache_dir, names)
           stack.enter_context(place.lock())
           # Somebody may just have done some of it.
-          tasks += targets_lib.remaining_evaluations(
-            target.within(place), which, video, place
-          )
+          tasks += remaining(target.within(place), which, video, place)
       except errors.BatchRLError as error:
         problems.append(error)
     # A process plays games or continuous control, never both.
-    for is_continuous in (False, True):
-      of_kind = [
-        task
-        for task in tasks
-        if _is_continuous(task.target.config) == is_continuous
-      ]
+    for worker, is_continuous in (
+      (pool_lib.GAMES, False),
+      (pool_lib.CONTINUOUS_CONTROL, True),
+    ):
+      of_kind = [t for t in tasks if t.target.is_continuous == is_continuous]
       if of_kind:
-        problems += _play(of_kind, num_workers, is_continuous)
+        problems += _play(of_kind, num_workers, worker)
   if not tasks and not problems:
     print('Everything is evaluated already.')
   for problem in problems[1:]:
@@ -176,19 +174,10 @@ def evaluate(
     raise problems[0]
 
 
-def _check_kind(target: targets_lib.Target) -> None:
-  """Raises ConfigError if no checkpoint of this kind can be played."""
-  if _is_continuous(target.config) and not target.is_run:
-    raise errors.ConfigError(
-      f'{target.source} holds checkpoints of continuous control by another '
-      "program, which cannot be read: only this package's runs can."
-    )
-
-
 def _play(
   tasks: Sequence[targets_lib.RemainingEvaluation],
   num_workers: int,
-  is_continuous: bool,
+  worker: str,
 ) -> list[errors.BatchRLError]:
   """Plays the tasks, writes their scores, and returns what went wrong."""
   num_cores = len(os.sched_getaffinity(0))
@@ -196,21 +185,13 @@ def _play(
   stop_request = signals.StopRequest()
   problems: list[errors.BatchRLError] = []
   pending = {}
-  bar = progress.bar(
-    # Episodes of continuous control end when they end.
-    None if is_continuous else sum(task.num_agent_steps for task in tasks),
-    'playing',
-    'step',
-  )
+  # Episodes of continuous control end when they end.
+  num_agent_steps = sum(task.num_agent_steps for task in tasks) or None
+  pool = pool_lib.EvaluationPool(workers, worker)
   with (
     stop_request.listening(),
-    bar,
-    contextlib.closing(
-      pool_lib.EvaluationPool(
-        workers,
-        pool_lib.CONTINUOUS_CONTROL if is_continuous else pool_lib.GAMES,
-      )
-    ) as pool,
+    progress.bar(num_agent_steps, 'playing', 'step') as bar,
+    contextlib.closing(pool),
   ):
     for task in tasks:
       try:
@@ -258,21 +239,15 @@ def _targets() -> list[Callable[[], targets_lib.Target]]:
   view.refresh()
   runs, folders = targets_lib.find(view.patterns)
   imports = cli.find_imports()
+  trusts_gin = cli.trusts_gin()
   targets: list[Callable[[], targets_lib.Target]] = [
     functools.partial(
-      targets_lib.of_run,
-      run,
-      cli.trusts_gin(),
-      view.name_of(str(run)),
-      imports,
+      targets_lib.of_run, run, trusts_gin, view.name_of(str(run)), imports
     )
     for run in runs
   ]
   if not folders:
-    for name in (
-      *('gin_files', 'gin_bindings', 'output_dir', 'method'),
-      *('atoms', 'support'),
-    ):
+    for name in _FOREIGN_FLAGS:
       if FLAGS[name].value:
         raise errors.UsageError(
           f"--{name} is for another program's checkpoints; a run directory "
@@ -334,14 +309,12 @@ def _foreign_target(
   )
   source.refresh()
   target.refresh()
-  identity = {
-    name: FLAGS[name].value for name in ('method', 'dataset', 'run', 'seed')
-  }
+  identity = ('method', 'dataset', 'run', 'seed')
   return targets_lib.of_folder(
     source.folder,
     target.folder,
     cli.gin_text(FLAGS.gin_files, FLAGS.gin_bindings, imports),
-    identity,
+    {name: FLAGS[name].value for name in identity},
     FLAGS.gradient_steps_per_iteration,
     FLAGS.output_dir,
     atoms,

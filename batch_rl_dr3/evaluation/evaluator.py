@@ -1,6 +1,8 @@
 """Plays the checkpoints of an agent in its game: no data, no agent, no run."""
 
 from collections.abc import Callable
+import contextlib
+import dataclasses
 import functools
 from typing import Any
 
@@ -29,9 +31,9 @@ from batch_rl_dr3.runs import run_tables
 class GameEvaluator:
   """Plays checkpoints of one network in lanes of one game, under one rule.
 
-  It needs nothing of training but the checkpoint's files: the same function
-  serves a run while it trains, another process, and a run of years ago. Its
-  methods are those of `pool.Evaluator`.
+  It is a `pool.Evaluator` and needs nothing of training but the checkpoint's
+  files: it serves a run while it trains, another process, and a run of years
+  ago.
   """
 
   def __init__(
@@ -42,7 +44,7 @@ class GameEvaluator:
     num_threads: int = 0,
     atoms: pool.Atoms | None = None,
   ):
-    """Makes the evaluator of a setup (`pool.Setup`); nothing is loaded yet."""
+    """Loads nothing yet; see `pool.Setup` for threads and atoms."""
     self.lanes = lanes
     self.rule = rule
     self.network = network
@@ -50,8 +52,7 @@ class GameEvaluator:
     self._atoms = atoms
 
   @property
-  def identity(self) -> play.GameIdentity:
-    """What is played, and how."""
+  def identity(self) -> play.GameIdentity:  # noqa: D102
     game = self.lanes.game
     return play.GameIdentity(
       game.suite,
@@ -66,8 +67,7 @@ class GameEvaluator:
     )
 
   @property
-  def num_agent_steps(self) -> int:
-    """How many agent steps an evaluation has."""
+  def num_agent_steps(self) -> int:  # noqa: D102
     return self.rule.num_agent_steps
 
   def load(self, prefix: str) -> acting.Actor:
@@ -105,18 +105,11 @@ class GameEvaluator:
     on_progress: play.ProgressCallback | None = None,
     should_stop: Callable[[], bool] | None = None,
   ) -> list[run_tables.Episode]:
-    actor = self.load(prefix)
-    try:
+    with contextlib.closing(self.load(prefix)) as actor:
+      policy = actor.greedy_actions
       return play.play(
-        self.lanes,
-        actor.greedy_actions,
-        self.rule,
-        seed,
-        on_progress,
-        should_stop,
+        self.lanes, policy, self.rule, seed, on_progress, should_stop
       )
-    finally:
-      actor.close()
 
   def record_video(  # noqa: D102
     self,
@@ -125,22 +118,18 @@ class GameEvaluator:
     path: str,
     should_stop: Callable[[], bool] | None = None,
   ) -> run_tables.Episode:
-    rule = play.PlayRule(
-      1, self.rule.epsilon, self.rule.max_agent_steps_per_episode
-    )
-    actor = self.load(prefix)
-    try:
-      with video.writing(path) as write:
-        lane = video.FilmedLane(self.lanes, actor.outputs, write)
-        (episode,) = play.play(
-          lane, lane.act, rule, seed, should_stop=should_stop
-        )
-    finally:
-      actor.close()
+    rule = dataclasses.replace(self.rule, num_agent_steps=1)
+    with (
+      contextlib.closing(self.load(prefix)) as actor,
+      video.writing(path) as write,
+    ):
+      lane = video.FilmedLane(self.lanes, actor.outputs, write)
+      (episode,) = play.play(
+        lane, lane.act, rule, seed, should_stop=should_stop
+      )
     return episode
 
-  def close(self) -> None:
-    """Ends the games."""
+  def close(self) -> None:  # noqa: D102
     self.lanes.close()
 
 
@@ -171,9 +160,7 @@ def _bound(name: str, default: Any) -> Any:
     value = gin.query_parameter(name)
   except ValueError:
     return default
-  if isinstance(value, gin.config.ConfigurableReference):
-    return value.scoped_configurable_fn
-  return value
+  return getattr(value, 'scoped_configurable_fn', value)
 
 
 def _network() -> Callable[..., tf.keras.Model]:
@@ -187,13 +174,14 @@ def _network() -> Callable[..., tf.keras.Model]:
 
 
 def _configured_rule() -> play.PlayRule:
+  published = play.PUBLISHED
   return play.PlayRule(
     # A run that was trained without evaluation says 0.
     _bound('FixedReplayRunner.num_evaluation_agent_steps', 0)
-    or play.PUBLISHED.num_agent_steps,
-    _bound('OfflineAgent.epsilon_eval', play.PUBLISHED.epsilon),
+    or published.num_agent_steps,
+    _bound('OfflineAgent.epsilon_eval', published.epsilon),
     _bound(
       'FixedReplayRunner.max_agent_steps_per_episode',
-      play.PUBLISHED.max_agent_steps_per_episode,
+      published.max_agent_steps_per_episode,
     ),
   )

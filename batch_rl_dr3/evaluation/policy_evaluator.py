@@ -1,6 +1,7 @@
 """Plays the checkpoints of a continuous run in its environment: no data."""
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -33,11 +34,7 @@ def protocol(task: tasks.Task, num_episodes: int) -> dict[str, Any]:
 class PolicyEvaluator:
   """Plays the checkpoints of an agent that never learns here.
 
-  Its methods are those of `pool.Evaluator`.
-
-  Attributes:
-    num_agent_steps: None: episodes are counted, and end when they end.
-    identity: what is played, and how.
+  It is a `pool.Evaluator` that counts episodes, which end when they end.
   """
 
   num_agent_steps = None
@@ -84,14 +81,10 @@ class PolicyEvaluator:
     on_progress: play.ProgressCallback | None = None,
     should_stop: Callable[[], bool] | None = None,
   ) -> list[run_tables.Episode]:
+    lanes, num_episodes = self._environments, self._num_episodes
     self._load(prefix)
     return environments.play_episodes(
-      self._environments,
-      self._actions,
-      self._num_episodes,
-      seed,
-      on_progress,
-      should_stop,
+      lanes, self._actions, num_episodes, seed, on_progress, should_stop
     )
 
   def _load(self, prefix: str) -> None:
@@ -116,23 +109,18 @@ class PolicyEvaluator:
   ) -> run_tables.Episode:
     self._load(prefix)
     environment = environments.make(self._task, render_mode='rgb_array')
-    try:
-      rate = environment.metadata.get('render_fps', 30)
-      with video.writing(path, rate) as write:
-        filmed = video.FilmedEnvironment(environment, write)
-        (episode,) = environments.play_episodes(
-          [filmed],
-          self._actions,
-          1,
-          seed,
-          should_stop=should_stop,
-        )
-    finally:
-      environment.close()
+    rate = environment.metadata.get('render_fps', 30)
+    with (
+      contextlib.closing(environment),
+      video.writing(path, rate) as write,
+    ):
+      lane = video.FilmedEnvironment(environment, write)
+      (episode,) = environments.play_episodes(
+        [lane], self._actions, 1, seed, should_stop=should_stop
+      )
     return episode
 
-  def close(self) -> None:
-    """Closes the environments."""
+  def close(self) -> None:  # noqa: D102
     for environment in self._environments:
       environment.close()
 
@@ -169,8 +157,5 @@ def create(setup: pool.Setup) -> PolicyEvaluator:
   if scale := protocol.get('scale'):  # The data's own, where they had one.
     task = dataclasses.replace(task, scale=tuple(scale))
   return PolicyEvaluator(
-    task,
-    create_agent.scoped_configurable_fn,
-    num_episodes,
-    num_lanes,
+    task, create_agent.scoped_configurable_fn, num_episodes, num_lanes
   )

@@ -34,15 +34,10 @@ CONTINUOUS_CONTROL = 'batch_rl_dr3.training.control:create_evaluator'
 
 @dataclasses.dataclass(frozen=True)
 class Atoms:
-  """What the K outputs per action of another program's network are.
+  """What the K outputs per action of another program's network are."""
 
-  Attributes:
-    kind: one of `ATOMS`, or None if nobody has said; K has to be 1 then.
-    support: the lowest and the highest return of categorical ones.
-  """
-
-  kind: str | None = None
-  support: tuple[float, float] | None = None
+  kind: str | None = None  # One of `ATOMS`; None, of which K has to be 1.
+  support: tuple[float, float] | None = None  # Of categorical ones.
 
 
 ATOMS = ('heads', 'quantiles', 'categorical')
@@ -73,17 +68,17 @@ class Setup:
 class Evaluator(Protocol):
   """Plays the checkpoints of one kind of run.
 
-  Attributes:
-    num_agent_steps: how many an evaluation has; None if that is not known
-      before it is played.
-    identity: what is played, and how.
+  A checkpoint is named by its path without `.index`, and what is played is a
+  function of it and the seed.
   """
 
   @property
-  def num_agent_steps(self) -> int | None: ...  # noqa: D102
+  def num_agent_steps(self) -> int | None:
+    """How many an evaluation has; None where only playing it tells."""
 
   @property
-  def identity(self) -> play.GameIdentity: ...  # noqa: D102
+  def identity(self) -> play.GameIdentity:
+    """What is played, and how."""
 
   def evaluate(
     self,
@@ -92,13 +87,7 @@ class Evaluator(Protocol):
     on_progress: play.ProgressCallback | None = None,
     should_stop: Callable[[], bool] | None = None,
   ) -> list[run_tables.Episode]:
-    """Returns the episodes of a checkpoint, a function of it and the seed.
-
-    Args:
-      prefix: the checkpoint's path without `.index`.
-      seed: see `play.evaluation_seed`.
-      on_progress: called with the agent steps and the episodes so far.
-      should_stop: asked before every step.
+    """Returns the episodes of a checkpoint; see `play.play`.
 
     Raises:
       DataError: if the checkpoint cannot be read or is of another network.
@@ -114,12 +103,6 @@ class Evaluator(Protocol):
   ) -> run_tables.Episode:
     """Writes an MP4 of the first episode of an evaluation, and returns it.
 
-    Args:
-      prefix: the checkpoint's path without `.index`.
-      seed: the evaluation's seed.
-      path: the file; it appears when it is whole.
-      should_stop: asked before every step.
-
     Raises:
       DataError: if the checkpoint cannot be read.
       PreemptedError: if `should_stop` said so; no file appears.
@@ -132,10 +115,7 @@ class Evaluator(Protocol):
 
 @contextlib.contextmanager
 def gin_config(config: str) -> Iterator[None]:
-  """Makes gin hold a configuration, and nothing else, from here on.
-
-  Args:
-    config: gin text.
+  """Makes gin hold this text, and nothing else, from here on.
 
   Raises:
     ConfigError: if it cannot be parsed, or what is bound cannot be used
@@ -154,36 +134,22 @@ def gin_config(config: str) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointJob:
-  """One checkpoint to play.
-
-  Attributes:
-    setup: what plays it.
-    prefix: the checkpoint's path without `.index`.
-    seed: see `play.evaluation_seed`.
-    with_scores: whether the whole evaluation is played.
-    video: the path of the video to write of the first episode; None for none.
-  """
+  """One checkpoint to play, whole or for a video of its first episode."""
 
   setup: Setup
   prefix: str
   seed: int
   with_scores: bool = True
-  video: str | None = None
+  video: str | None = None  # The path of the file.
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a job came to.
-
-  Attributes:
-    identity: what was played, and how.
-    episodes: the episodes; none where no scores were asked for.
-    process: who played: versions, commit, device and command.
-  """
+  """What a job came to: what was played, how it went, and who played."""
 
   identity: play.GameIdentity
-  episodes: list[run_tables.Episode]
-  process: dict[str, Any]
+  episodes: list[run_tables.Episode]  # None where no scores were asked for.
+  process: dict[str, Any]  # Versions, commit, device and command.
 
 
 PendingResult = futures.Future[Result]
@@ -241,10 +207,7 @@ class EvaluationPool:
 
 def wait(pending: set[PendingResult], seconds: float) -> set[PendingResult]:
   """Returns those of the jobs that are done, after at most so many seconds."""
-  done, _ = futures.wait(
-    pending, timeout=seconds, return_when=futures.FIRST_COMPLETED
-  )
-  return done
+  return futures.wait(pending, seconds, futures.FIRST_COMPLETED).done
 
 
 def result_of(future: PendingResult) -> Result:
@@ -320,20 +283,15 @@ class _Worker:
     from batch_rl_dr3.runs import provenance
 
     evaluator = self._evaluator_of(job.setup)
+    play_job = (job.prefix, job.seed)
+    is_stopped = self._stopped.is_set
     if job.video is not None:  # First: it is short, and scores are not lost.
-      evaluator.record_video(
-        job.prefix, job.seed, job.video, self._stopped.is_set
-      )
+      evaluator.record_video(*play_job, job.video, is_stopped)
     episodes = []
     if job.with_scores:
-      episodes = evaluator.evaluate(
-        job.prefix, job.seed, self._progress(), self._stopped.is_set
-      )
-    return Result(
-      evaluator.identity,
-      episodes,
-      provenance.of_process(accelerator.find_device('auto').name),
-    )
+      episodes = evaluator.evaluate(*play_job, self._progress(), is_stopped)
+    device = accelerator.find_device('auto').name
+    return Result(evaluator.identity, episodes, provenance.of_process(device))
 
   def _evaluator_of(self, setup: Setup) -> Evaluator:
     if self._evaluator is None or self._setup != setup:

@@ -63,10 +63,7 @@ class Evaluations(Protocol):
     """Asks for a checkpoint to be played; to ask again changes nothing."""
 
   def collect(self, until_done: bool) -> Iterator[ScoredCheckpoint]:
-    """Yields what has been played and was not yielded before.
-
-    Args:
-      until_done: whether to wait for all that was submitted.
+    """Yields what was played since, and waits for the rest if `until_done`.
 
     Raises:
       PreemptedError: if the run is to stop before.
@@ -96,25 +93,20 @@ class SyncEvaluations:
     del until_done
     for iteration in sorted(self._waiting):
       checkpoint, seed = self._waiting.pop(iteration)
-      episodes = self._play(iteration, checkpoint, seed)
-      yield ScoredCheckpoint(iteration, checkpoint, episodes)
-
-  def _play(
-    self, iteration: int, checkpoint: checkpoints.Checkpoint, seed: int
-  ) -> list[run_tables.Episode]:
-    bar = progress.bar(
-      self._evaluator.num_agent_steps,
-      f'evaluation {iteration}',
-      'step',
-      leave=False,
-    )
-    with bar:
-      return self._evaluator.evaluate(
-        checkpoint.prefix,
-        seed,
-        lambda num_played, _: bar.update(num_played - bar.n),
-        lambda: bool(self._stop_request),
+      bar = progress.bar(
+        self._evaluator.num_agent_steps,
+        f'evaluation {iteration}',
+        'step',
+        leave=False,
       )
+      with bar:
+        episodes = self._evaluator.evaluate(
+          checkpoint.prefix,
+          seed,
+          lambda num_played, _, bar=bar: bar.update(num_played - bar.n),
+          lambda: bool(self._stop_request),
+        )
+      yield ScoredCheckpoint(iteration, checkpoint, episodes)
 
   def close(self) -> None:
     """Does nothing: whoever made the evaluator closes it."""
@@ -151,24 +143,20 @@ class AsyncEvaluations:
   def collect(self, until_done: bool) -> Iterator[ScoredCheckpoint]:
     """Yields what is done, and waits while too many checkpoints do."""
     limit = 0 if until_done else _MAX_WAITING
-
-    def must_wait() -> bool:
-      return len(self._pending) > limit
-
     while self._pending:
-      seconds = _POLL_SECONDS if must_wait() else 0.0
-      done = pool.wait(set(self._pending), seconds)
+      must_wait = len(self._pending) > limit
+      done = pool.wait(set(self._pending), _POLL_SECONDS if must_wait else 0.0)
       for future in done:
         iteration, checkpoint = self._pending.pop(future)
         episodes = pool.result_of(future).episodes
         yield ScoredCheckpoint(iteration, checkpoint, episodes)
-      if self._stop_request and must_wait():
+      if self._stop_request and len(self._pending) > limit:
         raise errors.PreemptedError(
           f'stopped by {self._stop_request.signal_name} with '
           f'{len(self._pending)} checkpoints not yet evaluated; they are kept. '
           'Rerun the command to go on from there.'
         )
-      if not done and not must_wait():
+      if not done and not must_wait:
         return
 
   def close(self) -> None:

@@ -5,8 +5,9 @@ has. A checkpoint of another program (Dopamine, batch_rl) says nothing but its
 iteration, so the game comes from gin and the rest from the caller.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
+import functools
 import glob
 import os
 import pathlib
@@ -14,7 +15,7 @@ import re
 import sys
 from typing import Any
 
-from batch_rl_dr3.config import errors, gin_files, own_code
+from batch_rl_dr3.config import errors, frameworks, gin_files, own_code
 from batch_rl_dr3.evaluation import pool, scoring
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import (
@@ -56,14 +57,11 @@ class Target:
     output_dir: the run directory that the scores go to, as a folder.
     home: where that is: itself, or its URL.
     config: gin text that names the game and the network.
-    protocol: how they are played, as provenance.json has it; None for what
-      the configuration says.
+    protocol: see `pool.Setup`, as of `atoms` and `imports`.
     provenance: what the run is. Of another program's, what the caller says;
       the game's entries are added once it has been played.
     checkpoints: by iteration.
     is_run: whether it is a run directory of this package.
-    atoms: see `pool.Setup`.
-    imports: see `pool.Setup`.
   """
 
   source: pathlib.Path
@@ -77,6 +75,11 @@ class Target:
   atoms: pool.Atoms | None = None
   imports: tuple[own_code.OwnCode, ...] = ()
 
+  @functools.cached_property
+  def is_continuous(self) -> bool:
+    """Whether it is continuous control."""
+    return frameworks.is_continuous(self.config)
+
   def open_home(self, cache_dir: str, names: Collection[str]) -> home_lib.Home:
     """Returns the home of the scores, with what it takes to add to them.
 
@@ -84,9 +87,16 @@ class Target:
       cache_dir: where what lives in a bucket is worked on.
       names: of the checkpoints that are to be played.
     """
-    return home_lib.open_home(
-      self.home, cache_dir, lambda name: _is_needed(name, names)
-    )
+
+    def is_needed(name: str) -> bool:
+      path = pathlib.PurePosixPath(name)
+      if path.parts[0] != run_directory.CHECKPOINTS:
+        return not path.name.startswith('events.out.')
+      # tf_ckpt-<name>.index and so on, and ckpt.<name>.json.
+      own = path.name.removeprefix('tf_ckpt-').removeprefix('ckpt.')
+      return own.partition('.')[0] in names
+
+    return home_lib.open_home(self.home, cache_dir, is_needed)
 
   def within(self, home: home_lib.Home) -> 'Target':
     """Returns this target as it is in its home, once that is locked."""
@@ -95,15 +105,6 @@ class Target:
       return here
     found = checkpoints.of_iterations(home.folder / run_directory.CHECKPOINTS)
     return dataclasses.replace(here, source=home.folder, checkpoints=found)
-
-
-def _is_needed(name: str, checkpoint_names: Collection[str]) -> bool:
-  path = pathlib.PurePosixPath(name)
-  if path.parts[0] != run_directory.CHECKPOINTS:
-    return not path.name.startswith('events.out.')
-  # tf_ckpt-<name>.index and so on, and ckpt.<name>.json.
-  own = path.name.removeprefix('tf_ckpt-').removeprefix('ckpt.')
-  return own.partition('.')[0] in checkpoint_names
 
 
 def find(
@@ -117,39 +118,32 @@ def find(
   Raises:
     DataError: if a pattern finds neither.
   """
-  runs: set[pathlib.Path] = set()
-  foreign: set[pathlib.Path] = set()
+  found: set[tuple[bool, pathlib.Path]] = set()
   for pattern in patterns:
-    own, others = _classify(
-      pathlib.Path(path) for path in glob.glob(pattern, recursive=True)
-    )
-    if not own and not others:
+    paths = map(pathlib.Path, glob.glob(pattern, recursive=True))
+    here = {folder for path in paths if (folder := _folder(path))}
+    if not here:
       raise errors.DataError(
         f'nothing to evaluate in {pattern!r}: neither run directories (with '
         f'{run_directory.PROVENANCE}) nor files tf_ckpt-N.index.'
       )
-    runs |= own
-    foreign |= others
-  return sorted(runs), sorted(foreign)
+    found |= here
+  return (
+    sorted(path for is_run, path in found if is_run),
+    sorted(path for is_run, path in found if not is_run),
+  )
 
 
-def _classify(
-  paths: Iterable[pathlib.Path],
-) -> tuple[set[pathlib.Path], set[pathlib.Path]]:
-  runs, foreign = set(), set()
-  for path in paths:
-    if (path / run_directory.PROVENANCE).is_file():
-      runs.add(path)
-    elif path.is_dir() and any(path.glob('tf_ckpt-*.index')):
-      foreign.add(path)
-    elif _FOREIGN.fullmatch(path.name):
-      foreign.add(path.parent)
-  own = {path for path in foreign if _is_of_run(path)}
-  return runs | {path.parent for path in own}, foreign - own
-
-
-def _is_of_run(folder: pathlib.Path) -> bool:
-  return (folder.parent / run_directory.PROVENANCE).is_file()
+def _folder(path: pathlib.Path) -> tuple[bool, pathlib.Path] | None:
+  """Returns whether a path belongs to a run, and the folder to evaluate."""
+  if (path / run_directory.PROVENANCE).is_file():
+    return True, path
+  if _FOREIGN.fullmatch(path.name):
+    path = path.parent
+  elif not path.is_dir() or not any(path.glob('tf_ckpt-*.index')):
+    return None
+  is_run = (path.parent / run_directory.PROVENANCE).is_file()
+  return is_run, path.parent if is_run else path
 
 
 def of_run(
@@ -172,26 +166,25 @@ def of_run(
     DataError: if its files cannot be read.
   """
   mend = 'Restore it from a backup, or leave the run out of --runs.'
+  home = home or str(folder)
+  config_path = folder / run_directory.CONFIG
   provenance = records.read_provenance(
     folder, ('method', 'game', 'seed', 'protocol')
   )
-  config = records.read_text(folder / run_directory.CONFIG, mend)
+  config = records.read_text(config_path, mend)
   if provenance is None or config is None:
     name = run_directory.CONFIG if provenance else run_directory.PROVENANCE
     raise errors.DataError(
       f'{folder} is no whole run directory: it has no {name}. {mend}'
     )
-  own = own_code.matching(
-    provenance.get('imports', {}), imports, home or str(folder)
-  )
+  own = own_code.matching(provenance.get('imports', {}), imports, home)
   if not trust_gin:
-    gin_files.check_text(
-      config, str(folder / run_directory.CONFIG), own_code.definitions(own)
-    )
+    names = own_code.definitions(own)
+    gin_files.check_text(config, str(config_path), names)
   return Target(
     source=folder,
     output_dir=folder,
-    home=home or str(folder),
+    home=home,
     config=config,
     protocol=provenance['protocol'],
     provenance=provenance,
@@ -223,16 +216,15 @@ def of_folder(
     atoms: what the outputs per action are.
     imports: what --import names.
   """
-  found = {}
-  for path in folder.glob('tf_ckpt-*.index'):
-    match = _FOREIGN.fullmatch(path.name)
-    if match:
-      iteration = int(match[1])
-      found[iteration] = checkpoints.Checkpoint(
-        name=match[1],
-        gradient_steps=(iteration + 1) * gradient_steps_per_iteration,
-        prefix=str(path.with_suffix('')),
-      )
+  found = {
+    int(match[1]): checkpoints.Checkpoint(
+      name=match[1],
+      gradient_steps=(int(match[1]) + 1) * gradient_steps_per_iteration,
+      prefix=str(path.with_suffix('')),
+    )
+    for path in folder.glob('tf_ckpt-*.index')
+    if (match := _FOREIGN.fullmatch(path.name))
+  }
   return Target(
     source=folder,
     output_dir=pathlib.Path(output_dir),
@@ -268,48 +260,38 @@ def write_provenance(
       scores of two protocols do not belong in one file.
     WriteError: if the disk refuses.
   """
-  path = target.output_dir / run_directory.PROVENANCE
-  identity = result.identity
+  identity = dataclasses.asdict(result.identity)
+  protocol = identity.pop('protocol')
   there = records.read_provenance(target.output_dir, ('game', 'protocol'))
   if there is not None:
-    _check_same_game(target, there, identity)
-    protocol = {**there['protocol'], **identity.protocol}
-    if protocol == there['protocol']:
-      return dict(there)
-    provenance = {**there, 'protocol': protocol}
+    known = {**there, **there['protocol']}
+    played = {**({} if target.is_run else target.provenance), **identity}
+    _check_same_game(target, known, {**played, **protocol})
+    provenance = {**there, 'protocol': {**there['protocol'], **protocol}}
+    if provenance == there:
+      return provenance
   else:
     provenance = {
       **target.provenance,
-      'suite': identity.suite,
-      'game': identity.game,
+      **identity,
       'data_hash': None,
       'data': None,
-      'protocol': {'gamma': None, **identity.protocol},
-      'rom_md5': identity.rom_md5,
+      'protocol': {'gamma': None, **protocol},
       **result.process,
       'command': [os.path.basename(sys.executable), *sys.orig_argv[1:]],
     }
     atomic.write_text(
       target.output_dir / run_directory.CONFIG, target.config, check
     )
+  path = target.output_dir / run_directory.PROVENANCE
   atomic.write_json(path, provenance, check)
   return provenance
 
 
 def _check_same_game(
-  target: Target,
-  there: Mapping[str, Any],
-  identity: play.GameIdentity,
+  target: Target, known: Mapping[str, Any], played: Mapping[str, Any]
 ) -> None:
-  known = {**there, **there['protocol']}
-  found = {
-    **({} if target.is_run else target.provenance),
-    'suite': identity.suite,
-    'game': identity.game,
-    'rom_md5': identity.rom_md5,
-    **identity.protocol,
-  }
-  for name, value in found.items():
+  for name, value in played.items():
     if name in _AMOUNTS and known.get(name) == 0:
       continue  # Never evaluated before.
     if known.get(name) != value:
@@ -325,11 +307,6 @@ class RemainingEvaluation:
   """One checkpoint to play, and whose it is.
 
   Attributes:
-    target: whose it is.
-    iteration: the iteration that it ends.
-    checkpoint: the checkpoint.
-    with_scores: whether the whole evaluation is played.
-    with_video: whether a video is written.
     num_agent_steps: of play; 0 where episodes are counted, or for a video.
     home: where its scores go, locked; None before that.
   """
@@ -348,22 +325,21 @@ class RemainingEvaluation:
     Raises:
       DataError: if the checkpoint is damaged.
     """
-    if self.target.is_run:
+    target = self.target
+    if target.is_run:
       checkpoints.check_whole(self.checkpoint)
     return pool.CheckpointJob(
       pool.Setup(
-        self.target.config,
-        self.target.protocol,
+        target.config,
+        target.protocol,
         num_threads,
-        self.target.atoms,
-        self.target.imports,
+        target.atoms,
+        target.imports,
       ),
       prefix=self.checkpoint.prefix,
-      seed=play.evaluation_seed(self.target.provenance['seed'], self.iteration),
+      seed=play.evaluation_seed(target.provenance['seed'], self.iteration),
       with_scores=self.with_scores,
-      video=str(_video(self.target, self.iteration))
-      if self.with_video
-      else None,
+      video=str(_video(target, self.iteration)) if self.with_video else None,
     )
 
   def record(self, result: pool.Result) -> str:
@@ -405,7 +381,7 @@ def remaining_evaluations(
     target: the target.
     which: 'all' checkpoints, or the 'last'.
     video: whether a video of each is written, where there is none.
-    home: see `RemainingEvaluation`.
+    home: of the target, if it is locked.
 
   Raises:
     DataError: if there is no checkpoint yet, or the protocol is not whole.

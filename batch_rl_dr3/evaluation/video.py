@@ -56,33 +56,23 @@ def writing(
 ) -> Iterator[Callable[[Picture], object]]:
   """Yields a function that adds a picture to an MP4, which appears at the end.
 
-  Args:
-    path: the file; if the block fails it does not appear.
-    pictures_per_second: of the film.
-
   Raises:
     WriteError: if the file cannot be written.
   """
-  target = pathlib.Path(path)
-  atomic.make_directory(target.parent)
-  temporary = target.with_name(f'.{target.stem}.{os.getpid()}.mp4')
-  writer = cv2.VideoWriter(
-    str(temporary),
-    cv2.VideoWriter.fourcc(*'mp4v'),
-    pictures_per_second,
-    (_WIDTH, _HEIGHT),
-  )
-  if not writer.isOpened():
-    raise atomic.FileError(target, OSError(0, 'OpenCV can open no video there'))
-  try:
-    yield lambda picture: writer.write(picture)
-    writer.release()
-    os.replace(temporary, target)
-  except OSError as error:
-    raise atomic.FileError(target, error) from error
-  finally:
-    writer.release()
-    temporary.unlink(missing_ok=True)
+  atomic.make_directory(pathlib.Path(path).parent)
+  with atomic.whole_path(path, ending='.mp4') as temporary:
+    writer = cv2.VideoWriter(
+      str(temporary),
+      cv2.VideoWriter.fourcc(*'mp4v'),
+      pictures_per_second,
+      (_WIDTH, _HEIGHT),
+    )
+    if not writer.isOpened():
+      raise OSError(0, 'OpenCV can open no video there')
+    try:
+      yield writer.write
+    finally:
+      writer.release()
 
 
 class FilmedLane:
@@ -97,6 +87,7 @@ class FilmedLane:
     write: Callable[[Picture], object],
   ):
     self.game = lanes.game
+    self.reset = lanes.reset
     self._lanes = lanes
     self._outputs = outputs
     self._write = write
@@ -115,16 +106,9 @@ class FilmedLane:
     self._observation = states[0, ..., -1]
     return self._q_values.argmax(axis=1)
 
-  def reset(
-    self, which: lanes_lib.IntArray, seed: int | None = None
-  ) -> lanes_lib.FrameArray:
-    """See `lanes.Lanes`."""
-    return self._lanes.reset(which, seed)
-
-  def step(
+  def step(  # noqa: D102
     self, which: lanes_lib.IntArray, actions: lanes_lib.IntArray
   ) -> lanes_lib.Step:
-    """See `lanes.Lanes`."""
     self._write(
       draw(
         self._observation,
@@ -139,7 +123,7 @@ class FilmedLane:
     return step
 
   def close(self) -> None:
-    """See `lanes.Lanes`; whose lane it is closes it."""
+    """Does nothing: whose lanes they are closes them."""
 
 
 class FilmedEnvironment:
@@ -178,10 +162,7 @@ class FilmedEnvironment:
 def draw_body(screen: Picture, step: int, episode_return: float) -> Picture:
   """Returns one picture, uint8 [480, 854, 3] in OpenCV's order of colours.
 
-  Args:
-    screen: uint8 [height, width, 3], red first, as the simulator draws it.
-    step: steps so far.
-    episode_return: the return so far.
+  The screen, uint8 [height, width, 3], is red first, as simulators draw it.
   """
   picture: Picture = np.full((_HEIGHT, _WIDTH, 3), 24, np.uint8)
   height, width = screen.shape[:2]
@@ -212,12 +193,9 @@ def draw(
     episode_return: the return so far.
   """
   picture: Picture = np.full((_HEIGHT, _WIDTH, 3), 24, np.uint8)
-  picture[_MARGIN : _MARGIN + _SCREEN, _MARGIN : _MARGIN + _SCREEN] = (
-    cv2.resize(
-      _colours(observation),
-      (_SCREEN, _SCREEN),
-      interpolation=cv2.INTER_NEAREST,
-    )
+  side = slice(_MARGIN, _MARGIN + _SCREEN)
+  picture[side, side] = cv2.resize(
+    _colours(observation), (_SCREEN, _SCREEN), interpolation=cv2.INTER_NEAREST
   )
   step = f'step {len(dot_products)}   return {episode_return:g}'
   _write(picture, step, _MARGIN, _HEIGHT - 10)
@@ -227,7 +205,7 @@ def draw(
 
 
 def _colours(observation: lanes_lib.FrameArray) -> Picture:
-  """Returns an observation in colour: uint8 [height, width, 3]."""
+  """Returns uint8 [height, width, 3]."""
   if observation.ndim == 2:
     return np.repeat(observation[..., None], 3, axis=2)
   colours = _PALETTE[np.arange(observation.shape[2]) % len(_PALETTE)]
