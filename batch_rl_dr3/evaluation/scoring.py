@@ -93,20 +93,20 @@ class SyncEvaluations:
     del until_done
     for iteration in sorted(self._waiting):
       checkpoint, seed = self._waiting.pop(iteration)
-      bar = progress.bar(
-        self._evaluator.num_agent_steps,
-        f'evaluation {iteration}',
-        'step',
-        leave=False,
-      )
-      with bar:
-        episodes = self._evaluator.evaluate(
-          checkpoint.prefix,
-          seed,
-          lambda num_played, _, bar=bar: bar.update(num_played - bar.n),
-          lambda: bool(self._stop_request),
-        )
+      episodes = self._play(iteration, checkpoint.prefix, seed)
       yield ScoredCheckpoint(iteration, checkpoint, episodes)
+
+  def _play(
+    self, iteration: int, prefix: str, seed: int
+  ) -> list[run_tables.Episode]:
+    total, desc = self._evaluator.num_agent_steps, f'evaluation {iteration}'
+    with progress.bar(total, desc, 'step', leave=False) as bar:
+      return self._evaluator.evaluate(
+        prefix,
+        seed,
+        lambda num_played, _: bar.update(num_played - bar.n),
+        lambda: bool(self._stop_request),
+      )
 
   def close(self) -> None:
     """Does nothing: whoever made the evaluator closes it."""

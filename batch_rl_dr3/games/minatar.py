@@ -12,7 +12,6 @@ package's `Environment` does, are done here.
 from collections.abc import Callable
 import functools
 import importlib.metadata
-import importlib.util
 import runpy
 from typing import Any
 
@@ -82,10 +81,9 @@ def create_minatar_lanes(
       f'create_minatar_lanes.game_name is {game_name!r}; MinAtar has '
       f'{", ".join(GAMES)}.'
     )
-  package = importlib.util.find_spec('minatar')
-  assert package is not None
-  (folder,) = package.submodule_search_locations or ()
-  definitions = runpy.run_path(f'{folder}/environments/{game_name}.py')
+  package = importlib.metadata.distribution('MinAtar')
+  path = package.locate_file(f'minatar/environments/{game_name}.py')
+  definitions = runpy.run_path(str(path))
   create = functools.partial(definitions['Env'], ramping=difficulty_ramping)
   environments = [
     _Environment(create, sticky_action_probability) for _ in range(num_lanes)
@@ -98,7 +96,7 @@ def create_minatar_lanes(
     stack_size=1,
     rom_md5=None,
     protocol={
-      'minatar_version': importlib.metadata.version('MinAtar'),
+      'minatar_version': package.version,
       'action_set': 'full',
       'sticky_action_probability': sticky_action_probability,
       'difficulty_ramping': difficulty_ramping,
