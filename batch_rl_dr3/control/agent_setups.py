@@ -17,11 +17,9 @@ from batch_rl_dr3.control import brac_agent, cql_agent, critics, tasks
 
 @dataclasses.dataclass(frozen=True)
 class Spaces:
-  """The sizes of a task.
+  """How many numbers an observation and an action, in [-1, 1], of a task have.
 
-  Attributes:
-    observation_size: numbers in an observation.
-    action_size: numbers in an action, each in [-1, 1].
+  TF-Agents' specs are made of them.
   """
 
   observation_size: int
@@ -88,12 +86,7 @@ def create_actor(spaces: Spaces, layers: Sequence[int]) -> Any:
 
 
 def create_critic(spaces: Spaces, layers: Sequence[int]) -> Any:
-  """Returns a critic.
-
-  Args:
-    spaces: the sizes of the task.
-    layers: units of the hidden layers; the last are the features.
-  """
+  """Returns a critic; the last of its hidden layers are the features."""
   return critics.FeatureCriticNetwork(
     (spaces.time_step_spec.observation, spaces.action_spec),
     joint_fc_layer_params=tuple(layers),
@@ -113,15 +106,16 @@ def _arguments(
   actor_layers: Sequence[int],
   learning_rates: Sequence[float],
 ) -> dict[str, Any]:
-  critic_rate, actor_rate, alpha_rate = learning_rates
+  """Returns what all agents take; rates are of critics, actor and alpha."""
+  critic, actor, alpha = (adam(rate) for rate in learning_rates)
   return {
     'time_step_spec': spaces.time_step_spec,
     'action_spec': spaces.action_spec,
     'critic_network': create_critic(spaces, critic_layers),
     'actor_network': create_actor(spaces, actor_layers),
-    'critic_optimizer': adam(critic_rate),
-    'actor_optimizer': adam(actor_rate),
-    'alpha_optimizer': adam(alpha_rate),
+    'critic_optimizer': critic,
+    'actor_optimizer': actor,
+    'alpha_optimizer': alpha,
     'train_step_counter': tf.Variable(0, dtype=tf.int64, trainable=False),
   }
 
@@ -150,13 +144,9 @@ def create_cql_agent(
     gamma: the discount.
     target_entropy_per_dimension: of the policy; the authors take -1.
   """
+  rates = (critic_learning_rate, actor_learning_rate, actor_learning_rate)
   return cql_agent.DR3CqlSacAgent(
-    **_arguments(
-      spaces,
-      critic_layers,
-      actor_layers,
-      (critic_learning_rate, actor_learning_rate, actor_learning_rate),
-    ),
+    **_arguments(spaces, critic_layers, actor_layers, rates),
     cql_alpha_learning_rate=critic_learning_rate,
     gamma=gamma,
     target_entropy=target_entropy_per_dimension * spaces.action_size,
@@ -178,25 +168,14 @@ def create_brac_agent(
 ) -> brac_agent.DR3BracAgent:
   """Returns a BRAC agent; sizes and rates are those of the authors' code.
 
-  Args:
-    spaces: the sizes of the task.
-    seed: fixes all that is sampled; weights are drawn by TensorFlow's seed.
-    critic_layers: hidden units of the critics.
-    actor_layers: hidden units of the policy and of the behaviour policy.
-    critic_learning_rate: Adam's.
-    actor_learning_rate: Adam's.
-    alpha_learning_rate: Adam's, where alpha is trained.
-    gamma: the discount.
+  Arguments are those of `create_cql_agent`; the behaviour policy has the
+  actor's layers, and alpha_learning_rate counts where alpha is trained.
   """
   behaviour_network = create_actor(spaces, actor_layers)
   behaviour_network.create_variables()
+  rates = (critic_learning_rate, actor_learning_rate, alpha_learning_rate)
   return brac_agent.DR3BracAgent(
-    **_arguments(
-      spaces,
-      critic_layers,
-      actor_layers,
-      (critic_learning_rate, actor_learning_rate, alpha_learning_rate),
-    ),
+    **_arguments(spaces, critic_layers, actor_layers, rates),
     behaviour_network=behaviour_network,
     gamma=gamma,
     seed=seed,

@@ -15,9 +15,9 @@ from typing import Any
 
 import gin
 import tensorflow as tf
-from tf_agents.agents.sac import sac_agent
 
 from batch_rl_dr3.agents import penalties as penalties_lib
+from batch_rl_dr3.config import ranges
 from batch_rl_dr3.control import critics
 
 # The authors' kernel width for actions in [-1, 1].
@@ -87,37 +87,34 @@ def mmd(
 
 
 @gin.configurable
-class DR3BracAgent(critics.PenalisedCritics, sac_agent.SacAgent):
+@ranges.checked(target_update_tau=ranges.PositiveShare)
+class DR3BracAgent(critics.PenalisedSacAgent):
   """BRAC on TF-Agents' SacAgent; without penalties, plain BRAC."""
 
   def __init__(
     self,
-    time_step_spec: Any,
-    action_spec: Any,
     *args: Any,
     behaviour_network: Any,
     penalties: Sequence[penalties_lib.Penalty] = (),
-    seed: int = 0,
+    seed: ranges.Natural = 0,
     divergence: str = 'kl',
-    alpha: float = 0.1,
+    alpha: ranges.Positive = 0.1,
     train_alpha: bool = False,
     target_divergence: float = 0.0,
     value_penalty: bool = True,
-    num_divergence_samples: int = 4,
-    num_warm_start_steps: int = 20_000,
+    num_divergence_samples: ranges.Count = 4,
+    num_warm_start_steps: ranges.Natural = 20_000,
     **kwargs: Any,
   ):
     """Creates the agent. Defaults are those of the authors' code.
 
     Args:
-      time_step_spec: of `SacAgent`.
-      action_spec: of `SacAgent`.
       *args: of `SacAgent`.
       behaviour_network: b(.|s), cloned from the data, like the actor.
       penalties: on the critics' features.
       seed: fixes all that is sampled.
       divergence: 'kl' or 'mmd', both in their primal form.
-      alpha: the weight of the divergence, > 0; where it is trained, at first.
+      alpha: the weight of the divergence; where it is trained, at first.
       train_alpha: whether alpha is adapted.
       target_divergence: what it then holds the divergence at.
       value_penalty: whether the backup is penalised (BRAC-v) or the policy
@@ -129,27 +126,22 @@ class DR3BracAgent(critics.PenalisedCritics, sac_agent.SacAgent):
 
     Raises:
       ConfigError: see `critics.check_specs`.
-      ValueError: if the divergence is unknown or alpha not positive.
+      ValueError: if the divergence is unknown.
     """
     if divergence not in ('kl', 'mmd'):
       raise ValueError(f"divergence is 'kl' or 'mmd', not {divergence!r}.")
-    if alpha <= 0:
-      raise ValueError(f'alpha must be > 0, got {alpha}.')
-    critics.check_specs(time_step_spec, action_spec)
     super().__init__(
-      time_step_spec,
-      action_spec,
       *args,
+      penalties=penalties,
+      seed=seed,
       initial_log_alpha=math.log(alpha),
       target_entropy=-target_divergence,
       alpha_loss_weight=float(train_alpha),
       **kwargs,
     )
-    self._prepare(penalties, seed)
-    self._dr3.in_backup = False
     self.behaviour_network = behaviour_network
     self._divergence = divergence
-    self._value_penalty = value_penalty
+    self._include_critic_entropy_term = value_penalty
     self._num_divergence_samples = num_divergence_samples
     self._num_warm_start_steps = num_warm_start_steps
 
@@ -159,27 +151,18 @@ class DR3BracAgent(critics.PenalisedCritics, sac_agent.SacAgent):
     """Returns actions, and D(s) where the parent has log pi(a|s)."""
     policy = self._train_policy if training else self._policy
     distribution = policy.distribution(time_steps).action
-    actions = distribution.sample(seed=self._dr3.seeds())
-    if self._dr3.in_backup:
-      self._dr3.next_actions = actions
-      if not self._value_penalty:
-        return actions, tf.zeros(tf.shape(actions)[:1])
+    actions = distribution.sample(seed=self._seeds())
     return actions, self.divergence(time_steps, distribution)
 
   def divergence(self, time_steps: Any, distribution: Any) -> tf.Tensor:
-    """Returns D(pi(.|s), b(.|s)), float32 [B].
-
-    Args:
-      time_steps: the states s.
-      distribution: pi(.|s).
-    """
+    """Returns D(pi(.|s), b(.|s)), float32 [B], at s with pi(.|s)."""
     behaviour, _ = self.behaviour_network(time_steps.observation, (), ())
     samples = distribution.sample(
-      self._num_divergence_samples, seed=self._dr3.seeds()
+      self._num_divergence_samples, seed=self._seeds()
     )
     if self._divergence == 'mmd':
       behaviour_samples = behaviour.sample(
-        self._num_divergence_samples, seed=self._dr3.seeds()
+        self._num_divergence_samples, seed=self._seeds()
       )
       return mmd(samples, behaviour_samples)
     spec = self.action_spec
@@ -188,77 +171,40 @@ class DR3BracAgent(critics.PenalisedCritics, sac_agent.SacAgent):
     )
     return kl(distribution.log_prob(samples), behaviour.log_prob(inside))
 
-  def critic_loss(self, *args: Any, **kwargs: Any) -> tf.Tensor:
-    """Returns the parent's critic loss with the penalties, float32 scalar."""
-    return self._penalised(self._terms(*args, **kwargs))
-
-  def _terms(
-    self,
-    time_steps: Any,
-    actions: tf.Tensor,
-    next_time_steps: Any,
-    *args: Any,
-    measured: bool = False,
-    **kwargs: Any,
-  ) -> critics.CriticTerms:
-    parent = super().critic_loss
-
-    def loss() -> tf.Tensor:
-      self._dr3.in_backup = True
-      try:
-        return parent(time_steps, actions, next_time_steps, *args, **kwargs)
-      finally:
-        self._dr3.in_backup = False
-
-    return self._critic_terms(loss, next_time_steps, measured)
-
   def actor_loss(
     self,
     time_steps: Any,
     weights: tf.Tensor | None = None,
     training: bool = True,
   ) -> tf.Tensor:
-    """Returns mean of alpha D(s) - min Q(s, a), without Q in the warm start.
-
-    Args:
-      time_steps: the states s.
-      weights: float32 [B] or None, of the examples.
-      training: whether networks run as in training.
-    """
-    with self._dr3.seeds.purpose('actor'):
+    """Returns mean of alpha D(s) - min Q(s, a), without Q in the warm start."""
+    with self._seeds.purpose('actor'):
       actions, divergence = self._actions_and_log_probs(time_steps, training)
-    values = [
-      critic((time_steps.observation, actions), training=False)[0]
-      for critic in self.critics
-    ]
+    pairs = (time_steps.observation, actions)
+    values = tf.minimum(*(critic(pairs)[0] for critic in self.critics))
     counts = tf.cast(
       self.train_step_counter >= self._num_warm_start_steps, tf.float32
     )
-    losses = tf.exp(self._log_alpha) * divergence - counts * tf.minimum(*values)
+    losses = tf.exp(self._log_alpha) * divergence - counts * values
     return tf.reduce_mean(losses if weights is None else weights * losses)
 
   def _loss_parts(
-    self, experience: Any, weights: tf.Tensor | None, training: bool
+    self,
+    transition: Any,
+    terms: critics.CriticTerms,
+    weights: tf.Tensor | None,
+    training: bool,
   ) -> dict[str, tf.Tensor]:
-    time_steps, policy_steps, next_time_steps = self._as_transition(experience)
-    terms = self._measured_terms(
-      time_steps, policy_steps.action, next_time_steps, weights, training
-    )
-    minimised = {
+    time_steps = transition.time_step
+    with self._seeds.purpose('measured'):
+      distribution = self._policy.distribution(time_steps).action
+      divergence = self.divergence(time_steps, distribution)
+    return {
       'loss_critic': self._critic_loss_weight * self._penalised(terms),
       'loss_actor': self._actor_loss_weight
       * self.actor_loss(time_steps, weights=weights),
       'loss_alpha': self._alpha_loss_weight
       * self.alpha_loss(time_steps, weights=weights),
-    }
-    with self._dr3.seeds.purpose('measured'):
-      distribution = self._policy.distribution(time_steps).action
-      divergence = self.divergence(time_steps, distribution)
-    return {
-      'loss_total': tf.add_n(list(minimised.values())),
-      'loss_bellman': self._critic_loss_weight * terms.loss,
-      **minimised,
       'divergence': tf.reduce_mean(divergence),
       'alpha': tf.exp(self._log_alpha),
-      **self._measures(terms),
     }

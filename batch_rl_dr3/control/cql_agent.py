@@ -6,7 +6,7 @@ option: proposals from pi(.|s') beside pi(.|s) and uniform ones, the max-Q
 backup, and a weight inside the Lagrange form.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gin
@@ -14,6 +14,7 @@ import tensorflow as tf
 from tf_agents.agents.cql import cql_sac_agent
 
 from batch_rl_dr3.agents import penalties as penalties_lib
+from batch_rl_dr3.config import ranges
 from batch_rl_dr3.control import critics
 
 
@@ -50,27 +51,29 @@ def sampled_conservative(
 
 
 @gin.configurable
-class DR3CqlSacAgent(critics.PenalisedCritics, cql_sac_agent.CqlSacAgent):
+@ranges.checked(
+  num_cql_samples=ranges.Count,
+  num_bc_steps=ranges.Natural,
+  cql_alpha=ranges.NonNegative,
+  target_update_tau=ranges.PositiveShare,
+)
+class DR3CqlSacAgent(critics.PenalisedSacAgent, cql_sac_agent.CqlSacAgent):
   """TF-Agents' CqlSacAgent; without penalties, plain CQL."""
 
   def __init__(
     self,
-    time_step_spec: Any,
-    action_spec: Any,
     *args: Any,
     penalties: Sequence[penalties_lib.Penalty] = (),
-    seed: int = 0,
+    seed: ranges.Natural = 0,
     next_proposals: bool = True,
     max_q_backup: bool = False,
-    num_backup_samples: int = 10,
-    conservative_weight: float = 1.0,
+    num_backup_samples: ranges.Count = 10,
+    conservative_weight: ranges.NonNegative = 1.0,
     **kwargs: Any,
   ):
     """Creates the agent.
 
     Args:
-      time_step_spec: of `CqlSacAgent`.
-      action_spec: of `CqlSacAgent`.
       *args: of `CqlSacAgent`.
       penalties: on the critics' features.
       seed: fixes all that is sampled.
@@ -88,107 +91,63 @@ class DR3CqlSacAgent(critics.PenalisedCritics, cql_sac_agent.CqlSacAgent):
       ValueError: if a penalty needs a finite set of actions, or noise is to
         be put on rewards, which could not be resumed bit for bit.
     """
-    critics.check_specs(time_step_spec, action_spec)
-    super().__init__(time_step_spec, action_spec, *args, **kwargs)
+    super().__init__(*args, penalties=penalties, seed=seed, **kwargs)
     if self._reward_noise_variance:
       raise ValueError('reward_noise_variance is not supported; leave it 0.')
-    self._prepare(penalties, seed)
-    self._action_seed_stream = self._dr3.seeds
+    self._action_seed_stream = self._seeds
     self._next_proposals = next_proposals
     self._max_q_backup = max_q_backup
     self._num_backup_samples = num_backup_samples
     self._conservative_weight = conservative_weight
+    self._next_time_steps: Callable[[], Any]
 
-  def _actions_and_log_probs(
-    self, time_steps: Any, training: bool = False
-  ) -> tuple[tf.Tensor, tf.Tensor]:
-    actions, log_probs = super()._actions_and_log_probs(time_steps, training)
-    self._dr3.next_actions = actions  # The critic loss asks at s' alone.
-    return actions, log_probs
+  def _train(self, experience: Any, weights: Any) -> Any:
+    # The parent's step hands `_cql_loss` no s'. A function, as tf.Module would
+    # track the tensors themselves.
+    next_time_steps = self._as_transition(experience).next_time_step
+    self._next_time_steps = lambda: next_time_steps
+    return super()._train(experience, weights)
 
-  def _critic_loss_with_optional_entropy_term(
-    self, *args: Any, **kwargs: Any
-  ) -> tf.Tensor:
-    return self._penalised(self._terms(*args, **kwargs))
-
-  def _terms(
-    self,
-    time_steps: Any,
-    actions: tf.Tensor,
-    next_time_steps: Any,
-    *args: Any,
-    measured: bool = False,
-    **kwargs: Any,
-  ) -> critics.CriticTerms:
-    self._dr3.next_time_steps = next_time_steps  # For `_cql_loss`.
-    parent = super()._critic_loss_with_optional_entropy_term
-
-    def loss() -> tf.Tensor:
-      if not self._max_q_backup:
-        return parent(time_steps, actions, next_time_steps, *args, **kwargs)
-      return self._max_q_loss(
-        parent, time_steps, actions, next_time_steps, *args, **kwargs
-      )
-
-    return self._critic_terms(loss, next_time_steps, measured)
-
-  def _max_q_loss(
-    self,
-    parent: Any,
-    time_steps: Any,
-    actions: tf.Tensor,
-    next_time_steps: Any,
-    td_errors_loss_fn: Any,
-    gamma: float = 1.0,
-    reward_scale_factor: float = 1.0,
-    **kwargs: Any,
-  ) -> tf.Tensor:
-    """Puts the maximum into the reward and leaves the parent none to add."""
-    best_actions, best_q = self._best_of_samples(next_time_steps)
-    bootstrap = gamma * next_time_steps.discount * best_q
-    rewards = next_time_steps.reward + bootstrap / reward_scale_factor
-    loss = parent(
-      time_steps,
-      actions,
-      next_time_steps._replace(reward=rewards),
-      td_errors_loss_fn,
-      gamma=0.0,
-      reward_scale_factor=reward_scale_factor,
-      **kwargs,
-    )
-    self._dr3.next_actions = best_actions
-    return loss
-
-  def _best_of_samples(self, time_steps: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns a' [B, d] and min over critics of max over samples, [B]."""
+  def _backup(self, next_time_steps: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns a' and Q(s', a'), or min over critics of max over samples."""
+    if not self._max_q_backup:
+      return super()._backup(next_time_steps)
     samples, _ = self._sample_and_transpose_actions_and_log_probs(
-      time_steps, self._num_backup_samples
+      next_time_steps, self._num_backup_samples
     )
-    targets = (self._target_critic_network_1, self._target_critic_network_2)
     values = tf.stack(  # [B, critics, samples]
       [
-        _values_of_samples(critic, time_steps.observation, samples)
-        for critic in targets
+        _values_of_samples(critic, next_time_steps.observation, samples)
+        for critic in self.target_critics
       ],
       axis=1,
     )
     maxima = tf.reduce_max(values, axis=2)
     smaller = tf.argmin(maxima, axis=1)
     best = tf.gather(tf.argmax(values, axis=2), smaller, batch_dims=1)
-    return (
-      tf.gather(samples, best, batch_dims=1),
-      tf.reduce_min(maxima, axis=1),
-    )
+    best_actions = tf.gather(samples, best, batch_dims=1)
+    return best_actions, tf.reduce_min(maxima, axis=1)
 
   def _cql_loss(
     self, time_steps: Any, actions: tf.Tensor, training: bool = False
+  ) -> tf.Tensor:
+    return self._conservative(
+      time_steps, actions, self._next_time_steps(), training
+    )
+
+  def _conservative(
+    self,
+    time_steps: Any,
+    actions: tf.Tensor,
+    next_time_steps: Any,
+    training: bool = False,
   ) -> tf.Tensor:
     """Returns the conservative loss, float32 scalar, the critics' mean.
 
     All proposals go through a critic in one call.
     """
-    with self._dr3.seeds.purpose('conservative'):
-      proposals, log_densities = self._proposals(time_steps)
+    with self._seeds.purpose('conservative'):
+      proposals, log_densities = self._proposals(time_steps, next_time_steps)
     losses = []
     for critic in self.critics:
       data_q, _ = critic((time_steps.observation, actions), training=training)
@@ -200,55 +159,56 @@ class DR3CqlSacAgent(critics.PenalisedCritics, cql_sac_agent.CqlSacAgent):
       )
     return self._conservative_weight * tf.reduce_mean(losses)
 
-  def _proposals(self, time_steps: Any) -> tuple[tf.Tensor, tf.Tensor]:
+  def _proposals(
+    self, time_steps: Any, next_time_steps: Any
+  ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns sampled actions [B, N, d] and their log densities [B, N]."""
-    policies = [time_steps]
-    if self._next_proposals:
-      policies.append(self._dr3.next_time_steps)
+    policies = [time_steps, next_time_steps]
     parts = [
       self._sample_and_transpose_actions_and_log_probs(
         states, self._num_cql_samples
       )
-      for states in policies
+      for states in policies[: 1 + self._next_proposals]
     ]
     sampled, densities = parts[0]
     spec = self.action_spec
     width = tf.constant(spec.maximum - spec.minimum, tf.float32)
     uniform = spec.minimum + width * tf.random.stateless_uniform(
-      tf.shape(sampled), self._dr3.seeds()
+      tf.shape(sampled), self._seeds()
     )
     # Of every dimension, whether its bounds are given once or one by one.
     log_density = -tf.reduce_sum(tf.math.log(width * tf.ones(spec.shape)))
     parts.append((uniform, tf.fill(tf.shape(densities), log_density)))
-    return (
-      tf.concat([part[0] for part in parts], axis=1),
-      tf.concat([part[1] for part in parts], axis=1),
-    )
+    actions, log_densities = zip(*parts, strict=True)
+    return tf.concat(actions, axis=1), tf.concat(log_densities, axis=1)
 
-  def actor_loss(
+  def actor_loss(  # noqa: D102
     self,
     time_steps: Any,
     actions: tf.Tensor,
     weights: tf.Tensor | None = None,
     training: bool = True,
   ) -> tf.Tensor:
-    """See the parent."""
-    with self._dr3.seeds.purpose('actor'):
+    with self._seeds.purpose('actor'):
       return super().actor_loss(
         time_steps, actions=actions, weights=weights, training=training
       )
 
   def _loss_parts(
-    self, experience: Any, weights: tf.Tensor | None, training: bool
+    self,
+    transition: Any,
+    terms: critics.CriticTerms,
+    weights: tf.Tensor | None,
+    training: bool,
   ) -> dict[str, tf.Tensor]:
-    time_steps, policy_steps, next_time_steps = self._as_transition(experience)
+    time_steps, policy_steps, next_time_steps = transition
     actions = policy_steps.action
-    terms = self._measured_terms(
-      time_steps, actions, next_time_steps, weights, training
+    conservative = self._conservative(
+      time_steps, actions, next_time_steps, training
     )
-    conservative = self._cql_loss(time_steps, actions, training)
     alpha = self._get_cql_alpha()
-    minimised = {
+    parts = {
+      'loss_conservative': conservative,
       'loss_critic': self._critic_loss_weight * self._penalised(terms)
       + alpha * conservative,
       'loss_actor': self._actor_loss_weight
@@ -257,15 +217,11 @@ class DR3CqlSacAgent(critics.PenalisedCritics, cql_sac_agent.CqlSacAgent):
       * self.alpha_loss(time_steps, weights=weights),
     }
     if self._use_lagrange_cql_alpha:
-      minimised['loss_cql_alpha'] = -alpha * (conservative - self._cql_tau)
+      parts['loss_cql_alpha'] = -alpha * (conservative - self._cql_tau)
     return {
-      'loss_total': tf.add_n(list(minimised.values())),
-      'loss_bellman': self._critic_loss_weight * terms.loss,
-      'loss_conservative': conservative,
-      **minimised,
+      **parts,
       'cql_alpha': alpha,
       'entropy_alpha': tf.exp(self._log_alpha),
-      **self._measures(terms),
     }
 
 

@@ -7,9 +7,8 @@ DR3, R = sum over critics of mean phi(s,a)^T phi(s',a') (Eq. 7 of
 arXiv:2112.04716), phi of the online critic at the very a' of the backup.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
-import types
 from typing import Any, NamedTuple
 import zlib
 
@@ -17,22 +16,25 @@ import numpy as np
 import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.agents.ddpg import critic_network
+from tf_agents.agents.sac import sac_agent
 from tf_agents.specs import tensor_spec
+from tf_agents.utils import common
 
 from batch_rl_dr3.agents import losses
 from batch_rl_dr3.agents import penalties as penalties_lib
 from batch_rl_dr3.config import errors
 
+# What a step minimises, of the columns that `loss` returns.
+_MINIMISED = ('loss_critic', 'loss_actor', 'loss_alpha', 'loss_cql_alpha')
+
 
 class StepSeeds:
   """Stands in for TF-Agents' stream of seeds, and needs no state of its own.
 
-  TF-Agents samples with stateful generators, whose state no checkpoint holds:
-  a run that was stopped would go on with other numbers. Each call of this
-  object returns the seed of a stateless sampler, which TensorFlow Probability
-  takes in the same place. It depends on the run's seed, the gradient step,
-  what is sampled for, and which call for that it is; not on which function
-  was traced first.
+  TF-Agents samples with stateful generators, whose state no checkpoint holds.
+  A call of this object returns the seed of a stateless sampler, a function of
+  the run's seed, the gradient step, the purpose and the number of the call
+  within it; not of which TensorFlow function was traced first.
   """
 
   def __init__(self, seed: int, step: tf.Variable):
@@ -73,21 +75,12 @@ class StepSeeds:
 
 
 class FeatureCriticNetwork(critic_network.CriticNetwork):
-  """A critic Q(s, a) whose features phi(s, a) can be asked for.
-
-  The features are what its last layer, a linear one, takes. Everything else
-  is TF-Agents' `CriticNetwork`.
-  """
+  """TF-Agents' Q(s, a) whose features, what its last layer takes, are known."""
 
   def __init__(
     self, input_tensor_spec: Any, name: str = 'FeatureCritic', **kwargs: Any
   ):
     """Creates the network; its variables appear when it is first called.
-
-    Args:
-      input_tensor_spec: the specs of (observation, action).
-      name: the network's name.
-      **kwargs: further arguments of `CriticNetwork`.
 
     Raises:
       ValueError: if `last_layer` is given: `copy()` would share it between
@@ -98,8 +91,6 @@ class FeatureCriticNetwork(critic_network.CriticNetwork):
         'FeatureCriticNetwork takes no last_layer: copies would share it.'
       )
     super().__init__(input_tensor_spec, name=name, **kwargs)
-    # A callable, not a list: Keras would wrap and track a list.
-    self._on_features: Callable[[tf.Tensor], None] | None = None
 
   def features(self, inputs: Any, training: bool = False) -> tf.Tensor:
     """Returns phi(s, a), float32 [B, D], for inputs (s, a)."""
@@ -119,44 +110,34 @@ class FeatureCriticNetwork(critic_network.CriticNetwork):
     """Returns Q, float32 [B], of features, float32 [B, D]."""
     return tf.reshape(self._joint_layers[-1](features), [-1])
 
-  def call(
+  def call(  # noqa: D102
     self,
     inputs: Any,
     step_type: Any = (),
     network_state: Any = (),
     training: bool = False,
   ) -> tuple[tf.Tensor, Any]:
-    """Returns Q, float32 [B], and the network state as it came."""
     del step_type
-    features = self.features(inputs, training)
-    if self._on_features is not None:
-      self._on_features(features)
-    return self.values(features), network_state
-
-  @contextlib.contextmanager
-  def recording(self) -> Iterator[list[tf.Tensor]]:
-    """Yields a list that takes the features of every call in the block."""
-    recorded: list[tf.Tensor] = []
-    self._on_features = recorded.append
-    try:
-      yield recorded
-    finally:
-      self._on_features = None
+    return self.values(self.features(inputs, training)), network_state
 
 
 class CriticTerms(NamedTuple):
   """What one pass of the critics' loss gives.
 
   Attributes:
-    loss: float32 scalar, the parent's critic loss, before its weight.
+    loss: float32 scalar, without penalties, before its weight.
     batches: one per critic, with features and terminals; no Q of every
-      action, as there are infinitely many.
+      action, as there are infinitely many. Empty if nothing asks for them.
     q_values: float32 [B] per critic, at the logged actions.
   """
 
   loss: tf.Tensor
   batches: list[penalties_lib.UpdateBatch]
   q_values: list[tf.Tensor]
+
+  def penalty(self, penalty: penalties_lib.Penalty) -> tf.Tensor:
+    """Returns the sum of a penalty over the critics, float32 scalar."""
+    return tf.add_n([penalty(batch) for batch in self.batches])
 
 
 def check_specs(time_step_spec: Any, action_spec: Any) -> None:
@@ -183,136 +164,151 @@ def check_specs(time_step_spec: Any, action_spec: Any) -> None:
         )
 
 
-class PenalisedCritics:
-  """Mixin of agents whose two critics are `FeatureCriticNetwork`s."""
-
-  def _prepare(
-    self, penalties: Sequence[penalties_lib.Penalty], seed: int
-  ) -> None:
-    """Sets up what the methods below use; after the parent's constructor.
-
-    Raises:
-      ValueError: if a penalty needs a finite set of actions, or a state.
-    """
-    for penalty in penalties:
-      if penalty.initial_state(num_features=1):
-        raise ValueError(
-          f'{type(penalty).__name__} keeps a state, which continuous control '
-          'has no place for.'
-        )
-      if isinstance(penalty, penalties_lib.ConservativePenalty) or getattr(
-        penalty, 'same_action_only', False
-      ):
-        raise ValueError(
-          f'{type(penalty).__name__}, as it is configured, is for a finite '
-          'set of actions.'
-        )
-    # A namespace, since tf.Module would wrap and track lists and tensors.
-    self._dr3 = types.SimpleNamespace(
-      penalties=tuple(penalties),
-      seeds=StepSeeds(seed, self.train_step_counter),  # type: ignore[attr-defined]
-      next_actions=None,
-      next_time_steps=None,
+def _check_penalty(penalty: penalties_lib.Penalty) -> None:
+  name = type(penalty).__name__
+  if penalty.initial_state(num_features=1):
+    raise ValueError(
+      f'{name} keeps a state, which continuous control has no place for.'
+    )
+  if isinstance(penalty, penalties_lib.ConservativePenalty) or getattr(
+    penalty, 'same_action_only', False
+  ):
+    raise ValueError(
+      f'{name}, as it is configured, is for a finite set of actions.'
     )
 
-  @property
-  def penalties(self) -> tuple[penalties_lib.Penalty, ...]:
-    """The penalties on the critics' features."""
-    return tuple(self._dr3.penalties)
+
+class PenalisedSacAgent(sac_agent.SacAgent):
+  """SAC with penalties on two critics, which are `FeatureCriticNetwork`s.
+
+  Attributes:
+    penalties: on the critics' features.
+  """
+
+  _include_critic_entropy_term = True
+
+  def __init__(
+    self,
+    time_step_spec: Any,
+    action_spec: Any,
+    *args: Any,
+    penalties: Sequence[penalties_lib.Penalty],
+    seed: int,
+    **kwargs: Any,
+  ):
+    """Creates the agent; further arguments are TF-Agents'.
+
+    Raises:
+      ConfigError: see `check_specs`.
+      ValueError: if a penalty needs a finite set of actions, or a state.
+    """
+    check_specs(time_step_spec, action_spec)
+    super().__init__(time_step_spec, action_spec, *args, **kwargs)
+    for penalty in penalties:
+      _check_penalty(penalty)
+    self.penalties = tuple(penalties)
+    self._seeds = StepSeeds(seed, self.train_step_counter)
 
   @property
   def critics(self) -> tuple[Any, Any]:
     """The two online critics."""
-    return self._critic_network_1, self._critic_network_2  # type: ignore[attr-defined]
+    return self._critic_network_1, self._critic_network_2
+
+  @property
+  def target_critics(self) -> tuple[Any, Any]:
+    """The two target critics."""
+    return self._target_critic_network_1, self._target_critic_network_2
+
+  def _backup(self, next_time_steps: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns a', float32 [B, d], and what is backed up, float32 [B]."""
+    actions, log_probs = self._actions_and_log_probs(next_time_steps)
+    pairs = (next_time_steps.observation, actions)
+    values = tf.minimum(*(critic(pairs)[0] for critic in self.target_critics))
+    if self._include_critic_entropy_term:
+      values -= tf.exp(self._log_alpha) * log_probs
+    return actions, values
 
   def _critic_terms(
     self,
-    parent_loss: Callable[[], tf.Tensor],
+    time_steps: Any,
+    actions: tf.Tensor,
     next_time_steps: Any,
+    td_errors_loss_fn: Any,
+    gamma: float = 1.0,
+    reward_scale_factor: float = 1.0,
+    weights: tf.Tensor | None = None,
+    training: bool = False,
     measured: bool = False,
   ) -> CriticTerms:
-    """Runs the parent's critic loss and notes what goes through the critics.
+    """Returns the critics' loss; arguments are those of SAC's `critic_loss`.
 
     Args:
-      parent_loss: computes the loss, and leaves the backup's action in
-        `self._dr3.next_actions`.
+      time_steps: s.
+      actions: a.
       next_time_steps: s' and what came with it.
+      td_errors_loss_fn: of targets and predictions.
+      gamma: the discount.
+      reward_scale_factor: what rewards are multiplied by.
+      weights: float32 [B] or None, of the examples.
+      training: whether networks run as in training.
       measured: whether features at s' are wanted though no penalty is on.
     """
-    first, second = self.critics
-    with (
-      self._dr3.seeds.purpose('critic'),
-      first.recording() as first_features,
-      second.recording() as second_features,
-    ):
-      loss = parent_loss()
-    batches, q_values = [], []
-    is_used = measured or any(p.coefficient for p in self.penalties)
-    for critic, (features,) in zip(
-      self.critics, (first_features, second_features), strict=True
-    ):
-      q_values.append(critic.values(features))
-      if is_used:
-        pairs = (next_time_steps.observation, self._dr3.next_actions)
-        batches.append(
-          penalties_lib.UpdateBatch(
-            q_values=None,
-            features=features,
-            next_features=critic.features(pairs, training=True),
-            actions=None,
-            next_policy=None,
-            terminals=1.0 - next_time_steps.discount,
-            discounts=self._gamma * next_time_steps.discount,  # type: ignore[attr-defined]
-            step=self.train_step_counter,  # type: ignore[attr-defined]
-          )
-        )
-    return CriticTerms(loss, batches, q_values)
-
-  def _terms(
-    self,
-    time_steps: Any,
-    actions: tf.Tensor,
-    next_time_steps: Any,
-    *args: Any,
-    measured: bool = False,
-    **kwargs: Any,
-  ) -> CriticTerms:
-    """Returns `_critic_terms` of the parent's loss; takes its arguments."""
-    raise NotImplementedError
-
-  def _measured_terms(
-    self,
-    time_steps: Any,
-    actions: tf.Tensor,
-    next_time_steps: Any,
-    weights: tf.Tensor | None,
-    training: bool,
-  ) -> CriticTerms:
-    """Returns the terms with the arguments of the parent's training step."""
-    return self._terms(
-      time_steps,
-      actions,
-      next_time_steps,
-      td_errors_loss_fn=self._td_errors_loss_fn,  # type: ignore[attr-defined]
-      gamma=self._gamma,  # type: ignore[attr-defined]
-      reward_scale_factor=self._reward_scale_factor,  # type: ignore[attr-defined]
-      weights=weights,
-      training=training,
-      measured=True,
+    with self._seeds.purpose('critic'):
+      next_actions, next_values = self._backup(next_time_steps)
+    discounts = gamma * next_time_steps.discount
+    targets = tf.stop_gradient(
+      reward_scale_factor * next_time_steps.reward + discounts * next_values
     )
+    pairs = (time_steps.observation, actions)
+    features = [critic.features(pairs, training) for critic in self.critics]
+    q_values = [
+      c.values(f) for c, f in zip(self.critics, features, strict=True)
+    ]
+    loss = common.aggregate_losses(
+      per_example_loss=td_errors_loss_fn(targets, q_values[0])
+      + td_errors_loss_fn(targets, q_values[1]),
+      sample_weight=weights,
+      regularization_loss=[
+        *self._critic_network_1.losses,
+        *self._critic_network_2.losses,
+      ],
+    ).total_loss
+    batches = []
+    if measured or any(penalty.coefficient for penalty in self.penalties):
+      pairs = (next_time_steps.observation, next_actions)
+      batches = [
+        penalties_lib.UpdateBatch(
+          q_values=None,
+          features=phi,
+          next_features=critic.features(pairs, training=True),
+          actions=None,
+          next_policy=None,
+          terminals=1.0 - next_time_steps.discount,
+          discounts=discounts,
+          step=self.train_step_counter,
+        )
+        for critic, phi in zip(self.critics, features, strict=True)
+      ]
+    return CriticTerms(loss, batches, q_values)
 
   def _penalised(self, terms: CriticTerms) -> tf.Tensor:
     """Returns the critic loss, such that its weight leaves penalties whole."""
     active = [p for p in self.penalties if p.coefficient]
     if not active:
       return terms.loss
-    total = tf.add_n([p.coefficient * _over_critics(p, terms) for p in active])
-    return terms.loss + total / self._critic_loss_weight  # type: ignore[attr-defined]
+    total = tf.add_n([p.coefficient * terms.penalty(p) for p in active])
+    return terms.loss + total / self._critic_loss_weight
 
-  def alpha_loss(self, *args: Any, **kwargs: Any) -> tf.Tensor:
-    """See the agent's parent."""
-    with self._dr3.seeds.purpose('alpha'):
-      return super().alpha_loss(*args, **kwargs)  # type: ignore[misc]
+  def critic_loss(self, *args: Any, **kwargs: Any) -> tf.Tensor:
+    """Returns SAC's critic loss with the penalties, float32 scalar."""
+    return self._penalised(self._critic_terms(*args, **kwargs))
+
+  # CqlSacAgent's name of it.
+  _critic_loss_with_optional_entropy_term = critic_loss
+
+  def alpha_loss(self, *args: Any, **kwargs: Any) -> tf.Tensor:  # noqa: D102
+    with self._seeds.purpose('alpha'):
+      return super().alpha_loss(*args, **kwargs)
 
   def _loss(
     self,
@@ -320,38 +316,50 @@ class PenalisedCritics:
     weights: tf.Tensor | None = None,
     training: bool = False,
   ) -> tf_agent.LossInfo:
-    """Returns all that a training step minimises, whole and by part."""
-    parts = self._loss_parts(experience, weights, training)
-    return tf_agent.LossInfo(loss=parts['loss_total'], extra=parts)
+    """Returns all that a step minimises and measures, by column name."""
+    transition = self._as_transition(experience)
+    time_steps, policy_steps, next_time_steps = transition
+    terms = self._critic_terms(
+      time_steps,
+      policy_steps.action,
+      next_time_steps,
+      self._td_errors_loss_fn,
+      self._gamma,
+      self._reward_scale_factor,
+      weights,
+      training,
+      measured=True,
+    )
+    parts = {
+      'loss_bellman': self._critic_loss_weight * terms.loss,
+      **self._loss_parts(transition, terms, weights, training),
+      **{f'loss_{p.name}': terms.penalty(p) for p in self.penalties},
+      **_measures(terms),
+    }
+    total = tf.add_n([parts[name] for name in _MINIMISED if name in parts])
+    return tf_agent.LossInfo(loss=total, extra={'loss_total': total, **parts})
 
   def _loss_parts(
-    self, experience: Any, weights: tf.Tensor | None, training: bool
+    self,
+    transition: Any,
+    terms: CriticTerms,
+    weights: tf.Tensor | None,
+    training: bool,
   ) -> dict[str, tf.Tensor]:
-    """Returns what is minimised and measured, scalars by column name."""
+    """Returns what is minimised and the agent's own measures, by column."""
     raise NotImplementedError
 
-  def _measures(self, terms: CriticTerms) -> dict[str, tf.Tensor]:
-    """Returns what is logged of the critics, float32 scalars by column."""
-    dots, discounted, norms = [], [], []
-    for batch in terms.batches:
-      dots.append(
-        losses.feature_dot_product(batch.features, batch.next_features)
-      )
-      discounted.append(batch.discounts * dots[-1])
-      norms.append(losses.feature_dot_product(batch.features, batch.features))
-    return {
-      **{
-        f'loss_{penalty.name}': _over_critics(penalty, terms)
-        for penalty in self.penalties
-      },
-      'feature_dot_product': tf.reduce_mean(dots),
-      'discounted_dot_product': tf.reduce_mean(discounted),
-      'feature_norm_squared': tf.reduce_mean(norms),
-      'mean_q': tf.reduce_mean(terms.q_values),
-    }
 
-
-def _over_critics(
-  penalty: penalties_lib.Penalty, terms: CriticTerms
-) -> tf.Tensor:
-  return tf.add_n([penalty(batch) for batch in terms.batches])
+def _measures(terms: CriticTerms) -> dict[str, tf.Tensor]:
+  dot = losses.feature_dot_product
+  batches = terms.batches
+  dots = [dot(batch.features, batch.next_features) for batch in batches]
+  norms = [dot(batch.features, batch.features) for batch in batches]
+  return {
+    'feature_dot_product': tf.reduce_mean(dots),
+    'discounted_dot_product': tf.reduce_mean(
+      [b.discounts * d for b, d in zip(batches, dots, strict=True)]
+    ),
+    'feature_norm_squared': tf.reduce_mean(norms),
+    'mean_q': tf.reduce_mean(terms.q_values),
+  }

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tf_agents.trajectories import policy_step, trajectory
 from tf_agents.trajectories import time_step as ts
 
-from batch_rl_dr3.config import errors, progress
+from batch_rl_dr3.config import errors, progress, ranges
 from batch_rl_dr3.control import data_files, tasks
 from batch_rl_dr3.control.data_files import Transitions
 from batch_rl_dr3.runs import atomic, retry, storage
@@ -33,6 +33,7 @@ _TIMEOUT = 60.0
 
 
 @gin.configurable
+@ranges.checked
 @dataclasses.dataclass(frozen=True)
 class ControlData:
   """How logged data are made into transitions to learn from.
@@ -48,19 +49,12 @@ class ControlData:
     max_episode_steps: cut the episodes of a D4RL file there.
   """
 
-  fraction: float = 1.0
-  fraction_seed: int = 0
+  fraction: ranges.PositiveShare = 1.0
+  fraction_seed: ranges.Natural = 0
   reward_scale: float = 1.0
   reward_shift: float = 0.0
   end_at_reward: bool = False
-  max_episode_steps: int | None = None
-
-  def __post_init__(self) -> None:
-    """Raises ConfigError if the fraction is out of range."""
-    if not 0.0 < self.fraction <= 1.0:
-      raise errors.ConfigError(
-        f'ControlData.fraction is {self.fraction}; it must be in (0, 1].'
-      )
+  max_episode_steps: ranges.Count | None = None
 
   def load(
     self, path: str, cache_dir: str, game: str, dataset: str = ''
@@ -120,11 +114,7 @@ class ControlData:
 
 
 def locate(path: str, cache_dir: str) -> pathlib.Path:
-  """Returns a file or folder of this machine.
-
-  Args:
-    path: a path, a URL that fsspec reads, or minari:ID.
-    cache_dir: what is fetched is kept there.
+  """Returns a file or folder of this machine; arguments are those of `load`.
 
   Raises:
     DataError: if it is not there or cannot be fetched, after as many attempts
@@ -171,7 +161,7 @@ def time_steps(
   Args:
     observations: [B, ...].
     rewards: float32 [B], what led there; 0 if not given.
-    discounts: float32 [B], 0 where the episode ended there; 1 if not given.
+    discounts: float32 [B], 0 where an episode ended; 1 if not given.
   """
   size = tf.shape(observations)[:1]
   return ts.TimeStep(

@@ -1,4 +1,8 @@
-"""An agent with its data: training steps, measures, acting, checkpoints."""
+"""What a run steps: an agent with its data, and BRAC's behaviour policy.
+
+Which rows a batch holds is a function of (seed, gradient step), and so is all
+that is sampled: weights and optimisers are all the state.
+"""
 
 from collections.abc import Callable, Sequence
 import math
@@ -10,11 +14,13 @@ import tensorflow as tf
 
 from batch_rl_dr3.analysis import feature_measures
 from batch_rl_dr3.config import errors, frameworks
-from batch_rl_dr3.control import behaviour_cloning, data_files
+from batch_rl_dr3.control import agent_setups, critics, data_files
 from batch_rl_dr3.control import data as data_lib
 
 # Keeps the batches apart from what the agents sample.
 _BATCH_SALT = 0xBA7C4
+# How far inside their bounds the actions are that a policy is cloned from.
+_ACTION_MARGIN = 1e-3
 # How TF-Agents calls a loss that is not finite, and its column.
 _LOSSES = {
   'Critic loss is inf or nan': 'loss_critic',
@@ -25,20 +31,49 @@ _LOSSES = {
 }
 
 
-class ControlLearner:
+class _Saved:
+  """What a checkpoint holds: all that the next step depends on."""
+
+  def __init__(self, what: str, **objects: Any):
+    """Takes objects with variables, and what they are together, for errors."""
+    self._what = what
+    self._checkpoint = tf.train.Checkpoint(**objects)
+
+  def save(self, prefix: str) -> None:
+    """Writes the checkpoint."""
+    try:
+      self._checkpoint.write(prefix)
+    except tf.errors.OpError as error:
+      raise frameworks.disk_error(error) from error
+
+  def restore(self, prefix: str) -> None:
+    """Reads what `save` wrote.
+
+    Raises:
+      DataError: if the checkpoint is of something else.
+    """
+    try:
+      self._checkpoint.read(prefix).assert_existing_objects_matched()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+      raise errors.DataError(
+        f'{prefix} is no checkpoint of this {self._what}: '
+        f'{str(error).splitlines()[0]}'
+      ) from error
+
+
+class ControlLearner(_Saved):
   """Gradient steps on transitions drawn uniformly, and measures of them.
 
   It is a `training.loop.Learner` and a `training.metrics.Sample`.
 
-  Which rows a batch holds is a function of (seed, gradient step), and so is
-  all that the agent samples: the weights and optimisers are all the state.
-
   Attributes:
     agent: what learns.
     steps_per_call: gradient steps between looks at whether the run is to stop.
+    feature_columns: what `measure_features` returns.
   """
 
   steps_per_call = 50
+  feature_columns = ('effective_rank',)
 
   def __init__(
     self,
@@ -59,14 +94,14 @@ class ControlLearner:
       num_metric_batches: batches, drawn once, that measures are taken on.
       effective_rank_num_states: pairs, drawn once, for the effective rank.
     """
+    _build_slots(agent)
+    agent.initialize()
+    super().__init__('agent', agent=agent)
     self.agent = agent
     self._columns = [tf.constant(column) for column in data.columns]
     self._num_rows = len(data)
     self._batch_size = batch_size
     self._seed = seed
-    self._build_slots()
-    agent.initialize()
-    self._checkpoint = tf.train.Checkpoint(agent=agent)
     rng = np.random.default_rng((seed, 2))
     self._metric_batches = [
       self._gather(rng.integers(self._num_rows, size=batch_size))
@@ -119,14 +154,13 @@ class ControlLearner:
       if not parts:
         raise
       self.agent.train_step_counter.assign_add(1)
-      return {
-        'loss_total': math.nan,
-        **{_LOSSES[name]: math.nan for name in parts},
-      }
+      return dict.fromkeys(
+        ['loss_total', *(_LOSSES[name] for name in parts)], math.nan
+      )
 
-  def make_cloning(self, learning_rate: float) -> behaviour_cloning.Cloning:
+  def make_cloning(self, learning_rate: float) -> 'Cloning':
     """Returns what fits BRAC's behaviour policy to the data."""
-    return behaviour_cloning.Cloning(
+    return Cloning(
       self.agent.behaviour_network, self.draw, self._seed, learning_rate
     )
 
@@ -143,11 +177,6 @@ class ControlLearner:
       for name in measured[0]
     }
 
-  @property
-  def feature_columns(self) -> Sequence[str]:
-    """See `training.metrics.Sample`."""
-    return ('effective_rank',)
-
   def measure_features(self) -> dict[str, float]:
     """Returns srank of the first critic's features."""
     time_steps, policy_steps, _ = self._pairs
@@ -156,35 +185,92 @@ class ControlLearner:
       'effective_rank': feature_measures.effective_rank(np.asarray(features))
     }
 
-  def save(self, prefix: str) -> None:
-    """Writes weights, optimisers and the step number."""
-    try:
-      self._checkpoint.write(prefix)
-    except tf.errors.OpError as error:
-      raise frameworks.disk_error(error) from error
 
-  def restore(self, prefix: str) -> None:
-    """Reads what `save` wrote.
+def _build_slots(agent: Any) -> None:
+  """Creates the optimisers' variables, which else a first step would."""
+  critic_variables = [v for c in agent.critics for v in c.trainable_variables]
+  for optimizer, variables in (
+    (agent._critic_optimizer, critic_variables),
+    (agent._actor_optimizer, agent._actor_network.trainable_variables),
+    (agent._alpha_optimizer, [agent._log_alpha]),
+  ):
+    optimizer._create_all_weights(variables)
+  if hasattr(agent, '_cql_alpha_optimizer'):
+    agent._cql_alpha_optimizer.build([agent._log_cql_alpha])
 
-    Raises:
-      DataError: if the checkpoint is of another agent.
+
+class Cloning(_Saved):
+  """Fits a policy network to the data, step by step, before BRAC begins.
+
+  The authors' bc_agent: maximum likelihood with an entropy bonus that holds
+  the entropy at -d, actions kept 1e-3 inside their bounds.
+
+  Attributes:
+    take_step: takes a step.
+  """
+
+  def __init__(
+    self,
+    network: Any,
+    draw: Callable[[tf.Tensor], Any],
+    seed: int,
+    learning_rate: float,
+  ):
+    """Creates what is fitted beside the network; no step is taken yet.
+
+    Args:
+      network: the network, with variables.
+      draw: returns the batch of transitions of a step, int64 scalar.
+      seed: fixes what is sampled.
+      learning_rate: Adam's.
     """
-    try:
-      self._checkpoint.read(prefix).assert_existing_objects_matched()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
-      raise errors.DataError(
-        f'{prefix} is no checkpoint of this agent: {str(error).splitlines()[0]}'
-      ) from error
+    self._network = network
+    self._draw = draw
+    self._log_weight = tf.Variable(0.0)
+    self._counter = tf.Variable(0, dtype=tf.int64, trainable=False)
+    self._likelihood = tf.Variable(float('nan'), trainable=False)
+    self._seeds = critics.StepSeeds(seed, self._counter)
+    self._variables = [*network.trainable_variables, self._log_weight]
+    self._optimizer = agent_setups.adam(learning_rate)
+    self._optimizer._create_all_weights(self._variables)
+    super().__init__(
+      'behaviour policy',
+      network=network,
+      optimizer=self._optimizer,
+      log_weight=self._log_weight,
+      counter=self._counter,
+      likelihood=self._likelihood,
+    )
+    self.take_step = tf.function(self._take_step)
 
-  def _build_slots(self) -> None:
-    """Creates the optimisers' variables, which else a first step would."""
-    agent = self.agent
-    critics = [v for c in agent.critics for v in c.trainable_variables]
-    for optimizer, variables in (
-      (agent._critic_optimizer, critics),
-      (agent._actor_optimizer, agent._actor_network.trainable_variables),
-      (agent._alpha_optimizer, [agent._log_alpha]),
-    ):
-      optimizer._create_all_weights(variables)
-    if hasattr(agent, '_cql_alpha_optimizer'):
-      agent._cql_alpha_optimizer.build([agent._log_cql_alpha])
+  @property
+  def num_steps(self) -> int:
+    """How many steps were taken."""
+    return int(self._counter)
+
+  @property
+  def likelihood(self) -> float:
+    """The mean log-likelihood of the last step's batch."""
+    return float(self._likelihood)
+
+  def _take_step(self) -> None:
+    time_steps, policy_steps, _ = self._draw(self._counter)
+    limit = 1.0 - _ACTION_MARGIN
+    actions = tf.clip_by_value(policy_steps.action, -limit, limit)
+    target = -float(actions.shape[1])
+    with self._seeds.purpose('cloning'), tf.GradientTape() as tape:
+      distribution, _ = self._network(time_steps.observation, (), ())
+      sampled = distribution.sample(seed=self._seeds())
+      entropies = -distribution.log_prob(sampled)
+      likelihood = tf.reduce_mean(distribution.log_prob(actions))
+      weight = tf.stop_gradient(tf.exp(self._log_weight))
+      loss = -likelihood - weight * tf.reduce_mean(entropies)
+      # Grows while the entropy is below its target.
+      excess = tf.stop_gradient(tf.reduce_mean(entropies) - target)
+      loss += self._log_weight * excess
+    gradients = tape.gradient(loss, self._variables)
+    self._optimizer.apply_gradients(
+      zip(gradients, self._variables, strict=True)
+    )
+    self._likelihood.assign(likelihood)
+    self._counter.assign_add(1)

@@ -16,8 +16,10 @@ where it cannot.
                                                    scale of D4RL's
 """
 
+from collections.abc import Iterator, Mapping
 import dataclasses
 import re
+from typing import Any
 
 from batch_rl_dr3.config import errors
 
@@ -59,10 +61,16 @@ _PARTS = {
     'kind': {kind: kind for kind in ('complete', 'partial', 'mixed')}
   },
 }
-_QUALITIES = (
-  *('medium-replay', 'medium-expert', 'full-replay'),
-  *('random', 'medium', 'expert', 'simple'),
-)
+# What other families are told apart by; the longer names first.
+_QUALITIES = {
+  'quality': {
+    quality: rf'(^|-){quality}(-|$)'
+    for quality in (
+      *('medium-replay', 'medium-expert', 'full-replay'),
+      *('random', 'medium', 'expert', 'simple'),
+    )
+  }
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +126,7 @@ _MUJOCO = {
   'walker2d': ('Walker2d', 17, 6, (1.629008, 4592.3), 8),
 }
 # D4RL's mazes for evaluation: start and goal, row and column of the map.
-_MAZES = {
+_MAZES: dict[str, tuple[Any, ...]] = {
   'medium': ('Medium', 'MEDIUM_MAZE', (1, 1), (6, 6)),
   'large': ('Large', 'LARGE_MAZE', (1, 1), (7, 9)),
 }
@@ -130,74 +138,40 @@ _KITCHEN_TASKS = {
 }
 
 
-def _all() -> dict[tuple[str, str], Task]:
-  tasks = []
+_NO_ANT = "D4RL's ant and maze are not those of gymnasium-robotics"
+_NO_KITCHEN = (
+  'its observations hold 60 numbers, goals among them, and those of '
+  'FrankaKitchen-v1 hold 59 others'
+)
+
+
+def _all() -> Iterator[Task]:
   for game, (name, size, actions, scale, num_positions) in _MUJOCO.items():
-    tasks += [
-      Task(
-        game,
-        D4RL,
-        size,
-        actions,
-        f'{name}-v4',
-        scale=scale,
-        num_positions=num_positions,
-      ),
-      Task(game, MINARI, size, actions, f'{name}-v5'),
-    ]
-  for maze_size, (name, maze, start, goal) in _MAZES.items():
+    yield Task(
+      *(game, D4RL, size, actions, f'{name}-v4', '', scale),
+      num_positions=num_positions,
+    )
+    yield Task(game, MINARI, size, actions, f'{name}-v5')
+  for maze_size, (name, *maze) in _MAZES.items():
     for kind in ('play', 'diverse'):
       game = f'antmaze-{maze_size}-{kind}'
-      tasks += [
-        Task(
-          game,
-          D4RL,
-          29,
-          8,
-          None,
-          "D4RL's ant and maze are not those of gymnasium-robotics",
-          (0.0, 1.0),
-        ),
-        Task(
-          game,
-          MINARI,
-          29,
-          8,
-          f'AntMaze_{name}-v4',
-          scale=(0.0, 1.0),
-          maze=maze,
-          start=start,
-          goal=goal,
-        ),
-      ]
+      environment, scale = f'AntMaze_{name}-v4', (0.0, 1.0)
+      yield Task(game, D4RL, 29, 8, None, _NO_ANT, scale)
+      yield Task(game, MINARI, 29, 8, environment, '', scale, *maze)
   for kind, kitchen_tasks in _KITCHEN_TASKS.items():
-    tasks += [
-      Task(
-        f'kitchen-{kind}',
-        D4RL,
-        60,
-        9,
-        None,
-        'its observations hold 60 numbers, goals among them, and those of '
-        'FrankaKitchen-v1 hold 59 others',
-        (0.0, 4.0),
-        num_positions=9,
-        max_episode_steps=None,
-      ),
-      Task(
-        f'kitchen-{kind}',
-        MINARI,
-        59,
-        9,
-        'FrankaKitchen-v1',
-        scale=(0.0, 4.0),
-        kitchen_tasks=kitchen_tasks,
-      ),
-    ]
-  return {(task.game, task.layout): task for task in tasks}
+    game, scale = f'kitchen-{kind}', (0.0, 4.0)
+    yield Task(
+      *(game, D4RL, 60, 9, None, _NO_KITCHEN, scale),
+      num_positions=9,
+      max_episode_steps=None,
+    )
+    yield Task(
+      *(game, MINARI, 59, 9, 'FrankaKitchen-v1', '', scale),
+      kitchen_tasks=kitchen_tasks,
+    )
 
 
-TASKS = _all()
+TASKS = {(task.game, task.layout): task for task in _all()}
 GAMES = tuple(sorted({game for game, _ in TASKS}))
 
 
@@ -215,31 +189,25 @@ def find(game: str, layout: str) -> Task:
 
 
 def described(name: str) -> dict[str, str]:
-  """Returns what a name says about data: game, maze, kind, quality, version.
-
-  Args:
-    name: of a file, a data set or an environment, or a task's.
-  """
+  """Returns what a name says about data: game, maze, kind, quality, version."""
   text = re.sub(r'[^a-z0-9]+', '-', name.lower())
-  found = {}
-  for family, pattern in _FAMILIES.items():
-    if re.search(pattern, text):
-      found['game'] = family
-      break
-  if found.get('game') in _PARTS:
-    for part, patterns in _PARTS[found['game']].items():
-      for value, pattern in patterns.items():
-        if re.search(pattern, text):
-          found[part] = value
-          break
-  else:
-    for quality in _QUALITIES:
-      if re.search(rf'(^|-){quality}(-|$)', text):
-        found['quality'] = quality
-        break
-  if version := re.search(r'-(v\d+)(-|$)', text):
-    found['version'] = version[1]
-  return found
+  game = _match(_FAMILIES, text)
+  version = re.search(r'-(v\d+)(-|$)', text)
+  found = {
+    'game': game,
+    **{
+      part: _match(patterns, text)
+      for part, patterns in _PARTS.get(game or '', _QUALITIES).items()
+    },
+    'version': version and version[1],
+  }
+  return {part: value for part, value in found.items() if value}
+
+
+def _match(patterns: Mapping[str, str], text: str) -> str | None:
+  """Returns the first whose pattern is in a text."""
+  matches = (name for name, p in patterns.items() if re.search(p, text))
+  return next(matches, None)
 
 
 def check_same(
@@ -252,7 +220,7 @@ def check_same(
     source: whose name it is, for the error.
     name: the name.
     task: what they have to be data of.
-    dataset: which data set of the task, such as medium; '' leaves it open.
+    dataset: which data set of the task, such as medium; '' takes any.
 
   Raises:
     DataError: naming both.
@@ -278,11 +246,7 @@ def played_in(game: str, environment: str | None) -> Task:
 
 
 def check_scorable(task: Task) -> None:
-  """Refuses to score a policy in another environment than its data are of.
-
-  Raises:
-    ConfigError: if there is no environment that the data are of.
-  """
+  """Raises ConfigError if there is no environment that the data are of."""
   if task.environment is None:
     raise errors.ConfigError(
       f"{task.game} of D4RL's own files cannot be scored here: "

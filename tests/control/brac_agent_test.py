@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import brac_agent
 
 
@@ -40,7 +41,7 @@ def test_the_backup(make_brac, batch, divergence, value_penalty):
     divergence=divergence, value_penalty=value_penalty, alpha=0.4
   )
   time_steps, policy_steps, next_time_steps = batch
-  with agent._dr3.seeds.purpose('critic'):
+  with agent._seeds.purpose('critic'):
     actions, distance = agent._actions_and_log_probs(next_time_steps)
   assert distance.shape == (6,)
   following = (next_time_steps.observation, actions)
@@ -63,19 +64,20 @@ def test_the_backup(make_brac, batch, divergence, value_penalty):
     gamma=0.9,
   )
   np.testing.assert_allclose(found, expected, rtol=1e-4)
-  np.testing.assert_array_equal(agent._dr3.next_actions, actions)
+  with agent._seeds.purpose('critic'):
+    np.testing.assert_array_equal(agent._backup(next_time_steps)[0], actions)
 
 
 def test_the_policy_sees_no_q_before_its_warm_start_is_over(make_brac, batch):
   agent = make_brac(alpha=0.4, num_warm_start_steps=2)
   time_steps = batch[0]
-  with agent._dr3.seeds.purpose('actor'):
+  with agent._seeds.purpose('actor'):
     actions, distance = agent._actions_and_log_probs(time_steps, True)
   np.testing.assert_allclose(
     agent.actor_loss(time_steps), 0.4 * np.mean(distance), rtol=1e-4
   )
   agent.train_step_counter.assign(2)
-  with agent._dr3.seeds.purpose('actor'):
+  with agent._seeds.purpose('actor'):
     actions, distance = agent._actions_and_log_probs(time_steps, True)
   values = [c((time_steps.observation, actions))[0] for c in agent.critics]
   np.testing.assert_allclose(
@@ -110,8 +112,14 @@ def test_the_behaviour_policy_is_not_trained(make_brac, batch):
 
 
 @pytest.mark.parametrize(
-  'binding', [{'divergence': 'wasserstein'}, {'alpha': 0.0}]
+  ('binding', 'error'),
+  [
+    ({'divergence': 'wasserstein'}, ValueError),
+    ({'alpha': 0.0}, errors.ConfigError),
+    ({'num_divergence_samples': 0}, errors.ConfigError),
+    ({'target_update_tau': 2.0}, errors.ConfigError),
+  ],
 )
-def test_settings_out_of_range_are_refused(make_brac, binding):
-  with pytest.raises(ValueError, match=next(iter(binding))):
+def test_settings_out_of_range_are_refused(make_brac, binding, error):
+  with pytest.raises(error, match=next(iter(binding))):
     make_brac(**binding)

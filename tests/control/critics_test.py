@@ -30,6 +30,12 @@ def critic_loss(agent, batch):
   )
 
 
+def backup_actions(agent, batch):
+  """Returns the a' of the backup, which its seeds fix."""
+  with agent._seeds.purpose('critic'):
+    return agent._backup(batch[2])[0]
+
+
 def critic_variables(agent):
   return [v for c in agent.critics for v in c.trainable_variables]
 
@@ -81,8 +87,7 @@ def test_one_sgd_step_moves_the_critics_by_c0_times_the_gradient(
   """SGD with rate 0.1 twice from the same weights and the same samples."""
   penalty = penalties.FeatureDotPenalty(COEFFICIENT)
   plain, penalised = make_agent(), make_agent(penalties=[penalty])
-  critic_loss(penalised, batch)
-  next_actions = penalised._dr3.next_actions
+  next_actions = backup_actions(penalised, batch)
   before = [v.numpy() for v in critic_variables(penalised)]
   with tf.GradientTape() as tape:
     value = dot_products(penalised, batch, next_actions)
@@ -114,8 +119,8 @@ def test_gradients_flow_into_both_features_or_stop(make_agent, batch):
     agent = make_agent(penalties=[penalty])
     with tf.GradientTape(persistent=True) as tape:
       difference = 0.5 * critic_loss(agent, batch)
-      next_actions = agent._dr3.next_actions
-      agent._dr3.penalties = ()
+      next_actions = backup_actions(agent, batch)
+      agent.penalties = ()
       difference -= 0.5 * critic_loss(agent, batch)
       by_hand = 0.0
       for critic in agent.critics:
@@ -140,8 +145,6 @@ def test_terminals_can_be_masked(make_agent, batch):
   penalty = penalties.FeatureDotPenalty(1.0, mask_terminals=True)
   agent = make_agent(penalties=[penalty])
   parts = agent.loss(batch).extra
-  next_actions = agent._dr3.next_actions
-  del next_actions  # The actor's; the critics' are seeded by purpose.
   masked = float(parts['loss_feature_dot_product'])
   whole = float(parts['feature_dot_product']) * 2
   unmasked = make_agent(penalties=[penalties.FeatureDotPenalty(1.0)])

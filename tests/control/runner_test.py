@@ -135,7 +135,7 @@ LIFE = """
 import os, signal, sys
 from batch_rl_dr3.config import frameworks
 frameworks.import_tf_agents()
-from batch_rl_dr3.control import behaviour_cloning, learner
+from batch_rl_dr3.control import learner
 from batch_rl_dr3.runs import atomic, checkpoints
 sys.path.insert(0, sys.argv[1])
 import pathlib, runner_test
@@ -149,7 +149,7 @@ def counted(owner, name):
       os.kill(os.getpid(), signal.SIGKILL)
     return original(*args, **kwargs)
   setattr(owner, name, call)
-counted(behaviour_cloning.Cloning, '_take_step')
+counted(learner.Cloning, '_take_step')
 counted(learner.ControlLearner, '_take_steps')
 counted(atomic, 'sync')
 run = runner_test.make(method, data, pathlib.Path(base_dir),
