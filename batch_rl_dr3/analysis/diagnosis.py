@@ -1,0 +1,128 @@
+"""Looks for co-adaptation in the features and Q-values of any value network.
+
+`diagnose` takes arrays alone, so that a checkpoint of any program can be looked
+at: the columns that metrics.csv has, by the same definitions, and besides them
+the spectra, two more definitions of a rank and how far Q is from the returns.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batch_rl_dr3.analysis import feature_measures, linear_td
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transitions:
+  """What a value network says of N logged transitions.
+
+  Attributes:
+    features: float [N, D], phi(s, a).
+    next_features: float [N, D], phi(s', a').
+    discounts: float [N], gamma^n (1 - terminal).
+    q_values: float [N], Q(s, a).
+    returns: float [N], the discounted return that was logged from (s, a) on,
+      NaN where the episode was cut; None if it is not known.
+  """
+
+  features: Array
+  next_features: Array
+  discounts: Array
+  q_values: Array
+  returns: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+  """What `diagnose` finds.
+
+  Attributes:
+    measures: by name, as in metrics.csv where it has them.
+    singular_values: float64 [min(N, D)] of the features, descending.
+    eigenvalues: complex128 [D] of G / N (see `linear_td`), by descending real
+      part; linear TD on the features diverges if one's is negative.
+  """
+
+  measures: dict[str, float]
+  singular_values: npt.NDArray[np.float64]
+  eigenvalues: npt.NDArray[np.complex128]
+
+
+def diagnose(transitions: Transitions) -> Diagnosis:
+  """Measures features and Q-values.
+
+  `threshold_rank` counts the singular values of Phi / sqrt(N) above 0.01 (Lyle
+  et al. 2022, arXiv:2204.09560); `pca_rank`, the principal components that
+  hold 99% of the variance (Yang et al. 2020, arXiv:1909.12255).
+
+  Raises:
+    ValueError: if the shapes do not fit together or a feature is not finite.
+  """
+  phi = np.asarray(transitions.features, np.float64)
+  phi_next = np.asarray(transitions.next_features, np.float64)
+  discounts = np.asarray(transitions.discounts, np.float64)
+  if not (np.isfinite(phi).all() and np.isfinite(phi_next).all()):
+    raise ValueError('a feature is not a finite number.')
+  matrix = linear_td.update_matrix(
+    linear_td.Features(phi, phi_next, discounts)
+  ) / len(phi)
+  eigenvalues = np.linalg.eigvals(matrix).astype(np.complex128)
+  eigenvalues = eigenvalues[np.argsort(-eigenvalues.real)]
+  singular_values = np.linalg.svd(phi, compute_uv=False)
+  dots = np.sum(phi * phi_next, axis=1)
+  squared_norms = np.sum(phi * phi, axis=1)
+  discounted = float(np.mean(discounts * dots))
+  measures = {
+    'feature_dot_product': float(dots.mean()),
+    'feature_cosine': float(_cosines(phi, phi_next).mean()),
+    'feature_norm': float(np.sqrt(squared_norms).mean()),
+    'feature_norm_squared': float(squared_norms.mean()),
+    'discounted_dot_product': discounted,
+    'divergence_ratio': float(
+      feature_measures.divergence_ratio(discounted, squared_norms.mean())
+    ),
+    'lowest_eigenvalue_of_G': float(eigenvalues[-1].real),
+    'effective_rank': feature_measures.effective_rank(phi),
+    'threshold_rank': int(np.sum(singular_values > 0.01 * np.sqrt(len(phi)))),
+    'pca_rank': _pca_rank(phi),
+    'dormant_fraction': feature_measures.dormant_fraction(phi),
+    'dead_fraction': feature_measures.dormant_fraction(phi, tau=0.0),
+    'mean_q': float(np.mean(transitions.q_values)),
+  }
+  if transitions.returns is not None:
+    measures |= _against_returns(transitions.q_values, transitions.returns)
+  return Diagnosis(measures, singular_values, eigenvalues)
+
+
+def _cosines(phi: Array, phi_next: Array) -> Array:
+  """Returns float64 [N], 0 where one of the two features is 0."""
+  norms = np.linalg.norm(phi, axis=1) * np.linalg.norm(phi_next, axis=1)
+  dots = np.sum(phi * phi_next, axis=1)
+  return np.divide(dots, norms, out=np.zeros(len(phi)), where=norms > 0)
+
+
+def _pca_rank(phi: Array) -> int:
+  variances = np.linalg.svd(phi - phi.mean(axis=0), compute_uv=False) ** 2
+  if not variances.sum():
+    return 0
+  shares = np.cumsum(variances) / variances.sum()
+  return int(np.searchsorted(shares, 0.99)) + 1
+
+
+def _against_returns(q_values: Array, returns: Array) -> dict[str, float]:
+  known = np.isfinite(returns)
+  q, target = np.asarray(q_values)[known], np.asarray(returns)[known]
+  if not len(q):
+    return {}
+  measures = {
+    'mean_return': float(target.mean()),
+    'q_bias': float(np.mean(q - target)),
+    'q_error': float(np.mean(np.abs(q - target))),
+  }
+  if np.ptp(q) and np.ptp(target):
+    measures['q_correlation'] = float(np.corrcoef(q, target)[0, 1])
+  return measures
