@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | check | requirements; everything runs in .venv.
+# make quickstart | test | test-slow | check | docs | requirements; everything runs in .venv.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 
 .PHONY: help quickstart tune-minatar reproduce-minatar test test-slow check \
-  format requirements clean
+  format docs requirements clean
 
 help:
 	@echo 'make quickstart         install and run the main job (runs/quickstart/report)'
@@ -16,6 +16,7 @@ help:
 	@echo 'make test-slow          run the tests that take minutes'
 	@echo 'make check              ruff, mypy and import-linter'
 	@echo 'make format             let ruff format the code'
+	@echo 'make docs               build the documentation as a site (build/site)'
 	@echo 'make requirements       compile the pinned requirements again'
 	@echo 'make clean              remove the environment; runs/ stays'
 
@@ -67,6 +68,9 @@ $(BASE): requirements.txt pyproject.toml $(VENV)/.uv
 $(DEV): requirements-dev.txt $(BASE)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements-dev.txt
 	@touch $@
+
+docs: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 requirements: $(VENV)/.uv
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url \
