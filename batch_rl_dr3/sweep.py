@@ -1,11 +1,11 @@
 """Plans, executes and follows many runs."""
 
 from collections.abc import Callable
+import functools
 
 from absl import flags
 
 from batch_rl_dr3.config import cli
-from batch_rl_dr3.sweeping import commands
 
 _USAGE = """\
 Plans, executes and follows many runs: games x data sets x methods x seeds.
@@ -18,13 +18,12 @@ Plans, executes and follows many runs: games x data sets x methods x seeds.
 The grid is a gin file that binds Sweep. Each of its runs is a command of
 train, and has its directory
 RUNS/<suite>/<game>/<dataset>/<method>/seed<k>-<identity>; the identity is a
-hash of what the run's gin files bind, its data, its seed and this package's
-version. What a run is, how far it is and whether it is finished is in its
-directory alone: any subcommand can be given at any time, from anywhere that
-sees RUNS, and given again. RUNS is a folder of a disk that all nodes see, or a
-URL such as gs://BUCKET/RUNS: runs are then worked on below --cache_dir of their
-node and uploaded after every checkpoint and evaluation, their logs at the end
-of each attempt.
+hash of what the run's gin files bind, its data, its seed, the code that
+--import names and this package's version. All that is known of a run is in its
+directory: any subcommand can be given at any time, from anywhere that sees
+RUNS, and given again. RUNS is a folder of a disk that all nodes see, or a URL
+such as gs://BUCKET/RUNS: runs are then worked on below --cache_dir of their
+node and uploaded after every checkpoint and evaluation.
 
   plan       what is left to do, and what time, money, disk and download it
              will cost, from a rate that was measured
@@ -54,14 +53,13 @@ cannot write, 75 stopped and can go on, 78 configuration. task: what the run
 ended with.
 """
 
-FLAGS = flags.FLAGS
-
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  flags.DEFINE_string(
-    'grid', None, 'Gin file of the grid: a path, or the name of a shipped one.'
-  )
+  string = functools.partial(flags.DEFINE_string, default=None)
+  integer = functools.partial(flags.DEFINE_integer, lower_bound=0)
+  number = functools.partial(flags.DEFINE_float, lower_bound=0)
+  string('grid', help='Gin file of the grid: a path, or a shipped one.')
   flags.DEFINE_multi_string(
     'gin_bindings',
     [],
@@ -74,65 +72,40 @@ def define_flags() -> None:
     'Let the grid and the gin files of its runs import any module and name any '
     'function.',
   )
-  flags.DEFINE_string(
+  cli.define_import()
+  string(
     'runs',
-    None,
-    'Folder of all runs, seen by all nodes: on a shared disk, or in a bucket, '
-    'such as gs://BUCKET/RUNS.',
+    help='Folder of all runs, seen by all nodes: on a shared disk, or in a '
+    'bucket, such as gs://BUCKET/RUNS.',
   )
   cli.define_cache_dir(
     'Where stores are kept, on each node, and what is read of runs in a bucket.'
   )
-  flags.DEFINE_float(
-    'rate', None, 'plan: gradient steps a second of one run.', lower_bound=1e-9
-  )
-  flags.DEFINE_float(
-    'play_rate',
-    None,
-    'plan: agent steps a second of evaluation.',
-    lower_bound=1e-9,
-  )
-  flags.DEFINE_string(
+  rate = functools.partial(flags.DEFINE_float, lower_bound=1e-9)
+  rate('rate', None, 'plan: gradient steps a second of one run.')
+  rate('play_rate', None, 'plan: agent steps a second of evaluation.')
+  string(
     'benchmark',
-    None,
-    'plan: take the rates from this file, written by `benchmark --json`. '
+    help='plan: take the rates from this file, written by `benchmark --json`. '
     'Without it and --rate they are those of finished runs in --runs.',
   )
-  flags.DEFINE_float(
-    'price_per_hour',
-    None,
-    'plan: of a GPU, or of a core if runs use no GPU.',
-    lower_bound=0,
-  )
-  flags.DEFINE_string(
-    'address', None, 'run: Ray cluster, such as auto or HOST:6379.'
-  )
-  flags.DEFINE_integer(
+  number('price_per_hour', None, 'plan: of a GPU, or of a core without GPUs.')
+  string('address', help='run: Ray cluster, such as auto or HOST:6379.')
+  integer(
     'slots_per_node',
     0,
     'run: runs at a time on a node; 0 for as many as its cores and GPUs allow.',
-    lower_bound=0,
   )
-  flags.DEFINE_float(
-    'stop_seconds',
-    120.0,
-    'run: how long runs have to save when the sweep is stopped.',
-    lower_bound=0,
-  )
-  flags.DEFINE_float(
-    'watch',
-    None,
-    'status: show it again every so many seconds, until Ctrl-C.',
+  number('stop_seconds', 120.0, 'run: how long runs have to save at a stop.')
+  number(
+    *('watch', None, 'status: show it every so many seconds, until Ctrl-C.'),
     lower_bound=0.1,
   )
-  flags.DEFINE_integer(
-    'limit', 20, 'status: runs that are listed of each state.', lower_bound=0
-  )
+  integer('limit', 20, 'status: runs that are listed of each state.')
   flags.DEFINE_boolean('json', False, 'status: print all runs as JSON.')
-  flags.DEFINE_string(
+  string(
     'output',
-    None,
-    'collect: the file, .parquet (needs pyarrow) or .csv (default: '
+    help='collect: the file, .parquet (needs pyarrow) or .csv (default: '
     'scores.parquet in --runs if pyarrow is installed, else scores.csv).',
   )
   flags.DEFINE_enum(
@@ -142,36 +115,26 @@ def define_flags() -> None:
     'emit, reconcile: the system. Its gin bindings are those of GcpBatch, '
     'Slurm and Kubernetes.',
   )
-  flags.DEFINE_string(
-    'output_dir', None, 'emit, reconcile: where the files go.'
-  )
-  flags.DEFINE_string(
-    'only',
-    None,
-    'task: the runs of the job array, such as 0-2,5 (default: all of the '
-    'grid).',
-  )
-  flags.DEFINE_integer(
-    'index',
-    None,
-    'task: which of the runs (default: what the job array says in '
-    f'{", ".join(commands.TASK_VARIABLES)}).',
-    lower_bound=0,
-  )
+  string('output_dir', help='emit, reconcile: where the files go.')
+  string('only', help='task: the runs of the array, such as 0-2,5 (all).')
+  integer('index', None, 'task: which of them (what the job array says).')
 
 
-COMMANDS: dict[str, Callable[[], None]] = {
-  command.__name__: command
-  for command in (
-    commands.plan,
-    commands.run,
-    commands.status,
-    commands.retry,
-    commands.collect,
-    commands.keep,
-    commands.emit,
-    commands.reconcile,
-    commands.task,
+def _command(name: str) -> Callable[[], None]:
+  def run() -> None:
+    # Imported here so that --help needs no pandas.
+    from batch_rl_dr3.sweeping import commands
+
+    getattr(commands, name)()
+
+  return run
+
+
+COMMANDS = {
+  name: _command(name)
+  for name in (
+    *('plan', 'run', 'status', 'retry', 'collect', 'keep'),
+    *('emit', 'reconcile', 'task'),
   )
 }
 

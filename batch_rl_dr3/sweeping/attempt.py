@@ -1,14 +1,14 @@
 """One attempt at a run: its process, its log, and what is recorded of it.
 
-Whoever executes a run, an actor of Ray or a task of a job array, does it by
-`execute`. All that outlives an attempt is in the run directory, see
-`runs.state`; if that is in a bucket, the log goes there when the attempt
-ends. Progress is looked at when the next attempt begins, so that it does not
-matter who died of what: an attempt that was preempted costs nothing unless
-nothing ever comes of any.
+An actor of Ray and a task of a job array both execute a run by `execute`. All
+that outlives an attempt is in the run directory, see `runs.state`. Progress
+is looked at when the next attempt begins, so that it does not matter who died
+of what: an attempt that was preempted costs nothing unless nothing ever comes
+of any.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -28,16 +28,17 @@ from batch_rl_dr3.runs.state import Record
 
 # Exit codes after which the same command would fail again.
 OWN_FAULT = frozenset(
-  {
-    errors.UsageError.exit_code,
-    errors.DataError.exit_code,
-    errors.DivergedError.exit_code,
-    errors.ConfigError.exit_code,
-  }
+  kind.exit_code
+  for kind in (
+    errors.UsageError,
+    errors.DataError,
+    errors.DivergedError,
+    errors.ConfigError,
+  )
 )
 PREEMPTED = errors.PreemptedError.exit_code
 
-# What an attempt comes to.
+# What an attempt comes to; BUSY: another process works on the run.
 DONE, SET_ASIDE, BUSY, AGAIN = 'done', 'set aside', 'busy', 'again'
 
 # For how long, and how often in seconds, a bucket that is away is asked again
@@ -53,7 +54,9 @@ ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 signal.pthread_sigmask(signal.SIG_SETMASK, [])
 if os.getppid() != int(sys.argv[1]):
   sys.exit(75)
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+if sys.argv[2] and hasattr(os, 'sched_setaffinity'):
+  os.sched_setaffinity(0, map(int, sys.argv[2].split(',')))
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 """
 
 
@@ -62,7 +65,7 @@ class Outcome:
   """What an attempt came to.
 
   Attributes:
-    kind: DONE, SET_ASIDE, BUSY (another process works on the run) or AGAIN.
+    kind: DONE, SET_ASIDE, BUSY or AGAIN.
     exit_code: of `train`, or what stands for it; negative for a signal.
     error: why, if it did not end well.
     without_progress: attempts in a row that came to nothing, this one left
@@ -75,43 +78,39 @@ class Outcome:
   without_progress: int = 0
 
 
+@dataclasses.dataclass
 class Attempt:
-  """One attempt at a run, which can be stopped from another thread."""
+  """One attempt at a run, which can be stopped from another thread.
 
-  def __init__(
-    self,
-    folder: str,
-    arguments: Sequence[str],
-    num_iterations: int,
-    max_without_progress: int,
-    cwd: str | None = None,
-  ):
-    """Prepares it; nothing happens yet.
+  Attributes:
+    folder: the run directory, or its URL.
+    arguments: what follows `python`.
+    num_iterations: that the run has in the end.
+    max_without_progress: a run is set aside after so many attempts.
+    cwd: where the process runs, if there is such a folder here.
+    key: the run's index in its sweep.
+    cores: those that the process is pinned to, where the system can; () for
+      none. TensorFlow makes as many threads as it may use cores.
+  """
 
-    Args:
-      folder: the run directory, or its URL.
-      arguments: what follows `python`.
-      num_iterations: that the run has in the end.
-      max_without_progress: a run is set aside after so many attempts.
-      cwd: where the process runs, if there is such a folder here.
-    """
-    self._place = folder
-    self._arguments = arguments
-    self._num_iterations = num_iterations
-    self._max_without_progress = max_without_progress
-    self._cwd = cwd
-    self._process: subprocess.Popen[bytes] | None = None
-    self._stopped = False
+  folder: str
+  arguments: Sequence[str]
+  num_iterations: int
+  max_without_progress: int
+  cwd: str | None = None
+  key: int = 0
+  cores: Sequence[int] = ()
+  _process: 'subprocess.Popen[bytes] | None' = dataclasses.field(
+    default=None, init=False
+  )
+  _stopped: bool = dataclasses.field(default=False, init=False)
 
   def stop(self) -> None:
     """Asks the run to save and end, as SIGTERM does."""
     self._stopped = True
-    self._signal(signal.SIGTERM)
-
-  def _signal(self, number: int) -> None:
     process = self._process
     if process is not None and process.poll() is None:
-      process.send_signal(number)
+      process.send_signal(signal.SIGTERM)
 
   def execute(self) -> Outcome:
     """Executes the run and returns what came of it.
@@ -123,32 +122,28 @@ class Attempt:
       WriteError: if it cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix='batch_rl_dr3.') as scratch:
-      self._run = mirror.open_runs(self._place, scratch, state.CONTENTS)
-      self._folder = self._run.folder
+      self._run = mirror.open_runs(self.folder, scratch, state.CONTENTS)
+      self._here = self._run.folder
       self._patiently(self._run.refresh)
-      before = state.read_attempts(self._folder)
+      before = state.read_attempts(self._here)
       record = self._begin(before)
       if isinstance(record, Outcome):
         return record
       ending = pathlib.Path(scratch) / 'ending.json'
-      exit_code = self._train(record, ending)
-      self._publish(state.LOG)
+      with open(self._here / state.LOG, 'ab') as log:
+        line = f'--- attempt {record.attempts}, {record.began}, {record.host}\n'
+        log.write(line.encode())
+        log.flush()
+        self._process = self._start(log, ending)
+        if self._stopped:  # Meanwhile.
+          self.stop()
+        exit_code = self._process.wait()
+      self._patiently(lambda: self._run.publish(state.LOG))
       self._patiently(self._run.refresh)
-      return self._end(before, record, exit_code, _read_ending(ending))
-
-  def _train(self, record: Record, ending: pathlib.Path) -> int:
-    """Executes the process, and returns what it ended with."""
-    with open(self._folder / state.LOG, 'ab') as log:
-      line = f'--- attempt {record.attempts}, {record.began}, {record.host}\n'
-      log.write(line.encode())
-      log.flush()
-      self._process = self._start(log, ending)
-      if self._stopped:  # Meanwhile.
-        self._signal(signal.SIGTERM)
-      return self._process.wait()
-
-  def _publish(self, name: str) -> None:
-    self._patiently(lambda: self._run.publish(name))
+      said = {}
+      with contextlib.suppress(OSError, ValueError):
+        said = json.loads(ending.read_text())
+      return self._end(before, record, exit_code, said)
 
   def _patiently(self, action: Callable[[], None]) -> None:
     """Does what needs a bucket, which may be away for a while."""
@@ -163,44 +158,43 @@ class Attempt:
         time.sleep(_AGAIN_SECONDS)
 
   def _start(self, log: Any, ending: pathlib.Path) -> 'subprocess.Popen[bytes]':
+    cores = ','.join(map(str, self.cores))
     return subprocess.Popen(
-      [sys.executable, '-c', _BECOME, str(os.getpid()), *self._arguments],
+      [sys.executable, '-c', _BECOME, str(os.getpid()), cores, *self.arguments],
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=subprocess.STDOUT,
       # Ctrl-C at a terminal is for whoever decides about all runs.
       start_new_session=True,
-      cwd=self._cwd if self._cwd and os.path.isdir(self._cwd) else None,
-      env={
-        **os.environ,
-        'PYTHONUNBUFFERED': '1',
-        cli.ENDING: str(ending),
-      },
+      cwd=self.cwd if self.cwd and os.path.isdir(self.cwd) else None,
+      env={**os.environ, 'PYTHONUNBUFFERED': '1', cli.ENDING: str(ending)},
     )
 
   def _begin(self, before: Record) -> Record | Outcome:
     """Records that the attempt begins; an outcome if it is not to."""
-    if state.is_finished(self._folder, self._num_iterations):
+    if self._is_finished():
       return Outcome(DONE, 0)
-    atomic.make_directory(self._folder)
+    atomic.make_directory(self._here)
     if before.is_set_aside:
-      return self._outcome(SET_ASIDE, before)
+      return _outcome(SET_ASIDE, before)
     record = self._next(before)
     self._write(record)
-    if record.is_set_aside:
-      return self._outcome(SET_ASIDE, record)
-    return record
+    return _outcome(SET_ASIDE, record) if record.is_set_aside else record
+
+  def _is_finished(self) -> bool:
+    return state.is_finished(self._here, self.num_iterations)
+
+  def _last_line(self) -> str:
+    return state.last_line(self._here / state.LOG)
 
   def _next(self, before: Record) -> Record:
     """Returns the record of an attempt that begins after others."""
-    now = state.progress(self._folder)
+    now = state.progress(self._here)
     without = before.without_progress
     if before.attempts:
       without = without + 1 if now <= before.progress else 0
-    if without >= self._max_without_progress:
-      last = (
-        before.error or state.last_line(self._folder / state.LOG) or 'no word'
-      )
+    if without >= self.max_without_progress:
+      last = before.error or self._last_line() or 'no word'
       return dataclasses.replace(
         before,
         without_progress=without,
@@ -218,64 +212,46 @@ class Attempt:
     )
 
   def _end(
-    self,
-    before: Record,
-    record: Record,
-    exit_code: int,
-    ending: Mapping[str, str],
+    self, before: Record, record: Record, exit_code: int, said: dict[str, str]
   ) -> Outcome:
-    error = self._error(exit_code, ending.get('message', ''))
+    error = self._error(exit_code, said.get('message', ''))
     # Told to stop when all was written, a run may say that it was stopped.
     exit_code = (exit_code or 1) if error else 0
-    if error and ending.get('error') == lease.BusyError.__name__:
+    if error and said.get('error') == lease.BusyError.__name__:
       self._write(before)  # It was no attempt.
       return Outcome(BUSY, PREEMPTED, error, before.without_progress)
+    aside = exit_code in OWN_FAULT
     record = dataclasses.replace(
-      record,
-      exit_code=exit_code,
-      error=error,
-      is_set_aside=exit_code in OWN_FAULT,
+      record, exit_code=exit_code, error=error, is_set_aside=aside
     )
     self._write(record)
     if exit_code == 0:
       return Outcome(DONE, 0)
-    return self._outcome(SET_ASIDE if record.is_set_aside else AGAIN, record)
+    return _outcome(SET_ASIDE if aside else AGAIN, record)
 
   def _error(self, exit_code: int, message: str) -> str:
     """Returns why the run is not finished; '' if it is."""
-    if state.is_finished(self._folder, self._num_iterations):
+    if self._is_finished():
       return ''
     if exit_code == 0:
       return f'train ended without a whole {run_directory.FINISHED}.'
     if exit_code < 0:
       return f'ended by {signal.Signals(-exit_code).name}'
-    return (
-      message
-      or state.last_line(self._folder / state.LOG)
-      or f'ended with {exit_code}'
-    )
-
-  def _outcome(self, kind: str, record: Record) -> Outcome:
-    code = record.exit_code
-    return Outcome(
-      kind,
-      errors.BatchRLError.exit_code if code is None else code,
-      record.error,
-      record.without_progress,
-    )
+    return message or self._last_line() or f'ended with {exit_code}'
 
   def _write(self, record: Record) -> None:
-    atomic.write_json(self._folder / state.NAME, dataclasses.asdict(record))
-    self._publish(state.NAME)
+    atomic.write_json(self._here / state.NAME, dataclasses.asdict(record))
+    self._patiently(lambda: self._run.publish(state.NAME))
 
 
-def _read_ending(path: pathlib.Path) -> dict[str, str]:
-  """Returns what the process said of its error; {} if it said nothing."""
-  try:
-    said: dict[str, str] = json.loads(path.read_text())
-  except (OSError, ValueError):
-    return {}
-  return said
+def _outcome(kind: str, record: Record) -> Outcome:
+  code = record.exit_code
+  return Outcome(
+    kind,
+    errors.BatchRLError.exit_code if code is None else code,
+    record.error,
+    record.without_progress,
+  )
 
 
 def in_foreground(attempt: Attempt) -> Outcome:

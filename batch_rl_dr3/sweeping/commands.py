@@ -7,55 +7,56 @@ import os
 import pathlib
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from batch_rl_dr3.config import cli, errors, signals
-from batch_rl_dr3.runs import folders, mirror
+from batch_rl_dr3.runs import folders, mirror, state
+from batch_rl_dr3.sweeping import (
+  attempt,
+  estimate,
+  job_arrays,
+  kept,
+  queue,
+  standing,
+)
 from batch_rl_dr3.sweeping.grid import Sweep, SweepRun
-
-if TYPE_CHECKING:
-  from batch_rl_dr3.sweeping import estimate as estimate_lib
-  from batch_rl_dr3.sweeping import queue as queue_lib
-  from batch_rl_dr3.sweeping import ray_cluster
-  from batch_rl_dr3.sweeping import standing as standing_lib
 
 FLAGS = flags.FLAGS
 
 # Which task of a job array this is, as each system says it.
-TASK_VARIABLES = (
+_TASK_VARIABLES = (
   'BATCH_TASK_INDEX',
   'SLURM_ARRAY_TASK_ID',
   'JOB_COMPLETION_INDEX',
 )
 
 
-def sweep_of_flags() -> Sweep:
-  """Returns the sweep that --grid and --gin_bindings bind.
+def _need(*names: str) -> None:
+  for name in names:
+    if not FLAGS[name].value:
+      raise errors.UsageError(f'--{name} is needed (see --help).')
+
+
+def load_sweep() -> tuple[Sweep, list[SweepRun]]:
+  """Returns the sweep that the flags describe, and its runs.
 
   Raises:
     ConfigError: if a file is missing or wrong.
     UsageError: if --grid or --runs is.
   """
-  from batch_rl_dr3.sweeping import job_arrays  # noqa: F401  (for its bindings)
-
-  for name in ('grid', 'runs'):
-    if not FLAGS[name].value:
-      raise errors.UsageError(f'--{name} is needed (see --help).')
+  _need('grid', 'runs')
+  imports = cli.find_imports()
   cli.load_gin([FLAGS.grid], FLAGS.gin_bindings)
   with cli.gin_errors():
-    return Sweep()
+    sweep = Sweep()
+  return sweep, sweep.runs(imports)
 
 
 def read_runs(
   runs_of_sweep: Sequence[SweepRun], contents: mirror.Contents
 ) -> mirror.Runs:
   """Returns the runs in --runs as they are now.
-
-  Args:
-    runs_of_sweep: the runs.
-    contents: what is read of each.
 
   Raises:
     DataError: if they cannot be read.
@@ -66,34 +67,10 @@ def read_runs(
   return runs
 
 
-def read_standings(
-  sweep: Sweep, runs_of_sweep: Sequence[SweepRun]
-) -> tuple[mirror.Runs, 'list[standing_lib.Standing]']:
-  """Returns the runs in --runs, and how each of the sweep's stands."""
-  from batch_rl_dr3.sweeping import standing
-
-  runs = read_runs(runs_of_sweep, standing.CONTENTS)
-  return runs, standing.read(runs_of_sweep, runs.folder, sweep.results_dir)
-
-
 def plan() -> None:
   """Prints what the sweep will cost."""
-  from batch_rl_dr3.sweeping import estimate
-
-  sweep = sweep_of_flags()
-  runs_of_sweep = sweep.runs()
-  runs, standings = read_standings(sweep, runs_of_sweep)
-  rates = _rates(runs_of_sweep, runs)
-  plan = estimate.estimate(sweep, standings, runs, rates)
-  for line in estimate.describe(sweep, plan, rates, FLAGS.price_per_hour):
-    print(line)
-
-
-def _rates(
-  runs_of_sweep: Sequence[SweepRun], runs: mirror.Runs
-) -> 'estimate_lib.Rates | None':
-  from batch_rl_dr3.sweeping import estimate
-
+  sweep, runs_of_sweep = load_sweep()
+  runs = read_runs(runs_of_sweep, standing.CONTENTS)
   if FLAGS.rate is not None:
     rates: estimate.Rates | None = estimate.given(FLAGS.rate)
   elif FLAGS.benchmark is not None:
@@ -102,18 +79,19 @@ def _rates(
     rates = estimate.of_finished(runs_of_sweep, runs)
   if rates is not None and FLAGS.play_rate is not None:
     rates = dataclasses.replace(rates, play=FLAGS.play_rate)
-  return rates
+  standings = standing.read(runs_of_sweep, runs.folder, sweep.results_dir)
+  plan = estimate.estimate(sweep, standings, runs, rates)
+  for line in estimate.describe(sweep, plan, rates, FLAGS.price_per_hour):
+    print(line)
 
 
 def status() -> None:
   """Shows how the runs stand."""
-  from batch_rl_dr3.sweeping import standing
-
-  sweep = sweep_of_flags()
-  runs_of_sweep = sweep.runs()
+  sweep, runs_of_sweep = load_sweep()
 
   def show() -> None:
-    _, standings = read_standings(sweep, runs_of_sweep)
+    runs = read_runs(runs_of_sweep, standing.CONTENTS)
+    standings = standing.read(runs_of_sweep, runs.folder, sweep.results_dir)
     text = (
       standing.to_json(standings)
       if FLAGS.json
@@ -132,10 +110,7 @@ def status() -> None:
 
 def retry() -> None:
   """Lets runs that were set aside be tried again."""
-  from batch_rl_dr3.runs import state
-  from batch_rl_dr3.sweeping import standing
-
-  runs_of_sweep = sweep_of_flags().runs()
+  _, runs_of_sweep = load_sweep()
   runs = read_runs(runs_of_sweep, standing.CONTENTS)
   aside = [
     run.folder
@@ -154,15 +129,12 @@ def collect() -> None:
   Raises:
     DataError: if no run has scores.
   """
-  from batch_rl_dr3.sweeping import kept
-
-  sweep = sweep_of_flags()
-  runs_of_sweep = sweep.runs()
-  ending = kept.PARQUET if kept.has_parquet() else kept.CSV
+  sweep, runs_of_sweep = load_sweep()
   runs = read_runs(runs_of_sweep, kept.SCORE_CONTENTS)
   tables = list(kept.collect(runs_of_sweep, runs.folder, sweep.results_dir))
   if not tables:
     raise errors.DataError(f'no run of the sweep has scores in {runs.name}.')
+  ending = kept.PARQUET if kept.has_parquet() else kept.CSV
   name = f'scores{ending}'
   output = FLAGS.output or os.path.join(runs.folder, name)
   num_rows = kept.write(tables, output)
@@ -183,15 +155,12 @@ def keep() -> None:
   Raises:
     UsageError: if the sweep has no place for them.
   """
-  from batch_rl_dr3.sweeping import kept
-
-  sweep = sweep_of_flags()
+  sweep, runs_of_sweep = load_sweep()
   if sweep.results_dir is None:
     raise errors.UsageError(
       f'{FLAGS.grid} does not say where to keep results: bind '
       'Sweep.results_dir.'
     )
-  runs_of_sweep = sweep.runs()
   runs = read_runs(runs_of_sweep, kept.CONTENTS)
   added = kept.keep(runs_of_sweep, runs.folder, sweep.results_dir)
   for folder in added:
@@ -203,12 +172,10 @@ def run() -> None:
   """Executes what is left of the sweep.
 
   Raises:
+    ConfigError: if there is no Ray, or no cluster.
     DataError: if runs were set aside.
   """
-  from batch_rl_dr3.sweeping import queue, standing
-
-  sweep = sweep_of_flags()
-  runs_of_sweep = sweep.runs()
+  sweep, runs_of_sweep = load_sweep()
   runs = read_runs(runs_of_sweep, standing.CONTENTS)
   left = [
     run
@@ -218,10 +185,22 @@ def run() -> None:
   print(f'{len(left):,} of {len(runs_of_sweep):,} runs are left to do.')
   if not left:
     return
+  try:
+    from batch_rl_dr3.sweeping import ray_cluster
+  except ImportError as error:
+    raise errors.ConfigError(
+      f'sweep run needs Ray ({error}): `pip install ray`.'
+    ) from error
+  # Runs share the cores of a node: there are no more slots than runs.
+  num_slots = min(FLAGS.slots_per_node or len(left), len(left))
   stop_request = signals.StopRequest()
   with (
     stop_request.listening(),
-    contextlib.closing(_cluster(sweep)) as cluster,
+    contextlib.closing(
+      ray_cluster.RayCluster(
+        FLAGS.address, sweep.num_cpus, sweep.num_gpus, num_slots
+      )
+    ) as cluster,
     stop_request.listening(),  # Again: Ray has handlers of its own.
   ):
     tally = queue.Executor(
@@ -231,7 +210,7 @@ def run() -> None:
         1e9 * sweep.run_gigabytes,
         lambda run: sweep.store_memory_share * sweep.store_bytes(run),
       ),
-      _jobs(sweep),
+      _attempts(sweep),
       lambda: bool(stop_request),
       FLAGS.stop_seconds,
     ).run()
@@ -247,9 +226,7 @@ def run() -> None:
     )
 
 
-def _jobs(sweep: Sweep) -> 'Callable[[SweepRun], queue_lib.Job]':
-  from batch_rl_dr3.sweeping import queue
-
+def _attempts(sweep: Sweep) -> Callable[[SweepRun], attempt.Attempt]:
   path = folders.local_path(FLAGS.runs)
   return queue.jobs(
     FLAGS.runs if path is None else os.path.abspath(path),
@@ -263,40 +240,21 @@ def _trust() -> list[str]:
   return ['--trust_gin'] if cli.trusts_gin() else []
 
 
-def _cluster(sweep: Sweep) -> 'ray_cluster.RayCluster':
-  try:
-    from batch_rl_dr3.sweeping import ray_cluster
-  except ImportError as error:
-    raise errors.ConfigError(
-      f'sweep run needs Ray ({error}): `pip install ray`.'
-    ) from error
-  return ray_cluster.RayCluster(
-    FLAGS.address, sweep.num_cpus, sweep.num_gpus, FLAGS.slots_per_node
-  )
-
-
 def emit() -> None:
   """Writes a job array of all runs that are left."""
-  from batch_rl_dr3.sweeping import standing
-
   _emit((standing.RUNNING, standing.STALLED, standing.WAITING))
 
 
 def reconcile() -> None:
   """Writes a job array of the runs that are left and that nobody executes."""
-  from batch_rl_dr3.sweeping import standing
-
   _emit((standing.STALLED, standing.WAITING))
 
 
 def _emit(states: Sequence[str]) -> None:
-  from batch_rl_dr3.sweeping import job_arrays, standing
-
-  for name in ('backend', 'output_dir'):
-    if not FLAGS[name].value:
-      raise errors.UsageError(f'--{name} is needed (see --help).')
-  sweep = sweep_of_flags()
-  _, standings = read_standings(sweep, sweep.runs())
+  _need('backend', 'output_dir')
+  sweep, runs_of_sweep = load_sweep()
+  runs = read_runs(runs_of_sweep, standing.CONTENTS)
+  standings = standing.read(runs_of_sweep, runs.folder, sweep.results_dir)
   left = [one.run for one in standings if one.state in states]
   failed = sum(one.state == standing.FAILED for one in standings)
   if failed:
@@ -304,8 +262,16 @@ def _emit(states: Sequence[str]) -> None:
   if not left:
     print('No run is left for a job array.')
     return
+  task_flags = [
+    f'--grid={FLAGS.grid}',
+    *(f'--gin_bindings={line}' for line in FLAGS.gin_bindings),
+    *(f'--import={name}' for name in FLAGS['import'].value or ()),
+    f'--runs={FLAGS.runs}',
+    *_trust(),
+    *([f'--cache_dir={FLAGS.cache_dir}'] if FLAGS['cache_dir'].present else []),
+  ]
   array = job_arrays.create(
-    sweep, left, pathlib.Path(FLAGS.grid).stem, FLAGS.runs, _task_flags()
+    sweep, left, pathlib.Path(FLAGS.grid).stem, FLAGS.runs, task_flags
   )
   with cli.gin_errors():
     lines = job_arrays.write(FLAGS.backend, array, FLAGS.output_dir)
@@ -314,36 +280,27 @@ def _emit(states: Sequence[str]) -> None:
     print(f'  {line}')
 
 
-def _task_flags() -> list[str]:
-  """Returns the flags with which a task finds this sweep."""
-  return [
-    f'--grid={FLAGS.grid}',
-    *(f'--gin_bindings={line}' for line in FLAGS.gin_bindings),
-    f'--runs={FLAGS.runs}',
-    *_trust(),
-    *([f'--cache_dir={FLAGS.cache_dir}'] if FLAGS['cache_dir'].present else []),
-  ]
-
-
 def task() -> None:
   """Executes one run and ends with its exit code."""
-  from batch_rl_dr3.sweeping import attempt, job_arrays
-
-  sweep = sweep_of_flags()
-  runs_of_sweep = sweep.runs()
-  places = (
-    range(len(runs_of_sweep))
-    if FLAGS.only is None
-    else job_arrays.parse_ranges(FLAGS.only)
-  )
+  sweep, runs_of_sweep = load_sweep()
+  places: Sequence[int] = range(len(runs_of_sweep))
+  if FLAGS.only is not None:
+    places = job_arrays.parse_ranges(FLAGS.only)
   index = _index()
   if index >= len(places) or max(places) >= len(runs_of_sweep):
     raise errors.UsageError(
       f'there is no task {index} of {len(places)} in a grid of '
       f'{len(runs_of_sweep)} runs.'
     )
-  job = _jobs(sweep)(runs_of_sweep[places[index]])
-  outcome = attempt.in_foreground(job.attempt())
+  run = runs_of_sweep[places[index]]
+  if run.start is not None:
+    runs = read_runs([run.start], standing.CONTENTS)
+    if not standing.is_done(run.start, runs.folder, None):
+      raise errors.PreemptedError(
+        f'{run.folder} starts from {run.start.folder}, which is not finished.'
+      )
+  job = _attempts(sweep)(run)
+  outcome = attempt.in_foreground(job)
   if outcome.error:
     print(f'{job.folder}: {outcome.error}', file=sys.stderr)
   # A signal counts as preemption, as whoever sent it knows better.
@@ -355,9 +312,9 @@ def _index() -> int:
   if FLAGS.index is not None:
     index: int = FLAGS.index
     return index
-  for name in TASK_VARIABLES:
+  for name in _TASK_VARIABLES:
     if name in os.environ:
       return int(os.environ[name])
   raise errors.UsageError(
-    f'--index is needed where none of {", ".join(TASK_VARIABLES)} is set.'
+    f'--index is needed where none of {", ".join(_TASK_VARIABLES)} is set.'
   )

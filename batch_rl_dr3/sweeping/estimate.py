@@ -89,18 +89,14 @@ def of_finished(
 
 @dataclasses.dataclass(frozen=True)
 class SweepEstimate:
-  """What is left to do, and what it costs.
+  """What is left to do, and what it costs; None is what is not known.
 
   Attributes:
     num_runs: runs by state.
-    gradient_steps: left to do.
-    agent_steps: of play left to do.
-    run_hours: of runs one after the other; None without a rate.
-    num_stores: different stores.
-    store_bytes: of all of them, uncompressed.
-    download_bytes: of their logs; None where it is not known.
-    run_bytes: of all run directories in the end; None where not known.
-    run_bytes_origin: where that is from.
+    run_hours: of runs one after the other.
+    store_bytes: of all different stores, uncompressed.
+    download_bytes: of their logs.
+    run_bytes: of all run directories in the end.
   """
 
   num_runs: Mapping[str, int]
@@ -120,19 +116,10 @@ def estimate(
   runs: mirror.Runs,
   rates: Rates | None,
 ) -> SweepEstimate:
-  """Returns what a sweep will cost from here.
-
-  Args:
-    sweep: the sweep.
-    standings: how each of its runs stands.
-    runs: all runs.
-    rates: how fast runs are, if that is known.
-  """
+  """Returns what a sweep will cost from here, at rates that are known."""
   left = [s for s in standings if s.state != standing.DONE]
   stores = {s.run.store: s.run for s in left}
-  hours: float | None = None
-  if rates is not None:
-    hours = sum(_hours(s, rates) for s in left)
+  hours = None if rates is None else sum(_hours(s, rates) for s in left)
   run_bytes, origin = _run_bytes(sweep, standings, runs)
   return SweepEstimate(
     num_runs={
@@ -209,32 +196,35 @@ def describe(
   """
   total = sum(plan.num_runs.values())
   states = [f'{n:,} {word}' for word, n in plan.num_runs.items() if n]
+  if plan.download_bytes is None:
+    download = (
+      'not known: bind Sweep.log_gigabytes, or ask `data plan` about one log'
+    )
+  elif plan.download_bytes:
+    download = f'about {_size(plan.download_bytes)}'
+  else:
+    download = 'nothing, the logs are on this machine'
+  disk = 'not known'
+  if plan.run_bytes is not None:
+    disk = f'about {_size(plan.run_bytes)} for all runs'
   lines = {
     'runs': f'{total:,}: {", ".join(states)}',
     'to do': f'{plan.gradient_steps:,} gradient steps, '
     f'{plan.agent_steps:,} agent steps of play',
-    'rate': _rates_in_words(rates),
-    'time': _time_in_words(sweep, plan, rates),
-    'money': _money_in_words(sweep, plan, price),
+    'rate': _describe_rates(rates),
+    'time': 'not known without a rate',
+    'money': 'not known without a rate',
     'stores': f'{plan.num_stores:,}, {_size(plan.store_bytes)} uncompressed',
-    'download': 'not known: bind Sweep.log_gigabytes, or ask `data plan` '
-    'about one log'
-    if plan.download_bytes is None
-    else f'about {_size(plan.download_bytes)}'
-    if plan.download_bytes
-    else 'nothing, the logs are on this machine',
-    'run disk': (
-      'not known'
-      if plan.run_bytes is None
-      else f'about {_size(plan.run_bytes)} for all runs'
-    )
-    + f' ({plan.run_bytes_origin})',
+    'download': download,
+    'run disk': f'{disk} ({plan.run_bytes_origin})',
     'memory': f'{sweep.run_gigabytes:g} GB a run, and its store once a node',
   }
+  if plan.run_hours is not None:
+    lines |= _describe_hours(sweep, plan.run_hours, price)
   return [f'{name:<10} {line}' for name, line in lines.items()]
 
 
-def _rates_in_words(rates: Rates | None) -> str:
+def _describe_rates(rates: Rates | None) -> str:
   if rates is None:
     return (
       'not known: give --rate or --benchmark, or let one run finish in --runs'
@@ -243,40 +233,26 @@ def _rates_in_words(rates: Rates | None) -> str:
     f'{methods.display_name(method) + " " if method else ""}{rate:,.4g}'
     for method, rate in rates.by_method.items()
   )
-  play = (
-    'play not counted'
-    if rates.play is None
-    else f'play {rates.play:,.4g} agent steps/s'
-  )
+  play = 'play not counted'
+  if rates.play is not None:
+    play = f'play {rates.play:,.4g} agent steps/s'
   return f'{listed} gradient steps/s, {play} ({rates.origin})'
 
 
-def _time_in_words(
-  sweep: Sweep, plan: SweepEstimate, rates: Rates | None
-) -> str:
-  if plan.run_hours is None or rates is None:
-    return 'not known without a rate'
-  gpus = (
-    f'{plan.run_hours * sweep.num_gpus:,.4g} GPU-hours, '
-    if sweep.num_gpus
-    else ''
-  )
-  return (
-    f'{gpus}{plan.run_hours * sweep.num_cpus:,.4g} core-hours, '
-    f'{plan.run_hours / 24:,.4g} days of one run after the other'
-  )
-
-
-def _money_in_words(
-  sweep: Sweep, plan: SweepEstimate, price: float | None
-) -> str:
-  if plan.run_hours is None:
-    return 'not known without a rate'
+def _describe_hours(
+  sweep: Sweep, hours: float, price: float | None
+) -> dict[str, str]:
   unit = 'GPU' if sweep.num_gpus else 'core'
-  if price is None:
-    return f'--price_per_hour, of a {unit}, tells'
-  amount = plan.run_hours * (sweep.num_gpus or sweep.num_cpus) * price
-  return f'{amount:,.0f} at {price:g} an hour of a {unit}'
+  gpus = f'{hours * sweep.num_gpus:,.4g} GPU-hours, ' if sweep.num_gpus else ''
+  money = f'--price_per_hour, of a {unit}, tells'
+  if price is not None:
+    amount = hours * (sweep.num_gpus or sweep.num_cpus) * price
+    money = f'{amount:,.0f} at {price:g} an hour of a {unit}'
+  return {
+    'time': f'{gpus}{hours * sweep.num_cpus:,.4g} core-hours, '
+    f'{hours / 24:,.4g} days of one run after the other',
+    'money': money,
+  }
 
 
 def _size(num_bytes: float) -> str:

@@ -5,7 +5,7 @@ gin files and bindings that its templates give, and can be trained by hand with
 the same command.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -17,8 +17,8 @@ from typing import Any
 import gin
 
 import batch_rl_dr3
-from batch_rl_dr3.config import errors, gin_files, ranges
-from batch_rl_dr3.runs import run_identity
+from batch_rl_dr3.config import errors, gin_files, own_code, ranges
+from batch_rl_dr3.runs import run_directory, run_identity
 
 # Steps of an episode of continuous control, at most: those of the kitchen are
 # 280, the others' 1,000.
@@ -38,18 +38,12 @@ class SweepRun:
 
   Attributes:
     index: its place in the sweep, by which job arrays name it.
-    suite: of the game.
-    game: what it is evaluated in.
-    dataset: the data set's short name.
-    method: the method's short name.
-    seed: the run's seed.
-    logged_run: which logged run of the game it learns from.
-    gin_files: what is trained.
-    gin_bindings: overrides of the files.
     replay_dir: where its log is; None for the public buckets.
     identity: 8 hexadecimal digits, see `Sweep.runs`.
     runner: what trains it, as its files call it.
     bound: what its files and bindings bind, by name.
+    imports: code of the user's own that its files name.
+    start: the run whose last checkpoint it starts from.
   """
 
   index: int
@@ -65,10 +59,12 @@ class SweepRun:
   identity: str
   runner: str
   bound: dict[str, Any] = dataclasses.field(repr=False, compare=False)
+  imports: tuple[own_code.OwnCode, ...] = ()
+  start: 'SweepRun | None' = None
 
   @property
   def folder(self) -> str:
-    """The run directory, below the folder of all runs."""
+    """Its directory, below the folder of all runs."""
     name = f'seed{self.seed}-{self.identity}'
     return '/'.join((self.suite, self.game, self.dataset, self.method, name))
 
@@ -121,22 +117,40 @@ class SweepRun:
         'a sweep has to know.'
       ) from error
 
-  def arguments(self, runs: str, cache_dir: str) -> list[str]:
+  def start_checkpoint(self, runs: str) -> str | None:
+    """Returns the checkpoint that it starts from, if it does."""
+    if self.start is None:
+      return None
+    name = f'tf_ckpt-{self.start.num_iterations - 1}'
+    folder = f'{runs.rstrip("/")}/{self.start.folder}'
+    return f'{folder}/{run_directory.CHECKPOINTS}/{name}'
+
+  def arguments(
+    self, runs: str, cache_dir: str, local: bool = True
+  ) -> list[str]:
     """Returns the flags of `python -m batch_rl_dr3.train` for this run.
 
     Args:
       runs: the folder of all runs.
       cache_dir: where stores are kept.
+      local: whether files of the user's own are named by their place here.
     """
     where = (
       f'--run={self.logged_run}'
       if self.replay_dir is None
       else f'--replay_dir={self.replay_dir}'
     )
+    start = self.start_checkpoint(runs)
+    names = [
+      code.path if local and code.name.endswith('.py') else code.name
+      for code in self.imports
+    ]
     return [
+      *(f'--import={name}' for name in names),
       *(f'--gin_files={name}' for name in self.gin_files),
       *(f'--gin_bindings={line}' for line in self.gin_bindings),
       where,
+      *([] if start is None else [f'--init_checkpoint={start}']),
       f'--seed={self.seed}',
       f'--base_dir={runs.rstrip("/")}/{self.folder}',
       f'--cache_dir={cache_dir}',
@@ -154,14 +168,13 @@ class Sweep:
   `data_names` makes of them.
 
   Attributes:
-    suite: the suite of the games.
-    games: names of games.
-    datasets: short names of data sets.
-    methods: short names of methods.
+    derived: methods made of others, such as {'cql_norm': ['cql', 'A.b = 1']}:
+      the method that templates see, and what is bound besides.
     variants: bindings by name, such as {'c0_0.03':
       ['FeatureDotPenalty.coefficient = 0.03']}: each method is run with each,
       and is then called <method>_<name>. Templates see the method without it.
-    seeds: seeds of each combination.
+    starts_from: methods that start from the last checkpoint of another, with
+      the same game, data set and seed.
     logged_runs: the logged runs, dealt out to the seeds in turn.
     gin_files: templates of gin files.
     gin_bindings: templates of bindings that override them.
@@ -169,16 +182,16 @@ class Sweep:
       in the public buckets.
     data_names: what {data} stands for, by game or by data set; it is the data
       set's own name where nothing is said.
-    results_dir: a study of results that are kept apart from the runs, such as
-      one under version control (see `runs.results`): what it holds is done.
+    results_dir: a study of results that are kept apart from the runs (see
+      `runs.results`): what it holds is done.
     num_cpus: processor cores of a run.
     num_gpus: GPUs of a run; a fraction packs several on one.
     run_gigabytes: memory of a run, with frames that it holds for itself.
     store_memory_share: the share of a store, read as needed by all runs of a
       node, that is to fit in the node's memory.
     row_bytes: of a row in a store, in memory and on disk; 0 where there is no
-      store, as in continuous control, whose data each run holds for itself;
-      None where the data say it: those of `collect`, and the public ones.
+      store, as in continuous control; None where the data say it: those of
+      `collect`, and the public ones.
     log_rows: rows of a logged run; None where the data say it.
     log_gigabytes: size of a logged run where it is read from; None where it
       is not known or on this machine.
@@ -191,7 +204,9 @@ class Sweep:
   games: Sequence[str] = gin.REQUIRED
   datasets: Sequence[str] = gin.REQUIRED
   methods: Sequence[str] = gin.REQUIRED
+  derived: Mapping[str, Sequence[str]] | None = None
   variants: Mapping[str, Sequence[str]] | None = None
+  starts_from: Mapping[str, str] | None = None
   seeds: Sequence[int] = gin.REQUIRED
   logged_runs: Sequence[int] = (1,)
   gin_files: Sequence[str] = gin.REQUIRED
@@ -209,109 +224,106 @@ class Sweep:
   run_disk_gigabytes: ranges.Positive | None = None
   max_attempts_without_progress: ranges.Count = 5
 
-  def runs(self) -> list[SweepRun]:
+  def runs(self, imports: Sequence[own_code.OwnCode] = ()) -> list[SweepRun]:
     """Returns the runs, in an order that never changes for one grid.
 
     A run's identity is a hash of what its files bind, which log it is, its
-    seed and the version of this package. Runs of one store follow each other.
+    seed, the code that it imports and the version of this package. Runs of one
+    store follow each other.
 
     Raises:
       ConfigError: if a file is missing, does not say what the grid says of
         it, or two runs are the same.
     """
-    runs = [
-      self._run(index, *combination)
-      for index, combination in enumerate(self._combinations())
-    ]
-    seen: dict[str, SweepRun] = {}
-    for run in runs:
-      if seen.setdefault(run.folder, run) is not run:
-        raise errors.ConfigError(
-          f'runs {seen[run.folder].index} and {run.index} of the grid are the '
-          f'same: {run.folder}. Is a name listed twice?'
-        )
-    return runs
-
-  def _combinations(
-    self,
-  ) -> Iterator[tuple[str, str, str, str, int, int]]:
-    """Yields game, dataset, method, variant, seed and logged run."""
     if not self.logged_runs:
       raise errors.ConfigError('Sweep.logged_runs is empty.')
     dealt = list(zip(self.seeds, itertools.cycle(self.logged_runs)))
-    for game in self.games:
-      for dataset in self.datasets:
-        for seed, logged_run in dealt:
-          for method, variant in itertools.product(
-            self.methods, self.variants or ('',)
-          ):
-            yield game, dataset, method, variant, seed, logged_run
+    combinations = itertools.product(
+      self.games, self.datasets, dealt, self.methods, self.variants or ('',)
+    )
+    seen: dict[str, SweepRun] = {}
+    for index, combination in enumerate(combinations):
+      run = self._run(index, tuple(imports), *combination)
+      if run.folder in seen:
+        raise errors.ConfigError(
+          f'runs {seen[run.folder].index} and {index} of the grid are the '
+          f'same: {run.folder}. Is a name listed twice?'
+        )
+      seen[run.folder] = run
+    return list(seen.values())
 
   def _run(
     self,
     index: int,
+    imports: tuple[own_code.OwnCode, ...],
     game: str,
     dataset: str,
+    dealt: tuple[int, int],
     method: str,
     variant: str,
-    seed: int,
-    logged_run: int,
   ) -> SweepRun:
-    names: dict[str, Any] = {
+    seed, logged_run = dealt
+    base, *changes = (self.derived or {}).get(method, (method,))
+    data_names = self.data_names or {}
+    names = {
       'suite': self.suite,
       'game': game,
       'dataset': dataset,
-      'method': method,
+      'method': base,
       'seed': seed,
       'run': logged_run,
-      'data': self._data_name(game, dataset),
+      'data': data_names.get(game, data_names.get(dataset, dataset)),
     }
     files = tuple(_fill(text, names) for text in self.gin_files)
-    lines = tuple(_fill(text, names) for text in self.gin_bindings)
+    lines = (*changes, *(_fill(text, names) for text in self.gin_bindings))
     bound = gin_files.read_bindings(files, lines)
     runner = _runner(bound, files)
-    if self.variants and variant:
-      names['method'] = f'{method}_{variant}'
-      lines += (
-        f'{runner}.method = {names["method"]!r}',
-        *self.variants[variant],
-      )
+    name = f'{method}_{variant}' if variant else method
+    if name != base:
+      further = (self.variants or {}).get(variant, ())
+      lines += (f'{runner}.method = {name!r}', *further)
       bound = gin_files.read_bindings(files, lines)
-    replay_dir = (
-      None if self.replay_dir is None else _fill(self.replay_dir, names)
-    )
-    for name in ('dataset', 'method'):
-      said = bound.get(f'{runner}.{name}')
-      if said != names[name]:
+    for what, expected in (('dataset', dataset), ('method', name)):
+      said = bound.get(f'{runner}.{what}')
+      if said != expected:
         raise errors.ConfigError(
-          f'the grid has {name} {names[name]!r}, but {", ".join(files)} binds '
-          f'{runner}.{name} to {said!r}.'
+          f'the grid has {what} {expected!r}, but {", ".join(files)} binds '
+          f'{runner}.{what} to {said!r}.'
         )
+    # The log's name and not its place, which differs between machines.
+    data: dict[str, Any] = {
+      'suite': self.suite,
+      'game': game,
+      'run': logged_run,
+    }
+    if imports:
+      data['imports'] = own_code.record(imports)
+    start = None
+    source = (self.starts_from or {}).get(method)
+    if source is not None:
+      start = self._run(-1, imports, game, dataset, dealt, source, '')
+      data['start'] = start.identity
     return SweepRun(
       index=index,
       suite=self.suite,
       game=game,
       dataset=dataset,
-      method=names['method'],
+      method=name,
       seed=seed,
       logged_run=logged_run,
       gin_files=files,
       gin_bindings=lines,
-      replay_dir=replay_dir,
+      replay_dir=None
+      if self.replay_dir is None
+      else _fill(self.replay_dir, names),
       identity=run_identity.run_identity(
-        bound,
-        # The log's name and not its place, which differs between machines.
-        {'suite': self.suite, 'game': game, 'run': logged_run},
-        seed,
-        batch_rl_dr3.__version__,
+        bound, data, seed, batch_rl_dr3.__version__
       ),
       runner=runner,
       bound=bound,
+      imports=imports,
+      start=start,
     )
-
-  def _data_name(self, game: str, dataset: str) -> str:
-    names = self.data_names or {}
-    return names.get(game, names.get(dataset, dataset))
 
   def store_bytes(self, run: SweepRun) -> int:
     """Returns the size of a run's store.

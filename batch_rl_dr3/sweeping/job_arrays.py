@@ -1,9 +1,8 @@
 """A sweep as a job array: one task a run, for systems that know no Ray.
 
-A task is `sweep task`, and which run it is follows from its number and
-`--only`: a task's number counts through what is left, so that arrays of any
-system can be emitted for any part of a sweep. What each system reads is a
-template in `templates/`, filled from its settings and the array.
+A task is `sweep task`; its number counts through the runs of `--only`, those
+that were left. What each system reads is a template in `templates/`, filled
+from its settings and the array.
 """
 
 from collections.abc import Iterable, Sequence
@@ -101,24 +100,9 @@ class JobArray:
     return folders.local_path(self.runs)
 
   @property
-  def milli_cpus(self) -> int:
-    """Thousandths of a core of a task."""
-    return math.ceil(1000 * self.num_cpus)
-
-  @property
   def mebibytes(self) -> int:
     """Memory of a task."""
     return math.ceil(self.gigabytes * 1e9 / 2**20)
-
-  @property
-  def whole_cpus(self) -> int:
-    """Cores of a task where a fraction cannot be asked for."""
-    return math.ceil(self.num_cpus)
-
-  @property
-  def whole_gpus(self) -> int:
-    """GPUs of a task where a fraction cannot be asked for."""
-    return math.ceil(self.num_gpus)
 
   def parts(self, length: int) -> list['JobArray']:
     """Returns arrays of at most so many tasks, which are this one together."""
@@ -261,11 +245,6 @@ def write(
 ) -> list[str]:
   """Writes the files of a job array and returns the commands to submit them.
 
-  Args:
-    backend: one of `BACKENDS`, which is made as gin says.
-    array: the job array.
-    folder: where the files go.
-
   Raises:
     WriteError: if they cannot be written.
   """
@@ -287,7 +266,11 @@ def _fill(template: str, backend: Any, array: JobArray, **further: Any) -> str:
     keep_trailing_newline=True,
     autoescape=False,
   )
-  environment.filters |= {'json': json.dumps, 'quote': shlex.quote}
+  environment.filters |= {
+    'json': json.dumps,
+    'quote': shlex.quote,
+    'ceil': math.ceil,
+  }
   text = environment.get_template(f'{template}.jinja').render(
     backend=backend,
     array=array,

@@ -13,13 +13,11 @@ run. `report` reads it, and the sweep counts its runs as done. Of a run it holds
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-import contextlib
 import importlib.util
 import itertools
 import os
 import pathlib
 import statistics
-from typing import Any
 
 import pandas as pd
 
@@ -56,10 +54,10 @@ _TEXT = ('suite', 'game', 'method', 'dataset')
 def keep(
   runs_of_sweep: Iterable[SweepRun], runs: pathlib.Path, results_dir: str
 ) -> list[str]:
-  """Adds finished runs to a study.
+  """Adds finished runs to a study, those that it does not hold yet.
 
   Args:
-    runs_of_sweep: those that are kept if they are finished, and not yet.
+    runs_of_sweep: the runs.
     runs: the folder where all runs are read.
     results_dir: the study.
 
@@ -101,7 +99,7 @@ def _condense(run: SweepRun, folder: pathlib.Path) -> results.KeptRun:
   provenance.pop('data', None)
   provenance['command'] = [
     *('python', '-m', 'batch_rl_dr3.train'),
-    *run.arguments('RUNS', 'CACHE'),
+    *run.arguments('RUNS', 'CACHE', local=False),
   ]
   steps = {'0', *(row['gradient_steps'] for row in evaluations)}
   metrics = run_tables.read_rows(folder / run_directory.METRICS)
@@ -158,11 +156,6 @@ def collect(
 ) -> Iterator[pd.DataFrame]:
   """Yields the scores of each run that has some, kept or not.
 
-  Args:
-    runs_of_sweep: the runs.
-    runs: the folder where all runs are read.
-    results_dir: the sweep's study; None for none.
-
   Raises:
     DataError: if a file cannot be read.
   """
@@ -202,15 +195,13 @@ def write(tables: Iterable[pd.DataFrame], output: str) -> int:
       f'--output={output} needs pyarrow, which is not installed: '
       '`pip install pyarrow`, or give a name that ends in .csv.'
     )
-  num_rows = 0
-  with (
-    atomic.whole_path(output) as temporary,
-    _writer(str(temporary), ending) as add,
-  ):
-    for rows in tables:
-      add(rows)
-      num_rows += len(rows)
-  return num_rows
+  rows = pd.concat(tables)
+  with atomic.whole_path(output) as temporary:
+    if ending == CSV:
+      rows.to_csv(temporary, index=False)
+    else:
+      rows.to_parquet(temporary, index=False)
+  return len(rows)
 
 
 def _read(path: pathlib.Path) -> pd.DataFrame:
@@ -222,43 +213,14 @@ def _read(path: pathlib.Path) -> pd.DataFrame:
 
 def _typed(rows: pd.DataFrame) -> pd.DataFrame:
   """Returns rows of text with the columns and types of the table."""
-  rows = rows.assign(**{_COLUMNS[-1]: rows.get(run_tables.EPISODES, '1')})[
-    list(_COLUMNS)
-  ]
+  rows = rows.assign(
+    **{run_tables.EPISODES: rows.get(run_tables.EPISODES, '1')}
+  )[list(_COLUMNS)]
+  types = {name: 'Int64' if name == 'run' else 'int64' for name in _COLUMNS}
+  types |= dict.fromkeys(_MEANS, 'float64')
   numbers = {
-    name: pd.to_numeric(rows[name]).astype(
-      'float64' if name in _MEANS else 'Int64' if name == 'run' else 'int64'
-    )
-    for name in _COLUMNS
+    name: pd.to_numeric(rows[name]).astype(type_name)
+    for name, type_name in types.items()
     if name not in _TEXT
   }
   return rows.assign(**numbers).astype(dict.fromkeys(_TEXT, 'string'))
-
-
-@contextlib.contextmanager
-def _writer(path: str, ending: str) -> Iterator[Any]:
-  """Yields what adds a table to a file."""
-  if ending == CSV:
-    with open(path, 'w', newline='') as file:
-      yield lambda rows: rows.to_csv(file, index=False, header=not file.tell())
-    return
-  import pyarrow
-  from pyarrow import parquet
-
-  schema = pyarrow.schema(
-    [
-      (
-        name,
-        pyarrow.string()
-        if name in _TEXT
-        else pyarrow.float64()
-        if name in ('return', 'length')
-        else pyarrow.int64(),
-      )
-      for name in _COLUMNS
-    ]
-  )
-  with parquet.ParquetWriter(path, schema) as writer:
-    yield lambda rows: writer.write_table(
-      pyarrow.Table.from_pandas(rows, schema, preserve_index=False)
-    )

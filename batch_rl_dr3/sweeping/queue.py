@@ -1,12 +1,11 @@
 """Which run goes where next, and the loop that has runs executed.
 
-`Queue` is a policy without an engine: it knows nodes by name and memory, and no
-clock but the one it is told. `Executor` is the loop: a `Cluster` begins jobs on
-nodes and says what became of them. What either knows is lost when it ends, and
-is nothing that the run directories do not say: started again, it goes on.
+`Queue` is a policy without an engine or a clock. `Executor` is the loop: a
+`Cluster` begins attempts on nodes and says what became of them. All that
+outlives either is in the run directories.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 import dataclasses
 import math
 import os
@@ -39,9 +38,7 @@ class Node:
   """A machine with slots.
 
   Attributes:
-    name: which.
     memory: bytes that runs may use.
-    running: the runs that it executes.
     stores: what it has on its disk, as far as is known.
     suspended_until: no run begins on it before.
     num_lost: how often in a row jobs were lost there, and nothing came back.
@@ -77,10 +74,10 @@ class Queue:
     run_bytes: float,
     store_bytes: Callable[[SweepRun], float],
   ):
-    """Makes the queue.
+    """Makes the queue of runs, first ones first.
 
     Args:
-      runs: what is to be done, first ones first.
+      runs: what is to be done.
       run_bytes: memory of a run beside its store.
       store_bytes: memory of a run's store, which runs of a node share.
     """
@@ -97,19 +94,22 @@ class Queue:
     """Returns the run that a free slot of a node begins, None for none.
 
     A run whose store the node holds comes first, then one whose store no node
-    holds, then any, as long as there is memory for it.
-
-    Args:
-      node: where the slot is; the run is entered there.
-      nodes: all nodes that live.
-      now: the time in seconds.
+    holds, then any, as long as there is memory for it, and as what it starts
+    from is not left to do. It is entered among the node's.
     """
     if now < node.suspended_until:
       return None
     held = set().union(*(other.stores for other in nodes))
+    pending = {run.folder for run, _ in self._ready_at.values()}
+    pending |= {run.folder for other in nodes for run in other.running}
     best: tuple[int, SweepRun] | None = None
     for run, ready_at in self._ready_at.values():
-      if ready_at > now or not self._fits(node, run):
+      waits = run.start is not None and run.start.folder in pending
+      if (
+        waits
+        or ready_at > now
+        or (self._bytes([*node.running, run]) > node.memory)
+      ):
         continue
       rank = (
         0 if run.store in node.stores else 1 if run.store not in held else 2
@@ -125,9 +125,6 @@ class Queue:
     node.running.append(run)
     node.stores.add(run.store)
     return run
-
-  def _fits(self, node: Node, run: SweepRun) -> bool:
-    return self._bytes([*node.running, run]) <= node.memory
 
   def _bytes(self, runs: Sequence[SweepRun]) -> float:
     stores = {run.store: self._store_bytes(run) for run in runs}
@@ -151,13 +148,7 @@ class Queue:
         )
 
   def put_back(self, run: SweepRun, now: float, without_progress: int) -> float:
-    """Queues a run again and returns the seconds until it is ready.
-
-    Args:
-      run: the run.
-      now: the time in seconds.
-      without_progress: attempts in a row that came to nothing.
-    """
+    """Queues a run again and returns the seconds until it is ready."""
     delay = min(_FIRST_DELAY * 2**without_progress, _LONGEST_DELAY)
     self._ready_at[run.index] = (run, now + delay)
     return delay
@@ -168,44 +159,8 @@ class Queue:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-  """What a slot is told to execute.
-
-  Attributes:
-    key: names it.
-    folder: the run directory.
-    arguments: what follows `python`.
-    num_iterations: that the run has in the end.
-    max_without_progress: a run is set aside after so many attempts.
-    cwd: where it runs: paths may be relative to it.
-  """
-
-  key: int
-  folder: str
-  arguments: tuple[str, ...]
-  num_iterations: int
-  max_without_progress: int
-  cwd: str
-
-  def attempt(self) -> attempt.Attempt:
-    """Returns an attempt at it."""
-    return attempt.Attempt(
-      self.folder,
-      self.arguments,
-      self.num_iterations,
-      self.max_without_progress,
-      self.cwd,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Capacity:
-  """What a node offers.
-
-  Attributes:
-    num_slots: runs at a time.
-    memory: bytes that runs may use.
-  """
+  """What a node offers: runs at a time, and bytes that runs may use."""
 
   num_slots: int
   memory: float
@@ -213,12 +168,11 @@ class Capacity:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-  """A job that is over.
+  """An attempt that is over.
 
   Attributes:
-    key: of the job.
     outcome: what came of it; None if whoever executed it is gone.
-    reason: why that is gone, or why nothing came of it.
+    reason: why that is gone.
   """
 
   key: int
@@ -227,30 +181,24 @@ class Ended:
 
 
 class Cluster(Protocol):
-  """Nodes that execute jobs."""
+  """Nodes that execute attempts."""
 
   def nodes(self) -> dict[str, Capacity]:
     """Returns the nodes that live, by name."""
 
-  def start(self, node: str, job: Job) -> None:
-    """Begins a job in a free slot of a node."""
+  def start(self, node: str, job: attempt.Attempt) -> None:
+    """Begins an attempt in a free slot of a node."""
 
   def wait(self, seconds: float) -> list[Ended]:
-    """Returns jobs that are over, after at most so many seconds."""
+    """Returns attempts that are over, after at most so many seconds."""
 
   def stop(self) -> None:
-    """Asks all jobs to save and end."""
+    """Asks all runs to save and end."""
 
 
 @dataclasses.dataclass
 class Tally:
-  """What became of the runs.
-
-  Attributes:
-    num_done: runs that are finished.
-    set_aside: folders of runs that are not tried again.
-    num_again: attempts after which a run was queued again.
-  """
+  """What became of the runs; `num_again` counts attempts made again."""
 
   num_done: int = 0
   set_aside: list[str] = dataclasses.field(default_factory=list)
@@ -258,22 +206,22 @@ class Tally:
 
 
 class Executor:
-  """Executes runs, each by one job at a time, until none is left."""
+  """Executes runs, each by one attempt at a time, until none is left."""
 
   def __init__(
     self,
     cluster: Cluster,
     queue: Queue,
-    job: Callable[[SweepRun], Job],
+    job: Callable[[SweepRun], attempt.Attempt],
     stop_requested: Callable[[], bool],
     stop_seconds: float,
   ):
     """Prepares the loop.
 
     Args:
-      cluster: where jobs are executed.
+      cluster: where attempts are made.
       queue: the runs.
-      job: what a slot is told to execute of a run.
+      job: makes the attempt at a run.
       stop_requested: whether the sweep is to end.
       stop_seconds: how long runs have then to save.
     """
@@ -327,13 +275,14 @@ class Executor:
       )
     self._slots = {name: c.num_slots for name, c in found.items()}
     self._nodes = {
-      name: self._nodes.get(name) or self._new_node(name, capacity.memory)
+      name: self._nodes.get(name)
+      or Node(
+        name,
+        capacity.memory,
+        [run for node, run in self._running.values() if node == name],
+      )
       for name, capacity in found.items()
     }
-
-  def _new_node(self, name: str, memory: float) -> Node:
-    running = [run for node, run in self._running.values() if node == name]
-    return Node(name, memory, running)
 
   def _fill(self) -> None:
     """Begins runs in all free slots, on the emptiest nodes first."""
@@ -348,7 +297,11 @@ class Executor:
     self._bar.set_postfix_str(f'{len(self._running)} running', refresh=False)
 
   def _record(self, ended: Ended) -> None:
-    """Decides what becomes of a run whose job is over."""
+    """Decides what becomes of a run whose attempt is over.
+
+    Raises:
+      ConfigError: if all nodes lose whatever they are given.
+    """
     name, run = self._running.pop(ended.key)
     # A node that is known no more has nothing to be noted.
     node = self._nodes.get(name, Node(name, 0.0, [run]))
@@ -359,7 +312,11 @@ class Executor:
       node.lose(now)
       delay = self._queue.put_back(run, now, 0)
       self._again(f'{run.folder}: {ended.reason}; again in {delay:.0f} s')
-      self._check_nodes(ended.reason)
+      if self._nodes and all(n.is_broken for n in self._nodes.values()):
+        raise errors.ConfigError(
+          'every node loses all that it is given; the last time: '
+          f'{ended.reason}. Is this package installed on the nodes?'
+        )
       return
     node.num_lost = 0
     if outcome.kind == attempt.DONE:
@@ -381,19 +338,6 @@ class Executor:
           f'{run.folder}: ended with {outcome.exit_code}: {outcome.error}; '
           f'again in {delay:.0f} s'
         )
-
-  def _check_nodes(self, reason: str) -> None:
-    """Checks that there is a node on which a run can be executed.
-
-    Raises:
-      ConfigError: if all of them lose whatever they are given.
-    """
-    nodes = self._nodes.values()
-    if nodes and all(node.is_broken for node in nodes):
-      raise errors.ConfigError(
-        f'every node loses all that it is given; the last time: {reason}. Is '
-        'this package installed on the nodes?'
-      )
 
   def _again(self, message: str) -> None:
     self.tally.num_again += 1
@@ -420,8 +364,8 @@ class Executor:
 
 def jobs(
   runs: str, cache_dir: str, program: Sequence[str], max_without_progress: int
-) -> Callable[[SweepRun], Job]:
-  """Returns what makes the job of a run.
+) -> Callable[[SweepRun], attempt.Attempt]:
+  """Returns what makes the attempt at a run.
 
   Args:
     runs: the folder of all runs.
@@ -430,14 +374,21 @@ def jobs(
     max_without_progress: a run is set aside after so many attempts.
   """
 
-  def job(run: SweepRun) -> Job:
-    return Job(
-      run.index,
+  def job(run: SweepRun) -> attempt.Attempt:
+    return attempt.Attempt(
       os.path.join(runs, run.folder),
       (*program, *run.arguments(runs, cache_dir)),
       run.num_iterations,
       max_without_progress,
       os.getcwd(),
+      run.index,
     )
 
   return job
+
+
+def cores_of_slot(
+  slot: int, num_slots: int, cores: Collection[int]
+) -> list[int]:
+  """Returns the cores of one of a node's slots: they are dealt out in turn."""
+  return sorted(cores)[slot % len(cores) :: num_slots]

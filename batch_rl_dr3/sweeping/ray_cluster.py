@@ -1,12 +1,14 @@
 """Slots on the nodes of a Ray cluster, each an actor that executes runs.
 
-Ray carries jobs to nodes and says who has died; which run goes where is decided
-by `queue`. So nothing is left to Ray's own retries, which would not know
-a preemption from a fault. An actor ends with its raylet and a run with its
-actor, by the kernel's word: Ray itself was seen to leave workers running.
+Ray carries attempts to nodes and says who has died; nothing is left to its own
+retries, which would not know a preemption from a fault. An actor ends with its
+raylet and a run with its actor, by the kernel's word: Ray itself was seen to
+leave workers running. Each slot has cores of its own, to which its runs are
+pinned.
 """
 
 import ctypes
+import itertools
 import logging
 import os
 import signal
@@ -30,23 +32,28 @@ _PR_SET_PDEATHSIG = 1
 class Slot:
   """What an actor is: a place for one run at a time."""
 
-  def __init__(self) -> None:
+  def __init__(self, place: int, num_slots: int) -> None:
     # A raylet is the parent of its workers.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:
       sys.exit('the raylet has died')
+    self._cores: list[int] = []
+    if hasattr(os, 'sched_getaffinity'):
+      cores = os.sched_getaffinity(0)
+      self._cores = queue.cores_of_slot(place, num_slots, cores)
     self._lock = threading.Lock()
     self._attempt: attempt.Attempt | None = None
     self._stopped = False
 
-  def execute(self, job: queue.Job) -> attempt.Outcome:
-    """Executes a job and returns what came of it."""
+  def execute(self, job: attempt.Attempt) -> attempt.Outcome:
+    """Makes an attempt and returns what came of it."""
     with self._lock:
       if self._stopped:
         return attempt.Outcome(attempt.AGAIN, attempt.PREEMPTED, 'stopped')
-      self._attempt = job.attempt()
+      job.cores = self._cores
+      self._attempt = job
     try:
-      return self._attempt.execute()
+      return job.execute()
     except errors.BatchRLError as error:
       # The directory cannot say so itself.
       return attempt.Outcome(attempt.SET_ASIDE, error.exit_code, str(error))
@@ -84,18 +91,16 @@ class RayCluster:
     self._num_gpus = num_gpus
     self._slots_per_node = slots_per_node
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-    here: dict[str, Any] = {}
-    if address is None:
-      here = {
-        'include_dashboard': False,
-        'object_store_memory': _OBJECT_STORE_BYTES,
-      }
+    here: dict[str, Any] = {
+      'include_dashboard': False,
+      'object_store_memory': _OBJECT_STORE_BYTES,
+    }
     try:
       ray.init(
         address=address or 'local',
         log_to_driver=False,
         logging_level=logging.ERROR,
-        **here,
+        **({} if address else here),
       )
     except (ConnectionError, ValueError, RuntimeError) as error:
       reason = ' '.join(str(error).split())
@@ -103,8 +108,10 @@ class RayCluster:
         f'cannot use a Ray cluster at {address or "this machine"}: {reason}'
       ) from error
     self._remote_slot = ray.remote(Slot)
-    self._idle: dict[str, list[Any]] = {}
-    self._running: dict[Any, tuple[str, Any, queue.Job]] = {}
+    self._num_slots: dict[str, int] = {}
+    # Of each node, by the slots' places; running ones by what Ray promises.
+    self._idle: dict[str, dict[int, Any]] = {}
+    self._running: dict[Any, tuple[str, int, Any, attempt.Attempt]] = {}
 
   def close(self) -> None:
     """Ends the actors, and the cluster if it was started here."""
@@ -112,16 +119,18 @@ class RayCluster:
 
   def nodes(self) -> dict[str, queue.Capacity]:
     """Returns the nodes that live, by Ray's name for them."""
-    return {
-      node['NodeID']: queue.Capacity(
-        self._num_slots(node['Resources']),
-        node['Resources'].get('memory', 0.0),
-      )
+    living = {
+      node['NodeID']: node['Resources']
       for node in ray.nodes()  # type: ignore[no-untyped-call]
       if node['Alive']
     }
+    self._num_slots = {n: self._count_slots(r) for n, r in living.items()}
+    return {
+      name: queue.Capacity(self._num_slots[name], found.get('memory', 0.0))
+      for name, found in living.items()
+    }
 
-  def _num_slots(self, resources: dict[str, float]) -> int:
+  def _count_slots(self, resources: dict[str, float]) -> int:
     slots = resources.get('CPU', 0.0) / self._num_cpus
     if self._num_gpus:
       slots = min(slots, resources.get('GPU', 0.0) / self._num_gpus)
@@ -129,13 +138,18 @@ class RayCluster:
       slots = min(slots, self._slots_per_node)
     return int(slots)
 
-  def start(self, node: str, job: queue.Job) -> None:
-    """Begins a job in an actor of a node that is idle, or in a new one."""
+  def start(self, node: str, job: attempt.Attempt) -> None:
+    """Begins an attempt in an actor of a node that is idle, or in a new one."""
     idle = self._idle.get(node)
-    slot = idle.pop() if idle else self._new_slot(node)
-    self._running[slot.execute.remote(job)] = (node, slot, job)
+    if idle:
+      place, slot = idle.popitem()
+    else:
+      taken = {p for name, p, _, _ in self._running.values() if name == node}
+      place = next(p for p in itertools.count() if p not in taken)
+      slot = self._new_slot(node, place)
+    self._running[slot.execute.remote(job)] = (node, place, slot, job)
 
-  def _new_slot(self, node: str) -> Any:
+  def _new_slot(self, node: str, place: int) -> Any:
     return self._remote_slot.options(
       num_cpus=self._num_cpus,
       num_gpus=self._num_gpus,
@@ -145,10 +159,10 @@ class RayCluster:
       scheduling_strategy=scheduling_strategies.NodeAffinitySchedulingStrategy(
         node, soft=False
       ),
-    ).remote()
+    ).remote(place, self._num_slots[node])
 
   def wait(self, seconds: float) -> list[queue.Ended]:
-    """Returns jobs that are over, after at most so many seconds."""
+    """Returns attempts that are over, after at most so many seconds."""
     references = list(self._running)
     if not references:
       # Nothing runs: a run is to be tried again later.
@@ -162,23 +176,23 @@ class RayCluster:
     return [self._ended(reference) for reference in done]
 
   def _ended(self, reference: Any) -> queue.Ended:
-    node, slot, job = self._running.pop(reference)
+    node, place, slot, job = self._running.pop(reference)
     try:
       outcome = ray.get(reference)
     except exceptions.RayError as error:
       ray.kill(slot)  # If it lives, it must not go on.
       return queue.Ended(job.key, None, _reason(error))
-    self._idle.setdefault(node, []).append(slot)
+    self._idle.setdefault(node, {})[place] = slot
     return queue.Ended(job.key, outcome)
 
   def stop(self) -> None:
-    """Asks all jobs to save and end."""
-    for _, slot, _ in self._running.values():
+    """Asks all runs to save and end."""
+    for _, _, slot, _ in self._running.values():
       slot.stop.remote()
 
 
 def _reason(error: exceptions.RayError) -> str:
-  """Returns why a job was lost, on one line."""
+  """Returns why an attempt was lost, on one line."""
   if isinstance(error, exceptions.OutOfMemoryError):
     return 'its node ran out of memory'
   lines = [line.strip() for line in str(error).splitlines()]

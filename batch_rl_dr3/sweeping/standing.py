@@ -35,15 +35,12 @@ CONTENTS = mirror.Contents(
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-  """How one run stands.
+  """How one run stands, in gradient steps and gradient steps a second.
 
   Attributes:
-    run: the run.
     state: one of `STATES`.
-    steps: gradient steps done, by metrics.csv.
-    total_steps: gradient steps to do.
-    rate: gradient steps a second; None if it does not run or none is known.
-    error: the last line of what it printed, if it failed.
+    rate: None if it does not run or none is known.
+    error: why the last attempt failed, if it did.
     attempts: how often a sweep has begun it.
   """
 
@@ -64,13 +61,7 @@ class Standing:
 
 
 def is_done(run: SweepRun, runs: _Path, results_dir: str | None) -> bool:
-  """Returns whether a run is finished, or its results are kept apart.
-
-  Args:
-    run: the run.
-    runs: the folder where all runs are read.
-    results_dir: where results are kept apart; None for nowhere.
-  """
+  """Returns whether a run is finished, or its results are kept apart."""
   if state.is_finished(os.path.join(runs, run.folder), run.num_iterations):
     return True
   return results_dir is not None and run.kept_folder in results.folders(
@@ -81,13 +72,7 @@ def is_done(run: SweepRun, runs: _Path, results_dir: str | None) -> bool:
 def read(
   runs_of_sweep: Iterable[SweepRun], runs: _Path, results_dir: str | None = None
 ) -> list[Standing]:
-  """Returns how each run stands.
-
-  Args:
-    runs_of_sweep: the runs.
-    runs: the folder where all runs are read.
-    results_dir: see `is_done`.
-  """
+  """Returns how each run stands, as read in the folder of all runs."""
   return [_read(run, runs, results_dir) for run in runs_of_sweep]
 
 
@@ -110,12 +95,7 @@ def _read(run: SweepRun, runs: _Path, results_dir: str | None) -> Standing:
 def measured_rates(
   runs_of_sweep: Sequence[SweepRun], runs: _Path
 ) -> dict[str, list[float]]:
-  """Returns the rate of each finished run, in gradient steps/s, by method.
-
-  Args:
-    runs_of_sweep: the runs.
-    runs: the folder where all runs are read.
-  """
+  """Returns the rates of finished runs, in gradient steps/s, by method."""
   rates: dict[str, list[float]] = {}
   for run in runs_of_sweep:
     folder = pathlib.Path(runs) / run.folder
@@ -159,7 +139,14 @@ def to_text(standings: Sequence[Standing], limit: int) -> str:
     rows = [_row(s) for s in found[:limit]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines += ['', f'{word}:'] if rows else []
-    lines += [_line(row, widths) for row in rows]
+    for folder, steps, rate, last in rows:
+      cells = (
+        folder.ljust(widths[0]),
+        steps.rjust(widths[1]),
+        rate.rjust(widths[2]),
+        last,
+      )
+      lines.append(f'  {"  ".join(cells)}'.rstrip())
     if len(found) > limit:
       lines.append(f'  and {len(found) - limit:,} more')
   return '\n'.join(lines)
@@ -181,28 +168,16 @@ def _summary(standings: Sequence[Standing]) -> str:
   )
 
 
-def _row(one: Standing) -> tuple[str, ...]:
+def _row(one: Standing) -> tuple[str, str, str, str]:
   """Returns the cells of a run, the last one of any length."""
-  left = one.seconds_left
+  last = ''
   if one.state == FAILED or one.error:
     last = f'attempt {one.attempts}: {one.error}'
-  elif left is not None:
-    last = f'{tqdm.tqdm.format_interval(left)} left'
-  else:
-    last = ''
+  elif one.seconds_left is not None:
+    last = f'{tqdm.tqdm.format_interval(one.seconds_left)} left'
   return (
     one.run.folder,
     f'{one.steps:,}/{one.total_steps:,}',
     '' if one.rate is None else f'{one.rate:,.1f} steps/s',
     last,
   )
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-  cells = [
-    row[0].ljust(widths[0]),
-    row[1].rjust(widths[1]),
-    row[2].rjust(widths[2]),
-    row[3],
-  ]
-  return ('  ' + '  '.join(cells)).rstrip()

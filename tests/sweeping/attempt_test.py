@@ -147,6 +147,19 @@ def test_a_run_ends_with_who_executes_it(make_attempt, start_elsewhere):
   assert (record.attempts, record.exit_code) == (1, None)
 
 
+@pytest.mark.skipif(
+  not hasattr(os, 'sched_getaffinity'), reason='the system pins nothing'
+)
+def test_a_run_is_pinned_to_its_cores(make_attempt):
+  folder = make_attempt.folder
+  code = 'import os; print(*sorted(os.sched_getaffinity(0)))'
+  cores = sorted(os.sched_getaffinity(0))
+  for pinned in ((), (cores[-1],)):
+    attempt.Attempt(str(folder), ['-c', code], 1, 9, cores=pinned).execute()
+    said = state.last_line(folder / state.LOG)
+    assert said == ' '.join(map(str, pinned or cores))
+
+
 def test_an_end_without_the_last_file_is_no_end(make_attempt):
   folder = make_attempt.folder
   outcome = attempt.Attempt(str(folder), ['-c', 'print(1)'], 1, 3).execute()

@@ -1,10 +1,11 @@
 import collections
+import dataclasses
 import itertools
 
 import gin
 import pytest
 
-from batch_rl_dr3.config import cli, errors, gin_files
+from batch_rl_dr3.config import cli, errors, gin_files, own_code
 from batch_rl_dr3.reporting import run_reader
 from batch_rl_dr3.reporting import study as study_lib
 from batch_rl_dr3.sweeping import grid
@@ -110,6 +111,60 @@ def test_identity_is_of_what_is_trained_and_not_of_where_it_is(make_sweep):
   assert identity(gin_bindings=[game, 'OfflineAgent.gamma=0.9']) != usual
   # Written otherwise, it is the same.
   assert identity(gin_bindings=[game, 'OfflineAgent.gamma = 0.990']) == usual
+
+
+def test_a_method_may_be_made_of_another(make_sweep):
+  (run,) = make_sweep(
+    games=['breakout'],
+    methods=['sarsa'],
+    derived={'sarsa': ['dqn', "FixedReplayDQNAgent.backup = 'sarsa'"]},
+    gin_bindings=["create_minatar_lanes.game_name='{game}'", 'A.x = 1'],
+  ).runs()
+  assert (run.method, run.gin_files) == ('sarsa', ('minatar/dqn.gin',))
+  assert run.bound['FixedReplayDQNAgent.backup'] == 'sarsa'
+  assert run.bound['FixedReplayRunner.method'] == 'sarsa'
+  assert run.bound['A.x'] == 1
+
+
+def test_what_starts_from_a_run_names_its_last_checkpoint(make_sweep):
+  def make(**bound):
+    return make_sweep(
+      games=['breakout'],
+      methods=['rem', 'later'],
+      derived={'later': ['dqn']},
+      starts_from={'later': 'rem'},
+      **bound,
+    ).runs()
+
+  rem, later = make()
+  assert later.start == dataclasses.replace(rem, index=-1)
+  assert (
+    f'--init_checkpoint=RUNS/{rem.folder}/checkpoints/tf_ckpt-19'
+    in later.arguments('RUNS/', 'CACHE')
+  )
+  # Of another start, it is another run.
+  game = "create_minatar_lanes.game_name='{game}'"
+  other = make(gin_bindings=[game, 'FixedReplayREMAgent.num_heads=7'])[1]
+  assert other.identity != later.identity
+  alone = make_sweep(methods=['later'], derived={'later': ['dqn']}).runs()[0]
+  assert alone.identity != later.identity
+
+
+def test_code_that_is_imported_is_handed_on_and_part_of_what_a_run_is(
+  make_sweep, tmp_path
+):
+  def make():
+    return make_sweep().runs(own_code.find([str(tmp_path / 'mine.py')]))[0]
+
+  (tmp_path / 'mine.py').write_text('x = 1')
+  run = make()
+  assert run.arguments('RUNS', 'CACHE')[0] == f'--import={tmp_path}/mine.py'
+  # What is kept names no folder of this machine.
+  assert run.arguments('R', 'C', local=False)[0] == '--import=mine.py'
+  assert make().identity == run.identity
+  (tmp_path / 'mine.py').write_text('x = 2')
+  identities = {run.identity, make().identity, make_sweep().runs()[0].identity}
+  assert len(identities) == 3
 
 
 @pytest.mark.parametrize(

@@ -216,3 +216,39 @@ def test_a_node_that_loses_all_that_it_is_given_is_given_no_more(runs):
   node.lose(60.0)
   assert node.is_broken
   assert make_queue(runs).take(node, [node], 1e9) is None
+
+
+def test_what_starts_from_a_run_waits_for_it(make_sweep):
+  runs = make_sweep(
+    games=['breakout'],
+    methods=['later', 'dqn'],
+    derived={'later': ['dqn']},
+    starts_from={'later': 'dqn'},
+  ).runs()
+  node = queue.Node('a', 100.0)
+  waiting = make_queue(runs)
+  assert waiting.take(node, [node], 0.0) is runs[1]
+  assert waiting.take(node, [node], 0.0) is None
+  # Preempted, it is still to be done.
+  node.running.clear()
+  waiting.put_back(runs[1], 0.0, 0)
+  assert waiting.take(node, [node], 1.0) is None
+  assert waiting.take(node, [node], 2.0) is runs[1]
+  node.running.clear()
+  assert waiting.take(node, [node], 2.0) is runs[0]
+
+
+@pytest.mark.parametrize(
+  ('num_slots', 'expected'),
+  [
+    # As many runs as cores, fewer, and more: a core each at least.
+    (4, [[1], [3], [5], [7]]),
+    (3, [[1, 7], [3], [5]]),
+    (6, [[1], [3], [5], [7], [1], [3]]),
+  ],
+)
+def test_the_cores_of_a_node_are_dealt_out_to_its_slots(num_slots, expected):
+  assert [
+    queue.cores_of_slot(slot, num_slots, {7, 1, 5, 3})
+    for slot in range(num_slots)
+  ] == expected
