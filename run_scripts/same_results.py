@@ -61,8 +61,16 @@ _CONTINUOUS: dict[str, list[str]] = {
     'd4rl/methods/cql_fixed.gin',
     'd4rl/methods/cql_penalty.gin',
   ],
-  'hopper_brac': ['d4rl/methods/brac.gin'],
-  'hopper_brac_dr3': ['d4rl/methods/brac.gin', 'd4rl/methods/brac_penalty.gin'],
+  'hopper_brac': ['d4rl/brac_mujoco.gin'],
+  'hopper_brac_dr3': ['d4rl/brac_dr3_mujoco.gin'],
+}
+# What older checkouts call them.
+_OLD_FILES = {
+  'd4rl/brac_mujoco.gin': ['d4rl/methods/brac.gin'],
+  'd4rl/brac_dr3_mujoco.gin': [
+    'd4rl/methods/brac.gin',
+    'd4rl/methods/brac_penalty.gin',
+  ],
 }
 _SMALL_CONTINUOUS = [
   'DR3CqlSacAgent.num_bc_steps=10',
@@ -127,6 +135,8 @@ class Checkout:
       method = f"FixedReplayRunner.method='{name}'"
       self._train(name, breakout, files, [*_SMALL, *bindings, method])
     for name, files in _CONTINUOUS.items():
+      if not (self.root / 'gin_configs' / files[0]).exists():
+        files = _OLD_FILES[files[0]]
       self._train(
         name,
         hopper / 'data.hdf5',

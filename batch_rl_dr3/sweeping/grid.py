@@ -164,8 +164,8 @@ class Sweep:
   """The runs of a sweep, and what one of them needs.
 
   In `gin_files`, `gin_bindings` and `replay_dir`, {suite}, {game}, {dataset},
-  {method}, {seed} and {run} stand for the run's own, and {data} for what
-  `data_names` makes of them.
+  {method}, {seed} and {run} stand for the run's own, {data} for what
+  `data_names` makes of them, and {family} for the game's name before a hyphen.
 
   Attributes:
     derived: methods made of others, such as {'cql_norm': ['cql', 'A.b = 1']}:
@@ -268,6 +268,7 @@ class Sweep:
     names = {
       'suite': self.suite,
       'game': game,
+      'family': game.partition('-')[0],
       'dataset': dataset,
       'method': base,
       'seed': seed,

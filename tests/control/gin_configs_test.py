@@ -1,5 +1,7 @@
 """Every gin file of d4rl/: it parses, has a header, and says what it says."""
 
+import re
+
 import gin
 import pytest
 
@@ -16,24 +18,19 @@ FILES = sorted(p.name for p in FOLDER.glob('*.gin'))
 EXPERIMENTS = [
   name for name in FILES if name.startswith(('cql', 'brac', 'collect'))
 ]
+FAMILIES = {'antmaze', 'kitchen', 'full-replay', 'mujoco'}
 
 
 def test_all_experiments_are_there():
-  suffixes = ('', '_dr3')
-  table2 = [g for g in tasks.GAMES if '-' in g]
-  assert len(table2) == 7
-  expected = {f'cql{s}_{game}.gin' for game in table2 for s in suffixes}
-  for game in ('halfcheetah', 'hopper', 'walker2d'):
-    for s in suffixes:
-      expected.add(f'cql{s}_{game}-full-replay.gin')
-      for data in (
-        'random',
-        'medium',
-        'medium-replay',
-        'medium-expert',
-        'expert',
-      ):
-        expected.add(f'brac{s}_{game}-{data}.gin')
+  expected = {
+    f'{method}{dr3}_{family}.gin'
+    for method, families in (
+      ('cql', FAMILIES - {'mujoco'}),
+      ('brac', {'mujoco'}),
+    )
+    for family in families
+    for dr3 in ('', '_dr3')
+  }
   assert {n for n in EXPERIMENTS if 'collect' not in n} == expected
 
 
@@ -47,18 +44,28 @@ def test_an_experiment_binds_what_its_name_says(name):
   if name.startswith('collect'):
     assert bound('collect_control.game') in name
     return
-  method, _, rest = name.removesuffix('.gin').rpartition('_')
+  method, _, family = name.removesuffix('.gin').rpartition('_')
   assert bound('ContinuousRunner.method') == method
-  assert rest.startswith(bound('ContinuousRunner.game'))
+  # The command says what is left open, with a game of the family.
+  game = re.search(r"ContinuousRunner\.game='([a-z0-9-]+)'", text)[1]
+  assert game in tasks.GAMES
+  assert game.startswith(family) or game == 'hopper'
+  for parameter in ('game', 'dataset'):
+    is_open = f'ContinuousRunner.{parameter}=' in text
+    if is_open:
+      with pytest.raises(ValueError):
+        bound(f'ContinuousRunner.{parameter}')
+    else:
+      assert bound(f'ContinuousRunner.{parameter}')
   agent = 'DR3BracAgent' if 'brac' in method else 'DR3CqlSacAgent'
   if method.endswith('_dr3'):
     assert len(bound(f'{agent}.penalties')) == 1
-    expected = 1.0 if 'kitchen' in rest else 0.001
+    expected = 1.0 if family == 'kitchen' else 0.001
     assert bound('FeatureDotPenalty.coefficient') == expected
   else:
     with pytest.raises(ValueError):
       bound(f'{agent}.penalties')
-  if 'antmaze' in rest:
+  if family == 'antmaze':
     assert bound('ControlData.reward_scale') == 4.0
     assert bound('ControlData.reward_shift') == -0.5
     assert bound('DR3CqlSacAgent.cql_tau') == 5.0
@@ -67,9 +74,9 @@ def test_an_experiment_binds_what_its_name_says(name):
 @pytest.mark.parametrize(
   ('name', 'create'),
   [
-    ('cql_dr3_antmaze-medium-play.gin', agent_setups.create_cql_agent),
-    ('cql_hopper-full-replay.gin', agent_setups.create_cql_agent),
-    ('brac_dr3_hopper-medium.gin', agent_setups.create_brac_agent),
+    ('cql_dr3_antmaze.gin', agent_setups.create_cql_agent),
+    ('cql_full-replay.gin', agent_setups.create_cql_agent),
+    ('brac_dr3_mujoco.gin', agent_setups.create_brac_agent),
   ],
 )
 def test_an_experiment_builds_its_agent(name, create):

@@ -22,6 +22,7 @@ from batch_rl_dr3.runs import lease, run_directory, run_tables
 from batch_rl_dr3.training import control as runner
 
 BINDINGS = (
+  "ContinuousRunner.game='hopper'",
   'ContinuousRunner.num_iterations=2',
   'ContinuousRunner.num_gradient_steps=100',
   'ContinuousRunner.num_evaluation_episodes=2',
@@ -41,11 +42,12 @@ BINDINGS = (
 )
 METHODS = {
   'brac': (
-    'brac_dr3_hopper-medium',
+    'brac_dr3_mujoco',
     'ContinuousRunner.num_cloning_steps=5',
+    "ContinuousRunner.dataset='medium'",
   ),
   'cql': (
-    'cql_dr3_hopper-full-replay',
+    'cql_dr3_full-replay',
     'DR3CqlSacAgent.use_lagrange_cql_alpha=True',
   ),
 }
@@ -66,9 +68,9 @@ def hopper(tmp_path_factory):
 
 
 def make(method, data, base_dir, *bindings, cache_dir=None):
-  name, own = METHODS[method]
+  name, *own = METHODS[method]
   cli.gin.clear_config()
-  cli.load_gin([f'd4rl/{name}.gin'], [*BINDINGS, own, *bindings])
+  cli.load_gin([f'd4rl/{name}.gin'], [*BINDINGS, *own, *bindings])
   with cli.gin_errors():
     return runner.ContinuousRunner(
       str(base_dir), data, str(cache_dir or base_dir / 'cache')

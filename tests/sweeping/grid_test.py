@@ -203,7 +203,7 @@ def test_continuous_grids_are_the_tables_that_the_report_expects(clear_gin):
   assert len(runs) == 7 * 2 * 3
   assert {r.runner for r in runs} == {'ContinuousRunner'}
   assert {r.num_gradient_steps for r in runs} == {2_000_000}
-  where = {r.game: r.arguments('RUNS', 'CACHE')[1] for r in runs}
+  where = {r.game: r.arguments('RUNS', 'CACHE')[2] for r in runs}
   assert where['antmaze-large-play'] == (
     '--replay_dir=minari:D4RL/antmaze/large-play-v1'
   )
