@@ -5,13 +5,11 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 import time
 from typing import Any
 
 from absl import flags
 import gin
-import numpy as np
 
 from batch_rl_dr3.config import (
   cli,
@@ -70,12 +68,17 @@ def _is_done(
   if overwrite:
     return False
   summary = json.loads(summary_path.read_text())
-  there = {
-    f'seed = {summary["seed"]}',
-    *summary['gin_config'].splitlines(),
-    *_describe(summary.get('imports', {})),
-  }
-  here = {f'seed = {seed}', *config.splitlines(), *_describe(imports)}
+  here, there = (
+    {
+      f'seed = {seed}',
+      *config.splitlines(),
+      *(f'--import={name}: {sha256}' for name, sha256 in imports.items()),
+    }
+    for config, seed, imports in (
+      (config, seed, imports),
+      (summary['gin_config'], summary['seed'], summary.get('imports', {})),
+    )
+  )
   if there != here:
     difference = sorted((here - there) or (there - here))[0]
     raise errors.ConfigError(
@@ -86,48 +89,22 @@ def _is_done(
   return True
 
 
-def _describe(imports: dict[str, str]) -> list[str]:
-  return [f'--import={name}: {sha256}' for name, sha256 in imports.items()]
-
-
-@contextlib.contextmanager
-def _whole_or_nothing(output_dir: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a folder beside `output_dir` that takes its name at the end."""
-  staging = output_dir.with_name(f'.{output_dir.name}.{os.getpid()}.partial')
-  atomic.make_directory(staging)
-  try:
-    yield staging
-    try:
-      if (output_dir / SUMMARY).exists():
-        replaced = staging.with_suffix('.replaced')
-        os.replace(output_dir, replaced)
-        os.replace(staging, output_dir)
-        shutil.rmtree(replaced)
-      else:
-        os.replace(staging, output_dir)
-    except OSError as error:
-      raise atomic.FileError(output_dir, error) from error
-  finally:
-    shutil.rmtree(staging, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def _progress_bar(
   total: int | None,
 ) -> Iterator[Callable[[int, list[float]], None]]:
   """Shows rows, rate, time left and the mean return while the block runs."""
-  bar = progress.bar(total, 'collecting', 'row')
   num_shown = 0
 
   def show(num_rows: int, returns: list[float]) -> None:
     nonlocal num_shown
     if len(returns) > num_shown:
       num_shown = len(returns)
-      mean = float(np.mean(returns))
+      mean = sum(returns) / len(returns)
       bar.set_postfix_str(f'mean return {mean:.2f}', refresh=False)
     bar.update(num_rows - bar.n)
 
-  with bar:
+  with progress.bar(total, 'collecting', 'row') as bar:
     yield show
 
 
@@ -141,13 +118,8 @@ def collect_into(
 ) -> None:
   """Makes a collection, whole or not at all; one that is there is kept.
 
-  Args:
-    output_dir: takes the data and collection.json.
-    gin_files: what to collect, as the flag of this name.
-    gin_bindings: overrides of the files.
-    seed: int, not negative.
-    overwrite: whether a collection that is there is replaced.
-    imports: code of the user's own that the files may name.
+  The other arguments are the command's flags; `imports` is what --import
+  names.
 
   Raises:
     ConfigError: if the configuration cannot be used, or `output_dir` holds
@@ -172,7 +144,7 @@ def collect_into(
   start = time.monotonic()
   with (
     stop_request.listening(),
-    _whole_or_nothing(output_dir) as staging,
+    atomic.whole_folder(output_dir) as staging,
     _progress_bar(_num_rows(collect.__name__)) as show,
     cli.gin_errors(),
   ):

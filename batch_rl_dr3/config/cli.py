@@ -77,20 +77,14 @@ def find_imports() -> tuple[own_code.OwnCode, ...]:
 
 def trusts_gin() -> bool:
   """Returns whether --trust_gin was given."""
-  return FLAGS.is_parsed() and bool(
-    'trust_gin' in FLAGS and FLAGS['trust_gin'].value
-  )
+  return FLAGS.is_parsed() and bool(getattr(FLAGS, 'trust_gin', False))
 
 
 def define_cache_dir(
   help_text: str = 'Where the extracted part of the data is kept for the next '
   'run.',
 ) -> None:
-  """Defines --cache_dir, the same folder for all commands.
-
-  Args:
-    help_text: what the command keeps there.
-  """
+  """Defines --cache_dir, the same folder for all commands."""
   flags.DEFINE_string(
     'cache_dir',
     os.path.join(
@@ -108,10 +102,7 @@ def load_gin(
 ) -> None:
   """Parses gin files and bindings, as the flags of the same names give them.
 
-  Args:
-    files: see --gin_files.
-    bindings: see --gin_bindings.
-    imports: what they may name besides; it is executed first.
+  What they may name besides, `imports`, is executed first.
 
   Raises:
     ConfigError: if a file is missing, names something that does not exist, or
@@ -135,7 +126,7 @@ def _find_gin_files(
   bindings: Sequence[str],
   imports: Sequence[own_code.OwnCode],
 ) -> list[str]:
-  """Returns the paths of files that may be parsed, with these bindings."""
+  """Returns the paths of the files, once they and the bindings are checked."""
   paths = [gin_files.find(name) for name in files]
   if not trusts_gin():
     own = own_code.definitions(imports)
@@ -182,9 +173,7 @@ def gin_errors() -> Iterator[None]:
 def run(main: Callable[[], None], usage: str | None) -> None:
   """Parses the flags, runs `main`, and exits with the code its error says.
 
-  Args:
-    main: the command; it reads `absl.flags.FLAGS`.
-    usage: what --help prints above the flags.
+  --help prints the usage above the flags.
   """
   sys.exit(_run({'': main}, usage or ''))
 
@@ -192,12 +181,7 @@ def run(main: Callable[[], None], usage: str | None) -> None:
 def run_subcommand(
   commands: Mapping[str, Callable[[], None]], usage: str | None
 ) -> None:
-  """Like `run`, for a command whose first argument is one of several words.
-
-  Args:
-    commands: what each word runs.
-    usage: what --help prints above the flags.
-  """
+  """Like `run`, for a command whose first argument is one of several words."""
   sys.exit(_run(commands, usage or ''))
 
 
@@ -243,23 +227,19 @@ def _end(program: str, command: Callable[[], None]) -> int:
     ending.__cause__ = error
   if FLAGS.debug:
     traceback.print_exception(ending)
-  _describe(ending)
-  print(f'{program}: {errors.one_line(ending)}', file=sys.stderr)
+  message = errors.one_line(ending)
+  if path := os.environ.get(ENDING):
+    with contextlib.suppress(OSError):
+      pathlib.Path(path).write_text(
+        json.dumps({'error': type(ending).__name__, 'message': message})
+      )
+  print(f'{program}: {message}', file=sys.stderr)
   return ending.exit_code
 
 
-def _describe(ending: errors.BatchRLError) -> None:
-  path = os.environ.get(ENDING)
-  if path:
-    said = {'error': type(ending).__name__, 'message': errors.one_line(ending)}
-    with contextlib.suppress(OSError):
-      pathlib.Path(path).write_text(json.dumps(said))
-
-
 def _choose(
-  commands: Mapping[str, Callable[[], None]], arguments: Sequence[str]
+  commands: Mapping[str, Callable[[], None]], words: list[str]
 ) -> Callable[[], None]:
-  words = list(arguments)
   # A command without words of its own is known by the empty one.
   word = words.pop(0) if words and '' not in commands else ''
   if word not in commands:

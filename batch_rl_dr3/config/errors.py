@@ -6,13 +6,9 @@ wrong configuration (do not retry) from a preemption (retry).
 
 
 class BatchRLError(Exception):
-  """An error whose message alone tells the user what is wrong.
+  """An error whose message alone tells the user what is wrong."""
 
-  Attributes:
-    exit_code: int, the exit status of a command that ends with this error.
-  """
-
-  exit_code = 70
+  exit_code = 70  # Of a command that ends with this error.
 
 
 class UsageError(BatchRLError):
@@ -29,8 +25,6 @@ class DataError(BatchRLError):
 
 class DivergedError(BatchRLError):
   """Training produced a loss that is not finite."""
-
-  exit_code = 70
 
 
 class WriteError(BatchRLError):

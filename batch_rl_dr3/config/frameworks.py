@@ -44,18 +44,16 @@ def import_tensorflow(announce: bool = False) -> None:
 
   The import and the first session print a few lines to file descriptor 2
   that no log level reaches. They are kept back, and shown if either fails.
-  Nothing is written meanwhile, so a signal ends the process at once.
-
-  Args:
-    announce: whether a line says so first, as it takes some seconds.
+  Nothing is written meanwhile, so a signal ends the process at once. As it
+  takes some seconds, a line can announce it.
 
   Raises:
     ConfigError: if the process may not use as much address space.
   """
   if 'tensorflow' not in sys.modules:
     _check_address_space()
-  if announce and 'tensorflow' not in sys.modules:
-    print('Starting TensorFlow...', file=sys.stderr, flush=True)
+    if announce:
+      print('Starting TensorFlow...', file=sys.stderr, flush=True)
   with tempfile.TemporaryFile() as output:
     stderr = os.dup(2)
     os.dup2(output.fileno(), 2)
@@ -108,11 +106,7 @@ def import_tf_agents() -> None:
 
 
 def disk_error(error: Any) -> OSError:
-  """Returns what TensorFlow's error says of a disk, without its graph.
-
-  Args:
-    error: a tf.errors.OpError from writing a file.
-  """
+  """Returns what a tf.errors.OpError says of a disk, without its graph."""
   import tensorflow as tf
 
   # This is what TensorFlow makes of it.

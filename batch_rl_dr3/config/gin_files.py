@@ -41,55 +41,28 @@ _OUR_PACKAGE = __name__.partition('.')[0]
 # package registers, Dopamine's environment, and the optimisers.
 ALLOWED_REFERENCES = frozenset(
   (
-    'AdamOptimizer',
-    'AdaptiveFeatureDotPenalty',
-    'AtariPreprocessing',
-    'ConservativePenalty',
-    'ContinuousRunner',
-    'ControlData',
-    'DQNAgent',
-    'DR3BracAgent',
-    'DR3CqlSacAgent',
-    'EffectiveRankPenalty',
-    'FeatureDotPenalty',
-    'FeatureNormPenalty',
-    'FixedReplayBuffer',
-    'FixedReplayDQNAgent',
-    'FixedReplayQRCQLAgent',
-    'FixedReplayREMAgent',
-    'FixedReplayRunner',
-    'FolderSource',
-    'FsspecSource',
-    'GcpBatch',
-    'Kubernetes',
+    # Agents, networks and penalties.
+    *('OfflineAgent', 'FixedReplayDQNAgent', 'FixedReplayREMAgent'),
+    *('FixedReplayQRCQLAgent', 'MinAtarNetwork', 'NatureNetwork'),
+    *('AdaptiveFeatureDotPenalty', 'ConservativePenalty'),
+    *('EffectiveRankPenalty', 'FeatureDotPenalty', 'FeatureNormPenalty'),
     'LabelNoiseFeatureDotPenalty',
-    'MinAtarNetwork',
-    'NatureNetwork',
-    'OfflineAgent',
-    'OnlineDQNBehaviour',
-    'OnlineSac',
-    'OutOfGraphReplayBuffer',
-    'RMSPropOptimizer',
-    'Retry',
-    'RluSource',
-    'ScriptedBehaviour',
-    'Slurm',
-    'Subset',
-    'Sweep',
-    'UniformBehaviour',
-    'WrappedReplayBuffer',
-    'collect',
-    'collect_control',
-    'create_atari_environment',
-    'create_atari_lanes',
-    'create_brac_agent',
+    # Runs and their data.
+    *('FixedReplayRunner', 'FixedReplayBuffer', 'Subset', 'open_store'),
+    *('FolderSource', 'FsspecSource', 'RluSource', 'default_locations'),
+    # Games and who plays them.
+    *('create_atari_lanes', 'create_minatar_lanes', 'collect', 'hold_action'),
+    *('UniformBehaviour', 'ScriptedBehaviour', 'OnlineDQNBehaviour'),
+    # Continuous control.
+    *('ContinuousRunner', 'ControlData', 'OnlineSac', 'collect_control'),
+    *('DR3BracAgent', 'DR3CqlSacAgent', 'create_brac_agent'),
     'create_cql_agent',
-    'create_minatar_lanes',
-    'default_locations',
-    'hold_action',
-    'identity_epsilon',
-    'linearly_decaying_epsilon',
-    'open_store',
+    # Sweeps.
+    *('Sweep', 'Retry', 'GcpBatch', 'Kubernetes', 'Slurm'),
+    # Of Dopamine and TensorFlow.
+    *('AtariPreprocessing', 'create_atari_environment', 'DQNAgent'),
+    *('OutOfGraphReplayBuffer', 'WrappedReplayBuffer', 'identity_epsilon'),
+    *('linearly_decaying_epsilon', 'AdamOptimizer', 'RMSPropOptimizer'),
   )
 )
 
@@ -141,10 +114,7 @@ def shipped_configs() -> pathlib.Path:
 
 
 def find(name: str) -> str:
-  """Returns the path of a gin file.
-
-  Args:
-    name: its path, or the name of a file that ships with the package.
+  """Returns the path of a gin file, named by it or as a shipped file.
 
   Raises:
     ConfigError: if there is none.
@@ -170,11 +140,7 @@ class Name(str):
 
 
 class _Names(config_parser.ParserDelegate):
-  """Has references and macros stand for themselves.
-
-  Attributes:
-    references: those of the statement that was parsed last.
-  """
+  """Has references and macros stand for themselves, and counts the former."""
 
   def __init__(self) -> None:
     self.references: list[str] = []
@@ -182,12 +148,10 @@ class _Names(config_parser.ParserDelegate):
   def configurable_reference(
     self, scoped_configurable_name: str, evaluate: bool
   ) -> Name:
-    """Returns the reference as text."""
     self.references.append(scoped_configurable_name)
     return Name(f'@{scoped_configurable_name}{"()" if evaluate else ""}')
 
   def macro(self, macro_name: str) -> Name:
-    """Returns the macro's name as text."""
     return Name(f'%{macro_name}')
 
 
@@ -200,8 +164,7 @@ def statements_of_file(
 ) -> Iterator[Statement]:
   """Yields the statements of a file and of all that it includes.
 
-  What is included is looked for as a path and among the shipped files. Gin
-  would look inside Python packages, too, and import them for that.
+  Gin would look inside Python packages, too, and import them for that.
 
   Raises:
     ConfigError: if a file is no gin, or what it includes is not there or
@@ -268,11 +231,8 @@ def read_bindings(
 ) -> dict[str, Any]:
   """Returns the value that is bound last to each 'scope/name.parameter'.
 
-  References and macros are strings whose repr() is what the file says.
-
-  Args:
-    files: paths or names of shipped files, later ones winning.
-    lines: bindings that win over the files.
+  References and macros are strings whose repr() is what the file says. Later
+  files, named as for `find`, win over earlier ones, and the lines over all.
 
   Raises:
     ConfigError: if a file is missing, or one is no gin.
@@ -310,11 +270,8 @@ def check_files(
 
   A module is imported only if it is in `ALLOWED_IMPORTS` or this package's
   own, only what is in `ALLOWED_REFERENCES` is referenced, and no value is a
-  'module:Name' that somebody might import.
-
-  Args:
-    paths: the files.
-    own: further names that may be referenced, of code that --import names.
+  'module:Name' that somebody might import. Code that --import names may be
+  referenced by its `own` names, too.
 
   Raises:
     ConfigError: if one would, is no gin, or includes what is not there.
@@ -363,7 +320,6 @@ def _check_import(statement: Any, place: str) -> None:
 
 
 def _check_value(value: Any, place: str) -> None:
-  """Looks at all texts in a value."""
   level = [value]
   for _ in range(_MAX_DEPTH):
     for text in level:

@@ -26,20 +26,14 @@ _loaded: tuple['OwnCode', ...] = ()
 
 @dataclasses.dataclass(frozen=True)
 class OwnCode:
-  """A file of code, as --import names it.
+  """A file of code, as --import names it."""
 
-  Attributes:
-    name: what provenance.json calls it: the name of a file without its
-      folder, or the name of an installed module.
-    path: the file, absolute.
-    sha256: of its content.
-    definitions: the classes and functions at its top level, which gin may
-      reference.
-  """
-
+  # What provenance.json calls it: the name of a file without its folder, or
+  # the name of an installed module.
   name: str
-  path: str
+  path: str  # Absolute.
   sha256: str
+  # Its classes and functions, which gin may reference.
   definitions: frozenset[str]
 
   @property
@@ -51,9 +45,8 @@ class OwnCode:
 def find(names: Sequence[str]) -> tuple[OwnCode, ...]:
   """Returns what --import names, without executing it.
 
-  Args:
-    names: paths of files that end in .py, or names of installed modules. Of a
-      module in a package, Python executes the package to find it.
+  That are paths of files that end in .py, or names of installed modules. Of a
+  module in a package, Python executes the package to find it.
 
   Raises:
     ConfigError: if one is not there, or is no Python.
@@ -155,10 +148,9 @@ def _execute(code: OwnCode) -> None:
 
 
 def _execute_file(code: OwnCode, content: bytes) -> None:
-  module = types.ModuleType(code.module)
-  module.__file__ = code.path
   before = sys.modules.get(code.module)
-  sys.modules[code.module] = module
+  module = sys.modules[code.module] = types.ModuleType(code.module)
+  module.__file__ = code.path
   try:
     exec(compile(content, code.path, 'exec'), module.__dict__)
   except BaseException:
@@ -181,12 +173,7 @@ def record(code: Iterable[OwnCode]) -> dict[str, str]:
 def matching(
   recorded: Mapping[str, str], given: Sequence[OwnCode], run: str
 ) -> tuple[OwnCode, ...]:
-  """Returns those of `given` that a run was made with.
-
-  Args:
-    recorded: what its provenance.json says.
-    given: what --import names now.
-    run: the run, for messages.
+  """Returns those of `given` that a run was made with, by its record.
 
   Raises:
     ConfigError: if one is missing, or is not what it was.

@@ -68,9 +68,7 @@ _TYPES: dict[type, tuple[str, type]] = {
 def checked(target: Any = None, **annotations: Any) -> Any:
   """Decorates a function, or a class with its own __init__.
 
-  Args:
-    target: which.
-    **annotations: of further parameters, which it takes by **kwargs.
+  The annotations are those of further parameters, taken by **kwargs.
   """
   if target is None:
     return functools.partial(checked, **annotations)
@@ -89,10 +87,7 @@ def _wrap(
   @functools.cache
   def annotations() -> dict[str, Any]:
     # When it is called first, as names may be defined later in the module.
-    return {
-      **typing.get_type_hints(function, include_extras=True),
-      **further,
-    }
+    return typing.get_type_hints(function, include_extras=True) | further
 
   @functools.wraps(function)
   def wrapper(*args: Any, **kwargs: Any) -> _T:

@@ -37,7 +37,7 @@ def handling(handle: Callable[[str], None]) -> Iterator[None]:
 
 
 def _install(handle: Callable[[str], None]) -> dict[signal.Signals, Any]:
-  """Returns the handlers that were there before."""
+  """Returns the handlers of before."""
   if threading.current_thread() is not threading.main_thread():
     return {}
 
@@ -54,11 +54,7 @@ def _install(handle: Callable[[str], None]) -> dict[signal.Signals, Any]:
 
 
 def raising() -> contextlib.AbstractContextManager[None]:
-  """Turns the signals into an error, wherever the block is then.
-
-  Raises:
-    PreemptedError: when one comes.
-  """
+  """Turns the signals into a PreemptedError, wherever the block is then."""
 
   def stop(name: str) -> None:
     raise errors.PreemptedError(_message(name))
@@ -67,13 +63,10 @@ def raising() -> contextlib.AbstractContextManager[None]:
 
 
 def leaving(stderr: int = 2) -> contextlib.AbstractContextManager[None]:
-  """Ends the process at a signal, with one line and the code of preemption.
+  """Ends the process at a signal, with a line and the code of preemption.
 
   It is for what must not be interrupted by an error, such as imports, while
-  there is nothing to clean up.
-
-  Args:
-    stderr: the file descriptor of the line.
+  there is nothing to clean up. The line goes to the file descriptor `stderr`.
   """
   return handling(functools.partial(_leave, stderr))
 
@@ -105,14 +98,9 @@ def _message(name: str) -> str:
 
 
 class StopRequest:
-  """Whether SIGTERM or SIGINT has come since the run began.
+  """Whether SIGTERM or SIGINT has come since the run began, and which."""
 
-  Attributes:
-    signal_name: 'SIGTERM' or 'SIGINT' once one has come, else None.
-  """
-
-  def __init__(self) -> None:
-    self.signal_name: str | None = None
+  signal_name: str | None = None
 
   def __bool__(self) -> bool:
     return self.signal_name is not None
@@ -124,9 +112,6 @@ class StopRequest:
       'saved, and the same command goes on from there.'
     )
 
-  def _note(self, name: str) -> None:
-    self.signal_name = name
-
   def listening(self) -> contextlib.AbstractContextManager[None]:
     """Notes the signals, instead of dying of them, while the block runs."""
-    return handling(self._note)
+    return handling(functools.partial(setattr, self, 'signal_name'))
