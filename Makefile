@@ -61,12 +61,15 @@ $(VENV)/.uv:
 	@touch $@
 
 $(BASE): requirements.txt pyproject.toml $(VENV)/.uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
+	  -r requirements.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	$(BIN)/python -m compileall -q batch_rl_dr3
 	@touch $@
 
 $(DEV): requirements-dev.txt $(BASE)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements-dev.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
+	  -r requirements-dev.txt
 	@touch $@
 
 docs: $(DEV)

@@ -9,7 +9,23 @@ prints how much of them each rule would have kept, had it chosen among all
 evaluations: look there before trusting one. Rules never see a return.
 
 Rules:
-{rules}
+  last              last checkpoint (baseline)
+  dot_growth        lowest feature dot product per gradient step taken (ours;
+                    arXiv:2112.04716, Figures 1 and 2)
+  co_adaptation     lowest ratio of Proposition 3.2 (ours; the margin to
+                    Proposition 3.2 of arXiv:2112.04716)
+  before_violation  last before Proposition 3.2's ratio first reaches 1
+                    (Proposition 3.2 of arXiv:2112.04716)
+  rank_highest      highest effective rank (ours; arXiv:2010.14498)
+  rank_intact       last before the effective rank first falls below half of its
+                    highest (ours; arXiv:2010.14498)
+  td_error          lowest TD loss on the fixed sample (common practice)
+  q_peak            highest mean Q of the data (arXiv:2109.10813, for
+                    conservative methods such as CQL)
+  q_settled         mean Q that moved least since half of the gradient steps
+                    (ours; arXiv:2112.04716, Figure 1)
+  mean_rank         best mean place under dot_growth, rank_highest, td_error and
+                    q_peak (ours)
 
 --output writes the whole ranking of every rule: as CSV one row per run, rule
 and checkpoint (place 1 is the choice); as JSON these under "ranking", what
@@ -24,20 +40,29 @@ nothing that can be ranked; 73 the output cannot be written.
 from collections.abc import Sequence
 import dataclasses
 import json
+import math
 import sys
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
-import numpy as np
-import pandas as pd
 
 from batch_rl_dr3.config import cli, errors
-from batch_rl_dr3.reporting import run_reader, selection, tables
 from batch_rl_dr3.runs import atomic, run_globs
+
+if TYPE_CHECKING:
+  import pandas as pd
+
+  from batch_rl_dr3.reporting import selection, tables
 
 FLAGS = flags.FLAGS
 
+# Those of reporting/selection.py, which takes seconds to import.
+RULES = (
+  *('last', 'dot_growth', 'co_adaptation', 'before_violation'),
+  *('rank_highest', 'rank_intact', 'td_error', 'q_peak', 'q_settled'),
+  'mean_rank',
+)
 # Runs that are named where some cannot be ranked.
 _MAX_NAMED = 10
 
@@ -55,7 +80,7 @@ def define_flags() -> None:
   flags.DEFINE_multi_enum(
     'rule',
     [],
-    [rule.name for rule in selection.RULES],
+    RULES,
     'Only this rule. Repeat the flag for several.',
   )
   flags.DEFINE_integer(
@@ -64,20 +89,6 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'output', None, 'A .csv or .json file to write the whole ranking to.'
   )
-
-
-def usage() -> str:
-  """Returns what --help prints above the flags."""
-  rules = '\n'.join(
-    textwrap.fill(
-      f'{rule.choice} ({rule.source})',
-      width=80,
-      initial_indent=f'  {rule.name:16}  ',
-      subsequent_indent=' ' * 20,
-    )
-    for rule in selection.RULES
-  )
-  return str(__doc__).format(rules=rules)
 
 
 def select(
@@ -100,6 +111,8 @@ def select(
     DataError: if there are no runs, or none that can be ranked.
     WriteError: if `output` cannot be written.
   """
+  from batch_rl_dr3.reporting import run_reader, selection
+
   view = run_globs.RunGlobs(patterns, cache_dir, selection.CONTENTS)
   view.refresh()
   collection = run_reader.load(view.patterns)
@@ -136,7 +149,9 @@ def select(
     print(textwrap.fill(measured.caption, 80))
 
 
-def _text(made: tables.Table) -> str:
+def _text(made: 'tables.Table') -> str:
+  import pandas as pd
+
   if not made.cells:
     return made.empty
   headings = [column.heading for column in made.shown]
@@ -145,10 +160,10 @@ def _text(made: tables.Table) -> str:
 
 def _write(
   output: str,
-  ranked: pd.DataFrame,
-  outcomes: pd.DataFrame,
-  measured: tables.Table,
-  rules: Sequence[selection.Rule],
+  ranked: 'pd.DataFrame',
+  outcomes: 'pd.DataFrame',
+  measured: 'tables.Table',
+  rules: 'Sequence[selection.Rule]',
 ) -> None:
   if output.endswith('.csv'):
     text = ranked.to_csv(index=False, lineterminator='\n')
@@ -166,14 +181,15 @@ def _write(
   atomic.write_text(output, text)
 
 
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def records(frame: 'pd.DataFrame') -> list[dict[str, Any]]:
   """Returns the rows of a table for JSON, None for what is not known."""
   finite = frame.astype(object).where(
-    frame.notna() & ~frame.isin([np.inf, -np.inf]), None
+    frame.notna() & ~frame.isin([math.inf, -math.inf]), None
   )
   return [
     {
-      str(name): value.item() if isinstance(value, np.generic) else value
+      # NumPy's numbers have an item().
+      str(name): value.item() if hasattr(value, 'item') else value
       for name, value in row.items()
     }
     for row in finite.to_dict('records')
@@ -195,4 +211,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  cli.run(main, usage())
+  cli.run(main, __doc__)

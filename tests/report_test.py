@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from batch_rl_dr3 import report
+from batch_rl_dr3.reporting import study
+
 
 def _report(*flags, cwd=None):
   return subprocess.run(
@@ -50,6 +53,10 @@ def test_errors_are_one_line_and_a_code(tmp_path, flags, code, expected):
   assert expected in result.stderr
   assert result.stderr.count('\n') == 1
   assert result.stdout == ''
+
+
+def test_the_flag_knows_every_preset():
+  assert report.PRESETS == study.NAMES
 
 
 def test_help_documents_the_command():

@@ -150,6 +150,7 @@ def test_help_explains_every_rule(runs):
   result = _command('--help', cwd=runs)
   assert result.returncode == 0
   text = ' '.join(result.stdout.split())
+  assert list(select.RULES) == [rule.name for rule in selection.RULES]
   for rule in selection.RULES:
     assert f' {rule.name} {rule.choice} ({rule.source})' in text
   for flag in ('--runs', '--rule', '--top', '--output'):

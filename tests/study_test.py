@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import functools
 
 import numpy as np
 from PIL import Image
@@ -67,11 +66,7 @@ def check_figure(path):
 def test_a_study_trains_tabulates_and_draws(command, tmp_path, monkeypatch):
   figure1 = trained.STUDIES['figure1']
   sarsa = dataclasses.replace(figure1, variants=figure1.variants[1:2])
-  monkeypatch.setitem(
-    study.COMMANDS,
-    'figure1',
-    functools.partial(study._run_training_study, sarsa),
-  )
+  monkeypatch.setitem(trained.STUDIES, 'figure1', sarsa)
   command('figure1', tmp_path)
   run = tmp_path / 'breakout/sarsa/seed0'
   assert (run / run_directory.FINISHED).exists()
@@ -148,6 +143,10 @@ def test_layers_are_set_back(command, tmp_path, name):
     else:
       assert changed[0] > 0.01
   check_figure(tmp_path / 'a2' / 'figure_a2.png')
+
+
+def test_every_study_has_a_command():
+  assert set(study.TRAINED) == set(trained.STUDIES)
 
 
 def test_games_and_their_data_come_in_pairs(command, tmp_path):

@@ -17,14 +17,16 @@ import io
 import os
 import pathlib
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy import typing as npt
-import pandas as pd
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import atomic, run_directory
+
+if TYPE_CHECKING:  # Readers alone import it, which takes a second.
+  import pandas as pd
 
 STEPS = 'gradient_steps'
 RETURN = 'return'
@@ -363,7 +365,7 @@ class MetricRows:
 
 def read_columns(
   path: _Path, numbers: Iterable[str], words: Iterable[str] = ()
-) -> pd.DataFrame:
+) -> 'pd.DataFrame':
   """Returns columns of a CSV file; a last row torn by a kill is left out.
 
   Args:
@@ -394,7 +396,7 @@ def read_columns(
   _refuse_uneven_rows(path, content, len(there))
   try:
     frame = _parse(content, [STEPS, *present], words, 'float64')
-  except (ValueError, pd.errors.ParserError):
+  except ValueError:
     frame = _cell_by_cell(path, content, [STEPS, *present], words)
   steps = frame[STEPS].to_numpy()
   is_count = (steps >= 0) & (steps < _MAX_COUNT) & (np.floor(steps) == steps)
@@ -436,7 +438,9 @@ def _refuse_uneven_rows(path: _Path, content: bytes, num_cells: int) -> None:
 
 def _parse(
   content: bytes, numbers: list[str], words: list[str], number_type: str
-) -> pd.DataFrame:
+) -> 'pd.DataFrame':
+  import pandas as pd
+
   frame = pd.read_csv(
     io.BytesIO(content),
     usecols=[*numbers, *words],
@@ -455,10 +459,10 @@ def _parse(
 
 def _cell_by_cell(
   path: _Path, content: bytes, numbers: list[str], words: list[str]
-) -> pd.DataFrame:
+) -> 'pd.DataFrame':
   try:
     frame = _parse(content, numbers, words, 'str')
-  except (ValueError, pd.errors.ParserError) as error:
+  except ValueError as error:
     reason = ' '.join(str(error).split())
     raise errors.DataError(f'cannot read {path}: {reason}') from error
   for name in numbers:
@@ -483,7 +487,7 @@ def _number(path: _Path, line: int, column: str, cell: str | float) -> float:
     ) from error
 
 
-def read_metrics(path: pathlib.Path, columns: Iterable[str]) -> pd.DataFrame:
+def read_metrics(path: pathlib.Path, columns: Iterable[str]) -> 'pd.DataFrame':
   """Returns a row per gradient step: the step and those columns it has.
 
   Raises:
@@ -497,7 +501,7 @@ def read_metrics(path: pathlib.Path, columns: Iterable[str]) -> pd.DataFrame:
 
 def read_evaluations(
   path: pathlib.Path, identity: dict[str, str]
-) -> pd.DataFrame:
+) -> 'pd.DataFrame':
   """Returns a row per evaluation: its gradient step and what it came to.
 
   Args:
@@ -538,6 +542,8 @@ def read_evaluations(
   cut_short = np.bincount(rows, _cut_short(episodes), len(steps))
   lowest = np.full(len(steps), np.inf)
   np.minimum.at(lowest, rows, episodes[RETURN].to_numpy())
+  import pandas as pd
+
   return pd.DataFrame(
     {
       STEPS: steps,
@@ -549,12 +555,14 @@ def read_evaluations(
   )
 
 
-def _cut_short(episodes: pd.DataFrame) -> npt.NDArray[np.float64]:
+def _cut_short(episodes: 'pd.DataFrame') -> npt.NDArray[np.float64]:
   """Returns how many episodes of each row were cut short: float64 [rows]."""
   if 'truncated' not in episodes:
     return np.zeros(len(episodes))
   column = episodes['truncated'].cat
   words = {'true': '1', 'false': '0'}
+  import pandas as pd
+
   numbers = pd.to_numeric(
     [words.get(word.lower(), word) for word in column.categories],
     errors='coerce',
@@ -564,7 +572,7 @@ def _cut_short(episodes: pd.DataFrame) -> npt.NDArray[np.float64]:
 
 
 def _refuse_strangers(
-  path: pathlib.Path, episodes: pd.DataFrame, identity: dict[str, str]
+  path: pathlib.Path, episodes: 'pd.DataFrame', identity: dict[str, str]
 ) -> None:
   """Raises if a row is of another run than provenance.json says."""
   for name in IDENTITY:
@@ -581,7 +589,7 @@ def _refuse_strangers(
 
 
 def _refuse_repeated_episodes(
-  path: pathlib.Path, episodes: pd.DataFrame
+  path: pathlib.Path, episodes: 'pd.DataFrame'
 ) -> None:
   if 'episode' not in episodes:
     return
@@ -597,7 +605,7 @@ def _refuse_repeated_episodes(
 
 def _refuse_partial_evaluations(
   path: pathlib.Path,
-  episodes: pd.DataFrame,
+  episodes: 'pd.DataFrame',
   weights: npt.NDArray[np.float64],
 ) -> None:
   """Raises if an evaluation has other rows than they say."""

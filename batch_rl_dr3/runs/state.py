@@ -19,7 +19,6 @@ import pathlib
 import time
 
 import numpy as np
-import pandas as pd
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import (
@@ -223,6 +222,8 @@ def pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
   The rate is the median of the last rows' and None if none is known; the
   seconds are 0 then.
   """
+  import pandas as pd
+
   rates = pd.to_numeric(
     pd.Series(
       [row.get('gradient_steps_per_second') for row in rows], dtype=object
