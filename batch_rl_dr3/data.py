@@ -11,7 +11,7 @@ from absl import flags
 from batch_rl_dr3.config import cli, errors, progress
 
 if typing.TYPE_CHECKING:
-  from batch_rl_dr3.replay.log.source import Source
+  from batch_rl_dr3.replay.log.sources import Source
   from batch_rl_dr3.replay.store import subset
 
 _USAGE = """\
@@ -178,11 +178,20 @@ def _source() -> 'Source':
 
 def _collection_number(field: str) -> int | None:
   """Returns a number that collection.json says of the game, if there is one."""
-  from batch_rl_dr3.replay import inspection
+  from batch_rl_dr3.replay.log import checkpoint_format
 
   if FLAGS.replay_dir is None:
     return None
-  return inspection.read_collection(FLAGS.replay_dir, field)
+  collection = checkpoint_format.read_collection(FLAGS.replay_dir)
+  if collection is None:
+    return None
+  game = collection['game']
+  if isinstance(game, str) or field not in game:
+    raise errors.DataError(
+      f'{checkpoint_format.COLLECTION} of {FLAGS.replay_dir} does not state '
+      f'game.{field}. Give --{field}, or collect the log again.'
+    )
+  return int(game[field])
 
 
 def _stack_size() -> int:

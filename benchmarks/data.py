@@ -274,7 +274,7 @@ def _without_checks() -> Iterator[None]:
 
   with (
     mock.patch.object(shards, 'check_content', return_value=None),
-    mock.patch.object(shards._RawFile, '_check', return_value=None),
+    mock.patch.object(shards._RawShard, '_check', return_value=None),
   ):
     yield
 

@@ -47,16 +47,10 @@ def call(
   dtypes: Any,
   name: str | None = None,
 ) -> Any:
-  """Returns the tensors of a Python function, called on the CPU.
+  """Returns `tf.numpy_function` of the arguments, called on the CPU.
 
-  TensorFlow reports its errors as one of its own, with a traceback for the
-  message; within `raising` they come out as they were raised.
-
-  Args:
-    function: takes and returns NumPy arrays.
-    inputs: its arguments.
-    dtypes: of its results, as `tf.numpy_function` takes them.
-    name: of the operation.
+  TensorFlow reports a function's errors as one of its own, with a traceback for
+  the message; within `raising` they come out as they were raised.
   """
 
   def remembering(*arguments: Any) -> Any:
@@ -83,7 +77,7 @@ def raising() -> Iterator[None]:
 
 
 class StoreTable(NamedTuple):
-  """All that is sampled from, as tensors or as what they are made from.
+  """All that is sampled from, as tensors or variables.
 
   Attributes:
     frames: [num_rows, num_pixels], dtype of the observations.
@@ -107,31 +101,6 @@ class StoreTable(NamedTuple):
   num_rows: Any
 
 
-def _make_table(
-  store: replay_store.ReplayStore,
-  valid_rows: npt.NDArray[np.int64],
-  returns: npt.NDArray[np.float32] | None,
-  max_device_bytes: int | None,
-) -> 'TableVariables | None':
-  """Returns variables for a store, or None if its frames are too many.
-
-  Args:
-    store: the store.
-    valid_rows: see StoreTable.
-    returns: see StoreTable; None where they are not asked for.
-    max_device_bytes: int, the most that frames may take; None for as many as
-      the store may hold in memory.
-  """
-  fits = (
-    store.fits_memory
-    if max_device_bytes is None
-    else store.num_frame_bytes <= max_device_bytes
-  )
-  if not fits:
-    return None
-  return TableVariables(store, valid_rows, returns)
-
-
 class TableVariables:
   """Variables that hold a table, outside of what is saved and initialised.
 
@@ -145,8 +114,7 @@ class TableVariables:
     valid_rows: npt.NDArray[np.int64],
     returns: npt.NDArray[np.float32] | None,
   ):
-    """Creates the variables, empty until `load`; see `_make_table`."""
-    self._store = store
+    """Creates the variables, empty until `load`; arguments as StoreTable's."""
     self._arrays = {
       'actions': store.actions,
       'rewards': store.rewards,
@@ -157,29 +125,22 @@ class TableVariables:
       'num_rows': np.array([s.num_rows for s in store.segments], np.int64),
     }
     frame = store.frames([0])
-    self._frames_shape = (store.num_rows, frame.size)
     with tf.name_scope('replay_table'):
       self._variables = StoreTable(
-        frames=_variable('frames', frame.dtype, self._frames_shape),
+        frames=_variable('frames', frame.dtype, (store.num_rows, frame.size)),
         **{
           name: _variable(name, array.dtype, array.shape)
           for name, array in self._arrays.items()
         },
       )
       self.tensors = StoreTable(*(v.read_value() for v in self._variables))
-      self._fill_frames = self._filling()
-
-  def _filling(self) -> tf.Operation:
-    """Returns what reads all frames into their variable.
-
-    TensorFlow takes over the array that is read, so that the frames are never
-    in memory twice. It would copy what is fed to it; and a variable that has
-    been filled in slices, it would copy at every read.
-    """
-    variable = self._variables.frames
-    frames = call(self._store.all_frames, [], variable.dtype)
-    frames.set_shape(variable.shape)
-    return variable.assign(frames, read_value=False)
+      # TensorFlow takes over the array that is read, so that the frames are
+      # never in memory twice. It would copy what is fed to it; and a variable
+      # that has been filled in slices, it would copy at every read.
+      variable = self._variables.frames
+      frames = call(store.all_frames, [], variable.dtype)
+      frames.set_shape(variable.shape)
+      self._fill_frames = variable.assign(frames, read_value=False)
 
   def load(self, session: tf.compat.v1.Session) -> None:
     """Fills the variables.
@@ -208,19 +169,6 @@ def _variable(
   )
 
 
-class Gathered(NamedTuple):
-  """Tensors of a batch, as `read.ReplayTransitions` has them as arrays."""
-
-  states: tf.Tensor
-  actions: tf.Tensor
-  rewards: tf.Tensor
-  next_states: tf.Tensor
-  next_actions: tf.Tensor
-  next_rewards: tf.Tensor
-  terminals: tf.Tensor
-  indices: tf.Tensor
-
-
 def gather(
   table: StoreTable,
   rows: tf.Tensor,
@@ -228,17 +176,8 @@ def gather(
   stack_size: int,
   update_horizon: int,
   gamma: float,
-) -> Gathered:
-  """Returns the transitions that start at given rows.
-
-  Args:
-    table: tensors.
-    rows: int64 [B], valid rows.
-    observation_shape: the shape of one frame.
-    stack_size: int, frames in a state.
-    update_horizon: int, steps in a transition.
-    gamma: float, the discount of one step.
-  """
+) -> replay_store.ReplayTransitions:
+  """Returns as tensors what `ReplayStore.gather` returns of rows, int64 [B]."""
   file = tf.searchsorted(table.first_rows, rows, side='right') - 1
   first = tf.gather(table.first_rows, file)
   length = tf.gather(table.num_rows, file)
@@ -265,7 +204,7 @@ def gather(
   )
   stacks = _stack(tf.gather(table.frames, tf.reshape(places, [-1, stack_size])))
   stacks = tf.reshape(stacks, [-1, 2, *observation_shape, stack_size])
-  return Gathered(
+  return replay_store.ReplayTransitions(
     states=stacks[:, 0],
     actions=tf.gather(table.actions, rows),
     rewards=reward,
@@ -303,21 +242,14 @@ def _stack(frames: tf.Tensor) -> tf.Tensor:
 class FixedReplayBuffer:
   """Batches of transitions, sampled uniformly and with replacement.
 
+  The batch of the step is `states`, `actions` and so on: tensors with the
+  names, shapes and dtypes of `ReplayTransitions`.
+
   Attributes:
-    transition: OrderedDict of the tensors below by Dopamine's names: state,
-      action, reward, next_state, next_action, next_reward, terminal, indices,
-      and return if monte_carlo.
-    states: uint8 [batch_size, *observation_shape, stack_size].
-    actions: int32 [batch_size].
-    rewards: float32 [batch_size].
-    next_states: like `states`.
-    next_actions: int32 [batch_size].
-    next_rewards: float32 [batch_size].
-    terminals: uint8 [batch_size].
-    indices: int64 [batch_size], rows of the store.
+    transition: the same tensors by Dopamine's names: state, action, reward,
+      next_state, next_action, next_reward, terminal, indices, and return.
     returns: float32 [batch_size], the discounted return to the end of the
       episode; None unless monte_carlo.
-    batch_size: int.
     table: the variables that hold the store; None where batches are gathered
       by NumPy.
   """
@@ -341,17 +273,17 @@ class FixedReplayBuffer:
       store: the data.
       step: int64 [], the number of the gradient step; each value names one
         batch.
-      seed: int, names the sequence of batches.
-      batch_size: int.
-      update_horizon: int, steps in a transition.
-      gamma: float, the discount of one step.
-      stack_size: int, frames in a state, as the store has it.
+      seed: names the sequence of batches.
+      batch_size: transitions in a batch.
+      update_horizon: steps in a transition.
+      gamma: the discount of one step.
+      stack_size: frames in a state, as the store has it.
       monte_carlo: whether to give returns too. Rows whose episode does not
         end within the store are then not sampled.
       in_graph: whether batches are gathered by graph operations from variables
         that hold the store, which must be loaded (`table.load`) before use.
-      max_device_bytes: int; the variables may take so many bytes for frames on
-        their device. None copies frames that are in memory already, and
+      max_device_bytes: the variables may take so many bytes for frames on their
+        device. None copies as many as the store may hold in memory, and
         gathers others by NumPy all the same.
 
     Raises:
@@ -385,22 +317,26 @@ class FixedReplayBuffer:
           f'{store.manifest["source"]}, so there are no Monte-Carlo returns. '
           'Use a larger part of it.'
         )
+    fits = store.fits_memory
+    if max_device_bytes is not None:
+      fits = store.num_frame_bytes <= max_device_bytes
     self.table: TableVariables | None = None
-    if in_graph:
-      self.table = _make_table(
-        store, self._valid_rows, self._returns, max_device_bytes
-      )
-    if self.table is None:
+    if in_graph and fits:
+      self.table = TableVariables(store, self._valid_rows, self._returns)
+    else:
       store.hold_frames()
     self.transition = self.transition_at(step)
-    self.states = self.transition['state']
-    self.actions = self.transition['action']
-    self.rewards = self.transition['reward']
-    self.next_states = self.transition['next_state']
-    self.next_actions = self.transition['next_action']
-    self.next_rewards = self.transition['next_reward']
-    self.terminals = self.transition['terminal']
-    self.indices = self.transition['indices']
+    tensors = list(self.transition.values())
+    (
+      self.states,
+      self.actions,
+      self.rewards,
+      self.next_states,
+      self.next_actions,
+      self.next_rewards,
+      self.terminals,
+      self.indices,
+    ) = tensors[: len(_NAMES)]
     self.returns = self.transition.get('return')
 
   @property
@@ -409,14 +345,9 @@ class FixedReplayBuffer:
     return len(self._valid_rows)
 
   def draw(self, num_rows: int, seed: int) -> npt.NDArray[np.int64]:
-    """Returns valid rows of the store to measure on, in ascending order.
+    """Returns valid rows to measure on, ascending int64 [num_rows].
 
-    Args:
-      num_rows: int, how many; they are distinct as long as there are enough.
-      seed: int, names the draw.
-
-    Returns:
-      int64 [num_rows].
+    They are distinct as long as there are enough; the seed names the draw.
     """
     rows = np.random.default_rng(seed).choice(
       self._valid_rows, num_rows, replace=num_rows > self.num_valid
@@ -426,13 +357,8 @@ class FixedReplayBuffer:
   def batch_at(
     self, indices: npt.ArrayLike
   ) -> 'collections.OrderedDict[str, npt.NDArray[Any]]':
-    """Returns the transitions at rows of the store, as NumPy arrays by name.
-
-    Args:
-      indices: int [B], valid rows of the store.
-    """
+    """Returns the transitions at valid rows, int [B], as arrays by name."""
     batch = self._store.gather(indices, self._update_horizon, self._gamma)
-    arrays: collections.OrderedDict[str, npt.NDArray[Any]]
     arrays = collections.OrderedDict(zip(_NAMES, batch, strict=True))
     if self._returns is not None:
       arrays['return'] = self._returns[batch.indices]
@@ -441,12 +367,9 @@ class FixedReplayBuffer:
   def transition_at(
     self, step: tf.Tensor
   ) -> 'collections.OrderedDict[str, tf.Tensor]':
-    """Returns the tensors of one step's batch, by name.
+    """Returns the tensors of the batch of a step, int64 [], by name.
 
     Use it where one session call runs several steps, each with its own batch.
-
-    Args:
-      step: int64 [], the number of the gradient step.
     """
     if self.table is not None:
       return self.transition_from(self.table.tensors, step)
@@ -467,12 +390,7 @@ class FixedReplayBuffer:
   def transition_from(
     self, table: StoreTable, step: tf.Tensor
   ) -> 'collections.OrderedDict[str, tf.Tensor]':
-    """Returns the tensors of one step's batch, gathered from tensors.
-
-    Args:
-      table: the store's, as `self.table.tensors` has them.
-      step: int64 [], the number of the gradient step.
-    """
+    """Returns the tensors of one step's batch, gathered from a table's."""
     with tf.name_scope('sample_replay'):
       rows = tf.gather(table.valid_rows, self._positions(step))
       gathered = gather(

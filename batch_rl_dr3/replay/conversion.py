@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, log_writer
-from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store.validity import Segment
 
 # Frames of episodes that go to Minari at a time.
@@ -23,8 +23,7 @@ class LogEpisode(NamedTuple):
   """One episode of a log, without its padding.
 
   Attributes:
-    observations: uint8 [T, *observation_shape], what was seen before each
-      action.
+    observations: uint8 [T, *observation_shape], seen before each action.
     actions: int32 [T].
     rewards: float32 [T], clipped as they were logged.
     is_whole: whether it ended in a terminal; else it was cut by time, or the
@@ -40,41 +39,55 @@ class LogEpisode(NamedTuple):
 
 
 def episodes(source: Source, stack_size: int) -> Iterator[LogEpisode]:
-  """Yields the episodes of a log in time order.
+  """Yields the episodes of a log in time order, without their padding.
 
   They go on from file to file where the files follow each other in time. Where
   they do not, because one is missing or only a prefix of it is there, an
   episode breaks off, and another begins in its middle.
 
-  Args:
-    source: the log.
-    stack_size: int, frames in a state; the stack_size - 1 rows of padding
-      that begin each episode are left out.
-
   Raises:
     DataError: if a file is damaged, or its rows are not in time order.
   """
   parts: list[tuple[npt.NDArray[Any], ...]] = []
-  before = None
+
+  def join(is_whole: bool) -> LogEpisode:
+    observations, actions, rewards, _ = map(
+      np.concatenate, zip(*parts, strict=True)
+    )
+    parts.clear()
+    has_start = not observations[: stack_size - 1].any()
+    first = stack_size - 1 if has_start else 0
+    return LogEpisode(
+      observations[first:],
+      actions[first:],
+      rewards[first:],
+      is_whole,
+      has_start,
+    )
+
+  def broken_off() -> Iterator[LogEpisode]:
+    """Yields the episode in whose middle the log breaks off, if it has rows."""
+    episode = join(is_whole=False) if parts else None
+    if episode is not None and len(episode.actions):
+      yield episode
+
+  before: Segment | None = None
   for suffix in source.suffixes():
     segment = source.segment(suffix)
-    if parts and before is not None and not before.is_followed_by(segment):
-      yield from _broken_off(parts, stack_size)
-      parts = []
+    if before is not None and not before.is_followed_by(segment):
+      yield from broken_off()
     first_row = 0
     cut_rows = set(source.cut_rows(suffix))
     for rows in _row_blocks(source, segment):
       start = 0
       for end in np.flatnonzero(rows[3]) + 1:
         parts.append(tuple(element[start:end] for element in rows))
-        is_whole = first_row + int(end) - 1 not in cut_rows
-        yield _join(parts, stack_size, is_whole)
-        parts, start = [], end
+        yield join(is_whole=first_row + int(end) - 1 not in cut_rows)
+        start = end
       parts.append(tuple(element[start:] for element in rows))
       first_row += len(rows[3])
     before = segment
-  if parts:
-    yield from _broken_off(parts, stack_size)
+  yield from broken_off()
 
 
 def _row_blocks(
@@ -89,43 +102,15 @@ def _row_blocks(
       f'{segment.cursor}: its oldest rows are in the middle, and it cannot be '
       'joined to the files around it.'
     )
-  actions, rewards, terminals = (
+  columns = [
     np.concatenate([*source.rows(name, suffix, dtype, ())])
     for name, dtype in checkpoint_format.ELEMENT_DTYPES.items()
-  )
+  ]
   start = 0
   for frames in source.rows('observation', suffix, np.uint8, frame_shape):
     end = min(start + len(frames), num_rows)
-    yield (
-      frames[: end - start],
-      actions[start:end],
-      rewards[start:end],
-      terminals[start:end],
-    )
+    yield frames[: end - start], *(column[start:end] for column in columns)
     start = end
-
-
-def _join(
-  parts: list[tuple[npt.NDArray[Any], ...]], stack_size: int, is_whole: bool
-) -> LogEpisode:
-  observations, actions, rewards, _ = map(
-    np.concatenate, zip(*parts, strict=True)
-  )
-  num_padding = stack_size - 1
-  has_start = not observations[:num_padding].any()
-  first = num_padding if has_start else 0
-  return LogEpisode(
-    observations[first:], actions[first:], rewards[first:], is_whole, has_start
-  )
-
-
-def _broken_off(
-  parts: list[tuple[npt.NDArray[Any], ...]], stack_size: int
-) -> Iterator[LogEpisode]:
-  """Yields the episode in whose middle the log breaks off, if it has a row."""
-  episode = _join(parts, stack_size, is_whole=False)
-  if len(episode.actions):
-    yield episode
 
 
 def to_log(
@@ -134,15 +119,9 @@ def to_log(
   stack_size: int,
   rows_per_file: int,
 ) -> int:
-  """Writes a log anew in the DQN Replay format.
+  """Writes a log anew in the DQN Replay format; returns how many episodes.
 
   Where an episode breaks off, the file ends, and what follows is in the next.
-
-  Args:
-    source: the log.
-    folder: a folder without a log.
-    stack_size: int, frames in a state.
-    rows_per_file: int, rows of each new file.
   """
   return _write(episodes(source, stack_size), folder, stack_size, rows_per_file)
 
@@ -197,8 +176,8 @@ def to_minari(
   Args:
     source: the log.
     dataset_id: Minari's, such as atari/pong/dqn-replay-v0.
-    stack_size: int, frames in a state.
-    num_actions: int, of the game.
+    stack_size: frames in a state.
+    num_actions: of the game.
     description: of the data set.
 
   Returns:
@@ -206,7 +185,6 @@ def to_minari(
 
   Raises:
     ConfigError: if Minari refuses the name, or has a data set of it already.
-    DataError: if the source is damaged.
   """
   # Imported here because both belong to the d4rl extra.
   import gymnasium
@@ -232,9 +210,8 @@ def to_minari(
   dataset: Any = None
   waiting: list[Any] = []
   num_episodes = 0
-  for episode in episodes(source, stack_size):
-    waiting.append(_minari_buffer(episode, num_episodes))
-    num_episodes += 1
+  for num_episodes, episode in enumerate(episodes(source, stack_size), 1):
+    waiting.append(_minari_buffer(episode, num_episodes - 1))
     if sum(len(buffer.actions) for buffer in waiting) >= _FRAMES_PER_UPDATE:
       dataset, waiting = write(dataset, waiting), []
   if waiting:
@@ -277,15 +254,14 @@ def from_minari(
   Args:
     dataset: a minari.MinariDataset.
     folder: a folder without a log.
-    stack_size: int, frames in a state.
-    rows_per_file: int, rows of each new file.
+    stack_size: frames in a state.
+    rows_per_file: rows of each new file.
 
   Returns:
     The number of episodes.
 
   Raises:
     DataError: if actions, frames or episodes are not what the format holds.
-    WriteError: if the folder cannot be written or holds a log already.
   """
   first_action = getattr(dataset.action_space, 'start', None)
   if not hasattr(dataset.action_space, 'n') or first_action is None:

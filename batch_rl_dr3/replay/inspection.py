@@ -15,10 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import hashlib
 import itertools
-import json
 import math
-import os
-import pathlib
 import time
 from typing import NamedTuple
 
@@ -27,14 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import checkpoint_format, rlu, source_chain
-from batch_rl_dr3.replay.log.source import Source
-from batch_rl_dr3.replay.store import build, shards
+from batch_rl_dr3.replay.log import checkpoint_format, rlu
+from batch_rl_dr3.replay.log.sources import Source
+from batch_rl_dr3.replay.store import shards, store
 from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.replay.store.validity import Segment
 
-# What `collect` writes beside a log.
-_COLLECTION = 'collection.json'
 # Frames that are compared with each other: 14 MB of Atari's.
 _WINDOW_ROWS = 2_000
 # Consecutive frames differ less than distant ones. Where the ratio of the two
@@ -58,10 +53,8 @@ _TABLE_BYTES = 4 + 4 + 1 + 8
 class FrameChange(NamedTuple):
   """How much frames of one stretch of a file differ, blank ones left out.
 
-  Attributes:
-    first_row: int, where the stretch begins.
-    near: float, mean absolute difference of consecutive frames.
-    far: float, that of frames half the stretch apart.
+  `near` is the mean absolute difference of consecutive frames, `far` that of
+  frames half the stretch apart.
   """
 
   first_row: int
@@ -70,45 +63,26 @@ class FrameChange(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameChecks:
-  """What frames of one file show.
-
-  Attributes:
-    digest: str, of the first stretch.
-    changes: FrameChange of each stretch that was looked at.
-    num_unpadded: int, episodes that begin in what was looked at and not with
-      blank frames.
-    last_change: float, mean absolute difference of the file's last two frames;
-      None if they were not looked at.
-  """
-
-  digest: str
-  changes: tuple[FrameChange, ...]
-  num_unpadded: int
-  last_change: float | None
-
-
-@dataclasses.dataclass(frozen=True)
 class FileSummary:
   """One file of a log, in numbers.
 
   Attributes:
-    suffix: int, the file's number.
-    num_bytes: int, its size in the storage.
-    num_rows: int, padding included.
-    num_padding_rows: int, the zero rows that begin episodes.
-    num_valid: int, rows where a transition may start.
+    num_padding_rows: the zero rows that begin episodes.
+    num_valid: rows where a transition may start.
     episode_lengths: int64 [E], agent steps of the episodes that begin and end
       in the file.
     episode_returns: float64 [E], their sums of clipped rewards.
-    max_action: int.
     reward_range: (smallest, largest) reward.
-    ends_in_episode: bool, whether the last row's episode goes on.
-    starts_with_padding: bool, whether the first row begins an episode.
-    follows_before: bool, whether the file goes on from the one before.
-    cursor: int, the row that the buffer would have written next; 0 if it was
-      not full.
-    frames: what its frames show.
+    ends_in_episode: whether the last row's episode goes on.
+    starts_with_padding: whether the first row begins an episode.
+    follows_before: whether the file goes on from the one before.
+    cursor: the row that the buffer would have written next; 0 if not full.
+    digest: of the first stretch of frames.
+    changes: of each stretch that was looked at.
+    num_unpadded: episodes that begin in what was looked at and not with blank
+      frames.
+    last_change: mean absolute difference of the file's last two frames; None if
+      they were not looked at.
   """
 
   suffix: int
@@ -124,67 +98,36 @@ class FileSummary:
   starts_with_padding: bool
   follows_before: bool
   cursor: int
-  frames: FrameChecks
-
-
-def read_collection(
-  replay_dir: str | os.PathLike[str], field: str
-) -> int | None:
-  """Returns what `collect` noted of the game whose log a folder holds.
-
-  Args:
-    replay_dir: the log's folder, or its parent; a path or a file:// URL.
-    field: stack_size or num_actions.
-
-  Returns:
-    None if there is no collection.json.
-
-  Raises:
-    DataError: if the file says no such number.
-  """
-  folder = pathlib.Path(source_chain.local_path(os.fspath(replay_dir)))
-  if folder.name == 'replay_logs':
-    folder = folder.parent
-  path = folder / _COLLECTION
-  try:
-    value: int = json.loads(path.read_bytes())['game'][field]
-  except (FileNotFoundError, NotADirectoryError):
-    return None
-  except OSError as error:
-    raise errors.DataError(f'cannot read {path}: {error.strerror}.') from error
-  except (ValueError, KeyError, TypeError, RecursionError):
-    value = 0
-  if type(value) is not int or value < 1:
-    raise errors.DataError(
-      f'{path} does not state game.{field} as a positive number. Give '
-      f'--{field}, or collect the log again.'
-    )
-  return value
+  digest: str
+  changes: tuple[FrameChange, ...]
+  num_unpadded: int
+  last_change: float | None
 
 
 def summarise(
   source: Source,
   stack_size: int = 4,
   all_frames: bool = False,
-  on_rows: Callable[[int], None] | None = None,
+  on_rows: Callable[[int], object] = lambda num_rows: None,
 ) -> Iterator[FileSummary]:
   """Yields the summary of each file of a log, in time order.
 
   Args:
     source: the log.
-    stack_size: int, frames in a state; an episode begins with stack_size - 1
-      rows of padding.
+    stack_size: frames in a state; an episode begins with stack_size - 1 rows
+      of padding.
     all_frames: whether to look at all frames, not only at a file's first.
     on_rows: called with the number of frames just looked at.
 
   Raises:
     DataError: if a file is damaged.
   """
-  before = None
+  before: Segment | None = None
   for suffix in source.suffixes():
     segment = source.segment(suffix)
+    follows = before is not None and before.is_followed_by(segment)
     yield _summarise_file(
-      source, segment, before, stack_size, all_frames, on_rows
+      source, segment, follows, stack_size, all_frames, on_rows
     )
     before = segment
 
@@ -192,47 +135,64 @@ def summarise(
 def _summarise_file(
   source: Source,
   segment: Segment,
-  before: Segment | None,
+  follows_before: bool,
   stack_size: int,
   all_frames: bool,
-  on_rows: Callable[[int], None] | None,
+  on_rows: Callable[[int], object],
 ) -> FileSummary:
-  suffix = segment.suffix
-  if not segment.num_rows:
+  suffix, num_rows = segment.suffix, segment.num_rows
+  if not num_rows:
     raise errors.DataError(
       f'file {suffix} of {source.name} holds no rows: its buffer was empty. '
       'Move it away.'
     )
   actions, rewards, terminals = (
-    np.concatenate([*source.rows(name, suffix, dtype, ())])[: segment.num_rows]
+    np.concatenate([*source.rows(name, suffix, dtype, ())])[:num_rows]
     for name, dtype in checkpoint_format.ELEMENT_DTYPES.items()
   )
-  windows = _windows(source, segment, all_frames)
-  frames, is_blank = _check_frames(windows, segment.num_rows, on_rows)
-  starts = np.flatnonzero(terminals) + 1
+  digest = hashlib.sha256().hexdigest()
+  changes: list[FrameChange] = []
+  is_blank, last_two = np.zeros(0, np.bool_), np.zeros((0, 0), np.uint8)
+  for frames in _windows(source, segment, all_frames):
+    row, blank = len(is_blank), ~frames.any(axis=1)
+    if not row:
+      digest = hashlib.sha256(frames.tobytes()).hexdigest()
+    if not row or len(frames) > _WINDOW_ROWS // 2:  # A short rest says little.
+      pictures = frames[~blank]
+      near = _mean_difference(pictures, 1)
+      far = _mean_difference(pictures, max(len(pictures) // 2, 1))
+      changes.append(FrameChange(row, near, far))
+    is_blank = np.concatenate([is_blank, blank])
+    last_two = np.concatenate([last_two, frames[-2:]] if row else [frames])[-2:]
+    on_rows(len(frames))
+  is_end = len(is_blank) == num_rows and len(last_two) == 2
   num_padding = stack_size - 1
   starts_with_padding = bool(len(is_blank) and is_blank[:num_padding].all())
-  lengths, returns = _episodes(rewards, terminals, stack_size)
+  ends = np.flatnonzero(terminals)
+  starts = ends + 1
+  padded_starts = np.concatenate([[0] * starts_with_padding, starts])
   return FileSummary(
     suffix=suffix,
     num_bytes=source.num_bytes(suffix),
-    num_rows=segment.num_rows,
-    num_padding_rows=_count_padding(terminals, starts_with_padding, stack_size),
+    num_rows=num_rows,
+    num_padding_rows=int(
+      np.clip(num_rows - padded_starts, 0, num_padding).sum()
+    ),
     num_valid=len(segment.valid_rows(terminals, stack_size, update_horizon=1)),
-    episode_lengths=lengths,
-    episode_returns=returns,
+    episode_lengths=np.diff(ends) - num_padding,
+    episode_returns=np.diff(np.cumsum(rewards, dtype=np.float64)[ends]),
     max_action=int(actions.max()),
     reward_range=(float(rewards.min()), float(rewards.max())),
     ends_in_episode=not terminals[-1],
     starts_with_padding=starts_with_padding,
-    follows_before=before is not None and before.is_followed_by(segment),
+    follows_before=follows_before,
     cursor=segment.cursor if segment.is_circular else 0,
-    frames=dataclasses.replace(
-      frames,
-      num_unpadded=sum(
-        not is_blank[start:][:num_padding].all() for start in starts
-      ),
+    digest=digest,
+    changes=tuple(changes),
+    num_unpadded=sum(
+      not is_blank[start:][:num_padding].all() for start in starts
     ),
+    last_change=_mean_difference(last_two, 1) if is_end else None,
   )
 
 
@@ -243,65 +203,18 @@ def _windows(
   length, *frame_shape = source.header('observation', segment.suffix).shape
   wanted = None if all_frames else min(length, _WINDOW_ROWS)
   left = segment.num_rows
-  held: list[npt.NDArray[np.uint8]] = []
-  num_held = 0
+  held = np.zeros((0, math.prod(frame_shape)), np.uint8)
   for frames in source.rows(
     'observation', segment.suffix, np.uint8, tuple(frame_shape), wanted
   ):
-    rows = frames[:left].reshape(-1, int(np.prod(frame_shape)))
+    rows = frames[:left].reshape(-1, held.shape[1])
     left -= len(rows)
-    held.append(rows)
-    num_held += len(rows)
-    while num_held >= _WINDOW_ROWS:
-      joined = np.concatenate(held)
-      yield joined[:_WINDOW_ROWS]
-      held, num_held = [joined[_WINDOW_ROWS:]], num_held - _WINDOW_ROWS
-  if num_held:
-    yield np.concatenate(held)
-
-
-def _check_frames(
-  windows: Iterator[npt.NDArray[np.uint8]],
-  num_rows: int,
-  on_rows: Callable[[int], None] | None,
-) -> tuple[FrameChecks, npt.NDArray[np.bool_]]:
-  """Returns what frames show, and whether each one looked at is blank."""
-  digest = hashlib.sha256().hexdigest()
-  changes: list[FrameChange] = []
-  blank: list[npt.NDArray[np.bool_]] = []
-  last_two: list[npt.NDArray[np.uint8]] = []
-  row = 0
-  for frames in windows:
-    if not row:
-      digest = hashlib.sha256(frames.tobytes()).hexdigest()
-    blank.append(~frames.any(axis=1))
-    if not row or len(frames) > _WINDOW_ROWS // 2:  # A short rest says little.
-      changes.append(_frame_change(row, frames[~blank[-1]]))
-    last_two = [*last_two, *frames[-2:]][-2:]
-    row += len(frames)
-    if on_rows is not None:
-      on_rows(len(frames))
-  is_end = row == num_rows and len(last_two) == 2
-  last_change = _mean_difference(np.stack(last_two), 1) if is_end else None
-  is_blank = np.concatenate(blank) if blank else np.zeros(0, np.bool_)
-  return FrameChecks(digest, tuple(changes), 0, last_change), is_blank
-
-
-def _frame_change(row: int, pictures: npt.NDArray[np.uint8]) -> FrameChange:
-  half = max(len(pictures) // 2, 1)
-  return FrameChange(
-    row, _mean_difference(pictures, 1), _mean_difference(pictures, half)
-  )
-
-
-def _count_padding(
-  terminals: npt.NDArray[np.uint8], starts_with_padding: bool, stack_size: int
-) -> int:
-  """Returns how many rows follow a terminal, or begin the file, as padding."""
-  starts = np.flatnonzero(terminals) + 1
-  if starts_with_padding:
-    starts = np.concatenate([[0], starts])
-  return int(np.clip(len(terminals) - starts, 0, stack_size - 1).sum())
+    held = np.concatenate([held, rows])
+    while len(held) >= _WINDOW_ROWS:
+      yield held[:_WINDOW_ROWS]
+      held = held[_WINDOW_ROWS:]
+  if len(held):
+    yield held
 
 
 def _mean_difference(frames: npt.NDArray[np.uint8], distance: int) -> float:
@@ -309,17 +222,6 @@ def _mean_difference(frames: npt.NDArray[np.uint8], distance: int) -> float:
   if len(frames) <= distance:
     return 0.0
   return float(cv2.absdiff(frames[distance:], frames[:-distance]).mean())
-
-
-def _episodes(
-  rewards: npt.NDArray[np.float32],
-  terminals: npt.NDArray[np.uint8],
-  stack_size: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-  """Returns lengths and returns of the episodes between two terminals."""
-  ends = np.flatnonzero(terminals)
-  sums = np.cumsum(rewards, dtype=np.float64)[ends]
-  return np.diff(ends) - (stack_size - 1), np.diff(sums)
 
 
 def table(summaries: Iterable[FileSummary]) -> Iterator[str]:
@@ -332,60 +234,35 @@ def table(summaries: Iterable[FileSummary]) -> Iterator[str]:
     f'{"file":>5}{"rows":>12}{"sampleable":>12}{"episodes":>10}'
     f'{"length":>9}{"return":>9}{"lowest":>9}{"highest":>9}{"MB":>9}'
   )
-  num_bytes = num_rows = num_valid = 0
-  lengths, returns = [], []
+  seen = []
   for summary in summaries:
-    num_bytes += summary.num_bytes
-    num_rows += summary.num_rows
-    num_valid += summary.num_valid
-    lengths.append(summary.episode_lengths)
-    returns.append(summary.episode_returns)
-    yield _line(
-      str(summary.suffix),
-      summary.num_rows,
-      summary.num_valid,
-      summary.episode_lengths,
-      summary.episode_returns,
-      summary.num_bytes,
+    seen.append(summary)
+    yield _line(str(summary.suffix), [summary])
+  yield _line('all', seen)
+
+
+def _line(name: str, files: Sequence[FileSummary]) -> str:
+  num_rows = sum(file.num_rows for file in files)
+  num_valid = sum(file.num_valid for file in files)
+  lengths = np.concatenate([file.episode_lengths for file in files])
+  returns = np.concatenate([file.episode_returns for file in files])
+  episodes = ''
+  if len(lengths):
+    episodes = (
+      f'{lengths.mean():>9.1f}{returns.mean():>9.2f}'
+      f'{returns.min():>9.2f}{returns.max():>9.2f}'
     )
-  yield _line(
-    'all',
-    num_rows,
-    num_valid,
-    np.concatenate(lengths),
-    np.concatenate(returns),
-    num_bytes,
-  )
-
-
-def _line(
-  name: str,
-  num_rows: int,
-  num_valid: int,
-  lengths: npt.NDArray[np.int64],
-  returns: npt.NDArray[np.float64],
-  num_bytes: int,
-) -> str:
-  start = (
+  return (
     f'{name:>5}{num_rows:>12,}{num_valid / num_rows:>12.2%}{len(lengths):>10,}'
-  )
-  size = f'{num_bytes / 1e6:>9,.1f}'
-  if not len(lengths):
-    return f'{start}{"":>36}{size}'
-  return start + (
-    f'{lengths.mean():>9.1f}{returns.mean():>9.2f}'
-    f'{returns.min():>9.2f}{returns.max():>9.2f}{size}'
+    f'{episodes:>36}{sum(file.num_bytes for file in files) / 1e6:>9,.1f}'
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-  """Something about a log that a user should know.
+class Finding(NamedTuple):
+  """Something about a log that a user should know, in a sentence.
 
-  Attributes:
-    is_fault: whether training on the log as it is would be wrong; else it is
-      a property of the format that a reader has to allow for.
-    message: one sentence.
+  `is_fault` says whether training on the log as it is would be wrong; else it
+  is a property of the format that a reader has to allow for.
   """
 
   is_fault: bool
@@ -398,75 +275,58 @@ def diagnose(
   max_agent_steps_per_episode: int = 27_000,
 ) -> list[Finding]:
   """Returns what a log shows of the format's traps, faults first."""
-  findings = [
-    *_file_faults(summaries, num_actions),
-    *_duplicates(summaries),
-    *_traits(summaries, max_agent_steps_per_episode),
+  faults: list[str] = []
+  first: dict[str, int] = {}
+  for summary in summaries:
+    faults += _file_faults(summary, num_actions)
+  for summary in summaries:
+    other = first.setdefault(summary.digest, summary.suffix)
+    if other != summary.suffix:
+      faults.append(
+        f'file {summary.suffix} begins with the frames of file {other}.'
+      )
+  traits = _traits(summaries, max_agent_steps_per_episode)
+  return [
+    *(Finding(True, fault) for fault in faults),
+    *(Finding(False, trait) for trait in traits),
   ]
-  return sorted(findings, key=lambda finding: not finding.is_fault)
 
 
 def _file_faults(
-  summaries: Sequence[FileSummary], num_actions: int | None
-) -> Iterator[Finding]:
-  for summary in summaries:
-    file = f'file {summary.suffix}'
-    low, high = summary.reward_range
-    if low < -1 or high > 1:
-      yield Finding(
-        True, f'{file}: rewards are not clipped: {low:g} to {high:g}.'
-      )
-    if num_actions is not None and summary.max_action >= num_actions:
-      yield Finding(
-        True,
-        f'{file}: action {summary.max_action} in a game of {num_actions} '
-        'actions: data of another game?',
-      )
-    if summary.num_rows < _FEW_ROWS:
-      continue
-    yield from _frame_faults(summary)
-
-
-def _frame_faults(summary: FileSummary) -> Iterator[Finding]:
-  file, frames = f'file {summary.suffix}', summary.frames
-  if all(change.far == 0 for change in frames.changes):
-    yield Finding(True, f'{file}: its frames are all the same.')
+  summary: FileSummary, num_actions: int | None
+) -> Iterator[str]:
+  file, changes = f'file {summary.suffix}', summary.changes
+  low, high = summary.reward_range
+  if low < -1 or high > 1:
+    yield f'{file}: rewards are not clipped: {low:g} to {high:g}.'
+  if num_actions is not None and summary.max_action >= num_actions:
+    yield (
+      f'{file}: action {summary.max_action} in a game of {num_actions} '
+      'actions: data of another game?'
+    )
+  if summary.num_rows < _FEW_ROWS:
     return
-  shuffled = [
-    change
-    for change in frames.changes
-    if change.near > _SHUFFLED_RATIO * change.far > 0
-  ]
+  if all(change.far == 0 for change in changes):
+    yield f'{file}: its frames are all the same.'
+    return
+  shuffled = [c for c in changes if c.near > _SHUFFLED_RATIO * c.far > 0]
   if shuffled:
-    first = shuffled[0]
-    yield Finding(
-      True,
-      f'{file}: from row {first.first_row} on, consecutive frames differ as '
-      f'much as distant ones ({first.near:.3g} and {first.far:.3g}): its rows '
-      f'are not in time order, in {len(shuffled)} of {len(frames.changes)} '
-      'stretches looked at.',
+    row, near, far = shuffled[0]
+    yield (
+      f'{file}: from row {row} on, consecutive frames differ as much as '
+      f'distant ones ({near:.3g} and {far:.3g}): its rows are not in time order, in '
+      f'{len(shuffled)} of {len(changes)} stretches looked at.'
     )
-  if frames.num_unpadded:
-    yield Finding(
-      True,
-      f'{file}: {frames.num_unpadded} episodes do not begin with blank frames '
-      'of padding. Were states of another --stack_size logged?',
+  if summary.num_unpadded:
+    yield (
+      f'{file}: {summary.num_unpadded} episodes do not begin with blank frames '
+      'of padding. Were states of another --stack_size logged?'
     )
-
-
-def _duplicates(summaries: Sequence[FileSummary]) -> Iterator[Finding]:
-  first: dict[str, int] = {}
-  for summary in summaries:
-    other = first.setdefault(summary.frames.digest, summary.suffix)
-    if other != summary.suffix:
-      yield Finding(
-        True, f'file {summary.suffix} begins with the frames of file {other}.'
-      )
 
 
 def _traits(
   summaries: Sequence[FileSummary], max_agent_steps_per_episode: int
-) -> Iterator[Finding]:
+) -> Iterator[str]:
   crossing = [
     f'{first.suffix}-{second.suffix}'
     for first, second in itertools.pairwise(summaries)
@@ -475,53 +335,42 @@ def _traits(
     and not second.starts_with_padding
   ]
   if crossing:
-    yield Finding(
-      False,
-      f'episodes go on from file to file at {", ".join(crossing)}.',
-    )
+    yield f'episodes go on from file to file at {", ".join(crossing)}.'
   num_cut = sum(
     int((s.episode_lengths >= max_agent_steps_per_episode).sum())
     for s in summaries
   )
   if num_cut:
-    yield Finding(
-      False,
+    yield (
       f'{num_cut} episodes last the {max_agent_steps_per_episode:,} agent '
-      'steps of the time limit and are logged as ending in a terminal.',
+      'steps of the time limit and are logged as ending in a terminal.'
     )
   for summary in summaries:
     if summary.cursor:
-      yield Finding(
-        False,
+      yield (
         f'file {summary.suffix}: its buffer was saved with the cursor at row '
-        f'{summary.cursor}; rows from there on are older than those before.',
+        f'{summary.cursor}; rows from there on are older than those before.'
       )
-  yield from _stale_rows(summaries)
-  num_padding = sum(summary.num_padding_rows for summary in summaries)
-  if num_padding:
-    yield Finding(
-      False, f'{num_padding:,} rows are the zero padding that begins episodes.'
-    )
-
-
-def _stale_rows(summaries: Sequence[FileSummary]) -> Iterator[Finding]:
-  """Yields the files whose last frame does not go on from the one before."""
-  stale = []
-  for summary in summaries:
-    change, frames = summary.frames.last_change, summary.frames.changes
-    if change is None or not summary.ends_in_episode:
-      continue
-    near = sum(stretch.near for stretch in frames) / len(frames)
-    far = sum(stretch.far for stretch in frames) / len(frames)
-    if change > max(_STALE_RATIO * near, _SHUFFLED_RATIO * far):
-      stale.append(str(summary.suffix))
+  stale = [str(summary.suffix) for summary in summaries if _is_stale(summary)]
   if stale:
-    yield Finding(
-      False,
+    yield (
       f'the last frame does not go on from the one before it in files '
       f'{", ".join(stale)}: it is stale, or a cut in the picture. The last '
-      'transition of these files may have a wrong next state.',
+      'transition of these files may have a wrong next state.'
     )
+  num_padding = sum(summary.num_padding_rows for summary in summaries)
+  if num_padding:
+    yield f'{num_padding:,} rows are the zero padding that begins episodes.'
+
+
+def _is_stale(summary: FileSummary) -> bool:
+  """Returns whether the last frame does not go on from the one before."""
+  if summary.last_change is None or not summary.ends_in_episode:
+    return False
+  _, near, far = np.mean(summary.changes, axis=0)
+  return bool(
+    summary.last_change > max(_STALE_RATIO * near, _SHUFFLED_RATIO * far)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -529,19 +378,19 @@ class FetchEstimate:
   """What a store will cost.
 
   Attributes:
-    num_files: int, files of the log that are read.
-    num_log_rows: int, rows of all files of the log.
+    num_files: files of the log that are read.
+    num_log_rows: rows of all files of the log.
     are_rows_known: whether these were read, or taken as usual.
-    num_rows: int, rows of the store; an expectation for a uniform subset.
-    num_log_bytes: int, of all files of the log.
-    num_download_bytes: int, of what is read.
-    num_spool_bytes: int, of temporary files.
-    num_store_bytes: int, of the store in the codec 'raw'.
-    codec: str, which codec is used unless told otherwise.
-    num_table_bytes: int, memory of a run beside the frames.
-    num_frame_bytes: int, memory of the frames, if they are held.
-    seconds: float, at the rate measured on the first rows of the first file;
-      None where they cannot be read without fetching all of it.
+    num_rows: rows of the store; an expectation for a subset that is drawn.
+    num_log_bytes: of all files of the log.
+    num_download_bytes: of what is read.
+    num_spool_bytes: of temporary files.
+    num_store_bytes: of the store in the codec 'raw'.
+    codec: which codec is used unless told otherwise.
+    num_table_bytes: memory of a run beside the frames.
+    num_frame_bytes: memory of the frames, if they are held.
+    seconds: at the rate measured on the first rows of the first file; None
+      where they cannot be read without fetching all of it.
   """
 
   num_files: int
@@ -563,11 +412,6 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
 
   Reads the list of files, their headers and the first rows of one.
 
-  Args:
-    source: the log.
-    subset: the part that is used.
-    stack_size: int, frames in a state.
-
   Raises:
     DataError: if the log cannot be read.
     ConfigError: if the subset is too small.
@@ -580,12 +424,11 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
   }
   sizes = {suffix: source.num_bytes(suffix) for suffix in suffixes}
   rows = subset.rows_per_file(list(lengths.items()), stack_size)
-  read = {
-    suffix: math.ceil(sizes[suffix] * count / lengths[suffix])
+  # RL Unplugged's files are read whole once, to count their rows.
+  num_download_bytes = sum(
+    is_rlu * sizes[suffix] + math.ceil(sizes[suffix] * count / lengths[suffix])
     for suffix, count in rows.items()
-  }
-  if is_rlu:  # Its files are read whole once, to count their rows.
-    read = {suffix: sizes[suffix] + part for suffix, part in read.items()}
+  )
   num_log_rows = sum(lengths.values())
   num_rows = sum(rows.values())
   if subset.rule == 'episodes':
@@ -594,29 +437,27 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
     # Each transition needs its stack and the next frame.
     share = 1 - (1 - subset.fraction) ** (stack_size + 1)
     num_rows = math.ceil(share * num_log_rows)
-  frame_shape = (
-    _FRAME_SHAPE
-    if is_rlu
-    else source.header('observation', suffixes[0]).shape[1:]
-  )
-  frame_bytes = num_rows * math.prod(frame_shape)
-  element_bytes = num_rows * sum(
+  frame_shape: tuple[int, ...] = _FRAME_SHAPE
+  if not is_rlu:
+    frame_shape = source.header('observation', suffixes[0]).shape[1:]
+  num_frame_bytes = num_rows * math.prod(frame_shape)
+  num_element_bytes = num_rows * sum(
     dtype.itemsize for dtype in checkpoint_format.ELEMENT_DTYPES.values()
   )
-  whole = [sizes[s] for s, count in rows.items() if count == lengths[s]]
-  is_raw = frame_bytes <= build.MAX_RAW_BYTES
+  spooled = [sizes[s] for s, n in rows.items() if is_rlu or n == lengths[s]]
+  is_raw = num_frame_bytes <= store.MAX_RAW_BYTES
   return FetchEstimate(
     num_files=len(rows),
     num_log_rows=num_log_rows,
     are_rows_known=not is_rlu,
     num_rows=num_rows,
     num_log_bytes=sum(sizes.values()),
-    num_download_bytes=sum(read.values()),
-    num_spool_bytes=max(sizes.values() if is_rlu else whole, default=0),
-    num_store_bytes=frame_bytes + element_bytes,
+    num_download_bytes=num_download_bytes,
+    num_spool_bytes=max(spooled, default=0),
+    num_store_bytes=num_frame_bytes + num_element_bytes,
     codec=shards.RAW if is_raw else shards.ZSTD,
     num_table_bytes=num_rows * _TABLE_BYTES,
-    num_frame_bytes=frame_bytes,
+    num_frame_bytes=num_frame_bytes,
     seconds=None
     if is_rlu
     else _probe(source, suffixes[0]) * sum(rows.values()),
@@ -625,12 +466,10 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
 
 def _probe(source: Source, suffix: int) -> float:
   """Returns the seconds that reading and decompressing one row took."""
-  length, *frame_shape = source.header('observation', suffix).shape
+  length, *shape = source.header('observation', suffix).shape
   count = min(length, _PROBE_ROWS)
   start = time.perf_counter()
-  for _ in source.rows(
-    'observation', suffix, 'uint8', tuple(frame_shape), count
-  ):
+  for _ in source.rows('observation', suffix, 'uint8', tuple(shape), count):
     pass
   return (time.perf_counter() - start) / count
 
@@ -640,40 +479,38 @@ def describe(
 ) -> list[str]:
   """Returns an estimate in words, a line each."""
   known = '' if plan.are_rows_known else ' (not stated; as the log had them)'
-  is_held = plan.num_frame_bytes <= max_resident_bytes
+  spool = 'nothing'
+  if plan.num_spool_bytes:
+    spool = f'up to {_size(plan.num_spool_bytes)} a file being fetched'
+  packed = ''
+  if plan.codec != shards.RAW:
+    packed = (
+      '; zstd is the default at this size, and was 20 to 80 times smaller'
+    )
+  frames = f'held, {_size(plan.num_frame_bytes)}'
+  if plan.num_frame_bytes > max_resident_bytes:
+    frames = (
+      'read from the disk as they are needed (open_store.max_resident_bytes = '
+      f'{max_resident_bytes})'
+    )
+  seconds = 'not known before it is fetched'
+  if plan.seconds is not None:
+    seconds = f'{math.ceil(plan.seconds)} s'
+    if plan.seconds >= 120:
+      seconds = f'{plan.seconds / 60:,.0f} minutes'
+    seconds = f'about {seconds}, at the rate that one stream has just had'
   lines = {
     'log': f'{plan.num_log_rows:,} rows{known}, {_size(plan.num_log_bytes)}',
     'taken': f'{plan.num_rows:,} rows of {plan.num_files} files',
     'download': f'about {_size(plan.num_download_bytes)}',
-    'temporary': f'up to {_size(plan.num_spool_bytes)} a file being fetched'
-    if plan.num_spool_bytes
-    else 'nothing',
-    'disk': f'{_size(plan.num_store_bytes)} raw'
-    + (
-      ''
-      if plan.codec == shards.RAW
-      else '; zstd is the default at this size, and was 20 to 80 times smaller'
-    )
-    + f'; {_size(free_bytes)} are free',
+    'temporary': spool,
+    'disk': f'{_size(plan.num_store_bytes)} raw{packed}; '
+    f'{_size(free_bytes)} are free',
     'memory': f'{_size(plan.num_table_bytes)} of tables in training; frames '
-    + (
-      f'held, {_size(plan.num_frame_bytes)}'
-      if is_held
-      else 'read from the disk as they are needed (open_store.'
-      f'max_resident_bytes = {max_resident_bytes})'
-    ),
-    'time': 'not known before it is fetched'
-    if plan.seconds is None
-    else f'about {_duration(plan.seconds)}, at the rate that one stream has '
-    'just had',
+    f'{frames}',
+    'time': seconds,
   }
   return [f'{name:<10} {line}' for name, line in lines.items()]
-
-
-def _duration(seconds: float) -> str:
-  if seconds < 120:
-    return f'{math.ceil(seconds)} s'
-  return f'{seconds / 60:,.0f} minutes'
 
 
 def _size(num_bytes: float) -> str:

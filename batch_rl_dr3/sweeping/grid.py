@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import itertools
-import json
 import math
-import pathlib
 from typing import Any
 
 import gin
 
 import batch_rl_dr3
 from batch_rl_dr3.config import errors, gin_files, own_code, ranges
+from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.runs import run_directory, run_identity
 
 # Steps of an episode of continuous control, at most: those of the kitchen are
@@ -27,7 +26,6 @@ _MAX_EPISODE_STEPS = 1_000
 # its own.
 _PUBLIC_ROWS = 50_000_000
 _PUBLIC_SHAPE = (84, 84)
-_COLLECTION = 'collection.json'
 # Action, reward and terminal of a row.
 _ELEMENT_BYTES = 9
 
@@ -344,17 +342,17 @@ def _log_size(run: SweepRun) -> tuple[int, int]:
   """Returns the rows of a run's log, and the bytes of one in a store."""
   if run.replay_dir is None:
     return _PUBLIC_ROWS, math.prod(_PUBLIC_SHAPE) + _ELEMENT_BYTES
-  path = pathlib.Path(run.replay_dir) / _COLLECTION
   try:
-    summary = json.loads(path.read_text())
-    rows, game = int(summary['num_rows']), summary['game']
+    collection = checkpoint_format.read_collection(run.replay_dir) or {}
+    rows, game = int(collection['num_rows']), collection['game']
     # Of continuous control it is a name, and there is no store.
     if isinstance(game, str):
       return rows, 0
     return rows, math.prod(game['observation_shape']) + _ELEMENT_BYTES
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (KeyError, errors.DataError) as error:
+    name = checkpoint_format.COLLECTION
     raise errors.ConfigError(
-      f'nothing says how large {run.replay_dir} is ({path}: {error!r}): bind '
+      f'nothing says how large {run.replay_dir} is ({name}: {error!r}): bind '
       'Sweep.row_bytes and Sweep.log_rows.'
     ) from error
 

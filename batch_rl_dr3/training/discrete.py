@@ -16,8 +16,7 @@ from batch_rl_dr3.config import errors, own_code, ranges, signals
 from batch_rl_dr3.evaluation import evaluator, pool, scoring
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.games import play
-from batch_rl_dr3.replay.log import source as replay_source
-from batch_rl_dr3.replay.log import source_chain
+from batch_rl_dr3.replay.log import source_chain, sources
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.runs import home, provenance
@@ -261,7 +260,7 @@ def create_evaluator(setup: pool.Setup) -> evaluator.GameEvaluator:
   return evaluator.create(setup)
 
 
-def _find_run(game: lanes_lib.Game, run: int) -> replay_source.Source:
+def _find_run(game: lanes_lib.Game, run: int) -> sources.Source:
   if game.suite != 'atari':
     raise errors.ConfigError(
       f'the DQN Replay data set has no runs of {game.suite}: name the data '

@@ -137,7 +137,7 @@ def test_all_frames_are_looked_at(tmp_path, monkeypatch):
   [summary] = _summaries_of_all_frames(tmp_path, on_rows=counts.append)
   assert sum(counts) == 203
   # Of the short stretch at the end nothing is said.
-  assert [change.first_row for change in summary.frames.changes] == [
+  assert [change.first_row for change in summary.changes] == [
     0,
     50,
     100,
@@ -153,7 +153,7 @@ def test_a_stale_last_row_is_named(tmp_path):
   frames = moving_frames(57)
   sound, _ = write(tmp_path / 'a', frames, np.zeros(57), set(), None, 59)
   whole, _ = _summaries_of_all_frames(tmp_path / 'a')
-  assert sound.frames.last_change is not None  # A short file is read whole.
+  assert sound.last_change is not None  # A short file is read whole.
   assert not any('stale' in note for note in notes([whole]))
   frames[55] = 255 - frames[55]
   write(tmp_path / 'b', frames, np.zeros(57), set(), None, 59)

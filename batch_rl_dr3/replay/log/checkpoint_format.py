@@ -33,6 +33,7 @@ import pathlib
 import re
 import threading
 from typing import Any
+import urllib.parse
 import zlib
 
 from isal import igzip, igzip_lib
@@ -40,8 +41,31 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import records
 from batch_rl_dr3.runs.stored_file import StoredFile
 
+# What `collect` writes beside a log.
+COLLECTION = 'collection.json'
+_POSITIVE = records.Field((int,), 'a positive number', minimum=1)
+_COLLECTION_FIELDS = records.Field(
+  (dict,),
+  'an object',
+  fields={
+    'num_rows': records.COUNT,
+    'game': records.Field(
+      (dict, str),
+      'a game',
+      required=True,
+      fields={
+        'stack_size': _POSITIVE,
+        'num_actions': _POSITIVE,
+        'observation_shape': records.Field(
+          (list,), 'a list of numbers', values=_POSITIVE
+        ),
+      },
+    ),
+  },
+)
 ELEMENTS = ('observation', 'action', 'reward', 'terminal')
 ATTRIBUTES = ('add_count', 'invalid_range')
 # The dtypes that Dopamine writes; observations may have others.
@@ -92,14 +116,45 @@ def found_suffixes(names: Iterable[str]) -> set[int]:
   return {int(match[2]) for match in matches if match and match[1] in known}
 
 
-def find_replay_logs(replay_dir: str | os.PathLike[str]) -> pathlib.Path:
-  """Returns the folder that holds the log's files.
+def local_path(location: str) -> str:
+  """Returns the path that a file:// URL means, anything else as it is."""
+  parts = urllib.parse.urlsplit(location)
+  if parts.scheme != 'file' or parts.netloc not in ('', 'localhost'):
+    return location
+  return urllib.parse.unquote(
+    location.partition('://')[2].removeprefix(parts.netloc)
+  )
+
+
+def read_collection(
+  replay_dir: str | os.PathLike[str],
+) -> dict[str, Any] | None:
+  """Returns what `collect` says of the log in a folder, None if nothing.
+
+  Its `game` is an object with numbers of Atari or MinAtar, and a name of
+  continuous control.
 
   Args:
-    replay_dir: that folder, or its parent where it is named `replay_logs`.
+    replay_dir: the log's folder, or its parent; a path or a file:// URL.
 
   Raises:
-    DataError: if neither folder holds any file of a log.
+    DataError: if collection.json is damaged.
+  """
+  folder = pathlib.Path(local_path(os.fspath(replay_dir)))
+  if folder.name == 'replay_logs':
+    folder = folder.parent
+  if not folder.is_dir():
+    return None
+  return records.read(
+    folder / COLLECTION, _COLLECTION_FIELDS, 'Collect the log again.'
+  )
+
+
+def find_replay_logs(replay_dir: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns the folder of a log's files: this one, or `replay_logs` in it.
+
+  Raises:
+    DataError: if neither holds any file of a log.
   """
   given = pathlib.Path(replay_dir)
   for folder in (given, given / 'replay_logs'):
@@ -262,37 +317,26 @@ def read_rows(
   row_shape: Sequence[int],
   num_rows: int | None = None,
 ) -> Iterator[npt.NDArray[Any]]:
-  """Yields the first rows of an array file, block by block.
+  """Yields the first rows of an array file in blocks, [n, *row_shape].
 
-  Memory is bounded by one block, about 2 MiB. When all rows are asked for,
-  the stream is read to its end, so that gzip's checksum vouches for them; a
-  proper prefix stops early and is vouched for only by its structure. So no
-  row can be trusted before the iterator has ended without an error.
-
-  Args:
-    file: the file.
-    dtype: the dtype that the array must have.
-    row_shape: the shape that each row must have.
-    num_rows: int, how many rows to read; all if None.
-
-  Yields:
-    Arrays of shape [block_rows, *row_shape], in order.
+  Memory is bounded by one block, about 2 MiB. When all rows are asked for
+  (None), the stream is read to its end, so that gzip's checksum vouches for
+  them; a proper prefix stops early and is vouched for only by its structure. So
+  no row can be trusted before the iterator has ended without an error.
 
   Raises:
     DataError: if the file is damaged, is no such array, or has fewer rows.
   """
-  dtype = np.dtype(dtype)
-  row_shape = tuple(row_shape)
   with decompressed(file) as stream:
     header = _parse_header(stream, file)
-    check_rows(file.name, header, dtype, row_shape, num_rows)
+    check_rows(file.name, header, dtype, tuple(row_shape), num_rows)
     total = header.shape[0]
     wanted = total if num_rows is None else num_rows
-    row_bytes = max(1, math.prod(row_shape) * dtype.itemsize)
+    row_bytes = max(1, math.prod(row_shape) * header.dtype.itemsize)
     block_rows = max(1, _BLOCK_BYTES // row_bytes)
     for start in range(0, wanted, block_rows):
       count = min(block_rows, wanted - start)
-      block = np.empty((count, *row_shape), dtype)
+      block = np.empty((count, *row_shape), header.dtype)
       _fill(block, stream, file)
       yield block
     if wanted == total and stream.read(1):

@@ -21,10 +21,9 @@ class LogWriter:
   """Writes transitions to numbered files of `rows_per_file` rows.
 
   File N is what a Dopamine `OutOfGraphReplayBuffer` with replay_capacity =
-  rows_per_file, given all the transitions so far, would save at the moment
-  when its row (N + 1) * rows_per_file is written: that is N + 1 times full,
-  with its cursor back at row 0. Episodes cross from file to file, padding
-  rows too.
+  rows_per_file, given all the transitions so far, would save when it is full
+  for the (N + 1)th time, its cursor back at row 0. Episodes cross from file to
+  file, padding rows too.
 
   The last file is shorter where rows are left over. It is what a buffer whose
   capacity is just these rows would save after being filled once: its add_count
@@ -35,7 +34,7 @@ class LogWriter:
   The rows of one file are held in memory: 7 GB for a million Atari frames.
 
   Attributes:
-    num_rows_added: int, rows so far, padding included.
+    num_rows_added: rows so far, padding included.
   """
 
   def __init__(
@@ -52,12 +51,12 @@ class LogWriter:
     Args:
       folder: where to write; it must not hold a log yet.
       observation_shape: the shape of one frame.
-      stack_size: int, frames in a state; each episode starts with
-        stack_size - 1 rows of zero padding.
-      rows_per_file: int, rows of a file, padding included.
+      stack_size: frames in a state; each episode starts with stack_size - 1
+        rows of zero padding.
+      rows_per_file: rows of a file, padding included.
       observation_dtype: the dtype of frames.
-      update_horizon: int, steps in a transition; it only decides how many
-        rows invalid_range names.
+      update_horizon: steps in a transition; it only decides how many rows
+        invalid_range names.
 
     Raises:
       ConfigError: if a file would be too short to hold a transition.
@@ -107,8 +106,8 @@ class LogWriter:
 
     Args:
       observation: one frame, observation_dtype [*observation_shape].
-      action: int, the action taken at it.
-      reward: float, already clipped to [-1, 1].
+      action: the action taken at it.
+      reward: already clipped to [-1, 1].
       terminal: whether the episode ends with this transition.
 
     Raises:
@@ -135,9 +134,6 @@ class LogWriter:
     Args:
       at_episode_start: whether what follows begins with an episode, and so
         with padding.
-
-    Raises:
-      WriteError: if the file cannot be written.
     """
     if self._num_rows:
       # A file that is shorter than the one before would look like its rest.
@@ -148,13 +144,7 @@ class LogWriter:
     self._at_episode_start = at_episode_start
 
   def close(self) -> None:
-    """Writes the rows left over, if any, as a last, shorter file.
-
-    Nothing can be added after it.
-
-    Raises:
-      WriteError: if the file cannot be written.
-    """
+    """Writes the rows left over, if any, as a last, shorter file."""
     self.break_off(at_episode_start=True)
 
   def _add_row(
@@ -164,11 +154,9 @@ class LogWriter:
     reward: float,
     terminal: int,
   ) -> None:
-    row = self._num_rows
-    self._rows['observation'][row] = observation
-    self._rows['action'][row] = action
-    self._rows['reward'][row] = reward
-    self._rows['terminal'][row] = terminal
+    values = (observation, action, reward, terminal)
+    for rows, value in zip(self._rows.values(), values, strict=True):
+      rows[self._num_rows] = value
     self._num_rows += 1
     self._add_count += 1
     self.num_rows_added += 1

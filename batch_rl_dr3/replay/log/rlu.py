@@ -51,7 +51,7 @@ from typing_extensions import override
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, sources
-from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import validity
 from batch_rl_dr3.runs import stored_file
 from batch_rl_dr3.runs.retry import RefusedError, Retry
@@ -86,17 +86,11 @@ _PNG_GREY_8_BIT = bytes([8, 0])  # Bit depth and colour type.
 
 
 class _Layout(NamedTuple):
-  """The names of an episode's fields.
+  """The names of an episode's fields, and what kind of list the end's is.
 
-  Attributes:
-    checkpoint: int64, which millionth of the run it is from.
-    number: int64, its number there.
-    frames: bytes [steps], PNG.
-    actions: int64 [steps].
-    end: float or int64 [steps]; its last value tells of a terminal state.
-    terminal_value: what that value is then.
-    rewards: (rewards, their sum) of clipped rewards, and of rewards as they
-      are; the first pair that a record has is read.
+  The last value of `end` is `terminal_value` if the episode ends in a terminal
+  state. Of the two pairs of rewards and their sum, clipped and as they are, the
+  first that a record has is read.
   """
 
   checkpoint: str
@@ -104,6 +98,7 @@ class _Layout(NamedTuple):
   frames: str
   actions: str
   end: str
+  end_kind: str
   terminal_value: int
   rewards: tuple[tuple[str, str], tuple[str, str]]
 
@@ -114,6 +109,7 @@ _BUCKET = _Layout(
   frames='observations',
   actions='actions',
   end='discounts',
+  end_kind='float_list',
   terminal_value=0,
   rewards=(
     ('clipped_rewards', 'clipped_episode_return'),
@@ -126,6 +122,7 @@ _TFDS = _Layout(
   frames='steps/observation',
   actions='steps/action',
   end='steps/is_terminal',
+  end_kind='int64_list',
   terminal_value=1,
   rewards=(
     ('steps/clipped_reward', 'clipped_episode_return'),
@@ -143,17 +140,15 @@ class _Shard(NamedTuple):
   info: dict[str, Any]
 
 
-class RluEpisode(NamedTuple):
+class _Steps(NamedTuple):
   """One episode, step by step.
 
   Attributes:
-    checkpoint: int, which millionth of the run it is from.
-    number: int, its number there.
-    frames: bytes of PNG files, one per step.
+    checkpoint: which millionth of the run it is from.
+    number: its number there.
+    frames: PNG files, one per step.
     actions: int32 [steps].
     rewards: float32 [steps], as the file has them.
-    stated_return: float, what the file says is the sum of the rewards.
-    is_clipped: whether the rewards are of a field of clipped ones.
     is_terminal: whether it ends in a terminal state; else it was cut.
   """
 
@@ -162,8 +157,6 @@ class RluEpisode(NamedTuple):
   frames: Sequence[bytes]
   actions: npt.NDArray[np.int32]
   rewards: npt.NDArray[np.float32]
-  stated_return: float
-  is_clipped: bool
   is_terminal: bool
 
 
@@ -229,7 +222,7 @@ def _array_records(path: str, name: str) -> Iterator[bytes]:
     ) from error
 
 
-def _parse(record: bytes, layout: _Layout, name: str) -> RluEpisode:
+def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
   """Returns the episode in a serialised tf.train.Example."""
   from tensorflow.core.example import example_pb2
 
@@ -258,82 +251,55 @@ def _parse(record: bytes, layout: _Layout, name: str) -> RluEpisode:
       raise errors.DataError(f'{name} holds {len(found)} values of {field}.')
     return found[0]
 
-  pair = next((p for p in layout.rewards if p[0] in features), None)
-  reward_field, return_field = pair or layout.rewards[0]
-  end_kind = 'float_list' if layout.end == 'discounts' else 'int64_list'
+  clipped = layout.rewards[0]
+  pair = next((p for p in layout.rewards if p[0] in features), clipped)
   steps = {
-    layout.frames: values(layout.frames, 'bytes_list'),
-    layout.actions: values(layout.actions, 'int64_list'),
-    reward_field: values(reward_field, 'float_list'),
-    layout.end: values(layout.end, end_kind),
+    field: values(field, kind)
+    for field, kind in (
+      (layout.frames, 'bytes_list'),
+      (layout.actions, 'int64_list'),
+      (pair[0], 'float_list'),
+      (layout.end, layout.end_kind),
+    )
   }
+  frames, actions, rewards, ends = steps.values()
   lengths = {field: len(found) for field, found in steps.items()}
-  if len(set(lengths.values())) > 1 or not lengths[layout.frames]:
+  if len(set(lengths.values())) > 1 or not frames:
     raise errors.DataError(
       f'{name} holds an episode whose fields differ in length: {lengths}.'
     )
-  actions = np.array(steps[layout.actions], np.int64)
-  if actions.min() < 0 or actions.max() > np.iinfo(np.int32).max:
-    raise errors.DataError(f'{name} holds the action {actions.min()}.')
-  return RluEpisode(
+  if min(actions) < 0 or max(actions) > np.iinfo(np.int32).max:
+    raise errors.DataError(f'{name} holds the action {min(actions)}.')
+  episode = _Steps(
     checkpoint=one(layout.checkpoint, 'int64_list'),
     number=one(layout.number, 'int64_list'),
-    frames=steps[layout.frames],
-    actions=actions.astype(np.int32),
-    rewards=np.array(steps[reward_field], np.float32),
-    stated_return=one(return_field, 'float_list'),
-    is_clipped=pair == layout.rewards[0],
-    is_terminal=steps[layout.end][-1] == layout.terminal_value,
+    frames=frames,
+    actions=np.array(actions, np.int32),
+    rewards=np.array(rewards, np.float32),
+    is_terminal=ends[-1] == layout.terminal_value,
   )
+  stated_return = one(pair[1], 'float_list')
+  _check_rewards(episode, stated_return, pair == clipped, name)
+  return episode
 
 
-def _frame_shape(png: bytes, name: str) -> tuple[int, int]:
-  """Returns height and width of a frame, read from its header only."""
-  if not png.startswith(_PNG_START) or png[24:26] != _PNG_GREY_8_BIT:
-    raise errors.DataError(f'{name} holds a frame that is no 8-bit grey PNG.')
-  width, height = struct.unpack('>II', png[16:24])
-  return height, width
-
-
-def _decode_frame(
-  png: bytes, shape: tuple[int, int], name: str
-) -> npt.NDArray[np.uint8]:
-  import cv2
-
-  # Before decoding: what a header claims is what is allocated.
-  if _frame_shape(png, name) != shape:
-    raise errors.DataError(
-      f'{name} holds frames of shapes {shape} and {_frame_shape(png, name)}.'
-    )
-  frame = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-  if frame is None or frame.shape != shape or frame.dtype != np.uint8:
-    raise errors.DataError(f'{name} holds a frame that cannot be decoded.')
-  return cast(npt.NDArray[np.uint8], frame)
-
-
-def _check_rewards(episode: RluEpisode, last_step: str, name: str) -> None:
+def _check_rewards(
+  episode: _Steps, stated_return: float, is_clipped: bool, name: str
+) -> None:
   rewards = episode.rewards.astype(np.float64)
   if not np.isfinite(rewards).all():
     raise errors.DataError(f'{name} holds a reward that is no number.')
-  if episode.is_clipped and (np.abs(rewards) > 1).any():
+  if is_clipped and (np.abs(rewards) > 1).any():
     raise errors.DataError(f'{name} holds a clipped reward outside [-1, 1].')
-  tolerance = 1e-3 * max(1.0, abs(episode.stated_return))
-  if not abs(rewards.sum() - episode.stated_return) <= tolerance:
+  tolerance = 1e-3 * max(1.0, abs(stated_return))
+  if not abs(rewards.sum() - stated_return) <= tolerance:
     raise errors.DataError(
       f'{name}: the rewards of episode {episode.number} sum up to '
-      f'{rewards.sum()}; the file states {episode.stated_return}.'
-    )
-  if last_step == 'observation' and rewards[-1] != 0:
-    raise errors.DataError(
-      f'{name}: the last step of episode {episode.number} has the reward '
-      f'{rewards[-1]}, which counts in its return, so it is more than an '
-      "observation. Set RluSource.last_step = 'transition'."
+      f'{rewards.sum()}; the file states {stated_return}.'
     )
 
 
-def _check_order(
-  episode: RluEpisode, before: RluEpisode | None, name: str
-) -> None:
+def _check_order(episode: _Steps, before: _Steps | None, name: str) -> None:
   if before is None:
     return
   if episode.checkpoint != before.checkpoint:
@@ -346,6 +312,30 @@ def _check_order(
       f'{name} holds episode {episode.number} after episode {before.number}; '
       'they are needed in the order in which they were played.'
     )
+
+
+def _frame_shape(png: bytes, name: str) -> tuple[int, int]:
+  """Returns height and width of a frame, read from its header only."""
+  if not png.startswith(_PNG_START) or png[24:26] != _PNG_GREY_8_BIT:
+    raise errors.DataError(f'{name} holds a frame that is no 8-bit grey PNG.')
+  width, height = struct.unpack('>II', png[16:24])
+  return height, width
+
+
+def _decode_frame(
+  png: bytes, shape: tuple[int, ...], name: str
+) -> npt.NDArray[np.uint8]:
+  import cv2
+
+  # Before decoding: what a header claims is what is allocated.
+  if _frame_shape(png, name) != shape:
+    raise errors.DataError(
+      f'{name} holds frames of shapes {shape} and {_frame_shape(png, name)}.'
+    )
+  frame = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+  if frame is None or frame.shape != shape or frame.dtype != np.uint8:
+    raise errors.DataError(f'{name} holds a frame that cannot be decoded.')
+  return cast(npt.NDArray[np.uint8], frame)
 
 
 @gin.configurable
@@ -364,20 +354,20 @@ class RluSource(Source):
     spool_dir: str | None = None,
     retry: Retry | None = None,
   ):
-    """Reads nothing yet.
+    """Reads nothing yet; what is not said here is as FsspecSource has it.
 
     Args:
-      url: str, .../atari_episodes_ordered/<Game>/run_<n>, or the folder of
+      url: .../atari_episodes_ordered/<Game>/run_<n>, or the folder of
         rlu_atari_checkpoints_ordered/<Game>_run_<n>/<version>; a URL or path.
-      last_step: str, what an episode's last step is: 'observation' or
-        'transition', see above.
-      stack_size: int, frames in a state; stack_size - 1 rows are padding.
-      update_horizon: int, steps in a transition, for invalid_range.
-      endpoint_url: as FsspecSource.
-      google_token: as FsspecSource.
-      timeout: as FsspecSource.
-      spool_dir: as FsspecSource; it also takes 9 bytes per row read so far.
-      retry: as FsspecSource.
+      last_step: what an episode's last step is: 'observation' or 'transition',
+        see above.
+      stack_size: frames in a state; stack_size - 1 rows are padding.
+      update_horizon: steps in a transition, for invalid_range.
+      endpoint_url: see FsspecSource.
+      google_token: see FsspecSource.
+      timeout: see FsspecSource.
+      spool_dir: see FsspecSource; it also takes 9 bytes per row read so far.
+      retry: see FsspecSource.
 
     Raises:
       ConfigError: for an unknown last_step.
@@ -388,64 +378,51 @@ class RluSource(Source):
         f'{", ".join(LAST_STEPS)}.'
       )
     self._last_step = last_step
-    self._index_lock = threading.Lock()
     self._stack_size = stack_size
     self._update_horizon = update_horizon
     self._spool_dir = spool_dir
-    self._endpoint_url = endpoint_url
-    self._url = url.rstrip('/')
-    folder, _, last = self._url.rpartition('/')
-    self._run = last if re.fullmatch(r'run_\d+', last) else None
+    self._index_lock = threading.Lock()
     self._is_local = '://' not in url
+    self.name = url.rstrip('/')
+    folder, _, last = self.name.rpartition('/')
+    self._run = last if re.fullmatch(r'run_\d+', last) else None
+    self._is_tfds = self._run is None
+    self._layout = _TFDS if self._is_tfds else _BUCKET
     self._storage = open_storage(
-      self._url if self._run is None else folder or '.',
+      self.name if self._is_tfds else folder or '.',
       endpoint_url,
       google_token,
       timeout,
       Retry() if retry is None else retry,
     )
-
-  @property
-  @override
-  def name(self) -> str:
-    return self._url
-
-  @property
-  @override
-  def num_bytes_read(self) -> int:
-    return self._storage.count.total
-
-  @property
-  @override
-  def endpoint(self) -> str | None:
-    return sources.find_endpoint(self._storage.url, self._endpoint_url)
+    self.count = self._storage.count
+    self.endpoint = sources.find_endpoint(self._storage.url, endpoint_url)
 
   @functools.cached_property
   def _shards(self) -> dict[int, list[_Shard]]:
     """The files of each suffix, as listed once."""
-    if _SHUFFLED_LOCATION.search(f'{self._url}/'):
-      raise errors.DataError(f'{self._url} {_SHUFFLED}')
+    if _SHUFFLED_LOCATION.search(f'{self.name}/'):
+      raise errors.DataError(f'{self.name} {_SHUFFLED}')
     infos = self._storage.list(
       lambda name: bool(_RUN_FILE.fullmatch(name) or _TFDS_FILE.fullmatch(name))
     )
     shards: dict[int, list[_Shard]] = {}
     runs: set[str] = set()
-    for name in sorted(infos):
+    for name, info in sorted(infos.items()):
       if match := _TFDS_FILE.fullmatch(name):
-        if self._run is None:
-          is_array_record = match[2] == 'array_record'
+        if self._is_tfds:
+          kind, part, num_parts = match.group(2, 3, 4)
           shards.setdefault(int(match[1]), []).append(
-            _Shard(int(match[3]), int(match[4]), is_array_record, infos[name])
+            _Shard(int(part), int(num_parts), kind == 'array_record', info)
           )
       elif match := _RUN_FILE.fullmatch(name):
         runs.add(match[1])
         if match[1] == self._run:
-          shard = _Shard(0, int(match[3]), False, infos[name])
-          shards[int(match[2])] = [shard]
+          shards[int(match[2])] = [_Shard(0, int(match[3]), False, info)]
     totals = {part.num_parts for parts in shards.values() for part in parts}
-    if self._run is not None and len(totals) > 1:
+    if not self._is_tfds and len(totals) > 1:
       raise errors.DataError(
-        f'{self._url}: some of its files say that there are {min(totals)} of '
+        f'{self.name}: some of its files say that there are {min(totals)} of '
         f'them, others {max(totals)}. Keep those of one data set.'
       )
     if not shards and runs:
@@ -456,10 +433,6 @@ class RluSource(Source):
       )
     return shards
 
-  @property
-  def _is_tfds(self) -> bool:
-    return self._run is None
-
   @override
   def suffixes(self) -> list[int]:
     if not self._shards:
@@ -468,22 +441,19 @@ class RluSource(Source):
         'run_1-00000-of-00050, and none such as rlu_atari_checkpoints_ordered-'
         'checkpoint_00.tfrecord-00000-of-00001.'
       )
-    if self._is_tfds:
-      for suffix, parts in self._shards.items():
-        num_parts = parts[0].num_parts
-        if [part.part for part in parts] != list(range(num_parts)):
-          raise errors.DataError(
-            f'{self._storage.url} lacks parts of checkpoint {suffix}: there '
-            f'are {len(parts)} of {num_parts}. Fetch them again.'
-          )
+    for suffix, parts in self._shards.items():
+      num_parts = parts[0].num_parts if self._is_tfds else 1
+      if [part.part for part in parts] != list(range(num_parts)):
+        raise errors.DataError(
+          f'{self._storage.url} lacks parts of checkpoint {suffix}: there '
+          f'are {len(parts)} of {num_parts}. Fetch them again.'
+        )
     return sorted(self._shards)
 
+  @override
   def missing_suffixes(self) -> list[int]:
-    """Returns the checkpoints that should be there and are not.
-
-    How many there are is in the names of the bucket's files, and in TFDS's
-    dataset_info.json.
-    """
+    # How many there are is in the names of the bucket's files, and in TFDS's
+    # dataset_info.json.
     if self._is_tfds:
       expected = {suffix for suffix, _ in self._num_episodes}
     else:
@@ -499,14 +469,12 @@ class RluSource(Source):
       self._stack_size,
       self._update_horizon,
     ]
-    return [
-      reading,
-      *(
-        [suffix, *version(shard.info)]
-        for suffix in self.suffixes()
-        for shard in self._shards[suffix]
-      ),
+    versions = [
+      [suffix, *version(shard.info)]
+      for suffix in self.suffixes()
+      for shard in self._shards[suffix]
     ]
+    return [reading, *versions]
 
   @override
   def num_bytes(self, suffix: int) -> int:
@@ -514,13 +482,12 @@ class RluSource(Source):
 
   @override
   def header(self, element: str, suffix: int) -> checkpoint_format.Header:
-    index = self._index(suffix)
-    if element != 'observation':
-      rows = np.load(index / f'{element}.npy', mmap_mode='r')
-      return checkpoint_format.Header(rows.shape, rows.dtype)
-    shape = np.load(index / 'frame_shape.npy').tolist()
-    num_rows = self.header('action', suffix).shape[0]
-    return checkpoint_format.Header((num_rows, *shape), np.dtype(np.uint8))
+    num_rows = len(self._index(suffix)['action'])
+    if element == 'observation':
+      shape = self._index(suffix)['frame_shape'].tolist()
+      return checkpoint_format.Header((num_rows, *shape), np.dtype(np.uint8))
+    dtype = checkpoint_format.ELEMENT_DTYPES[element]
+    return checkpoint_format.Header((num_rows,), dtype)
 
   @override
   def rows(
@@ -536,11 +503,9 @@ class RluSource(Source):
     checkpoint_format.check_rows(name, header, dtype, row_shape, num_rows)
     left = header.shape[0] if num_rows is None else num_rows
     if element != 'observation':
-      yield np.load(self._index(suffix) / f'{element}.npy')[:left]
+      yield self._index(suffix)[element][:left]
       return
-    height, width = row_shape
-    blocks = self._frame_blocks(suffix, left, (height, width), name)
-    for block in blocks:
+    for block in self._frame_blocks(suffix, left, row_shape, name):
       yield block[:left]
       left -= min(left, len(block))
       if not left and num_rows is not None:
@@ -548,40 +513,34 @@ class RluSource(Source):
     if left:
       raise errors.DataError(f'{name} ends {left} rows early. Fetch it again.')
 
+  @override
   def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
-    """Returns add_count or invalid_range of one file.
-
-    They are those of a buffer that was as large as the file, filled once.
-    """
+    # Those of a buffer that was as large as the file, filled once.
     num_rows = self.header('action', suffix).shape[0]
     if name == 'add_count':
       return np.array(num_rows, np.int64)
     around_cursor = validity.cursor_range(
       0, num_rows, self._stack_size, self._update_horizon
     )
-    cuts = np.array(self.cut_rows(suffix), np.int64)
-    return np.concatenate([around_cursor, cuts])
+    return np.concatenate([around_cursor, self._index(suffix)['cut']])
 
   @override
   def cut_rows(self, suffix: int) -> list[int]:
-    cuts: list[int] = np.load(self._index(suffix) / 'cut.npy').tolist()
+    cuts: list[int] = self._index(suffix)['cut'].tolist()
     return cuts
 
-  def _num_rows(self, episode: RluEpisode) -> int:
+  def _num_rows(self, episode: _Steps) -> int:
     """Returns how many of an episode's steps become rows."""
     num_steps = len(episode.actions)
     return num_steps - 1 if self._last_step == 'observation' else num_steps
 
-  def _index(self, suffix: int) -> pathlib.Path:
-    """Returns a folder with all but the frames of a suffix, made once."""
-    folder = pathlib.Path(self._index_dir.name) / str(suffix)
+  def _index(self, suffix: int) -> Any:
+    """Returns all but the frames of a suffix by name, from a file made once."""
+    path = pathlib.Path(self._index_dir.name, f'{suffix}.npz')
     with self._index_lock:
-      if not folder.exists():
-        arrays = self._make_index(suffix)
-        folder.mkdir()
-        for name, array in arrays.items():
-          np.save(folder / f'{name}.npy', array)
-    return folder
+      if not path.exists():
+        np.savez(path, **self._make_index(suffix))
+    return np.load(path)
 
   @functools.cached_property
   def _index_dir(self) -> tempfile.TemporaryDirectory[str]:
@@ -610,23 +569,19 @@ class RluSource(Source):
       start = num_rows
       for episode in self._whole_episodes(suffix, shard):
         _check_order(episode, before, name)
-        _check_rewards(episode, self._last_step, name)
+        self._check_last_step(episode, name)
         before = episode
-        if shape is None:
-          shape = _frame_shape(episode.frames[0], name)
+        shape = shape or _frame_shape(episode.frames[0], name)
         count = self._num_rows(episode)
         if not count:
           continue
         terminals = np.zeros(count, np.uint8)
         terminals[-1] = 1
-        rows: dict[str, npt.NDArray[Any]] = {
-          'action': episode.actions[:count],
-          'reward': np.clip(episode.rewards[:count], -1, 1),
-          'terminal': terminals,
-        }
-        for element, values in rows.items():
-          columns[element].append(np.zeros(num_padding, values.dtype))
-          columns[element].append(values)
+        rewards = np.clip(episode.rewards[:count], -1, 1)
+        values = [episode.actions[:count], rewards, terminals]
+        own: npt.NDArray[Any]
+        for column, own in zip(columns.values(), values, strict=True):
+          column += [np.zeros(num_padding, own.dtype), own]
         num_rows += num_padding + count
         if not episode.is_terminal:
           cut.append(num_rows - 1)
@@ -640,11 +595,19 @@ class RluSource(Source):
       'part_rows': np.array(part_rows, np.int64),
     }
 
+  def _check_last_step(self, episode: _Steps, name: str) -> None:
+    if self._last_step == 'observation' and episode.rewards[-1] != 0:
+      raise errors.DataError(
+        f'{name}: the last step of episode {episode.number} has the reward '
+        f'{episode.rewards[-1]}, which counts in its return, so it is more '
+        "than an observation. Set RluSource.last_step = 'transition'."
+      )
+
   def _frame_blocks(
-    self, suffix: int, num_rows: int, shape: tuple[int, int], name: str
+    self, suffix: int, num_rows: int, shape: tuple[int, ...], name: str
   ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yields the frames of at least the first rows of a checkpoint."""
-    all_part_rows = np.load(self._index(suffix) / 'part_rows.npy').tolist()
+    all_part_rows = self._index(suffix)['part_rows'].tolist()
     for shard, part_rows in zip(
       self._parts(suffix), all_part_rows, strict=True
     ):
@@ -665,7 +628,7 @@ class RluSource(Source):
       raise errors.DataError(f'{self.name} has no checkpoint {suffix}.')
     return self._shards[suffix]
 
-  def _whole_episodes(self, suffix: int, shard: _Shard) -> Iterator[RluEpisode]:
+  def _whole_episodes(self, suffix: int, shard: _Shard) -> Iterator[_Steps]:
     """Yields the episodes of a file that was fetched whole and checked."""
     num_episodes = 0
     with self._open_shard(shard) as (path, name):
@@ -683,19 +646,19 @@ class RluSource(Source):
 
   def _first_episodes(
     self, suffix: int, shard: _Shard, share: float
-  ) -> Iterator[RluEpisode]:
+  ) -> Iterator[_Steps]:
     """Yields episodes until the caller has a share of the file's rows.
 
     Of a file that is far away only a prefix is fetched first; its records'
     checksums vouch for them.
     """
+    size = shard.info['size']
+    num_bytes = int(_PREFIX_MARGIN * share * size) + _PREFIX_BYTES
+    num_done = 0
     if self._is_local:
       path = str(shard.info['name'])
       yield from self._episodes(path, shard, path)
       return
-    size = shard.info['size']
-    num_bytes = int(_PREFIX_MARGIN * share * size) + _PREFIX_BYTES
-    num_done = 0
     if num_bytes < size and not shard.is_array_record:
       file = self._storage.file(shard.info)
       with (
@@ -716,35 +679,30 @@ class RluSource(Source):
   @contextlib.contextmanager
   def _open_shard(self, shard: _Shard) -> Iterator[tuple[str, str]]:
     """Gives the path of a whole file, and what messages call it."""
-    if self._is_local:
-      path = str(shard.info['name'])
-      if not self._is_tfds:
-        checkpoint_format.check_gzip(stored_file.local_file(path))
-      yield path, path
-      return
 
     def check(file: stored_file.StoredFile) -> None:
       if not self._is_tfds:
         checkpoint_format.check_gzip(file)
 
+    if self._is_local:
+      path = str(shard.info['name'])
+      check(stored_file.local_file(path))
+      yield path, path
+      return
+    info, spool_dir = shard.info, self._spool_dir
     with (
-      sources.open_whole(
-        self._storage, shard.info, self._spool_dir, check
-      ) as file,
+      sources.open_whole(self._storage, info, spool_dir, check) as file,
       file.open() as stream,
     ):
       yield f'/proc/self/fd/{stream.fileno()}', file.name
 
-  def _episodes(
-    self, path: str, shard: _Shard, name: str
-  ) -> Iterator[RluEpisode]:
+  def _episodes(self, path: str, shard: _Shard, name: str) -> Iterator[_Steps]:
     if shard.is_array_record:
       records = _array_records(path, name)
     else:
       records = _tf_records(path, not self._is_tfds, name)
-    layout = _TFDS if self._is_tfds else _BUCKET
     for record in records:
-      yield _parse(record, layout, name)
+      yield _parse(record, self._layout, name)
 
   @functools.cached_property
   def _num_episodes(self) -> dict[tuple[int, int], int]:
@@ -758,29 +716,23 @@ class RluSource(Source):
     with sources.open_whole(
       self._storage, infos[_TFDS_INFO], self._spool_dir, lambda _: None
     ) as file:
-      return _parse_lengths(file)
-
-
-def _parse_lengths(
-  file: stored_file.StoredFile,
-) -> dict[tuple[int, int], int]:
-  """Returns the lengths in dataset_info.json, whose splits are checkpoints."""
-  try:
-    with file.open() as stream:
-      splits = json.loads(stream.read(_MAX_INFO_BYTES))['splits']
-    return {
-      (int(split['name'].removeprefix('checkpoint_')), part): int(length)
-      for split in splits
-      for part, length in enumerate(split['shardLengths'])
-    }
-  except (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-  ) as error:
-    raise errors.DataError(
-      f'{file.name} does not state the lengths of files as TFDS does '
-      f'({error}). Fetch it again.'
-    ) from error
+      try:
+        with file.open() as stream:
+          splits = json.loads(stream.read(_MAX_INFO_BYTES))['splits']
+        # The splits are checkpoints.
+        return {
+          (int(split['name'].removeprefix('checkpoint_')), part): int(length)
+          for split in splits
+          for part, length in enumerate(split['shardLengths'])
+        }
+      except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+      ) as error:
+        raise errors.DataError(
+          f'{file.name} does not state the lengths of files as TFDS does '
+          f'({error}). Fetch it again.'
+        ) from error

@@ -14,7 +14,6 @@ games; Breakout's run 5 is known too).
 from collections.abc import Collection, Sequence
 import csv
 import difflib
-import functools
 import http.client
 import importlib.resources
 import os
@@ -23,15 +22,14 @@ import queue
 import threading
 from typing import Any
 import urllib.error
-import urllib.parse
 import urllib.request
 
 from absl import logging
 import gin
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import rlu, sources
-from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.log import checkpoint_format, rlu, sources
+from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import read
 from batch_rl_dr3.runs.retry import RefusedError
 
@@ -54,26 +52,22 @@ NUM_RUNS = 5
 _LAST_SUFFIX = 50
 
 
-@functools.cache
-def _absent() -> frozenset[tuple[str, int, int]]:
-  folder = importlib.resources.files('batch_rl_dr3.replay.log')
-  text = folder.joinpath('absent_files.csv').read_text()
-  return frozenset(
-    (row['game'], int(row['run']), int(row['suffix']))
-    for row in csv.DictReader(text.splitlines())
-  )
-
-
 def expected_suffixes(game: str, run: int) -> list[int]:
   """Returns the suffixes of the files that a logged run has."""
   if not 1 <= run <= NUM_RUNS:
     raise errors.ConfigError(
       f'run {run} of {game}: the runs are numbered 1 to {NUM_RUNS}.'
     )
+  folder = importlib.resources.files('batch_rl_dr3.replay.log')
+  text = folder.joinpath('absent_files.csv').read_text()
+  absent = {
+    (row['game'], int(row['run']), int(row['suffix']))
+    for row in csv.DictReader(text.splitlines())
+  }
   return [
     suffix
     for suffix in range(_LAST_SUFFIX + 1)
-    if (game, run, suffix) not in _absent()
+    if (game, run, suffix) not in absent
   ]
 
 
@@ -115,16 +109,16 @@ def num_actions(game: str) -> int:
 def missing_notes(game: str, run: int, present: Collection[int]) -> list[str]:
   """Returns one line per file that is not there, and whether that is known."""
   expected = expected_suffixes(game, run)
-  notes = []
-  for suffix in range(_LAST_SUFFIX + 1):
-    if suffix in present:
-      continue
-    if suffix in expected:
-      note = 'missing and should be there'
-    else:
-      note = 'known to be absent from the data set'
-    notes.append(f'{game}/{run}: suffix {suffix} is {note}')
-  return notes
+  return [
+    f'{game}/{run}: suffix {suffix} is '
+    + (
+      'missing and should be there'
+      if suffix in expected
+      else 'known to be absent from the data set'
+    )
+    for suffix in range(_LAST_SUFFIX + 1)
+    if suffix not in present
+  ]
 
 
 @gin.configurable
@@ -133,10 +127,8 @@ def default_locations(
 ) -> list[str]:
   """Returns where a logged run is looked for, in order.
 
-  Args:
-    game: str, as the data set spells it, such as 'MsPacman'.
-    run: int, 1 to 5.
-    templates: locations with {game} and {run} in them.
+  `templates` are locations with {game} and {run} in them; the game is spelt as
+  in the data set, such as MsPacman, and the run is 1 to 5.
   """
   expected_suffixes(game, run)  # Refuses other runs.
   return [template.format(game=game, run=run) for template in templates]
@@ -154,9 +146,9 @@ def make_source(location: str | os.PathLike[str] | Source) -> Source:
   Raises:
     DataError: if it is a folder without data.
   """
-  if not isinstance(location, str | os.PathLike):
+  if isinstance(location, Source):
     return location
-  text = local_path(os.fspath(location))
+  text = checkpoint_format.local_path(os.fspath(location))
   if rlu.is_location(text):
     return rlu.RluSource(text)
   if '://' in text:
@@ -164,16 +156,6 @@ def make_source(location: str | os.PathLike[str] | Source) -> Source:
   if read.is_store(text):
     return read.StoreSource(text)
   return sources.FolderSource(text)
-
-
-def local_path(location: str) -> str:
-  """Returns the path that a file:// URL means, anything else as it is."""
-  parts = urllib.parse.urlsplit(location)
-  if parts.scheme != 'file' or parts.netloc not in ('', 'localhost'):
-    return location
-  return urllib.parse.unquote(
-    location.partition('://')[2].removeprefix(parts.netloc)
-  )
 
 
 def open_source(
@@ -196,22 +178,21 @@ def open_source(
       with damaged or incomplete data is an error at once: to pass it over
       would be to train on other data than was asked for.
   """
-  if isinstance(locations, str | os.PathLike) or not isinstance(
-    locations, Sequence
-  ):
+  if isinstance(locations, str | os.PathLike | Source):
     locations = [locations]
   refusals = []
   answers: dict[str, str] = {}
   for location in locations:
     try:
       source = make_source(location)
-      if len(locations) > 1 and source.endpoint is not None:
-        if source.endpoint not in answers:
-          answers[source.endpoint] = _ask(source.endpoint)
-        if answers[source.endpoint]:
+      endpoint = source.endpoint
+      if len(locations) > 1 and endpoint is not None:
+        if endpoint not in answers:
+          answers[endpoint] = _ask(endpoint)
+        if answers[endpoint]:
           raise RefusedError(
-            f'{source.name} is out of reach: {source.endpoint} does not answer '
-            f'({answers[source.endpoint]}).'
+            f'{source.name} is out of reach: {endpoint} does not answer '
+            f'({answers[endpoint]}).'
           )
       source.attribute('add_count', source.suffixes()[0])
     except RefusedError as error:
@@ -231,10 +212,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _ask(endpoint: str) -> str:
-  """Returns '' if a web server answers in time, if only with an error.
+  """Returns why a web server does not answer in time, '' if it does.
 
-  Otherwise what went wrong. The clients of storages find it out, too, but try
-  again for minutes.
+  An error is an answer. The clients of storages find it out, too, but try again
+  for minutes.
   """
   answer: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -264,17 +245,12 @@ def open_run(game: str, run: int) -> Source:
   Suffixes that are missing are named in warnings, with whether that is known
   of the data set.
 
-  Args:
-    game: str, as the data set spells it, such as 'MsPacman'.
-    run: int, 1 to 5.
-
   Raises:
     ConfigError: if there is no such run.
     DataError: if no source gives it.
   """
   source = open_source(default_locations(game, run))
   if not isinstance(source, rlu.RluSource):  # It has other files.
-    notes = missing_notes(game, run, source.suffixes())
-    for note in notes:
+    for note in missing_notes(game, run, source.suffixes()):
       logging.warning('%s (%s).', note, source.name)
   return source

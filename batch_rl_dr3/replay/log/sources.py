@@ -1,8 +1,9 @@
 """Where logged replay lives: a local folder, or any storage that fsspec knows.
 
-All of them hold the DQN Replay layout: exactly the six files of a suffix are
-read (see checkpoint_format), and whatever else lies there is ignored.
-episode_end_indices, which is a pickle, is never opened.
+A source has the rows of one logged run of one game, file by file. Logs in the
+DQN Replay layout are read here: exactly the six files of a suffix (see
+checkpoint_format), and whatever else lies there is ignored. The pickle
+episode_end_indices is never opened.
 
 No row can be trusted before the iterator that yields it has ended without an
 error: gzip's checksum stands at a file's end.
@@ -31,13 +32,139 @@ from typing_extensions import override
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
-from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.store.validity import Segment
 from batch_rl_dr3.runs import atomic, remote_folder, stored_file
 from batch_rl_dr3.runs.retry import RefusedError, Retry
 from batch_rl_dr3.runs.storage import Storage, open_storage, version
 
 _CHUNK_BYTES = 8 << 20
 _QUARANTINE = 'batch_rl_dr3_quarantine'
+
+
+class Source(abc.ABC):
+  """The rows of one logged run of one game, file by file.
+
+  A file is known by its suffix; it has the four elements and two attributes
+  of the DQN Replay format, whatever they are stored as.
+
+  Attributes:
+    name: where it is, as messages and manifests call it.
+    count: the bytes that came out of the storage so far, compressed.
+    endpoint: the web server that has to answer first; None if it is none.
+  """
+
+  name: str
+  count: stored_file.ByteCount
+  endpoint: str | None = None
+
+  @abc.abstractmethod
+  def suffixes(self) -> list[int]:
+    """Returns the files' suffixes in time order.
+
+    Raises:
+      DataError: if there is none, or one lacks a part.
+    """
+
+  def missing_suffixes(self) -> list[int]:
+    """Returns the suffixes that should be there and are not."""
+    return checkpoint_format.missing_suffixes(self.suffixes())
+
+  @abc.abstractmethod
+  def fingerprint(self) -> list[Any]:
+    """Returns what changes whenever the data do: JSON values."""
+
+  @abc.abstractmethod
+  def num_bytes(self, suffix: int) -> int:
+    """Returns the size of one file in the storage, compressed as it is."""
+
+  def segment(self, suffix: int) -> Segment:
+    """Returns what is known of the rows of one file.
+
+    Raises:
+      DataError: if its parts are damaged, or disagree with each other.
+    """
+    return whole_segment(self, suffix)
+
+  @abc.abstractmethod
+  def header(self, element: str, suffix: int) -> checkpoint_format.Header:
+    """Returns the shape and dtype of one element of one file."""
+
+  @abc.abstractmethod
+  def rows(
+    self,
+    element: str,
+    suffix: int,
+    dtype: npt.DTypeLike,
+    row_shape: tuple[int, ...],
+    num_rows: int | None = None,
+  ) -> Iterator[npt.NDArray[Any]]:
+    """Yields the first rows of one element in blocks; None reads all of them.
+
+    Raises:
+      DataError: if they are damaged, or not of this dtype and shape.
+    """
+
+  @abc.abstractmethod
+  def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
+    """Returns add_count or invalid_range of one file."""
+
+  def cut_rows(self, suffix: int) -> list[int]:
+    """Returns the rows that are marked as terminals but are none.
+
+    Their episodes were cut by time, and the log lacks what came next.
+    """
+    return []
+
+
+def count_rows(source: Source, suffix: int) -> int:
+  """Returns the number of rows of one file, which its elements agree on.
+
+  Raises:
+    DataError: if they do not.
+  """
+  lengths = {}
+  for name in checkpoint_format.ELEMENTS:
+    shape = source.header(name, suffix).shape
+    if not shape:
+      raise errors.DataError(
+        f'{name} of suffix {suffix} in {source.name} is a single number, not '
+        'rows.'
+      )
+    lengths[name] = shape[0]
+  if len(set(lengths.values())) > 1:
+    raise errors.DataError(
+      f'the files of suffix {suffix} in {source.name} differ in their number '
+      f'of rows: {lengths}. Fetch them again, all from the same run.'
+    )
+  return lengths['terminal']
+
+
+def whole_segment(source: Source, suffix: int) -> Segment:
+  """Returns all rows that the buffer of one file held when it was saved.
+
+  A buffer that was not full (add_count below the length of its arrays) held
+  only their first add_count rows.
+
+  Raises:
+    DataError: if its parts are damaged, or disagree with each other.
+  """
+  length = count_rows(source, suffix)
+  add_count = int(source.attribute('add_count', suffix))
+  if add_count < 0:
+    raise errors.DataError(
+      f'add_count of suffix {suffix} in {source.name} is damaged: it says '
+      f'{add_count}.'
+    )
+  return Segment(
+    suffix=suffix,
+    first_row=0,
+    num_rows=min(length, add_count),
+    num_rows_in_source=length,
+    add_count=add_count,
+    invalid_range=source.attribute('invalid_range', suffix).tolist(),
+    read_to_end=True,
+    cut_rows=source.cut_rows(suffix),
+  )
 
 
 class LogSource(Source):
@@ -104,16 +231,10 @@ class LogSource(Source):
 
 @gin.configurable
 class FolderSource(LogSource):
-  """A log in a folder of this machine.
-
-  gzip's own checksum is what vouches for its files.
-  """
+  """A log in a folder of this machine, vouched for by gzip's own checksums."""
 
   def __init__(self, folder: str | os.PathLike[str]):
-    """Finds the log.
-
-    Args:
-      folder: the log's folder, or its parent where it is named `replay_logs`.
+    """Finds the log in the folder, or in `replay_logs` within it.
 
     Raises:
       RefusedError: if neither holds any file of a log.
@@ -122,18 +243,10 @@ class FolderSource(LogSource):
       self._folder = checkpoint_format.find_replay_logs(folder).resolve()
     except errors.DataError as error:
       raise RefusedError(str(error)) from error
-    self._count = stored_file.ByteCount()
+    self.name = str(self._folder)
+    self.count = stored_file.ByteCount()
 
-  @property
   @override
-  def name(self) -> str:
-    return str(self._folder)
-
-  @property
-  @override
-  def num_bytes_read(self) -> int:
-    return self._count.total
-
   def _versions(self) -> dict[str, list[Any]]:
     try:
       with os.scandir(self._folder) as entries:
@@ -144,9 +257,9 @@ class FolderSource(LogSource):
       ) from error
     return {n: [stat.st_size, stat.st_mtime_ns] for n, stat in stats.items()}
 
+  @override
   def _file(self, file_name: str) -> stored_file.StoredFile:
-    path = pathlib.Path(self._folder) / file_name
-    return stored_file.local_file(path, self._count)
+    return stored_file.local_file(self._folder / file_name, self.count)
 
 
 @gin.configurable
@@ -175,65 +288,46 @@ class FsspecSource(LogSource):
     """Reads nothing yet.
 
     Args:
-      url: str, the folder of the log, or its parent where it is named
-        `replay_logs`.
-      endpoint_url: str, where gs:// is served; None for Google's own.
-      google_token: str, gcsfs's token. None takes Google's default credentials
+      url: the folder of the log, or its parent where it is named `replay_logs`.
+      endpoint_url: where gs:// is served; None for Google's own.
+      google_token: gcsfs's token. None takes Google's default credentials
         where there are any, and is anonymous elsewhere; see open_storage.
-      timeout: float, seconds without a byte after which a connection is given
-        up.
-      spool_dir: str, where temporary files are, each as large as one
-        compressed file; None for the system's folder (TMPDIR).
+      timeout: seconds without a byte after which a connection is given up.
+      spool_dir: where temporary files are, each as large as one compressed
+        file; None for the system's folder (TMPDIR).
       retry: how reads are tried again; Retry() if None.
     """
     retry = Retry() if retry is None else retry
     self._storage = open_storage(
       url, endpoint_url, google_token, timeout, retry
     )
-    self._endpoint_url = endpoint_url
+    self.name = self._storage.url
+    self.count = self._storage.count
+    self.endpoint = find_endpoint(self.name, endpoint_url)
     self._spool_dir = spool_dir
     self._headers: dict[str, checkpoint_format.Header] = {}
-
-  @property
-  @override
-  def name(self) -> str:
-    return self._storage.url
-
-  @property
-  @override
-  def num_bytes_read(self) -> int:
-    return self._storage.count.total
-
-  @property
-  @override
-  def endpoint(self) -> str | None:
-    return find_endpoint(self._storage.url, self._endpoint_url)
 
   @functools.cached_property
   def _infos(self) -> dict[str, dict[str, Any]]:
     """What is there, as listed once: a source is one state of the data."""
-
-    def is_wanted(name: str) -> bool:
-      return bool(checkpoint_format.found_suffixes([name]))
-
-    problem = None
-    try:
-      infos = self._storage.list(is_wanted)
+    refusals: list[RefusedError | None] = []
+    for storage in (self._storage, self._storage.folder('replay_logs')):
+      try:
+        infos = storage.list(
+          lambda name: bool(checkpoint_format.found_suffixes([name]))
+        )
+      except RefusedError as error:
+        refusals.append(error)
+        continue
       if infos:
+        self._storage, self.name = storage, storage.url
         return infos
-    except RefusedError as error:
-      problem = error
-    try:
-      within = self._storage.folder('replay_logs')
-      infos = within.list(is_wanted)
-    except RefusedError:
-      infos = {}
-    if infos:
-      self._storage = within
-    elif problem is not None:
-      raise problem
-    return infos
+      refusals.append(None)
+    if refusals[0] is not None:
+      raise refusals[0]
+    return {}
 
+  @override
   def _versions(self) -> dict[str, list[Any]]:
     return {n: version(info) for n, info in self._infos.items()}
 
@@ -242,6 +336,7 @@ class FsspecSource(LogSource):
       raise errors.DataError(f'{self.name} has no {file_name}.')
     return self._infos[file_name]
 
+  @override
   def _file(self, file_name: str) -> stored_file.StoredFile:
     return self._storage.file(self._info(file_name))
 
@@ -286,18 +381,14 @@ class FsspecSource(LogSource):
   def _open_whole(
     self, file_name: str
   ) -> contextlib.AbstractContextManager[stored_file.StoredFile]:
-    info = self._info(file_name)
-    return open_whole(
-      self._storage, info, self._spool_dir, checkpoint_format.check_gzip
-    )
+    check, info = checkpoint_format.check_gzip, self._info(file_name)
+    return open_whole(self._storage, info, self._spool_dir, check)
 
 
 def find_endpoint(url: str, endpoint_url: str | None) -> str | None:
-  """Returns the web server that serves a URL, None if it is not known.
+  """Returns the web server that serves a URL or path, None if it is not known.
 
-  Args:
-    url: str, as fsspec opens it, or a path.
-    endpoint_url: str, where gs:// is served; None for Google's own.
+  `endpoint_url` is where gs:// is served; None for Google's own.
   """
   if remote_folder.is_google(url):
     emulator = os.environ.get('STORAGE_EMULATOR_HOST')
@@ -320,10 +411,10 @@ def open_whole(
   Args:
     storage: the folder that it is in.
     info: what `list` says of it.
-    spool_dir: str, where the temporary file is, None for the system's; and
-      where the folder batch_rl_dr3_quarantine is made.
-    check: raises a DataError if the bytes are damaged; used where the
-      storage states no checksum.
+    spool_dir: where the temporary file is, None for the system's; and where
+      the folder batch_rl_dr3_quarantine is made.
+    check: raises a DataError if the bytes are damaged; used where the storage
+      states no checksum.
 
   Yields:
     The file, under the object's name.
@@ -345,7 +436,14 @@ def open_whole(
     )
     for is_last in (False, True):
       try:
-        _fetch(storage, info, file, spool, folder, check)
+        stated = _fetch(storage, info, spool, folder)
+        if stated is None:
+          check(file)
+        elif stated[0].digest() != stated[1]:
+          raise errors.DataError(
+            f'{name} is damaged: its bytes do not have the checksum that the '
+            'storage states.'
+          )
         break
       except RefusedError:
         raise
@@ -360,12 +458,20 @@ def open_whole(
 def _fetch(
   storage: Storage,
   info: dict[str, Any],
-  file: stored_file.StoredFile,
   spool: IO[bytes],
   folder: pathlib.Path,
-  check: Callable[[stored_file.StoredFile], None],
-) -> None:
-  stated = _stated_checksum(info)
+) -> tuple[Any, bytes] | None:
+  """Returns the checksum of what came and the stated one, None if none is.
+
+  Google Cloud Storage states crc32c of every object, and md5Hash of most.
+  """
+  stated: tuple[Any, bytes] | None = None
+  if 'crc32c' in info:
+    crc = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
+    stated = crc, base64.b64decode(info['crc32c'])
+  elif 'md5Hash' in info:
+    md5 = hashlib.md5(usedforsecurity=False)
+    stated = md5, base64.b64decode(info['md5Hash'])
   with storage.open(info) as stream:
     try:
       spool.seek(0)
@@ -377,13 +483,7 @@ def _fetch(
       spool.flush()
     except OSError as error:
       raise atomic.FileError(folder, error) from error
-  if stated is None:
-    check(file)
-  elif stated[0].digest() != stated[1]:
-    raise errors.DataError(
-      f'{file.name} is damaged: its bytes do not have the checksum that the '
-      'storage states.'
-    )
+  return stated
 
 
 def _quarantine(name: str, path: str, folder: pathlib.Path) -> str:
@@ -395,19 +495,3 @@ def _quarantine(name: str, path: str, folder: pathlib.Path) -> str:
   except OSError:  # A full disk, say. The damage is what has to be told.
     return ''
   return f' What came is kept in {target}.'
-
-
-def _stated_checksum(info: dict[str, Any]) -> tuple[Any, bytes] | None:
-  """Returns a fresh checksum and its expected value, None if none is stated.
-
-  Args:
-    info: what fsspec's `info` or `ls` says of an object. Google Cloud Storage
-      states crc32c of every object, and md5Hash of most.
-  """
-  if 'crc32c' in info:
-    crc = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
-    return crc, base64.b64decode(info['crc32c'])
-  if 'md5Hash' in info:
-    md5 = hashlib.md5(usedforsecurity=False)
-    return md5, base64.b64decode(info['md5Hash'])
-  return None

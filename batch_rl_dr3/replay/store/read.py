@@ -1,7 +1,7 @@
 """Reads a local store: what can be sampled from it, and what a sample holds.
 
 A store holds a folder per file of the log, named by the file's suffix (see
-build), and manifest.json, which is there if and only if all of it is. The
+store), and manifest.json, which is there if and only if all of it is. The
 manifest holds the checksums of all other files, and of itself.
 
 What can be sampled and a sample equal Dopamine's `OutOfGraphReplayBuffer`, file
@@ -21,20 +21,22 @@ by file, with three notes:
 from collections.abc import Iterator
 import hashlib
 import json
+import math
 import os
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
-from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import shards
 from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.replay.store.validity import Segment, returns_to_go
-from batch_rl_dr3.runs import names
+from batch_rl_dr3.runs import names, stored_file
 
 # 1 had each element in one array; 2 had no checks of single frames.
 FORMAT_VERSION = 3
@@ -53,26 +55,16 @@ def is_store(folder: str | os.PathLike[str]) -> bool:
   return (pathlib.Path(folder) / MANIFEST).is_file()
 
 
-def part_folder(store: pathlib.Path, suffix: int) -> pathlib.Path:
-  """Returns the folder of what one file of the log gave."""
-  return store / str(suffix)
-
-
 def read_part(
   folder: pathlib.Path, segment: dict[str, Any]
 ) -> dict[str, Any] | None:
-  """Returns the record of a part; None if it is not there, or not whole.
-
-  Args:
-    folder: the part's.
-    segment: what the part must be of, as planned.
-  """
+  """Returns the record of a part of a segment; None if it is not all there."""
   try:
     record: dict[str, Any] = json.loads((folder / RECORD).read_text())
     if record['segment'] != segment:
       return None
-    for path, file in _files_of(folder, record, folder / RECORD):
-      _check_size(path, file)
+    for _ in _files_of(folder, record, folder / RECORD):
+      pass
   except (OSError, ValueError, KeyError, errors.DataError):
     return None
   return record
@@ -92,15 +84,17 @@ def verify(store: pathlib.Path, full: bool = False) -> dict[str, Any]:
   try:
     manifest = _read_manifest(store)
     for segment, part in zip(manifest['files'], manifest['parts'], strict=True):
-      folder = part_folder(store, int(segment['suffix']))
-      for path, file in _files_of(folder, part, store / MANIFEST):
-        _check_size(path, file)
+      folder = store / str(int(segment['suffix']))
+      for path, record in _files_of(folder, part, store / MANIFEST):
         if path.name == RECORD:
-          shards.check_content(path, path.read_bytes(), file)
+          shards.check_content(path, path.read_bytes(), record)
         elif full:
-          _check_digest(path, file)
+          with open(path, 'rb') as file:
+            digest = hashlib.file_digest(file, 'sha256').hexdigest()
+          if digest != record['sha256']:
+            raise shards.damaged_file(path, 'it has another SHA-256')
   except OSError as error:
-    raise damaged(store, f'{error.filename}: {error.strerror}') from error
+    raise _damaged(store, f'{error.filename}: {error.strerror}') from error
   except (
     ValueError,
     KeyError,
@@ -108,7 +102,7 @@ def verify(store: pathlib.Path, full: bool = False) -> dict[str, Any]:
     AttributeError,
     RecursionError,
   ) as error:
-    raise damaged(store, f'{MANIFEST}: {error}') from error
+    raise _damaged(store, f'{MANIFEST}: {error}') from error
   return manifest
 
 
@@ -117,11 +111,11 @@ def _read_manifest(store: pathlib.Path) -> dict[str, Any]:
   manifest: dict[str, Any] = json.loads(text)
   version = manifest['format_version']
   if version not in _READABLE_VERSIONS:
-    raise damaged(store, f'{MANIFEST}: its format is {version}')
+    raise _damaged(store, f'{MANIFEST}: its format is {version}')
   if manifest['data_hash'] != data_hash(manifest['files'], manifest['parts']):
-    raise damaged(store, f'data_hash is not that of {MANIFEST}')
+    raise _damaged(store, f'data_hash is not that of {MANIFEST}')
   if version == FORMAT_VERSION and text != manifest_text(manifest):
-    raise damaged(store, f'{MANIFEST} is not what was written')
+    raise _damaged(store, f'{MANIFEST} is not what was written')
   return manifest
 
 
@@ -147,28 +141,18 @@ def data_hash(
 def _files_of(
   folder: pathlib.Path, part: dict[str, Any], source: pathlib.Path
 ) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
-  """Yields the path and the record of each file of a part."""
+  """Yields the path and the record of each file of a part, its size checked."""
   for name, record in part['files'].items():
-    yield folder / names.plain(name, source, 'files'), record
+    path = folder / names.plain(name, source, 'files')
+    size = os.stat(path).st_size
+    if size != record['num_bytes']:
+      raise shards.damaged_file(
+        path, f'it has {size} bytes, not {record["num_bytes"]}'
+      )
+    yield path, record
 
 
-def _check_size(path: pathlib.Path, record: dict[str, Any]) -> None:
-  size = os.stat(path).st_size
-  if size != record['num_bytes']:
-    raise shards.damaged_file(
-      path, f'it has {size} bytes, not {record["num_bytes"]}'
-    )
-
-
-def _check_digest(path: pathlib.Path, record: dict[str, Any]) -> None:
-  with open(path, 'rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  if digest != record['sha256']:
-    raise shards.damaged_file(path, 'it has another SHA-256')
-
-
-def damaged(store: pathlib.Path, problem: str) -> errors.DataError:
-  """Returns the error that a store is not what it says."""
+def _damaged(store: pathlib.Path, problem: str) -> errors.DataError:
   return errors.DataError(
     f'the store {store} is damaged ({problem}). Delete that folder; it is '
     'built again from the log.'
@@ -176,7 +160,7 @@ def damaged(store: pathlib.Path, problem: str) -> errors.DataError:
 
 
 class ReplayTransitions(NamedTuple):
-  """A batch of transitions, with Dopamine's dtypes.
+  """A batch of transitions with Dopamine's dtypes, as arrays or tensors.
 
   Attributes:
     states: [B, *observation_shape, stack_size], dtype of the observations.
@@ -189,14 +173,14 @@ class ReplayTransitions(NamedTuple):
     indices: int64 [B], rows of the store.
   """
 
-  states: npt.NDArray[Any]
-  actions: npt.NDArray[np.int32]
-  rewards: npt.NDArray[np.float32]
-  next_states: npt.NDArray[Any]
-  next_actions: npt.NDArray[np.int32]
-  next_rewards: npt.NDArray[np.float32]
-  terminals: npt.NDArray[np.uint8]
-  indices: npt.NDArray[np.int64]
+  states: Any
+  actions: Any
+  rewards: Any
+  next_states: Any
+  next_actions: Any
+  next_rewards: Any
+  terminals: Any
+  indices: Any
 
 
 class ReplayStore:
@@ -207,10 +191,11 @@ class ReplayStore:
     actions: int32 [num_rows].
     rewards: float32 [num_rows].
     terminals: uint8 [num_rows].
-    segments: tuple of Segment, one per file, in time order.
-    manifest: dict, the content of manifest.json.
-    stack_size: int, frames in a state.
+    segments: one per file, in time order.
+    manifest: the content of manifest.json.
+    stack_size: frames in a state.
     observation_shape: the shape of one frame.
+    fits_memory: whether its frames are few enough to be held in memory.
   """
 
   def __init__(
@@ -223,9 +208,9 @@ class ReplayStore:
 
     Args:
       folder: the store's own folder.
-      stack_size: int, frames in a state.
-      max_resident_bytes: int; `hold_frames` and whoever holds them elsewhere
-        hold frames up to so many bytes.
+      stack_size: frames in a state.
+      max_resident_bytes: `hold_frames` and whoever holds them elsewhere hold
+        frames up to so many bytes.
 
     Raises:
       DataError: if the folder has been damaged since it was built.
@@ -243,10 +228,10 @@ class ReplayStore:
       self.rewards = self._load('reward')
       self.terminals = self._load('terminal')
       self._drawn = self._load('drawn') if self.is_drawn else None
-      self._frames: shards.Frames = self._open_frames()
-      self._max_resident_bytes = max_resident_bytes
+      self._frames = self._open_frames()
     except (OSError, ValueError, KeyError, TypeError) as error:
-      raise damaged(folder, str(error)) from error
+      raise _damaged(folder, str(error)) from error
+    self.fits_memory = self.num_frame_bytes <= max_resident_bytes
     self._first_rows = np.array([s.first_row for s in self.segments])
     # Modulo the file's length where stacks wrap around its end.
     self._num_rows = np.array([s.num_rows for s in self.segments])
@@ -261,42 +246,37 @@ class ReplayStore:
     if first_row != self.manifest['num_rows']:
       raise ValueError(f'its files have {first_row} rows')
 
-  def _parts(self) -> Iterator[tuple[Segment, dict[str, Any]]]:
-    return zip(self.segments, self.manifest['parts'], strict=True)
+  def _parts(self) -> Iterator[tuple[pathlib.Path, int, shards.Records]]:
+    """Yields the folder, the number of rows and the records of each part."""
+    for segment, part in zip(
+      self.segments, self.manifest['parts'], strict=True
+    ):
+      folder = self.folder / str(segment.suffix)
+      yield folder, segment.num_rows, part['files']
 
   def _load(self, name: str) -> Any:
     """Returns one number for each row, from all parts."""
     file = f'{name}.npy'
     array = np.concatenate(
       [
-        shards.read_array(
-          part_folder(self.folder, segment.suffix) / file, part['files'][file]
-        )
-        for segment, part in self._parts()
+        shards.read_array(folder / file, records[file])
+        for folder, _, records in self._parts()
       ]
     )
     described = {'dtype': array.dtype.str, 'shape': list(array.shape)}
     if described != self.manifest['arrays'][name]:
-      raise ValueError(f'{name}.npy is not what the manifest says')
+      raise ValueError(f'{file} is not what the manifest says')
     return array
 
-  def _open_frames(self) -> shards.ShardFrames:
+  def _open_frames(self) -> shards.Frames:
     described = self.manifest['arrays']['observation']
     self.observation_shape = tuple(described['shape'][1:])
-    shard_rows = self.manifest['shard_rows']
-    paths = [
-      shards.ShardPath(
-        self.manifest['codec'],
-        part_folder(self.folder, segment.suffix),
-        number,
-        min(shard_rows, segment.num_rows - first_row),
-        part['files'],
-      )
-      for segment, part in self._parts()
-      for number, first_row in enumerate(range(0, segment.num_rows, shard_rows))
-    ]
     return shards.open_frames(
-      paths, self.observation_shape, np.dtype(described['dtype'])
+      self.manifest['codec'],
+      self._parts(),
+      self.manifest['shard_rows'],
+      self.observation_shape,
+      np.dtype(described['dtype']),
     )
 
   @property
@@ -312,39 +292,30 @@ class ReplayStore:
   @property
   def num_rows(self) -> int:
     """The number of rows, padding included."""
-    return int(self.actions.shape[0])
+    return len(self.actions)
+
+  @property
+  def num_frame_bytes(self) -> int:
+    """The bytes of all frames."""
+    pixels = math.prod(self.observation_shape)
+    return self.num_rows * pixels * self._frames.dtype.itemsize
 
   def frames(self, rows: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Returns single frames, [n, *observation_shape].
-
-    Args:
-      rows: int [n], rows of the store, any.
-    """
+    """Returns the single frames at any rows, [n, *observation_shape]."""
     frames = self._frames.rows(np.asarray(rows, np.int64))
     return frames.reshape(-1, *self.observation_shape)
 
-  @property
-  def fits_memory(self) -> bool:
-    """Whether its frames are few enough to be held in memory."""
-    return self.num_frame_bytes <= self._max_resident_bytes
-
   def all_frames(self) -> npt.NDArray[Any]:
     """Returns all frames, read anew: [num_rows, numbers in a frame]."""
-    return self._open_frames().held().array
+    return self._open_frames().hold()
 
   def hold_frames(self) -> None:
     """Reads all frames into memory, if they are few enough.
 
     Nobody else may be reading from the store meanwhile.
     """
-    if self.fits_memory and isinstance(self._frames, shards.ShardFrames):
-      self._frames = self._frames.held()
-
-  @property
-  def num_frame_bytes(self) -> int:
-    """The bytes of all frames."""
-    pixels = int(np.prod(self.observation_shape))
-    return self.num_rows * pixels * self._frames.dtype.itemsize
+    if self.fits_memory:
+      self._frames.hold()
 
   def source_rows(self) -> npt.NDArray[np.int64]:
     """Returns where each row was in its file of the log, int64 [num_rows]."""
@@ -356,18 +327,14 @@ class ReplayStore:
     """Returns the rows where a transition may start, in ascending order.
 
     Args:
-      update_horizon: int, steps in a transition.
-
-    Returns:
-      int64 [num_valid], rows of the store.
+      update_horizon: steps in a transition.
 
     Raises:
       DataError: if there is none.
-      ConfigError: if the store holds a uniform subset, which is drawn from
-        transitions of one step, and others are asked for.
+      ConfigError: if the store was drawn for other transitions.
     """
     if self._drawn is not None:
-      self._check_uniform(update_horizon)
+      self._check_drawn(update_horizon)
       return np.flatnonzero(self._drawn)
     rows = np.concatenate(
       [
@@ -387,6 +354,18 @@ class ReplayStore:
       )
     return rows
 
+  def _check_drawn(self, update_horizon: int) -> None:
+    if update_horizon != replay_subset.UPDATE_HORIZON:
+      raise errors.ConfigError(
+        f'a uniform subset holds transitions of 1 step; {update_horizon} were '
+        "asked for. Use another Subset.rule, such as 'prefix'."
+      )
+    if self.stack_size > self.manifest['stack_size']:
+      raise errors.ConfigError(
+        f'{self.folder} was drawn for stacks of '
+        f'{self.manifest["stack_size"]} frames, not {self.stack_size}.'
+      )
+
   def gather(
     self,
     rows: npt.ArrayLike,
@@ -394,15 +373,15 @@ class ReplayStore:
     gamma: float = 0.99,
     stack_size: int | None = None,
   ) -> ReplayTransitions:
-    """Returns the transitions that start at given rows.
+    """Returns the transitions that start at given rows, as arrays.
 
     Equals Dopamine's `sample_transition_batch(indices=...)`, file by file.
 
     Args:
       rows: int [B], valid rows of the store.
-      update_horizon: int, steps in a transition.
-      gamma: float, the discount of one step.
-      stack_size: int, frames in a state; the store's own if None.
+      update_horizon: steps in a transition.
+      gamma: the discount of one step.
+      stack_size: frames in a state; the store's own if None.
     """
     stack_size = self.stack_size if stack_size is None else stack_size
     rows = np.asarray(rows, dtype=np.int64)
@@ -410,11 +389,8 @@ class ReplayStore:
     first, length = self._first_rows[segment], self._num_rows[segment]
 
     def move(steps: Any) -> Any:
+      """Returns the rows [..., B] some steps on, around the file's end."""
       return first + (rows - first + steps) % length
-
-    def move_each(steps: Any) -> Any:
-      row, start = rows[:, np.newaxis], first[:, np.newaxis]
-      return start + (row - start + steps) % length[:, np.newaxis]
 
     reward = np.zeros(rows.shape, dtype=np.float32)
     terminal = np.zeros(rows.shape, dtype=np.bool_)
@@ -426,9 +402,9 @@ class ReplayStore:
       num_steps += ~terminal
       terminal |= self.terminals[move(step)] != 0
     next_rows = move(num_steps)
-    ages = np.arange(stack_size - 1, -1, -1)
+    ages = np.arange(stack_size - 1, -1, -1)[:, np.newaxis]
     states, next_states = self._frames.stacks(
-      np.stack([move_each(-ages), move_each(num_steps[:, np.newaxis] - ages)])
+      np.stack([move(-ages).T, move(num_steps - ages).T])
     ).reshape(2, len(rows), *self.observation_shape, stack_size)
     return ReplayTransitions(
       states=states,
@@ -441,18 +417,6 @@ class ReplayStore:
       indices=rows,
     )
 
-  def _check_uniform(self, update_horizon: int) -> None:
-    if update_horizon != replay_subset.UPDATE_HORIZON:
-      raise errors.ConfigError(
-        f'a uniform subset holds transitions of 1 step; {update_horizon} were '
-        "asked for. Use another Subset.rule, such as 'prefix'."
-      )
-    if self.stack_size > self.manifest['stack_size']:
-      raise errors.ConfigError(
-        f'{self.folder} was drawn for stacks of '
-        f'{self.manifest["stack_size"]} frames, not {self.stack_size}.'
-      )
-
   def returns_to_go(self, gamma: float) -> npt.NDArray[np.float32]:
     """Returns the discounted sum of rewards to the end of each row's episode.
 
@@ -460,13 +424,13 @@ class ReplayStore:
     other in time.
 
     Args:
-      gamma: float, the discount of one step.
+      gamma: the discount of one step.
 
     Returns:
       float32 [num_rows]; NaN where the episode's end is not in the store.
 
     Raises:
-      ConfigError: if the store holds a uniform subset, which has no episodes.
+      ConfigError: if the store was drawn, and so has no episodes.
     """
     if self.is_drawn:
       raise errors.ConfigError(
@@ -475,24 +439,20 @@ class ReplayStore:
       )
     returns = np.empty(self.num_rows, dtype=np.float32)
     is_cut = np.zeros(self.num_rows, np.bool_)
+    chains: list[list[Segment]] = []
     for segment in self.segments:
       cut = np.array(segment.cut_rows, np.int64)
       is_cut[segment.first_row + cut[cut < segment.num_rows]] = True
-    for chain in self._chains():
+      if chains and chains[-1][-1].is_followed_by(segment):
+        chains[-1].append(segment)
+      else:
+        chains.append([segment])
+    for chain in chains:
       rows = np.concatenate([segment.rows_in_time() for segment in chain])
       returns[rows] = returns_to_go(
         self.rewards[rows], self.terminals[rows], gamma, is_cut[rows]
       )
     return returns
-
-  def _chains(self) -> Iterator[list[Segment]]:
-    chain = [self.segments[0]]
-    for segment in self.segments[1:]:
-      if not chain[-1].is_followed_by(segment):
-        yield chain
-        chain = []
-      chain.append(segment)
-    yield chain
 
 
 class StoreSource(Source):
@@ -503,10 +463,7 @@ class StoreSource(Source):
   """
 
   def __init__(self, folder: str | os.PathLike[str]):
-    """Opens the store.
-
-    Args:
-      folder: the store's own.
+    """Opens the store in a folder.
 
     Raises:
       DataError: if it is damaged, or holds single transitions and no episodes.
@@ -520,52 +477,45 @@ class StoreSource(Source):
         f'at. Name the log they are from: {self._store.manifest["source"]}.'
       )
     self._segments = {s.suffix: s for s in self._store.segments}
+    self.name = str(self._store.folder)
+    self.count = stored_file.ByteCount()
 
-  @property
-  def name(self) -> str:
-    """The store's folder."""
-    return str(self._store.folder)
-
-  @property
-  def num_bytes_read(self) -> int:
-    """0: a store is not counted, for nothing waits for it."""
-    return 0
-
+  @override
   def suffixes(self) -> list[int]:
-    """Returns the suffixes of the files that gave rows."""
     return list(self._segments)
 
+  @override
   def missing_suffixes(self) -> list[int]:
-    """Returns the suffixes that the store's log lacked."""
     missing: list[int] = self._store.manifest['missing_suffixes']
     return missing
 
+  @override
   def cut_rows(self, suffix: int) -> list[int]:
-    """Returns the rows of a file where episodes were cut by time."""
     segment = self.segment(suffix)
     return [row for row in segment.cut_rows if row < segment.num_rows]
 
+  @override
   def fingerprint(self) -> list[Any]:
-    """Returns the store's data hash."""
     return [self._store.data_hash]
 
+  @override
   def num_bytes(self, suffix: int) -> int:
-    """Returns the size of a part of the store."""
-    folder = part_folder(self._store.folder, suffix)
+    folder = self._store.folder / str(suffix)
     return sum(path.stat().st_size for path in folder.iterdir())
 
+  @override
   def segment(self, suffix: int) -> Segment:
-    """Returns the rows that a file gave to the store, as the store has them."""
     if suffix not in self._segments:
       raise errors.DataError(f'{self.name} has no rows of suffix {suffix}.')
     return self._segments[suffix]
 
+  @override
   def header(self, element: str, suffix: int) -> checkpoint_format.Header:
-    """Returns the shape and dtype of one element of one file."""
     array = self._store.manifest['arrays'][element]
     shape = (self.segment(suffix).num_rows, *array['shape'][1:])
     return checkpoint_format.Header(shape, np.dtype(array['dtype']))
 
+  @override
   def rows(
     self,
     element: str,
@@ -574,11 +524,6 @@ class StoreSource(Source):
     row_shape: tuple[int, ...],
     num_rows: int | None = None,
   ) -> Iterator[npt.NDArray[Any]]:
-    """Yields the first rows of one element in blocks; None reads all of them.
-
-    Raises:
-      DataError: if they are damaged, or not of this dtype and shape.
-    """
     checkpoint_format.check_rows(
       f'{element} of suffix {suffix} in {self.name}',
       self.header(element, suffix),
@@ -587,17 +532,16 @@ class StoreSource(Source):
       num_rows,
     )
     segment = self.segment(suffix)
-    end = segment.first_row + (
-      segment.num_rows if num_rows is None else num_rows
-    )
+    start = segment.first_row
+    end = start + (segment.num_rows if num_rows is None else num_rows)
     if element != 'observation':
-      yield getattr(self._store, f'{element}s')[segment.first_row : end]
+      yield getattr(self._store, f'{element}s')[start:end]
       return
-    for row in range(segment.first_row, end, _BLOCK_FRAMES):
+    for row in range(start, end, _BLOCK_FRAMES):
       yield self._store.frames(np.arange(row, min(row + _BLOCK_FRAMES, end)))
 
+  @override
   def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
-    """Returns add_count or invalid_range of one file."""
     segment = self.segment(suffix)
     if name == 'add_count':
       count = segment.add_count if segment.is_whole else segment.num_rows

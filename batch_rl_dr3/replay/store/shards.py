@@ -15,18 +15,17 @@ as its SHA-256.
 `store.open_store` says when which codec is the default, and why.
 """
 
-import abc
 import bisect
+from collections.abc import Iterable, Iterator
 from concurrent import futures
-import dataclasses
 import hashlib
 import io
 import itertools
+import math
 import os
 import pathlib
 import resource
 import threading
-from types import TracebackType
 from typing import Any, Self
 
 import cv2
@@ -50,8 +49,10 @@ _SPARE_FILES = 512
 # Bytes; TensorFlow copies arrays that lie otherwise.
 _ALIGNMENT = 64
 
+Records = dict[str, dict[str, Any]]
 
-def file_names(codec: str, number: int) -> tuple[str, str]:
+
+def _file_names(codec: str, number: int) -> tuple[str, str]:
   """Returns the names of one shard's files: of its frames, and its index."""
   stem = f'observation-{number:04d}'
   return f'{stem}.{"npy" if codec == RAW else "zst"}', f'{stem}.index.npy'
@@ -66,49 +67,44 @@ def damaged_file(path: pathlib.Path, problem: object) -> errors.DataError:
 
 
 class HashedFile:
-  """A file that is written once, in order, and known by its checksums.
+  """A new file that is written in order, and known by its checksums.
 
-  Its space is reserved before anything is written, so that a full disk is
-  found out at once.
+  Its space, where `size` says how much, is reserved before anything is written,
+  so that a full disk is found out at once. Only what is whole is synced.
   """
 
-  def __init__(self, path: pathlib.Path, num_bytes: int = 0):
-    """Makes the file, which must not exist.
-
-    Args:
-      path: the file.
-      num_bytes: int, how long it will be; 0 where that is not known.
-    """
-    self.name = path.name
-    self._file = open(path, 'xb')  # noqa: SIM115
+  def __init__(self, path: pathlib.Path, size: int = 0):
+    self.num_bytes = 0
     self._digest = hashlib.sha256()
     self._crc = 0
-    self._num_bytes = 0
+    self._file = open(path, 'xb')  # noqa: SIM115
     try:
-      if num_bytes:
-        os.posix_fallocate(self._file.fileno(), 0, num_bytes)
+      if size:
+        os.posix_fallocate(self._file.fileno(), 0, size)
     except OSError:
       self._file.close()
       raise
 
-  def close(self, is_whole: bool) -> None:
-    """Ends the file; one that is whole is on the disk then."""
-    if is_whole:
-      self._file.flush()
-      os.fsync(self._file.fileno())
-    self._file.close()
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+    with self._file:
+      if kind is None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
   def write(self, content: Any) -> None:
     """Appends bytes, or an array of them."""
     self._file.write(content)
     self._digest.update(content)
     self._crc = google_crc32c.extend(self._crc, content)
-    self._num_bytes += len(content)
+    self.num_bytes += len(content)
 
   def record(self) -> dict[str, Any]:
     """Returns its length, SHA-256 and CRC32C, as manifests have them."""
     return {
-      'num_bytes': self._num_bytes,
+      'num_bytes': self.num_bytes,
       'sha256': self._digest.hexdigest(),
       'crc32c': self._crc,
     }
@@ -126,11 +122,7 @@ def content_record(content: bytes) -> dict[str, Any]:
 def check_content(
   path: pathlib.Path, content: bytes, record: dict[str, Any]
 ) -> None:
-  """Checks what was read of a file against its record.
-
-  Raises:
-    DataError: if it differs.
-  """
+  """Raises a DataError if what was read of a file is not as its record says."""
   if 'crc32c' in record:
     is_right = google_crc32c.value(content) == record['crc32c']
   else:  # Written before CRC32C was.
@@ -156,20 +148,13 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
   return stream.getvalue()
 
 
-def write_array(
-  path: pathlib.Path, array: npt.NDArray[Any]
-) -> dict[str, dict[str, Any]]:
+def write_array(path: pathlib.Path, array: npt.NDArray[Any]) -> Records:
   """Writes an .npy file; returns its record by its name."""
   header = _npy_header(array.shape, array.dtype)
-  file = HashedFile(path, len(header) + array.nbytes)
-  is_whole = False
-  try:
+  with HashedFile(path, len(header) + array.nbytes) as file:
     file.write(header)
     file.write(array_bytes(np.ascontiguousarray(array)))
-    is_whole = True
-  finally:
-    file.close(is_whole)
-  return {file.name: file.record()}
+  return {path.name: file.record()}
 
 
 def read_array(path: pathlib.Path, record: dict[str, Any]) -> npt.NDArray[Any]:
@@ -185,138 +170,111 @@ def read_array(path: pathlib.Path, record: dict[str, Any]) -> npt.NDArray[Any]:
   return array
 
 
-class ShardWriter:
-  """Writes the frames of one file of a log to shards.
+def write_frames(
+  folder: pathlib.Path,
+  codec: str,
+  shape: tuple[int, ...],
+  dtype: np.dtype[Any],
+  blocks: Iterable[npt.NDArray[Any]],
+) -> tuple[Records, str]:
+  """Writes the frames of one file of a log to shards in a folder.
 
-  Attributes:
-    records: dict, see HashedFile.record, of every file written, by name.
-    content: SHA-256 over all frames, whatever the codec and the shards.
+  Args:
+    folder: of the part.
+    codec: one of CODECS.
+    shape: [num_rows, *frame_shape] of all frames.
+    dtype: the dtype of frames.
+    blocks: the frames in order, [n, *frame_shape]; read to their end.
+
+  Returns:
+    The records of the files by their names, and the SHA-256 of all frames.
   """
+  content = hashlib.sha256()
+  chunks = _chunks(blocks, content)
+  records: Records = {}
+  for number, row in enumerate(range(0, shape[0], SHARD_ROWS)):
+    num_rows = min(SHARD_ROWS, shape[0] - row)
+    own = itertools.islice(chunks, math.ceil(num_rows / CHUNK_ROWS))
+    own_shape = (num_rows, *shape[1:])
+    records |= _write_shard(folder, codec, number, own_shape, dtype, own)
+  if next(chunks, None) is not None:  # Asking reads `blocks` to its end.
+    raise ValueError(f'there are more frames than {shape[0]}')
+  return records, content.hexdigest()
 
-  def __init__(
-    self,
-    folder: pathlib.Path,
-    codec: str,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-  ):
-    """Starts.
 
-    Args:
-      folder: where the shards go.
-      codec: str, one of CODECS.
-      shape: [num_rows, *frame_shape] of all frames to come.
-      dtype: the dtype of frames.
-    """
-    self.records: dict[str, dict[str, Any]] = {}
-    self.content = hashlib.sha256()
-    self._folder = folder
-    self._codec = codec
-    self._shape = shape
-    self._dtype = dtype
-    self._row = 0
-    self._file: HashedFile | None = None
-    self._index: list[Any] = []
-    self._compressor = zstandard.ZstdCompressor(
-      level=_LEVEL, write_checksum=True
-    )
-    self._pending = np.empty((CHUNK_ROWS, *shape[1:]), dtype)
-    self._num_pending = 0
+def _chunks(
+  blocks: Iterable[npt.NDArray[Any]], content: Any
+) -> Iterator[npt.NDArray[Any]]:
+  """Yields frames, hashed, CHUNK_ROWS at a time; a shard's end ends a chunk."""
+  row, size = 0, min(CHUNK_ROWS, SHARD_ROWS)
+  rest: npt.NDArray[Any] | None = None
+  for block in blocks:
+    content.update(array_bytes(block))
+    if rest is not None and len(rest):
+      block = np.concatenate([rest, block])
+    while len(block) >= size:
+      yield block[:size]
+      block = block[size:]
+      row = (row + size) % SHARD_ROWS
+      size = min(CHUNK_ROWS, SHARD_ROWS - row)
+    rest = block
+  if rest is not None and len(rest):
+    yield rest
 
-  def __enter__(self) -> Self:
-    return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    self._end_shard(is_whole=kind is None)
-
-  def write(self, frames: npt.NDArray[Any]) -> None:
-    """Appends frames, [n, *frame_shape]."""
-    self.content.update(array_bytes(frames))
-    while len(frames):
-      left = SHARD_ROWS - self._row % SHARD_ROWS
-      if self._file is None:
-        self._file = self._start_shard()
-      some, frames = frames[:left], frames[left:]
-      if self._codec == RAW:
-        self._file.write(array_bytes(some))
-        self._index += [google_crc32c.value(frame) for frame in some]
-      else:
-        self._write_chunks(self._file, some)
-      self._row += len(some)
-      if len(some) == left:
-        self._end_shard(is_whole=True)
-
-  def _start_shard(self) -> HashedFile:
-    name, _ = file_names(self._codec, self._row // SHARD_ROWS)
-    if self._codec == ZSTD:
-      return HashedFile(self._folder / name)
-    num_rows = min(self._shape[0] - self._row, SHARD_ROWS)
-    shape = (num_rows, *self._shape[1:])
-    header = _npy_header(shape, self._dtype)
-    num_bytes = len(header) + int(np.prod(shape)) * self._dtype.itemsize
-    file = HashedFile(self._folder / name, num_bytes)
+def _write_shard(
+  folder: pathlib.Path,
+  codec: str,
+  number: int,
+  shape: tuple[int, ...],
+  dtype: np.dtype[Any],
+  chunks: Iterable[npt.NDArray[Any]],
+) -> Records:
+  name, index_name = _file_names(codec, number)
+  compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+  header, size = b'', 0  # How long a compressed shard gets is not known.
+  if codec == RAW:
+    header = _npy_header(shape, dtype)
+    size = len(header) + math.prod(shape) * dtype.itemsize
+  index: list[Any] = []
+  with HashedFile(folder / name, size) as file:
     file.write(header)
-    return file
-
-  def _write_chunks(self, file: HashedFile, frames: npt.NDArray[Any]) -> None:
-    while len(frames):
-      room = CHUNK_ROWS - self._num_pending
-      some, frames = frames[:room], frames[room:]
-      self._pending[self._num_pending :][: len(some)] = some
-      self._num_pending += len(some)
-      if self._num_pending == CHUNK_ROWS:
-        self._write_chunk(file)
-
-  def _write_chunk(self, file: HashedFile) -> None:
-    chunk = self._compressor.compress(
-      array_bytes(self._pending[: self._num_pending])
-    )
-    file.write(chunk)
-    start = self._index[-1][0] if self._index else 0
-    self._index.append((start + len(chunk), google_crc32c.value(chunk)))
-    self._num_pending = 0
-
-  def _end_shard(self, is_whole: bool) -> None:
-    file, self._file = self._file, None
-    if file is None:
-      return
-    if is_whole and self._num_pending:
-      self._write_chunk(file)
-    file.close(is_whole)
-    if is_whole:
-      self.records[file.name] = file.record()
-      _, name = file_names(self._codec, (self._row - 1) // SHARD_ROWS)
-      dtype = np.uint32 if self._codec == RAW else np.int64
-      index = np.array(self._index, dtype)
-      self.records |= write_array(self._folder / name, index)
-    self._index = []
+    for chunk in chunks:
+      if codec == RAW:
+        file.write(array_bytes(chunk))
+        index += [google_crc32c.value(frame) for frame in chunk]
+      else:
+        packed = compressor.compress(array_bytes(chunk))
+        file.write(packed)
+        index.append((file.num_bytes, google_crc32c.value(packed)))
+  array = np.array(index, np.uint32 if codec == RAW else np.int64)
+  return {name: file.record(), **write_array(folder / index_name, array)}
 
 
-class _RandomAccess:
-  """A file read at random places; the kernel is told not to read ahead."""
+class _Shard:
+  """One shard, read at random places: the kernel is told not to read ahead."""
 
-  def __init__(self, path: pathlib.Path):
-    self.path = path
+  def __init__(self, path: pathlib.Path, num_rows: int):
+    self.num_rows = num_rows
+    self._path = path
     self._file = open(path, 'rb', buffering=0)  # noqa: SIM115
-    self._descriptor = self._file.fileno()
-    os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
-  def read_into(self, view: memoryview, offset: int) -> None:
+  def _read_into(self, view: memoryview, offset: int) -> None:
     while True:
-      count = os.preadv(self._descriptor, [view], offset)
+      count = os.preadv(self._file.fileno(), [view], offset)
       if count == len(view):
         return
       if not count:
-        raise damaged_file(self.path, 'it is cut short')
+        raise damaged_file(self._path, 'it is cut short')
       view, offset = view[count:], offset + count
 
+  def read(self, start: int, frames: npt.NDArray[Any]) -> None:
+    """Fills frames, [n, num_pixels], from the shard's row `start` on."""
+    raise NotImplementedError
 
-class _RawFile:
+
+class _RawShard(_Shard):
   def __init__(
     self,
     path: pathlib.Path,
@@ -324,21 +282,19 @@ class _RawFile:
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
   ):
-    self.num_rows = shape[0]
-    self._row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
-    self._file = _RandomAccess(path)
+    super().__init__(path, shape[0])
+    self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
     header = _npy_header(shape, dtype)
     self._offset = len(header)
     found = bytearray(self._offset)
-    self._file.read_into(memoryview(found), 0)
+    self._read_into(memoryview(found), 0)
     if found != header:
       raise damaged_file(path, 'its header is not what was written')
     self._crcs = index
     self._is_checked = bytearray(self.num_rows)
 
   def read(self, start: int, frames: npt.NDArray[Any]) -> None:
-    """Fills frames, [n, num_pixels], from the shard's row `start` on."""
-    self._file.read_into(
+    self._read_into(
       frames.data.cast('B'), self._offset + start * self._row_bytes
     )
     end = start + len(frames)
@@ -353,27 +309,25 @@ class _RawFile:
       zip(frames, crcs.tolist(), strict=True), start
     ):
       if google_crc32c.value(frame) != crc:
-        raise damaged_file(
-          self._file.path, f'frame {row} is not what was written'
-        )
+        raise damaged_file(self._path, f'frame {row} is not what was written')
 
 
-class _ZstdFile:
+class _ZstdShard(_Shard):
   _local = threading.local()
 
   def __init__(
-    self, path: pathlib.Path, index: npt.NDArray[Any], num_rows: int
+    self, path: pathlib.Path, index: npt.NDArray[Any] | None, num_rows: int
   ):
-    self.num_rows = num_rows
+    super().__init__(path, num_rows)
+    if index is None:
+      raise damaged_file(path, 'it has no index')
     self._crcs = None
     if index.ndim == 2:
       self._crcs = index[:, 1]
       index = np.concatenate([[0], index[:, 0]])
     self._places = index
-    self._file = _RandomAccess(path)
 
   def read(self, start: int, frames: npt.NDArray[Any]) -> None:
-    """Fills frames, [n, num_pixels], from the shard's row `start` on."""
     while len(frames):
       number, inside = divmod(start, CHUNK_ROWS)
       chunk = self._decode(number).view(frames.dtype)
@@ -384,96 +338,86 @@ class _ZstdFile:
   def _decode(self, number: int) -> npt.NDArray[np.uint8]:
     first, last = map(int, self._places[number : number + 2])
     content = np.empty(last - first, np.uint8)
-    self._file.read_into(content.data, first)
+    self._read_into(content.data, first)
     if self._crcs is not None and (
       google_crc32c.value(content) != self._crcs[number]
     ):
-      raise damaged_file(
-        self._file.path, f'chunk {number} is not what was written'
-      )
+      raise damaged_file(self._path, f'chunk {number} is not what was written')
     if not hasattr(self._local, 'decompressor'):  # It serves one thread.
       self._local.decompressor = zstandard.ZstdDecompressor()
     try:
       decoded = self._local.decompressor.decompress(content)
     except zstandard.ZstdError as error:
-      raise damaged_file(self._file.path, error) from error
+      raise damaged_file(self._path, error) from error
     return np.frombuffer(decoded, np.uint8)
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardPath:
-  """Where a shard is.
+class Frames:
+  """Frames by row, each flat: read from shards as needed, or held in memory.
 
   Attributes:
-    codec: str, one of CODECS.
-    folder: of its part.
-    number: int, among the shards of the part.
-    num_rows: int, its frames.
-    records: dict, those of the part's files, by name.
-  """
-
-  codec: str
-  folder: pathlib.Path
-  number: int
-  num_rows: int
-  records: dict[str, dict[str, Any]]
-
-  def open(
-    self, frame_shape: tuple[int, ...], dtype: np.dtype[Any]
-  ) -> '_RawFile | _ZstdFile':
-    """Returns it, open for reading.
-
-    Raises:
-      DataError: if its index or header is damaged.
-      OSError: if it cannot be read.
-    """
-    name, index_name = file_names(self.codec, self.number)
-    path, index = self.folder / name, None
-    if index_name in self.records:
-      index = read_array(self.folder / index_name, self.records[index_name])
-    if self.codec == RAW:
-      shape = (self.num_rows, *frame_shape)
-      return _RawFile(path, index, shape, dtype)
-    if index is None:
-      raise damaged_file(path, 'it has no index')
-    return _ZstdFile(path, index, self.num_rows)
-
-
-class Frames(abc.ABC):
-  """Rows of frames, each flat.
-
-  Attributes:
-    num_pixels: int, numbers in a frame.
+    num_pixels: numbers in a frame.
     dtype: their dtype.
   """
 
-  num_pixels: int
-  dtype: np.dtype[Any]
+  def __init__(
+    self, opened: list[_Shard], num_pixels: int, dtype: np.dtype[Any]
+  ):
+    self.num_pixels = num_pixels
+    self.dtype = dtype
+    self._shards = opened
+    self._ends = list(itertools.accumulate(s.num_rows for s in opened))
+    self._starts = [0, *self._ends[:-1]]
+    self._held: npt.NDArray[Any] | None = None
 
-  @abc.abstractmethod
+  def hold(self) -> npt.NDArray[Any]:
+    """Reads all frames into memory once; returns [num_rows, num_pixels]."""
+    if self._held is None:
+      frames = _aligned((self._ends[-1], self.num_pixels), self.dtype)
+      own = [frames[a:b] for a, b in zip(self._starts, self._ends, strict=True)]
+      with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(
+          pool.map(lambda shard, part: shard.read(0, part), self._shards, own)
+        )
+      self._held = frames
+    return self._held
+
   def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """Returns the frames at some rows, [n, num_pixels]."""
+    return self._windows(rows, 1)[:, 0]
 
-  @abc.abstractmethod
-  def windows(
+  def _windows(
     self, first_rows: npt.NDArray[np.int64], num_frames: int
   ) -> npt.NDArray[Any]:
-    """Returns runs of consecutive frames, [B, num_frames, num_pixels].
-
-    Args:
-      first_rows: int64 [B], where each starts.
-      num_frames: int, frames of each.
-    """
+    """Returns runs of consecutive frames, [B, num_frames, num_pixels]."""
+    if self._held is not None:
+      # One gather from all windows there are, which overlap.
+      num_rows, num_pixels = self._held.shape
+      of_row, of_pixel = self._held.strides
+      overlapping = np.lib.stride_tricks.as_strided(
+        self._held,
+        (num_rows - num_frames + 1, num_frames, num_pixels),
+        (of_row, of_row, of_pixel),
+        writeable=False,
+      )
+      return overlapping[first_rows]
+    windows = np.empty(
+      (len(first_rows), num_frames, self.num_pixels), self.dtype
+    )
+    for window, row in zip(windows, first_rows.tolist(), strict=True):
+      while len(window):
+        shard = bisect.bisect_right(self._ends, row)
+        count = self._ends[shard] - row
+        self._shards[shard].read(row - self._starts[shard], window[:count])
+        row, window = row + count, window[count:]
+    return windows
 
   def stacks(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Returns stacks of frames, oldest first.
+    """Returns stacks of frames, oldest first, [S, B, num_pixels, K].
 
     Args:
       rows: int64 [S, B, K], the rows of S stacks of K frames for each of B
         examples.
-
-    Returns:
-      [S, B, num_pixels, K].
     """
     num_stacks, num_examples, stack_size = rows.shape
     stacks = np.empty(
@@ -517,7 +461,7 @@ class Frames(abc.ABC):
       for into, own in zip(stacks, rows, strict=True):
         _interleave([self.rows(age) for age in own.T], into)
       return
-    windows = self.windows(rows[0, :, 0], num_frames)
+    windows = self._windows(rows[0, :, 0], num_frames)
     for into, ages in zip(stacks, places, strict=True):
       _interleave([windows[:, age] for age in ages], into)
 
@@ -532,112 +476,51 @@ def _interleave(planes: list[npt.NDArray[Any]], into: npt.NDArray[Any]) -> None:
       into[..., age] = plane
 
 
-class ResidentFrames(Frames):
-  """Frames that are all in memory.
-
-  Attributes:
-    array: [num_rows, num_pixels], the frames.
-  """
-
-  def __init__(self, frames: npt.NDArray[Any]):
-    self.array = frames
-    self.num_pixels = frames.shape[1]
-    self.dtype = frames.dtype
-
-  def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """See Frames."""
-    frames: npt.NDArray[Any] = self.array[rows]
-    return frames
-
-  def windows(
-    self, first_rows: npt.NDArray[np.int64], num_frames: int
-  ) -> npt.NDArray[Any]:
-    """See Frames; one gather from all windows there are, which overlap."""
-    num_rows, num_pixels = self.array.shape
-    of_row, of_pixel = self.array.strides
-    overlapping = np.lib.stride_tricks.as_strided(
-      self.array,
-      (num_rows - num_frames + 1, num_frames, num_pixels),
-      (of_row, of_row, of_pixel),
-      writeable=False,
-    )
-    windows: npt.NDArray[Any] = overlapping[first_rows]
-    return windows
-
-
-class ShardFrames(Frames):
-  """Frames that are read from shards whenever they are asked for."""
-
-  def __init__(
-    self,
-    opened: list[_RawFile | _ZstdFile],
-    num_pixels: int,
-    dtype: np.dtype[Any],
-  ):
-    """Takes the shards in the order of their rows."""
-    self.num_pixels = num_pixels
-    self.dtype = dtype
-    self._shards = opened
-    self._ends = list(itertools.accumulate(s.num_rows for s in opened))
-    self._starts = [0, *self._ends[:-1]]
-
-  def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """See Frames."""
-    return self.windows(rows, 1)[:, 0]
-
-  def held(self) -> ResidentFrames:
-    """Returns the same frames, all read into memory."""
-    frames = _aligned((self._ends[-1], self.num_pixels), self.dtype)
-    with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-      running = [
-        pool.submit(shard.read, 0, frames[start:end])
-        for shard, start, end in zip(
-          self._shards, self._starts, self._ends, strict=True
-        )
-      ]
-      for future in running:
-        future.result()
-    return ResidentFrames(frames)
-
-  def windows(
-    self, first_rows: npt.NDArray[np.int64], num_frames: int
-  ) -> npt.NDArray[Any]:
-    """See Frames."""
-    shape = (len(first_rows), num_frames, self.num_pixels)
-    windows = np.empty(shape, self.dtype)
-    for window, row in zip(windows, first_rows.tolist(), strict=True):
-      self._read(row, window)
-    return windows
-
-  def _read(self, row: int, frames: npt.NDArray[Any]) -> None:
-    """Fills `frames` with those from a row on, of one or several shards."""
-    while len(frames):
-      shard = bisect.bisect_right(self._ends, row)
-      count = self._ends[shard] - row
-      self._shards[shard].read(row - self._starts[shard], frames[:count])
-      row, frames = row + count, frames[count:]
-
-
 def _aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
   """Returns an array, not filled, that TensorFlow can use without a copy."""
-  num_bytes = int(np.prod(shape)) * dtype.itemsize
+  num_bytes = math.prod(shape) * dtype.itemsize
   buffer = np.empty(num_bytes + _ALIGNMENT, np.uint8)
   start = -buffer.ctypes.data % _ALIGNMENT
   return buffer[start : start + num_bytes].view(dtype).reshape(shape)
 
 
 def open_frames(
-  paths: list[ShardPath], frame_shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> ShardFrames:
-  """Returns the frames of some shards, in the order of their rows.
+  codec: str,
+  parts: Iterable[tuple[pathlib.Path, int, Records]],
+  shard_rows: int,
+  frame_shape: tuple[int, ...],
+  dtype: np.dtype[Any],
+) -> Frames:
+  """Returns the frames of the parts of a store, in the order of their rows.
+
+  Args:
+    codec: one of CODECS.
+    parts: of each, its folder, its number of rows, and its files' records.
+    shard_rows: rows of a shard.
+    frame_shape: the shape of one frame.
+    dtype: its dtype.
 
   Raises:
     DataError: if a shard's index or header is damaged.
     OSError: if one cannot be read.
   """
-  _allow_files(len(paths) + _SPARE_FILES)
-  opened = [path.open(frame_shape, dtype) for path in paths]
-  return ShardFrames(opened, int(np.prod(frame_shape)), dtype)
+  shards = [
+    (folder, number, min(shard_rows, num_rows - row), records)
+    for folder, num_rows, records in parts
+    for number, row in enumerate(range(0, num_rows, shard_rows))
+  ]
+  _allow_files(len(shards) + _SPARE_FILES)
+  opened: list[_Shard] = []
+  for folder, number, num_rows, records in shards:
+    name, index_name = _file_names(codec, number)
+    path, index = folder / name, None
+    if index_name in records:
+      index = read_array(folder / index_name, records[index_name])
+    if codec == RAW:
+      opened.append(_RawShard(path, index, (num_rows, *frame_shape), dtype))
+    else:
+      opened.append(_ZstdShard(path, index, num_rows))
+  return Frames(opened, math.prod(frame_shape), dtype)
 
 
 def _allow_files(count: int) -> None:

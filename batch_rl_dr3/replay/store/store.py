@@ -2,10 +2,38 @@
 
 A log is copied once, out of its compressed files, into a folder of a cache;
 every later run opens that folder within a second.
+
+A build plans which rows of which files make up the store. Every file of the log
+becomes one part, a folder: action.npy, reward.npy, terminal.npy, the shards of
+frames, and, of a subset that is drawn, source_row.npy (int64, the file's rows
+that are kept) and drawn.npy (bool, where a transition may start). part.json is
+written last and says how long each file is, and its checksums.
+
+A part is extracted in a unique temporary folder and renamed into the build's
+folder when it is whole. A build that is killed leaves that folder, and the next
+one goes on from the parts that are there. When all are, the manifest is written
+and the build's folder takes the store's name. So of any number of builds at the
+same time one rename wins, for each part and for the store, whether file locks
+work or not; a lock only saves the others the work.
 """
 
+from collections.abc import Callable, Iterator
+from concurrent import futures
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import math
 import os
 import pathlib
+import shutil
+import socket
+import threading
+import time
+from typing import Any
+import uuid
 
 from absl import logging
 import gin
@@ -13,17 +41,43 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import checkpoint_format, source_chain
-from batch_rl_dr3.replay.log.source import Source
-from batch_rl_dr3.replay.store import build, read, shards
+from batch_rl_dr3.config import progress as progress_bars
+from batch_rl_dr3.replay.log import checkpoint_format, source_chain, sources
+from batch_rl_dr3.replay.log.sources import Source
+from batch_rl_dr3.replay.store import read, shards
+from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.replay.store.read import (
   MAX_RESIDENT_BYTES,
   ReplayStore,
   ReplayTransitions,
 )
-from batch_rl_dr3.replay.store.subset import Subset
+from batch_rl_dr3.replay.store.subset import HeldOut, Subset
+from batch_rl_dr3.replay.store.validity import Segment
+from batch_rl_dr3.runs import atomic
+from batch_rl_dr3.runs.retry import RefusedError
 
 __all__ = ['ReplayStore', 'ReplayTransitions', 'open_store']
+
+# Above this many bytes of frames, the default codec is zstd.
+MAX_RAW_BYTES = 32 << 30
+_KEY_LENGTH = 16
+# The first characters of a store's key, which stay when only the data change.
+_NAME_LENGTH = 8
+# Requests for small things at the same time.
+_NUM_REQUESTS = 8
+# Extractions below this many bytes take a second or two: no progress bar.
+_TRIVIAL_BYTES = 256 << 20
+# Files read at the same time; each takes some 20 MB of memory.
+_MAX_THREADS = 4
+# What nothing was written to for so long is left over from another machine.
+_ABANDONED_SECONDS = 86_400
+# Keeps the draw of held-out rows apart from the subset's of the same seed.
+_HELD_OUT_STREAM = 1
+# What a part of a subset that is drawn has besides.
+_TABLE_DTYPES: dict[str, np.dtype[Any]] = {
+  'source_row': np.dtype(np.int64),
+  'drawn': np.dtype(np.bool_),
+}
 
 
 @gin.configurable(
@@ -73,15 +127,15 @@ def open_store(
       rows, 7 GB per million Atari frames, if they are not compressed.
     subset: the part of the log that is used.
     observation_shape: the shape of one frame of the game.
-    num_actions: int, the number of the game's actions; None does not hold
-      the logged ones against it.
-    stack_size: int, frames in a state.
+    num_actions: the number of the game's actions; None does not hold the
+      logged ones against it.
+    stack_size: frames in a state.
     progress: whether to show a progress bar when a build takes long.
     observation_dtype: the dtype of frames of the game.
-    max_resident_bytes: int; frames are held in memory up to so many bytes,
-      and above that read from the disk as they are needed.
-    codec: str, how frames are stored: 'raw' or 'zstd'. If None, raw up to
-      32 GiB of frames, zstd above.
+    max_resident_bytes: frames are held in memory up to so many bytes, and above
+      that read from the disk as they are needed.
+    codec: how frames are stored: 'raw' or 'zstd'. If None, raw up to 32 GiB of
+      frames, zstd above.
 
   Raises:
     DataError: if the log is missing, damaged, or of another game.
@@ -94,51 +148,22 @@ def open_store(
       f'open_store.codec is {codec!r}; it must be one of '
       f'{", ".join(shards.CODECS)}.'
     )
+  check_frame = functools.partial(
+    _check_frame, (tuple(observation_shape), np.dtype(observation_dtype))
+  )
   if isinstance(replay, str | os.PathLike):
-    replay = source_chain.local_path(os.fspath(replay))
+    replay = checkpoint_format.local_path(os.fspath(replay))
   if isinstance(replay, str) and read.is_store(replay):
     folder = pathlib.Path(replay)
   else:
     source = source_chain.make_source(replay)
-    build.check_frames(source, observation_shape, observation_dtype)
-    key = build.store_key(source, subset, stack_size, codec)
+    header = source.header('observation', source.suffixes()[0])
+    check_frame(source.name, header.shape[1:], header.dtype)
+    key = _store_key(source, subset, stack_size, codec)
     folder = pathlib.Path(cache_dir) / key
     if not folder.exists():
-      build.build(
-        source, folder, subset, num_actions, stack_size, codec, progress
-      )
+      build(source, folder, subset, num_actions, stack_size, codec, progress)
   store = ReplayStore(folder, stack_size, max_resident_bytes)
-  _check(store, subset, observation_shape, num_actions, observation_dtype)
-  if store.manifest['format_version'] < read.FORMAT_VERSION:
-    logging.warning(
-      '%s was made before single frames had checksums: those of codec raw are '
-      'not checked as they are read. `data verify` checks all of it; `data '
-      'fetch` makes it anew from %s.',
-      store.folder,
-      store.manifest['source'],
-    )
-  if store.manifest['missing_suffixes']:
-    logging.warning(
-      '%s has no files of suffix %s; what follows is without them.',
-      store.manifest['source'],
-      checkpoint_format.format_suffixes(store.manifest['missing_suffixes']),
-    )
-  return store
-
-
-def _check(
-  store: ReplayStore,
-  subset: Subset,
-  observation_shape: tuple[int, ...],
-  num_actions: int | None,
-  observation_dtype: npt.DTypeLike,
-) -> None:
-  """Checks that a store is of the subset and the game that are asked for.
-
-  Raises:
-    ConfigError: if it holds another subset.
-    DataError: if it is of another game.
-  """
   manifest = store.manifest
   if manifest['subset'] != subset.record():
     raise errors.ConfigError(
@@ -146,11 +171,575 @@ def _check(
       f'{subset.record()} is asked for. Name another store, or bind Subset as '
       'it is.'
     )
-  build.check_frame(
-    str(store.folder),
-    store.observation_shape,
-    np.dtype(manifest['arrays']['observation']['dtype']),
-    observation_shape,
-    observation_dtype,
+  dtype = np.dtype(manifest['arrays']['observation']['dtype'])
+  check_frame(str(store.folder), store.observation_shape, dtype)
+  _check_actions(manifest['source'], manifest['max_action'], num_actions)
+  if manifest['format_version'] < read.FORMAT_VERSION:
+    logging.warning(
+      '%s was made before single frames had checksums: those of codec raw are '
+      'not checked as they are read. `data verify` checks all of it; `data '
+      'fetch` makes it anew from %s.',
+      store.folder,
+      manifest['source'],
+    )
+  if manifest['missing_suffixes']:
+    logging.warning(
+      '%s has no files of suffix %s; what follows is without them.',
+      manifest['source'],
+      checkpoint_format.format_suffixes(manifest['missing_suffixes']),
+    )
+  return store
+
+
+def _check_frame(
+  wanted: tuple[tuple[int, ...], np.dtype[Any]],
+  name: str,
+  shape: tuple[int, ...],
+  dtype: np.dtype[Any],
+) -> None:
+  if (shape, dtype) != wanted:
+    raise errors.DataError(
+      f'{name} has frames of {dtype} {shape}; {wanted[1]} {wanted[0]} is '
+      'needed. Is it the data of another game?'
+    )
+
+
+def _check_actions(
+  source: object, max_action: int, num_actions: int | None
+) -> None:
+  if num_actions is not None and max_action >= num_actions:
+    raise errors.DataError(
+      f'{source} holds action {max_action}; the game has {num_actions} '
+      'actions, numbered from 0. Is it the data of another game?'
+    )
+
+
+def _store_key(
+  source: Source, subset: Subset, stack_size: int, codec: str | None
+) -> str:
+  """Returns a name that changes whenever the store would."""
+  what = [
+    read.FORMAT_VERSION,
+    shards.SHARD_ROWS,
+    source.name,
+    subset.record(),
+    # Which frames a draw keeps depends on it.
+    stack_size if subset.is_drawn else None,
+    codec,
+  ]
+  name, version = (
+    hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    for content in (what, source.fingerprint())
   )
-  build.check_actions(manifest['source'], manifest['max_action'], num_actions)
+  return (name[:_NAME_LENGTH] + version)[:_KEY_LENGTH]
+
+
+def build(
+  source: Source,
+  folder: pathlib.Path,
+  subset: Subset,
+  num_actions: int | None,
+  stack_size: int,
+  codec: str | None,
+  progress: bool,
+) -> None:
+  """Builds the store `folder`, unless another process is faster.
+
+  What an earlier build of it has left is used. What fails keeps the parts that
+  are whole for the next time, but for a full disk, which is left as it was.
+  Arguments and errors are those of `open_store`.
+  """
+  cache_dir = folder.parent
+  lock = cache_dir / f'.{folder.name[:_NAME_LENGTH]}.lock'
+  building = cache_dir / f'.{folder.name}.building'
+  try:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _lock(lock) as is_alone:
+      if folder.exists():
+        return
+      _remove_leftovers(building, is_alone)
+      parts = _Parts(source, subset, num_actions, stack_size, codec, building)
+      parts.check_space()
+      try:
+        building.mkdir(exist_ok=True)
+        parts.extract(progress)
+        manifest = _manifest(parts, subset, stack_size)
+        atomic.write_text(
+          building / read.MANIFEST, read.manifest_text(manifest)
+        )
+        _rename(building, folder)
+      except (OSError, errors.WriteError):
+        shutil.rmtree(building, ignore_errors=True)
+        # Where locks do not work, another builder may have won.
+        if not read.is_store(folder):
+          raise
+      finally:
+        with contextlib.suppress(OSError):
+          building.rmdir()  # Nothing is kept of a build that came to nothing.
+  except OSError as error:
+    raise atomic.FileError(folder, error) from error
+
+
+def _rename(temporary: pathlib.Path, folder: pathlib.Path) -> None:
+  os.rename(temporary, folder)
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[bool]:
+  """Waits for other builders; yields False where locks do not work."""
+  with open(path, 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX)
+      is_alone = True
+    except OSError:
+      is_alone = False
+    yield is_alone
+
+
+def _remove_leftovers(building: pathlib.Path, is_alone: bool) -> None:
+  """Removes what builds that were killed left and this one cannot use.
+
+  Some file systems' locks lie, so that parts go only when their maker is gone.
+  """
+  name = building.name[: 1 + _NAME_LENGTH]
+  for path in building.parent.glob(f'{name}*'):
+    of_other_data = path.suffix == '.building' and path != building
+    if (of_other_data and is_alone) or _is_abandoned(path):
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(path: pathlib.Path) -> bool:
+  if path.suffix != '.part':
+    return False
+  # .key.host.pid.unique, where a host's name may hold dots.
+  host, pid, _ = path.stem.split('.', 2)[2].rsplit('.', 2)
+  if host == socket.gethostname():
+    return not pathlib.Path('/proc', pid).exists()
+  newest = max(p.stat().st_mtime for p in (path, *path.rglob('*')))
+  return time.time() - newest > _ABANDONED_SECONDS
+
+
+@dataclasses.dataclass(frozen=True)
+class _FilePlan:
+  """What one file of the log gives to the store.
+
+  Attributes:
+    segment: the fields of its Segment, as in the manifest.
+    num_held: its rows that are read; those behind them are ignored.
+    drawn: of a subset that is drawn, whether a transition was, at each of these
+      rows; None of another.
+    kept: the rows of the file that are kept, ascending; None is all.
+  """
+
+  segment: dict[str, Any]
+  num_held: int
+  drawn: npt.NDArray[np.bool_] | None = None
+  kept: npt.NDArray[np.int64] | None = None
+
+  @property
+  def suffix(self) -> int:
+    return int(self.segment['suffix'])
+
+
+def _plan(
+  source: Source, subset: Subset, stack_size: int
+) -> tuple[list[_FilePlan], list[int]]:
+  """Returns what each file used gives, in time order, and the suffixes unused.
+
+  A file's rows are counted as its arrays are long. A buffer that was not full
+  when it was saved (add_count below the length) holds only its first
+  add_count rows; what lies behind them is never used.
+  """
+  suffixes = source.suffixes()
+  with futures.ThreadPoolExecutor(_NUM_REQUESTS) as pool:  # Storages are far.
+    counts = pool.map(functools.partial(sources.count_rows, source), suffixes)
+    lengths = dict(zip(suffixes, counts, strict=True))
+    wanted = subset.rows_per_file(list(lengths.items()), stack_size)
+    wholes = list(
+      pool.map(functools.partial(sources.whole_segment, source), wanted)
+    )
+  files: list[_FilePlan] = []
+  for whole in wholes:
+    whole.check_counts(source.name)
+    if isinstance(source, sources.LogSource):  # Others say no cursor's range.
+      whole.check_cursor(source.name)
+    rows = wanted[whole.suffix]
+    segment = {
+      **dataclasses.asdict(whole),
+      'num_rows': min(rows, whole.num_rows),
+      'read_to_end': rows == lengths[whole.suffix],
+    }
+    del segment['num_drawn']
+    if not whole.cut_rows:  # As in stores that were made before it was known.
+      del segment['cut_rows']
+    if segment['num_rows']:
+      files.append(_FilePlan(segment, segment['num_rows']))
+  if not files:
+    raise errors.DataError(
+      f'{source.name} holds no rows: its buffers are empty.'
+    )
+  if subset.is_drawn:
+    files = _draw(source, files, subset, lengths, stack_size)
+  first_row = 0
+  for file in files:
+    file.segment['first_row'] = first_row
+    first_row += file.segment['num_rows']
+  files = [file for file in files if file.segment['num_rows']]
+  used = {file.suffix for file in files}
+  return files, [suffix for suffix in lengths if suffix not in used]
+
+
+def _draw(
+  source: Source,
+  files: list[_FilePlan],
+  subset: Subset,
+  lengths: dict[int, int],
+  stack_size: int,
+) -> list[_FilePlan]:
+  """Returns the files with what is drawn from each."""
+  base = subset.subset if isinstance(subset, HeldOut) else subset
+  assert isinstance(base.seed, int)
+  valid: list[npt.NDArray[np.bool_]] = []
+  drawn: list[npt.NDArray[np.int64]] = []
+  for number, file in enumerate(files):
+    dtype = checkpoint_format.ELEMENT_DTYPES['terminal']
+    blocks = source.rows('terminal', file.suffix, dtype, ())
+    terminals = np.concatenate(list(blocks))[: file.num_held]
+    segment = Segment(**file.segment)
+    rows = segment.valid_rows(
+      terminals, stack_size, replay_subset.UPDATE_HORIZON
+    )
+    valid.append(_mask(rows, file.num_held))
+    if base.rule == 'episodes':
+      in_time = segment.rows_in_time()
+      places = replay_subset.draw_episodes(
+        terminals[in_time], base.num_drawn(file.num_held), [base.seed, number]
+      )
+      rows = np.sort(in_time[places])
+      drawn.append(rows[valid[-1][rows]])
+  if base.rule == 'episodes' and not any(map(len, drawn)):
+    raise errors.ConfigError(
+      f'no file of {source.name} holds a whole episode, so that none can be '
+      "drawn. Use another Subset.rule, such as 'prefix'."
+    )
+  if base.rule == 'uniform':
+    count = base.num_drawn(sum(file.num_held for file in files))
+    drawn = replay_subset.draw_rows(valid, count, [base.seed])
+  if isinstance(subset, HeldOut):
+    if base.is_drawn:
+      horizon = replay_subset.UPDATE_HORIZON
+      learnt = [np.concatenate([rows, rows + horizon]) for rows in drawn]
+    else:
+      counts = base.rows_per_file(list(lengths.items()), stack_size)
+      learnt = [
+        np.arange(min(counts.get(file.suffix, 0), file.num_held))
+        for file in files
+      ]
+    drawn = _draw_others(valid, learnt, subset.count, base.seed)
+  return [
+    _with_draw(file, rows, stack_size)
+    for file, rows in zip(files, drawn, strict=True)
+  ]
+
+
+def _mask(rows: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
+  mask = np.zeros(length, np.bool_)
+  mask[rows] = True
+  return mask
+
+
+def _draw_others(
+  valid: list[npt.NDArray[np.bool_]],
+  learnt: list[npt.NDArray[np.int64]],
+  count: int,
+  seed: int,
+) -> list[npt.NDArray[np.int64]]:
+  """Returns up to `count` rows in all whose states are not learnt from."""
+  others = [
+    mask & ~_mask(rows % len(mask), len(mask))
+    for mask, rows in zip(valid, learnt, strict=True)
+  ]
+  num_others = sum(map(np.count_nonzero, others))
+  if not num_others:
+    raise errors.ConfigError(
+      'the subset leaves no transition of the log to hold out. Use a smaller '
+      'Subset.fraction, or hold out 0.'
+    )
+  return replay_subset.draw_rows(
+    others, min(count, num_others), [seed, _HELD_OUT_STREAM]
+  )
+
+
+def _with_draw(
+  file: _FilePlan, rows: npt.NDArray[np.int64], stack_size: int
+) -> _FilePlan:
+  kept = replay_subset.rows_needed(rows, file.num_held, stack_size)
+  segment = {**file.segment, 'num_rows': len(kept), 'num_drawn': len(rows)}
+  return _FilePlan(segment, file.num_held, _mask(rows, file.num_held), kept)
+
+
+class _StoppedError(Exception):
+  """Another part failed, and with it the build."""
+
+
+class _Parts:
+  """The parts of a store, and how those that lack are extracted.
+
+  Decompression and checksums leave Python's lock to others, so a few threads
+  extract. Memory is bounded by a block of frames per thread.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    subset: Subset,
+    num_actions: int | None,
+    stack_size: int,
+    codec: str | None,
+    building: pathlib.Path,
+  ):
+    self.source = source
+    self.building = building
+    self.files, self.unused = _plan(source, subset, stack_size)
+    self.header = source.header('observation', self.files[0].suffix)
+    self.num_rows = sum(int(f.segment['num_rows']) for f in self.files)
+    self._row_bytes = (
+      math.prod(self.header.shape[1:]) * self.header.dtype.itemsize
+    )
+    is_raw = self.num_rows * self._row_bytes <= MAX_RAW_BYTES
+    self.codec = codec or (shards.RAW if is_raw else shards.ZSTD)
+    self._num_actions = num_actions
+    self._stop = threading.Event()
+
+  def check_space(self) -> None:
+    """Raises a WriteError if there is no room for the parts to come.
+
+    How small zstd makes frames is not known before, so they are not counted.
+    """
+    per_row = self._row_bytes if self.codec == shards.RAW else 0
+    per_row += sum(
+      d.itemsize for d in checkpoint_format.ELEMENT_DTYPES.values()
+    )
+    needed = per_row * sum(
+      file.segment['num_rows']
+      for file in self.files
+      if not (self.building / str(file.suffix)).exists()
+    )
+    available = shutil.disk_usage(self.building.parent).free
+    if needed > available:
+      raise errors.WriteError(
+        f'the store needs {needed:,} bytes in {self.building.parent}, where '
+        f'{available:,} are available. Free some, choose another --cache_dir, '
+        "or store frames compressed: open_store.codec = 'zstd'."
+      )
+
+  def extract(self, progress: bool) -> None:
+    """Extracts the parts that are not there."""
+    files = [file for file in self.files if not self._is_done(file)]
+    num_rows = sum(file.num_held for file in files)
+    is_trivial = num_rows * self._row_bytes < _TRIVIAL_BYTES
+    bar = progress_bars.bar(
+      num_rows,
+      f'extracting {self.source.name}',
+      'row',
+      disable=is_trivial or not progress,
+    )
+    counting = threading.Lock()
+    already = self.source.count.total
+
+    def on_rows(count: int) -> None:
+      with counting:
+        num_read = (self.source.count.total - already) / 1e6
+        bar.set_postfix_str(f'{num_read:,.0f} MB read', refresh=False)
+        bar.update(count)
+
+    # Whose it is can be told, and it is nobody else's.
+    owner = f'{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}'
+    temporary = self.building.with_name(f'{self.building.stem}.{owner}.part')
+    temporary.mkdir()
+    num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    try:
+      with bar, futures.ThreadPoolExecutor(num_threads) as pool:
+        running = [
+          pool.submit(self._extract, file, temporary, on_rows) for file in files
+        ]
+        try:
+          for future in futures.as_completed(running):
+            future.result()
+        except BaseException:
+          self._stop.set()
+          pool.shutdown(cancel_futures=True)
+          raise
+    finally:
+      shutil.rmtree(temporary, ignore_errors=True)
+
+  def _is_done(self, file: _FilePlan) -> bool:
+    final = self.building / str(file.suffix)
+    is_done = read.read_part(final, file.segment) is not None
+    if final.exists() and not is_done:
+      shutil.rmtree(final)
+    return is_done
+
+  def _extract(
+    self,
+    file: _FilePlan,
+    temporary: pathlib.Path,
+    on_rows: Callable[[int], None],
+  ) -> None:
+    folder = temporary / str(file.suffix)
+    folder.mkdir()
+    try:
+      self._write_part(file, folder, on_rows)
+    except RefusedError:
+      raise
+    except errors.DataError as error:
+      # Whole files were fetched twice already, if need be; of a prefix nobody
+      # knew on the way that it is damaged.
+      if file.segment['read_to_end']:
+        raise
+      logging.warning('%s It is read once more.', error)
+      shutil.rmtree(folder)
+      folder.mkdir()
+      self._write_part(file, folder, on_rows)
+    final = self.building / str(file.suffix)
+    try:
+      os.rename(folder, final)
+    except OSError:
+      # Where locks do not work, another builder may have been faster.
+      if read.read_part(final, file.segment) is None:
+        raise
+
+  def _write_part(
+    self,
+    file: _FilePlan,
+    folder: pathlib.Path,
+    on_rows: Callable[[int], None],
+  ) -> None:
+    """Writes one part into an empty folder, reading the file once."""
+    tables: dict[str, npt.NDArray[Any]] = {}
+    max_action = -1
+    # The small arrays come first: they tell of a wrong game at once.
+    for name, dtype in reversed(checkpoint_format.ELEMENT_DTYPES.items()):
+      rows = np.concatenate(list(self._blocks(file, name, dtype, ())))
+      if name == 'action':
+        max_action = int(rows.max())
+        _check_actions(self.source.name, max_action, self._num_actions)
+      tables[name] = rows if file.kept is None else rows[file.kept]
+    if file.kept is not None and file.drawn is not None:
+      tables |= {'source_row': file.kept, 'drawn': file.drawn[file.kept]}
+    records: shards.Records = {}
+    content: dict[str, str] = {}
+    for name, table in tables.items():
+      records |= shards.write_array(folder / f'{name}.npy', table)
+      content[name] = hashlib.sha256(shards.array_bytes(table)).hexdigest()
+    frame_records, content['observation'] = shards.write_frames(
+      folder,
+      self.codec,
+      (file.segment['num_rows'], *self.header.shape[1:]),
+      self.header.dtype,
+      self._frames(file, on_rows),
+    )
+    part = {
+      'segment': file.segment,
+      'max_action': max_action,
+      'files': records | frame_records,
+      'content': content,
+    }
+    atomic.write_json(folder / read.RECORD, part)
+
+  def _frames(
+    self, file: _FilePlan, on_rows: Callable[[int], None]
+  ) -> Iterator[npt.NDArray[Any]]:
+    """Yields the frames of a file that are kept."""
+    row = 0
+    shape, dtype = self.header.shape[1:], self.header.dtype
+    for block in self._blocks(file, 'observation', dtype, shape):
+      if file.kept is None:
+        yield block
+      else:
+        start, end = np.searchsorted(file.kept, (row, row + len(block)))
+        yield block[file.kept[start:end] - row]
+      row += len(block)
+      on_rows(len(block))
+
+  def _blocks(
+    self,
+    file: _FilePlan,
+    name: str,
+    dtype: np.dtype[Any],
+    row_shape: tuple[int, ...],
+  ) -> Iterator[npt.NDArray[Any]]:
+    """Yields blocks of checked rows of one element of the file."""
+    # Reads whole files to their end, though rows may lie there that the
+    # buffer did not hold yet, for the sake of the checksum.
+    to_read = None if file.segment['read_to_end'] else file.num_held
+    left = file.num_held
+    for whole in self.source.rows(name, file.suffix, dtype, row_shape, to_read):
+      if self._stop.is_set():
+        raise _StoppedError
+      block = whole[:left]
+      if len(block):
+        problem = _find_problem(name, block)
+        if problem is not None:
+          file_name = checkpoint_format.file_name(name, file.suffix)
+          raise errors.DataError(
+            f'{self.source.name}/{file_name} holds {problem}.'
+          )
+        yield block
+      left -= len(block)
+
+
+def _find_problem(name: str, block: npt.NDArray[Any]) -> str | None:
+  if name == 'action' and block.min() < 0:
+    return f'the action {block.min()}'
+  if name == 'terminal' and block.max() > 1:
+    return f'the terminal flag {block.max()}, neither 0 nor 1'
+  # A comparison with NaN is false, so NaN is a problem too.
+  if name == 'reward' and not (np.abs(block) <= 1).all():
+    return 'a reward outside [-1, 1]; logged rewards are clipped'
+  return None
+
+
+def _manifest(parts: _Parts, subset: Subset, stack_size: int) -> dict[str, Any]:
+  segments = [file.segment for file in parts.files]
+  records, described = [], []
+  for segment in segments:
+    folder = parts.building / str(segment['suffix'])
+    record = read.read_part(folder, segment)
+    if record is None:
+      raise FileNotFoundError(2, 'a part vanished', str(folder))
+    own = shards.content_record((folder / read.RECORD).read_bytes())
+    files = {**record['files'], read.RECORD: own}
+    records.append(record)
+    described.append({'files': files, 'content': record['content']})
+  dtypes = {
+    'observation': parts.header.dtype,
+    **checkpoint_format.ELEMENT_DTYPES,
+    **(_TABLE_DTYPES if subset.is_drawn else {}),
+  }
+  frame_shape = parts.header.shape[1:]
+  return {
+    'format_version': read.FORMAT_VERSION,
+    'source': parts.source.name,
+    'subset': subset.record(),
+    'stack_size': stack_size if subset.is_drawn else None,
+    'codec': parts.codec,
+    'shard_rows': shards.SHARD_ROWS,
+    'num_rows': parts.num_rows,
+    'max_action': max(record['max_action'] for record in records),
+    'arrays': {
+      name: {
+        'dtype': dtype.str,
+        'shape': [
+          parts.num_rows,
+          *(frame_shape if name == 'observation' else ()),
+        ],
+      }
+      for name, dtype in dtypes.items()
+    },
+    'missing_suffixes': parts.source.missing_suffixes(),
+    'unused_suffixes': parts.unused,
+    'files': segments,
+    'parts': described,
+    'data_hash': read.data_hash(segments, described),
+  }

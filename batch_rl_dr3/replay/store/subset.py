@@ -10,6 +10,7 @@ from typing import Any, Self
 import gin
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from batch_rl_dr3.config import errors, ranges
 
@@ -45,12 +46,12 @@ class Subset:
   * 'all': every row; `fraction` is 1.
 
   Attributes:
-    rule: str, one of the above.
-    fraction: float in (0, 1]. Counts are exact in its decimal digits: 0.29 of
-      100 rows is 29, though 0.29 * 100 is less in binary.
-    seed: int, names the draw of 'uniform' or 'episodes'; 0 for other rules.
-      'run' is the run's own seed, so that each seed of a study learns from
-      another draw.
+    rule: one of the above.
+    fraction: counts are exact in its decimal digits: 0.29 of 100 rows is 29,
+      though 0.29 * 100 is less in binary.
+    seed: names the draw of 'uniform' or 'episodes'; 0 for other rules. 'run'
+      is the run's own seed, so that each seed of a study learns from another
+      draw.
   """
 
   rule: str = 'all'
@@ -58,11 +59,6 @@ class Subset:
   seed: ranges.Natural | str = 0
 
   def __post_init__(self) -> None:
-    """Checks the values.
-
-    Raises:
-      ConfigError: for an unknown rule, or what contradicts it.
-    """
     if self.rule not in RULES:
       raise errors.ConfigError(
         f'Subset.rule is {self.rule!r}; it must be one of {", ".join(RULES)}.'
@@ -93,13 +89,9 @@ class Subset:
     return dataclasses.replace(self, seed=seed) if self.seed == 'run' else self
 
   def held_out(self, count: int) -> 'HeldOut | None':
-    """Returns transitions of the log that this subset never learns from.
+    """Returns up to `count` transitions that this subset never learns from.
 
-    Args:
-      count: int, how many; fewer if there are no more.
-
-    Returns:
-      None if count is 0 or the subset is the whole log.
+    None if the count is 0 or the subset is the whole log.
     """
     if not count or self.fraction == 1:
       return None
@@ -135,64 +127,53 @@ class Subset:
   def rows_per_file(
     self, files: Sequence[tuple[int, int]], stack_size: int
   ) -> dict[int, int]:
-    """Returns how many rows to read from the start of each file.
+    """Returns how many rows to read from the start of each file, by suffix.
 
-    A rule that draws reads all of them and keeps what was drawn.
+    A rule that draws reads all of them; files that give none are absent.
 
     Args:
       files: (suffix, num_rows) of every file, in time order.
-      stack_size: int, frames in a state.
-
-    Returns:
-      A dict from suffix to a number of rows; files that give none are absent.
+      stack_size: frames in a state.
 
     Raises:
       ConfigError: if no file gives the stack_size + 1 rows that the smallest
         transition needs.
     """
-    if self.rule == 'first':
-      rows = self._first(files)
-    elif self.is_drawn:
+    if self.is_drawn:
       rows = dict(files)
+    elif self.rule == 'first':
+      rows, left = {}, self._floor(sum(num_rows for _, num_rows in files))
+      for suffix, num_rows in files:
+        rows[suffix] = min(num_rows, left)
+        left -= rows[suffix]
     else:
       rows = {suffix: self._floor(num_rows) for suffix, num_rows in files}
-    if max(rows.values(), default=0) < stack_size + 1:
+    most = max(rows.values(), default=0)
+    if most < stack_size + 1:
       raise errors.ConfigError(
-        f'Subset.fraction {self.fraction} takes at most '
-        f'{max(rows.values(), default=0)} rows of a file; a transition needs '
-        f'{stack_size + 1}. Use a larger fraction.'
+        f'Subset.fraction {self.fraction} takes at most {most} rows of a file; '
+        f'a transition needs {stack_size + 1}. Use a larger fraction.'
       )
     return {suffix: count for suffix, count in rows.items() if count > 0}
 
   def _floor(self, num_rows: int) -> int:
     return math.floor(fractions.Fraction(str(self.fraction)) * num_rows)
 
-  def _first(self, files: Sequence[tuple[int, int]]) -> dict[int, int]:
-    rows = {}
-    left = self._floor(sum(num_rows for _, num_rows in files))
-    for suffix, num_rows in files:
-      rows[suffix] = min(num_rows, left)
-      left -= rows[suffix]
-    return rows
-
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut(Subset):
   """Transitions of a log that one of its subsets never learns from.
 
-  They are drawn uniformly and without replacement from all that can be sampled
-  in the log, except for those whose state is a state or a next state of the
-  subset. `rule`, `fraction` and `seed` are the subset's.
-
-  Attributes:
-    count: int, how many are drawn; all there are if there are fewer.
+  `count` of them, or all there are, are drawn uniformly and without replacement
+  from all that can be sampled in the log, except for those whose state is a
+  state or a next state of the subset that `rule`, `fraction` and `seed` name.
   """
 
   count: int = 0
 
   @property
+  @override
   def is_drawn(self) -> bool:
-    """True: transitions are drawn."""
     return True
 
   @property
@@ -200,16 +181,9 @@ class HeldOut(Subset):
     """What they are held out of."""
     return Subset(self.rule, self.fraction, self.seed)
 
+  @override
   def record(self) -> dict[str, Any]:
-    """Returns what the manifest says of it."""
     return {**self.subset.record(), 'held_out': self.count}
-
-  def rows_per_file(
-    self, files: Sequence[tuple[int, int]], stack_size: int
-  ) -> dict[int, int]:
-    """Returns all rows of all files, see base class."""
-    del stack_size
-    return {suffix: count for suffix, count in files if count > 0}
 
 
 def is_drawn(record: Mapping[str, Any]) -> bool:
@@ -218,22 +192,18 @@ def is_drawn(record: Mapping[str, Any]) -> bool:
 
 
 def draw_rows(
-  valid: Sequence[npt.NDArray[np.uint8]],
-  num_valid: Sequence[int],
+  valid: Sequence[npt.NDArray[np.bool_]],
   count: int,
   seed: int | Sequence[int],
 ) -> list[npt.NDArray[np.int64]]:
   """Returns `count` rows, drawn uniformly and without replacement.
 
   How many each file gives is drawn first (multivariate hypergeometric), and
-  then which: the same distribution as one draw from all files at once, with
-  one file in memory at a time.
+  then which: the same distribution as one draw from all files at once.
 
   Args:
-    valid: of each file, whether a transition may start at each row, as bits
-      (`np.packbits`).
-    num_valid: of each file, how many of these are set.
-    count: int, how many to draw from all files together.
+    valid: of each file, whether a transition may start at each row.
+    count: how many to draw from all files together.
     seed: names the draw.
 
   Returns:
@@ -242,6 +212,7 @@ def draw_rows(
   Raises:
     ConfigError: if there are fewer valid rows than `count`.
   """
+  num_valid = [np.count_nonzero(mask) for mask in valid]
   if count > sum(num_valid):
     raise errors.ConfigError(
       f'a uniform subset of {count} transitions was asked for; the log has '
@@ -250,16 +221,16 @@ def draw_rows(
     )
   own, *seeds = np.random.SeedSequence(seed).spawn(len(valid) + 1)
   counts = np.random.default_rng(own).multivariate_hypergeometric(
-    list(num_valid), count, method='marginals'
+    num_valid, count, method='marginals'
   )
-  drawn = []
-  for bits, number, child in zip(valid, counts, seeds, strict=True):
-    rows = np.flatnonzero(np.unpackbits(bits))
-    chosen = np.random.default_rng(child).choice(
-      rows, number, replace=False, shuffle=False
+  return [
+    np.sort(
+      np.random.default_rng(child).choice(
+        np.flatnonzero(mask), number, replace=False, shuffle=False
+      )
     )
-    drawn.append(np.sort(chosen))
-  return drawn
+    for mask, number, child in zip(valid, counts, seeds, strict=True)
+  ]
 
 
 def draw_episodes(
@@ -267,12 +238,12 @@ def draw_episodes(
 ) -> npt.NDArray[np.int64]:
   """Returns the rows of whole episodes that hold at least `num_rows` rows.
 
-  With terminals [0, 1, 0, 0, 1, 0, 1, 0] the whole episodes are rows 2-4 and
-  5-6; for 1 row it is one of them.
+  All of them if they hold fewer. With terminals [0, 1, 0, 0, 1, 0, 1, 0] the
+  whole episodes are rows 2-4 and 5-6; for 1 row it is one of them.
 
   Args:
     terminals: uint8 [any], 1 where an episode ends, in time order.
-    num_rows: int, how many rows are wanted; all episodes if there are fewer.
+    num_rows: how many rows are wanted.
     seed: names the draw.
 
   Returns:
@@ -293,7 +264,7 @@ def draw_episodes(
 def rows_needed(
   drawn: npt.NDArray[np.int64], num_rows: int, stack_size: int
 ) -> npt.NDArray[np.int64]:
-  """Returns the rows of a file whose frames the transitions hold.
+  """Returns the rows of a file whose frames the transitions hold, ascending.
 
   They are the stack_size rows up to each one and the row after it, each row
   once. In a full buffer they wrap around the file's end. Ascending, the rows
@@ -302,14 +273,6 @@ def rows_needed(
   as in the file itself.
 
   With rows [4, 6] drawn of 10 and stacks of 2 it is [3, 4, 5, 6, 7].
-
-  Args:
-    drawn: int64 [any], rows where transitions start.
-    num_rows: int, rows of the file.
-    stack_size: int, frames in a state.
-
-  Returns:
-    int64 [any], in ascending order.
   """
   needed = np.zeros(num_rows, np.bool_)
   for offset in range(1 - stack_size, UPDATE_HORIZON + 1):

@@ -28,15 +28,6 @@ def cursor_range(
   cursor 0, capacity 10, K = 4 and N = 1 they are [9, 0, 1, 2, 3].
 
   The same as Dopamine's `invalid_range`, without importing TensorFlow.
-
-  Args:
-    cursor: int, the row that would be written next.
-    capacity: int, the number of rows of the circular buffer.
-    stack_size: int, frames in a state.
-    update_horizon: int, steps in a transition.
-
-  Returns:
-    int64 [update_horizon + stack_size], row numbers.
   """
   offsets = np.arange(-update_horizon, stack_size, dtype=np.int64)
   return (cursor + offsets) % capacity
@@ -58,15 +49,12 @@ def valid_indices(
 
   Args:
     terminals: uint8 [num_rows], 1 where an episode ends.
-    add_count: int, the number of rows ever added to the buffer.
+    add_count: the number of rows ever added to the buffer.
     invalid_range: int64 [any], rows that the file itself declares invalid.
-    stack_size: int, frames in a state.
-    update_horizon: int, steps in a transition.
-    capacity: int, the rows of the buffer that wrote the file; num_rows if
-      None. Larger than num_rows when only a prefix of the file is used.
-
-  Returns:
-    bool [num_rows].
+    stack_size: frames in a state.
+    update_horizon: steps in a transition.
+    capacity: the rows of the buffer that wrote the file; num_rows if None.
+      Larger than num_rows when only a prefix of the file is used.
 
   Raises:
     ValueError: if `terminals` lacks rows that the buffer holds.
@@ -100,19 +88,17 @@ def returns_to_go(
 ) -> npt.NDArray[np.float32]:
   """Returns the discounted sum of rewards from each row to its episode's end.
 
-  G_t = r_t + gamma * (1 - terminal_t) * G_{t+1}. With rewards [1, 0, 2, 5],
-  terminals [0, 0, 1, 0] and gamma 0.5 it is [1.5, 1, 2, NaN]. Padding rows
-  carry no reward and stand before an episode's first row, so they get a
-  discounted copy of its return; they are never valid rows.
+  G_t = r_t + gamma * (1 - terminal_t) * G_{t+1}, NaN where the episode does not
+  end within the data. With rewards [1, 0, 2, 5], terminals [0, 0, 1, 0] and
+  gamma 0.5 it is [1.5, 1, 2, NaN]. Padding rows carry no reward and stand
+  before an episode's first row, so they get a discounted copy of its return;
+  they are never valid rows.
 
   Args:
     rewards: float32 [num_rows], in time order.
     terminals: uint8 [num_rows], 1 where an episode ends.
-    gamma: float, the discount of one step.
-    is_cut: bool [num_rows], terminals that are none: the episode was cut there.
-
-  Returns:
-    float32 [num_rows]; NaN where the episode does not end within the data.
+    gamma: the discount of one step.
+    is_cut: [num_rows], terminals that are none: the episode was cut there.
   """
   # Imported here because it takes a second and few runs need it.
   from scipy import signal
@@ -133,18 +119,18 @@ class Segment:
   """The rows that one file of the log gave to the store.
 
   Attributes:
-    suffix: int, the file's number.
-    first_row: int, where its rows start in the store.
-    num_rows: int, how many rows it gave: from its own row 0 on, or, of a
-      uniform subset, those that the transitions drawn from it need.
-    num_rows_in_source: int, the length of the file's arrays.
-    add_count: int, as the file says.
-    invalid_range: ints, as the file says, rows of the file.
+    suffix: the file's number.
+    first_row: where its rows start in the store.
+    num_rows: how many rows it gave: from its own row 0 on, or, of a subset
+      that is drawn, those that the transitions drawn from it need.
+    num_rows_in_source: the length of the file's arrays.
+    add_count: as the file says.
+    invalid_range: as the file says, rows of the file.
     read_to_end: whether the file was read whole, checksum included.
-    num_drawn: int, transitions drawn from it for a uniform subset, which are
-      then all that can be sampled; None of another subset.
-    cut_rows: ints, rows of the file that are marked as terminals although
-      their episodes were cut by time.
+    num_drawn: transitions drawn from it, which are then all that can be
+      sampled; None of a subset that is not drawn.
+    cut_rows: rows of the file that are marked as terminals although their
+      episodes were cut by time.
   """
 
   suffix: int
@@ -160,9 +146,8 @@ class Segment:
   @property
   def is_whole(self) -> bool:
     """Whether it holds all rows that the file's buffer held."""
-    if self.num_drawn is not None:
-      return False
-    return self.num_rows == min(self.num_rows_in_source, self.add_count)
+    num_held = min(self.num_rows_in_source, self.add_count)
+    return self.num_drawn is None and self.num_rows == num_held
 
   @property
   def is_circular(self) -> bool:
@@ -191,8 +176,8 @@ class Segment:
 
     Args:
       terminals: uint8 [num_rows], this segment's.
-      stack_size: int, frames in a state.
-      update_horizon: int, steps in a transition.
+      stack_size: frames in a state.
+      update_horizon: steps in a transition.
     """
     around_cursor = cursor_range(
       self.cursor, self.num_rows_in_source, stack_size, update_horizon
@@ -228,31 +213,18 @@ class Segment:
     return is_short and other.add_count == other.num_rows and self.cursor == 0
 
   def check_counts(self, name: object) -> None:
-    """Checks that its counts can be.
-
-    Args:
-      name: what the segment is of, for the message.
-
-    Raises:
-      DataError: if they cannot.
-    """
+    """Raises a DataError that calls it `name` if its counts cannot be."""
     if not 0 <= self.add_count <= _MAX_ADD_COUNT:
       raise self._damaged(name, 'no run adds so many rows')
     if not 0 <= self.num_rows <= min(self.num_rows_in_source, self.add_count):
       raise self._damaged(name, f'{self.num_rows:,} rows are used')
 
   def check_cursor(self, name: object) -> None:
-    """Checks that invalid_range lies around the cursor, as Dopamine saves it.
+    """Raises a DataError if invalid_range does not lie around the cursor.
 
-    It holds the N rows before add_count and the K from there on, for some
+    Dopamine saves the N rows before add_count and the K from there on, for some
     horizon N and stack size K. An add_count elsewhere would drop rows, or mix
     the newest with the oldest.
-
-    Args:
-      name: what the segment is of, for the message.
-
-    Raises:
-      DataError: if it does not.
     """
     invalid, count = set(self.invalid_range), len(self.invalid_range)
     if not any(invalid):  # A buffer that was never written to.

@@ -20,7 +20,7 @@ from batch_rl_dr3.replay.log import (
   source_chain,
   sources,
 )
-from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import store
 from batch_rl_dr3.replay.store.subset import Subset
 
@@ -463,9 +463,9 @@ def test_a_prefix_in_the_cloud_costs_little(cloud, tmp_path, proxy):
   num_rows = source.header('action', 0).shape[0]
   size = source.num_bytes(0)
   assert size > 20 << 20
-  before = source.num_bytes_read
+  before = source.count.total
   got = _rows(source, 'observation', 0, 20)
-  assert source.num_bytes_read - before < size / 2
+  assert source.count.total - before < size / 2
   assert num_rows == 20 * (3 + 7)
   np.testing.assert_array_equal(got[3:10], frames[:7])
   np.testing.assert_array_equal(got[13:20], frames[:7])

@@ -3,7 +3,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, sources
-from batch_rl_dr3.replay.log.source import Source
+from batch_rl_dr3.replay.log.sources import Source
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.store import build, read, shards
+from batch_rl_dr3.replay.store import read, shards
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.runs import atomic
@@ -109,18 +109,18 @@ def test_a_build_killed_again_and_again_ends_the_same(
 
 
 def test_what_is_extracted_is_not_extracted_again(log, open_store, monkeypatch):
-  monkeypatch.setattr(build, '_manifest', lambda *unused: 1 / 0)
+  monkeypatch.setattr(replay_store, '_manifest', lambda *unused: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     open_store(log)
   monkeypatch.undo()
   monkeypatch.setattr(shards, 'SHARD_ROWS', 37)
-  monkeypatch.setattr(shards, 'ShardWriter', None)
+  monkeypatch.setattr(shards, 'write_frames', None)
   open_store(log)
 
 
 def test_a_damaged_part_is_extracted_again(log, open_store, monkeypatch):
   with monkeypatch.context() as patch:
-    patch.setattr(build, '_manifest', lambda *unused: 1 / 0)
+    patch.setattr(replay_store, '_manifest', lambda *unused: 1 / 0)
     with pytest.raises(ZeroDivisionError):
       open_store(log)
   (part,) = log.parent.glob('cache/.*.building/1')

@@ -82,16 +82,20 @@ def test_frames_of_other_kinds(tmp_path, codec, monkeypatch):
   """Floats, stacks of 1, and a last chunk of one frame."""
   monkeypatch.setattr(shards, 'SHARD_ROWS', 16)
   array = np.random.default_rng(0).random((33, 3, 2)).astype(np.float32)
-  with shards.ShardWriter(tmp_path, codec, array.shape, array.dtype) as writer:
-    for start in range(0, 33, 7):
-      writer.write(array[start : start + 7])
-  paths = [
-    shards.ShardPath(codec, tmp_path, number, num_rows, writer.records)
-    for number, num_rows in enumerate((16, 16, 1))
-  ]
+  records, _ = shards.write_frames(
+    tmp_path,
+    codec,
+    array.shape,
+    array.dtype,
+    [array[start : start + 7] for start in range(0, 33, 7)],
+  )
   rows = np.array([[[32], [0], [15]], [[1], [16], [31]]])
-  opened = shards.open_frames(paths, (3, 2), array.dtype)
-  for frames in (opened, opened.held()):
+  frames = shards.open_frames(
+    codec, [(tmp_path, 33, records)], 16, (3, 2), array.dtype
+  )
+  for is_held in (False, True):
+    if is_held:
+      assert frames.hold().shape == (33, 6)
     np.testing.assert_array_equal(
       frames.stacks(rows)[..., 0], array.reshape(33, 6)[rows[..., 0]]
     )

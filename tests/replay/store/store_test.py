@@ -13,7 +13,6 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
-from batch_rl_dr3.replay.store import build
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.runs import atomic
@@ -243,7 +242,7 @@ def test_rebuilding_gives_the_same_store(log, open_store, tmp_path):
 
 def test_a_store_is_built_once(log, open_store, monkeypatch):
   first = open_store(log)
-  monkeypatch.setattr(build, 'build', None)
+  monkeypatch.setattr(replay_store, 'build', None)
   assert open_store(log).data_hash == first.data_hash
 
 
@@ -274,7 +273,7 @@ def test_the_loser_of_a_race_discards_its_own(
   log, open_store, tmp_path, monkeypatch
 ):
   """Where file locks do not work, the first rename wins."""
-  rename = build._rename
+  rename = replay_store._rename
   winners = []
 
   def lose(temporary, folder):
@@ -283,7 +282,7 @@ def test_the_loser_of_a_race_discards_its_own(
       shutil.copytree(temporary, folder)
     rename(temporary, folder)
 
-  monkeypatch.setattr(build, '_rename', lose)
+  monkeypatch.setattr(replay_store, '_rename', lose)
   open_store(log)
   (folder,) = winners
   assert [p for p in (tmp_path / 'cache').iterdir() if p.is_dir()] == [folder]
@@ -291,11 +290,11 @@ def test_the_loser_of_a_race_discards_its_own(
 
 _KILLED_BUILD = """
 import os, sys
-from batch_rl_dr3.replay.store import store, build
+from batch_rl_dr3.replay.store import store
 from batch_rl_dr3.replay.store.subset import Subset
 def die(*unused):
   os.kill(os.getpid(), 9)
-build._manifest = die
+store._manifest = die
 store.open_store(sys.argv[1], sys.argv[2], Subset(), (12, 10), 6, 4)
 """
 
