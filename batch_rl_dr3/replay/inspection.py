@@ -314,8 +314,8 @@ def _file_faults(
     row, near, far = shuffled[0]
     yield (
       f'{file}: from row {row} on, consecutive frames differ as much as '
-      f'distant ones ({near:.3g} and {far:.3g}): its rows are not in time order, in '
-      f'{len(shuffled)} of {len(changes)} stretches looked at.'
+      f'distant ones ({near:.3g} and {far:.3g}): its rows are not in time '
+      f'order, in {len(shuffled)} of {len(changes)} stretches looked at.'
     )
   if summary.num_unpadded:
     yield (
