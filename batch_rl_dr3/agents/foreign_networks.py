@@ -1,0 +1,392 @@
+"""Value networks of other programs, read without executing anything of theirs.
+
+Three kinds of files are known by their content: those of `torch.save` (a
+d3rlpy DiscreteCQL or DQN, or a state dict), safetensors, and the pickles of
+Dopamine's JAX agents (`ckpt.N`). A pickle is read by an unpickler that knows
+arrays and plain values alone; of all else in it only the name is kept. What is
+read are convolutions and dense layers with biases and ReLUs in between, whose
+last layer gives A x K outputs. Strides are those of the Nature network, by the
+size of the kernel; which padding was used follows from the dense layer.
+"""
+
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import io
+import itertools
+import json
+import math
+import pathlib
+import pickle
+import struct
+from typing import Any
+import zipfile
+
+import numpy as np
+import numpy.typing as npt
+
+from batch_rl_dr3.config import errors
+
+Array = npt.NDArray[Any]
+
+_STRIDES = {8: 4, 4: 2, 3: 1}
+_TORCH_DTYPES = {
+  'FloatStorage': '<f4',
+  'DoubleStorage': '<f8',
+  'HalfStorage': '<f2',
+  'LongStorage': '<i8',
+  'IntStorage': '<i4',
+  'ByteStorage': 'u1',
+  'BoolStorage': '?',
+}
+_SAFETENSORS_DTYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'I64': '<i8'}
+_CHUNK = 64  # States of one pass.
+# Above it, a header is none.
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """A convolution, kernel [h, w, in, out], or a dense layer, [in, out]."""
+
+  name: str
+  kernel: Array
+  bias: Array
+
+
+class ForeignNetwork:
+  """The Q-values and features of a network that another program trained."""
+
+  def __init__(
+    self,
+    layers: Sequence[Layer],
+    num_actions: int | None = None,
+    scale: float = 255.0,
+    is_channels_first: bool = False,
+  ):
+    """Takes layers in order.
+
+    Args:
+      layers: convolutions, then dense layers.
+      num_actions: A; None is one output per action.
+      scale: what observations are divided by.
+      is_channels_first: whether the first dense layer's rows are ordered
+        channel, row, column, as in torch.
+
+    Raises:
+      DataError: if the layers do not follow one another, or the last one's
+        outputs cannot be shared out over the actions.
+    """
+    self._layers = list(layers)
+    self._scale = scale
+    self._is_channels_first = is_channels_first
+    num_outputs = len(layers[-1].bias)
+    self.num_actions = num_actions or num_outputs
+    if num_outputs % self.num_actions:
+      raise errors.DataError(
+        f'the network has {num_outputs} outputs, which is no multiple of '
+        f'{self.num_actions} actions.'
+      )
+    self.num_atoms = num_outputs // self.num_actions
+    for before, after in itertools.pairwise(layers):
+      units = len(before.bias)
+      fits = after.kernel.shape[-2] == units
+      if before.kernel.ndim == 4 and after.kernel.ndim == 2:
+        fits = after.kernel.shape[0] % units == 0
+      if not fits or after.kernel.ndim > before.kernel.ndim:
+        raise errors.DataError(
+          f'{after.name} {list(after.kernel.shape)} does not follow '
+          f'{before.name} {list(before.kernel.shape)}.'
+        )
+
+  def outputs(self, states: Array) -> tuple[Array, Array]:
+    """Returns Q-values, float32 [n, A] (means over K), and features [n, D].
+
+    Args:
+      states: [n, height, width, channels], or [n, d] of a network without
+        convolutions.
+
+    Raises:
+      DataError: if the network is of other observations.
+    """
+    parts = [
+      self._forward(states[start : start + _CHUNK])
+      for start in range(0, len(states), _CHUNK)
+    ]
+    q_values, features = zip(*parts, strict=True)
+    return np.concatenate(q_values), np.concatenate(features)
+
+  def _forward(self, states: Array) -> tuple[Array, Array]:
+    x = states.astype(np.float32) / np.float32(self._scale)
+    convolutions = [layer for layer in self._layers if layer.kernel.ndim == 4]
+    if convolutions:
+      padding = self._padding(convolutions, x.shape)
+      for layer in convolutions:
+        x = np.maximum(_convolve(x, layer.kernel, padding) + layer.bias, 0)
+      if self._is_channels_first:
+        x = x.transpose(0, 3, 1, 2)
+    x = x.reshape(len(x), -1)
+    *hidden, last = self._layers[len(convolutions) :]
+    for layer in hidden:
+      x = np.maximum(x @ layer.kernel + layer.bias, 0)
+    atoms = (x @ last.kernel + last.bias).reshape(len(x), self.num_actions, -1)
+    return atoms.mean(axis=2), x
+
+  def _padding(self, convolutions: Sequence[Layer], shape: Any) -> bool:
+    """Returns whether edges are padded; raises DataError if neither fits."""
+    dense = self._layers[len(convolutions)]
+    for is_padded in (True, False):
+      sides = list(shape[1:3])
+      for layer in convolutions:
+        size = layer.kernel.shape[0]
+        missing = 0 if is_padded else size - 1
+        sides = [
+          -(-(side - missing) // _STRIDES.get(size, 1)) for side in sides
+        ]
+      filters = len(convolutions[-1].bias)
+      if (
+        math.prod(sides) * filters == dense.kernel.shape[0]
+        and convolutions[0].kernel.shape[2] == shape[3]
+      ):
+        return is_padded
+    raise errors.DataError(
+      f'the network is not of observations {list(shape[1:])}: {dense.name} has '
+      f'{dense.kernel.shape[0]} inputs, {convolutions[0].name} '
+      f'{convolutions[0].kernel.shape[2]} channels.'
+    )
+
+
+def _convolve(x: Array, kernel: Array, is_padded: bool) -> Array:
+  size, stride = kernel.shape[0], _STRIDES.get(kernel.shape[0], 1)
+  if is_padded:  # As TensorFlow pads: the odd row goes to the end.
+    pads = [(0, 0)]
+    for side in x.shape[1:3]:
+      total = max((-(-side // stride) - 1) * stride + size - side, 0)
+      pads.append((total // 2, total - total // 2))
+    x = np.pad(x, [*pads, (0, 0)])
+  windows: Array = np.lib.stride_tricks.sliding_window_view(
+    x,
+    (size, size),
+    axis=(1, 2),  # type: ignore[call-overload]
+  )
+  return np.tensordot(
+    windows[:, ::stride, ::stride], kernel, axes=([4, 5, 3], [0, 1, 2])
+  )
+
+
+def read(
+  path: pathlib.Path,
+  num_actions: int | None = None,
+  names: Sequence[str] = (),
+  scale: float = 255.0,
+) -> ForeignNetwork:
+  """Returns the network in a file.
+
+  Args:
+    path: of the file.
+    num_actions: A, where the last layer has K outputs per action.
+    names: of the layers, in order, without `.weight` and `.bias`, where a
+      safetensors file or a state dict holds more than one network.
+    scale: what observations are divided by.
+
+  Raises:
+    DataError: if the file is of another kind, damaged, holds code, or its
+      network has other layers.
+  """
+  try:
+    with path.open('rb') as file:
+      beginning = file.read(9)
+    if beginning.startswith(b'PK'):
+      weights, is_torch = _torch_weights(path), True
+    elif beginning[8:9] == b'{':
+      weights, is_torch = _safetensors(path), True
+    elif beginning.startswith(b'\x80'):
+      weights, is_torch = _jax_weights(path), False
+    else:
+      raise errors.DataError(
+        f'{path} is no file of torch.save, safetensors or Dopamine (JAX).'
+      )
+  except errors.DataError:
+    raise
+  except OSError as error:
+    raise errors.DataError(f'{path}: {error.strerror}.') from error
+  except Exception as error:  # A damaged pickle raises what it likes.
+    raise errors.DataError(
+      f'{path} cannot be read: {errors.one_line(error)}'
+    ) from error
+  try:
+    layers = list(_layers(weights, names, is_torch))
+    if not layers:
+      raise errors.DataError('it has no layer with a weight and a bias.')
+    return ForeignNetwork(layers, num_actions, scale, is_torch)
+  except errors.DataError as error:
+    raise errors.DataError(f'{path}: {error}') from error
+
+
+def _layers(
+  weights: Mapping[str, Array], names: Sequence[str], is_torch: bool
+) -> Iterator[Layer]:
+  weight = 'weight' if is_torch else 'kernel'
+  for name in names or [
+    key.rpartition('.')[0] for key in weights if key.endswith(f'.{weight}')
+  ]:
+    missing = [
+      f'{name}.{part}'
+      for part in (weight, 'bias')
+      if f'{name}.{part}' not in weights
+    ]
+    if missing:
+      raise errors.DataError(
+        f'there is no {missing[0]}; there are {", ".join(list(weights)[:8])}.'
+      )
+    kernel, bias = weights[f'{name}.{weight}'], weights[f'{name}.bias']
+    if kernel.ndim not in (2, 4) or bias.ndim != 1:
+      raise errors.DataError(
+        f'{name} is no convolution and no dense layer: {list(kernel.shape)}.'
+      )
+    if is_torch:  # [out, in] and [out, in, h, w] there.
+      kernel = kernel.T if kernel.ndim == 2 else kernel.transpose(2, 3, 1, 0)
+    yield Layer(
+      name, np.asarray(kernel, np.float32), np.asarray(bias, np.float32)
+    )
+
+
+class _Opaque:
+  """Stands for an object whose class is not known here; holds nothing."""
+
+  def __init__(self, *_: Any, **__: Any):
+    """Takes and forgets what a pickle builds it with."""
+
+  def __setstate__(self, _: Any) -> None:
+    """Likewise."""
+
+
+def _empty_array(*_: Any) -> Array:
+  """Returns what a pickle begins an array with, whatever it asks for."""
+  return np.ndarray((0,), 'b')
+
+
+def _jax_array(_: Any, __: Any, state: Any, ___: Any) -> Array:
+  """Returns a JAX array, whose `state` is that of a NumPy array."""
+  array = _empty_array()
+  array.__setstate__(state)
+  return array
+
+
+def _torch_tensor(
+  storage: Array, offset: int, shape: Any, strides: Any, *_: Any
+) -> Array:
+  last = offset + sum(
+    (n - 1) * stride for n, stride in zip(shape, strides, strict=True)
+  )
+  if min(offset, *shape, *strides, 0) < 0 or last >= len(storage):
+    return _refuse('a tensor that is larger than its storage')
+  size = storage.itemsize
+  return np.lib.stride_tricks.as_strided(
+    storage[offset:], shape, [stride * size for stride in strides]
+  ).copy()
+
+
+def _refuse(what: str) -> Any:
+  raise pickle.UnpicklingError(f'it holds {what}.')
+
+
+class _Unpickler(pickle.Unpickler):
+  """Knows arrays, plain values and ordered dicts; executes nothing else.
+
+  Raises UnpicklingError at a name outside the libraries whose objects such
+  files hold beside the weights.
+  """
+
+  _KNOWN: Mapping[tuple[str, str], Any] = {
+    ('collections', 'OrderedDict'): collections.OrderedDict,
+    ('flax.core.frozen_dict', 'FrozenDict'): dict,
+    ('jax._src.array', '_reconstruct_array'): _jax_array,
+    ('numpy', 'dtype'): np.dtype,
+    ('numpy.core.multiarray', '_reconstruct'): _empty_array,
+    ('numpy._core.multiarray', '_reconstruct'): _empty_array,
+    ('torch._utils', '_rebuild_tensor_v2'): _torch_tensor,
+  }
+  _OPAQUE = ('optax', 'jax', 'flax', 'torch', 'numpy')
+
+  def __init__(
+    self, file: Any, storage: Callable[[str, str], Array] | None = None
+  ):
+    """Reads a file, whose torch storages come from a function of their own."""
+    super().__init__(file)
+    self._storage = storage
+
+  def find_class(self, module: str, name: str) -> Any:
+    """Returns what a name stands for; see the class."""
+    if (module, name) in self._KNOWN:
+      return self._KNOWN[module, name]
+    if module == 'torch' and name in _TORCH_DTYPES:
+      return name
+    if module.partition('.')[0] in self._OPAQUE:
+      return _Opaque
+    return _refuse(f'{module}.{name}, which is refused')
+
+  def persistent_load(self, pid: Any) -> Any:
+    """Returns a storage of a torch file."""
+    kind, dtype, key, *_ = pid
+    if kind != 'storage' or self._storage is None:
+      return _refuse(f'a persistent {kind!r}')
+    return self._storage(dtype, str(key))
+
+
+def _torch_weights(path: pathlib.Path) -> dict[str, Array]:
+  with zipfile.ZipFile(path) as archive:
+    (name,) = [n for n in archive.namelist() if n.endswith('/data.pkl')]
+    folder = name.removesuffix('data.pkl')
+
+    def storage(dtype: str, key: str) -> Array:
+      return np.frombuffer(
+        archive.read(f'{folder}data/{key}'), _TORCH_DTYPES[dtype]
+      )
+
+    content = _Unpickler(io.BytesIO(archive.read(name)), storage).load()
+  # d3rlpy has the Q-functions of its ensemble beside targets and optimisers.
+  content = content.get('q_funcs', content)
+  members = {key.partition('.')[0] for key in content}
+  if '0' in members and all(member.isdigit() for member in members):
+    content = {k: v for k, v in content.items() if k.startswith('0.')}
+  return {k: v for k, v in content.items() if isinstance(v, np.ndarray)}
+
+
+def _safetensors(path: pathlib.Path) -> dict[str, Array]:
+  content = path.read_bytes()
+  (length,) = struct.unpack('<Q', content[:8])
+  if length > min(len(content) - 8, _MAX_HEADER_BYTES):
+    raise errors.DataError(f'{path} is cut.')
+  header = json.loads(content[8 : 8 + length])
+  weights = {}
+  for name, entry in header.items():
+    if name != '__metadata__' and entry['dtype'] in _SAFETENSORS_DTYPES:
+      start, end = entry['data_offsets']
+      weights[name] = np.frombuffer(
+        content[8 + length + start : 8 + length + end],
+        _SAFETENSORS_DTYPES[entry['dtype']],
+      ).reshape(entry['shape'])
+  return weights
+
+
+def _jax_weights(path: pathlib.Path) -> dict[str, Array]:
+  with path.open('rb') as file:
+    content = _Unpickler(file).load()
+  if not isinstance(content, dict) or 'online_params' not in content:
+    raise errors.DataError(f'{path} has no online_params.')
+  parameters = content['online_params']
+  layers = parameters.get('params', parameters)
+  kinds = {'Conv': 0, 'Dense': 1}
+
+  def order(name: str) -> tuple[int, int]:
+    kind, _, number = name.partition('_')
+    if kind not in kinds or not number.isdigit():
+      raise errors.DataError(f'{path} has a layer {name}, which is not known.')
+    return kinds[kind], int(number)
+
+  return {
+    f'{name}.{part}': layers[name][part]
+    for name in sorted(layers, key=order)
+    for part in ('kernel', 'bias')
+  }
