@@ -56,6 +56,7 @@ ALLOWED_REFERENCES = frozenset(
     # Continuous control.
     *('ContinuousRunner', 'ControlData', 'OnlineSac', 'collect_control'),
     *('DR3BracAgent', 'DR3CqlSacAgent', 'create_brac_agent'),
+    *('ImageData', 'create_cog_agent', 'collect_scripted'),
     'create_cql_agent',
     # Sweeps.
     *('Sweep', 'Retry', 'GcpBatch', 'Kubernetes', 'Slurm'),

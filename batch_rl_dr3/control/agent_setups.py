@@ -19,18 +19,18 @@ from batch_rl_dr3.control import brac_agent, cql_agent, critics, tasks
 class Spaces:
   """How many numbers an observation and an action, in [-1, 1], of a task have.
 
-  TF-Agents' specs are made of them.
+  TF-Agents' specs are made of them; of images, observation_size is the shape.
   """
 
-  observation_size: int
+  observation_size: int | tuple[int, ...]
   action_size: int
 
   @property
   def time_step_spec(self) -> Any:
     """TF-Agents' spec of what a policy sees."""
-    return ts.time_step_spec(
-      tensor_spec.TensorSpec([self.observation_size], tf.float32)
-    )
+    size = self.observation_size
+    shape = [size] if isinstance(size, int) else size
+    return ts.time_step_spec(tensor_spec.TensorSpec(shape, tf.float32))
 
   @property
   def action_spec(self) -> Any:
@@ -52,7 +52,7 @@ def build(create_agent: Callable[..., Any], task: tasks.Task, seed: int) -> Any:
     ConfigError: if a binding is wrong.
   """
   tf.keras.utils.set_random_seed(seed)
-  spaces = Spaces(task.observation_size, task.action_size)
+  spaces = Spaces(task.observation_shape, task.action_size)
   try:
     return create_agent(spaces=spaces, seed=seed)
   except (TypeError, ValueError) as error:
@@ -100,10 +100,10 @@ def adam(learning_rate: float) -> Any:
   return tf.keras.optimizers.legacy.Adam(learning_rate)
 
 
-def _arguments(
+def arguments(
   spaces: Spaces,
-  critic_layers: Sequence[int],
-  actor_layers: Sequence[int],
+  critic_network: Any,
+  actor_network: Any,
   learning_rates: Sequence[float],
 ) -> dict[str, Any]:
   """Returns what all agents take; rates are of critics, actor and alpha."""
@@ -111,8 +111,8 @@ def _arguments(
   return {
     'time_step_spec': spaces.time_step_spec,
     'action_spec': spaces.action_spec,
-    'critic_network': create_critic(spaces, critic_layers),
-    'actor_network': create_actor(spaces, actor_layers),
+    'critic_network': critic_network,
+    'actor_network': actor_network,
     'critic_optimizer': critic,
     'actor_optimizer': actor,
     'alpha_optimizer': alpha,
@@ -146,7 +146,12 @@ def create_cql_agent(
   """
   rates = (critic_learning_rate, actor_learning_rate, actor_learning_rate)
   return cql_agent.DR3CqlSacAgent(
-    **_arguments(spaces, critic_layers, actor_layers, rates),
+    **arguments(
+      spaces,
+      create_critic(spaces, critic_layers),
+      create_actor(spaces, actor_layers),
+      rates,
+    ),
     cql_alpha_learning_rate=critic_learning_rate,
     gamma=gamma,
     target_entropy=target_entropy_per_dimension * spaces.action_size,
@@ -175,7 +180,12 @@ def create_brac_agent(
   behaviour_network.create_variables()
   rates = (critic_learning_rate, actor_learning_rate, alpha_learning_rate)
   return brac_agent.DR3BracAgent(
-    **_arguments(spaces, critic_layers, actor_layers, rates),
+    **arguments(
+      spaces,
+      create_critic(spaces, critic_layers),
+      create_actor(spaces, actor_layers),
+      rates,
+    ),
     behaviour_network=behaviour_network,
     gamma=gamma,
     seed=seed,

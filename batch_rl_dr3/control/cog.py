@@ -1,18 +1,18 @@
 """COG's data: images and actions of robots, prior and task, in one store.
 
 Singh et al. 2020 (arXiv:2010.14500) released .npy files of pickled lists of
-trajectories. They are read once, into a folder of plain arrays that training
-samples from:
+trajectories. They are read once, into a folder of plain arrays:
 
   images.npy        uint8 [M, h, w, 3], the T + 1 images of each trajectory
   actions.npy       float32 [N, d], in [-1, 1]
   rewards.npy       float32 [N], 0 in prior data
   terminals.npy     float32 [N]
-  trajectories.npy  int64 [K, 3]: first image, first transition, length T
+  trajectories.npy  int64 [K, 3]: first image, first transition, length T;
+                    those of the prior data come first
   manifest.json     what it was made of, sizes and SHA-256 of the files
 
 A pickle can execute anything. These are read in a process of their own, by an
-unpickler that knows NumPy arrays, numbers, text, lists, tuples and dicts.
+unpickler that knows arrays and plain values alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,14 +48,7 @@ PRIOR, TASK = 'prior', 'task'
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-  """T steps of a robot.
-
-  Attributes:
-    images: uint8 [T + 1, h, w, 3].
-    actions: float32 [T, d].
-    rewards: float32 [T].
-    terminals: float32 [T].
-  """
+  """T steps of a robot, between T + 1 images."""
 
   images: npt.NDArray[np.uint8]
   actions: npt.NDArray[np.float32]
@@ -64,22 +57,15 @@ class Trajectory:
 
 
 class Writer:
-  """Writes a store, trajectory by trajectory, and names it when it is whole.
-
-  Images are appended to their file as they come; the rest is held.
-  """
+  """Writes a store, trajectory by trajectory; it appears when it is whole."""
 
   def __init__(self, folder: pathlib.Path, made_from: Mapping[str, Any]):
-    """Begins a store in a temporary folder beside `folder`.
-
-    Args:
-      folder: the store's; it must not exist.
-      made_from: what the manifest says of the sources.
+    """Begins a store; its manifest is to hold `made_from`, too.
 
     Raises:
-      WriteError: if the folder exists.
+      WriteError: if the folder exists and is not empty.
     """
-    if folder.exists():
+    if folder.exists() and any(folder.iterdir()):
       raise errors.WriteError(f'{folder} exists; give another --output_dir.')
     folder.parent.mkdir(parents=True, exist_ok=True)
     self._folder = folder
@@ -100,15 +86,14 @@ class Writer:
     self._num_transitions = 0
 
   def add(self, trajectory: Trajectory, part: str) -> None:
-    """Appends a trajectory.
-
-    Args:
-      trajectory: its steps.
-      part: PRIOR, whose rewards are set to 0, or TASK.
+    """Appends a trajectory of PRIOR, whose rewards are set to 0, or of TASK.
 
     Raises:
       DataError: if its images or actions have another shape than before.
+      ValueError: if prior data come after the task's.
     """
+    if part == PRIOR and TASK in self._parts:
+      raise ValueError('prior trajectories come before those of the task.')
     shape = trajectory.images.shape[1:]
     actions = self._columns['actions']
     if self._image_shape is None:
@@ -133,11 +118,7 @@ class Writer:
     self._num_transitions += length
 
   def close(self) -> dict[str, Any]:
-    """Ends the store and returns its manifest.
-
-    Raises:
-      DataError: if it holds no trajectory.
-    """
+    """Ends the store and returns its manifest; DataError if it is empty."""
     self._raw.close()
     if self._image_shape is None:
       raise errors.DataError('there is no trajectory to write.')
@@ -189,13 +170,52 @@ def _sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def is_store(folder: pathlib.Path) -> bool:
-  """Returns whether a folder is a store of this format."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Store:
+  """The arrays of a store by their files' names; images are memory-mapped."""
+
+  images: npt.NDArray[np.uint8]
+  actions: npt.NDArray[np.float32]
+  rewards: npt.NDArray[np.float32]
+  terminals: npt.NDArray[np.float32]
+  trajectories: npt.NDArray[np.int64]
+  manifest: dict[str, Any]
+
+  @property
+  def num_prior(self) -> int:
+    """How many of the trajectories, the first, are prior data."""
+    return int(self.manifest['num_prior_trajectories'])
+
+
+def read(folder: pathlib.Path) -> Store:
+  """Returns a store whose files are what its manifest says.
+
+  Raises:
+    DataError: if it is no store, is of another version, or is damaged.
+  """
   try:
     manifest = json.loads((folder / _MANIFEST).read_bytes())
-  except (OSError, ValueError):
-    return False
-  return isinstance(manifest, dict) and manifest.get('format') == FORMAT
+    version = (manifest['format'], manifest['version'])
+    expected = {name: manifest['files'][name]['sha256'] for name in _ARRAYS}
+    manifest['num_prior_trajectories'] += 0
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.DataError(
+      f'{folder} is no store of images: make one with `data convert --cog` or '
+      '`collect`.'
+    ) from error
+  if version != (FORMAT, _VERSION):
+    raise errors.DataError(
+      f'{folder} is {version[0]} {version[1]}, not {FORMAT} {_VERSION}.'
+    )
+  arrays: dict[str, Any] = {}
+  for name, sha256 in expected.items():
+    path = folder / name
+    if not path.is_file() or _sha256(path) != sha256:
+      raise errors.DataError(f'{path} is missing or damaged; make it anew.')
+    arrays[path.stem] = np.load(
+      path, 'r' if path.stem == 'images' else None, allow_pickle=False
+    )
+  return Store(**arrays, manifest=manifest)
 
 
 # Reading COG's pickles.
@@ -205,7 +225,7 @@ class _Unpickler(pickle.Unpickler):
   """Knows arrays and plain values; anything else is an error by its name."""
 
   def find_class(self, module: str, name: str) -> Any:
-    """Returns one of the few things that such a file names."""
+    """See pickle."""
     known = {
       ('multiarray', '_reconstruct'): _empty_array,
       ('multiarray', 'scalar'): _number,
@@ -244,8 +264,8 @@ def _bytes(text: str, encoding: str) -> bytes:
 def read_trajectories(path: pathlib.Path) -> Iterator[Trajectory]:
   """Yields the trajectories of one of COG's files.
 
-  Call it in a process of its own: a file that lies about its arrays can end
-  the process, if nothing else.
+  Call it in a process of its own, which a file that lies about its arrays can
+  end.
 
   Raises:
     DataError: if it is no such file, or holds anything else.

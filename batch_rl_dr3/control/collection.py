@@ -23,6 +23,7 @@ from batch_rl_dr3.control import (
   data,
   data_files,
   environments,
+  manipulation,
   tasks,
 )
 from batch_rl_dr3.control.environments import FloatArray
@@ -252,15 +253,24 @@ def collect_control(
       unknown.
     PreemptedError: if `should_stop` said so; nothing is written then.
   """
-  if kind not in ('random', 'policy', 'replay'):
+  kinds = {
+    **dict.fromkeys((tasks.D4RL, tasks.MINARI), ('random', 'policy', 'replay')),
+    tasks.COG: ('scripted',),
+  }
+  if layout not in kinds:
     raise errors.ConfigError(
-      f"collect_control.kind is 'random', 'policy' or 'replay', not {kind!r}."
+      f"collect_control.layout is 'd4rl', 'minari' or 'cog', not {layout!r}."
     )
-  if layout not in (tasks.D4RL, tasks.MINARI):
+  if kind not in kinds[layout]:
     raise errors.ConfigError(
-      f"collect_control.layout is 'd4rl' or 'minari', not {layout!r}."
+      f'collect_control.kind is {" or ".join(map(repr, kinds[layout]))} with '
+      f'layout {layout!r}, not {kind!r}.'
     )
   task = tasks.find(game, layout)
+  if layout == tasks.COG:
+    return manipulation.collect_scripted(
+      pathlib.Path(folder), task, seed, num_rows, should_stop, on_progress
+    )
   environment = environments.make(task)
   tf.keras.utils.set_random_seed(seed)
   rng = np.random.default_rng(seed)

@@ -230,7 +230,7 @@ def _values_of_samples(
 ) -> tf.Tensor:
   """Returns Q, float32 [B, N], of actions [B, N, d] at observations [B, o]."""
   num_samples = actions.shape[1]
-  repeated = tf.repeat(observations, num_samples, axis=0)
+  codes = tf.repeat(critic.encode(observations), num_samples, axis=0)
   flat = tf.reshape(actions, (-1, actions.shape[-1]))
-  values, _ = critic((repeated, flat), training=False)
+  values = critic.values(critic.join(codes, flat))
   return tf.reshape(values, (-1, num_samples))

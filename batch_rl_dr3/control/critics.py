@@ -94,14 +94,24 @@ class FeatureCriticNetwork(critic_network.CriticNetwork):
 
   def features(self, inputs: Any, training: bool = False) -> tf.Tensor:
     """Returns phi(s, a), float32 [B, D], for inputs (s, a)."""
-    observations, actions = (
-      tf.cast(tf.nest.flatten(part)[0], tf.float32) for part in inputs
-    )
+    observations, actions = inputs
+    return self.join(self.encode(observations, training), actions, training)
+
+  def encode(self, observations: Any, training: bool = False) -> tf.Tensor:
+    """Returns what the actions are joined to, float32 [B, k]."""
+    codes = tf.cast(tf.nest.flatten(observations)[0], tf.float32)
     for layer in self._observation_layers:
-      observations = layer(observations, training=training)
+      codes = layer(codes, training=training)
+    return codes
+
+  def join(
+    self, codes: tf.Tensor, actions: Any, training: bool = False
+  ) -> tf.Tensor:
+    """Returns phi of what `encode` returned and of actions, float32 [B, D]."""
+    actions = tf.cast(tf.nest.flatten(actions)[0], tf.float32)
     for layer in self._action_layers:
       actions = layer(actions, training=training)
-    joint = tf.concat([observations, actions], 1)
+    joint = tf.concat([codes, actions], 1)
     for layer in self._joint_layers[:-1]:
       joint = layer(joint, training=training)
     return joint

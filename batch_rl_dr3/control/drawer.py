@@ -150,9 +150,8 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     """Creates the scene.
 
     Args:
-      start: how an episode begins: 'closed', 'blocked' (closed, and a block
-        before the drawer), 'open', or 'aside' (closed, the block out of the
-        way).
+      start: of an episode: 'closed', 'blocked' (closed, and a block before the
+        drawer), 'open', or 'aside' (closed, the block out of the way).
       render_mode: None or 'rgb_array'.
 
     Raises:
@@ -405,12 +404,12 @@ def scripted_actions(
   env: DrawerEnv,
   names: Sequence[str],
   random: np.random.Generator,
-  noise: float = 0.05,
+  noise: float = 0.1,
 ) -> Iterator[FloatArray]:
   """Yields the actions of scripts, one after another, then those of rest.
 
   Args:
-    env: the environment that they are played in, read at every step.
+    env: where they are played, read at every step.
     names: of SCRIPTS.
     random: draws the noise.
     noise: standard deviation of what is added to the movement.
@@ -437,7 +436,8 @@ def _action(
 ) -> FloatArray:
   noisy = movement + noise * random.standard_normal(3)
   grip = (1.0 if is_closed else -1.0) * random.uniform(0.5, 1.0)
-  return np.clip([*noisy, grip], -1.0, 1.0).astype(np.float32)
+  # As COG's collector: a policy's tanh cannot reach 1.
+  return np.clip([*noisy, grip], -0.9, 0.9).astype(np.float32)
 
 
 for _name, _start, _num_steps in (

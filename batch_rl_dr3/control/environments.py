@@ -43,6 +43,10 @@ def make(task: tasks.Task, render_mode: str | None = None) -> Any:
       simulators are not installed.
   """
   tasks.check_scorable(task)
+  if task.layout == tasks.COG:
+    from batch_rl_dr3.control import manipulation
+
+    return manipulation.make(task, render_mode)
   with warnings.catch_warnings():
     # gymnasium: that v4 is not its newest. It is the one the data are of.
     warnings.simplefilter('ignore')

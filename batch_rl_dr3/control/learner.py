@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from batch_rl_dr3.analysis import feature_measures
 from batch_rl_dr3.config import errors, frameworks
-from batch_rl_dr3.control import agent_setups, critics, data_files
+from batch_rl_dr3.control import agent_setups, critics, data_files, images
 from batch_rl_dr3.control import data as data_lib
 
 # Keeps the batches apart from what the agents sample.
@@ -78,7 +78,7 @@ class ControlLearner(_Saved):
   def __init__(
     self,
     agent: Any,
-    data: data_files.Transitions,
+    data: data_files.Transitions | images.ImageTransitions,
     batch_size: int,
     seed: int,
     num_metric_batches: int,
@@ -98,7 +98,12 @@ class ControlLearner(_Saved):
     agent.initialize()
     super().__init__('agent', agent=agent)
     self.agent = agent
-    self._columns = [tf.constant(column) for column in data.columns]
+    self._lookup: Callable[[Any, Any], list[tf.Tensor]]
+    if isinstance(data, images.ImageTransitions):
+      self._lookup = data.gather
+    else:
+      columns = [tf.constant(column) for column in data.columns]
+      self._lookup = lambda rows, _: [tf.gather(c, rows) for c in columns]
     self._num_rows = len(data)
     self._batch_size = batch_size
     self._seed = seed
@@ -120,8 +125,10 @@ class ControlLearner(_Saved):
     """Returns how many gradient steps the weights have had."""
     return int(self.agent.train_step_counter)
 
-  def _gather(self, rows: npt.NDArray[np.int64] | tf.Tensor) -> Any:
-    return data_lib.transition([tf.gather(c, rows) for c in self._columns])
+  def _gather(
+    self, rows: npt.NDArray[np.int64] | tf.Tensor, seed: tf.Tensor | None = None
+  ) -> Any:
+    return data_lib.transition(self._lookup(rows, seed))
 
   def draw(self, step: tf.Tensor) -> Any:
     """Returns the batch of a gradient step, int64 scalar."""
@@ -131,7 +138,8 @@ class ControlLearner(_Saved):
     return self._gather(
       tf.random.stateless_uniform(
         [self._batch_size], seed, maxval=self._num_rows, dtype=tf.int64
-      )
+      ),
+      seed,
     )
 
   def _train_steps(self, num_steps: tf.Tensor) -> tf.Tensor:

@@ -25,6 +25,7 @@ from batch_rl_dr3.config import errors
 
 D4RL = 'd4rl'
 MINARI = 'minari'
+COG = 'cog'
 
 # What x and y of the ant and its goal stay below in D4RL's own mazes.
 D4RL_MAZES = {
@@ -80,7 +81,7 @@ class Task:
   Attributes:
     game: its name, such as hopper or antmaze-medium-diverse.
     layout: D4RL or MINARI, whose data.
-    observation_size: numbers in an observation.
+    observation_size: numbers in an observation, 0 of an image.
     action_size: numbers in an action.
     environment: gymnasium's id of what the data can be scored in, None if
       there is none.
@@ -94,6 +95,7 @@ class Task:
     num_positions: the leading numbers of an observation that are a place or
       an angle, and so change little in a step.
     max_episode_steps: of the game's time limit, None if data may exceed it.
+    image_shape: height, width and channels, where it is seen by a camera.
   """
 
   game: str
@@ -109,6 +111,17 @@ class Task:
   kitchen_tasks: tuple[str, ...] = ()
   num_positions: int = 2
   max_episode_steps: int | None = 1000
+  image_shape: tuple[int, int, int] | None = None
+
+  @property
+  def observation_shape(self) -> tuple[int, ...]:
+    """The shape of an observation."""
+    return self.image_shape or (self.observation_size,)
+
+  @property
+  def suite(self) -> str:
+    """The suite of the game."""
+    return COG if self.layout == COG else D4RL
 
   def normalised(self, episode_return: float) -> float | None:
     """Returns D4RL's normalised score in percent; None without a scale."""
@@ -116,6 +129,11 @@ class Task:
       return None
     low, high = self.scale
     return 100.0 * (episode_return - low) / (high - low)
+
+  @property
+  def max_lanes(self) -> int:
+    """How many can be played in a process: roboverse has one simulation."""
+    return 1 if str(self.environment).startswith('Widow250') else 1_000
 
 
 # d4rl/infos.py, REF_MIN_SCORE and REF_MAX_SCORE: the returns of a random and
@@ -135,6 +153,19 @@ _KITCHEN_TASKS = {
   'complete': ('microwave', 'kettle', 'light switch', 'slide cabinet'),
   'partial': ('microwave', 'kettle', 'light switch', 'slide cabinet'),
   'mixed': ('microwave', 'kettle', 'bottom burner', 'light switch'),
+}
+# COG's, in roboverse, and those of `drawer`: numbers in an action, and steps.
+_COGS = {
+  'widow250-pick-tray': ('Widow250PickTray-v0', 8, 40),
+  'widow250-open-grasp': ('Widow250DoubleDrawerOpenGraspNeutral-v0', 8, 50),
+  'widow250-close-open-grasp': (
+    *('Widow250DoubleDrawerCloseOpenGraspNeutral-v0', 8, 80),
+  ),
+  'widow250-pick-place-open-grasp': (
+    *('Widow250DoubleDrawerPickPlaceOpenGraspNeutral-v0', 8, 80),
+  ),
+  'drawer-open-grasp': ('batch_rl_dr3/DrawerOpenGrasp-v0', 4, 50),
+  'drawer-blocked-grasp': ('batch_rl_dr3/DrawerBlockedGrasp-v0', 4, 80),
 }
 
 
@@ -169,10 +200,17 @@ def _all() -> Iterator[Task]:
       *(game, MINARI, 59, 9, 'FrankaKitchen-v1', '', scale),
       kitchen_tasks=kitchen_tasks,
     )
+  for game, (environment, actions, num_steps) in _COGS.items():
+    yield Task(
+      *(game, COG, 0, actions, environment, '', (0.0, 1.0)),
+      max_episode_steps=num_steps,
+      image_shape=(48, 48, 3),
+    )
 
 
 TASKS = {(task.game, task.layout): task for task in _all()}
-GAMES = tuple(sorted({game for game, _ in TASKS}))
+# Those of D4RL and Minari.
+GAMES = tuple(sorted({game for game, layout in TASKS if layout != COG}))
 
 
 def find(game: str, layout: str) -> Task:
@@ -182,8 +220,9 @@ def find(game: str, layout: str) -> Task:
     ConfigError: if there is no such game.
   """
   if (game, layout) not in TASKS:
+    games = sorted(name for name, other in TASKS if other == layout)
     raise errors.ConfigError(
-      f'no game {game!r}; choose one of {", ".join(GAMES)}.'
+      f'no game {game!r}; choose one of {", ".join(games)}.'
     )
   return TASKS[game, layout]
 

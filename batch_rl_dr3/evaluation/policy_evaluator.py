@@ -15,7 +15,6 @@ from batch_rl_dr3.evaluation import pool, video
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import run_tables
 
-SUITE = 'd4rl'
 # What a run that was trained without evaluation is played for.
 _NUM_EPISODES = 10
 
@@ -60,7 +59,8 @@ class PolicyEvaluator:
     self._task = task
     self._num_episodes = num_episodes
     self._environments = [
-      environments.make(task) for _ in range(min(num_lanes, num_episodes))
+      environments.make(task)
+      for _ in range(min(num_lanes, num_episodes, task.max_lanes))
     ]
     agent = agent_setups.build(create_agent, task, seed=0)
     agent.initialize()
@@ -71,7 +71,7 @@ class PolicyEvaluator:
       ).action.mode()
     )
     self.identity = play.GameIdentity(
-      SUITE, task.game, None, protocol(task, num_episodes)
+      task.suite, task.game, None, protocol(task, num_episodes)
     )
 
   def evaluate(  # noqa: D102

@@ -8,6 +8,7 @@ _NAMES = {
   'cql': 'CQL',
   'dqn_cql': 'CQL on DQN',
   'brac': 'BRAC',
+  'cog': 'COG',
   # Variants of the paper's studies.
   'regression': 'Regression on returns',
   'sarsa': 'Offline SARSA',

@@ -15,6 +15,7 @@ import tensorflow as tf
 from batch_rl_dr3.config import errors, own_code, progress, ranges, signals
 from batch_rl_dr3.control import (
   agent_setups,
+  cog_agent,  # noqa: F401
   environments,
   learner,
   tasks,
@@ -144,7 +145,7 @@ class ContinuousRunner:
     )
     self._provenance = {
       'method': method,
-      'suite': policy_evaluator.SUITE,
+      'suite': self._task.suite,
       'game': game,
       'dataset': dataset,
       'run': None,

@@ -60,7 +60,7 @@ def test_files_of_cog_become_one_store(save, tmp_path):
   assert np.load(folder / 'terminals.npy').nonzero()[0].tolist() == [4, 11, 15]
   actions = np.load(folder / 'actions.npy')
   np.testing.assert_array_equal(actions[5:12], np.float32(prior[1]['actions']))
-  assert cog.is_store(folder)
+  assert cog.read(folder).num_prior == 2
   assert json.loads((folder / 'manifest.json').read_text()) == manifest
 
 
@@ -191,4 +191,4 @@ def test_the_command_converts(save, tmp_path):
   )
   assert (done.returncode, done.stderr) == (0, '')
   assert '2 trajectories, 1 of them prior data, 5 transitions' in done.stdout
-  assert cog.is_store(folder)
+  assert cog.read(folder).num_prior == 1

@@ -8,9 +8,11 @@ import pytest
 from batch_rl_dr3.config import cli, frameworks, gin_files
 from batch_rl_dr3.control import (
   agent_setups,
+  cog_agent,
   collection,  # noqa: F401
   tasks,
 )
+from batch_rl_dr3.sweeping import grid
 from batch_rl_dr3.training import control as runner  # noqa: F401
 
 FOLDER = gin_files.shipped_configs() / 'd4rl'
@@ -92,3 +94,40 @@ def test_dispatch_follows_includes():
     assert not frameworks.is_continuous(cli.gin_text([name], []))
   text = cli.gin_text(['minatar/rem.gin'], ['ContinuousRunner.game = "hopper"'])
   assert frameworks.is_continuous(text)
+
+
+@pytest.mark.parametrize('method', ['cog', 'cog_dr3'])
+@pytest.mark.parametrize('size', [[], ['cog/small.gin']])
+def test_cogs_files_build_their_agents(method, size):
+  cli.load_gin([f'cog/{method}.gin', *size], [])
+  text = (FOLDER.parent / f'cog/{method}.gin').read_text()
+  for part in ('Command:', 'Expected:', 'Time:', f'{method}.gin'):
+    assert part in text
+  assert gin.query_parameter('ContinuousRunner.method') == method
+  agent = cog_agent.create_cog_agent(
+    spaces=agent_setups.Spaces((48, 48, 3), 8), seed=0
+  )
+  assert [p.coefficient for p in agent.penalties] == (
+    [0.001] if method == 'cog_dr3' else []
+  )
+  num_weights = agent.critics[0].count_params()
+  assert (num_weights == 3_029_985) == (not size)
+
+
+def test_the_drawers_play_is_collected():
+  cli.load_gin(['cog/collect_drawer.gin'], ['collect_scripted.noise = 0.2'])
+  game = gin.query_parameter('collect_control.game')
+  assert tasks.find(game, tasks.COG).suite == 'cog'
+
+
+def test_the_sweeps_bind_games_data_and_methods():
+  for name, number in (('cog_figure3', 48), ('cog_smoke', 12)):
+    gin.clear_config()
+    cli.load_gin([f'sweeps/{name}.gin'], [])
+    runs = grid.Sweep().runs()
+    assert len(runs) == number
+    for run in runs:
+      share = {'5pct': 0.05, '25pct': 0.25}[run.dataset]
+      assert run.bound['ImageData.fraction'] == share
+      assert run.bound['ImageData.fraction_seed'] == run.seed
+      tasks.find(run.bound['ContinuousRunner.game'], tasks.COG)
