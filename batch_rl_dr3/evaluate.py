@@ -51,14 +51,9 @@ FLAGS = flags.FLAGS
 _WORKER_BYTES = 1_500_000_000
 _POLL_SECONDS = 0.5
 # Flags for another program's checkpoints alone.
-_FOREIGN_FLAGS = [
-  'gin_files',
-  'gin_bindings',
-  'output_dir',
-  'method',
-  'atoms',
-  'support',
-]
+_FOREIGN_FLAGS = (
+  *('gin_files', 'gin_bindings', 'output_dir', 'method', 'atoms', 'support'),
+)
 
 
 def define_flags() -> None:
@@ -126,12 +121,7 @@ def evaluate(
 ) -> None:
   """Plays every checkpoint that has no scores yet.
 
-  Args:
-    targets: each returns whose checkpoints are to be played.
-    which: 'all', or 'last' of each.
-    num_workers: processes; 0 chooses by cores and memory.
-    video: whether a video of each is written, where there is none.
-    cache_dir: where what lives in a bucket is worked on.
+  The targets are opened here, by calls; the rest are the command's flags.
 
   Raises:
     BatchRLError: the first that went wrong, after everything else has been

@@ -36,13 +36,9 @@ if _found_version != _TESTED_VERSION:
     'pip install -r requirements.txt.'
   )
 
-for _name in (
-  'baselines',
-  'baselines.common',
-  'baselines.common.atari_wrappers',
-):
-  if _name not in sys.modules:
-    sys.modules[_name] = types.ModuleType(_name)
+for _part in ('', '.common', '.common.atari_wrappers'):
+  _name = f'baselines{_part}'
+  sys.modules.setdefault(_name, types.ModuleType(_name))
 sys.modules['baselines.common'].atari_wrappers = (  # type: ignore[attr-defined]
   sys.modules['baselines.common.atari_wrappers']
 )

@@ -114,18 +114,23 @@ def shipped_configs() -> pathlib.Path:
   return installed if installed.is_dir() else package.parent / 'gin_configs'
 
 
-def find(name: str) -> str:
+def find(name: str, place: str = '') -> str:
   """Returns the path of a gin file, named by it or as a shipped file.
+
+  The place is that of the statement which includes it, if one does.
 
   Raises:
     ConfigError: if there is none.
   """
-  bare = name.removeprefix('gin_configs/')
+  bare = name if place else name.removeprefix('gin_configs/')
   for candidate in (pathlib.Path(name), shipped_configs() / bare):
     if candidate.is_file():
       return str(candidate)
+  missing = f'no gin file {name!r}'
+  if place:
+    missing = f'{place}: there is no file {name!r} to include'
   raise errors.ConfigError(
-    f'no gin file {name!r}, neither as a path nor among the shipped ones in '
+    f'{missing}, neither as a path nor among the shipped ones in '
     f'{shipped_configs()}.'
   )
 
@@ -196,8 +201,8 @@ def statements_of_text(
         return
       place = f'{origin}:{statement.location.line_num}'
       if isinstance(statement, config_parser.IncludeStatement):
-        found = _find_included(statement.filename, place)
-        yield from statements_of_file(found, _including)
+        found = find(statement.filename, place)
+        yield from statements_of_file(pathlib.Path(found), _including)
       else:
         yield place, statement, tuple(names.references)
   except errors.ConfigError:
@@ -212,16 +217,6 @@ def statements_of_text(
     raise errors.ConfigError(
       f'{origin}:{line}: no gin: {" ".join(message.split())}'
     ) from error
-
-
-def _find_included(name: str, place: str) -> pathlib.Path:
-  for path in (pathlib.Path(name), shipped_configs() / name):
-    if path.is_file():
-      return path
-  raise errors.ConfigError(
-    f'{place}: there is no file {name!r} to include, neither as a path nor in '
-    f'{shipped_configs()}.'
-  )
 
 
 # Bindings.

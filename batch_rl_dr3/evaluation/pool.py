@@ -47,22 +47,14 @@ UNSTATED = Atoms()
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """What an evaluator is made from.
+  """What an evaluator is made from."""
 
-  Attributes:
-    config: gin text that names the game and the network.
-    protocol: how checkpoints are played, as provenance.json has it; None for
-      what the configuration says.
-    num_threads: CPU threads of one call of the network; 0 is one per core.
-    atoms: what another program's network puts out; None for this package's.
-    imports: code of the user's own that the configuration names.
-  """
-
-  config: str
+  config: str  # Gin text that names the game and the network.
+  # As provenance.json has it; None for what the configuration says.
   protocol: Mapping[str, Any] | None
-  num_threads: int = 0
-  atoms: Atoms | None = None
-  imports: tuple[own_code.OwnCode, ...] = ()
+  num_threads: int = 0  # Of one call of the network; 0 is one per core.
+  atoms: Atoms | None = None  # Of another program's network.
+  imports: tuple[own_code.OwnCode, ...] = ()  # What the configuration names.
 
 
 class Evaluator(Protocol):
@@ -165,11 +157,8 @@ class EvaluationPool:
   def __init__(self, num_workers: int, worker: str, niceness: int = 0):
     """Makes the pool; a process starts when there is a job for it.
 
-    Args:
-      num_workers: processes.
-      worker: the function that makes an `Evaluator` from a `Setup`, as
-        'module:function'.
-      niceness: by how much their priority is lowered.
+    The worker, 'module:function', makes an `Evaluator` from a `Setup`; their
+    priority is lowered by the niceness.
     """
     context = multiprocessing.get_context('spawn')
     self._num_played = context.Value('q', 0)

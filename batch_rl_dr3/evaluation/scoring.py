@@ -167,9 +167,8 @@ class AsyncEvaluations:
 class Scoring:
   """Has every checkpoint that ends an iteration played, once.
 
-  An evaluation is a function of the checkpoint and (seed, iteration). One that
-  was interrupted is played again from its beginning, which comes to the same,
-  bit for bit, and costs at most one evaluation.
+  One that was interrupted is played again from its beginning, which comes to
+  the same, bit for bit.
   """
 
   def __init__(
@@ -183,14 +182,9 @@ class Scoring:
   ):
     """Opens the run's scores.
 
-    Args:
-      home: of the run.
-      provenance: what the run is, as in provenance.json.
-      kept: the run's checkpoints.
-      evaluations: plays them; None where the run is never evaluated.
-      on_score: called with the mean return and the gradient steps.
-      normalised: makes a score in percent of a mean return, None of one that
-        is on no scale.
+    Without evaluations none is ever played. `on_score` is called with the mean
+    return and the gradient steps, and `normalised` makes of the return a score
+    in percent, or None if it is on no scale.
     """
     self._home = home
     self._provenance = provenance

@@ -50,28 +50,18 @@ _AMOUNTS = ('num_evaluation_agent_steps', 'num_evaluation_episodes')
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """The checkpoints of one run.
+  """The checkpoints of one run; see `pool.Setup` for what is not said here."""
 
-  Attributes:
-    source: the folder they were found by.
-    output_dir: the run directory that the scores go to, as a folder.
-    home: where that is: itself, or its URL.
-    config: gin text that names the game and the network.
-    protocol: see `pool.Setup`, as of `atoms` and `imports`.
-    provenance: what the run is. Of another program's, what the caller says;
-      the game's entries are added once it has been played.
-    checkpoints: by iteration.
-    is_run: whether it is a run directory of this package.
-  """
-
-  source: pathlib.Path
-  output_dir: pathlib.Path
-  home: str
+  source: pathlib.Path  # The folder they were found by.
+  output_dir: pathlib.Path  # The run directory that the scores go to.
+  home: str  # Where that is: itself, or its URL.
   config: str
   protocol: Mapping[str, Any] | None
+  # Of another program's run, what the caller says; the game's entries are added
+  # once it has been played.
   provenance: Mapping[str, Any]
-  checkpoints: Mapping[int, checkpoints.Checkpoint]
-  is_run: bool
+  checkpoints: Mapping[int, checkpoints.Checkpoint]  # By iteration.
+  is_run: bool  # Of this package.
   atoms: pool.Atoms | None = None
   imports: tuple[own_code.OwnCode, ...] = ()
 
@@ -83,9 +73,7 @@ class Target:
   def open_home(self, cache_dir: str, names: Collection[str]) -> home_lib.Home:
     """Returns the home of the scores, with what it takes to add to them.
 
-    Args:
-      cache_dir: where what lives in a bucket is worked on.
-      names: of the checkpoints that are to be played.
+    Of the checkpoints, that are those of these names.
     """
 
     def is_needed(name: str) -> bool:
@@ -112,8 +100,7 @@ def find(
 ) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
   """Returns the run directories, and the folders of other programs' files.
 
-  Args:
-    patterns: paths, or shell patterns in which ** stands for any folders.
+  In a pattern, ** stands for any folders.
 
   Raises:
     DataError: if a pattern finds neither.
@@ -154,11 +141,8 @@ def of_run(
 ) -> Target:
   """Returns the target that a run directory is.
 
-  Args:
-    folder: the run directory.
-    trust_gin: let its configuration execute what it likes.
-    home: where it is, if `folder` mirrors it.
-    imports: what --import names.
+  `home` is where it is, if the folder mirrors it; with `trust_gin` its
+  configuration may execute what it likes; `imports` is what --import names.
 
   Raises:
     ConfigError: if its configuration would execute foreign code, or it was
@@ -214,7 +198,7 @@ def of_folder(
     gradient_steps_per_iteration: between two of the checkpoints.
     home: where that is, if `output_dir` mirrors it.
     atoms: what the outputs per action are.
-    imports: what --import names.
+    imports: see `of_run`.
   """
   found = {
     int(match[1]): checkpoints.Checkpoint(
@@ -249,11 +233,6 @@ def write_provenance(
   check: atomic.Check = atomic.unchecked,
 ) -> dict[str, Any]:
   """Returns what a run is, and writes it down where it was not known yet.
-
-  Args:
-    target: whose checkpoint was played.
-    result: what came of it.
-    check: asked before anything is published.
 
   Raises:
     DataError: if the game is not the one that the run directory speaks of:
@@ -304,20 +283,15 @@ def _check_same_game(
 
 @dataclasses.dataclass(frozen=True)
 class RemainingEvaluation:
-  """One checkpoint to play, and whose it is.
-
-  Attributes:
-    num_agent_steps: of play; 0 where episodes are counted, or for a video.
-    home: where its scores go, locked; None before that.
-  """
+  """One checkpoint to play, and whose it is."""
 
   target: Target
   iteration: int
   checkpoint: checkpoints.Checkpoint
   with_scores: bool
   with_video: bool
-  num_agent_steps: int
-  home: home_lib.Home | None = None
+  num_agent_steps: int  # 0 where episodes are counted, or for a video alone.
+  home: home_lib.Home | None = None  # Where its scores go, once it is locked.
 
   def job(self, num_threads: int) -> pool.CheckpointJob:
     """Returns what a worker is to do.
@@ -328,14 +302,9 @@ class RemainingEvaluation:
     target = self.target
     if target.is_run:
       checkpoints.check_whole(self.checkpoint)
+    of_run = (target.config, target.protocol)
     return pool.CheckpointJob(
-      pool.Setup(
-        target.config,
-        target.protocol,
-        num_threads,
-        target.atoms,
-        target.imports,
-      ),
+      pool.Setup(*of_run, num_threads, target.atoms, target.imports),
       prefix=self.checkpoint.prefix,
       seed=play.evaluation_seed(target.provenance['seed'], self.iteration),
       with_scores=self.with_scores,
@@ -375,13 +344,9 @@ def remaining_evaluations(
   video: bool,
   home: home_lib.Home | None = None,
 ) -> list[RemainingEvaluation]:
-  """Returns what is left to do for one target.
+  """Returns what is left to do for 'all' checkpoints, or the 'last'.
 
-  Args:
-    target: the target.
-    which: 'all' checkpoints, or the 'last'.
-    video: whether a video of each is written, where there is none.
-    home: of the target, if it is locked.
+  A video of each is written if asked, where there is none.
 
   Raises:
     DataError: if there is no checkpoint yet, or the protocol is not whole.

@@ -1,9 +1,8 @@
 """Atari lanes, pixel for pixel those of Dopamine's `AtariPreprocessing`.
 
-The game and its settings are the ones bound on Dopamine's own factory,
-`atari_lib.create_atari_environment`, and on `AtariPreprocessing`: the factory
-is called once and what it returns is read. The lanes then run on ALE's vector
-environment, whose observations, rewards and terminals are the same.
+The settings are those bound on Dopamine's own factory and its
+`AtariPreprocessing`: the factory is called once and what it returns is read.
+The lanes then run on ALE's vector environment.
 
 Differences from Dopamine 4.1.2:
 

@@ -113,8 +113,7 @@ def collect(
     rows_per_file: 1,000,000 in the DQN Replay data.
     max_agent_steps_per_episode: the length at which one is cut off.
     should_stop: asked before every step.
-    on_progress: called after every step with the rows so far and the
-      unclipped returns of the episodes so far.
+    on_progress: called with the rows and the unclipped returns so far.
 
   Raises:
     ConfigError: if a binding cannot be used.

@@ -1,16 +1,13 @@
 """The rule of play: whole episodes in every lane until its share is used.
 
 Each lane obeys the rule of Dopamine's `Runner._run_one_phase` (Machado et al.,
-2018, arXiv:1709.06009): it plays whole episodes until its share of the agent
-steps is used, and always finishes the last one. To stop all lanes at a common
-step instead would drop the episodes still running, and so count too many
-short ones. With one lane the rule is Dopamine's own.
+2018, arXiv:1709.06009), which always finishes the last episode. To stop all
+lanes at a common step instead would count too many short episodes.
 
 Lanes are stepped in groups, so that the policy is evaluated on a batch, and
 every group is played by a thread of its own, so that one group's emulators
-run while the network looks at another's states. Which lanes share a group,
-and what happens in a lane, does not depend on time: the result is a function
-of the seed, the policy and the number of lanes.
+run while the network looks at another's states. The result is a function of
+the seed, the policy and the number of lanes, not of time.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,19 +34,11 @@ ProgressCallback = Callable[[int, int], object]
 @ranges.checked
 @dataclasses.dataclass(frozen=True)
 class PlayRule:
-  """How an evaluation is played.
+  """How an evaluation is played."""
 
-  Attributes:
-    num_agent_steps: the steps to share out over the lanes; each lane gets at
-      least one and finishes the episode in which it uses up its share.
-    epsilon: the probability of a uniformly random action.
-    max_agent_steps_per_episode: the length at which an episode is cut off;
-      27,000 agent steps are 30 minutes of Atari.
-  """
-
-  num_agent_steps: ranges.Count
-  epsilon: ranges.Share
-  max_agent_steps_per_episode: ranges.Count = 27_000
+  num_agent_steps: ranges.Count  # Shared out over the lanes.
+  epsilon: ranges.Share  # The probability of a uniformly random action.
+  max_agent_steps_per_episode: ranges.Count = 27_000  # 30 minutes of Atari.
 
   @classmethod
   def recorded(cls, protocol: Mapping[str, Any]) -> 'PlayRule':
@@ -101,23 +90,21 @@ def play(
 ) -> list[run_tables.Episode]:
   """Plays whole episodes until the agent steps of the rule are used.
 
+  They are ordered by lane and, within a lane, by time.
+
   Args:
     lanes: the games; they are restarted.
-    policy: maps states, zeros before an episode's first observation and the
-      newest last, to greedy actions. It must not keep or change its argument,
-      and is called from several threads at once.
+    policy: is called from several threads at once, and must not keep or
+      change the states; these hold zeros before an episode's beginning.
     rule: how long and how is played.
-    seed: a non-negative seed of the games and of the random actions.
+    seed: of the games and of the random actions, not negative.
     on_progress: called after every step of a group, by one thread at a time.
-    should_stop: asked before every step; once true, play stops.
-
-  Returns:
-    The episodes, ordered by lane and, within a lane, by time.
+    should_stop: asked before every step.
 
   Raises:
     ConfigError: if the seed is negative.
-    PreemptedError: if `should_stop` said so; nothing is returned then,
-      because a partial set of episodes favours the short ones.
+    PreemptedError: if `should_stop` said so: a part of the episodes would
+      favour the short ones.
   """
   if seed < 0:
     raise errors.ConfigError(f'seed is {seed}; it must be >= 0.')
@@ -172,11 +159,7 @@ class _Watch:
 
 
 class _Group:
-  """Some lanes that are stepped together.
-
-  Lanes that have used their share leave the arrays, so that neither the
-  emulators nor the network spend time on them.
-  """
+  """Lanes that are stepped together, until they have used their share."""
 
   def __init__(
     self,
