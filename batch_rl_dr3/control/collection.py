@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from tf_agents.agents.sac import sac_agent
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.control import (
   agent_setups,
   data,
@@ -32,73 +32,56 @@ DATA = 'data.hdf5'
 
 
 class Log:
-  """Transitions in the order of play."""
+  """One environment, played on and on, and every step of it in order.
 
-  def __init__(self) -> None:
-    self.columns: dict[str, list[Any]] = {
-      name: []
-      for name in (
-        'observations',
-        'actions',
-        'rewards',
-        'next_observations',
-        'terminals',
-        'timeouts',
-      )
-    }
-    self.returns: list[float] = []
+  Attributes:
+    columns: of the transitions, lists by name.
+    returns: of the episodes that ended.
+    observation: what is seen now, float32 [o].
+  """
 
-  def __len__(self) -> int:
-    return len(self.columns['rewards'])
-
-  def end(self) -> None:
-    """Counts the last row as one whose time ran out, unless it is the end."""
-    self.columns['timeouts'][-1] = not self.columns['terminals'][-1]
-
-  def arrays(self) -> dict[str, npt.NDArray[Any]]:
-    """Returns the columns as arrays, bool or float32 [N, ...]."""
-    return {
-      name: np.asarray(
-        values, bool if name in ('terminals', 'timeouts') else np.float32
-      )
-      for name, values in self.columns.items()
-    }
-
-
-class Player:
-  """One environment, played on and on, every step of it logged."""
-
-  def __init__(self, environment: Any, seed: int, log: Log):
-    """Starts the first episode.
-
-    Args:
-      environment: a gymnasium environment.
-      seed: fixes its episodes.
-      log: takes the steps.
-    """
+  def __init__(self, environment: Any, seed: int):
+    """Starts the first episode of a gymnasium environment."""
     self._environment = environment
-    self._log = log
+    names = (*data_files.COLUMNS, 'timeouts')
+    self.columns: dict[str, list[Any]] = {name: [] for name in names}
+    self.returns: list[float] = []
     observation, _ = environment.reset(seed=seed)
     self.observation = environments.flatten(observation)
     self._return = 0.0
+
+  def __len__(self) -> int:
+    return len(self.columns['rewards'])
 
   def step(self, action: FloatArray) -> None:
     """Plays one action, in [-1, 1], and logs what comes of it."""
     following, reward, terminated, truncated, _ = self._environment.step(action)
     following = environments.flatten(following)
     row = (self.observation, action, reward, following, terminated, truncated)
-    for values, value in zip(self._log.columns.values(), row, strict=True):
+    for values, value in zip(self.columns.values(), row, strict=True):
       values.append(value)
     self._return += float(reward)
     self.observation = following
     if terminated or truncated:
-      self._log.returns.append(self._return)
+      self.returns.append(self._return)
       self._return = 0.0
       observation, _ = self._environment.reset()
       self.observation = environments.flatten(observation)
 
+  def arrays(self) -> dict[str, npt.NDArray[Any]]:
+    """Returns the columns, bool or float32 [N, ...], cut after the last row."""
+    arrays = {
+      name: np.asarray(
+        values, bool if name in ('terminals', 'timeouts') else np.float32
+      )
+      for name, values in self.columns.items()
+    }
+    arrays['timeouts'][-1] = not arrays['terminals'][-1]
+    return arrays
+
 
 @gin.configurable(denylist=['task', 'seed'])
+@ranges.checked
 class OnlineSac:
   """SAC (arXiv:1801.01290) with one gradient step per step of play."""
 
@@ -107,14 +90,14 @@ class OnlineSac:
     task: tasks.Task,
     seed: int,
     layers: Sequence[int] = (256, 256),
-    learning_rate: float = 3e-4,
-    gamma: float = 0.99,
-    batch_size: int = 256,
-    num_random_steps: int = 5_000,
-    steps_per_call: int = 50,
-    max_steps: int = 1_000_000,
+    learning_rate: ranges.Positive = 3e-4,
+    gamma: ranges.Share = 0.99,
+    batch_size: ranges.Count = 256,
+    num_random_steps: ranges.Natural = 5_000,
+    steps_per_call: ranges.Count = 50,
+    max_steps: ranges.Count = 1_000_000,
     until_return: float = float('inf'),
-    num_return_episodes: int = 10,
+    num_return_episodes: ranges.Count = 10,
   ):
     """Creates the agent.
 
@@ -187,12 +170,7 @@ class OnlineSac:
     return np.asarray(self._mode(tf.constant(observation[None]))[0])
 
   def learn(self, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Learns from what was played, whenever a call's worth has come.
-
-    Args:
-      columns: lists of observations, actions, rewards, next_observations and
-        terminals, by these names.
-    """
+    """Learns from the columns of a log, whenever a call's worth has come."""
     num_rows = len(columns['rewards'])
     if self._num_random_steps > 0 or num_rows % self._steps_per_call:
       return
@@ -205,30 +183,21 @@ class OnlineSac:
             [columns[name][row] for row in rows.ravel()], np.float32
           ).reshape(*shape, *np.shape(columns[name][0]))
         )
-        for name in data.COLUMNS
+        for name in data_files.COLUMNS
       ]
     )
 
 
-def _write_d4rl(
-  path: pathlib.Path, arrays: Mapping[str, npt.NDArray[Any]], attributes: Any
-) -> None:
-  """Writes a file in the layout of D4RL's gym_mujoco v2."""
-  with h5py.File(path, 'w') as file:
-    for name, array in arrays.items():
-      file.create_dataset(name, data=array, compression='gzip')
-    file.attrs.update(attributes)
-
-
 @gin.configurable(denylist=['folder', 'seed', 'should_stop', 'on_progress'])
+@ranges.checked
 def collect_control(
   folder: str | os.PathLike[str],
   seed: int,
   game: str = gin.REQUIRED,
   kind: str = gin.REQUIRED,
-  num_rows: int = gin.REQUIRED,
+  num_rows: ranges.Count = gin.REQUIRED,
   layout: str = tasks.D4RL,
-  noise: float = 0.0,
+  noise: ranges.NonNegative = 0.0,
   should_stop: Callable[[], bool] = lambda: False,
   on_progress: Callable[[int, list[float]], None] = lambda rows, returns: None,
 ) -> dict[str, Any]:
@@ -273,59 +242,36 @@ def collect_control(
     )
   environment = environments.make(task)
   tf.keras.utils.set_random_seed(seed)
-  rng = np.random.default_rng(seed)
-  log = Log()
-
-  def advance(player: Player, action: FloatArray) -> None:
-    if should_stop():
-      raise errors.PreemptedError(
-        f'stopped after {len(log)} of {num_rows} rows; nothing is kept.'
-      )
-    player.step(action)
-    on_progress(len(log), log.returns)
-
   learner = None
   if kind != 'random':
     learner = OnlineSac(task, seed)
-    replay = log if kind == 'replay' else Log()
-    player = Player(environment, seed, replay)
-    while not learner.is_done(replay.returns, len(replay)):
-      if kind == 'replay' and len(replay) >= num_rows:
+    log = Log(environment, seed)
+    while not learner.is_done(log.returns, len(log)):
+      if kind == 'replay' and len(log) >= num_rows:
         break
-      if kind == 'replay':
-        advance(player, learner.explore(player.observation))
-      elif should_stop():
+      if should_stop():
         raise errors.PreemptedError('stopped while learning; nothing is kept.')
-      else:
-        player.step(learner.explore(player.observation))
-      learner.learn(replay.columns)
+      log.step(learner.explore(log.observation))
+      if kind == 'replay':
+        on_progress(len(log), log.returns)
+      learner.learn(log.columns)
   if kind != 'replay':
-    player = Player(environment, seed + 1, log)
+    log = Log(environment, seed + 1)
+    rng = np.random.default_rng(seed)
     while len(log) < num_rows:
+      if should_stop():
+        raise errors.PreemptedError(
+          f'stopped after {len(log)} of {num_rows} rows; nothing is kept.'
+        )
       if learner is None:
-        action = rng.uniform(-1, 1, task.action_size).astype(np.float32)
+        action = rng.uniform(-1, 1, task.action_size)
       else:
-        action = learner.act(player.observation)
+        action = learner.act(log.observation)
         action = action + noise * rng.normal(size=action.shape)
-        action = np.clip(action, -1, 1).astype(np.float32)
-      advance(player, action)
-  log.end()
-  if layout == tasks.MINARI:
-    name = game.replace('-', '/', 1) if '-' in game else f'{game}/collected'
-    data_files.write_minari(
-      pathlib.Path(folder), f'{name}-{kind}-v0', environment, log.arrays()
-    )
-  else:
-    _write_d4rl(
-      pathlib.Path(folder) / DATA,
-      log.arrays(),
-      {'game': game, 'environment': task.environment, 'kind': kind},
-    )
+      log.step(np.clip(action, -1, 1).astype(np.float32))
+      on_progress(len(log), log.returns)
+  _write(pathlib.Path(folder), kind, task, environment, log.arrays())
   environment.close()
-  return _summary(task, kind, log)
-
-
-def _summary(task: tasks.Task, kind: str, log: Log) -> dict[str, Any]:
   mean = float(np.mean(log.returns)) if log.returns else None
   return {
     'game': task.game,
@@ -340,3 +286,23 @@ def _summary(task: tasks.Task, kind: str, log: Log) -> dict[str, Any]:
     'return_max': max(log.returns, default=None),
     'normalised_mean': None if mean is None else task.normalised(mean),
   }
+
+
+def _write(
+  folder: pathlib.Path,
+  kind: str,
+  task: tasks.Task,
+  environment: Any,
+  arrays: dict[str, npt.NDArray[Any]],
+) -> None:
+  game = task.game
+  if task.layout == tasks.MINARI:
+    name = game.replace('-', '/', 1) if '-' in game else f'{game}/collected'
+    data_files.write_minari(folder, f'{name}-{kind}-v0', environment, arrays)
+    return
+  with h5py.File(folder / DATA, 'w') as file:
+    for name, array in arrays.items():
+      file.create_dataset(name, data=array, compression='gzip')
+    file.attrs.update(
+      {'game': game, 'environment': task.environment, 'kind': kind}
+    )

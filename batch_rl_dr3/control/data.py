@@ -19,14 +19,6 @@ from batch_rl_dr3.control import data_files, tasks
 from batch_rl_dr3.control.data_files import Transitions
 from batch_rl_dr3.runs import atomic, retry, storage
 
-# The columns of a transition, in the order of `transition`'s argument.
-COLUMNS = (
-  'observations',
-  'actions',
-  'rewards',
-  'next_observations',
-  'terminals',
-)
 _CHUNK = 1 << 20
 # Seconds without a byte after which a connection is given up.
 _TIMEOUT = 60.0

@@ -32,8 +32,17 @@ from batch_rl_dr3.control import environments, tasks
 
 MINARI_SCHEME = 'minari:'
 FloatArray = npt.NDArray[np.float32]
-Columns = dict[str, npt.NDArray[Any]]
+_Columns = dict[str, npt.NDArray[Any]]
+_Flags = npt.NDArray[np.bool_]
 
+# The columns of a transition.
+COLUMNS = (
+  'observations',
+  'actions',
+  'rewards',
+  'next_observations',
+  'terminals',
+)
 # The policy's tanh reaches no bound: actions are kept so far inside.
 _ACTION_MARGIN = 1e-5
 _NEEDED = ('observations', 'actions', 'rewards', 'terminals')
@@ -76,36 +85,18 @@ class Transitions:
   @property
   def columns(self) -> tuple[npt.NDArray[Any], ...]:
     """The five arrays, in the order of their names above."""
-    return (
-      self.observations,
-      self.actions,
-      self.rewards,
-      self.next_observations,
-      self.terminals,
-    )
+    return tuple(getattr(self, name) for name in COLUMNS)
 
   def take(self, rows: npt.NDArray[np.int64]) -> 'Transitions':
     """Returns some of the transitions."""
-    return Transitions(
-      self.observations[rows],
-      self.actions[rows],
-      self.rewards[rows],
-      self.next_observations[rows],
-      self.terminals[rows],
-      self.manifest,
-    )
+    columns = (column[rows] for column in self.columns)
+    return Transitions(*columns, manifest=self.manifest)
 
 
-def checked(
-  name: str, task: tasks.Task, columns: Columns, manifest: dict[str, Any]
+def _checked(
+  path: str, task: tasks.Task, columns: _Columns, manifest: dict[str, Any]
 ) -> Transitions:
   """Returns transitions after a look at every number.
-
-  Args:
-    name: the file, for errors.
-    task: what it has to be data of.
-    columns: the arrays of `Transitions`, by name.
-    manifest: what the data are.
 
   Raises:
     DataError: if a shape is not the task's, a number is not finite, or there
@@ -113,32 +104,32 @@ def checked(
   """
   num_rows = len(columns['rewards'])
   if not num_rows:
-    raise errors.DataError(f'{name} holds no transition.')
-  expected = {
-    'observations': (num_rows, task.observation_size),
-    'actions': (num_rows, task.action_size),
-    'rewards': (num_rows,),
-    'next_observations': (num_rows, task.observation_size),
-    'terminals': (num_rows,),
+    raise errors.DataError(f'{path} holds no transition.')
+  width = {
+    'observations': (task.observation_size,),
+    'actions': (task.action_size,),
+    'next_observations': (task.observation_size,),
   }
   arrays = {}
-  for column, shape in expected.items():
+  for column in COLUMNS:
+    shape = (num_rows, *width.get(column, ()))
     try:
       array = np.ascontiguousarray(columns[column], np.float32)
     except (TypeError, ValueError) as error:
-      raise errors.DataError(f'{name}: {column} holds no numbers.') from error
+      raise errors.DataError(f'{path}: {column} holds no numbers.') from error
     if array.shape != shape:
       raise errors.DataError(
-        f'{name}: {column} has shape {array.shape}, and the task has {shape}. '
+        f'{path}: {column} has shape {array.shape}, and the task has {shape}. '
         'It is data of another environment.'
       )
     if not np.isfinite(array).all():
-      raise errors.DataError(f'{name}: {column} holds a number not finite.')
+      raise errors.DataError(f'{path}: {column} holds a number not finite.')
     arrays[column] = array
-  if np.abs(arrays['actions']).max() > 1.0 + 1e-3:
+  largest = np.abs(arrays['actions']).max()
+  if largest > 1.0 + 1e-3:
     raise errors.DataError(
-      f'{name}: actions reach {np.abs(arrays["actions"]).max():g}, and those '
-      'of the task are in [-1, 1].'
+      f'{path}: actions reach {largest:g}, and those of the task are in '
+      '[-1, 1].'
     )
   limit = 1.0 - _ACTION_MARGIN
   arrays['actions'] = np.clip(arrays['actions'], -limit, limit)
@@ -158,7 +149,7 @@ def read_d4rl(
     path: the file as it was asked for.
     file: the file on this machine.
     task: what it has to be data of.
-    dataset: which data set of the task, such as medium; '' leaves it open.
+    dataset: which data set of the task, such as medium; '' takes any.
     max_episode_steps: cut episodes there.
 
   Raises:
@@ -166,17 +157,11 @@ def read_d4rl(
   """
   name = path.rstrip('/').rsplit('/', 1)[-1].removesuffix('.hdf5')
   tasks.check_same(path, 'its name', name, task, dataset)
-  columns, attributes, goals = _read_columns(path, file)
-  noted = '-'.join(str(attributes.get(k, '')) for k in ('game', 'kind'))
-  tasks.check_same(path, 'its attributes', noted, task, dataset)
-  num_rows = len(columns['rewards'])
-  for column, array in columns.items():
-    if len(array) != num_rows:
-      raise errors.DataError(
-        f'{path}: {column} has {len(array)} rows and rewards {num_rows}.'
-      )
-    if column in ('terminals', 'timeouts'):
-      columns[column] = _flags(path, column, array)
+  with hdf5_errors(path), h5py.File(file, 'r') as opened:
+    noted = '-'.join(str(opened.attrs.get(k, '')) for k in ('game', 'kind'))
+    tasks.check_same(path, 'its attributes', noted, task, dataset)
+    columns = _read_columns(path, opened)
+    goals = opened['infos/goal'][()] if 'infos/goal' in opened else None
   if 'timeouts' not in columns and max_episode_steps is None:
     raise errors.DataError(
       f"{path} has no timeouts, so that where an episode's time ran out is "
@@ -185,44 +170,50 @@ def read_d4rl(
       'kitchen).'
     )
   _check_maze(path, columns['observations'], goals, task)
-  manifest = {
-    **describe(path, file),
-    **_name_and_version(name),
-    'layout': tasks.D4RL,
-    'num_rows': num_rows,
-  }
-  timeouts = _ends_of_time(path, columns, task, max_episode_steps, manifest)
+  timeouts, mended = _ends_of_time(path, columns, task, max_episode_steps)
   if 'next_observations' not in columns:
     columns['next_observations'] = np.concatenate(
       [columns['observations'][1:], columns['observations'][-1:]]
     )
-  kept = ~timeouts
-  kept[-1:] = False
-  columns = {n: a[kept] for n, a in columns.items() if n != 'timeouts'}
-  return checked(
-    path, task, columns, {**manifest, 'num_transitions': int(kept.sum())}
-  )
+  is_whole = ~timeouts
+  is_whole[-1:] = False
+  manifest = {
+    **_describe(path, file),
+    **_name_and_version(name),
+    'layout': tasks.D4RL,
+    'num_rows': len(columns['rewards']),
+    **mended,
+    'num_transitions': int(is_whole.sum()),
+  }
+  columns = {column: columns[column][is_whole] for column in COLUMNS}
+  return _checked(path, task, columns, manifest)
 
 
-def _read_columns(
-  path: str, file: pathlib.Path
-) -> tuple[Columns, dict[str, Any], npt.NDArray[Any] | None]:
-  """Returns columns, attributes and the goals of a maze, if noted."""
-  with hdf5_errors(path), h5py.File(file, 'r') as opened:
-    missing = [
-      n for n in _NEEDED if not isinstance(opened.get(n), h5py.Dataset)
-    ]
-    if missing:
+def _read_columns(path: str, opened: Any) -> _Columns:
+  missing = [n for n in _NEEDED if not isinstance(opened.get(n), h5py.Dataset)]
+  if missing:
+    raise errors.DataError(
+      f'{path} lacks {", ".join(missing)}: it is no file of D4RL.'
+    )
+  names = [*_NEEDED, *(name for name in _OPTIONAL if name in opened)]
+  columns = {name: opened[name][()] for name in names}
+  for name in {'rewards', 'terminals', 'timeouts'} & columns.keys():
+    if columns[name].shape[1:] == (1,):  # In the replay files of -v1.
+      columns[name] = columns[name][:, 0]
+  for name in {'terminals', 'timeouts'} & columns.keys():
+    array = columns[name]
+    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
       raise errors.DataError(
-        f'{path} lacks {", ".join(missing)}: it is no file of D4RL.'
+        f'{path}: {name} has to hold a 0 or a 1 for each row.'
       )
-    optional = [name for name in _OPTIONAL if name in opened]
-    columns = {name: opened[name][()] for name in (*_NEEDED, *optional)}
-    for name, array in columns.items():  # The replay files of -v1: [N, 1].
-      if name in ('rewards', 'terminals', 'timeouts') and array.ndim == 2:
-        columns[name] = array[:, 0] if array.shape[1] == 1 else array
-    goals = opened['infos/goal'][()] if 'infos/goal' in opened else None
-    return columns, dict(opened.attrs), goals
+    columns[name] = array.astype(bool)
+  num_rows = len(columns['rewards'])
+  for name, array in columns.items():
+    if len(array) != num_rows:
+      raise errors.DataError(
+        f'{path}: {name} has {len(array)} rows and rewards {num_rows}.'
+      )
+  return columns
 
 
 @contextlib.contextmanager
@@ -245,48 +236,52 @@ def hdf5_errors(path: str) -> Iterator[None]:
     ) from error
 
 
-def _flags(
-  path: str, column: str, array: npt.NDArray[Any]
-) -> npt.NDArray[np.bool_]:
-  if array.ndim != 1 or not np.isin(array, (0, 1)).all():
-    raise errors.DataError(
-      f'{path}: {column} has to hold a 0 or a 1 for each row.'
-    )
-  return array.astype(bool)
-
-
 def _ends_of_time(
-  path: str,
-  columns: Columns,
-  task: tasks.Task,
-  max_episode_steps: int | None,
-  manifest: dict[str, Any],
-) -> npt.NDArray[np.bool_]:
+  path: str, columns: _Columns, task: tasks.Task, max_episode_steps: int | None
+) -> tuple[_Flags, dict[str, int]]:
   """Returns the rows whose s' is of another episode though not terminal.
 
-  What was mended goes into the manifest.
+  And what was mended, for the manifest.
 
   Raises:
     DataError: if an episode is longer than the game lets it be.
   """
   terminals = columns['terminals']
   timeouts = columns.get('timeouts', np.zeros_like(terminals))
-  following = columns.get('next_observations', columns['observations'][1:])
-  shift, jumps = _jumps(
-    columns['observations'], following, terminals, timeouts, task
-  )
-  if shift:
-    timeouts = _moved(timeouts, shift)
-  found = jumps & ~terminals & ~timeouts
-  ends = terminals | timeouts | found
+  shift, jumps = _jumps(columns, timeouts, task)
+  timeouts = _moved(timeouts, shift)
+  jumps &= ~terminals & ~timeouts
+  timeouts = timeouts | jumps
+  ends = terminals | timeouts
   if 'next_observations' in columns:
     # Of an episode that goes on, what follows is the next row.
-    gap = (following[:-1] != columns['observations'][1:]).any(axis=1)
-    ends[:-1] |= gap
-  timeouts = timeouts | found
+    following = columns['next_observations'][:-1]
+    ends[:-1] |= (following != columns['observations'][1:]).any(axis=1)
   if max_episode_steps is not None:
-    cut = _cut(ends, max_episode_steps)
+    rows = np.arange(len(ends))
+    starts = np.concatenate([[0], np.flatnonzero(ends) + 1])
+    lengths = rows - starts[np.cumsum(ends) - ends]
+    cut = lengths % max_episode_steps == max_episode_steps - 1
     timeouts, ends = timeouts | cut, ends | cut
+  _check_lengths(path, ends, task)
+  gaps = ends[:-1] & ~terminals[:-1] & ~timeouts[:-1]
+  mended = {
+    'flags_moved_by': shift,
+    'num_jumps_without_flag': int(jumps.sum()),
+    'num_gaps_without_flag': int(gaps.sum()),
+  }
+  mended = {key: number for key, number in mended.items() if number}
+  if mended:
+    print(
+      f'{path}: timeouts do not stand where episodes end ('
+      + ', '.join(f'{key} {number}' for key, number in mended.items())
+      + '); no transition crosses an end.',
+      file=sys.stderr,
+    )
+  return timeouts, mended
+
+
+def _check_lengths(path: str, ends: _Flags, task: tasks.Task) -> None:
   limit = task.max_episode_steps
   starts = np.concatenate([[0], np.flatnonzero(ends) + 1, [len(ends)]])
   lengths = np.diff(starts)
@@ -298,87 +293,42 @@ def _ends_of_time(
       'timeouts are missing. Fetch the data set anew, or bind '
       f'ControlData.max_episode_steps = {limit} to cut there, as D4RL does.'
     )
-  unflagged = int(np.sum(ends[:-1] & ~terminals[:-1] & ~timeouts[:-1]))
-  mended = {
-    'flags_moved_by': shift,
-    'num_jumps_without_flag': int(found.sum()),
-    'num_gaps_without_flag': unflagged,
-  }
-  for key, number in mended.items():
-    if number:
-      manifest[key] = number
-  if any(mended.values()):
-    print(
-      f'{path}: timeouts do not stand where episodes end ('
-      + ', '.join(f'{k} {v}' for k, v in mended.items() if v)
-      + '); no transition crosses an end.',
-      file=sys.stderr,
-    )
-  return timeouts
 
 
 def _jumps(
-  observations: npt.NDArray[Any],
-  following: npt.NDArray[Any],
-  terminals: npt.NDArray[np.bool_],
-  timeouts: npt.NDArray[np.bool_],
-  task: tasks.Task,
-) -> tuple[int, npt.NDArray[np.bool_]]:
-  """Returns how far flags stand from jumps in position, and where these are.
-
-  Args:
-    observations: [N, o].
-    following: [N, o], or [N - 1, o] without the last row's.
-    terminals: bool [N].
-    timeouts: bool [N].
-    task: says which numbers are a position.
-  """
+  columns: _Columns, timeouts: _Flags, task: tasks.Task
+) -> tuple[int, _Flags]:
+  """Returns how far flags stand from jumps in position, and where these are."""
+  observations = columns['observations']
+  following = columns.get('next_observations', observations[1:])
   jumps = np.zeros(len(observations), bool)
-  positions = slice(task.num_positions)
   if observations.shape[1:] != following.shape[1:] or not len(following):
-    return 0, jumps  # `checked` says what is wrong.
-  moved = following[:, positions] - observations[: len(following), positions]
-  steps = np.linalg.norm(np.asarray(moved, np.float64), axis=1)
-  flags, ends = timeouts[: len(steps)], (timeouts | terminals)[: len(steps)]
-  if len(steps) >= _LONG_FILE:
-    usual = np.percentile(steps[~ends], 99) if not ends.all() else np.inf
-    jumps[: len(steps)] = steps > _TIMES_PERCENTILE * usual
-  near = flags.copy()
-  for distance in range(1, _FLAG_REACH + 1):
-    near |= _moved(flags, distance) | _moved(flags, -distance)
-  elsewhere = steps[~(near | ends | jumps[: len(steps)])]
+    return 0, jumps  # `_checked` says what is wrong.
+  is_step = np.arange(len(observations)) < len(following)
+  positions = slice(task.num_positions)
+  moved = following[:, positions] - observations[is_step, positions]
+  steps = np.zeros(len(observations))
+  steps[is_step] = np.linalg.norm(np.asarray(moved, np.float64), axis=1)
+  flags, others = timeouts & is_step, is_step & ~columns['terminals']
+  others &= ~flags
+  if len(following) >= _LONG_FILE:
+    usual = np.percentile(steps[others], 99) if others.any() else np.inf
+    jumps |= steps > _TIMES_PERCENTILE * usual
+  reach = range(-_FLAG_REACH, _FLAG_REACH + 1)
+  near = np.any([_moved(flags, by) for by in reach], axis=0)
+  elsewhere = steps[others & ~near & ~jumps]
   if len(elsewhere):
-    jumps[: len(steps)] |= near & (steps > _TIMES_LARGEST * elsewhere.max())
-  distances = [
-    offset
-    for row in np.flatnonzero(flags)
-    for offset in sorted(range(-_FLAG_REACH, _FLAG_REACH + 1), key=abs)
-    if 0 <= row + offset < len(jumps) and jumps[row + offset]
-  ]
-  if not distances:
-    return 0, jumps
-  offsets, counts = np.unique(distances, return_counts=True)
-  return int(offsets[counts.argmax()]), jumps
+    jumps |= near & (steps > _TIMES_LARGEST * elsewhere.max())
+  counts = [int((jumps & _moved(flags, by)).sum()) for by in reach]
+  return reach[int(np.argmax(counts))] if any(counts) else 0, jumps
 
 
-def _moved(flags: npt.NDArray[np.bool_], by: int) -> npt.NDArray[np.bool_]:
+def _moved(flags: _Flags, by: int) -> _Flags:
   """Returns flags so many rows later; what leaves the file is dropped."""
   rows = np.flatnonzero(flags) + by
   moved = np.zeros_like(flags)
   moved[rows[(rows >= 0) & (rows < len(flags))]] = True
   return moved
-
-
-def _cut(
-  ends: npt.NDArray[np.bool_], max_episode_steps: int
-) -> npt.NDArray[np.bool_]:
-  """Returns where an episode reaches the limit."""
-  cut = np.zeros(len(ends), bool)
-  length = 0
-  for row, end in enumerate(ends):
-    cut[row] = length == max_episode_steps - 1
-    length = 0 if end or cut[row] else length + 1
-  return cut
 
 
 def _check_maze(
@@ -410,8 +360,9 @@ def _check_maze(
 def _name_and_version(name: str) -> dict[str, str]:
   """Returns what a report tells data sets apart by, as far as it is known."""
   version = tasks.described(name).get('version')
-  named = name if version is None else name.rsplit(f'-{version}', 1)[0]
-  return {'name': named} | ({} if version is None else {'version': version})
+  if version is None:
+    return {'name': name}
+  return {'name': name.rsplit(f'-{version}', 1)[0], 'version': version}
 
 
 def is_minari(folder: pathlib.Path) -> bool:
@@ -454,60 +405,53 @@ def read_minari(
   """Returns the task, on the data's own scale if any, and the transitions.
 
   An episode holds one observation more than it has steps, so that every step
-  is a transition, that of a truncation too.
-
-  Args:
-    path: the data set as it was asked for.
-    folder: its folder on this machine.
-    task: what it has to be data of.
-    dataset: which data set of the task; see `read_d4rl`.
+  is a transition, that of a truncation too. Arguments are those of `read_d4rl`.
 
   Raises:
     ConfigError: if a package that reads it is not installed.
     DataError: if it is damaged or is not data of the task.
   """
-  parts = []
   with minari_errors(path):
     import minari
 
     opened = minari.MinariDataset(folder / 'data')
-    metadata = opened.storage.metadata
     _check_minari(path, opened, task, dataset)
-    for episode in opened.iterate_episodes():
-      observations = environments.flatten(episode.observations)
-      check_steps(path, episode.id, len(observations), len(episode.rewards))
-      parts.append(
-        {
-          'observations': observations[:-1],
-          'actions': np.asarray(episode.actions),
-          'rewards': np.asarray(episode.rewards),
-          'next_observations': observations[1:],
-          'terminals': np.asarray(episode.terminations),
-        }
-      )
-    scale = tuple(
-      float(metadata[name])
-      for name in ('ref_min_score', 'ref_max_score')
-      if metadata.get(name) is not None
-    )
+    parts = [_transitions(path, part) for part in opened.iterate_episodes()]
+    metadata = opened.storage.metadata
+    low, high = (metadata.get(f'ref_{end}_score') for end in ('min', 'max'))
+    if low is not None and high is not None and float(low) < float(high):
+      task = dataclasses.replace(task, scale=(float(low), float(high)))
   if not parts:
     raise errors.DataError(f'{path} holds no episode.')
-  if len(scale) == 2 and scale[0] < scale[1]:
-    task = dataclasses.replace(task, scale=scale)
   file = folder / 'data' / 'main_data.hdf5'
-  return task, checked(
-    path,
-    task,
-    {name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
-    {
-      **describe(path, file if file.is_file() else folder / 'data'),
-      **_name_and_version(opened.id),
-      'layout': tasks.MINARI,
-      'minari_id': opened.id,
-      'num_episodes': len(parts),
-      'num_transitions': sum(len(part['rewards']) for part in parts),
-    },
-  )
+  manifest = {
+    **_describe(path, file if file.is_file() else folder / 'data'),
+    **_name_and_version(opened.id),
+    'layout': tasks.MINARI,
+    'minari_id': opened.id,
+    'num_episodes': len(parts),
+    'num_transitions': sum(len(part['rewards']) for part in parts),
+  }
+  columns = {n: np.concatenate([part[n] for part in parts]) for n in COLUMNS}
+  return task, _checked(path, task, columns, manifest)
+
+
+def _transitions(path: str, episode: Any) -> _Columns:
+  observations = environments.flatten(episode.observations)
+  num_observations, num_steps = len(observations), len(episode.rewards)
+  if num_observations != num_steps + 1:
+    raise errors.DataError(
+      f'{path}: episode {episode.id} has {num_observations} observations for '
+      f'{num_steps} steps. Minari keeps one more, what was seen after the last '
+      'step: write the data set anew with it.'
+    )
+  return {
+    'observations': observations[:-1],
+    'actions': np.asarray(episode.actions),
+    'rewards': np.asarray(episode.rewards),
+    'next_observations': observations[1:],
+    'terminals': np.asarray(episode.terminations),
+  }
 
 
 @contextlib.contextmanager
@@ -530,18 +474,6 @@ def minari_errors(path: str) -> Iterator[None]:
     ) from error
 
 
-def check_steps(
-  path: str, episode: Any, num_observations: int, num_steps: int
-) -> None:
-  """Raises DataError unless an episode has an observation more than steps."""
-  if num_observations != num_steps + 1:
-    raise errors.DataError(
-      f'{path}: episode {episode} has {num_observations} observations for '
-      f'{num_steps} steps. Minari keeps one more, what was seen after the last '
-      'step: write the data set anew with it.'
-    )
-
-
 def _check_minari(
   path: str, opened: Any, task: tasks.Task, dataset: str
 ) -> None:
@@ -552,14 +484,12 @@ def _check_minari(
     )
   tasks.check_same(path, f'its id, {identity},', identity, task, dataset)
   if opened.env_spec is not None:
-    of_environment = tasks.described(opened.env_spec.id)
-    of_environment.pop('version', None)
-    of_environment.pop('kind', None)  # Play and diverse have one maze.
+    name = opened.env_spec.id
+    parts = tasks.described(name)
+    # Its version is the environment's, and play and diverse have one maze.
+    parts = {k: v for k, v in parts.items() if k not in ('version', 'kind')}
     tasks.check_same(
-      path,
-      f'its environment, {opened.env_spec.id},',
-      '-'.join(of_environment.values()),
-      task,
+      path, f'its environment, {name},', '-'.join(parts.values()), task
     )
 
 
@@ -586,7 +516,6 @@ def write_minari(
   def box(width: int, bound: float) -> gym.spaces.Box:
     return gym.spaces.Box(-bound, bound, (width,), np.float32)
 
-  ends = np.flatnonzero(columns['terminals'] | columns['timeouts']) + 1
   data = folder / 'data'
   data.mkdir(parents=True)
   storage = minari_storage.MinariStorage.new(
@@ -598,33 +527,26 @@ def write_minari(
   storage.update_metadata(
     {'dataset_id': dataset_id, 'minari_version': minari.__version__}
   )
-  storage.update_episodes(
-    EpisodeBuffer(
-      id=number,
-      observations=np.concatenate(
-        [
-          columns['observations'][start:end],
-          columns['next_observations'][end - 1 : end],
-        ]
-      ),
-      actions=columns['actions'][start:end],
-      rewards=columns['rewards'][start:end],
-      terminations=columns['terminals'][start:end],
-      truncations=columns['timeouts'][start:end],
+  ends = np.flatnonzero(columns['terminals'] | columns['timeouts']) + 1
+  episodes = []
+  for number, end in enumerate(ends):
+    rows = slice(ends[number - 1] if number else 0, end)
+    last = columns['next_observations'][end - 1 : end]
+    episodes.append(
+      EpisodeBuffer(
+        id=number,
+        observations=np.concatenate([columns['observations'][rows], last]),
+        actions=columns['actions'][rows],
+        rewards=columns['rewards'][rows],
+        terminations=columns['terminals'][rows],
+        truncations=columns['timeouts'][rows],
+      )
     )
-    for number, (start, end) in enumerate(
-      zip([0, *ends[:-1]], ends, strict=True)
-    )
-  )
+  storage.update_episodes(episodes)
 
 
-def describe(path: str, file: pathlib.Path) -> dict[str, Any]:
-  """Returns the source, size and sha256 of a data file, or of a folder's.
-
-  Args:
-    path: as it was given.
-    file: the file or folder on this machine.
-  """
+def _describe(path: str, file: pathlib.Path) -> dict[str, Any]:
+  """Returns the source, size and sha256 of a data file, or of a folder's."""
   files = [file]
   if file.is_dir():
     files = sorted(entry for entry in file.rglob('*') if entry.is_file())
@@ -632,15 +554,15 @@ def describe(path: str, file: pathlib.Path) -> dict[str, Any]:
   for part in files:
     with open(part, 'rb') as opened:
       digests.append(hashlib.file_digest(opened, 'sha256').hexdigest())
+  sha256 = digests[0]
   if file.is_dir():
-    listed = [
+    lines = (
       f'{digest} {part.relative_to(file).as_posix()}\n'
       for digest, part in zip(digests, files, strict=True)
-    ]
-    digests = [hashlib.sha256(''.join(listed).encode()).hexdigest()]
-  is_url = '://' in path or ':' in path
+    )
+    sha256 = hashlib.sha256(''.join(lines).encode()).hexdigest()
   return {
-    'source': path if is_url else os.path.abspath(path),
+    'source': path if ':' in path else os.path.abspath(path),
     'bytes': sum(part.stat().st_size for part in files),
-    'sha256': digests[0],
+    'sha256': sha256,
   }
