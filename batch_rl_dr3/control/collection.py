@@ -264,7 +264,7 @@ def collect_control(
           f'stopped after {len(log)} of {num_rows} rows; nothing is kept.'
         )
       if learner is None:
-        action = rng.uniform(-1, 1, task.action_size)
+        action: npt.NDArray[Any] = rng.uniform(-1, 1, task.action_size)
       else:
         action = learner.act(log.observation)
         action = action + noise * rng.normal(size=action.shape)

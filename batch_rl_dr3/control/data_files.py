@@ -89,8 +89,8 @@ class Transitions:
 
   def take(self, rows: npt.NDArray[np.int64]) -> 'Transitions':
     """Returns some of the transitions."""
-    columns = (column[rows] for column in self.columns)
-    return Transitions(*columns, manifest=self.manifest)
+    columns = {name: getattr(self, name)[rows] for name in COLUMNS}
+    return dataclasses.replace(self, **columns)
 
 
 def _checked(
