@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 import batch_rl_dr3
+from batch_rl_dr3._version import NUMBERS_VERSION
 from batch_rl_dr3.config import errors, own_code
 from batch_rl_dr3.runs import atomic, records, run_directory, run_identity
 
@@ -71,6 +72,7 @@ def of_process(device: str) -> dict[str, Any]:
   return {
     'device': device,
     'device_name': details.get('device_name', platform.machine()),
+    'numbers_version': NUMBERS_VERSION,
     'versions': versions(),
     'git_revision': git_revision(),
     'imports': own_code.record(own_code.loaded()),
@@ -154,6 +156,7 @@ def _check_same_run(
 def _bindings(config: str, provenance: dict[str, Any]) -> dict[str, str]:
   """Returns what makes a run this run: bindings, seed, data, own code."""
   bindings = {name: str(provenance[name]) for name in _IDENTITY}
+  bindings['numbers_version'] = str(provenance.get('numbers_version', 1))
   for name, sha256 in provenance.get('imports', {}).items():
     bindings[f'--import={name}'] = f'sha256 {sha256[:12]}'
   for line in config.replace('\\\n', ' ').splitlines():

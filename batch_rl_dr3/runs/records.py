@@ -73,6 +73,7 @@ PROVENANCE = Field(
     'data_hash': TEXT_OR_NONE,
     'data': _OBJECT_OR_NONE,
     'protocol': OBJECT,
+    'numbers_version': COUNT,
     'versions': Field((dict,), 'an object', values=TEXT_OR_NONE),
     'rom_md5': TEXT_OR_NONE,
     'device': TEXT_OR_NONE,

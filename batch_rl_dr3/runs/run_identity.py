@@ -1,8 +1,9 @@
 """What makes a run this run, and not another: a pure function of texts.
 
 Two runs are the same if they bind the same, learn from the same data with the
-same seed, and are made by the same version of this package. Where and how fast
-they run is no part of it, nor how long: a longer run goes on with a shorter.
+same seed, and are made by versions of this package that come to the same
+numbers. Where and how fast they run is no part of it, nor how long: a longer
+run goes on with a shorter.
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ NOT_IDENTITY = (
   'open_store.max_resident_bytes',
   'open_store.progress',
 )
+# What identities say of the numbers' first version: the package's, then.
+_FIRST_VERSION = '0.1.0'
 
 
 def is_identity(name: str) -> bool:
@@ -51,7 +54,7 @@ def run_identity(
   bindings: Mapping[str, Any],
   data: Mapping[str, Any],
   seed: int,
-  version: str,
+  version: int,
 ) -> str:
   """Returns the name of a run by what it is: 8 hexadecimal digits.
 
@@ -67,13 +70,13 @@ def run_identity(
       counts by its repr(). Those of NOT_IDENTITY are left out.
     data: which data are learnt from; JSON values.
     seed: the run's seed.
-    version: of this package.
+    version: of the numbers, `_version.NUMBERS_VERSION`.
   """
   what = {
     'bindings': {n: repr(v) for n, v in bindings.items() if is_identity(n)},
     'data': dict(data),
     'seed': seed,
-    'version': version,
+    'version': _FIRST_VERSION if version == 1 else version,
   }
   text = json.dumps(what, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()[:8]

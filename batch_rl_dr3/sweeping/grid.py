@@ -14,7 +14,7 @@ from typing import Any
 
 import gin
 
-import batch_rl_dr3
+from batch_rl_dr3._version import NUMBERS_VERSION
 from batch_rl_dr3.config import errors, gin_files, own_code, ranges
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.runs import run_directory, run_identity
@@ -225,13 +225,17 @@ class Sweep:
   def runs(self, imports: Sequence[own_code.OwnCode] = ()) -> list[SweepRun]:
     """Returns the runs, in an order that never changes for one grid.
 
-    A run's identity is a hash of what its files bind, which log it is, its
-    seed, the code that it imports and the version of this package. Runs of one
-    store follow each other.
+        A run's identity is a hash of what its files bind, which log it is, its
+    <<<<<<< HEAD
+        seed, the code that it imports and the version of this package. Runs of one
+        store follow each other.
+    =======
+        seed and the version of the numbers. Runs of one store follow each other.
+    >>>>>>> 1dc7b44 (training: one dataclass holds what every run is told)
 
-    Raises:
-      ConfigError: if a file is missing, does not say what the grid says of
-        it, or two runs are the same.
+        Raises:
+          ConfigError: if a file is missing, does not say what the grid says of
+            it, or two runs are the same.
     """
     if not self.logged_runs:
       raise errors.ConfigError('Sweep.logged_runs is empty.')
@@ -315,9 +319,7 @@ class Sweep:
       replay_dir=None
       if self.replay_dir is None
       else _fill(self.replay_dir, names),
-      identity=run_identity.run_identity(
-        bound, data, seed, batch_rl_dr3.__version__
-      ),
+      identity=run_identity.run_identity(bound, data, seed, NUMBERS_VERSION),
       runner=runner,
       bound=bound,
       imports=imports,

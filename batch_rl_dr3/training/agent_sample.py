@@ -30,12 +30,12 @@ class AgentSample:
     num_batches: int,
     effective_rank_num_states: int,
   ):
-    """Draws the samples.
+    """Draws batches for a row of metrics, and states for a rank.
 
     Args:
       agent: what is measured.
       seed: names the samples.
-      num_batches: batches that a row of metrics is measured on.
+      num_batches: batches that a row is measured on.
       effective_rank_num_states: states that an effective rank is of.
     """
     self._agent = agent

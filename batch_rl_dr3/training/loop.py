@@ -4,7 +4,8 @@ Gradient steps, checkpoints and evaluations take turns. A run that was left at
 any moment goes on from its newest whole checkpoint and ends the same.
 """
 
-from collections.abc import Callable, Mapping
+import abc
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import math
@@ -15,19 +16,18 @@ from typing import Any, Protocol
 
 import gin
 
-from batch_rl_dr3.config import errors, progress, signals
-from batch_rl_dr3.evaluation import scoring
+from batch_rl_dr3.config import errors, own_code, progress, ranges, signals
+from batch_rl_dr3.evaluation import pool, scoring
 from batch_rl_dr3.replay import batches
 from batch_rl_dr3.runs import (
   atomic,
   checkpoints,
-  failure,
-  home,
   provenance,
   records,
   run_directory,
   run_tables,
 )
+from batch_rl_dr3.runs import home as home_lib
 from batch_rl_dr3.training import metrics
 
 
@@ -65,31 +65,65 @@ class Learner(Protocol):
     """
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-  """How long a run is, and what is done how often.
+@dataclasses.dataclass(eq=False, repr=False)
+class OfflineRun(abc.ABC):
+  """A run: where it lives, how long it is, and what is done how often.
+
+  A subclass adds what only its kind of run has, and builds the last three.
 
   Attributes:
+    base_dir: the run directory, or a URL of one, such as gs://.
+    replay_dir: the logged data: a folder, a file, a URL, the folder of a
+      store, or the run's number in the DQN Replay data set.
+    cache_dir: where what is fetched or extracted of the data is kept.
+    seed: the run's seed.
+    overwrite: start over where base_dir holds a run already.
+    method: the method's short name in scores and reports, such as rem_dr3.
+    dataset: the data set's, such as 1pct or medium.
     num_iterations: iterations of training and evaluation.
     num_gradient_steps: gradient steps an iteration.
     log_period: gradient steps between rows of metrics.csv.
-    effective_rank_period: gradient steps between effective ranks, a multiple
+    num_metric_batches: batches, drawn once, that a row is measured on.
+    effective_rank_period: gradient steps between effective ranks; a multiple
       of log_period.
-    keep_last_checkpoints: see `checkpoints.Checkpoints`.
-    keep_checkpoint_every: see `checkpoints.Checkpoints`.
-    checkpoint_every_minutes: see `loop.Loop`.
+    effective_rank_num_states: states, drawn once, one is measured on.
+    keep_last_checkpoints: how many of the newest checkpoints are kept.
+    keep_checkpoint_every: checkpoints of every so many iterations are kept
+      for good.
+    checkpoint_every_minutes: checkpoints are also written within an iteration,
+      this often, so that a kill costs no more; None leaves it at one an
+      iteration, and one at SIGTERM or Ctrl-C.
+    async_evaluation: play in another process while training goes on. The
+      scores are the same; it pays where there are cores to spare.
+    learner: what is trained.
+    provenance: what the run is, as provenance.json is to have it.
+    home: where it lives. Opened last, as that makes the folder.
   """
 
-  num_iterations: int
-  num_gradient_steps: int
-  log_period: int
-  effective_rank_period: int
-  keep_last_checkpoints: int
-  keep_checkpoint_every: int | None
-  checkpoint_every_minutes: float | None
+  base_dir: str
+  replay_dir: str | int
+  cache_dir: str
+  seed: ranges.Natural = 0
+  overwrite: bool = False
+  method: str = gin.REQUIRED
+  dataset: str = gin.REQUIRED
+  num_iterations: ranges.Count = 200
+  num_gradient_steps: ranges.Count = 62_500
+  log_period: ranges.Count = 2_500
+  num_metric_batches: ranges.Count = 8
+  effective_rank_period: ranges.Count = 62_500
+  effective_rank_num_states: ranges.Count = 2_048
+  keep_last_checkpoints: ranges.Count = 4
+  keep_checkpoint_every: ranges.Count | None = None
+  checkpoint_every_minutes: ranges.Positive | None = None
+  async_evaluation: bool = False
+  learner: Learner = dataclasses.field(init=False)
+  provenance: dict[str, Any] = dataclasses.field(init=False)
+  home: home_lib.Home = dataclasses.field(init=False)
 
   def __post_init__(self) -> None:
     """Raises ConfigError if the periods do not fit together."""
+    self.stop_request = signals.StopRequest()
     if self.effective_rank_period % self.log_period:
       raise errors.ConfigError(
         f'effective_rank_period ({self.effective_rank_period}) must be a '
@@ -101,70 +135,142 @@ class Schedule:
     """Gradient steps of all iterations."""
     return self.num_iterations * self.num_gradient_steps
 
+  def describe(self, device: str, **entries: Any) -> dict[str, Any]:
+    """Returns what every provenance.json says, and some entries more."""
+    return {
+      'method': self.method,
+      'dataset': self.dataset,
+      'seed': self.seed,
+      'total_gradient_steps': self.total_gradient_steps,
+      **provenance.of_process(device),
+      **entries,
+    }
 
-@dataclasses.dataclass(frozen=True)
-class RunPlan:
-  """What a run is made of.
+  @abc.abstractmethod
+  def draw_sample(self) -> metrics.Sample:
+    """Draws what is measured."""
 
-  Attributes:
-    schedule: how long it is.
-    learner: what is trained.
-    sample: draws what is measured.
-    evaluations: starts what plays its checkpoints; None evaluates nothing.
-    provenance: what the run is, as provenance.json is to have it.
-    overwrite: whether to start over where there is a run already.
-    normalised: see `scoring.Scoring`.
-    before: what is done to the weights before their first gradient step; a
-      checkpoint is written when it ends. None does nothing.
-  """
+  @abc.abstractmethod
+  def create_evaluations(self) -> scoring.Evaluations | None:
+    """Starts what plays checkpoints; None evaluates nothing."""
 
-  schedule: Schedule
-  learner: Learner
-  sample: Callable[[], metrics.Sample]
-  evaluations: Callable[[], scoring.Evaluations | None]
-  provenance: Mapping[str, Any]
-  overwrite: bool = False
-  normalised: Callable[[float], float | None] = lambda mean_return: None
-  before: Callable[[], None] | None = None
+  def evaluate_apart(
+    self, create_evaluator: str, num_threads: int
+  ) -> scoring.AsyncEvaluations:
+    """Returns a process that plays checkpoints while training goes on.
 
-
-def execute(
-  plan: RunPlan, place: home.Home, stop_request: signals.StopRequest
-) -> None:
-  """Trains and evaluates a run to its end, from wherever it was left.
-
-  Args:
-    plan: the run.
-    place: where it lives.
-    stop_request: ends it once it is true.
-
-  Raises:
-    ConfigError: if another run lives there.
-    DataError: if the run cannot go on from where it was left.
-    DivergedError: if a loss is not finite.
-    PreemptedError: on SIGTERM or SIGINT, after a checkpoint was written; if
-      another worker is at work on the run, or has taken over.
-    WriteError: if the disk refuses.
-  """
-  with place.lock():
-    provenance.claim(
-      place.folder,
+    Args:
+      create_evaluator: makes what plays them, as module:function.
+      num_threads: CPU threads of its graph.
+    """
+    setup = pool.Setup(
       gin.operative_config_str(),
-      dict(plan.provenance),
-      plan.overwrite,
-      place.check,
+      self.provenance['protocol'],
+      num_threads,
+      imports=own_code.loaded(),
     )
-    with (
-      failure.noted(place, plan.learner.num_gradient_steps),
-      stop_request.listening(),
-    ):
-      if not is_done(place.folder, plan.schedule.num_iterations):
-        _train(plan, place, stop_request)
-      print(
-        f'{place.name} is finished: {plan.schedule.num_iterations} '
-        f'iterations, {plan.schedule.total_gradient_steps:,} gradient steps.\n'
-        f'{_closing_words(place)}'
+    return scoring.AsyncEvaluations(setup, create_evaluator, self.stop_request)
+
+  def normalised(self, mean_return: float) -> float | None:
+    """Returns a score in percent; None of a game that is on no scale."""
+    del mean_return
+    return None
+
+  def prepare(self) -> bool:
+    """Changes the weights before their first gradient step, if at all.
+
+    Returns whether it did; a checkpoint is then written.
+    """
+    return False
+
+  def run(self) -> None:
+    """Trains and evaluates to the end, from wherever the run was left.
+
+    Raises:
+      ConfigError: if another run lives there.
+      DataError: if the run cannot go on from where it was left.
+      DivergedError: if a loss is not finite.
+      PreemptedError: on SIGTERM or SIGINT, after a checkpoint was written; if
+        another worker is at work on the run, or has taken over.
+      WriteError: if the disk refuses.
+    """
+    with self.home.lock():
+      provenance.claim(
+        self.home.folder,
+        gin.operative_config_str(),
+        self.provenance,
+        self.overwrite,
+        self.home.check,
       )
+      with (
+        recorded_failure(self.home, self.learner.num_gradient_steps),
+        self.stop_request.listening(),
+      ):
+        if not is_done(self.home.folder, self.num_iterations):
+          self._train()
+        print(
+          f'{self.home.name} is finished: {self.num_iterations} iterations, '
+          f'{self.total_gradient_steps:,} gradient steps.\n'
+          f'{_closing_words(self.home)}'
+        )
+
+  def _train(self) -> None:
+    saved = checkpoints.Checkpoints(
+      self.home.folder / run_directory.CHECKPOINTS,
+      self.keep_last_checkpoints,
+      self.keep_checkpoint_every,
+      self.home.check,
+    )
+    log = metrics.MetricsLog(
+      self.home.folder,
+      self.draw_sample(),
+      self.log_period,
+      self.effective_rank_period,
+      self.home.check,
+    )
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(contextlib.closing(log))
+      evaluations = self.create_evaluations()
+      if evaluations is not None:
+        stack.enter_context(contextlib.closing(evaluations))
+      scores = scoring.Scoring(
+        self.home,
+        self.provenance,
+        saved,
+        evaluations,
+        log.scalars,
+        self.normalised,
+      )
+      Loop(self, saved, log, scores).run()
+
+
+@contextlib.contextmanager
+def recorded_failure(
+  place: home_lib.Home, steps: Callable[[], int]
+) -> Iterator[None]:
+  """Writes failed.json if the block fails; one from before is removed.
+
+  It names the error's class, the exit code, the gradient step and the message.
+  A run that was asked to stop, or is somebody else's now, has not failed.
+  """
+  path = place.folder / run_directory.FAILED
+  atomic.remove_tree(path)
+  try:
+    yield
+  except errors.PreemptedError:
+    raise
+  except errors.BatchRLError as error:
+    record = {
+      'error': type(error).__name__,
+      'exit_code': error.exit_code,
+      'gradient_steps': steps(),
+      'message': str(error),
+    }
+    # A disk that is full, or a home that is lost, must not hide the error.
+    with contextlib.suppress(errors.BatchRLError):
+      atomic.write_json(path, record, place.check)
+      place.publish()
+    raise
 
 
 def is_done(folder: str | os.PathLike[str], num_iterations: int) -> bool:
@@ -181,7 +287,7 @@ def is_done(folder: str | os.PathLike[str], num_iterations: int) -> bool:
   return len(scores.iterations()) >= expected and not scores.partial()
 
 
-def _closing_words(place: home.Home) -> str:
+def _closing_words(place: home_lib.Home) -> str:
   """Returns what came of a finished run, and what to do with it."""
   runs = shlex.quote(f'--runs={place.name}')
   final = run_tables.ScoreLog(place.folder).final_return()
@@ -195,113 +301,66 @@ def _closing_words(place: home.Home) -> str:
   )
 
 
-def _train(
-  plan: RunPlan, place: home.Home, stop_request: signals.StopRequest
-) -> None:
-  schedule = plan.schedule
-  kept = checkpoints.Checkpoints(
-    place.folder / run_directory.CHECKPOINTS,
-    schedule.keep_last_checkpoints,
-    schedule.keep_checkpoint_every,
-    place.check,
-  )
-  log = metrics.MetricsLog(
-    place.folder,
-    plan.sample(),
-    schedule.log_period,
-    schedule.effective_rank_period,
-    place.check,
-  )
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(contextlib.closing(log))
-    evaluations = plan.evaluations()
-    if evaluations is not None:
-      stack.enter_context(contextlib.closing(evaluations))
-    scores = scoring.Scoring(
-      place, plan.provenance, kept, evaluations, log.scalars, plan.normalised
-    )
-    Loop(plan, place, kept, log, scores, stop_request).run()
-
-
 class Loop:
-  """Trains and evaluates one learner, from wherever its run was left."""
+  """Trains and evaluates one run that is locked, from wherever it was left."""
 
   def __init__(
     self,
-    plan: RunPlan,
-    place: home.Home,
-    kept: checkpoints.Checkpoints,
+    run: OfflineRun,
+    saved: checkpoints.Checkpoints,
     log: metrics.MetricsLog,
     scores: scoring.Scoring,
-    stop_request: signals.StopRequest,
   ):
-    """Joins what takes part; nothing happens yet.
-
-    Args:
-      plan: the run.
-      place: where it lives, locked.
-      kept: the run's checkpoints.
-      log: of its metrics.
-      scores: has its checkpoints played.
-      stop_request: ends the run once it is true.
-    """
-    self._plan = plan
-    self._schedule = plan.schedule
-    self._learner = plan.learner
-    self._home = place
-    self._checkpoints = kept
+    self._run = run
+    self._checkpoints = saved
     self._metrics = log
     self._scores = scores
-    self._stop_request = stop_request
-    minutes = plan.schedule.checkpoint_every_minutes
+    minutes = run.checkpoint_every_minutes
     self._checkpoint_seconds = math.inf if minutes is None else 60 * minutes
     self._last_save = time.monotonic()
 
   def run(self) -> None:
-    """Trains and evaluates to the end; see `execute` for what it raises."""
-    method, seed = (self._plan.provenance[n] for n in ('method', 'seed'))
-    title = f'{method} seed {seed}'
+    """Trains and evaluates to the end; see `OfflineRun.run`."""
+    run = self._run
+    title = f'{run.provenance["method"]} seed {run.provenance["seed"]}'
     with (
       batches.raising(),
-      progress.bar(
-        self._schedule.total_gradient_steps, title, 'step'
-      ) as self._bar,
+      progress.bar(run.total_gradient_steps, title, 'step') as self._bar,
     ):
       self._scores.write = self._bar.write
       steps = self._bar.initial = self._bar.n = self._restore()
       self._scores.play_missing(steps)
-      for iteration in range(self._schedule.num_iterations):
-        end = (iteration + 1) * self._schedule.num_gradient_steps
+      for iteration in range(run.num_iterations):
+        end = (iteration + 1) * run.num_gradient_steps
         if steps < end:
           self._train(iteration, steps, end)
           steps = end
           self._scores.play_missing(steps)
-      self._scores.finish(self._schedule.num_iterations)
+      self._scores.finish(run.num_iterations)
       self._metrics.start_clock(steps)  # Play is no part of the rate.
-      self._metrics.log(self._schedule.num_iterations - 1, steps)
+      self._metrics.log(run.num_iterations - 1, steps)
     atomic.write_json(
-      self._home.folder / run_directory.FINISHED,
+      run.home.folder / run_directory.FINISHED,
       {
-        'num_iterations': self._schedule.num_iterations,
+        'num_iterations': run.num_iterations,
         'gradient_steps': steps,
         'num_evaluations': len(self._scores.iterations()),
       },
-      self._home.check,
+      run.home.check,
     )
-    self._home.publish()
+    run.home.publish()
 
   def _restore(self) -> int:
     """Restores the newest checkpoint and returns its gradient steps."""
     checkpoint = self._checkpoints.latest()
+    steps = 0
     if checkpoint is None:
       self._check_is_new()
-      steps = 0
-      if self._plan.before is not None:
-        self._plan.before()
+      if self._run.prepare():
         self._save('0_0', steps)
     else:
-      self._learner.restore(checkpoint.prefix)
-      steps = self._learner.num_gradient_steps()
+      self._run.learner.restore(checkpoint.prefix)
+      steps = self._run.learner.num_gradient_steps()
       if steps != checkpoint.gradient_steps:
         raise errors.DataError(
           f'{checkpoint.prefix} has had {steps:,} gradient steps, and its '
@@ -316,27 +375,26 @@ class Loop:
   def _check_is_new(self) -> None:
     """Raises DataError if the run has had checkpoints, which are gone."""
     rows = run_tables.read_rows(
-      self._home.folder / run_directory.METRICS, ('iteration',)
+      self._run.home.folder / run_directory.METRICS, ('iteration',)
     )
     reached = max((int(row['iteration']) for row in rows), default=0)
     if reached or self._scores.iterations():
       raise errors.DataError(
-        f'{self._home.name} was trained beyond iteration 0, and '
+        f'{self._run.home.name} was trained beyond iteration 0, and '
         f'{run_directory.CHECKPOINTS}/ holds no checkpoint any more; a run is '
         'not started over by itself. Restore them from a backup, or start '
         'over with --overwrite.'
       )
 
-  def _train(self, iteration: int, start: int, end: int) -> None:
-    """Runs gradient steps `start` to `end` and writes a checkpoint."""
-    train_steps = self._learner.make_train_steps()
-    self._metrics.start_clock(start)
-    step = start
+  def _train(self, iteration: int, step: int, end: int) -> None:
+    """Takes gradient steps from `step` to `end` and writes a checkpoint."""
+    train_steps = self._run.learner.make_train_steps()
+    self._metrics.start_clock(step)
     while step < end:
       if self._metrics.is_due(step):
         self._show(self._metrics.log(iteration, step))
       num_steps = min(
-        self._learner.steps_per_call,
+        self._run.learner.steps_per_call,
         self._metrics.steps_until_due(step),
         end - step,
       )
@@ -349,15 +407,16 @@ class Loop:
 
   def _look_up(self, iteration: int, step: int, end: int) -> None:
     """Does what is due between two calls of the training step."""
-    if self._home.is_lost():
-      self._home.check()
+    if self._run.home.is_lost():
+      self._run.home.check()
     is_due = time.monotonic() - self._last_save >= self._checkpoint_seconds
+    stop_request = self._run.stop_request
     if step == end:
       self._save(str(iteration), end)
-    elif is_due or self._stop_request:
+    elif is_due or stop_request:
       self._save(f'{iteration}_{step}', step)
-    if self._stop_request:
-      raise self._stop_request.saved(step)
+    if stop_request:
+      raise stop_request.saved(step)
 
   def _show(self, row: dict[str, Any]) -> None:
     self._bar.set_postfix(
@@ -367,20 +426,20 @@ class Loop:
     )
 
   def _save(self, name: str, steps: int) -> None:
-    self._checkpoints.save(self._learner.save, name, steps)
-    self._home.publish()
+    self._checkpoints.save(self._run.learner.save, name, steps)
+    self._run.home.publish()
     self._last_save = time.monotonic()
 
   def _diverged(
     self, iteration: int, parts: dict[str, float]
   ) -> errors.DivergedError:
     """Logs the row at which the run has diverged, and returns the error."""
-    reached = self._learner.num_gradient_steps()
+    reached = self._run.learner.num_gradient_steps()
     self._metrics.log_diverged(iteration, reached, parts)
     listed = ', '.join(f'{name} {value:g}' for name, value in parts.items())
     good = self._checkpoints.latest()
-    kept = 'none was written yet' if good is None else good.prefix
+    saved = 'none was written yet' if good is None else good.prefix
     return errors.DivergedError(
       f'the loss is not finite at gradient step {reached - 1}: {listed}. Last '
-      f'good checkpoint: {kept}. Lower the learning rate or the coefficients.'
+      f'good checkpoint: {saved}. Lower the learning rate or the coefficients.'
     )

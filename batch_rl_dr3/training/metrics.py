@@ -62,15 +62,7 @@ class MetricsLog:
     effective_rank_period: int,
     check: atomic.Check = atomic.unchecked,
   ):
-    """Opens the log; nothing is written yet.
-
-    Args:
-      base_dir: the run directory.
-      sample: what is measured.
-      log_period: gradient steps between rows.
-      effective_rank_period: gradient steps between effective ranks.
-      check: asked before a row is written.
-    """
+    """Opens the log; `check` is asked before a row is written."""
     self._base_dir = base_dir
     self._sample = sample
     self._log_period = log_period

@@ -220,7 +220,7 @@ def test_a_stop_within_cloning_goes_on_from_there(hopper, tmp_path):
         def step():
           take_step()
           if cloning.num_steps == moment:
-            run._stop_request.signal_name = 'SIGTERM'
+            run.stop_request.signal_name = 'SIGTERM'
 
         cloning.take_step = step
         return cloning

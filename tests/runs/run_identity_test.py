@@ -11,7 +11,7 @@ BINDINGS = {
 DATA = {'suite': 'atari', 'game': 'Pong', 'run': 1}
 
 
-def identity(bindings=BINDINGS, data=DATA, seed=0, version='1.0'):
+def identity(bindings=BINDINGS, data=DATA, seed=0, version=2):
   return run_identity.run_identity(bindings, data, seed, version)
 
 
@@ -20,9 +20,15 @@ def test_it_is_the_hash_of_what_a_run_is():
     '{"bindings":{"FeatureDotPenalty.coefficient":"0.03",'
     '"FixedReplayRunner.method":"\'rem\'"},'
     '"data":{"game":"Pong","run":1,"suite":"atari"},'
-    '"seed":0,"version":"1.0"}'
+    '"seed":0,"version":2}'
   )
   assert identity() == hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def test_the_first_numbers_are_called_as_their_package_was():
+  text = '{"bindings":{},"data":{},"seed":0,"version":"0.1.0"}'
+  expected = hashlib.sha256(text.encode()).hexdigest()[:8]
+  assert identity({}, {}, version=1) == expected
 
 
 def test_order_changes_nothing():
@@ -55,7 +61,7 @@ def test_what_is_the_machines_is_left_out(binding):
     {'data': {**DATA, 'run': 2}},
     {'data': {'data_hash': 'abc'}},
     {'seed': 1},
-    {'version': '1.1'},
+    {'version': 3},
   ],
 )
 def test_anything_else_makes_another_run(changed):

@@ -27,7 +27,6 @@ from batch_rl_dr3.evaluation import scoring, targets
 from batch_rl_dr3.reporting import run_reader, selection
 from batch_rl_dr3.runs import (
   checkpoints,
-  failure,
   folders,
   home,
   lease,
@@ -229,15 +228,22 @@ def live(base_dir, cache_dir='', stop_at=None):
       stop_request.signal_name = 'SIGTERM'
 
   agent = Agent(stop)
-  schedule = loop.Schedule(
-    NUM_ITERATIONS, NUM_GRADIENT_STEPS, 2, 2, 2, None, 0.0
-  )
-  plan = loop.RunPlan(schedule, agent, None, None, PROVENANCE)
-  place = home.open_home(str(base_dir), str(cache_dir))
   stop_request = signals.StopRequest()
+  place = home.open_home(str(base_dir), str(cache_dir))
+  run = types.SimpleNamespace(
+    learner=agent,
+    provenance=PROVENANCE,
+    home=place,
+    stop_request=stop_request,
+    num_iterations=NUM_ITERATIONS,
+    num_gradient_steps=NUM_GRADIENT_STEPS,
+    total_gradient_steps=NUM_ITERATIONS * NUM_GRADIENT_STEPS,
+    checkpoint_every_minutes=0.0,
+    prepare=lambda: False,
+  )
   with place.lock():
     provenance.claim(place.folder, 'A.b = 1\n', PROVENANCE, False, place.check)
-    with failure.noted(place, agent.num_gradient_steps):
+    with loop.recorded_failure(place, agent.num_gradient_steps):
       kept = checkpoints.Checkpoints(
         place.folder / 'checkpoints', keep_last=2, check=place.check
       )
@@ -245,7 +251,7 @@ def live(base_dir, cache_dir='', stop_at=None):
       played = scoring.SyncEvaluations(Evaluator(), stop_request)
       scores = scoring.Scoring(place, PROVENANCE, kept, played, log.scalars)
       if not loop.is_done(place.folder, NUM_ITERATIONS):
-        loop.Loop(plan, place, kept, log, scores, stop_request).run()
+        loop.Loop(run, kept, log, scores).run()
 
 
 def failure_of(folder):
