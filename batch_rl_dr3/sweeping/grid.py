@@ -226,12 +226,8 @@ class Sweep:
     """Returns the runs, in an order that never changes for one grid.
 
         A run's identity is a hash of what its files bind, which log it is, its
-    <<<<<<< HEAD
-        seed, the code that it imports and the version of this package. Runs of one
-        store follow each other.
-    =======
-        seed and the version of the numbers. Runs of one store follow each other.
-    >>>>>>> 1dc7b44 (training: one dataclass holds what every run is told)
+        seed, the code that it imports and the version of the numbers. Runs of one
+    store follow each other.
 
         Raises:
           ConfigError: if a file is missing, does not say what the grid says of
