@@ -225,13 +225,13 @@ class Sweep:
   def runs(self, imports: Sequence[own_code.OwnCode] = ()) -> list[SweepRun]:
     """Returns the runs, in an order that never changes for one grid.
 
-        A run's identity is a hash of what its files bind, which log it is, its
-        seed, the code that it imports and the version of the numbers. Runs of one
+    A run's identity is a hash of what its files bind, which log it is, its
+    seed, the code that it imports and the version of the numbers. Runs of one
     store follow each other.
 
-        Raises:
-          ConfigError: if a file is missing, does not say what the grid says of
-            it, or two runs are the same.
+    Raises:
+      ConfigError: if a file is missing, does not say what the grid says of
+        it, or two runs are the same.
     """
     if not self.logged_runs:
       raise errors.ConfigError('Sweep.logged_runs is empty.')
