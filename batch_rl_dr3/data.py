@@ -4,15 +4,16 @@ from collections.abc import Callable
 import os
 import pathlib
 import shutil
-import typing
 
 from absl import flags
+import gin
 
 from batch_rl_dr3.config import cli, errors, progress
-
-if typing.TYPE_CHECKING:
-  from batch_rl_dr3.replay.log.sources import Source
-  from batch_rl_dr3.replay.store import subset
+from batch_rl_dr3.replay import conversion, inspection
+from batch_rl_dr3.replay.log import checkpoint_format, rlu, source_chain
+from batch_rl_dr3.replay.log.sources import Source
+from batch_rl_dr3.replay.store import read, store
+from batch_rl_dr3.replay.store.subset import RULES, Subset
 
 _USAGE = """\
 Fetches logged replay in the DQN Replay format, looks into it, writes it anew.
@@ -68,43 +69,28 @@ def define_flags() -> None:
   """Defines the flags of the command."""
   cli.define_gin_flags()
   cli.define_cache_dir()
-  flags.DEFINE_string(
-    'replay_dir',
-    None,
-    'Logged data of one run of one game: the folder of the .gz files, the '
-    'folder above its replay_logs, a URL (gs://, https://, file://), or a '
-    'store.',
-  )
-  flags.DEFINE_string(
-    'game',
-    None,
-    'In place of --replay_dir: a game of the DQN Replay data set, such as '
-    'Pong, looked for in its public bucket and then in RL Unplugged.',
-  )
-  flags.DEFINE_integer(
-    'run', 1, 'With --game: the logged run.', lower_bound=1, upper_bound=5
-  )
-  flags.DEFINE_enum(
-    'rule',
-    None,
-    ['all', 'prefix', 'uniform', 'first', 'episodes'],
-    'plan, fetch: which part is taken. prefix: the first rows of each file, '
-    "as the authors' code does for a uniform 1%; uniform: transitions drawn "
-    'at random; first: the first rows in time; episodes: whole episodes drawn '
-    'at random.',
-  )
-  flags.DEFINE_float(
-    'fraction',
-    None,
-    'plan, fetch: how much of it, such as 0.01.',
-    lower_bound=0,
-    upper_bound=1,
-  )
-  flags.DEFINE_integer(
-    'subset_seed',
-    None,
-    'plan, fetch: names the draw of --rule=uniform or episodes.',
-  )
+  for name, help_text in {
+    'replay_dir': (
+      'Logged data of one run of one game: the folder of the .gz files, the '
+      'folder above its replay_logs, a URL (gs://, https://, file://), or a '
+      'store.'
+    ),
+    'game': (
+      'In place of --replay_dir: a game of the DQN Replay data set, such as '
+      'Pong, looked for in its public bucket and then in RL Unplugged.'
+    ),
+    'store': 'verify: the folder of a store, in the cache of train.',
+    'output_dir': 'convert: where the new replay_logs go.',
+    'minari_id': (
+      'convert: the Minari data set to write, where MINARI_DATASETS_PATH says.'
+    ),
+    'minari': (
+      'convert: in place of --replay_dir, the Minari data set to read: its id, '
+      'fetched if it is not here, or its folder.'
+    ),
+  }.items():
+    flags.DEFINE_string(name, None, help_text)
+  flags.DEFINE_integer('run', 1, 'With --game: the logged run.', 1, 5)
   flags.DEFINE_integer(
     'stack_size',
     None,
@@ -121,34 +107,8 @@ def define_flags() -> None:
     'collection.json beside it.',
     lower_bound=1,
   )
-  flags.DEFINE_string(
-    'store', None, 'verify: the folder of a store, in the cache of train.'
-  )
-  flags.DEFINE_string(
-    'output_dir', None, 'convert: where the new replay_logs go.'
-  )
   flags.DEFINE_integer(
-    'rows_per_file',
-    1_000_000,
-    'convert: rows of each new file.',
-    lower_bound=10,
-  )
-  flags.DEFINE_string(
-    'minari_id',
-    None,
-    'convert: the Minari data set to write, where MINARI_DATASETS_PATH says.',
-  )
-  flags.DEFINE_string(
-    'minari',
-    None,
-    'convert: in place of --replay_dir, the Minari data set to read: its id, '
-    'fetched if it is not here, or its folder.',
-  )
-  flags.DEFINE_multi_string(
-    'cog',
-    [],
-    "convert: COG's files to read: the prior data first, then the task's, "
-    'whose rewards are kept.',
+    'rows_per_file', 1_000_000, 'convert: rows of each new file.', 10
   )
   flags.DEFINE_integer(
     'max_agent_steps_per_episode',
@@ -156,14 +116,34 @@ def define_flags() -> None:
     'The time limit that the log was played under.',
     lower_bound=1,
   )
+  flags.DEFINE_integer(
+    'subset_seed',
+    None,
+    'plan, fetch: names the draw of --rule=uniform or episodes.',
+  )
+  flags.DEFINE_enum(
+    'rule',
+    None,
+    RULES,
+    'plan, fetch: which part is taken. prefix: the first rows of each file, '
+    "as the authors' code does for a uniform 1%; uniform: transitions drawn "
+    'at random; first: the first rows in time; episodes: whole episodes drawn '
+    'at random.',
+  )
+  flags.DEFINE_float(
+    'fraction', None, 'plan, fetch: how much of it, such as 0.01.', 0, 1
+  )
+  flags.DEFINE_multi_string(
+    'cog',
+    [],
+    "convert: COG's files to read: the prior data first, then the task's, "
+    'whose rewards are kept.',
+  )
 
 
-def _source() -> 'Source':
+def _source() -> Source:
   if (FLAGS.replay_dir is None) == (FLAGS.game is None):
     raise errors.UsageError('give one of --replay_dir and --game (see --help).')
-  # Imported here so that --help and usage errors are instant.
-  from batch_rl_dr3.replay.log import rlu, source_chain
-
   if FLAGS.game is not None:
     source_chain.rom_path(FLAGS.game)  # Refuses what is no game.
     source = source_chain.open_run(FLAGS.game, FLAGS.run)
@@ -178,8 +158,6 @@ def _source() -> 'Source':
 
 def _collection_number(field: str) -> int | None:
   """Returns a number that collection.json says of the game, if there is one."""
-  from batch_rl_dr3.replay.log import checkpoint_format
-
   if FLAGS.replay_dir is None:
     return None
   collection = checkpoint_format.read_collection(FLAGS.replay_dir)
@@ -195,44 +173,27 @@ def _collection_number(field: str) -> int | None:
 
 
 def _stack_size() -> int:
-  if FLAGS.stack_size is not None:
-    stack_size: int = FLAGS.stack_size
-    return stack_size
-  return _collection_number('stack_size') or 4
+  return FLAGS.stack_size or _collection_number('stack_size') or 4
 
 
 def _num_actions() -> int | None:
-  if FLAGS.num_actions is not None:
-    num_actions: int | None = FLAGS.num_actions
-    return num_actions
-  if FLAGS.game is None:
-    return _collection_number('num_actions')
-  from batch_rl_dr3.replay.log import source_chain
-
-  return source_chain.num_actions(FLAGS.game)
+  if FLAGS.num_actions is None and FLAGS.game is not None:
+    return source_chain.num_actions(FLAGS.game)
+  return FLAGS.num_actions or _collection_number('num_actions')
 
 
-def _subset() -> 'subset.Subset':
+def _subset() -> Subset:
   """Returns the subset that the flags name, on top of what gin binds."""
-  from batch_rl_dr3.replay.store import subset
-
   given = {
     'rule': FLAGS.rule,
     'fraction': FLAGS.fraction,
     'seed': FLAGS.subset_seed,
   }
-  return subset.Subset(
-    **{name: value for name, value in given.items() if value is not None}
-  )
+  return Subset(**{k: value for k, value in given.items() if value is not None})
 
 
 def plan() -> None:
   """Prints what fetch would cost."""
-  import gin
-
-  from batch_rl_dr3.replay import inspection
-  from batch_rl_dr3.replay.store import read
-
   try:
     max_resident_bytes = gin.query_parameter('open_store.max_resident_bytes')
   except ValueError:  # Not bound.
@@ -251,8 +212,6 @@ def plan() -> None:
 
 def fetch() -> None:
   """Makes the store of a part of a log, or finds it made."""
-  from batch_rl_dr3.replay.store import store
-
   source = _source()
   header = source.header('observation', source.suffixes()[0])
   opened = store.open_store(
@@ -275,9 +234,6 @@ def fetch() -> None:
 
 def info() -> None:
   """Prints a line a file, and what is missing."""
-  from batch_rl_dr3.replay import inspection
-  from batch_rl_dr3.replay.log import checkpoint_format, rlu, source_chain
-
   source = _source()
   for line in inspection.table(inspection.summarise(source, _stack_size())):
     print(line, flush=True)
@@ -293,8 +249,6 @@ def info() -> None:
 
 def doctor() -> None:
   """Prints what is wrong with a log, and what to allow for."""
-  from batch_rl_dr3.replay import inspection
-
   source = _source()
   num_rows = sum(source.segment(s).num_rows for s in source.suffixes())
   with progress.bar(num_rows, 'reading', 'row', delay=2) as bar:
@@ -318,80 +272,58 @@ def convert() -> None:
   """Writes the log anew."""
   if (FLAGS.output_dir is None) == (FLAGS.minari_id is None):
     raise errors.UsageError('give one of --output_dir and --minari_id.')
-  if FLAGS.minari is not None:
-    _convert_minari()
-    return
-  if FLAGS.cog:
-    _convert_cog()
-    return
-  source = _source()
-  num_actions = _num_actions()
-  if FLAGS.minari_id is not None and num_actions is None:
-    raise errors.UsageError('--minari_id needs --num_actions.')
-  from batch_rl_dr3.replay import conversion
+  is_other = FLAGS.minari is not None or FLAGS.cog
+  if is_other and (FLAGS.output_dir is None or FLAGS.replay_dir or FLAGS.game):
+    raise errors.UsageError(
+      f'--{"cog" if FLAGS.minari is None else "minari"} is read in place of '
+      '--replay_dir and --game, and needs --output_dir.'
+    )
+  if FLAGS.cog and FLAGS.minari is None:
+    from batch_rl_dr3.control import cog
 
-  if FLAGS.output_dir is not None:
-    target = os.path.join(FLAGS.output_dir, 'replay_logs')
+    manifest = cog.convert(FLAGS.cog, FLAGS.output_dir)
+    print(
+      f'{FLAGS.output_dir}: {manifest["num_trajectories"]} trajectories, '
+      f'{manifest["num_prior_trajectories"]} of them prior data, '
+      f'{manifest["num_transitions"]} transitions.'
+    )
+    return
+  target = FLAGS.minari_id or os.path.join(FLAGS.output_dir, 'replay_logs')
+  if FLAGS.minari is not None:
+    from batch_rl_dr3.control import data_files
+
+    folder = data_files.locate_minari(FLAGS.minari)
+    with data_files.minari_errors(FLAGS.minari):
+      import minari
+
+      num_episodes = conversion.from_minari(
+        minari.MinariDataset(folder / 'data'),
+        target,
+        FLAGS.stack_size or 4,
+        FLAGS.rows_per_file,
+      )
+  elif FLAGS.minari_id is None:
     num_episodes = conversion.to_log(
-      source, target, _stack_size(), FLAGS.rows_per_file
+      _source(), target, _stack_size(), FLAGS.rows_per_file
     )
   else:
-    target = FLAGS.minari_id
+    source, num_actions = _source(), _num_actions()
+    if num_actions is None:
+      raise errors.UsageError('--minari_id needs --num_actions.')
     num_episodes = conversion.to_minari(
       source,
       target,
       _stack_size(),
-      num_actions or 0,
+      num_actions,
       f'Logged replay in the DQN Replay format, from {source.name}.',
     )
   print(f'{target}: {num_episodes} episodes.')
-
-
-def _convert_minari() -> None:
-  if FLAGS.output_dir is None or FLAGS.replay_dir or FLAGS.game:
-    raise errors.UsageError(
-      '--minari is read in place of --replay_dir and --game, and needs '
-      '--output_dir.'
-    )
-  from batch_rl_dr3.control import data_files
-  from batch_rl_dr3.replay import conversion
-
-  target = os.path.join(FLAGS.output_dir, 'replay_logs')
-  folder = data_files.locate_minari(FLAGS.minari)
-  with data_files.minari_errors(FLAGS.minari):
-    import minari
-
-    num_episodes = conversion.from_minari(
-      minari.MinariDataset(folder / 'data'),
-      target,
-      FLAGS.stack_size or 4,
-      FLAGS.rows_per_file,
-    )
-  print(f'{target}: {num_episodes} episodes.')
-
-
-def _convert_cog() -> None:
-  if FLAGS.output_dir is None or FLAGS.replay_dir or FLAGS.game:
-    raise errors.UsageError(
-      '--cog is read in place of --replay_dir and --game, and needs '
-      '--output_dir.'
-    )
-  from batch_rl_dr3.control import cog
-
-  manifest = cog.convert(FLAGS.cog, FLAGS.output_dir)
-  print(
-    f'{FLAGS.output_dir}: {manifest["num_trajectories"]} trajectories, '
-    f'{manifest["num_prior_trajectories"]} of them prior data, '
-    f'{manifest["num_transitions"]} transitions.'
-  )
 
 
 def verify() -> None:
   """Hashes every file of a store again."""
   if FLAGS.store is None:
     raise errors.UsageError('--store is needed (see --help).')
-  from batch_rl_dr3.replay.store import read
-
   manifest = read.verify(pathlib.Path(FLAGS.store), full=True)
   print(f'{FLAGS.store} is whole: data hash {manifest["data_hash"]}.')
 
@@ -400,10 +332,6 @@ def _with_gin(command: Callable[[], None]) -> Callable[[], None]:
   """Returns a command that is run under the gin bindings of the flags."""
 
   def run() -> None:
-    # Each registers with gin what a binding can name.
-    from batch_rl_dr3.replay.log import source_chain  # noqa: F401
-    from batch_rl_dr3.replay.store import store  # noqa: F401
-
     cli.load_gin(FLAGS.gin_files, FLAGS.gin_bindings)
     with cli.gin_errors():
       command()

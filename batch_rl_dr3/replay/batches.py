@@ -143,11 +143,7 @@ class TableVariables:
       self._fill_frames = variable.assign(frames, read_value=False)
 
   def load(self, session: tf.compat.v1.Session) -> None:
-    """Fills the variables.
-
-    Raises:
-      DataError: if a file of the store is damaged.
-    """
+    """Fills the variables; damage of the store is a DataError."""
     with raising():
       session.run(self._fill_frames)
     for name, array in self._arrays.items():

@@ -171,17 +171,8 @@ def to_minari(
   Frames are stored without loss and not stacked. Minari wants the observation
   after the last action too, which the DQN Replay format does not hold: it is
   all zeros. An episode that the log cuts off is marked as truncated; one that
-  a time limit ended is a terminal in the log, and so it is here.
-
-  Args:
-    source: the log.
-    dataset_id: Minari's, such as atari/pong/dqn-replay-v0.
-    stack_size: frames in a state.
-    num_actions: of the game.
-    description: of the data set.
-
-  Returns:
-    The number of episodes.
+  a time limit ended is a terminal in the log, and so it is here. Returns the
+  number of episodes.
 
   Raises:
     ConfigError: if Minari refuses the name, or has a data set of it already.
@@ -243,22 +234,14 @@ def from_minari(
   stack_size: int,
   rows_per_file: int,
 ) -> int:
-  """Writes a Minari data set of discrete actions in the DQN Replay format.
+  """Writes a minari.MinariDataset of discrete actions as a log.
 
   Observations have to be uint8 frames. Where they are stacks, `stack_size`
   frames along their first or last axis, the newest frame of each is written.
   Rewards are clipped to [-1, 1], as the format has them. The observation after
   the last action is left out. Where an episode was truncated, or has no end,
-  the file ends, as it does where a log breaks off.
-
-  Args:
-    dataset: a minari.MinariDataset.
-    folder: a folder without a log.
-    stack_size: frames in a state.
-    rows_per_file: rows of each new file.
-
-  Returns:
-    The number of episodes.
+  the file ends, as it does where a log breaks off. Returns the number of
+  episodes.
 
   Raises:
     DataError: if actions, frames or episodes are not what the format holds.

@@ -67,15 +67,12 @@ class FileSummary:
   """One file of a log, in numbers.
 
   Attributes:
-    num_padding_rows: the zero rows that begin episodes.
     num_valid: rows where a transition may start.
     episode_lengths: int64 [E], agent steps of the episodes that begin and end
       in the file.
     episode_returns: float64 [E], their sums of clipped rewards.
-    reward_range: (smallest, largest) reward.
     ends_in_episode: whether the last row's episode goes on.
     starts_with_padding: whether the first row begins an episode.
-    follows_before: whether the file goes on from the one before.
     cursor: the row that the buffer would have written next; 0 if not full.
     digest: of the first stretch of frames.
     changes: of each stretch that was looked at.
@@ -114,13 +111,9 @@ def summarise(
 
   Args:
     source: the log.
-    stack_size: frames in a state; an episode begins with stack_size - 1 rows
-      of padding.
+    stack_size: an episode begins with stack_size - 1 rows of padding.
     all_frames: whether to look at all frames, not only at a file's first.
     on_rows: called with the number of frames just looked at.
-
-  Raises:
-    DataError: if a file is damaged.
   """
   before: Segment | None = None
   for suffix in source.suffixes():
@@ -379,12 +372,8 @@ class FetchEstimate:
 
   Attributes:
     num_files: files of the log that are read.
-    num_log_rows: rows of all files of the log.
-    are_rows_known: whether these were read, or taken as usual.
+    are_rows_known: whether the log's rows were read, or taken as usual.
     num_rows: rows of the store; an expectation for a subset that is drawn.
-    num_log_bytes: of all files of the log.
-    num_download_bytes: of what is read.
-    num_spool_bytes: of temporary files.
     num_store_bytes: of the store in the codec 'raw'.
     codec: which codec is used unless told otherwise.
     num_table_bytes: memory of a run beside the frames.
@@ -411,10 +400,6 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
   """Returns what a store of a subset of a log will cost.
 
   Reads the list of files, their headers and the first rows of one.
-
-  Raises:
-    DataError: if the log cannot be read.
-    ConfigError: if the subset is too small.
   """
   is_rlu = isinstance(source, rlu.RluSource)
   suffixes = source.suffixes()

@@ -131,14 +131,8 @@ def read_collection(
 ) -> dict[str, Any] | None:
   """Returns what `collect` says of the log in a folder, None if nothing.
 
-  Its `game` is an object with numbers of Atari or MinAtar, and a name of
-  continuous control.
-
-  Args:
-    replay_dir: the log's folder, or its parent; a path or a file:// URL.
-
-  Raises:
-    DataError: if collection.json is damaged.
+  The folder may be the one above `replay_logs`, or a file:// URL. `game` is an
+  object with numbers of Atari or MinAtar, and a name of continuous control.
   """
   folder = pathlib.Path(local_path(os.fspath(replay_dir)))
   if folder.name == 'replay_logs':
@@ -151,11 +145,7 @@ def read_collection(
 
 
 def find_replay_logs(replay_dir: str | os.PathLike[str]) -> pathlib.Path:
-  """Returns the folder of a log's files: this one, or `replay_logs` in it.
-
-  Raises:
-    DataError: if neither holds any file of a log.
-  """
+  """Returns the folder of a log's files: this one, or `replay_logs` in it."""
   given = pathlib.Path(replay_dir)
   for folder in (given, given / 'replay_logs'):
     try:
@@ -191,11 +181,7 @@ def format_suffixes(suffixes: Iterable[int]) -> str:
 
 
 def complete_suffixes(location: object, names: Iterable[str]) -> list[int]:
-  """Returns the suffixes among the names of files, in numeric order.
-
-  Raises:
-    DataError: if one of the six files of a suffix is missing.
-  """
+  """Returns the suffixes among names in order; of each, all files are there."""
   present = set(names)
   suffixes = sorted(found_suffixes(present))
   for suffix in suffixes:
@@ -323,9 +309,6 @@ def read_rows(
   (None), the stream is read to its end, so that gzip's checksum vouches for
   them; a proper prefix stops early and is vouched for only by its structure. So
   no row can be trusted before the iterator has ended without an error.
-
-  Raises:
-    DataError: if the file is damaged, is no such array, or has fewer rows.
   """
   with decompressed(file) as stream:
     header = _parse_header(stream, file)
@@ -370,11 +353,7 @@ def check_rows(
 
 
 def read_attribute(file: StoredFile, name: str) -> npt.NDArray[np.int64]:
-  """Returns add_count (int64 []) or invalid_range (int64 [any]) in a file.
-
-  Raises:
-    DataError: if the file is damaged or is not a small array of integers.
-  """
+  """Returns add_count (int64 []) or invalid_range (int64 [any]) in a file."""
   ndim = _ATTRIBUTE_NDIM[name]
   with decompressed(file) as stream:
     header = _parse_header(stream, file)

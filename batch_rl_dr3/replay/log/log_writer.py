@@ -46,17 +46,10 @@ class LogWriter:
     observation_dtype: npt.DTypeLike = np.uint8,
     update_horizon: int = 1,
   ):
-    """Makes the folder; the first file appears when it is full.
+    """Makes the folder, which must hold no log; a file appears when it is full.
 
-    Args:
-      folder: where to write; it must not hold a log yet.
-      observation_shape: the shape of one frame.
-      stack_size: frames in a state; each episode starts with stack_size - 1
-        rows of zero padding.
-      rows_per_file: rows of a file, padding included.
-      observation_dtype: the dtype of frames.
-      update_horizon: steps in a transition; it only decides how many rows
-        invalid_range names.
+    Each episode starts with stack_size - 1 rows of zero padding.
+    `update_horizon` only decides how many rows invalid_range names.
 
     Raises:
       ConfigError: if a file would be too short to hold a transition.
@@ -104,11 +97,7 @@ class LogWriter:
   ) -> None:
     """Adds one transition, after the padding that an episode starts with.
 
-    Args:
-      observation: one frame, observation_dtype [*observation_shape].
-      action: the action taken at it.
-      reward: already clipped to [-1, 1].
-      terminal: whether the episode ends with this transition.
+    The reward is already clipped to [-1, 1].
 
     Raises:
       ValueError: if the frame has another shape.
@@ -129,11 +118,8 @@ class LogWriter:
     """Ends a file where what follows does not go on from it.
 
     The file is shorter, as the last one is. What follows is in files whose
-    add_counts say that they do not follow it (see Segment.is_followed_by).
-
-    Args:
-      at_episode_start: whether what follows begins with an episode, and so
-        with padding.
+    add_counts say that they do not follow it (see Segment.is_followed_by). It
+    begins with padding if it is `at_episode_start`.
     """
     if self._num_rows:
       # A file that is shorter than the one before would look like its rest.

@@ -141,15 +141,9 @@ class _Shard(NamedTuple):
 
 
 class _Steps(NamedTuple):
-  """One episode, step by step.
+  """One episode, step by step: PNG files, and rewards as the file has them.
 
-  Attributes:
-    checkpoint: which millionth of the run it is from.
-    number: its number there.
-    frames: PNG files, one per step.
-    actions: int32 [steps].
-    rewards: float32 [steps], as the file has them.
-    is_terminal: whether it ends in a terminal state; else it was cut.
+  It is of a `checkpoint`, a millionth of the run; it was cut if not terminal.
   """
 
   checkpoint: int
@@ -354,7 +348,7 @@ class RluSource(Source):
     spool_dir: str | None = None,
     retry: Retry | None = None,
   ):
-    """Reads nothing yet; what is not said here is as FsspecSource has it.
+    """Reads nothing yet; the last five arguments are as FsspecSource has them.
 
     Args:
       url: .../atari_episodes_ordered/<Game>/run_<n>, or the folder of
@@ -363,14 +357,11 @@ class RluSource(Source):
         see above.
       stack_size: frames in a state; stack_size - 1 rows are padding.
       update_horizon: steps in a transition, for invalid_range.
-      endpoint_url: see FsspecSource.
-      google_token: see FsspecSource.
-      timeout: see FsspecSource.
-      spool_dir: see FsspecSource; it also takes 9 bytes per row read so far.
-      retry: see FsspecSource.
-
-    Raises:
-      ConfigError: for an unknown last_step.
+      endpoint_url: where gs:// is served.
+      google_token: gcsfs's token.
+      timeout: of a connection, in seconds.
+      spool_dir: it also takes 9 bytes per row read so far.
+      retry: how reads are tried again.
     """
     if last_step not in LAST_STEPS:
       raise errors.ConfigError(
@@ -551,10 +542,8 @@ class RluSource(Source):
   def _make_index(self, suffix: int) -> dict[str, npt.NDArray[Any]]:
     """Returns all rows of a checkpoint but the frames.
 
-    Returns:
-      action, reward and terminal with Dopamine's dtypes, [num_rows] each;
-      cut, int64 [any], see `cut_rows`; frame_shape, int64 [2]; part_rows,
-      int64 [num_parts], the rows of each of its files.
+    They are action, reward and terminal, cut (see `cut_rows`), frame_shape, and
+    part_rows: the rows of each of its files.
     """
     name = f'{self.name}, checkpoint {suffix},'
     num_padding = self._stack_size - 1

@@ -72,11 +72,7 @@ def expected_suffixes(game: str, run: int) -> list[int]:
 
 
 def rom_path(game: str) -> pathlib.Path:
-  """Returns the ROM of a game.
-
-  Raises:
-    UsageError: if ale-py knows no such game; it says which is meant.
-  """
+  """Returns the ROM of a game; a UsageError says which game may be meant."""
   import ale_py  # It takes a moment, and few callers need it.
 
   roms = {
@@ -137,14 +133,10 @@ def default_locations(
 def make_source(location: str | os.PathLike[str] | Source) -> Source:
   """Returns the source at a location; only folders are looked at yet.
 
-  Args:
-    location: a folder of a log or a store, a URL that fsspec opens, or a
-      source. What has atari_episodes_ordered or rlu_atari_checkpoints_ordered
-      in its path is RL Unplugged's, and so is a folder of its files; anything
-      else is in the DQN Replay layout.
-
-  Raises:
-    DataError: if it is a folder without data.
+  A location is a folder of a log or a store, a URL that fsspec opens, or a
+  source. What has atari_episodes_ordered or rlu_atari_checkpoints_ordered in
+  its path is RL Unplugged's, and so is a folder of its files; anything else is
+  in the DQN Replay layout.
   """
   if isinstance(location, Source):
     return location
@@ -164,14 +156,11 @@ def open_source(
   | Source
   | Sequence[str | os.PathLike[str] | Source],
 ) -> Source:
-  """Returns the first source that gives its files.
+  """Returns the first source of those that gives its files, in this order.
 
   A source gives them if its list of files is complete and a first file of it
   can be read. Where there is more than one, a web server that says nothing at
   all within seconds is not waited for.
-
-  Args:
-    locations: one or several, see make_source, in the order to ask them.
 
   Raises:
     DataError: if none does; it lists what each said. A source that answers
@@ -244,10 +233,6 @@ def open_run(game: str, run: int) -> Source:
 
   Suffixes that are missing are named in warnings, with whether that is known
   of the data set.
-
-  Raises:
-    ConfigError: if there is no such run.
-    DataError: if no source gives it.
   """
   source = open_source(default_locations(game, run))
   if not isinstance(source, rlu.RluSource):  # It has other files.

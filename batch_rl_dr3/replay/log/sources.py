@@ -45,7 +45,8 @@ class Source(abc.ABC):
   """The rows of one logged run of one game, file by file.
 
   A file is known by its suffix; it has the four elements and two attributes
-  of the DQN Replay format, whatever they are stored as.
+  of the DQN Replay format, whatever they are stored as. What is damaged is a
+  DataError.
 
   Attributes:
     name: where it is, as messages and manifests call it.
@@ -59,11 +60,7 @@ class Source(abc.ABC):
 
   @abc.abstractmethod
   def suffixes(self) -> list[int]:
-    """Returns the files' suffixes in time order.
-
-    Raises:
-      DataError: if there is none, or one lacks a part.
-    """
+    """Returns the files' suffixes in time order, of which none lacks a part."""
 
   def missing_suffixes(self) -> list[int]:
     """Returns the suffixes that should be there and are not."""
@@ -78,11 +75,7 @@ class Source(abc.ABC):
     """Returns the size of one file in the storage, compressed as it is."""
 
   def segment(self, suffix: int) -> Segment:
-    """Returns what is known of the rows of one file.
-
-    Raises:
-      DataError: if its parts are damaged, or disagree with each other.
-    """
+    """Returns what is known of the rows of one file."""
     return whole_segment(self, suffix)
 
   @abc.abstractmethod
@@ -100,8 +93,7 @@ class Source(abc.ABC):
   ) -> Iterator[npt.NDArray[Any]]:
     """Yields the first rows of one element in blocks; None reads all of them.
 
-    Raises:
-      DataError: if they are damaged, or not of this dtype and shape.
+    They have to be of this dtype and shape.
     """
 
   @abc.abstractmethod
@@ -109,19 +101,12 @@ class Source(abc.ABC):
     """Returns add_count or invalid_range of one file."""
 
   def cut_rows(self, suffix: int) -> list[int]:
-    """Returns the rows that are marked as terminals but are none.
-
-    Their episodes were cut by time, and the log lacks what came next.
-    """
+    """Returns the rows marked as terminals whose episodes were cut by time."""
     return []
 
 
 def count_rows(source: Source, suffix: int) -> int:
-  """Returns the number of rows of one file, which its elements agree on.
-
-  Raises:
-    DataError: if they do not.
-  """
+  """Returns the number of rows of one file, which its elements agree on."""
   lengths = {}
   for name in checkpoint_format.ELEMENTS:
     shape = source.header(name, suffix).shape
@@ -144,9 +129,6 @@ def whole_segment(source: Source, suffix: int) -> Segment:
 
   A buffer that was not full (add_count below the length of its arrays) held
   only their first add_count rows.
-
-  Raises:
-    DataError: if its parts are damaged, or disagree with each other.
   """
   length = count_rows(source, suffix)
   add_count = int(source.attribute('add_count', suffix))
@@ -234,11 +216,7 @@ class FolderSource(LogSource):
   """A log in a folder of this machine, vouched for by gzip's own checksums."""
 
   def __init__(self, folder: str | os.PathLike[str]):
-    """Finds the log in the folder, or in `replay_logs` within it.
-
-    Raises:
-      RefusedError: if neither holds any file of a log.
-    """
+    """Finds the log in the folder, or in `replay_logs` within it."""
     try:
       self._folder = checkpoint_format.find_replay_logs(folder).resolve()
     except errors.DataError as error:
@@ -269,11 +247,9 @@ class FsspecSource(LogSource):
   What is read whole is first fetched into a temporary file and checked: its
   size, the checksum that the storage states (Google Cloud Storage does; where
   none is stated, gzip's own), and fetched once more if it is damaged. A proper
-  prefix is read from the network as far as it goes; no checksum can vouch for
-  it, only its structure.
-
-  s3:// needs the package s3fs. A listing is needed, so https:// must lead to a
-  page that links to the files.
+  prefix is read from the network as far as it goes, and only its structure
+  vouches for it. s3:// needs the package s3fs, and https:// a page that links
+  to the files.
   """
 
   def __init__(
@@ -290,8 +266,7 @@ class FsspecSource(LogSource):
     Args:
       url: the folder of the log, or its parent where it is named `replay_logs`.
       endpoint_url: where gs:// is served; None for Google's own.
-      google_token: gcsfs's token. None takes Google's default credentials
-        where there are any, and is anonymous elsewhere; see open_storage.
+      google_token: gcsfs's token; see open_storage.
       timeout: seconds without a byte after which a connection is given up.
       spool_dir: where temporary files are, each as large as one compressed
         file; None for the system's folder (TMPDIR).
@@ -403,21 +378,12 @@ def open_whole(
   spool_dir: str | None,
   check: Callable[[stored_file.StoredFile], None],
 ) -> Iterator[stored_file.StoredFile]:
-  """Fetches an object whole into a temporary file, checked before use.
+  """Yields an object fetched whole into a temporary file, checked before use.
 
-  A damaged object goes to quarantine and is fetched once more. The temporary
-  file has no name, so that it vanishes with the process.
-
-  Args:
-    storage: the folder that it is in.
-    info: what `list` says of it.
-    spool_dir: where the temporary file is, None for the system's; and where
-      the folder batch_rl_dr3_quarantine is made.
-    check: raises a DataError if the bytes are damaged; used where the storage
-      states no checksum.
-
-  Yields:
-    The file, under the object's name.
+  A damaged object goes to the folder batch_rl_dr3_quarantine in `spool_dir` and
+  is fetched once more. The temporary file has no name, so that it vanishes with
+  the process. Where the storage states no checksum, `check` raises the
+  DataError.
 
   Raises:
     DataError: if it is damaged both times.

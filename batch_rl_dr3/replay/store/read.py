@@ -58,7 +58,7 @@ def is_store(folder: str | os.PathLike[str]) -> bool:
 def read_part(
   folder: pathlib.Path, segment: dict[str, Any]
 ) -> dict[str, Any] | None:
-  """Returns the record of a part of a segment; None if it is not all there."""
+  """Returns the record of a segment's part; None if it is not all there."""
   try:
     record: dict[str, Any] = json.loads((folder / RECORD).read_text())
     if record['segment'] != segment:
@@ -71,12 +71,10 @@ def read_part(
 
 
 def verify(store: pathlib.Path, full: bool = False) -> dict[str, Any]:
-  """Returns the manifest of a store, which is found to be right.
+  """Returns the manifest of the store in a folder, which is found to be right.
 
-  Args:
-    store: the store's own folder.
-    full: whether to read all of it and compare checksums, at the speed of
-      the disk, rather than only the lengths of files.
+  Unless `full`, the speed of the disk, only the lengths of files are compared
+  and no checksums.
 
   Raises:
     DataError: if anything differs from the manifest; it names what.
@@ -166,9 +164,9 @@ class ReplayTransitions(NamedTuple):
     states: [B, *observation_shape, stack_size], dtype of the observations.
     actions: int32 [B].
     rewards: float32 [B], discounted sum over the steps of the transition.
-    next_states: like `states`; undefined where `terminals` is 1.
-    next_actions: int32 [B]; undefined where `terminals` is 1.
-    next_rewards: float32 [B]; undefined where `terminals` is 1.
+    next_states: like `states`; next_* are undefined where `terminals` is 1.
+    next_actions: int32 [B].
+    next_rewards: float32 [B].
     terminals: uint8 [B], 1 where the episode ends within the transition.
     indices: int64 [B], rows of the store.
   """
@@ -187,7 +185,6 @@ class ReplayStore:
   """The rows of a log, and what can be sampled from them.
 
   Attributes:
-    folder: the store's own folder.
     actions: int32 [num_rows].
     rewards: float32 [num_rows].
     terminals: uint8 [num_rows].
@@ -204,13 +201,7 @@ class ReplayStore:
     stack_size: int,
     max_resident_bytes: int = MAX_RESIDENT_BYTES,
   ):
-    """Opens a store that is whole.
-
-    Args:
-      folder: the store's own folder.
-      stack_size: frames in a state.
-      max_resident_bytes: `hold_frames` and whoever holds them elsewhere hold
-        frames up to so many bytes.
+    """Opens the store in its own folder.
 
     Raises:
       DataError: if the folder has been damaged since it was built.
@@ -310,10 +301,7 @@ class ReplayStore:
     return self._open_frames().hold()
 
   def hold_frames(self) -> None:
-    """Reads all frames into memory, if they are few enough.
-
-    Nobody else may be reading from the store meanwhile.
-    """
+    """Reads all frames into memory, if few enough, while nobody else reads."""
     if self.fits_memory:
       self._frames.hold()
 
@@ -325,9 +313,6 @@ class ReplayStore:
 
   def valid_indices(self, update_horizon: int = 1) -> npt.NDArray[np.int64]:
     """Returns the rows where a transition may start, in ascending order.
-
-    Args:
-      update_horizon: steps in a transition.
 
     Raises:
       DataError: if there is none.
@@ -373,15 +358,9 @@ class ReplayStore:
     gamma: float = 0.99,
     stack_size: int | None = None,
   ) -> ReplayTransitions:
-    """Returns the transitions that start at given rows, as arrays.
+    """Returns the transitions that start at valid rows, int [B], as arrays.
 
     Equals Dopamine's `sample_transition_batch(indices=...)`, file by file.
-
-    Args:
-      rows: int [B], valid rows of the store.
-      update_horizon: steps in a transition.
-      gamma: the discount of one step.
-      stack_size: frames in a state; the store's own if None.
     """
     stack_size = self.stack_size if stack_size is None else stack_size
     rows = np.asarray(rows, dtype=np.int64)
@@ -421,13 +400,8 @@ class ReplayStore:
     """Returns the discounted sum of rewards to the end of each row's episode.
 
     Episodes are carried on from file to file where whole files follow each
-    other in time.
-
-    Args:
-      gamma: the discount of one step.
-
-    Returns:
-      float32 [num_rows]; NaN where the episode's end is not in the store.
+    other in time. float32 [num_rows], NaN where the episode's end is not in the
+    store.
 
     Raises:
       ConfigError: if the store was drawn, and so has no episodes.
@@ -463,11 +437,6 @@ class StoreSource(Source):
   """
 
   def __init__(self, folder: str | os.PathLike[str]):
-    """Opens the store in a folder.
-
-    Raises:
-      DataError: if it is damaged, or holds single transitions and no episodes.
-    """
     self._store = ReplayStore(
       pathlib.Path(folder), stack_size=1, max_resident_bytes=0
     )

@@ -158,12 +158,7 @@ def write_array(path: pathlib.Path, array: npt.NDArray[Any]) -> Records:
 
 
 def read_array(path: pathlib.Path, record: dict[str, Any]) -> npt.NDArray[Any]:
-  """Returns the array of an .npy file, checked whole.
-
-  Raises:
-    DataError: if it is not what its record says.
-    OSError: if it cannot be read.
-  """
+  """Returns the array of an .npy file, checked whole."""
   content = path.read_bytes()
   check_content(path, content, record)
   array: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
@@ -177,17 +172,10 @@ def write_frames(
   dtype: np.dtype[Any],
   blocks: Iterable[npt.NDArray[Any]],
 ) -> tuple[Records, str]:
-  """Writes the frames of one file of a log to shards in a folder.
+  """Writes the frames of one file of a log, block by block, to shards.
 
-  Args:
-    folder: of the part.
-    codec: one of CODECS.
-    shape: [num_rows, *frame_shape] of all frames.
-    dtype: the dtype of frames.
-    blocks: the frames in order, [n, *frame_shape]; read to their end.
-
-  Returns:
-    The records of the files by their names, and the SHA-256 of all frames.
+  `shape` is that of all of them. Returns the records of the files by their
+  names, and the SHA-256 of all frames. `blocks` are read to their end.
   """
   content = hashlib.sha256()
   chunks = _chunks(blocks, content)
@@ -353,12 +341,7 @@ class _ZstdShard(_Shard):
 
 
 class Frames:
-  """Frames by row, each flat: read from shards as needed, or held in memory.
-
-  Attributes:
-    num_pixels: numbers in a frame.
-    dtype: their dtype.
-  """
+  """Frames by row, each flat: read from shards as needed, or held in memory."""
 
   def __init__(
     self, opened: list[_Shard], num_pixels: int, dtype: np.dtype[Any]
@@ -415,9 +398,7 @@ class Frames:
   def stacks(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """Returns stacks of frames, oldest first, [S, B, num_pixels, K].
 
-    Args:
-      rows: int64 [S, B, K], the rows of S stacks of K frames for each of B
-        examples.
+    `rows` are those of S stacks of K frames for each of B examples, [S, B, K].
     """
     num_stacks, num_examples, stack_size = rows.shape
     stacks = np.empty(
@@ -448,12 +429,9 @@ class Frames:
     rows: npt.NDArray[np.int64],
     places: npt.NDArray[np.int64],
   ) -> None:
-    """Fills the stacks of examples that are alike.
+    """Fills the stacks [S, B, num_pixels, K] of examples that are alike.
 
-    Args:
-      stacks: [S, B, num_pixels, K].
-      rows: int64 [S, B, K].
-      places: int64 [S, K], where an example's frames are, from the first on.
+    `places`, [S, K], says where an example's frames are, from its first row on.
     """
     num_frames = int(places.max()) + 1
     if places.min() < 0 or num_frames > places.size:
@@ -493,12 +471,7 @@ def open_frames(
 ) -> Frames:
   """Returns the frames of the parts of a store, in the order of their rows.
 
-  Args:
-    codec: one of CODECS.
-    parts: of each, its folder, its number of rows, and its files' records.
-    shard_rows: rows of a shard.
-    frame_shape: the shape of one frame.
-    dtype: its dtype.
+  A part is its folder, its number of rows, and its files' records.
 
   Raises:
     DataError: if a shard's index or header is damaged.

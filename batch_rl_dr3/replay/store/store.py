@@ -127,8 +127,7 @@ def open_store(
       rows, 7 GB per million Atari frames, if they are not compressed.
     subset: the part of the log that is used.
     observation_shape: the shape of one frame of the game.
-    num_actions: the number of the game's actions; None does not hold the
-      logged ones against it.
+    num_actions: of the game; None does not hold the logged ones against it.
     stack_size: frames in a state.
     progress: whether to show a progress bar when a build takes long.
     observation_dtype: the dtype of frames of the game.
@@ -326,8 +325,7 @@ class _FilePlan:
   Attributes:
     segment: the fields of its Segment, as in the manifest.
     num_held: its rows that are read; those behind them are ignored.
-    drawn: of a subset that is drawn, whether a transition was, at each of these
-      rows; None of another.
+    drawn: of a subset that is drawn, whether a transition was, at each row.
     kept: the rows of the file that are kept, ascending; None is all.
   """
 

@@ -30,28 +30,26 @@ class Subset:
   * 'prefix': the first `fraction` of the rows of each file. This is how the
     paper's authors make a "uniform" 1% or 5%: contiguous rows, 10,000 of each
     file of 1,000,000 at 1%.
-  * 'uniform': transitions drawn uniformly at random and without replacement
-    from all that can be sampled, as the paper's text says. Exactly
-    floor(fraction * num_rows) of them, where num_rows counts the rows that
-    the files hold, padding included; they, and no others, can be sampled
-    then. The frames of their stacks and next states are kept too, so that at
-    1% about 5 times as many frames are stored. Only for 1-step transitions.
+  * 'uniform': floor(fraction * num_rows) transitions drawn uniformly at random
+    and without replacement from all that can be sampled, as the paper's text
+    says, padding counted as rows. They and no others can be sampled then; with
+    the frames of their stacks and next states, a 1% stores about 5 times as
+    many frames. Only for 1-step transitions.
   * 'first': the first `fraction` of all rows in time, so 0.1 is the first 5 of
     50 files. It is a fraction of the files that are there: whoever downloads
     only the first 5 files wants 'all'.
   * 'episodes': whole episodes of each file, drawn at random without
-    replacement until they hold at least `fraction` of the file's rows. This is
-    how d3rlpy makes its 1% of Atari. Episodes that begin or end outside of the
-    file are left out. Only for 1-step transitions.
+    replacement until they hold at least `fraction` of the file's rows, as
+    d3rlpy makes its 1% of Atari. Episodes that begin or end outside of the file
+    are left out. Only for 1-step transitions.
   * 'all': every row; `fraction` is 1.
 
   Attributes:
     rule: one of the above.
-    fraction: counts are exact in its decimal digits: 0.29 of 100 rows is 29,
-      though 0.29 * 100 is less in binary.
-    seed: names the draw of 'uniform' or 'episodes'; 0 for other rules. 'run'
-      is the run's own seed, so that each seed of a study learns from another
-      draw.
+    fraction: exact in its decimal digits: 0.29 of 100 rows is 29, though
+      0.29 * 100 is less in binary.
+    seed: names the draw of 'uniform' or 'episodes'. 'run' is the run's own,
+      so that each seed of a study learns from another draw.
   """
 
   rule: str = 'all'
@@ -111,11 +109,7 @@ class Subset:
     return fields
 
   def num_drawn(self, num_rows: int) -> int:
-    """Returns how many transitions or rows of episodes so many rows give.
-
-    Raises:
-      ConfigError: if it is none.
-    """
+    """Returns how many transitions or rows of episodes so many rows give."""
     count = self._floor(num_rows)
     if not count:
       raise errors.ConfigError(
@@ -136,8 +130,7 @@ class Subset:
       stack_size: frames in a state.
 
     Raises:
-      ConfigError: if no file gives the stack_size + 1 rows that the smallest
-        transition needs.
+      ConfigError: if no file gives stack_size + 1 rows, as a transition needs.
     """
     if self.is_drawn:
       rows = dict(files)
@@ -208,9 +201,6 @@ def draw_rows(
 
   Returns:
     int64 [any] for each file, rows of the file in ascending order.
-
-  Raises:
-    ConfigError: if there are fewer valid rows than `count`.
   """
   num_valid = [np.count_nonzero(mask) for mask in valid]
   if count > sum(num_valid):
@@ -238,16 +228,9 @@ def draw_episodes(
 ) -> npt.NDArray[np.int64]:
   """Returns the rows of whole episodes that hold at least `num_rows` rows.
 
-  All of them if they hold fewer. With terminals [0, 1, 0, 0, 1, 0, 1, 0] the
-  whole episodes are rows 2-4 and 5-6; for 1 row it is one of them.
-
-  Args:
-    terminals: uint8 [any], 1 where an episode ends, in time order.
-    num_rows: how many rows are wanted.
-    seed: names the draw.
-
-  Returns:
-    int64 [any], where in `terminals` they are.
+  They are places in `terminals`, which are in time order; all episodes if they
+  hold fewer. With terminals [0, 1, 0, 0, 1, 0, 1, 0] the whole episodes are
+  rows 2-4 and 5-6; for 1 row it is one of them.
   """
   ends = np.flatnonzero(terminals) + 1
   episodes = list(itertools.pairwise(ends))
@@ -267,11 +250,9 @@ def rows_needed(
   """Returns the rows of a file whose frames the transitions hold, ascending.
 
   They are the stack_size rows up to each one and the row after it, each row
-  once. In a full buffer they wrap around the file's end. Ascending, the rows
-  of any one transition are neighbours among them (the last and the first are
-  too), so that whoever keeps just these rows finds a stack by counting back,
-  as in the file itself.
-
+  once; in a full buffer they wrap around the file's end. The rows of any one
+  transition are neighbours among them (the last and the first are too), so that
+  whoever keeps just these rows finds a stack by counting back, as in the file.
   With rows [4, 6] drawn of 10 and stacks of 2 it is [3, 4, 5, 6, 7].
   """
   needed = np.zeros(num_rows, np.bool_)

@@ -23,11 +23,9 @@ def cursor_range(
   """Returns the rows that are not sampleable because of the write cursor.
 
   They are cursor - N, ..., cursor + K - 1 modulo the capacity, for update
-  horizon N and stack size K: the transitions that would run past the newest
-  row, and the stacks that would mix the newest and the oldest rows. With
-  cursor 0, capacity 10, K = 4 and N = 1 they are [9, 0, 1, 2, 3].
-
-  The same as Dopamine's `invalid_range`, without importing TensorFlow.
+  horizon N and stack size K, as Dopamine's `invalid_range` has it: transitions
+  that would run past the newest row, and stacks that would mix the newest and
+  the oldest. With cursor 0, capacity 10, K = 4, N = 1: [9, 0, 1, 2, 3].
   """
   offsets = np.arange(-update_horizon, stack_size, dtype=np.int64)
   return (cursor + offsets) % capacity
@@ -45,19 +43,16 @@ def valid_indices(
 
   A buffer is full when it has been given at least `capacity` rows; it is then
   circular, and stacks wrap around its end. Otherwise it holds rows
-  0 ... add_count - 1, which must all be present in `terminals`.
+  0 ... add_count - 1, which must all be in `terminals`, uint8 [num_rows].
 
   Args:
-    terminals: uint8 [num_rows], 1 where an episode ends.
+    terminals: 1 where an episode ends.
     add_count: the number of rows ever added to the buffer.
-    invalid_range: int64 [any], rows that the file itself declares invalid.
+    invalid_range: rows that the file itself declares invalid.
     stack_size: frames in a state.
     update_horizon: steps in a transition.
-    capacity: the rows of the buffer that wrote the file; num_rows if None.
-      Larger than num_rows when only a prefix of the file is used.
-
-  Raises:
-    ValueError: if `terminals` lacks rows that the buffer holds.
+    capacity: the rows of the buffer that wrote the file, more than num_rows
+      where only a prefix of it is used; num_rows if None.
   """
   num_rows = terminals.shape[0]
   capacity = num_rows if capacity is None else capacity
@@ -88,17 +83,11 @@ def returns_to_go(
 ) -> npt.NDArray[np.float32]:
   """Returns the discounted sum of rewards from each row to its episode's end.
 
-  G_t = r_t + gamma * (1 - terminal_t) * G_{t+1}, NaN where the episode does not
-  end within the data. With rewards [1, 0, 2, 5], terminals [0, 0, 1, 0] and
-  gamma 0.5 it is [1.5, 1, 2, NaN]. Padding rows carry no reward and stand
-  before an episode's first row, so they get a discounted copy of its return;
-  they are never valid rows.
-
-  Args:
-    rewards: float32 [num_rows], in time order.
-    terminals: uint8 [num_rows], 1 where an episode ends.
-    gamma: the discount of one step.
-    is_cut: [num_rows], terminals that are none: the episode was cut there.
+  G_t = r_t + gamma * (1 - terminal_t) * G_{t+1} of rows in time order, NaN
+  where the episode does not end within them, or was cut. With rewards [1, 0, 2,
+  5], terminals [0, 0, 1, 0] and gamma 0.5 it is [1.5, 1, 2, NaN]. Padding rows
+  carry no reward and stand before an episode's first row, so they get a
+  discounted copy of its return; they are never valid rows.
   """
   # Imported here because it takes a second and few runs need it.
   from scipy import signal
@@ -119,12 +108,9 @@ class Segment:
   """The rows that one file of the log gave to the store.
 
   Attributes:
-    suffix: the file's number.
-    first_row: where its rows start in the store.
-    num_rows: how many rows it gave: from its own row 0 on, or, of a subset
-      that is drawn, those that the transitions drawn from it need.
+    num_rows: how many: from the file's row 0 on, or, of a subset that is drawn,
+      those that the transitions drawn from it need.
     num_rows_in_source: the length of the file's arrays.
-    add_count: as the file says.
     invalid_range: as the file says, rows of the file.
     read_to_end: whether the file was read whole, checksum included.
     num_drawn: transitions drawn from it, which are then all that can be
@@ -174,10 +160,7 @@ class Segment:
   ) -> npt.NDArray[np.int64]:
     """Returns the rows of the store where a transition may start.
 
-    Args:
-      terminals: uint8 [num_rows], this segment's.
-      stack_size: frames in a state.
-      update_horizon: steps in a transition.
+    `terminals` are this segment's.
     """
     around_cursor = cursor_range(
       self.cursor, self.num_rows_in_source, stack_size, update_horizon
