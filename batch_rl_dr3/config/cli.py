@@ -195,11 +195,8 @@ def _run(commands: Mapping[str, Callable[[], None]], usage: str) -> int:
     print(f'{program}: {errors.one_line(error)} (see --help)', file=sys.stderr)
     return errors.UsageError.exit_code
   if FLAGS.help:
-    print(
-      f'{usage.rstrip()}\n\nFlags:\n{FLAGS.main_module_help()}\n'
-      f'{FLAGS.module_help(__name__)}'
-    )
-    return 0
+    text = f'{FLAGS.main_module_help()}\n{FLAGS.module_help(__name__)}'
+    return _end(program, lambda: print(f'{usage.rstrip()}\n\nFlags:\n{text}'))
   return _end(program, lambda: _choose(commands, rest[1:])())
 
 

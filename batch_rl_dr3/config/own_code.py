@@ -45,8 +45,7 @@ class OwnCode:
 def find(names: Sequence[str]) -> tuple[OwnCode, ...]:
   """Returns what --import names, without executing it.
 
-  That are paths of files that end in .py, or names of installed modules. Of a
-  module in a package, Python executes the package to find it.
+  Of a module in a package, Python executes the package to find it.
 
   Raises:
     ConfigError: if one is not there, or is no Python.

@@ -31,9 +31,7 @@ from batch_rl_dr3.runs import run_tables
 class GameEvaluator:
   """Plays checkpoints of one network in lanes of one game, under one rule.
 
-  It is a `pool.Evaluator` and needs nothing of training but the checkpoint's
-  files: it serves a run while it trains, another process, and a run of years
-  ago.
+  It is a `pool.Evaluator` that needs nothing of training but a checkpoint.
   """
 
   def __init__(

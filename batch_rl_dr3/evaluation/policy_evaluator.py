@@ -47,12 +47,6 @@ class PolicyEvaluator:
   ):
     """Makes the environments and an agent to read checkpoints into.
 
-    Args:
-      task: what is played.
-      create_agent: makes the agent from (spaces, seed).
-      num_episodes: whole episodes of an evaluation.
-      num_lanes: how many are played at a time.
-
     Raises:
       ConfigError: if the task cannot be played here, or no agent be made.
     """

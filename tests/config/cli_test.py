@@ -119,6 +119,19 @@ def test_a_closed_pipe_ends_quietly():
   assert process.wait(20) == 73
 
 
+def test_help_into_a_closed_pipe_ends_quietly():
+  read, write = os.pipe()
+  os.close(read)
+  process = subprocess.run(
+    [sys.executable, '-m', 'batch_rl_dr3.train', '--help'],
+    stdout=write,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  os.close(write)
+  assert (process.returncode, process.stderr) == (73, '')
+
+
 def test_a_full_disk_is_73_and_says_so():
   process = start(f"raise OSError({errno.ENOSPC}, 'x', 'runs/a')")
   _, message = process.communicate(timeout=120)
