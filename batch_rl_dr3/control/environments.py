@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import tasks
+from batch_rl_dr3.control import manipulation, tasks
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import run_tables
 
@@ -44,8 +44,6 @@ def make(task: tasks.Task, render_mode: str | None = None) -> Any:
   """
   tasks.check_scorable(task)
   if task.layout == tasks.COG:
-    from batch_rl_dr3.control import manipulation
-
     return manipulation.make(task, render_mode)
   with warnings.catch_warnings():
     # gymnasium: that v4 is not its newest. It is the one the data are of.
