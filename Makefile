@@ -25,11 +25,11 @@ quickstart: $(BASE)
 
 tune-minatar: $(DEV)
 	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/minatar_study.sh \
-	  minatar_tuning_alpha minatar_tuning
+	  sweeps/minatar_tuning_alpha sweeps/minatar_tuning
 
 reproduce-minatar: $(DEV)
 	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/minatar_study.sh \
-	  minatar minatar_figure1
+	  sweeps/minatar studies/figure1
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar \
 	  --runs=results/minatar --output_dir=runs/minatar/report
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar_figure1 \

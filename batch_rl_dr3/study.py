@@ -1,5 +1,6 @@
 r"""Runs one of the paper's studies and draws its figure.
 
+  python -m batch_rl_dr3.study figure1 --output_dir=runs/figure1
   python -m batch_rl_dr3.study figure1 \
     --game=breakout --replay_dir=runs/minatar/data/1 --output_dir=runs/figure1
 
@@ -13,13 +14,15 @@ Studies that train, on logged data of one or more games:
   table_a1   DR3 with the gradient stopped, and where a = a' alone
   adaptive   a coefficient set by dual ascent against fixed ones
 
-Each trains its methods one after the other, --num_seeds of each, in OUTPUT_DIR/
-GAME/METHOD/seedN, which are run directories like any other. It then writes
-STUDY.png, STUDY.pdf and STUDY.csv (what each quantity began and ended with).
-What is finished is not trained again: the same command goes on after it was
-stopped, studies with one OUTPUT_DIR share the methods they have in common, and
---draw_only draws what there is. Games are MinAtar's unless --suite=atari; an
-Atari game takes the paper's time.
+Each is a grid of `sweep`, studies/STUDY.gin: `sweep run` executes it on a
+cluster, and this command what is left of it here, one run after the other, in
+OUTPUT_DIR/SUITE/GAME/DATASET/METHOD/seedN-IDENTITY. It then writes STUDY.png,
+STUDY.pdf and STUDY.csv (what each quantity began and ended with), and a report,
+report/index.html. The same command goes on after it was stopped, studies with
+one OUTPUT_DIR share the runs they have in common, and --draw_only draws what
+there is. Without --replay_dir the data are those of the grid: a game of MinAtar
+is played and logged first if they are not there. With --suite=atari a game is
+trained for the paper's time, on --run=1 of the public data.
 
 Studies of what is trained, or of nothing:
 
@@ -33,31 +36,40 @@ and can go on, 78 configuration.
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import gc
+import glob
+import os
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
+import gin
 
-from batch_rl_dr3 import train
+from batch_rl_dr3 import collect, train
 from batch_rl_dr3.config import cli, errors, frameworks
-from batch_rl_dr3.runs import atomic, run_directory
+from batch_rl_dr3.runs import atomic
 
 if TYPE_CHECKING:
   import pandas as pd
 
   from batch_rl_dr3.reporting import figures
-  from batch_rl_dr3.studies import trained
-
+  from batch_rl_dr3.sweeping import grid
 
 FLAGS = flags.FLAGS
 
-# Those of studies/trained.py, which takes seconds to import.
-TRAINED = ('figure1', 'figure2', 'figure5', 'figure6', 'table_a1', 'adaptive')
-_GAME_BINDINGS = {
-  'minatar': 'create_minatar_lanes.game_name',
-  'atari': 'atari_lib.create_atari_environment.game_name',
+_MINATAR_GAME = 'create_minatar_lanes.game_name='
+_TRAINED = ('figure1', 'figure2', 'figure5', 'figure6', 'table_a1', 'adaptive')
+_COLLECTION = 'collect/minatar_study.gin'
+# What a study's grid says otherwise on Atari.
+_ATARI = {
+  'suite': 'atari',
+  'datasets': ('1pct',),
+  'gin_files': ('atari/methods/{method}.gin', 'atari/datasets/{dataset}.gin'),
+  'gin_bindings': ("atari_lib.create_atari_environment.game_name='{game}'",),
+  'replay_dir': None,
+  'results_dir': None,
 }
 
 
@@ -65,7 +77,10 @@ def define_flags() -> None:
   """Defines what is studied, on which data, and where it goes."""
   flags.DEFINE_string('output_dir', None, 'Where runs and figures go.')
   flags.DEFINE_multi_string(
-    'game', [], 'The game, such as breakout. Repeat the flag for several.'
+    'game',
+    [],
+    'The game, such as breakout (default: those of the grid). Repeat the flag '
+    'for several.',
   )
   flags.DEFINE_multi_string(
     'replay_dir',
@@ -73,20 +88,24 @@ def define_flags() -> None:
     'Logged data of the game, as for `train`; one for each --game, in order.',
   )
   flags.DEFINE_enum(
-    'suite', 'minatar', list(_GAME_BINDINGS), 'Suite of the games.'
+    'suite', 'minatar', ['minatar', 'atari'], 'Suite of the games.'
   )
   flags.DEFINE_string(
     'dataset',
     None,
-    'Part of the data: with --suite=atari 1pct (the default), 5pct or '
-    'first10pct; MinAtar is trained on all there is.',
+    'Part of the data, such as all or first10pct (default: that of the grid; '
+    'with --suite=atari 1pct).',
   )
   flags.DEFINE_integer(
-    'num_seeds', 1, 'Seeds of each method, from 0 on.', lower_bound=1
+    'num_seeds',
+    None,
+    'Seeds of each method, from 0 on (default: those of the grid).',
+    lower_bound=1,
   )
   flags.DEFINE_multi_string(
     'gin_bindings', [], 'Gin bindings for every run; repeat for several.'
   )
+  cli.define_import()
   flags.DEFINE_multi_string(
     'runs',
     [],
@@ -96,86 +115,89 @@ def define_flags() -> None:
   cli.define_cache_dir()
 
 
-def train_runs(
-  study: 'trained.TrainedStudy',
-  output_dir: pathlib.Path,
-  games: Sequence[tuple[str, str]],
-  suite: str,
-  dataset: str | None,
-  num_seeds: int,
-  bindings: Sequence[str],
-  cache_dir: str,
-) -> None:
-  """Trains what is not finished yet, each run as `train` does.
+def load_sweep(name: str) -> 'grid.Sweep':
+  """Returns the grid of a study, as the flags have it.
 
-  Args:
-    study: what is trained.
-    output_dir: where.
-    games: each with the folder of its data.
-    suite: the games'.
-    dataset: see `Variant.gin_files`.
-    num_seeds: seeds of each method.
-    bindings: for every run.
-    cache_dir: see `train`.
+  Raises:
+    UsageError: if games and their data do not come in pairs.
+  """
+  from batch_rl_dr3.sweeping import grid
+
+  gin.clear_config()
+  cli.load_gin([f'studies/{name}.gin'], [])
+  sweep = grid.Sweep()
+  changes: dict[str, Any] = dict(_ATARI) if FLAGS.suite == 'atari' else {}
+  if changes and not FLAGS.game:
+    raise errors.UsageError('--suite=atari needs --game (see --help).')
+  if FLAGS.game:
+    changes['games'] = FLAGS.game
+  if FLAGS.replay_dir:
+    if len(FLAGS.game) != len(FLAGS.replay_dir):
+      raise errors.UsageError(
+        'give --game and its --replay_dir, as often as there are games.'
+      )
+    changes['replay_dir'] = '{data}'
+    changes['data_names'] = dict(zip(FLAGS.game, FLAGS.replay_dir, strict=True))
+    changes['results_dir'] = None
+  if FLAGS.dataset:
+    changes['datasets'] = (FLAGS.dataset,)
+  if FLAGS.num_seeds is not None:
+    changes['seeds'] = range(FLAGS.num_seeds)
+  given = [b.replace('{', '{{').replace('}', '}}') for b in FLAGS.gin_bindings]
+  templates = changes.get('gin_bindings', sweep.gin_bindings)
+  changes['gin_bindings'] = (*templates, *given)
+  return dataclasses.replace(sweep, **changes)
+
+
+def train_runs(
+  runs: 'Sequence[grid.SweepRun]', output_dir: str, cache_dir: str
+) -> None:
+  """Trains runs one after the other, each as `train` does.
 
   Raises:
     BatchRLError: see the exit codes of the command.
   """
-  runs = [
-    (variant, game, replay_dir, seed)
-    for seed in range(num_seeds)
-    for game, replay_dir in games
-    for variant in study.variants
-  ]
-  for number, (variant, game, replay_dir, seed) in enumerate(runs, 1):
-    base_dir = _base_dir(output_dir, game, variant.method, seed)
+  for number, run in enumerate(runs, 1):
+    base_dir = f'{output_dir}/{run.folder}'
     print(f'{number} of {len(runs)}: {base_dir}')
-    given = [f'{_GAME_BINDINGS[suite]}={game!r}', *variant.bindings, *bindings]
-    if variant.starts_from is not None:
-      start = _base_dir(output_dir, game, variant.starts_from, seed)
-      given.append(f'OfflineAgent.init_checkpoint={_last(start)!r}')
-    _train(
+    bindings = list(run.gin_bindings)
+    start = run.start_checkpoint(os.path.abspath(output_dir))
+    if start is not None:
+      bindings.append(f'OfflineAgent.init_checkpoint={start!r}')
+    _in_a_graph(
+      train.train,
       base_dir,
-      replay_dir,
+      run.logged_run if run.replay_dir is None else run.replay_dir,
       cache_dir,
-      variant.gin_files(suite, dataset),
-      given,
-      seed,
+      run.gin_files,
+      bindings,
+      run.seed,
+      imports=run.imports,
     )
 
 
-def _train(
-  base_dir: pathlib.Path,
-  replay_dir: str,
-  cache_dir: str,
-  gin_files: Sequence[str],
-  bindings: Sequence[str],
-  seed: int,
+def _in_a_graph(
+  function: Callable[..., None], *args: Any, **kwargs: Any
 ) -> None:
-  """Trains one run in a graph and a configuration of its own."""
-  import gin
+  """Calls a function in a graph and a configuration of its own."""
   import tensorflow as tf
 
   gin.clear_config()
   with tf.Graph().as_default():
-    train.train(str(base_dir), replay_dir, cache_dir, gin_files, bindings, seed)
+    function(*args, **kwargs)
   gc.collect()  # Frees the session, and with it the data in its variables.
 
 
-def _base_dir(
-  output_dir: pathlib.Path, game: str, method: str, seed: int
-) -> pathlib.Path:
-  return output_dir / game / method / f'seed{seed}'
-
-
-def _last(run: pathlib.Path) -> str:
-  """Returns the path of a run's last checkpoint, without `.index`."""
-  from batch_rl_dr3.runs import checkpoints
-
-  found = checkpoints.of_iterations(run / run_directory.CHECKPOINTS)
-  if not found:
-    raise errors.DataError(f'{run} has no checkpoint to start from.')
-  return str(pathlib.Path(found[max(found)].prefix).resolve())
+def _collect(runs: 'Sequence[grid.SweepRun]') -> None:
+  """Logs the play of the games of runs, where it is not there yet."""
+  for game, folder in sorted({(r.game, r.replay_dir or '') for r in runs}):
+    _in_a_graph(
+      collect.collect_into,
+      folder,
+      [_COLLECTION],
+      [f'{_MINATAR_GAME}{game!r}'],
+      seed=0,
+    )
 
 
 def write(
@@ -204,34 +226,63 @@ def _output_dir() -> pathlib.Path:
 
 def _run_training_study(name: str) -> None:
   output_dir = _output_dir()
-  from batch_rl_dr3.reporting import run_reader
+  sweep = load_sweep(name)
+  runs = sweep.runs(cli.find_imports())
+  from batch_rl_dr3.sweeping import standing
+
+  if not FLAGS.draw_only:
+    left = [
+      run
+      for run in runs
+      if not standing.is_done(run, output_dir, sweep.results_dir)
+    ]
+    frameworks.import_tensorflow(announce=True)
+    if FLAGS.suite == 'minatar' and not FLAGS.replay_dir:
+      _collect(left)
+    train_runs(left, FLAGS.output_dir, FLAGS.cache_dir)
+  _report(name, sweep, runs, output_dir)
+
+
+def _report(
+  name: str,
+  sweep: 'grid.Sweep',
+  runs: 'Sequence[grid.SweepRun]',
+  output_dir: pathlib.Path,
+) -> None:
+  """Draws the runs of a study, and reports on them."""
+  from batch_rl_dr3.reporting import page, run_reader, study
+  from batch_rl_dr3.runs import run_globs
   from batch_rl_dr3.studies import trained
 
-  study = trained.STUDIES[name]
-  if not FLAGS.draw_only:
-    if not FLAGS.game or len(FLAGS.game) != len(FLAGS.replay_dir):
-      raise errors.UsageError(
-        'give --game and its --replay_dir, as often as there are games.'
-      )
-    frameworks.import_tensorflow(announce=True)
-    train_runs(
-      study,
-      output_dir,
-      list(zip(FLAGS.game, FLAGS.replay_dir, strict=True)),
-      FLAGS.suite,
-      FLAGS.dataset or ('1pct' if FLAGS.suite == 'atari' else None),
-      FLAGS.num_seeds,
-      FLAGS.gin_bindings,
-      FLAGS.cache_dir,
-    )
-  collection = run_reader.load(
-    [f'{output_dir}/*/*/seed*'], quantities=study.quantities
+  patterns = [
+    f'{output_dir}/{run.folder}'
+    if sweep.results_dir is None or os.path.isdir(f'{output_dir}/{run.folder}')
+    else f'{sweep.results_dir}/{run.kept_folder}'
+    for run in runs
+  ]
+  view = run_globs.RunGlobs(
+    map(glob.escape, patterns), FLAGS.cache_dir, run_reader.CONTENTS
   )
+  found = [pattern for pattern in view.patterns if glob.glob(pattern)]
+  about = trained.STUDIES[name]
+  collection = run_reader.load(
+    found or view.patterns, quantities=about.quantities
+  )
+  # What others start from is no part of the figure.
+  sources = set((sweep.starts_from or {}).values())
+  names = [method for method in sweep.methods if method not in sources]
   write(
     output_dir,
-    trained.make(study, collection),
-    trained.table(study, collection),
+    trained.make(about, collection, names),
+    trained.table(about, collection, names),
   )
+  preset = f'dr3_{sweep.suite}_{name}'
+  is_whole = preset in study.PRESETS and len(found) == len(runs)
+  options = page.Options(
+    preset=preset if is_whole and not FLAGS.game else None, allow_mixed=True
+  )
+  page_path = page.write_report(found, str(output_dir / 'report'), options)
+  print(f'report: {page_path}')
 
 
 def _run_theory(name: str) -> None:
@@ -246,7 +297,7 @@ def _run_figure_a2() -> None:
   output_dir = _output_dir()
   if not FLAGS.runs:
     raise errors.UsageError(
-      "name trained runs, such as --runs='runs/figure1/breakout/*/seed0'."
+      "name trained runs, such as --runs='runs/figure1/**/seed0-*'."
     )
   frameworks.import_tensorflow(announce=True)
   from batch_rl_dr3.evaluation import targets
@@ -265,7 +316,7 @@ def _run_figure_a2() -> None:
 
 
 COMMANDS: dict[str, Callable[[], None]] = {
-  **{name: functools.partial(_run_training_study, name) for name in TRAINED},
+  **{name: functools.partial(_run_training_study, name) for name in _TRAINED},
   'figure_a2': _run_figure_a2,
   **{
     name: functools.partial(_run_theory, name)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Executes grids of the MinAtar study, such as `minatar_study.sh minatar`: logs
-# the play of each game of which a run is left, trains what is left, and keeps
-# what is finished under results/. Given again, it goes on from wherever it was
-# left; what results/ holds is done.
+# Executes grids of the MinAtar study, such as `minatar_study.sh sweeps/minatar`:
+# logs the play of each game of which a run is left, trains what is left, and
+# keeps what is finished under results/. Given again, it goes on from wherever it
+# was left; what results/ holds is done.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +12,7 @@ PYTHON=${PYTHON:-python}
 export RAY_worker_niceness=${RAY_worker_niceness:-0}
 
 sweep() {  # COMMAND GRID
-  "$PYTHON" -m batch_rl_dr3.sweep "$1" --grid="sweeps/$2.gin" \
+  "$PYTHON" -m batch_rl_dr3.sweep "$1" --grid="$2.gin" \
     --runs="$RUNS/runs" "${@:3}"
 }
 

@@ -25,12 +25,15 @@ import subprocess
 import sys
 
 _DQN = ['minatar/dqn.gin']
-_BACKUPS = ('q_learning', 'td', 'sarsa', 'regression')
+_BACKUPS = {
+  **{name: name for name in ('q_learning', 'td', 'sarsa')},
+  'regression': 'monte_carlo',
+}
 # What is trained, each from one folder of settings: name, gin files, bindings.
 _DISCRETE: dict[str, tuple[list[str], list[str]]] = {
   **{
-    f'dqn_{backup}': ([*_DQN, f'studies/figure1_{backup}.gin'], [])
-    for backup in _BACKUPS
+    f'dqn_{name}': (_DQN, [f"FixedReplayDQNAgent.backup='{backup}'"])
+    for name, backup in _BACKUPS.items()
   },
   **{
     method: ([f'minatar/{method}.gin'], [])
@@ -38,10 +41,25 @@ _DISCRETE: dict[str, tuple[list[str], list[str]]] = {
   },
   'cql_raw': (['minatar/cql.gin'], ["open_store.codec='raw'"]),
   'label_noise': (
-    ['minatar/cql.gin', 'studies/figure6_cql_label_noise.gin'],
-    ['LabelNoiseFeatureDotPenalty.refresh_period=20'],
+    ['minatar/cql.gin'],
+    [
+      (
+        'FixedReplayQRCQLAgent.penalties='
+        '[@ConservativePenalty(), @LabelNoiseFeatureDotPenalty()]'
+      ),
+      'LabelNoiseFeatureDotPenalty.coefficient=0.03',
+      'LabelNoiseFeatureDotPenalty.refresh_period=20',
+    ],
   ),
-  'adaptive': ([*_DQN, 'studies/adaptive_dqn.gin'], []),
+  'adaptive': (
+    _DQN,
+    [
+      'FixedReplayDQNAgent.penalties=[@AdaptiveFeatureDotPenalty()]',
+      'AdaptiveFeatureDotPenalty.target=0.5',
+      'AdaptiveFeatureDotPenalty.rate=0.001',
+      'AdaptiveFeatureDotPenalty.normalised=True',
+    ],
+  ),
 }
 _SMALL = [
   "create_minatar_lanes.game_name='breakout'",

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,23 @@ TINY = (
   'FixedReplayREMAgent.num_heads=3',
   'FixedReplayQRCQLAgent.num_quantiles=3',
 )
+# What is drawn of each study.
+METHODS = {
+  'figure1': ('regression', 'sarsa', 'td', 'q_learning'),
+  'figure2': ('from_dr3_dqn', 'from_dr3_cql'),
+  'figure5': (
+    *('dqn', 'dqn_dr3', 'dqn_rank', 'rem', 'rem_dr3', 'rem_rank'),
+    *('cql', 'cql_dr3', 'cql_rank'),
+  ),
+  'figure6': ('cql', 'cql_dr3', 'cql_label_noise'),
+  'table_a1': (
+    *('cql', 'cql_dr3', 'cql_dr3_stop_gradient', 'cql_dr3_same_action'),
+  ),
+  'adaptive': (
+    *('dqn', 'dqn_dr3', 'dqn_c0.001_dr3', 'dqn_c0.01_dr3'),
+    *('dqn_adaptive', 'dqn_adaptive_c0'),
+  ),
+}
 
 
 @pytest.fixture
@@ -38,6 +56,8 @@ def command(clear_gin, replay_dir, cache_dir, monkeypatch):
     values = {
       'output_dir': str(output_dir),
       'game': ['breakout'],
+      'dataset': 'all',
+      'num_seeds': 1,
       'replay_dir': [str(replay_dir)],
       'gin_bindings': list(TINY),
       'cache_dir': str(cache_dir),
@@ -63,13 +83,21 @@ def check_figure(path):
   assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
-def test_a_study_trains_tabulates_and_draws(command, tmp_path, monkeypatch):
-  figure1 = trained.STUDIES['figure1']
-  sarsa = dataclasses.replace(figure1, variants=figure1.variants[1:2])
-  monkeypatch.setitem(trained.STUDIES, 'figure1', sarsa)
+@pytest.fixture
+def only_sarsa(monkeypatch):
+  load = study.load_sweep
+  monkeypatch.setattr(
+    study,
+    'load_sweep',
+    lambda name: dataclasses.replace(load(name), methods=('sarsa',)),
+  )
+
+
+def test_a_study_trains_tabulates_and_draws(command, tmp_path, only_sarsa):
   command('figure1', tmp_path)
-  run = tmp_path / 'breakout/sarsa/seed0'
+  (run,) = tmp_path.glob('minatar/breakout/all/sarsa/seed0-*')
   assert (run / run_directory.FINISHED).exists()
+  assert (tmp_path / 'report' / 'index.html').exists()
   table = rows(tmp_path / 'figure1.csv')
   assert [row['quantity'] for row in table] == ['feature_dot_product', 'mean_q']
   # The table has what the run says of its last step.
@@ -81,6 +109,41 @@ def test_a_study_trains_tabulates_and_draws(command, tmp_path, monkeypatch):
   before = (tmp_path / 'figure1.png').read_bytes()
   command('figure1', tmp_path, draw_only=True)
   assert (tmp_path / 'figure1.png').read_bytes() == before
+
+
+def test_data_that_are_not_there_are_collected(
+  command, tmp_path, replay_dir, only_sarsa, monkeypatch
+):
+  def collect_into(output_dir, gin_files, gin_bindings, seed):
+    assert gin_files == ['collect/minatar_study.gin']
+    assert gin_bindings == ["create_minatar_lanes.game_name='breakout'"]
+    os.makedirs(os.path.dirname(output_dir))
+    os.symlink(replay_dir, output_dir)
+
+  monkeypatch.setattr(study.collect, 'collect_into', collect_into)
+  monkeypatch.chdir(tmp_path)
+  command('figure1', tmp_path / 'out', replay_dir=[])
+  assert (tmp_path / 'runs/minatar/data/breakout/1').is_symlink()
+  assert len(rows(tmp_path / 'out/figure1.csv')) == 2
+
+
+def test_what_is_kept_is_drawn_without_being_trained(
+  command, tmp_path, monkeypatch
+):
+  command(
+    'figure1',
+    tmp_path,
+    game=[],
+    replay_dir=[],
+    dataset=None,
+    num_seeds=None,
+    gin_bindings=[],
+    draw_only=True,
+  )
+  table = rows(tmp_path / 'figure1.csv')
+  assert len(table) == 5 * 4 * 2
+  assert {row['num_seeds'] for row in table} == {'3'}
+  assert 'Four backups' in (tmp_path / 'report/index.html').read_text()
 
 
 @pytest.mark.slow
@@ -95,14 +158,19 @@ def test_what_is_finished_is_not_trained_again(command, tmp_path, capsys):
   ]
   capsys.readouterr()
   command('figure1', tmp_path)
-  assert capsys.readouterr().out.count('is finished') == 4
-  # Other settings are other runs, and are refused there.
-  with pytest.raises(errors.ConfigError):
-    command(
-      'figure1',
-      tmp_path,
-      gin_bindings=[*TINY, 'tf.train.AdamOptimizer.learning_rate=0.1'],
-    )
+  # Nothing is even begun.
+  assert ' of 4: ' not in capsys.readouterr().out
+  # Other settings are other runs, beside them, and the figure is of those.
+  before = rows(tmp_path / 'figure1.csv')
+  command(
+    'figure1',
+    tmp_path,
+    gin_bindings=[*TINY, 'tf.train.AdamOptimizer.learning_rate=0.1'],
+  )
+  assert len(list(tmp_path.glob('minatar/breakout/all/*/seed0-*'))) == 8
+  after = rows(tmp_path / 'figure1.csv')
+  assert [row['num_seeds'] for row in after] == ['1'] * len(before)
+  assert after != before
 
 
 @pytest.mark.slow
@@ -111,13 +179,14 @@ def test_every_other_study_trains_and_draws(command, tmp_path, name):
   command(name, tmp_path)
   about = trained.STUDIES[name]
   table = rows(tmp_path / f'{name}.csv')
-  assert {row['method'] for row in table} == set(about.methods)
+  drawn = set(METHODS[name])
+  assert {row['method'] for row in table} == drawn
   assert {row['quantity'] for row in table} == set(about.quantities)
   check_figure(tmp_path / f'{name}.png')
   if name == 'figure2':
     # It begins where the run with DR3 ended.
     source, started = (
-      rows(tmp_path / f'breakout/{method}/seed0/metrics.csv')
+      rows(next(tmp_path.glob(f'minatar/breakout/all/{method}/*/metrics.csv')))
       for method in ('dqn_cql_dr3', 'from_dr3_cql')
     )
     assert float(started[0]['mean_q']) == pytest.approx(
@@ -131,10 +200,9 @@ def test_layers_are_set_back(command, tmp_path, name):
   # Runs that learn nothing end with what they began with.
   still = [*TINY, 'tf.train.AdamOptimizer.learning_rate=0.0']
   command(name, tmp_path, gin_bindings=still)
-  command('figure_a2', tmp_path / 'a2', runs=[f'{tmp_path}/breakout/*/seed0'])
+  command('figure_a2', tmp_path / 'a2', runs=[f'{tmp_path}/minatar/**'])
   table = rows(tmp_path / 'a2' / 'figure_a2.csv')
-  num_methods = len(trained.STUDIES[name].methods)
-  assert len(table) == num_methods * 3 * 2
+  assert len(table) == len(METHODS[name]) * 3 * 2
   for row in table:
     changed = [float(row[n]) for n in ('q_change', 'actions_changed')]
     if row['kind'] == 'initial':
@@ -143,10 +211,6 @@ def test_layers_are_set_back(command, tmp_path, name):
     else:
       assert changed[0] > 0.01
   check_figure(tmp_path / 'a2' / 'figure_a2.png')
-
-
-def test_every_study_has_a_command():
-  assert set(study.TRAINED) == set(trained.STUDIES)
 
 
 def test_games_and_their_data_come_in_pairs(command, tmp_path):

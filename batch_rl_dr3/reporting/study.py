@@ -88,7 +88,7 @@ DR3_MINATAR = Preset(
   num_final_evaluations=5,
 )
 
-# The paper's Figure 1 on the same games: sweeps/minatar_figure1.gin.
+# The paper's Figure 1 on the same games: studies/figure1.gin.
 DR3_MINATAR_FIGURE1 = Preset(
   name='dr3_minatar_figure1',
   title='Four backups on the five games of MinAtar',

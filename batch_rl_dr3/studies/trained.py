@@ -1,12 +1,12 @@
-"""The studies that train: what is trained, their figures and their tables.
+"""The figures and tables of the studies that train.
 
-A run is a base method of a suite (`<suite>/methods/<base>.gin`) and what the
-study changes of it (`studies/<change>.gin`, bindings), so that the same study
-serves MinAtar and Atari.
+What a study trains is its grid, `gin_configs/studies/<name>.gin`.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 from matplotlib import figure as mpl_figure
@@ -19,82 +19,18 @@ from batch_rl_dr3.reporting import figures, run_reader
 RETURN = 'return'
 _DOT = 'feature_dot_product'
 _RANK = 'effective_rank'
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-  """One of the things that a study trains.
-
-  Attributes:
-    method: its name in runs, tables and figures.
-    base: the base method's gin file.
-    change: the study's gin file; None for the base method as it is.
-    bindings: further changes.
-    starts_from: the method whose last checkpoint it starts from.
-    is_drawn: whether it is in the figure.
-  """
-
-  method: str
-  base: str
-  change: str | None = None
-  bindings: tuple[str, ...] = ()
-  starts_from: str | None = None
-  is_drawn: bool = True
-
-  def gin_files(self, suite: str, dataset: str | None) -> list[str]:
-    """Returns the files that say what is trained.
-
-    Args:
-      suite: 'minatar' or 'atari'.
-      dataset: part of the data, such as '1pct'; None for the suite's own.
-    """
-    folder = 'atari/methods' if suite == 'atari' else suite
-    return [
-      f'{folder}/{self.base}.gin',
-      *([f'{suite}/datasets/{dataset}.gin'] if dataset else []),
-      *([f'studies/{self.change}.gin'] if self.change else []),
-    ]
+_RATIO = 'divergence_ratio'
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedStudy:
-  """What is trained, and what is drawn of it.
-
-  Attributes:
-    name: of the command and the files.
-    title: above the figure.
-    question: what it is to show, a sentence.
-    variants: what is trained, in order.
-    quantities: the rows of the figure.
-  """
+  """What is drawn of the runs of a study: a row of the figure a quantity."""
 
   name: str
   title: str
   question: str
-  variants: tuple[Variant, ...]
   quantities: tuple[str, ...]
 
-  @property
-  def methods(self) -> list[str]:
-    """The methods of the figure."""
-    return [v.method for v in self.variants if v.is_drawn]
-
-
-def _plain(*methods: str) -> list[Variant]:
-  return [Variant(method, method) for method in methods]
-
-
-_FIXED = [
-  Variant(
-    f'dqn_c{value}_dr3',
-    'dqn_dr3',
-    bindings=(
-      f"FixedReplayRunner.method='dqn_c{value}_dr3'",
-      f'FeatureDotPenalty.coefficient={value}',
-    ),
-  )
-  for value in ('0.001', '0.01')
-]
 
 STUDIES = {
   study.name: study
@@ -104,10 +40,6 @@ STUDIES = {
       'Which backups co-adapt features',
       'The dot product is to grow under TD- and Q-learning, and to stay low '
       'under SARSA and regression, while all Q-values converge.',
-      tuple(
-        Variant(name, 'dqn', f'figure1_{name}')
-        for name in ('regression', 'sarsa', 'td', 'q_learning')
-      ),
       (_DOT, 'mean_q'),
     ),
     TrainedStudy(
@@ -115,11 +47,6 @@ STUDIES = {
       'Training on without DR3 from a DR3 checkpoint',
       'Return is to fall and the dot product to grow from the start, while '
       'losses do not.',
-      (
-        Variant('dqn_cql_dr3', 'dqn_cql_dr3', is_drawn=False),
-        Variant('from_dr3_dqn', 'dqn', 'figure2_dqn', (), 'dqn_cql_dr3'),
-        Variant('from_dr3_cql', 'dqn_cql', 'figure2_cql', (), 'dqn_cql_dr3'),
-      ),
       (RETURN, _DOT, 'loss_bellman', 'loss_total'),
     ),
     TrainedStudy(
@@ -127,61 +54,31 @@ STUDIES = {
       'Effective rank with and without DR3',
       'The rank is to fall without DR3 and to hold with it; beside it the '
       'penalty that acts on the rank itself.',
-      tuple(
-        variant
-        for base in ('dqn', 'rem', 'cql')
-        for variant in (
-          *_plain(base, f'{base}_dr3'),
-          Variant(f'{base}_rank', base, f'figure5_{base}_rank'),
-        )
-      ),
       (_RANK, _DOT, RETURN),
     ),
     TrainedStudy(
       'figure6',
       'Sigma of label noise against Sigma = I',
       'Both regularisers are to improve CQL alike.',
-      (
-        *_plain('cql', 'cql_dr3'),
-        Variant('cql_label_noise', 'cql', 'figure6_cql_label_noise'),
-      ),
       (RETURN, _DOT, _RANK, 'label_noise_anisotropy'),
     ),
     TrainedStudy(
       'table_a1',
       'Which gradients DR3 needs',
       'DR3 with the gradient stopped is to be between the base and DR3.',
-      (
-        *_plain('cql', 'cql_dr3'),
-        *(
-          Variant(f'cql_dr3_{name}', 'cql_dr3', f'table_a1_{name}')
-          for name in ('stop_gradient', 'same_action')
-        ),
-      ),
-      (RETURN, _DOT, _RANK, 'divergence_ratio'),
+      (RETURN, _DOT, _RANK, _RATIO),
     ),
     TrainedStudy(
       'adaptive',
       'A coefficient that looks for a cosine',
       'One target is to do what c0 does after tuning.',
       (
-        *_plain('dqn', 'dqn_dr3'),
-        *_FIXED,
-        Variant('dqn_adaptive', 'dqn', 'adaptive_dqn'),
-        Variant('dqn_adaptive_c0', 'dqn', 'adaptive_dqn_c0'),
-      ),
-      (
-        RETURN,
-        _DOT,
-        _RANK,
-        'divergence_ratio',
-        'feature_cosine',
-        'adaptive_coefficient',
+        *(RETURN, _DOT, _RANK, _RATIO),
+        *('feature_cosine', 'adaptive_coefficient'),
       ),
     ),
   )
 }
-
 
 # Okabe and Ito's colours; the tenth variant would repeat the first.
 _HUES = (
@@ -205,9 +102,7 @@ PANELS = {
     *figures.PANELS,
     figures.Panel(run_reader.MEAN_Q, 'Q-values of the data', _SAMPLE, False),
     figures.Panel('loss_total', 'Training loss', _SAMPLE, False),
-    figures.Panel(
-      'divergence_ratio', "Proposition 3.2's ratio", 'diverges from 1', False
-    ),
+    figures.Panel(_RATIO, "Proposition 3.2's ratio", 'diverges from 1', False),
     figures.Panel(
       'label_noise_anisotropy', 'Sigma against I', '|Sigma - I| / |I|', False
     ),
@@ -219,26 +114,21 @@ PANELS = {
 }
 
 
-def line_styles(methods: list[str]) -> dict[str, dict[str, Any]]:
-  """Returns a style for each method of a study, in their order."""
-  return {
-    method: {
-      'color': _HUES[i % len(_HUES)],
-      'linestyle': _DASHES[i % len(_DASHES)],
-      'linewidth': 1.6,
-    }
-    for i, method in enumerate(methods)
-  }
-
-
 def draw(
   study: TrainedStudy,
   collection: run_reader.Collection,
+  names: Sequence[str],
   narrow: bool = False,
 ) -> mpl_figure.Figure:
   """Returns the figure: a row a quantity, a column a game and data set.
 
   Where there is one game alone, more than two quantities take two columns.
+
+  Args:
+    study: the quantities.
+    collection: the runs.
+    names: the methods, in order.
+    narrow: whether panels stand below each other.
   """
   places = [
     (PANELS[quantity], setting)
@@ -255,36 +145,43 @@ def draw(
     figsize=(_WIDTH * num_columns, _HEIGHT * num_rows + 0.6),
     layout='constrained',
   )
-  lines = line_styles(study.methods)
+  lines = {
+    name: {
+      'color': _HUES[i % len(_HUES)],
+      'linestyle': _DASHES[i % len(_DASHES)],
+      'linewidth': 1.6,
+    }
+    for i, name in enumerate(names)
+  }
   grid = np.ravel(figure.subplots(num_rows, num_columns, squeeze=False))
   for axes, (panel, setting) in zip(grid, places, strict=False):
     drawn = {
-      method: figures.curve_of(collection, setting, method, panel.quantity)
-      for method in study.methods
+      name: figures.curve_of(collection, setting, name, panel.quantity)
+      for name in names
     }
     figures.draw_panel(axes, panel, drawn, lines)
     if len(collection.settings) > 1:
       axes.set_title(f'{panel.title}: {setting.label}')
   for axes in grid[len(places) :]:
     axes.set_visible(False)
-  figures.add_legend(figure, study.methods, 2 * num_columns)
+  figures.add_legend(figure, names, 2 * num_columns)
   return figure
 
 
 def make(
-  study: TrainedStudy, collection: run_reader.Collection
+  study: TrainedStudy, collection: run_reader.Collection, names: Sequence[str]
 ) -> figures.Figure:
   """Returns the figure as files."""
   return figures.make(
     study.name,
     study.title,
     study.question,
-    functools.partial(draw, study, collection),
+    functools.partial(draw, study, collection, names),
   )
 
 
 def table(
-  study: TrainedStudy, collection: run_reader.Collection
+  study: TrainedStudy, collection: run_reader.Collection, names: Sequence[str]
 ) -> pd.DataFrame:
   """Returns what each quantity began and ended with, a row a method.
 
@@ -294,23 +191,23 @@ def table(
     step that all of them have; lowest and highest: over seeds at the last.
   """
   rows = []
-  for setting in collection.settings:
-    for method in study.methods:
-      for quantity in study.quantities:
-        curve = figures.curve_of(collection, setting, method, quantity)
-        if curve.steps.size:
-          rows.append(
-            {
-              **setting._asdict(),
-              'method': method,
-              'quantity': quantity,
-              'num_seeds': curve.num_seeds,
-              'first_step': int(curve.steps[0]),
-              'first': curve.mean[0],
-              'last_step': int(curve.steps[-1]),
-              'last': curve.mean[-1],
-              'lowest': curve.values[:, -1].min(),
-              'highest': curve.values[:, -1].max(),
-            }
-          )
+  for setting, name, quantity in itertools.product(
+    collection.settings, names, study.quantities
+  ):
+    curve = figures.curve_of(collection, setting, name, quantity)
+    if curve.steps.size:
+      rows.append(
+        {
+          **setting._asdict(),
+          'method': name,
+          'quantity': quantity,
+          'num_seeds': curve.num_seeds,
+          'first_step': int(curve.steps[0]),
+          'first': curve.mean[0],
+          'last_step': int(curve.steps[-1]),
+          'last': curve.mean[-1],
+          'lowest': curve.values[:, -1].min(),
+          'highest': curve.values[:, -1].max(),
+        }
+      )
   return pd.DataFrame(rows)

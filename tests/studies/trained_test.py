@@ -1,4 +1,4 @@
-"""Every variant of every study, as gin has it."""
+"""Every run of every study, as its grid and gin have it."""
 
 import gin
 import pytest
@@ -10,43 +10,56 @@ from batch_rl_dr3.games import (
   minatar,  # noqa: F401
 )
 from batch_rl_dr3.studies import trained
+from batch_rl_dr3.sweeping import grid
 from batch_rl_dr3.training import discrete as runner  # noqa: F401
 
-VARIANTS = [
-  pytest.param(study, variant, id=f'{study.name}-{variant.method}')
-  for study in trained.STUDIES.values()
-  for variant in study.variants
-]
-
-
-@pytest.mark.parametrize(
-  ('suite', 'dataset'), [('minatar', None), ('atari', '5pct')]
+_ATARI = (
+  "Sweep.suite = 'atari'",
+  "Sweep.datasets = ['5pct']",
+  """Sweep.gin_files = [
+    'atari/methods/{method}.gin', 'atari/datasets/{dataset}.gin']""",
+  'Sweep.gin_bindings = []',
 )
-@pytest.mark.parametrize(('study', 'variant'), VARIANTS)
-def test_a_variant_is_what_gin_calls_it(
-  clear_gin, study, variant, suite, dataset
-):
-  cli.load_gin(variant.gin_files(suite, dataset), variant.bindings)
-  assert gin.query_parameter('FixedReplayRunner.method') == variant.method
-  assert gin.query_parameter('Subset.fraction') == (0.05 if dataset else 1.0)
+
+
+def load(name, *bindings):
+  gin.clear_config()
+  cli.load_gin([f'studies/{name}.gin'], bindings)
+  return grid.Sweep()
+
+
+def config(run):
+  """Returns what gin has for a run."""
+  gin.clear_config()
+  cli.load_gin(run.gin_files, run.gin_bindings)
+  return dict(gin.config._CONFIG)
+
+
+@pytest.mark.parametrize('bindings', [(), _ATARI], ids=['minatar', 'atari'])
+@pytest.mark.parametrize('name', trained.STUDIES)
+def test_a_run_is_what_gin_calls_it(clear_gin, name, bindings):
+  sweep = load(name, *bindings, "Sweep.games = ['a']", 'Sweep.seeds = [0]')
+  runs = sweep.runs()
+  assert [run.method for run in runs] == list(sweep.methods)
+  for run in runs:
+    config(run)
+    assert gin.query_parameter('FixedReplayRunner.method') == run.method
+    fraction = 0.05 if bindings else 0.1 if name == 'figure1' else 1.0
+    assert gin.query_parameter('Subset.fraction') == fraction
+    # Whom it starts from is trained before it.
+    assert run.start is None or run.start.method in sweep.methods[: run.index]
 
 
 @pytest.mark.parametrize('study', trained.STUDIES.values(), ids=str)
-def test_a_study_has_variants_apart_and_quantities_that_can_be_drawn(study):
-  names = [variant.method for variant in study.variants]
-  assert len(set(names)) == len(names)
+def test_a_study_has_quantities_that_can_be_drawn(study):
   assert set(study.quantities) <= set(trained.PANELS)
-  for i, variant in enumerate(study.variants):
-    # Whom it starts from is trained before it.
-    assert variant.starts_from in (None, *names[:i])
 
 
 def test_the_four_backups_are_those_of_the_paper(clear_gin):
   backups = {}
-  for variant in trained.STUDIES['figure1'].variants:
-    gin.clear_config()
-    cli.load_gin(variant.gin_files('minatar', None), ())
-    backups[variant.method] = gin.query_parameter('FixedReplayDQNAgent.backup')
+  for run in load('figure1', "Sweep.games = ['breakout']").runs()[:4]:
+    config(run)
+    backups[run.method] = gin.query_parameter('FixedReplayDQNAgent.backup')
     assert gin.query_parameter('FixedReplayDQNAgent.penalties') == []
   assert backups == {
     'regression': 'monte_carlo',
@@ -57,14 +70,10 @@ def test_the_four_backups_are_those_of_the_paper(clear_gin):
 
 
 def test_the_stop_gradient_ablation_changes_that_alone(clear_gin):
-  def config(method):
-    gin.clear_config()
-    variants = trained.STUDIES['table_a1'].variants
-    variant = next(v for v in variants if v.method == method)
-    cli.load_gin(variant.gin_files('minatar', None), ())
-    return dict(gin.config._CONFIG)
-
-  before, after = config('cql_dr3'), config('cql_dr3_stop_gradient')
+  runs = {run.method: run for run in load('table_a1').runs()[:4]}
+  before, after = (
+    config(runs[method]) for method in ('cql_dr3', 'cql_dr3_stop_gradient')
+  )
   changed = {
     (scope_and_name, key): value
     for scope_and_name, bound in after.items()
