@@ -35,7 +35,8 @@ Exit codes: 0 done, 64 usage, 65 data, 70 diverged, 73 cannot write, 75 stopped
 and can go on, 78 configuration.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -59,9 +60,7 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 
-_MINATAR_GAME = 'create_minatar_lanes.game_name='
 _TRAINED = ('figure1', 'figure2', 'figure5', 'figure6', 'table_a1', 'adaptive')
-_COLLECTION = 'collect/minatar_study.gin'
 # What a study's grid says otherwise on Atari.
 _ATARI = {
   'suite': 'atari',
@@ -75,18 +74,14 @@ _ATARI = {
 
 def define_flags() -> None:
   """Defines what is studied, on which data, and where it goes."""
+  for name, text in (
+    ('game', 'The game, such as breakout (default: those of the grid).'),
+    ('replay_dir', 'Logged data of the --game, as for `train`, in order.'),
+    ('gin_bindings', 'Gin bindings for every run.'),
+    ('runs', 'figure_a2: globs of runs whose last checkpoint is studied.'),
+  ):
+    flags.DEFINE_multi_string(name, [], f'{text} Repeat the flag for several.')
   flags.DEFINE_string('output_dir', None, 'Where runs and figures go.')
-  flags.DEFINE_multi_string(
-    'game',
-    [],
-    'The game, such as breakout (default: those of the grid). Repeat the flag '
-    'for several.',
-  )
-  flags.DEFINE_multi_string(
-    'replay_dir',
-    [],
-    'Logged data of the game, as for `train`; one for each --game, in order.',
-  )
   flags.DEFINE_enum(
     'suite', 'minatar', ['minatar', 'atari'], 'Suite of the games.'
   )
@@ -102,15 +97,7 @@ def define_flags() -> None:
     'Seeds of each method, from 0 on (default: those of the grid).',
     lower_bound=1,
   )
-  flags.DEFINE_multi_string(
-    'gin_bindings', [], 'Gin bindings for every run; repeat for several.'
-  )
   cli.define_import()
-  flags.DEFINE_multi_string(
-    'runs',
-    [],
-    'figure_a2: glob of run directories whose last checkpoint is studied.',
-  )
   flags.DEFINE_boolean('draw_only', False, 'Train nothing; draw what is there.')
   cli.define_cache_dir()
 
@@ -164,40 +151,37 @@ def train_runs(
     start = run.start_checkpoint(os.path.abspath(output_dir))
     if start is not None:
       bindings.append(f'OfflineAgent.init_checkpoint={start!r}')
-    _in_a_graph(
-      train.train,
-      base_dir,
-      run.logged_run if run.replay_dir is None else run.replay_dir,
-      cache_dir,
-      run.gin_files,
-      bindings,
-      run.seed,
-      imports=run.imports,
-    )
+    with _own_graph():
+      train.train(
+        base_dir,
+        run.logged_run if run.replay_dir is None else run.replay_dir,
+        cache_dir,
+        run.gin_files,
+        bindings,
+        run.seed,
+        imports=run.imports,
+      )
 
 
-def _in_a_graph(
-  function: Callable[..., None], *args: Any, **kwargs: Any
-) -> None:
-  """Calls a function in a graph and a configuration of its own."""
+@contextlib.contextmanager
+def _own_graph() -> Iterator[None]:
+  """Gives the block a graph and a gin configuration of its own."""
   import tensorflow as tf
 
   gin.clear_config()
   with tf.Graph().as_default():
-    function(*args, **kwargs)
+    yield
   gc.collect()  # Frees the session, and with it the data in its variables.
 
 
 def _collect(runs: 'Sequence[grid.SweepRun]') -> None:
   """Logs the play of the games of runs, where it is not there yet."""
   for game, folder in sorted({(r.game, r.replay_dir or '') for r in runs}):
-    _in_a_graph(
-      collect.collect_into,
-      folder,
-      [_COLLECTION],
-      [f'{_MINATAR_GAME}{game!r}'],
-      seed=0,
-    )
+    binding = f'create_minatar_lanes.game_name={game!r}'
+    with _own_graph():
+      collect.collect_into(
+        folder, ['collect/minatar_study.gin'], [binding], seed=0
+      )
 
 
 def write(
@@ -228,9 +212,9 @@ def _run_training_study(name: str) -> None:
   output_dir = _output_dir()
   sweep = load_sweep(name)
   runs = sweep.runs(cli.find_imports())
-  from batch_rl_dr3.sweeping import standing
-
   if not FLAGS.draw_only:
+    from batch_rl_dr3.sweeping import standing
+
     left = [
       run
       for run in runs
@@ -281,8 +265,8 @@ def _report(
   options = page.Options(
     preset=preset if is_whole and not FLAGS.game else None, allow_mixed=True
   )
-  page_path = page.write_report(found, str(output_dir / 'report'), options)
-  print(f'report: {page_path}')
+  index = page.write_report(found, str(output_dir / 'report'), options)
+  print(f'report: {index}')
 
 
 def _run_theory(name: str) -> None:

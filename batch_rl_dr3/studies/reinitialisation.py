@@ -10,6 +10,7 @@ states that the unchanged checkpoint visits.
 """
 
 from collections.abc import Sequence
+import contextlib
 import hashlib
 import pathlib
 import tempfile
@@ -42,13 +43,7 @@ Weights = list[checkpoint_weights.WeightArray]
 
 
 class Reset(NamedTuple):
-  """A checkpoint with one layer set back.
-
-  Attributes:
-    layer: its name.
-    kind: to its initial value, or to a fresh draw.
-    weights: all of them.
-  """
+  """A checkpoint with one layer set back to its initial value, or a draw."""
 
   layer: str
   kind: str
@@ -96,9 +91,6 @@ def resets(trained: Weights, initial: Weights, fresh: Weights) -> list[Reset]:
 def measure(folders: Sequence[pathlib.Path]) -> pd.DataFrame:
   """Returns what setting back each layer of runs' last checkpoints does.
 
-  Args:
-    folders: run directories.
-
   Returns:
     A row a run, layer and kind: suite, game, method, seed, gradient_steps,
     layer, kind; return and return_before (of the unchanged checkpoint);
@@ -119,20 +111,19 @@ def measure(folders: Sequence[pathlib.Path]) -> pd.DataFrame:
       pool.Setup(target.config, target.protocol)
     )
     seed = int(target.provenance['seed'])
-    identity = {
-      name: target.provenance[name]
-      for name in ('suite', 'game', 'method', 'dataset', 'seed')
-    }
-    for row in _measure_checkpoint(
-      evaluator,
-      checkpoint.prefix,
-      seed,
-      play.evaluation_seed(seed, iteration),
-      str(folder),
-    ):
-      rows.append(
-        {**identity, 'gradient_steps': checkpoint.gradient_steps, **row}
+    names = ('suite', 'game', 'method', 'dataset', 'seed')
+    identity = {name: target.provenance[name] for name in names}
+    identity['gradient_steps'] = checkpoint.gradient_steps
+    rows += [
+      identity | row
+      for row in _measure_checkpoint(
+        evaluator,
+        checkpoint.prefix,
+        seed,
+        play.evaluation_seed(seed, iteration),
+        str(folder),
       )
+    ]
   return pd.DataFrame(rows)
 
 
@@ -146,11 +137,16 @@ def _measure_checkpoint(
   trained = checkpoint_weights.read(prefix)
   states, return_before = _visit(evaluator, prefix, evaluation_seed)
   q_before = evaluator.load(prefix).outputs(states).q_values
-  changes = resets(
-    trained,
-    _first_weights(evaluator, trained, seed),
-    initial_weights(evaluator, trained, seed + _FRESH_STREAM),
+  start = None  # The run may have begun with a checkpoint.
+  with contextlib.suppress(ValueError):
+    start = gin.query_parameter('OfflineAgent.init_checkpoint')
+  first = (
+    initial_weights(evaluator, trained, seed)
+    if start is None
+    else checkpoint_weights.read(start)
   )
+  fresh = initial_weights(evaluator, trained, seed + _FRESH_STREAM)
+  changes = resets(trained, first, fresh)
   rows: list[dict[str, object]] = []
   with (
     tempfile.TemporaryDirectory() as folder,
@@ -174,19 +170,6 @@ def _measure_checkpoint(
   return rows
 
 
-def _first_weights(
-  evaluator: evaluator_lib.GameEvaluator, like: Weights, seed: int
-) -> Weights:
-  """Returns what the run began with: of a checkpoint, if it names one."""
-  try:
-    start = gin.query_parameter('OfflineAgent.init_checkpoint')
-  except ValueError:
-    start = None
-  if start is not None:
-    return checkpoint_weights.read(start)
-  return initial_weights(evaluator, like, seed)
-
-
 def compare(
   before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]
 ) -> dict[str, float]:
@@ -202,15 +185,11 @@ def compare(
 class StateSample:
   """Different states of a stream, the same sample in whatever order they come.
 
-  Of whom is kept the digest of the state decides. Threads may add at once.
+  Whether a state is kept its digest decides. Threads may add at once.
   """
 
   def __init__(self, stream_length: int):
-    """Opens the sample.
-
-    Args:
-      stream_length: how many states will come, about.
-    """
+    """Opens the sample of a stream of about so many states."""
     self._stride = max(1, stream_length // _NUM_STATES)
     self._kept: dict[int, npt.NDArray[np.uint8]] = {}
 

@@ -1,7 +1,7 @@
 """The paper's two theoretical results, measured: no data and no training."""
 
-from collections.abc import Callable
 import functools
+import itertools
 
 from matplotlib import figure as mpl_figure
 import numpy as np
@@ -32,10 +32,6 @@ def feature_sets(num_sets: int, seed: int = 0) -> pd.DataFrame:
 
   Each is of random features phi [N, D] and random successors, moved along phi
   until the ratio is as drawn between 0 and 2.
-
-  Args:
-    num_sets: how many.
-    seed: of the draws.
 
   Returns:
     Columns ratio; lowest_real_part of G's eigenvalues, over |G|; diverges.
@@ -138,13 +134,9 @@ def fixed_points(
   num_points: int,
 ) -> list[tuple[int, implicit_regulariser.FixedPoint]]:
   """Returns fixed points that TD does not leave, with the seed of each."""
-  found: list[tuple[int, implicit_regulariser.FixedPoint]] = []
-  seed = 0
-  while len(found) < num_points:
-    if (point := _draw_point(seed)) is not None:
-      found.append((seed, point))
-    seed += 1
-  return found
+  drawn = ((seed, _draw_point(seed)) for seed in itertools.count())
+  stable = ((seed, point) for seed, point in drawn if point is not None)
+  return list(itertools.islice(stable, num_points))
 
 
 def drifts(num_points: int) -> pd.DataFrame:
@@ -323,34 +315,25 @@ def draw_drifts(
   return figure
 
 
-def _made(
-  name: str,
-  title: str,
-  caption: str,
-  table: pd.DataFrame,
-  draw: Callable[..., mpl_figure.Figure],
-) -> tuple[figures.Figure, pd.DataFrame]:
-  drawn = figures.make(name, title, caption, functools.partial(draw, table))
-  return drawn, table
-
-
 def proposition32() -> tuple[figures.Figure, pd.DataFrame]:
   """Returns the figure and the table of Proposition 3.2."""
-  return _made(
+  table = feature_sets(600)
+  drawn = figures.make(
     'proposition32',
     'Linear TD-learning on co-adapted features',
     'No set of features right of the line converges; left of it some do not.',
-    feature_sets(600),
-    draw_feature_sets,
+    functools.partial(draw_feature_sets, table),
   )
+  return drawn, table
 
 
 def theorem31() -> tuple[figures.Figure, pd.DataFrame]:
   """Returns the figure and the table of Theorem 3.1."""
-  return _made(
+  table = drifts(20)
+  drawn = figures.make(
     'theorem31',
     'Noisy TD-learning around its fixed points',
     'Cosines of the simulated movement with what is predicted.',
-    drifts(20),
-    draw_drifts,
+    functools.partial(draw_drifts, table),
   )
+  return drawn, table

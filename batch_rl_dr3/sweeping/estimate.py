@@ -37,11 +37,9 @@ class Rates:
   play: float | None
   origin: str
 
-  def of(self, method: str) -> float | None:
+  def of(self, method: str) -> float:
     """Returns the rate of a method, the slowest known if it has none."""
-    if method in self.by_method:
-      return self.by_method[method]
-    return min(self.by_method.values(), default=None)
+    return self.by_method.get(method, min(self.by_method.values()))
 
 
 def given(rate: float) -> Rates:
@@ -142,9 +140,7 @@ def _agent_steps(one: standing.Standing) -> float:
 
 
 def _hours(one: standing.Standing, rates: Rates) -> float:
-  rate = rates.of(one.run.method)
-  assert rate is not None
-  seconds = (one.total_steps - one.steps) / rate
+  seconds = (one.total_steps - one.steps) / rates.of(one.run.method)
   if rates.play is not None:
     seconds += _agent_steps(one) / rates.play
   return seconds / 3600

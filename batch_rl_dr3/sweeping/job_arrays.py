@@ -71,9 +71,6 @@ class JobArray:
     name: of lower-case letters, digits and dashes.
     indices: the runs, by their place in the sweep.
     flags: of `sweep task`, without --only.
-    runs: the folder of all runs, or its URL.
-    num_cpus: processor cores of a task.
-    num_gpus: GPUs of a task; may be a fraction.
     gigabytes: memory of a task, with its store.
   """
 
@@ -129,8 +126,7 @@ class Slurm:
     partition: where jobs go; None for the site's own choice.
     time: limit of a task, as Slurm writes it.
     parallelism: tasks of an array at a time.
-    max_array_size: tasks of one array; the site's MaxArraySize is 1001 unless
-      it says otherwise.
+    max_array_size: the site's MaxArraySize less 1; Slurm's own is 1001.
   """
 
   setup: str = 'source .venv/bin/activate || exit 78'
@@ -163,8 +159,7 @@ class Kubernetes:
     node_selector: labels of the nodes that may be used.
     tolerations: taints of nodes that are put up with, such as of spot ones.
     runs_claim: the PersistentVolumeClaim (ReadWriteMany) that is mounted where
-      --runs is, unless that is in a bucket; None mounts none, for nodes that
-      see a shared disk.
+      --runs is, unless that is in a bucket; None mounts none.
     cache_gigabytes: of the node's disk that a pod may fill with its store.
   """
 
@@ -202,7 +197,7 @@ class GcpBatch:
     max_run_hours: a task is ended after so many, and can go on.
     disk_gigabytes: of a machine: image, and the stores of its tasks.
     nfs: 'SERVER:/PATH' of the shared disk that is mounted where --runs is;
-      None mounts none, for images that see one, and for runs in a bucket.
+      None mounts none.
   """
 
   image: str = 'REGION-docker.pkg.dev/PROJECT/images/batch-rl-dr3:cuda'

@@ -91,11 +91,11 @@ class Queue:
   def take(
     self, node: Node, nodes: Sequence[Node], now: float
   ) -> SweepRun | None:
-    """Returns the run that a free slot of a node begins, None for none.
+    """Returns the run that a free slot of a node begins, entered there.
 
     A run whose store the node holds comes first, then one whose store no node
     holds, then any, as long as there is memory for it, and as what it starts
-    from is not left to do. It is entered among the node's.
+    from is not left to do; None if there is none.
     """
     if now < node.suspended_until:
       return None
@@ -147,15 +147,15 @@ class Queue:
           'Sweep.row_bytes, or give a cluster with larger nodes.'
         )
 
-  def put_back(self, run: SweepRun, now: float, without_progress: int) -> float:
+  def put_back(
+    self, run: SweepRun, now: float, without_progress: int, busy: bool = False
+  ) -> float:
     """Queues a run again and returns the seconds until it is ready."""
     delay = min(_FIRST_DELAY * 2**without_progress, _LONGEST_DELAY)
+    if busy:  # Another process works on it.
+      delay = _BUSY_DELAY
     self._ready_at[run.index] = (run, now + delay)
     return delay
-
-  def put_back_busy(self, run: SweepRun, now: float) -> None:
-    """Queues a run that another process works on."""
-    self._ready_at[run.index] = (run, now + _BUSY_DELAY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,7 +330,7 @@ class Executor:
         f'{outcome.error}'
       )
     elif outcome.kind == attempt.BUSY:
-      self._queue.put_back_busy(run, now)
+      self._queue.put_back(run, now, 0, busy=True)
     else:
       delay = self._queue.put_back(run, now, outcome.without_progress)
       if not self._stop_requested():
