@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 
-_TRAINED = ('figure1', 'figure2', 'figure5', 'figure6', 'table_a1', 'adaptive')
+TRAINED = ('figure1', 'figure2', 'figure5', 'figure6', 'table_a1', 'adaptive')
 # What a study's grid says otherwise on Atari.
 _ATARI = {
   'suite': 'atari',
@@ -300,7 +300,7 @@ def _run_figure_a2() -> None:
 
 
 COMMANDS: dict[str, Callable[[], None]] = {
-  **{name: functools.partial(_run_training_study, name) for name in _TRAINED},
+  **{name: functools.partial(_run_training_study, name) for name in TRAINED},
   'figure_a2': _run_figure_a2,
   **{
     name: functools.partial(_run_theory, name)

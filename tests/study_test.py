@@ -213,6 +213,10 @@ def test_layers_are_set_back(command, tmp_path, name):
   check_figure(tmp_path / 'a2' / 'figure_a2.png')
 
 
+def test_every_study_has_a_command():
+  assert set(study.TRAINED) == set(trained.STUDIES)
+
+
 def test_games_and_their_data_come_in_pairs(command, tmp_path):
   with pytest.raises(errors.UsageError, match='as often'):
     command('figure1', tmp_path, game=['breakout', 'asterix'])
