@@ -291,7 +291,7 @@ def _foreign_target(
 ) -> targets_lib.Target:
   """Returns the target of a folder or URL of another program's checkpoints."""
   source, target = (
-    mirror.open_runs(place, FLAGS.cache_dir, contents)
+    mirror.Runs(place, FLAGS.cache_dir, contents)
     for place, contents in (
       (folder, targets_lib.FOREIGN_CONTENTS),
       (FLAGS.output_dir, targets_lib.CONTENTS),

@@ -22,7 +22,7 @@ from batch_rl_dr3.runs import (
   atomic,
   checkpoints,
   lease,
-  remote_folder,
+  place,
   run_directory,
   run_globs,
   run_tables,
@@ -391,7 +391,7 @@ def test_a_protocol_that_is_not_whole_is_named(target, tmp_path):
 
 def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
   targets.write_provenance(target, result())
-  remote = remote_folder.RemoteFolder('memory://evaluate/seed0')
+  remote = place.RemoteFolder('memory://evaluate/seed0')
   for name in (run_directory.PROVENANCE, run_directory.CONFIG):
     remote.put(tmp_path / name, name)
   for name in '01':
@@ -415,17 +415,17 @@ def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
   found = targets.of_run(folder, home=view.name_of(str(folder)))
   assert found.home == remote.url
   assert list(found.checkpoints) == [0, 1]
-  place = found.open_home(str(tmp_path / 'cache'), {'1'})
-  with place.lock():
-    here = found.within(place)
+  home = found.open_home(str(tmp_path / 'cache'), {'1'})
+  with home.lock():
+    here = found.within(home)
     assert list(here.checkpoints) == [1]
     index = pathlib.Path(f'{here.checkpoints[1].prefix}.index')
     assert index.read_text() == 'weights'
-    assert not list(place.folder.glob('events.*'))
-    written = targets.write_provenance(here, result(), place.check)
-    log = run_tables.ScoreLog(here.output_dir, place.check)
+    assert not list(home.folder.glob('events.*'))
+    written = targets.write_provenance(here, result(), home.check)
+    log = run_tables.ScoreLog(here.output_dir, home.check)
     log.append(written, 1, 30, result().episodes)
-    place.publish()
+    home.publish()
   view.refresh()
   assert run_tables.ScoreLog(folder).iterations() == {1}
   # What was not fetched is still there.

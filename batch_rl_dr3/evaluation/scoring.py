@@ -11,7 +11,7 @@ from batch_rl_dr3.analysis import returns
 from batch_rl_dr3.config import errors, progress, signals
 from batch_rl_dr3.evaluation import pool
 from batch_rl_dr3.games import play
-from batch_rl_dr3.runs import checkpoints, home, run_tables
+from batch_rl_dr3.runs import checkpoints, run_directory, run_tables
 
 # Checkpoints that may wait for the other process before training waits.
 _MAX_WAITING = 3
@@ -173,7 +173,7 @@ class Scoring:
 
   def __init__(
     self,
-    home: home.Home,
+    home: run_directory.Home,
     provenance: Mapping[str, Any],
     kept: checkpoints.Checkpoints,
     evaluations: Evaluations | None,

@@ -26,7 +26,6 @@ from batch_rl_dr3.runs import (
   run_directory,
   run_tables,
 )
-from batch_rl_dr3.runs import home as home_lib
 
 VIDEOS = 'videos'
 # What is read of runs to know what there is to play, and of other programs'
@@ -70,7 +69,9 @@ class Target:
     """Whether it is continuous control."""
     return frameworks.is_continuous(self.config)
 
-  def open_home(self, cache_dir: str, names: Collection[str]) -> home_lib.Home:
+  def open_home(
+    self, cache_dir: str, names: Collection[str]
+  ) -> run_directory.Home:
     """Returns the home of the scores, with what it takes to add to them.
 
     Of the checkpoints, that are those of these names.
@@ -84,9 +85,9 @@ class Target:
       own = path.name.removeprefix('tf_ckpt-').removeprefix('ckpt.')
       return own.partition('.')[0] in names
 
-    return home_lib.open_home(self.home, cache_dir, is_needed)
+    return run_directory.Home(self.home, cache_dir, is_needed)
 
-  def within(self, home: home_lib.Home) -> 'Target':
+  def within(self, home: run_directory.Home) -> 'Target':
     """Returns this target as it is in its home, once that is locked."""
     here = dataclasses.replace(self, output_dir=home.folder)
     if not self.is_run:
@@ -291,7 +292,9 @@ class RemainingEvaluation:
   with_scores: bool
   with_video: bool
   num_agent_steps: int  # 0 where episodes are counted, or for a video alone.
-  home: home_lib.Home | None = None  # Where its scores go, once it is locked.
+  home: run_directory.Home | None = (
+    None  # Where its scores go, once it is locked.
+  )
 
   def job(self, num_threads: int) -> pool.CheckpointJob:
     """Returns what a worker is to do.
@@ -342,7 +345,7 @@ def remaining_evaluations(
   target: Target,
   which: str,
   video: bool,
-  home: home_lib.Home | None = None,
+  home: run_directory.Home | None = None,
 ) -> list[RemainingEvaluation]:
   """Returns what is left to do for 'all' checkpoints, or the 'last'.
 

@@ -19,7 +19,7 @@ from typing import Any
 from absl import logging
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import atomic, names, records
+from batch_rl_dr3.runs import atomic, place, records
 
 _PREFIX = 'tf_ckpt-'
 _DAMAGED = '.damaged'
@@ -101,7 +101,7 @@ def read_manifest(path: pathlib.Path) -> Manifest | None:
   if path.name != f'ckpt.{name}.json':
     raise errors.DataError(f'{path}: name is {name!r}, not its own. {mend}')
   for file_name in record['files']:
-    names.path_below(path.parent, file_name, path, 'files')
+    place.path_below(path.parent, file_name, path, 'files')
     if not file_name.startswith(f'{_PREFIX}{name}.') or '/' in file_name:
       raise errors.DataError(
         f'{path}: files names {file_name!r}, no file of the checkpoint. {mend}'

@@ -31,7 +31,7 @@ import time
 from typing import Any
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import folders
+from batch_rl_dr3.runs import place
 
 FOLDER = 'lease'
 # How often a worker shows that it lives, and for how long its beat may stand
@@ -76,7 +76,7 @@ class Term:
 class Lease:
   """The right of this process to work on a run."""
 
-  def __init__(self, storage: folders.Folder, name: str):
+  def __init__(self, storage: place.Folder, name: str):
     """Prepares it; see `acquire`.
 
     Args:
@@ -187,23 +187,23 @@ class Lease:
     return True
 
 
-def history(storage: folders.Folder) -> list[Term]:
+def history(storage: place.Folder) -> list[Term]:
   """Returns the terms of a run, in order: who worked on it."""
   return [_read_term(storage, token) for token in _tokens(storage)]
 
 
-def _newest(storage: folders.Folder) -> Term | None:
+def _newest(storage: place.Folder) -> Term | None:
   tokens = _tokens(storage)
   return _read_term(storage, tokens[-1]) if tokens else None
 
 
-def _tokens(storage: folders.Folder) -> list[int]:
+def _tokens(storage: place.Folder) -> list[int]:
   """Returns the numbers of the terms, rising; other files are none."""
   matches = map(_TERM.fullmatch, storage.names())
   return sorted(int(match[1]) for match in matches if match)
 
 
-def _read_term(storage: folders.Folder, token: int) -> Term:
+def _read_term(storage: place.Folder, token: int) -> Term:
   term = _parse_term(token, storage.read(_term(token)))
   released = _is_released(storage.read(_beat(token)))
   return dataclasses.replace(term, released=released)

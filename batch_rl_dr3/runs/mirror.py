@@ -16,10 +16,9 @@ import os
 import pathlib
 import re
 import secrets
-from typing import Protocol
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import atomic, folders, names, remote_folder
+from batch_rl_dr3.runs import atomic, place
 
 # Requests at a time.
 _NUM_THREADS = 32
@@ -47,16 +46,41 @@ class Contents:
   sizes: tuple[str, ...] = ()
 
 
-class Runs(Protocol):
-  """A folder of runs.
+class Runs:
+  """A folder of runs: on a disk, or in a bucket and mirrored.
 
   Attributes:
     name: what messages call it.
     folder: where its files are read.
   """
 
-  name: str
-  folder: pathlib.Path
+  def __init__(
+    self, runs: str, cache_dir: str | os.PathLike[str], contents: Contents
+  ):
+    """Reads nothing yet.
+
+    Args:
+      runs: a folder, or a URL such as gs://BUCKET/RUNS.
+      cache_dir: where what is in a bucket is mirrored.
+      contents: what is read of it.
+
+    Raises:
+      ConfigError: if there is no file system for the URL.
+    """
+    self._remote: place.RemoteFolder | None = None
+    path = place.local_path(runs)
+    if path is not None:
+      self.name = path
+      self.folder = pathlib.Path(path)
+      return
+    self._remote = place.RemoteFolder(runs)
+    self.name = self._remote.url
+    below = self.name.replace('://', '/', 1).lstrip('/')
+    self.folder = pathlib.Path(cache_dir) / _FOLDER / contents.name / below
+    self._is_read = _matcher(contents.whole + contents.ends)
+    self._ends = _matcher(contents.ends)
+    self._is_held = _matcher(contents.whole + contents.ends + contents.sizes)
+    self._listed: dict[str, place.Entry] = {}
 
   def refresh(self, below: Iterable[str] = ('',)) -> None:
     """Sees to it that the files are as they are now.
@@ -67,92 +91,15 @@ class Runs(Protocol):
     Raises:
       DataError: if they cannot be read.
     """
-
-  def publish(self, name: str) -> None:
-    """Sees to it that a file that was written outlives this machine.
-
-    Raises:
-      WriteError: if it cannot be written.
-    """
-
-  def remove(self, name: str) -> None:
-    """Removes a file, if there is one.
-
-    Raises:
-      WriteError: if that fails.
-    """
-
-  def num_bytes(self, below: str) -> int:
-    """Returns the size of all files of a folder, whatever is read of them."""
-
-
-def open_runs(
-  runs: str, cache_dir: str | os.PathLike[str], contents: Contents
-) -> Runs:
-  """Returns a folder of runs, of which nothing is read yet.
-
-  Args:
-    runs: a folder, or a URL such as gs://BUCKET/RUNS.
-    cache_dir: where what is in a bucket is mirrored.
-    contents: what is read of it.
-
-  Raises:
-    ConfigError: if there is no file system for the URL.
-  """
-  path = folders.local_path(runs)
-  if path is None:
-    return Mirror(runs, cache_dir, contents)
-  return LocalRuns(path)
-
-
-class LocalRuns:
-  """Runs on a local or shared disk: what is written is there."""
-
-  def __init__(self, folder: str):
-    """Takes note of the folder."""
-    self.name = folder
-    self.folder = pathlib.Path(folder)
-
-  def refresh(self, below: Iterable[str] = ('',)) -> None:
-    """See `Runs`; there is nothing to do."""
-
-  def publish(self, name: str) -> None:
-    """See `Runs`; there is nothing to do."""
-
-  def remove(self, name: str) -> None:
-    """See `Runs`."""
-    atomic.remove_tree(self.folder / name)
-
-  def num_bytes(self, below: str) -> int:
-    """See `Runs`."""
-    files = (self.folder / below).rglob('*')
-    return sum(path.stat().st_size for path in files if path.is_file())
-
-
-class Mirror:
-  """Runs in a bucket."""
-
-  def __init__(
-    self, url: str, cache_dir: str | os.PathLike[str], contents: Contents
-  ):
-    """Connects to the storage; see `open_runs`."""
-    self._remote = remote_folder.RemoteFolder(url)
-    self.name = self._remote.url
-    place = self.name.replace('://', '/', 1).lstrip('/')
-    self.folder = pathlib.Path(cache_dir) / _FOLDER / contents.name / place
-    self._is_read = _matcher(contents.whole + contents.ends)
-    self._ends = _matcher(contents.ends)
-    self._is_held = _matcher(contents.whole + contents.ends + contents.sizes)
-    self._listed: dict[str, remote_folder.Entry] = {}
-
-  def refresh(self, below: Iterable[str] = ('',)) -> None:
-    """See `Runs`."""
+    remote = self._remote
+    if remote is None:
+      return
     below = list(below)
     with self._pool() as pool:
       try:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._listed = {}
-        for found in pool.map(self._remote.find, below):
+        for found in pool.map(remote.find, below):
           self._listed |= found
         held = {
           n: e for n, e in self._listed.items() if self._is_held(self._path(n))
@@ -161,7 +108,9 @@ class Mirror:
         for name in here.keys() - held.keys():
           (self.folder / name).unlink(missing_ok=True)
         changed = [n for n, e in held.items() if here.get(n) != _stamp(e)]
-        for _ in pool.map(lambda name: self._fetch(name, held[name]), changed):
+        for _ in pool.map(
+          lambda name: self._fetch(remote, name, held[name]), changed
+        ):
           pass
       except OSError as error:
         raise errors.DataError(
@@ -188,20 +137,22 @@ class Mirror:
           relative = os.path.relpath(path, self.folder)
           yield relative, (status.st_size, status.st_mtime_ns // 10**6)
 
-  def _fetch(self, name: str, entry: remote_folder.Entry) -> None:
+  def _fetch(
+    self, remote: place.RemoteFolder, name: str, entry: place.Entry
+  ) -> None:
     """Makes the file of an object, whole or not at all."""
-    target = names.path_below(self.folder, name, self.name, 'its listing')
+    target = place.path_below(self.folder, name, self.name, 'its listing')
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f'.{target.name}.{secrets.token_hex(8)}.tmp')
     try:
-      now: remote_folder.Entry | None = entry
+      now: place.Entry | None = entry
       is_done = not self._is_read(name) or (
         self._ends(self._path(name))
         and entry.size > 2 * _PART_BYTES
-        and self._write_ends(name, temporary, entry.size)
+        and self._write_ends(remote, name, temporary, entry.size)
       )
       if not is_done:
-        now = self._remote.fetch(name, temporary, entry)
+        now = remote.fetch(name, temporary, entry)
       if now is not None:  # Else it has gone meanwhile.
         with open(temporary, 'ab') as file:
           file.truncate(now.size)
@@ -210,14 +161,16 @@ class Mirror:
     finally:
       temporary.unlink(missing_ok=True)
 
-  def _write_ends(self, name: str, path: pathlib.Path, size: int) -> bool:
+  def _write_ends(
+    self, remote: place.RemoteFolder, name: str, path: pathlib.Path, size: int
+  ) -> bool:
     """Writes the beginning and the end of an object; returns whether it could.
 
     It cannot of one that has changed since, or where storages know no parts.
     """
     with open(path, 'wb') as file:
       for start in (0, size - _PART_BYTES):
-        part = self._remote.read_part(name, start, start + _PART_BYTES)
+        part = remote.read_part(name, start, start + _PART_BYTES)
         if part is None:
           return False
         file.seek(start)
@@ -229,27 +182,47 @@ class Mirror:
     return f'{self.name}/{name}'
 
   def publish(self, name: str) -> None:
-    """See `Runs`."""
-    try:
-      self._remote.put(self.folder / name, name)
-    except OSError as error:
-      raise atomic.FileError(f'{self.name}/{name}', error) from error
+    """Sees to it that a file that was written outlives this machine.
+
+    Raises:
+      WriteError: if it cannot be written.
+    """
+    if self._remote is not None:
+      with _write_errors(f'{self.name}/{name}'):
+        self._remote.put(self.folder / name, name)
 
   def remove(self, name: str) -> None:
-    """See `Runs`."""
+    """Removes a file, if there is one.
+
+    Raises:
+      WriteError: if that fails.
+    """
     atomic.remove_tree(self.folder / name)
-    try:
-      self._remote.remove(name)
-    except OSError as error:
-      raise atomic.FileError(f'{self.name}/{name}', error) from error
+    if self._remote is not None:
+      with _write_errors(f'{self.name}/{name}'):
+        self._remote.remove(name)
 
   def num_bytes(self, below: str) -> int:
-    """See `Runs`; it is as of the last `refresh`."""
+    """Returns the size of all files of a folder, whatever is read of them.
+
+    In a bucket it is as of the last `refresh`.
+    """
+    if self._remote is None:
+      files = (self.folder / below).rglob('*')
+      return sum(path.stat().st_size for path in files if path.is_file())
     prefix = f'{below}/'
     return sum(e.size for n, e in self._listed.items() if n.startswith(prefix))
 
 
-def _stamp(entry: remote_folder.Entry) -> tuple[int, int]:
+@contextlib.contextmanager
+def _write_errors(name: str) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise atomic.FileError(name, error) from error
+
+
+def _stamp(entry: place.Entry) -> tuple[int, int]:
   return entry.size, entry.changed
 
 

@@ -22,7 +22,7 @@ import pathlib
 from typing import Any
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import atomic, names, run_directory, run_tables
+from batch_rl_dr3.runs import atomic, place, run_directory, run_tables
 
 RUNS = 'runs.json'
 _FOLDER = 'folder'
@@ -72,7 +72,7 @@ def _read_files(
     runs: dict[str, dict[str, Any]] = json.loads(path.read_text())
     for folder, files in runs.items():
       for name in (folder, *files):
-        names.plain(name, path, 'a run')
+        place.plain(name, path, 'a run')
   except (OSError, ValueError, AttributeError, TypeError) as error:
     raise errors.DataError(f'{path} is damaged: {error!r}.') from error
   return runs

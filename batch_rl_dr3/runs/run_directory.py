@@ -1,16 +1,28 @@
-"""The files of a run directory, and the lock on it.
+"""A run directory: its files, where it lives, and who may write to it.
 
 A run directory is all that passes from training to evaluation, and its
 `scores.csv` all that passes on to reporting, so its layout is defined once,
 here, without TensorFlow.
+
+A run that lives in a bucket is worked on here, in a folder of its own. `lock`
+fills it with what is in the bucket; `publish` uploads what has changed since,
+each object whole or not at all. Manifests of checkpoints go up after their
+files, finished.json after everything else, and what is no longer kept is
+removed last, so that whoever reads the bucket at any moment finds a run as a
+kill could have left it. An upload that was broken off goes on with the objects
+that are not there yet.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import hashlib
 import os
 import pathlib
+import shutil
 
-from batch_rl_dr3.runs import atomic, folders, lease
+from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import atomic, lease
+from batch_rl_dr3.runs import place as place_lib
 
 BusyError = lease.BusyError
 
@@ -25,6 +37,172 @@ FAILED = 'failed.json'
 FINISHED = 'finished.json'
 # All but the folders, and what others add.
 RUN_FILES = (CONFIG, PROVENANCE, METRICS, SCORES, FAILED, FINISHED)
+
+# An object's size and date of change, by which a change is seen.
+_Stamp = tuple[int, int]
+
+
+class Home:
+  """The place of one run: a folder here, or any that fsspec can write to.
+
+  Attributes:
+    name: what messages call it.
+    folder: where this process reads and writes; filled once it is locked.
+  """
+
+  def __init__(
+    self,
+    base_dir: str,
+    cache_dir: str | os.PathLike[str],
+    is_wanted: Callable[[str], bool] = lambda name: True,
+  ):
+    """Opens it; a folder here is created if need be.
+
+    Args:
+      base_dir: a folder, or a URL such as gs://BUCKET/RUNS/Pong/rem/seed0.
+      cache_dir: below it, what lives in a bucket is worked on.
+      is_wanted: which of the files in a bucket are needed here; the others
+        stay where they are, and as they are.
+
+    Raises:
+      ConfigError: if there is no file system for the URL.
+      WriteError: if the folder cannot be written.
+    """
+    self._is_wanted = is_wanted
+    self._lease: lease.Lease | None = None
+    self._published: dict[str, _Stamp] = {}
+    self._remote: place_lib.RemoteFolder | None = None
+    path = place_lib.local_path(base_dir)
+    if path is not None:
+      self.name = path
+      self.folder = atomic.make_directory(path)
+      return
+    self._remote = place_lib.RemoteFolder(base_dir)
+    self.name = self._remote.url
+    key = hashlib.sha256(self.name.encode()).hexdigest()[:16]
+    self.folder = pathlib.Path(cache_dir) / 'runs' / key
+
+  @contextlib.contextmanager
+  def lock(self) -> Iterator[None]:
+    """Keeps other workers away meanwhile.
+
+    Raises:
+      BusyError: if another one is at work.
+      DataError: if what is in the bucket cannot be read.
+      WriteError: if nothing can be written there.
+    """
+    if self._remote is None:
+      with lock(self.folder) as self._lease:
+        yield
+      return
+    storage = self._remote.folder(lease.FOLDER)
+    with _held(storage, self.name) as self._lease:
+      cache = self.folder
+      try:
+        # Whoever was here before on this machine works no more.
+        atomic.remove_tree(cache)
+        # The folder is of this term alone, and ends with it.
+        self.folder = atomic.make_directory(cache / str(self._lease.token))
+        self._restore(self._remote)
+        yield
+      finally:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+  def check(self) -> None:
+    """Makes sure that this process may still write.
+
+    Raises:
+      FencedError: if another worker has taken over.
+    """
+    assert self._lease is not None, 'write only while the home is locked'
+    self._lease.check()
+
+  def is_lost(self) -> bool:
+    """Returns whether another worker was seen to have taken over."""
+    return self._lease is not None and self._lease.is_lost
+
+  def publish(self) -> None:
+    """Sees to it that what is in the folder outlives this machine.
+
+    Raises:
+      FencedError: if another worker has taken over.
+      WriteError: if it cannot be written.
+    """
+    if self._remote is None:
+      return
+    found = self._stamps()
+    changed = [n for n, s in found.items() if self._published.get(n) != s]
+    for name in sorted(changed, key=_rank):
+      with _write_errors(f'{self.name}/{name}'):
+        self.check()
+        self._remote.put(self.folder / name, name)
+      self._published[name] = found[name]
+    gone = self._published.keys() - found.keys()
+    for name in sorted(gone, key=_rank, reverse=True):
+      with _write_errors(f'{self.name}/{name}'):
+        self.check()
+        self._remote.remove(name)
+      del self._published[name]
+
+  def _stamps(self) -> dict[str, _Stamp]:
+    """Returns the files of the folder, but for temporary ones."""
+    found = {}
+    for path in self.folder.rglob('*'):
+      name = path.relative_to(self.folder)
+      if path.is_file() and not any(p.startswith('.') for p in name.parts):
+        status = path.stat()
+        found[name.as_posix()] = (status.st_size, status.st_mtime_ns)
+    return found
+
+  def _restore(self, remote: place_lib.RemoteFolder) -> None:
+    """Fills the folder with what was published."""
+    try:
+      for name, entry in remote.find().items():
+        if name.startswith(f'{lease.FOLDER}/') or not self._is_wanted(name):
+          continue
+        target = place_lib.path_below(
+          self.folder, name, self.name, 'its listing'
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remote.fetch(name, target, entry)
+    except OSError as error:
+      raise errors.DataError(
+        f'cannot read the run in {self.name}: {error.strerror}.'
+      ) from error
+    self._published = self._stamps()
+
+
+def _rank(name: str) -> tuple[int, str]:
+  """Returns the order of uploads: what vouches for others comes after them."""
+  path = pathlib.PurePosixPath(name)
+  is_manifest = path.match('ckpt.*.json')
+  if name == FINISHED:
+    return 2, name
+  # config.gin says that there is a run, as provenance.json describes it.
+  return int(is_manifest or name == CONFIG), name
+
+
+@contextlib.contextmanager
+def _write_errors(name: str) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise atomic.FileError(name, error) from error
+
+
+@contextlib.contextmanager
+def _held(storage: place_lib.Folder, name: str) -> Iterator[lease.Lease]:
+  """Yields the lease on a run, and releases it."""
+  held = lease.Lease(storage, name)
+  try:
+    held.acquire()
+  except OSError as error:
+    held.release()
+    raise atomic.FileError(f'{name}/{lease.FOLDER}', error) from error
+  try:
+    yield held
+  finally:
+    held.release()
 
 
 @contextlib.contextmanager
@@ -41,17 +219,9 @@ def lock(directory: str | os.PathLike[str]) -> Iterator[lease.Lease]:
     WriteError: if the lease cannot be written.
   """
   folder = pathlib.Path(directory)
-  held = lease.Lease(folders.LocalFolder(folder / lease.FOLDER), str(folder))
-  try:
-    held.acquire()
-  except OSError as error:
-    held.release()
-    raise atomic.FileError(folder / lease.FOLDER, error) from error
-  try:
+  with _held(place_lib.LocalFolder(folder / lease.FOLDER), str(folder)) as held:
     _remove_temporaries(folder)
     yield held
-  finally:
-    held.release()
 
 
 def _remove_temporaries(folder: pathlib.Path) -> None:

@@ -9,7 +9,8 @@ import tempfile
 import threading
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import folders, mirror, results, run_directory
+from batch_rl_dr3.runs import mirror, results, run_directory
+from batch_rl_dr3.runs import place as place_lib
 
 
 class RunGlobs:
@@ -40,17 +41,17 @@ class RunGlobs:
       WriteError: if the cache cannot be written.
     """
     self.patterns: list[str] = []
-    self._mirrors: list[mirror.Mirror] = []
+    self._mirrors: list[mirror.Runs] = []
     self._studies: dict[str, pathlib.Path] = {}
     if not cache_dir:
       self._scratch = tempfile.TemporaryDirectory(prefix='batch_rl_dr3.')
       cache_dir = self._scratch.name
     studies_dir = pathlib.Path(cache_dir) / 'studies'
     for pattern in patterns:
-      path = folders.local_path(pattern)
+      path = place_lib.local_path(pattern)
       if path is None:
         base, rest = _split(pattern)
-        place = mirror.Mirror(base, cache_dir, contents)
+        place = mirror.Runs(base, cache_dir, contents)
         self._mirrors.append(place)
         self.patterns.append(os.path.join(glob.escape(str(place.folder)), rest))
         continue

@@ -11,7 +11,7 @@ import time
 from absl import flags
 
 from batch_rl_dr3.config import cli, errors, signals
-from batch_rl_dr3.runs import folders, mirror, state
+from batch_rl_dr3.runs import mirror, place, state
 from batch_rl_dr3.sweeping import (
   attempt,
   estimate,
@@ -61,7 +61,7 @@ def read_runs(
   Raises:
     DataError: if they cannot be read.
   """
-  runs = mirror.open_runs(FLAGS.runs, FLAGS.cache_dir, contents)
+  runs = mirror.Runs(FLAGS.runs, FLAGS.cache_dir, contents)
   # Folders of games are listed at the same time.
   runs.refresh(sorted({f'{run.suite}/{run.game}' for run in runs_of_sweep}))
   return runs
@@ -227,7 +227,7 @@ def run() -> None:
 
 
 def _attempts(sweep: Sweep) -> Callable[[SweepRun], attempt.Attempt]:
-  path = folders.local_path(FLAGS.runs)
+  path = place.local_path(FLAGS.runs)
   return queue.jobs(
     FLAGS.runs if path is None else os.path.abspath(path),
     FLAGS.cache_dir,

@@ -19,7 +19,7 @@ import gin
 import jinja2
 
 from batch_rl_dr3.config import errors, ranges
-from batch_rl_dr3.runs import atomic, folders
+from batch_rl_dr3.runs import atomic, place
 from batch_rl_dr3.sweeping import attempt
 from batch_rl_dr3.sweeping.grid import Sweep, SweepRun
 
@@ -94,7 +94,7 @@ class JobArray:
   @property
   def mount(self) -> str | None:
     """Where a shared disk has to be mounted; None if runs are in a bucket."""
-    return folders.local_path(self.runs)
+    return place.local_path(self.runs)
 
   @property
   def mebibytes(self) -> int:

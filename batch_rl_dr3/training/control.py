@@ -25,7 +25,7 @@ from batch_rl_dr3.control import (
   data as data_lib,
 )
 from batch_rl_dr3.evaluation import policy_evaluator, pool, scoring
-from batch_rl_dr3.runs import checkpoints, home, run_directory
+from batch_rl_dr3.runs import checkpoints, run_directory
 from batch_rl_dr3.training import loop
 
 # The folder of the checkpoints within cloning, and how often one is written
@@ -90,7 +90,7 @@ class ContinuousRunner(loop.OfflineRun):
         f'ContinuousRunner.num_cloning_steps is {self.num_cloning_steps}, but '
         f'{type(agent).__name__} has no behaviour policy to clone.'
       )
-    self.home = home.open_home(self.base_dir, self.cache_dir)
+    self.home = run_directory.Home(self.base_dir, self.cache_dir)
     self.learner = self._learner = learner.ControlLearner(
       agent,
       transitions,

@@ -20,7 +20,7 @@ from batch_rl_dr3.games import play
 from batch_rl_dr3.replay.log import source_chain, sources
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store import subset as replay_subset
-from batch_rl_dr3.runs import home, provenance
+from batch_rl_dr3.runs import provenance, run_directory
 from batch_rl_dr3.training import agent_sample, loop
 
 
@@ -74,7 +74,7 @@ class FixedReplayRunner(loop.OfflineRun):
     held_out_store = None if held_out is None else self._open_store(held_out)
     self._agent = self._build_agent(store, held_out_store)
     self.learner = self._agent
-    self.home = home.open_home(self.base_dir, self.cache_dir)
+    self.home = run_directory.Home(self.base_dir, self.cache_dir)
     self.provenance = self.describe(
       self._agent.device,
       suite=game.suite,

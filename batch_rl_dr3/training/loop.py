@@ -27,7 +27,6 @@ from batch_rl_dr3.runs import (
   run_directory,
   run_tables,
 )
-from batch_rl_dr3.runs import home as home_lib
 from batch_rl_dr3.training import metrics
 
 
@@ -119,7 +118,7 @@ class OfflineRun(abc.ABC):
   async_evaluation: bool = False
   learner: Learner = dataclasses.field(init=False)
   provenance: dict[str, Any] = dataclasses.field(init=False)
-  home: home_lib.Home = dataclasses.field(init=False)
+  home: run_directory.Home = dataclasses.field(init=False)
 
   def __post_init__(self) -> None:
     """Raises ConfigError if the periods do not fit together."""
@@ -246,7 +245,7 @@ class OfflineRun(abc.ABC):
 
 @contextlib.contextmanager
 def recorded_failure(
-  place: home_lib.Home, steps: Callable[[], int]
+  place: run_directory.Home, steps: Callable[[], int]
 ) -> Iterator[None]:
   """Writes failed.json if the block fails; one from before is removed.
 
@@ -287,7 +286,7 @@ def is_done(folder: str | os.PathLike[str], num_iterations: int) -> bool:
   return len(scores.iterations()) >= expected and not scores.partial()
 
 
-def _closing_words(place: home_lib.Home) -> str:
+def _closing_words(place: run_directory.Home) -> str:
   """Returns what came of a finished run, and what to do with it."""
   runs = shlex.quote(f'--runs={place.name}')
   final = run_tables.ScoreLog(place.folder).final_return()

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import atomic, folders, lease, run_directory, run_tables
+from batch_rl_dr3.runs import atomic, lease, place, run_directory, run_tables
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def storage(tmp_path):
-  return folders.LocalFolder(tmp_path / lease.FOLDER)
+  return place.LocalFolder(tmp_path / lease.FOLDER)
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(
 ):
   monkeypatch.setattr(lease, 'EXPIRY_SECONDS', 1000.0)
   script = (
-    'import os, sys; from batch_rl_dr3.runs import folders, lease;'
-    'lease.Lease(folders.LocalFolder(sys.argv[1]), "RUN").acquire();'
+    'import os, sys; from batch_rl_dr3.runs import place, lease;'
+    'lease.Lease(place.LocalFolder(sys.argv[1]), "RUN").acquire();'
     'os._exit(9)'
   )
   folder = str(storage._folder)

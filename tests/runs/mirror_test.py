@@ -5,10 +5,10 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import (
-  home,
   mirror,
+  place,
   records,
-  remote_folder,
+  run_directory,
   run_globs,
   state,
 )
@@ -24,7 +24,7 @@ CONTENTS = mirror.Contents(
 @pytest.fixture
 def remote(request):
   """A folder of fsspec's memory, of this test alone."""
-  folder = remote_folder.RemoteFolder(f'memory://{request.node.name}/RUNS')
+  folder = place.RemoteFolder(f'memory://{request.node.name}/RUNS')
   yield folder
   for name in folder.find():
     folder.remove(name)
@@ -37,7 +37,7 @@ def runs(remote, tmp_path):
   remote.write('a/seed0/checkpoints/tf_ckpt-1.index', b'x' * 1000)
   remote.write('a/seed0/events.out', b'x' * 50)
   remote.write('b/seed0/metrics.csv', b'step\n1\n')
-  return mirror.open_runs(remote.url, tmp_path, CONTENTS)
+  return mirror.Runs(remote.url, tmp_path, CONTENTS)
 
 
 def files(folder):
@@ -52,13 +52,13 @@ def files(folder):
 def fetched(monkeypatch):
   """The names of what is fetched whole."""
   names = []
-  fetch = remote_folder.RemoteFolder.fetch
+  fetch = place.RemoteFolder.fetch
 
   def noted(self, name, target, entry):
     names.append(name)
     return fetch(self, name, target, entry)
 
-  monkeypatch.setattr(remote_folder.RemoteFolder, 'fetch', noted)
+  monkeypatch.setattr(place.RemoteFolder, 'fetch', noted)
   return names
 
 
@@ -124,13 +124,13 @@ def test_what_is_published_and_removed_is_so_for_everybody(
     place = runs.name
     runs.refresh()
   else:
-    runs = mirror.open_runs(f'file://{place}', tmp_path, CONTENTS)
+    runs = mirror.Runs(f'file://{place}', tmp_path, CONTENTS)
     assert runs.folder == tmp_path / 'disk'
     (tmp_path / 'disk/a/seed0').mkdir(parents=True)
   (runs.folder / 'a/seed0/attempt.json').write_text('{}')
   runs.publish('a/seed0/attempt.json')
   contents = mirror.Contents('other', whole=('attempt.json',))
-  other = mirror.open_runs(place, tmp_path / 'elsewhere', contents)
+  other = mirror.Runs(place, tmp_path / 'elsewhere', contents)
   other.refresh()
   assert files(other.folder) == ['a/seed0/attempt.json']
   runs.remove('a/seed0/attempt.json')
@@ -156,12 +156,12 @@ def test_globs_of_urls_become_globs_of_files(runs, tmp_path):
 
 
 def test_a_bucket_that_falters_is_read_all_the_same(bucket, tmp_path):
-  remote = remote_folder.RemoteFolder('gs://bucket/faltering')
+  remote = place.RemoteFolder('gs://bucket/faltering')
   text = b'gradient_steps\n' + b'1\n' * 50_000
   remote.write('a/finished.json', b'{"num_iterations": 2}')
   remote.write('a/metrics.csv', text)
   bucket.read_faults = ['cut', 'cut']
-  runs = mirror.open_runs(remote.url, tmp_path, CONTENTS)
+  runs = mirror.Runs(remote.url, tmp_path, CONTENTS)
   runs.refresh()
   assert records.is_finished(runs.folder / 'a', 2)
   assert bucket.read_faults == []
@@ -174,10 +174,10 @@ def test_a_bucket_that_falters_is_read_all_the_same(bucket, tmp_path):
 
 
 def test_what_always_arrives_damaged_is_named(bucket, tmp_path):
-  remote = remote_folder.RemoteFolder('gs://bucket/damaged')
+  remote = place.RemoteFolder('gs://bucket/damaged')
   remote.write('a/finished.json', b'{"num_iterations": 2}')
   bucket.read_faults = ['cut'] * 20
-  runs = mirror.open_runs(remote.url, tmp_path, CONTENTS)
+  runs = mirror.Runs(remote.url, tmp_path, CONTENTS)
   with pytest.raises(errors.DataError, match=r'finished\.json arrives damaged'):
     runs.refresh()
   assert files(runs.folder) == []
@@ -202,9 +202,9 @@ def test_an_object_whose_name_leads_out_is_written_nowhere(
 
   monkeypatch.setattr(remote._filesystem, 'find', find_escaping)
   monkeypatch.setattr(remote._filesystem, 'get_file', get_file)
-  read = mirror.open_runs(remote.url, cache, CONTENTS).refresh
+  read = mirror.Runs(remote.url, cache, CONTENTS).refresh
   if place == 'home':
-    read = home.open_home(remote.url, str(cache)).lock().__enter__
+    read = run_directory.Home(remote.url, str(cache)).lock().__enter__
   with pytest.raises(errors.DataError, match='no plain name'):
     read()
   assert not list(tmp_path.rglob('escaped'))

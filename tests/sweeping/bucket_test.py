@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from batch_rl_dr3.runs import remote_folder
+from batch_rl_dr3.runs import place
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +73,7 @@ def test_a_sweep_in_a_bucket(bucket, command, tmp_path):
   standings = json.loads(command('sweep', 'status', RUNS, '--json'))
   assert [one['state'] for one in standings] == ['done', 'done']
 
-  remote = remote_folder.RemoteFolder('gs://bucket/sweep')
+  remote = place.RemoteFolder('gs://bucket/sweep')
   for one in standings:
     for name in ('scores.csv', 'finished.json'):
       name = f'{one["folder"]}/{name}'

@@ -13,7 +13,7 @@ def read(sweep, runs):
 
 
 def runs_in(folder):
-  return mirror.LocalRuns(str(folder))
+  return mirror.Runs(str(folder), '', standing.CONTENTS)
 
 
 def test_time_and_money_follow_from_a_given_rate(make_sweep, tmp_path):

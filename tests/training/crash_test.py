@@ -27,9 +27,8 @@ from batch_rl_dr3.evaluation import scoring, targets
 from batch_rl_dr3.reporting import run_reader, selection
 from batch_rl_dr3.runs import (
   checkpoints,
-  folders,
-  home,
   lease,
+  place,
   provenance,
   run_directory,
   run_tables,
@@ -229,7 +228,7 @@ def live(base_dir, cache_dir='', stop_at=None):
 
   agent = Agent(stop)
   stop_request = signals.StopRequest()
-  place = home.open_home(str(base_dir), str(cache_dir))
+  place = run_directory.Home(str(base_dir), str(cache_dir))
   run = types.SimpleNamespace(
     learner=agent,
     provenance=PROVENANCE,
@@ -334,7 +333,7 @@ def test_killed_while_it_uploads_it_ends_the_same_elsewhere(
       live(url, next(machines))
     disk.disarm()
     live(url, next(machines))
-    place = home.open_home(url, str(next(machines)))
+    place = run_directory.Home(url, str(next(machines)))
     with place.lock():
       assert left_by(place.folder) == straight.left
 
@@ -518,6 +517,6 @@ def test_a_worker_that_is_taken_over_writes_nothing_more(disk, tmp_path):
   assert left_by(tmp_path) == first[1]
   tokens = [
     term.token
-    for term in lease.history(folders.LocalFolder(tmp_path / lease.FOLDER))
+    for term in lease.history(place.LocalFolder(tmp_path / lease.FOLDER))
   ]
   assert tokens == [1, 2]

@@ -33,9 +33,14 @@ from typing_extensions import override
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.store.validity import Segment
-from batch_rl_dr3.runs import atomic, remote_folder, stored_file
-from batch_rl_dr3.runs.retry import RefusedError, Retry
-from batch_rl_dr3.runs.storage import Storage, open_storage, version
+from batch_rl_dr3.runs import atomic, place
+from batch_rl_dr3.runs.place import (
+  RefusedError,
+  Retry,
+  Storage,
+  open_storage,
+  version,
+)
 
 _CHUNK_BYTES = 8 << 20
 _QUARANTINE = 'batch_rl_dr3_quarantine'
@@ -55,7 +60,7 @@ class Source(abc.ABC):
   """
 
   name: str
-  count: stored_file.ByteCount
+  count: place.ByteCount
   endpoint: str | None = None
 
   @abc.abstractmethod
@@ -157,7 +162,7 @@ class LogSource(Source):
     """Returns the files there: name to size, and what else tells versions."""
 
   @abc.abstractmethod
-  def _file(self, file_name: str) -> stored_file.StoredFile:
+  def _file(self, file_name: str) -> place.StoredFile:
     """Returns a file of the log."""
 
   @override
@@ -222,7 +227,7 @@ class FolderSource(LogSource):
     except errors.DataError as error:
       raise RefusedError(str(error)) from error
     self.name = str(self._folder)
-    self.count = stored_file.ByteCount()
+    self.count = place.ByteCount()
 
   @override
   def _versions(self) -> dict[str, list[Any]]:
@@ -236,8 +241,8 @@ class FolderSource(LogSource):
     return {n: [stat.st_size, stat.st_mtime_ns] for n, stat in stats.items()}
 
   @override
-  def _file(self, file_name: str) -> stored_file.StoredFile:
-    return stored_file.local_file(self._folder / file_name, self.count)
+  def _file(self, file_name: str) -> place.StoredFile:
+    return place.local_file(self._folder / file_name, self.count)
 
 
 @gin.configurable
@@ -312,7 +317,7 @@ class FsspecSource(LogSource):
     return self._infos[file_name]
 
   @override
-  def _file(self, file_name: str) -> stored_file.StoredFile:
+  def _file(self, file_name: str) -> place.StoredFile:
     return self._storage.file(self._info(file_name))
 
   @override
@@ -355,7 +360,7 @@ class FsspecSource(LogSource):
 
   def _open_whole(
     self, file_name: str
-  ) -> contextlib.AbstractContextManager[stored_file.StoredFile]:
+  ) -> contextlib.AbstractContextManager[place.StoredFile]:
     check, info = checkpoint_format.check_gzip, self._info(file_name)
     return open_whole(self._storage, info, self._spool_dir, check)
 
@@ -365,7 +370,7 @@ def find_endpoint(url: str, endpoint_url: str | None) -> str | None:
 
   `endpoint_url` is where gs:// is served; None for Google's own.
   """
-  if remote_folder.is_google(url):
+  if place.is_google(url):
     emulator = os.environ.get('STORAGE_EMULATOR_HOST')
     return endpoint_url or emulator or 'https://storage.googleapis.com'
   return url if url.startswith(('http://', 'https://')) else None
@@ -376,8 +381,8 @@ def open_whole(
   storage: Storage,
   info: dict[str, Any],
   spool_dir: str | None,
-  check: Callable[[stored_file.StoredFile], None],
-) -> Iterator[stored_file.StoredFile]:
+  check: Callable[[place.StoredFile], None],
+) -> Iterator[place.StoredFile]:
   """Yields an object fetched whole into a temporary file, checked before use.
 
   A damaged object goes to the folder batch_rl_dr3_quarantine in `spool_dir` and
@@ -398,7 +403,7 @@ def open_whole(
   with spool:
     path = f'/proc/self/fd/{spool.fileno()}'
     file = dataclasses.replace(
-      stored_file.local_file(path), name=name, num_bytes=info['size']
+      place.local_file(path), name=name, num_bytes=info['size']
     )
     for is_last in (False, True):
       try:

@@ -36,7 +36,7 @@ from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import shards
 from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.replay.store.validity import Segment, returns_to_go
-from batch_rl_dr3.runs import names, stored_file
+from batch_rl_dr3.runs import place
 
 # 1 had each element in one array; 2 had no checks of single frames.
 FORMAT_VERSION = 3
@@ -141,7 +141,7 @@ def _files_of(
 ) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
   """Yields the path and the record of each file of a part, its size checked."""
   for name, record in part['files'].items():
-    path = folder / names.plain(name, source, 'files')
+    path = folder / place.plain(name, source, 'files')
     size = os.stat(path).st_size
     if size != record['num_bytes']:
       raise shards.damaged_file(
@@ -447,7 +447,7 @@ class StoreSource(Source):
       )
     self._segments = {s.suffix: s for s in self._store.segments}
     self.name = str(self._store.folder)
-    self.count = stored_file.ByteCount()
+    self.count = place.ByteCount()
 
   @override
   def suffixes(self) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import rlu, source_chain, sources
-from batch_rl_dr3.runs import retry, storage
+from batch_rl_dr3.runs import place
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def cloud_source(cloud, log, proxy):
   return sources.FsspecSource(
     url,
     endpoint_url=proxy.endpoint,
-    retry=retry.Retry(attempts=2, sleep=lambda seconds: None),
+    retry=place.Retry(attempts=2, sleep=lambda seconds: None),
   )
 
 
@@ -155,9 +155,7 @@ def test_credentials_of_gcloud_are_used(tmp_path, monkeypatch):
   def google_filesystem(token, timeout, **options):
     tokens.append(token)
 
-  monkeypatch.setattr(
-    storage.remote_folder, 'google_filesystem', google_filesystem
-  )
+  monkeypatch.setattr(place, 'google_filesystem', google_filesystem)
   for name in ('GOOGLE_APPLICATION_CREDENTIALS', 'STORAGE_EMULATOR_HOST'):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv('CLOUDSDK_CONFIG', str(tmp_path))

@@ -3,14 +3,7 @@
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import (
-  atomic,
-  checkpoints,
-  home,
-  lease,
-  remote_home,
-  run_directory,
-)
+from batch_rl_dr3.runs import atomic, checkpoints, lease, run_directory
 
 
 @pytest.fixture
@@ -19,7 +12,7 @@ def open_home(bucket, tmp_path, request):
 
   def open_home(machine='one'):
     url = f'gs://bucket/{request.node.name}/seed0'
-    return home.open_home(url, str(tmp_path / machine))
+    return run_directory.Home(url, str(tmp_path / machine))
 
   return open_home
 
@@ -33,7 +26,7 @@ def write(place, **texts):
 
 def test_what_is_published_is_there_on_the_next_machine(open_home, bucket):
   first = open_home('one')
-  assert isinstance(first, remote_home.RemoteHome)
+  assert first._remote is not None
   with first.lock():
     (first.folder / 'checkpoints').mkdir()
     write(first, a='1', b='2')
@@ -130,14 +123,14 @@ def test_a_checkpoint_is_published_before_what_vouches_for_it(
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
-  place = home.open_home('gs://nowhere/run', str(tmp_path))
+  place = run_directory.Home('gs://nowhere/run', str(tmp_path))
   with (
     pytest.raises(errors.WriteError, match='gs://nowhere/run/lease'),
     place.lock(),
   ):
     raise AssertionError
   with pytest.raises(errors.ConfigError, match='nosuch://x'):
-    home.open_home('nosuch://x', str(tmp_path))
+    run_directory.Home('nosuch://x', str(tmp_path))
 
 
 @pytest.mark.slow
@@ -171,7 +164,7 @@ def test_a_run_goes_on_from_its_bucket_on_another_machine(
   train_to('gs://bucket/whole', 'two', 1)
   assert bucket.faults == []
   train_to('gs://bucket/whole', 'three', 2)
-  place = home.open_home('gs://bucket/whole', str(tmp_path / 'four'))
+  place = run_directory.Home('gs://bucket/whole', str(tmp_path / 'four'))
   with place.lock():
     for name in (run_directory.SCORES, run_directory.FINISHED):
       expected = (tmp_path / 'local' / name).read_bytes()
