@@ -12,7 +12,7 @@ from absl import flags
 from batch_rl_dr3.config import cli, errors, own_code, progress, signals
 from batch_rl_dr3.evaluation import pool as pool_lib
 from batch_rl_dr3.evaluation import targets as targets_lib
-from batch_rl_dr3.runs import mirror, run_globs
+from batch_rl_dr3.runs import mirror
 
 _USAGE = """\
 Plays checkpoints under the protocol of their run and writes their scores.
@@ -223,7 +223,7 @@ def _targets() -> list[Callable[[], targets_lib.Target]]:
     DataError: if they name nothing.
     UsageError: if another flag is missing, or is of no use.
   """
-  view = run_globs.RunGlobs(
+  view = mirror.RunGlobs(
     FLAGS.checkpoints, FLAGS.cache_dir, targets_lib.CONTENTS
   )
   view.refresh()

@@ -22,9 +22,9 @@ from batch_rl_dr3.runs import (
   atomic,
   checkpoints,
   lease,
+  mirror,
   place,
   run_directory,
-  run_globs,
   run_tables,
 )
 from batch_rl_dr3.training import discrete
@@ -407,7 +407,7 @@ def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
     ):
       remote.write(f'checkpoints/{path}', content.encode())
   remote.write('events.out.tfevents', b'large')
-  view = run_globs.RunGlobs(
+  view = mirror.RunGlobs(
     ['memory://evaluate/**'], tmp_path / 'cache', targets.CONTENTS
   )
   view.refresh()

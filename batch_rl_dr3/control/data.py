@@ -17,7 +17,7 @@ from tf_agents.trajectories import time_step as ts
 from batch_rl_dr3.config import errors, progress, ranges
 from batch_rl_dr3.control import data_files, tasks
 from batch_rl_dr3.control.data_files import Transitions
-from batch_rl_dr3.runs import atomic, place
+from batch_rl_dr3.runs import atomic, storage
 
 _CHUNK = 1 << 20
 # Seconds without a byte after which a connection is given up.
@@ -130,7 +130,7 @@ def _fetch(url: str, cache_dir: pathlib.Path) -> pathlib.Path:
   target = folder / name
   if target.exists():
     return target
-  source = place.open_storage(parent, None, None, _TIMEOUT, place.Retry())
+  source = storage.open_storage(parent, None, None, _TIMEOUT, storage.Retry())
   info = source.info(name)
   with (
     source.open(info) as stream,

@@ -9,7 +9,6 @@ from batch_rl_dr3.runs import (
   place,
   records,
   run_directory,
-  run_globs,
   state,
 )
 
@@ -140,7 +139,7 @@ def test_what_is_published_and_removed_is_so_for_everybody(
 
 def test_globs_of_urls_become_globs_of_files(runs, tmp_path):
   patterns = [f'{runs.name}/*/seed0', str(tmp_path / '*'), f'{runs.name}/a']
-  view = run_globs.RunGlobs(patterns, tmp_path, CONTENTS)
+  view = mirror.RunGlobs(patterns, tmp_path, CONTENTS)
   view.refresh()
   assert view.patterns == [
     f'{runs.folder}/*/seed0',
@@ -152,7 +151,7 @@ def test_globs_of_urls_become_globs_of_files(runs, tmp_path):
   assert view.name_of(str(tmp_path)) == str(tmp_path)
   assert os.path.isdir(inside)
   with pytest.raises(errors.UsageError, match='has to name a bucket'):
-    run_globs.RunGlobs(['gs://*/runs'], tmp_path, CONTENTS)
+    mirror.RunGlobs(['gs://*/runs'], tmp_path, CONTENTS)
 
 
 def test_a_bucket_that_falters_is_read_all_the_same(bucket, tmp_path):

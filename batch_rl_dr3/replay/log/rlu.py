@@ -53,8 +53,8 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, sources
 from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import validity
-from batch_rl_dr3.runs import place
-from batch_rl_dr3.runs.place import RefusedError, Retry, open_storage, version
+from batch_rl_dr3.runs import storage
+from batch_rl_dr3.runs.storage import RefusedError, Retry, open_storage, version
 
 LAST_STEPS = ('observation', 'transition')
 _TFDS_INFO = 'dataset_info.json'
@@ -668,13 +668,13 @@ class RluSource(Source):
   def _open_shard(self, shard: _Shard) -> Iterator[tuple[str, str]]:
     """Gives the path of a whole file, and what messages call it."""
 
-    def check(file: place.StoredFile) -> None:
+    def check(file: storage.StoredFile) -> None:
       if not self._is_tfds:
         checkpoint_format.check_gzip(file)
 
     if self._is_local:
       path = str(shard.info['name'])
-      check(place.local_file(path))
+      check(storage.local_file(path))
       yield path, path
       return
     info, spool_dir = shard.info, self._spool_dir

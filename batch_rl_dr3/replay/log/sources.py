@@ -34,7 +34,8 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.store.validity import Segment
 from batch_rl_dr3.runs import atomic, place
-from batch_rl_dr3.runs.place import (
+from batch_rl_dr3.runs import storage as storage_lib
+from batch_rl_dr3.runs.storage import (
   RefusedError,
   Retry,
   Storage,
@@ -60,7 +61,7 @@ class Source(abc.ABC):
   """
 
   name: str
-  count: place.ByteCount
+  count: storage_lib.ByteCount
   endpoint: str | None = None
 
   @abc.abstractmethod
@@ -162,7 +163,7 @@ class LogSource(Source):
     """Returns the files there: name to size, and what else tells versions."""
 
   @abc.abstractmethod
-  def _file(self, file_name: str) -> place.StoredFile:
+  def _file(self, file_name: str) -> storage_lib.StoredFile:
     """Returns a file of the log."""
 
   @override
@@ -227,7 +228,7 @@ class FolderSource(LogSource):
     except errors.DataError as error:
       raise RefusedError(str(error)) from error
     self.name = str(self._folder)
-    self.count = place.ByteCount()
+    self.count = storage_lib.ByteCount()
 
   @override
   def _versions(self) -> dict[str, list[Any]]:
@@ -241,8 +242,8 @@ class FolderSource(LogSource):
     return {n: [stat.st_size, stat.st_mtime_ns] for n, stat in stats.items()}
 
   @override
-  def _file(self, file_name: str) -> place.StoredFile:
-    return place.local_file(self._folder / file_name, self.count)
+  def _file(self, file_name: str) -> storage_lib.StoredFile:
+    return storage_lib.local_file(self._folder / file_name, self.count)
 
 
 @gin.configurable
@@ -317,7 +318,7 @@ class FsspecSource(LogSource):
     return self._infos[file_name]
 
   @override
-  def _file(self, file_name: str) -> place.StoredFile:
+  def _file(self, file_name: str) -> storage_lib.StoredFile:
     return self._storage.file(self._info(file_name))
 
   @override
@@ -360,7 +361,7 @@ class FsspecSource(LogSource):
 
   def _open_whole(
     self, file_name: str
-  ) -> contextlib.AbstractContextManager[place.StoredFile]:
+  ) -> contextlib.AbstractContextManager[storage_lib.StoredFile]:
     check, info = checkpoint_format.check_gzip, self._info(file_name)
     return open_whole(self._storage, info, self._spool_dir, check)
 
@@ -381,8 +382,8 @@ def open_whole(
   storage: Storage,
   info: dict[str, Any],
   spool_dir: str | None,
-  check: Callable[[place.StoredFile], None],
-) -> Iterator[place.StoredFile]:
+  check: Callable[[storage_lib.StoredFile], None],
+) -> Iterator[storage_lib.StoredFile]:
   """Yields an object fetched whole into a temporary file, checked before use.
 
   A damaged object goes to the folder batch_rl_dr3_quarantine in `spool_dir` and
@@ -403,7 +404,7 @@ def open_whole(
   with spool:
     path = f'/proc/self/fd/{spool.fileno()}'
     file = dataclasses.replace(
-      place.local_file(path), name=name, num_bytes=info['size']
+      storage_lib.local_file(path), name=name, num_bytes=info['size']
     )
     for is_last in (False, True):
       try:

@@ -54,7 +54,7 @@ from batch_rl_dr3.replay.store.read import (
 from batch_rl_dr3.replay.store.subset import HeldOut, Subset
 from batch_rl_dr3.replay.store.validity import Segment
 from batch_rl_dr3.runs import atomic
-from batch_rl_dr3.runs.place import RefusedError
+from batch_rl_dr3.runs.storage import RefusedError
 
 __all__ = ['ReplayStore', 'ReplayTransitions', 'open_store']
 

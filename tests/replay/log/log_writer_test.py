@@ -6,7 +6,7 @@ import pytest
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, log_writer
 from batch_rl_dr3.runs import atomic
-from batch_rl_dr3.runs.place import local_file
+from batch_rl_dr3.runs.storage import local_file
 
 
 def _arrays(folder, logs):

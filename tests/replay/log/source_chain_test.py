@@ -8,7 +8,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import rlu, source_chain, sources
-from batch_rl_dr3.runs import place
+from batch_rl_dr3.runs import place, storage
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def cloud_source(cloud, log, proxy):
   return sources.FsspecSource(
     url,
     endpoint_url=proxy.endpoint,
-    retry=place.Retry(attempts=2, sleep=lambda seconds: None),
+    retry=storage.Retry(attempts=2, sleep=lambda seconds: None),
   )
 
 
