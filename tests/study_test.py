@@ -197,8 +197,8 @@ def test_every_other_study_trains_and_draws(command, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['figure1', 'figure6'])  # DQN, QR-DQN.
 def test_layers_are_set_back(command, tmp_path, name):
-  # Runs that learn next to nothing predict in the end what they did at first.
-  still = [*TINY, 'tf.train.AdamOptimizer.learning_rate=1e-30']
+  # In float32 the rate is 0: runs that learn nothing end as they began.
+  still = [*TINY, 'tf.train.AdamOptimizer.learning_rate=1e-60']
   command(name, tmp_path, gin_bindings=still)
   command('figure_a2', tmp_path / 'a2', runs=[f'{tmp_path}/minatar/**'])
   table = rows(tmp_path / 'a2' / 'figure_a2.csv')

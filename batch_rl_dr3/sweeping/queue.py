@@ -105,11 +105,8 @@ class Queue:
     best: tuple[int, SweepRun] | None = None
     for run, ready_at in self._ready_at.values():
       waits = run.start is not None and run.start.folder in pending
-      if (
-        waits
-        or ready_at > now
-        or (self._bytes([*node.running, run]) > node.memory)
-      ):
+      is_full = self._bytes([*node.running, run]) > node.memory
+      if waits or is_full or ready_at > now:
         continue
       rank = (
         0 if run.store in node.stores else 1 if run.store not in held else 2
@@ -205,31 +202,24 @@ class Tally:
   num_again: int = 0
 
 
+@dataclasses.dataclass
 class Executor:
-  """Executes runs, each by one attempt at a time, until none is left."""
+  """Executes runs, each by one attempt at a time, until none is left.
 
-  def __init__(
-    self,
-    cluster: Cluster,
-    queue: Queue,
-    job: Callable[[SweepRun], attempt.Attempt],
-    stop_requested: Callable[[], bool],
-    stop_seconds: float,
-  ):
-    """Prepares the loop.
+  Attributes:
+    job: makes the attempt at a run.
+    stop_requested: whether the sweep is to end.
+    stop_seconds: how long runs have then to save.
+  """
 
-    Args:
-      cluster: where attempts are made.
-      queue: the runs.
-      job: makes the attempt at a run.
-      stop_requested: whether the sweep is to end.
-      stop_seconds: how long runs have then to save.
-    """
-    self._cluster = cluster
-    self._queue = queue
-    self._job = job
-    self._stop_requested = stop_requested
-    self._stop_seconds = stop_seconds
+  cluster: Cluster
+  queue: Queue
+  job: Callable[[SweepRun], attempt.Attempt]
+  stop_requested: Callable[[], bool]
+  stop_seconds: float
+
+  def __post_init__(self) -> None:
+    """Knows no node yet."""
     self._nodes: dict[str, Node] = {}
     self._slots: dict[str, int] = {}
     self._running: dict[int, tuple[str, SweepRun]] = {}
@@ -245,14 +235,14 @@ class Executor:
       PreemptedError: if asked to stop, once all runs have saved.
     """
     self._look_at_nodes()
-    self._queue.check_memory(list(self._nodes.values()))
-    with progress.bar(len(self._queue), 'sweep', 'run') as self._bar:
-      while self._queue or self._running:
-        if self._stop_requested():
+    self.queue.check_memory(list(self._nodes.values()))
+    with progress.bar(len(self.queue), 'sweep', 'run') as self._bar:
+      while self.queue or self._running:
+        if self.stop_requested():
           self._stop()
         self._look_at_nodes()
         self._fill()
-        for ended in self._cluster.wait(_POLL_SECONDS):
+        for ended in self.cluster.wait(_POLL_SECONDS):
           self._record(ended)
     return self.tally
 
@@ -266,7 +256,7 @@ class Executor:
     if now - self._looked < _NODES_SECONDS:
       return
     self._looked = now
-    found = {n: c for n, c in self._cluster.nodes().items() if c.num_slots}
+    found = {n: c for n, c in self.cluster.nodes().items() if c.num_slots}
     if found:
       self._last_seen = now
     elif now - self._last_seen > _NO_NODE_SECONDS:
@@ -289,11 +279,11 @@ class Executor:
     nodes = list(self._nodes.values())
     for node in sorted(nodes, key=lambda node: len(node.running)):
       while len(node.running) < self._slots[node.name]:
-        run = self._queue.take(node, nodes, time.monotonic())
+        run = self.queue.take(node, nodes, time.monotonic())
         if run is None:
           break
         self._running[run.index] = (node.name, run)
-        self._cluster.start(node.name, self._job(run))
+        self.cluster.start(node.name, self.job(run))
     self._bar.set_postfix_str(f'{len(self._running)} running', refresh=False)
 
   def _record(self, ended: Ended) -> None:
@@ -310,7 +300,7 @@ class Executor:
     outcome = ended.outcome
     if outcome is None:
       node.lose(now)
-      delay = self._queue.put_back(run, now, 0)
+      delay = self.queue.put_back(run, now, 0)
       self._again(f'{run.folder}: {ended.reason}; again in {delay:.0f} s')
       if self._nodes and all(n.is_broken for n in self._nodes.values()):
         raise errors.ConfigError(
@@ -330,10 +320,10 @@ class Executor:
         f'{outcome.error}'
       )
     elif outcome.kind == attempt.BUSY:
-      self._queue.put_back(run, now, 0, busy=True)
+      self.queue.put_back(run, now, 0, busy=True)
     else:
-      delay = self._queue.put_back(run, now, outcome.without_progress)
-      if not self._stop_requested():
+      delay = self.queue.put_back(run, now, outcome.without_progress)
+      if not self.stop_requested():
         self._again(
           f'{run.folder}: ended with {outcome.exit_code}: {outcome.error}; '
           f'again in {delay:.0f} s'
@@ -351,12 +341,12 @@ class Executor:
     """
     running = len(self._running)
     self._bar.write(f'stopping: {running} runs save their state')
-    self._cluster.stop()
-    deadline = time.monotonic() + self._stop_seconds
+    self.cluster.stop()
+    deadline = time.monotonic() + self.stop_seconds
     while self._running and time.monotonic() < deadline:
-      for ended in self._cluster.wait(_POLL_SECONDS):
+      for ended in self.cluster.wait(_POLL_SECONDS):
         self._record(ended)
-    left = len(self._queue) + len(self._running)
+    left = len(self.queue) + len(self._running)
     raise errors.PreemptedError(
       f'stopped with {left} runs left; give the same command again.'
     )
