@@ -30,14 +30,9 @@ _ACTION_MARGIN = 1e-3
 def kl(
   policy_log_densities: tf.Tensor, behaviour_log_densities: tf.Tensor
 ) -> tf.Tensor:
-  """Returns the mean of log pi(a) - log b(a) over actions of the policy.
+  """Returns an estimate of KL(pi || b), which can be negative, float32 [B].
 
-  Args:
-    policy_log_densities: float32 [N, B], log pi(a_i|s) with a_i from pi.
-    behaviour_log_densities: float32 [N, B], log b(a_i|s) of the same a_i.
-
-  Returns:
-    float32 [B]. An estimate of KL(pi || b), which can be negative.
+  The mean of log pi(a_i|s) - log b(a_i|s), both float32 [N, B], a_i from pi.
 
   Raises:
     ValueError: if the shapes differ.
@@ -54,7 +49,7 @@ def mmd(
   behaviour_actions: tf.Tensor,
   sigma: float = _SIGMA,
 ) -> tf.Tensor:
-  """Returns the squared maximum mean discrepancy with a Laplacian kernel.
+  """Returns the squared maximum mean discrepancy, Laplacian, float32 [B].
 
   mean k(a, a') - 2 mean k(a, b) + mean k(b, b'), k(x, y) = exp(-|x-y|_1 /
   sigma), means over all pairs, those of an action with itself included.
@@ -63,9 +58,6 @@ def mmd(
     policy_actions: float32 [N, B, d].
     behaviour_actions: float32 [M, B, d].
     sigma: the kernel's width.
-
-  Returns:
-    float32 [B], >= 0.
 
   Raises:
     ValueError: if the shapes do not fit together.

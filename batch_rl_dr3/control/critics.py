@@ -29,21 +29,15 @@ _MINIMISED = ('loss_critic', 'loss_actor', 'loss_alpha', 'loss_cql_alpha')
 
 
 class StepSeeds:
-  """Stands in for TF-Agents' stream of seeds, and needs no state of its own.
+  """Stands in for TF-Agents' stream of seeds, whose state no checkpoint holds.
 
-  TF-Agents samples with stateful generators, whose state no checkpoint holds.
-  A call of this object returns the seed of a stateless sampler, a function of
-  the run's seed, the gradient step, the purpose and the number of the call
-  within it; not of which TensorFlow function was traced first.
+  A call returns the seed of a stateless sampler, a function of the run's seed,
+  the gradient step, the purpose and the number of the call within it; not of
+  which TensorFlow function was traced first.
   """
 
   def __init__(self, seed: int, step: tf.Variable):
-    """Creates the stream.
-
-    Args:
-      seed: the run's seed.
-      step: int64 scalar, the number of gradient steps taken.
-    """
+    """Creates the stream; `step` is an int64 scalar, the steps taken so far."""
     self._seed = seed
     self._step = step
     self._salt: int | None = None
@@ -80,7 +74,7 @@ class FeatureCriticNetwork(critic_network.CriticNetwork):
   def __init__(
     self, input_tensor_spec: Any, name: str = 'FeatureCritic', **kwargs: Any
   ):
-    """Creates the network; its variables appear when it is first called.
+    """Creates the network.
 
     Raises:
       ValueError: if `last_layer` is given: `copy()` would share it between
@@ -252,16 +246,7 @@ class PenalisedSacAgent(sac_agent.SacAgent):
   ) -> CriticTerms:
     """Returns the critics' loss; arguments are those of SAC's `critic_loss`.
 
-    Args:
-      time_steps: s.
-      actions: a.
-      next_time_steps: s' and what came with it.
-      td_errors_loss_fn: of targets and predictions.
-      gamma: the discount.
-      reward_scale_factor: what rewards are multiplied by.
-      weights: float32 [B] or None, of the examples.
-      training: whether networks run as in training.
-      measured: whether features at s' are wanted though no penalty is on.
+    `measured` asks for features at s' though no penalty is on.
     """
     with self._seeds.purpose('critic'):
       next_actions, next_values = self._backup(next_time_steps)

@@ -57,7 +57,7 @@ class ControlData:
       path: an HDF5 file of D4RL's layout or its URL, the folder of a Minari
         data set, or minari:ID.
       cache_dir: where what is fetched is kept.
-      game: the game.
+      game: what the data have to be of.
       dataset: which data set of it, such as medium; '' takes any.
 
     Raises:
@@ -148,12 +148,10 @@ def time_steps(
   rewards: tf.Tensor | None = None,
   discounts: tf.Tensor | None = None,
 ) -> ts.TimeStep:
-  """Returns steps in the middle of an episode.
+  """Returns steps in the middle of an episode, by rewards that led there.
 
-  Args:
-    observations: [B, ...].
-    rewards: float32 [B], what led there; 0 if not given.
-    discounts: float32 [B], 0 where an episode ended; 1 if not given.
+  Rewards, float32 [B], are 0 and discounts, 0 where an episode ended, are 1
+  unless they are given.
   """
   size = tf.shape(observations)[:1]
   return ts.TimeStep(

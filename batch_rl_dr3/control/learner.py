@@ -35,7 +35,7 @@ class _Saved:
   """What a checkpoint holds: all that the next step depends on."""
 
   def __init__(self, what: str, **objects: Any):
-    """Takes objects with variables, and what they are together, for errors."""
+    """Takes objects with variables, and what errors call them together."""
     self._what = what
     self._checkpoint = tf.train.Checkpoint(**objects)
 
@@ -65,14 +65,9 @@ class ControlLearner(_Saved):
   """Gradient steps on transitions drawn uniformly, and measures of them.
 
   It is a `training.loop.Learner` and a `training.metrics.Sample`.
-
-  Attributes:
-    agent: what learns.
-    steps_per_call: gradient steps between looks at whether the run is to stop.
-    feature_columns: what `measure_features` returns.
   """
 
-  steps_per_call = 50
+  steps_per_call = 50  # Between looks at whether the run is to stop.
   feature_columns = ('effective_rank',)
 
   def __init__(
@@ -86,13 +81,8 @@ class ControlLearner(_Saved):
   ):
     """Puts the data where the graph can gather from them.
 
-    Args:
-      agent: a DR3CqlSacAgent or DR3BracAgent.
-      data: what it learns from.
-      batch_size: transitions a gradient step.
-      seed: fixes the batches.
-      num_metric_batches: batches, drawn once, that measures are taken on.
-      effective_rank_num_states: pairs, drawn once, for the effective rank.
+    What is measured on, batches and pairs (s, a) for the effective rank, is
+    drawn here, once.
     """
     _build_slots(agent)
     agent.initialize()
@@ -174,7 +164,7 @@ class ControlLearner(_Saved):
 
   @property
   def columns(self) -> Sequence[str]:
-    """See `training.metrics.Sample`."""
+    """What `measure` returns."""
     return tuple(self._measure(self._metric_batches[0]))
 
   def measure(self) -> dict[str, float]:
@@ -212,9 +202,6 @@ class Cloning(_Saved):
 
   The authors' bc_agent: maximum likelihood with an entropy bonus that holds
   the entropy at -d, actions kept 1e-3 inside their bounds.
-
-  Attributes:
-    take_step: takes a step.
   """
 
   def __init__(
@@ -224,13 +211,9 @@ class Cloning(_Saved):
     seed: int,
     learning_rate: float,
   ):
-    """Creates what is fitted beside the network; no step is taken yet.
+    """Creates what is fitted beside the network, which has variables.
 
-    Args:
-      network: the network, with variables.
-      draw: returns the batch of transitions of a step, int64 scalar.
-      seed: fixes what is sampled.
-      learning_rate: Adam's.
+    `draw` returns the batch of transitions of a step, an int64 scalar.
     """
     self._network = network
     self._draw = draw

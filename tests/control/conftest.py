@@ -2,7 +2,7 @@
 
 TF-Agents needs TensorFlow's v2 behaviour, which Dopamine switches off for the
 whole process, so these tests run in a process of their own:
-`tests/continuous_test.py` starts it.
+`tests/control_test.py` starts it.
 """
 
 import os
