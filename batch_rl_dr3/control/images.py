@@ -170,6 +170,7 @@ class ImageData(data_lib.ControlData):
       terminals.astype(np.float32),
       {
         **store.manifest,
+        'version': str(store.manifest['version']),
         'settings': settings,
         'num_transitions_kept': len(rows),
         'num_prior_trajectories_kept': int((chosen < store.num_prior).sum()),
