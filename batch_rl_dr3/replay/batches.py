@@ -27,15 +27,9 @@ from batch_rl_dr3.replay.store import store as replay_store
 _Positions = npt.NDArray[np.int64]
 
 # Dopamine's names for the fields of a batch.
-_NAMES = (
-  'state',
-  'action',
-  'reward',
-  'next_state',
-  'next_action',
-  'next_reward',
-  'terminal',
-  'indices',
+_NAMES = tuple(
+  name if name == 'indices' else name.removesuffix('s')
+  for name in replay_store.ReplayTransitions._fields
 )
 # The error of the call that failed last; `raising` clears it.
 _failures: list[Exception] = []

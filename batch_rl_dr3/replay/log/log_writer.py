@@ -1,8 +1,8 @@
 """Writes a log in the DQN Replay format, row by row, as Dopamine would."""
 
+import contextlib
 import gzip
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -155,33 +155,16 @@ class LogWriter:
     arrays['invalid_range'] = validity.cursor_range(
       0, self._num_rows, self._stack_size, self._update_horizon
     )
-    _write_arrays(self._folder, self._suffix, arrays)
-    self._suffix += 1
-    self._last_rows = self._num_rows
-    self._num_rows = 0
-    self._has_broken_off = False
-
-
-def _write_arrays(
-  folder: pathlib.Path, suffix: int, arrays: dict[str, npt.NDArray[Any]]
-) -> None:
-  """Writes the files of one suffix; they get their names when all are whole."""
-  renames = []
-  for name in arrays:
-    path = checkpoint_format.file_path(folder, name, suffix)
-    renames.append((path.with_name(f'.{path.name}.{os.getpid()}.tmp'), path))
-  try:
-    for (temporary, _), array in zip(renames, arrays.values(), strict=True):
-      with open(temporary, 'wb') as file:
+    # The files get their names when all of them are whole.
+    with contextlib.ExitStack() as stack:
+      for name, array in arrays.items():
+        path = checkpoint_format.file_path(self._folder, name, self._suffix)
+        file = stack.enter_context(atomic.whole_file(path))
         with gzip.GzipFile(
           '', 'wb', _COMPRESS_LEVEL, fileobj=file, mtime=0
         ) as stream:
           np.save(stream, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    for temporary, path in renames:
-      os.replace(temporary, path)
-  except OSError as error:
-    for temporary, _ in renames:
-      temporary.unlink(missing_ok=True)
-    raise atomic.FileError(folder, error) from error
+    self._suffix += 1
+    self._last_rows = self._num_rows
+    self._num_rows = 0
+    self._has_broken_off = False

@@ -292,21 +292,6 @@ def _check_rewards(
     )
 
 
-def _check_order(episode: _Steps, before: _Steps | None, name: str) -> None:
-  if before is None:
-    return
-  if episode.checkpoint != before.checkpoint:
-    raise errors.DataError(
-      f'{name} mixes the checkpoints {before.checkpoint} and '
-      f'{episode.checkpoint}; a file of one checkpoint is needed.'
-    )
-  if episode.number <= before.number:
-    raise errors.DataError(
-      f'{name} holds episode {episode.number} after episode {before.number}; '
-      'they are needed in the order in which they were played.'
-    )
-
-
 def _frame_shape(png: bytes, name: str) -> tuple[int, int]:
   """Returns height and width of a frame, read from its header only."""
   if not png.startswith(_PNG_START) or png[24:26] != _PNG_GREY_8_BIT:
@@ -556,7 +541,16 @@ class RluSource(Source):
     for shard in self._parts(suffix):
       start = num_rows
       for episode in self._whole_episodes(suffix, shard):
-        _check_order(episode, before, name)
+        if before is not None and episode.checkpoint != before.checkpoint:
+          raise errors.DataError(
+            f'{name} mixes the checkpoints {before.checkpoint} and '
+            f'{episode.checkpoint}; a file of one checkpoint is needed.'
+          )
+        if before is not None and episode.number <= before.number:
+          raise errors.DataError(
+            f'{name} holds episode {episode.number} after episode '
+            f'{before.number}; they are needed in the order of play.'
+          )
         self._check_last_step(episode, name)
         before = episode
         shape = shape or _frame_shape(episode.frames[0], name)

@@ -51,7 +51,7 @@ from batch_rl_dr3.replay.store.read import (
   ReplayStore,
   ReplayTransitions,
 )
-from batch_rl_dr3.replay.store.subset import HeldOut, Subset
+from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.replay.store.validity import Segment
 from batch_rl_dr3.runs import atomic
 from batch_rl_dr3.runs.storage import RefusedError
@@ -395,7 +395,7 @@ def _draw(
   stack_size: int,
 ) -> list[_FilePlan]:
   """Returns the files with what is drawn from each."""
-  base = subset.subset if isinstance(subset, HeldOut) else subset
+  base = dataclasses.replace(subset, num_held_out=0)
   assert isinstance(base.seed, int)
   valid: list[npt.NDArray[np.bool_]] = []
   drawn: list[npt.NDArray[np.int64]] = []
@@ -423,7 +423,7 @@ def _draw(
   if base.rule == 'uniform':
     count = base.num_drawn(sum(file.num_held for file in files))
     drawn = replay_subset.draw_rows(valid, count, [base.seed])
-  if isinstance(subset, HeldOut):
+  if subset.num_held_out:
     if base.is_drawn:
       horizon = replay_subset.UPDATE_HORIZON
       learnt = [np.concatenate([rows, rows + horizon]) for rows in drawn]
@@ -433,7 +433,7 @@ def _draw(
         np.arange(min(counts.get(file.suffix, 0), file.num_held))
         for file in files
       ]
-    drawn = _draw_others(valid, learnt, subset.count, base.seed)
+    drawn = _draw_others(valid, learnt, subset.num_held_out, base.seed)
   return [
     _with_draw(file, rows, stack_size)
     for file, rows in zip(files, drawn, strict=True)

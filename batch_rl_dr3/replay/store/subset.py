@@ -10,7 +10,6 @@ from typing import Any, Self
 import gin
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import override
 
 from batch_rl_dr3.config import errors, ranges
 
@@ -21,7 +20,7 @@ DRAWN_RULES = ('uniform', 'episodes')
 UPDATE_HORIZON = 1
 
 
-@gin.configurable
+@gin.configurable(denylist=['num_held_out'])
 @ranges.checked
 @dataclasses.dataclass(frozen=True)
 class Subset:
@@ -50,11 +49,13 @@ class Subset:
       0.29 * 100 is less in binary.
     seed: names the draw of 'uniform' or 'episodes'. 'run' is the run's own,
       so that each seed of a study learns from another draw.
+    num_held_out: see `held_out`.
   """
 
   rule: str = 'all'
   fraction: ranges.PositiveShare = 1.0
   seed: ranges.Natural | str = 0
+  num_held_out: ranges.Natural = 0
 
   def __post_init__(self) -> None:
     if self.rule not in RULES:
@@ -80,20 +81,23 @@ class Subset:
   @property
   def is_drawn(self) -> bool:
     """Whether transitions or episodes are drawn, rather than rows taken."""
-    return self.rule in DRAWN_RULES
+    return self.rule in DRAWN_RULES or self.num_held_out > 0
 
   def for_run(self, seed: int) -> Self:
     """Returns the subset that a run of a seed learns from."""
     return dataclasses.replace(self, seed=seed) if self.seed == 'run' else self
 
-  def held_out(self, count: int) -> 'HeldOut | None':
-    """Returns up to `count` transitions that this subset never learns from.
+  def held_out(self, count: int) -> 'Subset | None':
+    """Returns transitions of the log that this subset never learns from.
 
-    None if the count is 0 or the subset is the whole log.
+    `count` of them, or all there are, are drawn uniformly and without
+    replacement from all that can be sampled in the log, except for those whose
+    state is a state or a next state of the subset. None if the count is 0 or
+    the subset is the whole log.
     """
     if not count or self.fraction == 1:
       return None
-    return HeldOut(self.rule, self.fraction, self.seed, count)
+    return dataclasses.replace(self, num_held_out=count)
 
   def record(self) -> dict[str, Any]:
     """Returns what the manifest says of it."""
@@ -103,9 +107,14 @@ class Subset:
         'bind an integer.'
       )
     # 1 and 1.0 are one subset, and so one store.
-    fields = {**dataclasses.asdict(self), 'fraction': float(self.fraction)}
-    if not self.is_drawn:
-      del fields['seed']
+    fields: dict[str, Any] = {
+      'rule': self.rule,
+      'fraction': float(self.fraction),
+    }
+    if self.rule in DRAWN_RULES:
+      fields['seed'] = self.seed
+    if self.num_held_out:
+      fields['held_out'] = self.num_held_out
     return fields
 
   def num_drawn(self, num_rows: int) -> int:
@@ -151,32 +160,6 @@ class Subset:
 
   def _floor(self, num_rows: int) -> int:
     return math.floor(fractions.Fraction(str(self.fraction)) * num_rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class HeldOut(Subset):
-  """Transitions of a log that one of its subsets never learns from.
-
-  `count` of them, or all there are, are drawn uniformly and without replacement
-  from all that can be sampled in the log, except for those whose state is a
-  state or a next state of the subset that `rule`, `fraction` and `seed` name.
-  """
-
-  count: int = 0
-
-  @property
-  @override
-  def is_drawn(self) -> bool:
-    return True
-
-  @property
-  def subset(self) -> Subset:
-    """What they are held out of."""
-    return Subset(self.rule, self.fraction, self.seed)
-
-  @override
-  def record(self) -> dict[str, Any]:
-    return {**self.subset.record(), 'held_out': self.count}
 
 
 def is_drawn(record: Mapping[str, Any]) -> bool:
