@@ -19,8 +19,8 @@ The grid is a gin file that binds Sweep. Each of its runs is a command of
 train, and has its directory
 RUNS/<suite>/<game>/<dataset>/<method>/seed<k>-<identity>; the identity is a
 hash of what the run's gin files bind, its data, its seed, the code that
---import names and this package's version. All that is known of a run is in its
-directory: any subcommand can be given at any time, from anywhere that sees
+--import names and the version of the numbers. All that is known of a run is in
+its directory: any subcommand can be given at any time, from anywhere that sees
 RUNS, and given again. RUNS is a folder of a disk that all nodes see, or a URL
 such as gs://BUCKET/RUNS: runs are then worked on below --cache_dir of their
 node and uploaded after every checkpoint and evaluation.

@@ -1,7 +1,8 @@
 """Trains an offline agent on logged replay and evaluates it in its game."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import os
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -26,6 +27,9 @@ that is finished says so. SIGTERM and Ctrl-C write a checkpoint first.
 Exit codes: 0 finished, 64 usage, 65 data, 70 diverged, 73 cannot write,
 75 stopped and can go on, or another worker is at work there, 78 configuration.
 """
+
+if TYPE_CHECKING:
+  from batch_rl_dr3.training import loop
 
 FLAGS = flags.FLAGS
 
@@ -85,57 +89,37 @@ def train(
   overwrite: bool = False,
   imports: Sequence[own_code.OwnCode] = (),
 ) -> None:
-  """Trains one run to its end, from wherever it was left.
-
-  Args:
-    base_dir: the run directory.
-    replay_dir: the logged data of one run of one game, or the run's number in
-      the DQN Replay data set.
-    cache_dir: where the extracted part of the data is kept.
-    gin_files: what is trained; paths or names of shipped files.
-    gin_bindings: overrides of the files.
-    seed: the run's seed.
-    overwrite: start over where base_dir holds a run already.
-    imports: code of the user's own that the files may name.
+  """Trains one run to its end, from wherever it was left; see the flags.
 
   Raises:
     BatchRLError: see the exit codes of the command.
   """
+  # Imported here so that --help and usage errors need no TensorFlow; each
+  # registers with gin what a file can name.
+  runner: Callable[..., loop.OfflineRun]
   if frameworks.is_continuous(cli.gin_text(gin_files, gin_bindings, imports)):
     if isinstance(replay_dir, int):
       raise errors.UsageError('--run is for Atari; give --replay_dir.')
     frameworks.import_tf_agents()
-    from batch_rl_dr3.training import control as continuous_runner
+    from batch_rl_dr3.training import control
 
-    cli.load_gin(gin_files, gin_bindings, imports)
-    with cli.gin_errors():
-      continuous = continuous_runner.ContinuousRunner(
-        base_dir, replay_dir, cache_dir, seed, overwrite
-      )
-    continuous.run()
-    return
-  # Imported here so that --help and usage errors need no TensorFlow; each
-  # registers with gin what a file can name.
-  from batch_rl_dr3.agents import (
-    dqn,  # noqa: F401
-    quantile,  # noqa: F401
-    rem,  # noqa: F401
-  )
-  from batch_rl_dr3.games import (
-    atari,  # noqa: F401
-    minatar,  # noqa: F401
-  )
-  from batch_rl_dr3.training import discrete as runner
+    runner = control.ContinuousRunner
+  else:
+    from batch_rl_dr3.agents import (
+      dqn,  # noqa: F401
+      quantile,  # noqa: F401
+      rem,  # noqa: F401
+    )
+    from batch_rl_dr3.games import (
+      atari,  # noqa: F401
+      minatar,  # noqa: F401
+    )
+    from batch_rl_dr3.training import discrete
 
+    runner = discrete.FixedReplayRunner
   cli.load_gin(gin_files, gin_bindings, imports)
   with cli.gin_errors():
-    run = runner.FixedReplayRunner(
-      base_dir=base_dir,
-      replay_dir=replay_dir,
-      cache_dir=cache_dir,
-      seed=seed,
-      overwrite=overwrite,
-    )
+    run = runner(base_dir, replay_dir, cache_dir, seed, overwrite)
   run.run()
 
 

@@ -34,7 +34,7 @@ table of final scores: they are unknown here.
 logged data was made with atari-py of that version or older.
 
 Runs of one suite share a table only if they were played under one protocol by
-one version of this package; those of one game, with one ROM; those of one game,
+one version of the numbers; those of one game, with one ROM; those of one game,
 data set, logged run and seed, on the same data. Seeds may each have data of
 their own, as long as it is the same for every method.
 """
@@ -206,7 +206,7 @@ class Difference:
 def differences(runs: Sequence[run_reader.Run]) -> list[Difference]:
   """Returns every field in which runs differ and should not."""
   found = [
-    *_differences(runs, _suite, 'version of batch_rl_dr3', _version),
+    *_differences(runs, _suite, 'version of the numbers', _version),
     *_differences(runs, _game, 'md5 of the ROM', _rom),
     *_data_differences(runs),
   ]
@@ -343,7 +343,7 @@ def _setting(key: str, run: run_reader.Run) -> Any:
 
 
 def _version(run: run_reader.Run) -> Any:
-  return mapping(run, 'versions').get('batch_rl_dr3')
+  return run.provenance.get('numbers_version', 1)
 
 
 def _rom(run: run_reader.Run) -> Any:

@@ -30,48 +30,32 @@ _KEEP_WITHIN = 2
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """A whole checkpoint on disk.
+  """A whole checkpoint on disk."""
 
-  Attributes:
-    name: the iteration, or `<iteration>_<gradient steps>` for one that was
-      written in the middle of an iteration.
-    gradient_steps: how many its weights have had.
-    prefix: the path that TensorFlow's Saver takes.
-  """
-
+  # The iteration, or <iteration>_<gradient steps> within one.
   name: str
   gradient_steps: int
-  prefix: str
+  prefix: str  # What TensorFlow's Saver takes.
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What a checkpoint's manifest says.
-
-  Attributes:
-    path: of the manifest.
-    name: see Checkpoint.
-    gradient_steps: see Checkpoint.
-    files: the checkpoint's files by name, with their 'bytes' and 'sha256'.
-  """
+  """What a checkpoint's manifest says."""
 
   path: pathlib.Path
   name: str
   gradient_steps: int
+  # By name, with their 'bytes' and 'sha256'.
   files: Mapping[str, Mapping[str, Any]]
 
   @property
   def checkpoint(self) -> Checkpoint:
-    """The checkpoint that it vouches for."""
+    """What it vouches for."""
     prefix = str(self.path.parent / f'{_PREFIX}{self.name}')
     return Checkpoint(self.name, self.gradient_steps, prefix)
 
   def damage(self, with_content: bool = True) -> str | None:
-    """Returns in which way the files differ from it; None if in none.
-
-    Args:
-      with_content: whether their bytes are looked at, and not only sizes.
-    """
+    """Returns how the files, or their sizes alone, differ; None if not."""
     for file_name, expected in self.files.items():
       path = self.path.parent / file_name
       try:
@@ -142,8 +126,7 @@ class Checkpoints:
       directory: the folder.
       keep_last: how many of the newest that end an iteration are kept. Of
         those since then, written within an iteration, the newest two are.
-      keep_every: the checkpoints of every so many iterations are kept for
-        good; None keeps no others.
+      keep_every: those of every so many iterations are kept for good.
       check: asked before anything is published.
     """
     self._directory = atomic.make_directory(directory)
@@ -165,12 +148,7 @@ class Checkpoints:
   def save(
     self, write: Callable[[str], None], name: str, gradient_steps: int
   ) -> None:
-    """Writes a checkpoint, then drops those that are no longer kept.
-
-    Args:
-      write: writes TensorFlow's files for a path prefix.
-      name: see Checkpoint.
-      gradient_steps: how many the weights have had.
+    """Has `write` write a checkpoint, then drops what is no longer kept.
 
     Raises:
       WriteError: if the disk refuses; earlier checkpoints are untouched.
@@ -262,11 +240,6 @@ class Checkpoints:
     return sorted(found, key=lambda m: m.gradient_steps, reverse=True)
 
   def _prune(self) -> None:
-    """Drops what is no longer kept.
-
-    Raises:
-      WriteError: if the disk refuses.
-    """
     found = self._manifests()
     written = [manifest.name for manifest in found]
     ends = [name for name in written if name.isdigit()]

@@ -52,37 +52,22 @@ class FencedError(errors.PreemptedError):
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-  """The time of one worker on a run.
-
-  Attributes:
-    token: the number of the term.
-    worker: who works: host, process and a random part.
-    acquired: when it began, by that worker's clock; for people to read.
-    machine: boot and process namespace of the host; '' where not known.
-    pid: its process there.
-    process_start: when that began, in the host's ticks.
-    released: whether the worker itself has ended it.
-  """
+  """The time of one worker on a run, known by its number, `token`."""
 
   token: int
-  worker: str = 'unknown'
-  acquired: str = ''
-  machine: str = ''
+  worker: str = 'unknown'  # Host, process and a random part.
+  acquired: str = ''  # By that worker's clock; for people to read.
+  machine: str = ''  # Boot and process namespace; '' where not known.
   pid: int = 0
-  process_start: str = ''
-  released: bool = False
+  process_start: str = ''  # In the host's ticks.
+  released: bool = False  # By the worker itself.
 
 
 class Lease:
   """The right of this process to work on a run."""
 
   def __init__(self, storage: place.Folder, name: str):
-    """Prepares it; see `acquire`.
-
-    Args:
-      storage: where the terms of the run are.
-      name: what messages call the run.
-    """
+    """Prepares it on the terms in `storage`; messages call the run `name`."""
     self._storage = storage
     self._name = name
     self._worker = f'{socket.gethostname()}:{os.getpid()}:' + (

@@ -64,8 +64,7 @@ def git_revision() -> str | None:
 def of_process(device: str) -> dict[str, Any]:
   """Returns what runs: device, versions, commit, own code and command line.
 
-  Args:
-    device: 'cpu', 'gpu' or 'tpu', what the training step runs on.
+  The device, 'cpu', 'gpu' or 'tpu', is what the training step runs on.
   """
   found = tf.config.list_physical_devices(device.upper())
   details = tf.config.experimental.get_device_details(found[0])
@@ -85,9 +84,6 @@ def run_number(source: str) -> int | None:
 
   1 for .../Pong/1, .../Pong/1/replay_logs, and, in RL Unplugged,
   .../Pong/run_1 and .../Pong_run_1/1.1.0.
-
-  Args:
-    source: the name of a source, as manifests have it.
   """
   path = source.rstrip('/').removesuffix('/replay_logs')
   parts = path.split('/')
@@ -104,14 +100,7 @@ def claim(
   overwrite: bool = False,
   check: atomic.Check = atomic.unchecked,
 ) -> None:
-  """Records in a run directory what the run is.
-
-  Args:
-    base_dir: the run directory.
-    config: the run's operative gin configuration.
-    provenance: what goes into provenance.json.
-    overwrite: remove the run that the directory holds, if any.
-    check: asked before anything is published.
+  """Records in a run directory what the run is: its gin config and provenance.
 
   Raises:
     ConfigError: if it holds another run; the first difference is named.

@@ -21,26 +21,16 @@ _Path = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-  """What a value may be.
+  """What a value may be."""
 
-  Attributes:
-    types: of the value; True and False are no numbers.
-    words: the same for messages, such as 'a whole number'.
-    minimum: of a number.
-    pattern: that a text matches whole.
-    required: whether it has to be there.
-    fields: of an object, by name; others may be there.
-    values: what every value of an object or a list is.
-    length: of a list; None for any.
-  """
-
-  types: tuple[type, ...]
-  words: str
+  types: tuple[type, ...]  # True and False are no numbers.
+  words: str  # The same for messages, such as 'a whole number'.
   minimum: float | None = None
-  pattern: str = ''
+  pattern: str = ''  # That a text matches whole.
   required: bool = False
+  # Of an object, by name; others may be there.
   fields: Mapping[str, 'Field'] = dataclasses.field(default_factory=dict)
-  values: 'Field | None' = None
+  values: 'Field | None' = None  # Of an object or a list.
   length: int | None = None
 
   def must(self) -> 'Field':
@@ -147,12 +137,8 @@ CHECKPOINT = Field(
 def read_text(path: _Path, mend: str) -> str | None:
   """Returns the text of a file; None if there is no such file.
 
-  Args:
-    path: the file.
-    mend: what to do if it is damaged, a sentence.
-
   Raises:
-    DataError: if it cannot be read, or is not UTF-8.
+    DataError: if it cannot be read, or is not UTF-8; it ends with `mend`.
   """
   try:
     return pathlib.Path(path).read_bytes().decode()
@@ -246,12 +232,8 @@ def read_provenance(
 ) -> dict[str, Any] | None:
   """Returns what a run directory says of its run; None if it says nothing.
 
-  Args:
-    folder: the run directory.
-    required: names of entries that it must have.
-
   Raises:
-    DataError: if provenance.json is damaged.
+    DataError: if it is damaged, or lacks one of the entries `required`.
   """
   return read(
     pathlib.Path(folder) / run_directory.PROVENANCE,

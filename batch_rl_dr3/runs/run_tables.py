@@ -116,11 +116,7 @@ class CsvLog:
   ):
     """Opens the log; the file appears with its first row.
 
-    Args:
-      path: the CSV file.
-      columns: its columns, in order.
-      check: asked before the file changes.
-      counts: those of them that hold a whole number in every row.
+    Columns that are `counts` hold a whole number in every row.
     """
     self.path = pathlib.Path(path)
     self._columns = tuple(columns)
@@ -183,31 +179,18 @@ class CsvLog:
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-  """One finished episode.
-
-  Attributes:
-    lane: the lane that played it.
-    episode_return: the sum of its unclipped rewards.
-    length: its length in agent steps.
-    truncated: whether the time limit ended it, not the game.
-  """
+  """One finished episode."""
 
   lane: int
-  episode_return: float
-  length: int
-  truncated: bool
+  episode_return: float  # The sum of its unclipped rewards.
+  length: int  # In agent steps.
+  truncated: bool  # By the time limit, not the game.
 
 
 class ScoreLog:
   """scores.csv: rows of evaluation episodes, all or none of an iteration."""
 
   def __init__(self, base_dir: _Path, check: atomic.Check = atomic.unchecked):
-    """Opens the log of a run directory; nothing is written yet.
-
-    Args:
-      base_dir: the run directory.
-      check: asked before anything is published.
-    """
     self._csv = CsvLog(
       os.path.join(base_dir, run_directory.SCORES),
       (*SCORE_COLUMNS, NUM_EPISODES),
@@ -253,13 +236,7 @@ class ScoreLog:
     gradient_steps: int,
     episodes: Sequence[Episode],
   ) -> None:
-    """Adds the episodes of one iteration, all or none.
-
-    Args:
-      provenance: what the run is, as in provenance.json.
-      iteration: the iteration.
-      gradient_steps: how many the weights have had.
-      episodes: what was played.
+    """Adds the episodes of one iteration of a run, all or none.
 
     Raises:
       WriteError: if the disk refuses.
@@ -306,13 +283,6 @@ class MetricRows:
     columns: Sequence[str],
     check: atomic.Check = atomic.unchecked,
   ):
-    """Opens the file; nothing is written yet.
-
-    Args:
-      base_dir: the run directory.
-      columns: what is measured, by name.
-      check: asked before the file changes.
-    """
     self._csv = CsvLog(
       os.path.join(base_dir, run_directory.METRICS),
       (

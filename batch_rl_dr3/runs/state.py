@@ -83,49 +83,31 @@ class State(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What is known of the attempts at a run.
-
-  Attributes:
-    attempts: how many were begun.
-    without_progress: how many of the last ones, but for the newest, came to
-      nothing.
-    progress: of the run when the newest attempt began.
-    began: when that was, in ISO 8601, UTC.
-    host: where.
-    exit_code: how it ended; None if nobody lived to say so, or it goes on.
-    error: the last line of its log, if it did not end well.
-    is_set_aside: whether the run is not to be tried again until `retry`.
-  """
+  """What is known of the attempts at a run."""
 
   attempts: int = 0
+  # How many of the last ones, but for the newest, came to nothing.
   without_progress: int = 0
+  # Of the run when the newest attempt began, when and where that was.
   progress: tuple[int, int] = (0, 0)
   began: str = ''
   host: str = ''
+  # None if nobody lived to say so, or it goes on.
   exit_code: int | None = None
-  error: str = ''
-  is_set_aside: bool = False
+  error: str = ''  # The last line of its log, if it did not end well.
+  is_set_aside: bool = False  # Not to be tried again until `retry`.
 
 
 @dataclasses.dataclass(frozen=True)
 class RunState:
-  """How a run stands.
-
-  Attributes:
-    state: the word for it.
-    steps: gradient steps done, by metrics.csv.
-    rate: gradient steps a second; None unless it runs and one is known.
-    quiet_seconds: since one of its files changed; 0 of a future date.
-    error: why it does not run; '' if it does.
-    attempts: how often a sweep has begun it.
-  """
+  """How a run stands."""
 
   state: State
-  steps: int = 0
-  rate: float | None = None
-  quiet_seconds: float = 0.0
-  error: str = ''
-  attempts: int = 0
+  steps: int = 0  # Gradient steps done, by metrics.csv.
+  rate: float | None = None  # Of them a second, if it runs and is known.
+  quiet_seconds: float = 0.0  # Since one of its files changed.
+  error: str = ''  # Why it does not run.
+  attempts: int = 0  # How often a sweep has begun it.
 
 
 def read(folder: str | os.PathLike[str], is_finished: bool) -> RunState:
@@ -224,16 +206,12 @@ def pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
   """
   import pandas as pd
 
-  rates = pd.to_numeric(
-    pd.Series(
-      [row.get('gradient_steps_per_second') for row in rows], dtype=object
-    ),
-    errors='coerce',
-  ).dropna()
+  cells = [row.get('gradient_steps_per_second') for row in rows]
+  rates = np.array(pd.to_numeric(cells, errors='coerce'), float)
   rates = rates[np.isfinite(rates) & (rates > 0)]
-  if rates.empty:
+  if not rates.size:
     return None, 0.0
-  rate = float(rates.median())
+  rate = float(np.median(rates))
   steps = [int(float(row[run_tables.STEPS])) for row in rows[-2:]]
   return rate, abs(steps[-1] - steps[0]) / rate
 

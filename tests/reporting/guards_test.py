@@ -19,16 +19,16 @@ def test_runs_that_are_alike_may_share_a_table(rem_pair):
 
 
 def test_data_protocol_rom_and_version_are_compared(make_run, tmp_path):
-  make_run('rem', versions={'batch_rl_dr3': '0.1'})
+  make_run('rem')
   make_run(
     'cql',
     data={'hash': 'hash2'},
     protocol={'gamma': 0.9, 'epsilon_eval': 0.05},
     rom_md5='f00',
-    versions={'batch_rl_dr3': '0.2'},
+    numbers_version=2,
   )
   assert _sentences(tmp_path) == [
-    'minatar: version of batch_rl_dr3 (0.1 in rem; 0.2 in cql)',
+    'minatar: version of the numbers (1 in rem; 2 in cql)',
     'minatar breakout: md5 of the ROM (not recorded in rem; f00 in cql)',
     (
       'minatar breakout, 10pct, logged run 1, seed 0: hash of the data (hash1 '
