@@ -1,8 +1,7 @@
 """Trains an offline agent on logged replay and evaluates it in its game."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import os
-from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -27,9 +26,6 @@ that is finished says so. SIGTERM and Ctrl-C write a checkpoint first.
 Exit codes: 0 finished, 64 usage, 65 data, 70 diverged, 73 cannot write,
 75 stopped and can go on, or another worker is at work there, 78 configuration.
 """
-
-if TYPE_CHECKING:
-  from batch_rl_dr3.training import loop
 
 FLAGS = flags.FLAGS
 
