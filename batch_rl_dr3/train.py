@@ -92,7 +92,7 @@ def train(
   """
   # Imported here so that --help and usage errors need no TensorFlow; each
   # registers with gin what a file can name.
-  runner: Callable[..., loop.OfflineRun]
+  runner: Any
   if frameworks.is_continuous(cli.gin_text(gin_files, gin_bindings, imports)):
     if isinstance(replay_dir, int):
       raise errors.UsageError('--run is for Atari; give --replay_dir.')
