@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import os
+from typing import Any
 
 from absl import flags
 
