@@ -230,7 +230,11 @@ def _values_of_samples(
 ) -> tf.Tensor:
   """Returns Q, float32 [B, N], of actions [B, N, d] at observations [B, o]."""
   num_samples = actions.shape[1]
-  codes = tf.repeat(critic.encode(observations), num_samples, axis=0)
   flat = tf.reshape(actions, (-1, actions.shape[-1]))
-  values = critic.values(critic.join(codes, flat))
+  if critic.has_encoder:  # Runs once a state, not once a sample.
+    codes = tf.repeat(critic.encode(observations), num_samples, axis=0)
+    values = critic.values(critic.join(codes, flat))
+  else:  # Not by parts, whose gradients are added up in another order.
+    repeated = tf.repeat(observations, num_samples, axis=0)
+    values, _ = critic((repeated, flat), training=False)
   return tf.reshape(values, (-1, num_samples))

@@ -91,6 +91,11 @@ class FeatureCriticNetwork(critic_network.CriticNetwork):
     observations, actions = inputs
     return self.join(self.encode(observations, training), actions, training)
 
+  @property
+  def has_encoder(self) -> bool:
+    """Whether observations pass layers of their own before actions join."""
+    return bool(self._observation_layers)
+
   def encode(self, observations: Any, training: bool = False) -> tf.Tensor:
     """Returns what the actions are joined to, float32 [B, k]."""
     codes = tf.cast(tf.nest.flatten(observations)[0], tf.float32)
