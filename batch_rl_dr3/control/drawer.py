@@ -24,6 +24,7 @@ import math
 import os
 import tempfile
 from typing import Any
+import weakref
 
 import gymnasium
 import numpy as np
@@ -171,6 +172,10 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     self._start = start
     self.render_mode = render_mode
     self._client = bullet_client.BulletClient(pybullet.DIRECT)
+    # At the process' end, too, before PyBullet itself is taken down.
+    self._disconnect = weakref.finalize(
+      self, lambda client: client.disconnect(), self._client
+    )
     self._view = self._client.computeViewMatrix(
       (0.0, -0.5, 0.5), (0.0, -0.04, 0.06), (0.0, 0.0, 1.0)
     )
@@ -281,8 +286,7 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
 
   def close(self) -> None:
     """Ends the simulation."""
-    if self._client.isConnected():
-      self._client.disconnect()
+    self._disconnect()
 
   def _place(self, name: str, position: Sequence[float]) -> None:
     self._client.resetBasePositionAndOrientation(
