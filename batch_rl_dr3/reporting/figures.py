@@ -1,7 +1,6 @@
-"""What a figure is, and how every figure here looks."""
+"""How every figure here looks, and the figures of runs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Collection as Container
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import functools
 import io
@@ -13,10 +12,9 @@ from matplotlib import figure as mpl_figure
 from matplotlib.backends import backend_agg
 import numpy as np
 from numpy import typing as npt
-import pandas as pd
 from PIL import Image
 
-from batch_rl_dr3.reporting import methods, run_reader
+from batch_rl_dr3.reporting import run_reader, words
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _HUES = {
@@ -58,6 +56,14 @@ _STYLE: dict[str, Any] = {
   # Text stays text in PDF files.
   'pdf.fonttype': 42,
 }
+# Points beyond which raw lines hide each other, and a running mean is drawn.
+MAX_RAW_POINTS = 200
+_WINDOWS_PER_CURVE = 20
+# Points up to which each gets a marker.
+_MAX_MARKERS = 15
+# Ratio of largest to smallest value, one and a half decades, from which an
+# axis is logarithmic.
+_LOG_SPAN = 30.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,9 +99,12 @@ def make(
     wide = _png(figure)
     # Its panels are in their places: to find them again takes half the time.
     figure.set_layout_engine('none')
-    pdf = _pdf(figure)
+    pdf = io.BytesIO()
+    # Without date and version, equal figures are equal files.
+    metadata = {'CreationDate': None, 'Producer': None}
+    figure.savefig(pdf, format='pdf', metadata=metadata)
     narrow = _png(draw(True))
-  return Figure(name, title, caption, wide, narrow, pdf)
+  return Figure(name, title, caption, wide, narrow, pdf.getvalue())
 
 
 def _png(figure: mpl_figure.Figure) -> bytes:
@@ -109,44 +118,25 @@ def _png(figure: mpl_figure.Figure) -> bytes:
   return buffer.getvalue()
 
 
-def _pdf(figure: mpl_figure.Figure) -> bytes:
-  buffer = io.BytesIO()
-  # Without date and version, equal figures are equal files.
-  metadata = {'CreationDate': None, 'Producer': None}
-  figure.savefig(buffer, format='pdf', metadata=metadata)
-  return buffer.getvalue()
-
-
 def line_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
   """Returns one style per method: a hue per base, solid and dark with DR3."""
-  bases = dict.fromkeys(methods.base_of(name) for name in names)
+  bases = dict.fromkeys(words.base_of(name) for name in names)
   others = [base for base in bases if base not in _HUES]
   hues = _HUES | {
     base: _MORE_HUES[i % len(_MORE_HUES)] for i, base in enumerate(others)
   }
-  return {
-    name: _line_style(name, hues[methods.base_of(name)]) for name in names
-  }
-
-
-def _lighter(color: str) -> tuple[float, ...]:
-  """Returns the colour mixed with white; its hue stays."""
-  return tuple(0.62 * part + 0.38 for part in colors.to_rgb(color))
+  return {name: _line_style(name, hues[words.base_of(name)]) for name in names}
 
 
 def _line_style(method: str, hue: str) -> dict[str, Any]:
-  if methods.has_dr3(method):
-    return {
-      'color': hue,
-      'linestyle': '-',
-      'linewidth': 1.9,
-      'zorder': 3.0,
-    }
+  if words.has_dr3(method):
+    return {'color': hue, 'linestyle': '-', 'linewidth': 1.9, 'zorder': 3.0}
   if method in _DASHES:
     dashes = _DASHES[method]
     return {'color': hue, 'linestyle': dashes, 'linewidth': 1.8, 'zorder': 2.5}
   return {
-    'color': _lighter(hue),
+    # Mixed with white; the hue stays.
+    'color': tuple(0.62 * part + 0.38 for part in colors.to_rgb(hue)),
     'linestyle': (0, (3, 2.2)),
     'linewidth': 1.6,
     'markerfacecolor': 'white',
@@ -167,14 +157,14 @@ def set_steps_axis(axes: mpl_axes.Axes, num_ticks: int = 6) -> None:
     np.concatenate([[], *(line.get_xdata() for line in axes.lines)])
   )
   nice = ticker.MaxNLocator(num_ticks)
-  if measured.size:
-    ticks = np.intersect1d(nice.tick_values(0, measured[-1]), measured)
-    if ticks.size < min(3, measured.size):
-      every = -(-measured.size // num_ticks)
-      ticks = measured[::-1][::every][::-1]  # The last is among them.
-    axes.xaxis.set_major_locator(ticker.FixedLocator(ticks.tolist()))
-  else:
+  if not measured.size:
     axes.xaxis.set_major_locator(nice)
+    return
+  ticks = np.intersect1d(nice.tick_values(0, measured[-1]), measured)
+  if ticks.size < min(3, measured.size):
+    every = -(-measured.size // num_ticks)
+    ticks = measured[::-1][::every][::-1]  # The last is among them.
+  axes.xaxis.set_major_locator(ticker.FixedLocator(ticks.tolist()))
 
 
 def set_log_scale(axes: mpl_axes.Axes) -> None:
@@ -201,8 +191,7 @@ def add_legend(
   for axes in figure.axes:
     lines, labels = axes.get_legend_handles_labels()
     handles |= dict(zip(labels, lines, strict=True))
-  labels = [methods.display_name(name) for name in names]
-  labels = [label for label in labels if label in handles]
+  labels = [name for name in map(words.display_name, names) if name in handles]
   figure.legend(
     [handles[label] for label in labels],
     labels,
@@ -301,32 +290,27 @@ def curve_of(
   setting: run_reader.Setting,
   method: str,
   quantity: str,
-  replicates: Container[Replicate] | None = None,
+  replicates: Collection[Replicate] | None = None,
 ) -> Curve:
-  """Returns a quantity of a method over gradient steps.
+  """Returns a quantity over gradient steps, without seeds that have none.
 
   Args:
     collection: the runs.
     setting: which game and data set.
     method: which method.
-    quantity: one of `scores.METRICS`, or `scores.RETURN`.
+    quantity: one of `run_reader.METRICS`, or `run_reader.RETURN`.
     replicates: only these logged runs and seeds; None for all.
-
-  Returns:
-    The curve, without the seeds that have no value at all.
   """
-  series: dict[Replicate, pd.Series] = {}
-  for run in collection.select(setting, method):
-    values = run.series(quantity)
-    if len(values) and (replicates is None or run.replicate in replicates):
-      series[run.replicate] = values
+  series = {
+    run.replicate: values
+    for run in collection.select(setting, method)
+    if replicates is None or run.replicate in replicates
+    for values in [run.series(quantity)]
+    if len(values)
+  }
   if not series:
     return Curve(np.zeros(0, np.int64), np.zeros((0, 0)), ())
-  steps = np.asarray(
-    sorted(set.intersection(*(set(s.index) for s in series.values()))),
-    np.int64,
-  )
-  values = np.stack([s.reindex(steps).to_numpy(float) for s in series.values()])
+  steps, values = run_reader.align(series.values())
   values = np.where(np.isfinite(values), values, np.nan)
   return Curve(steps, values, tuple(series))
 
@@ -337,21 +321,8 @@ def at_last_common_step(a: Curve, b: Curve) -> tuple[int, float, float] | None:
   if not common.size:
     return None
   step = common[-1]
-  return (
-    int(step),
-    float(a.mean[a.steps == step][0]),
-    float(b.mean[b.steps == step][0]),
-  )
-
-
-# Points beyond which raw lines hide each other, and a running mean is drawn.
-MAX_RAW_POINTS = 200
-_WINDOWS_PER_CURVE = 20
-# Points up to which each gets a marker.
-_MAX_MARKERS = 15
-# Ratio of largest to smallest value, one and a half decades, from which an
-# axis is logarithmic.
-_LOG_SPAN = 30.0
+  means = [float(curve.mean[curve.steps == step][0]) for curve in (a, b)]
+  return int(step), means[0], means[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,15 +342,14 @@ class Panel:
   may_be_log: bool
 
 
+_OF_SAMPLE = 'mean over a data sample'
 PANELS = (
   Panel(run_reader.RETURN, 'Return', 'return, points per episode', False),
-  Panel(
-    run_reader.TD_LOSS, 'TD loss', 'TD loss, mean over a data sample', True
-  ),
+  Panel(run_reader.TD_LOSS, 'TD loss', f'TD loss, {_OF_SAMPLE}', True),
   Panel(
     run_reader.DOT_PRODUCT,
     'Feature dot product',
-    'dot product, mean over a data sample',
+    f'dot product, {_OF_SAMPLE}',
     True,
   ),
   Panel(
@@ -394,20 +364,14 @@ PANELS = (
 def running_mean(
   values: npt.NDArray[np.float64], window: int
 ) -> npt.NDArray[np.float64]:
-  """Returns the centred mean over `window` points, fewer at the ends.
+  """Returns the centred mean over an odd `window` of points, fewer at the ends.
 
-  Args:
-    values: float64 [T]; a NaN makes NaN of every window that holds it.
-    window: number of points, odd.
+  A NaN makes NaN of every window that holds it.
   """
   half = window // 2
   return np.asarray(
     [values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))]
   )
-
-
-def _window(num_points: int) -> int:
-  return num_points // _WINDOWS_PER_CURVE // 2 * 2 + 1
 
 
 def _draw_curve(
@@ -416,7 +380,7 @@ def _draw_curve(
   mean = curve.mean
   if len(mean) > MAX_RAW_POINTS:
     axes.plot(curve.steps, mean, color=line['color'], alpha=0.22, linewidth=0.7)
-    mean = running_mean(mean, _window(len(mean)))
+    mean = running_mean(mean, len(mean) // _WINDOWS_PER_CURVE // 2 * 2 + 1)
   marker = 'o' if len(mean) <= _MAX_MARKERS else ''
   axes.plot(
     curve.steps, mean, label=label, marker=marker, markersize=4.2, **line
@@ -451,20 +415,12 @@ def draw_panel(
   drawn: dict[str, Curve],
   lines: dict[str, dict[str, Any]],
 ) -> None:
-  """Draws one quantity of several methods.
-
-  Args:
-    axes: where.
-    panel: the quantity.
-    drawn: its curve by method.
-    lines: the style of each method's line.
-  """
+  """Draws one quantity: a curve and the style of its line by method."""
   axes.set_title(panel.title)
   label = panel.label
   for method, curve in drawn.items():
     if curve.steps.size:
-      name = methods.display_name(method)
-      _draw_curve(axes, curve, lines[method], name)
+      _draw_curve(axes, curve, lines[method], words.display_name(method))
   set_steps_axis(axes)
   if panel.may_be_log and spans_decades(list(drawn.values())):
     set_log_scale(axes)
@@ -512,27 +468,19 @@ def caption(
     for panel in PANELS
     for method in collection.methods(setting)
   ]
-  basis = (
-    'Each quantity against gradient steps; dashed and lighter without DR3, '
-    'solid with it.'
+  several = any(curve.num_seeds > 1 for curve in drawn)
+  smoothed = any(len(curve.steps) > MAX_RAW_POINTS for curve in drawn)
+  return words.say(
+    'curves',
+    'caption',
+    seeds=words.say('curves', 'seeds' if several else 'one_seed'),
+    smoothing=words.say(
+      'curves',
+      'smoothed' if smoothed else 'not_smoothed',
+      max_points=MAX_RAW_POINTS,
+      windows=_WINDOWS_PER_CURVE,
+    ),
   )
-  parts = [basis]
-  if any(curve.num_seeds > 1 for curve in drawn):
-    parts.append(
-      'Lines are means over seeds, bands reach from the lowest to the highest '
-      'seed, at the steps that every seed has.'
-    )
-  else:
-    parts.append('One seed per method, so there is no band.')
-  if any(len(curve.steps) > MAX_RAW_POINTS for curve in drawn):
-    parts.append(
-      f'Where a line has more than {MAX_RAW_POINTS} points, it is a centred '
-      f'running mean over a {_WINDOWS_PER_CURVE}th of them, and the raw values '
-      'are drawn faintly behind it.'
-    )
-  else:
-    parts.append('Nothing is smoothed.')
-  return ' '.join(parts)
 
 
 def all_figures(collection: run_reader.Collection) -> list[Figure]:

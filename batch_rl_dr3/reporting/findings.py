@@ -17,15 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from batch_rl_dr3.reporting import (
-  methods,
-  reference,
-  run_reader,
-  statistics,
-  study_tables,
-  tables,
-)
+from batch_rl_dr3.reporting import run_reader, statistics, tables, words
 from batch_rl_dr3.reporting import study as study_lib
+from batch_rl_dr3.reporting.statistics import Array
+from batch_rl_dr3.reporting.study import Cell, Study
+from batch_rl_dr3.reporting.study_tables import LINE
 
 SUPPORTED, CONTRADICTED, OPEN = 'supported', 'contradicted', 'open'
 EQUIVALENT = 'equivalent'
@@ -42,7 +38,33 @@ _FLOOR = 1e-9  # Of quantities whose logarithm is taken.
 # Methods that do not choose the action of their backup by their own values.
 _IN_SAMPLE = ('sarsa', 'regression')
 
-_Measure = Callable[[study_lib.Cell, reference.Normalisation], statistics.Array]
+_Measure = Callable[[Study, Cell], Array]
+
+
+def _log(values: Array) -> Any:
+  return np.log(np.maximum(values, _FLOOR))
+
+
+def _end(_: Study, cell: Cell) -> Any:
+  return _log(cell.values[..., -1])
+
+
+def _growth_from(share: float, _: Study, cell: Cell) -> Any:
+  early = np.searchsorted(cell.steps, share * cell.steps[-1])
+  return _log(cell.values[..., -1]) - _log(cell.values[..., early])
+
+
+def _score(name: str, study: Study, cell: Cell) -> Any:
+  return 100 * study.normalised(cell, name)
+
+
+def _area_lost(study: Study, cell: Cell) -> Any:
+  curves = study.normalisation(cell.values, cell.games)
+  return 100 * statistics.area_lost(curves)
+
+
+_growth = functools.partial(_growth_from, _EARLY)
+_whole_growth = functools.partial(_growth_from, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +77,12 @@ class _Claim:
     quantity: that it is made of, of `run_reader.METRICS` or a return.
     side: of no effect on which the number is to be: 1 above, -1 below, 0
       neither, which only an equivalent number supports.
-    from_start: `measure` from the first measurement on, of a growth.
   """
 
   sentence: str
   measure: _Measure
   quantity: str
   side: int
-  from_start: _Measure | None = None
 
   @property
   def is_factor(self) -> bool:
@@ -70,84 +90,49 @@ class _Claim:
     return self.quantity != run_reader.RETURN
 
 
-def _growth(share: float, cell: study_lib.Cell, _: Any) -> Any:
-  early = np.searchsorted(cell.steps, share * cell.steps[-1])
-  return _log(cell.values[..., -1]) - _log(cell.values[..., early])
-
-
-def _end(cell: study_lib.Cell, _: Any) -> Any:
-  return _log(cell.values[..., -1])
-
-
-def _log(values: statistics.Array) -> Any:
-  return np.log(np.maximum(values, _FLOOR))
-
-
-def _score(
-  name: str, cell: study_lib.Cell, scale: reference.Normalisation
-) -> Any:
-  return 100 * scale(study_lib.measure(cell, name), cell.games)
-
-
-def _area_lost(cell: study_lib.Cell, scale: reference.Normalisation) -> Any:
-  return 100 * statistics.area_lost(scale(cell.values, cell.games))
-
-
 _DOT, _RANK = run_reader.DOT_PRODUCT, run_reader.EFFECTIVE_RANK
-_LATE_GROWTH = functools.partial(_growth, _EARLY)
-_WHOLE_GROWTH = functools.partial(_growth, 0.0)
-
-
-def _growth_claim(sentence: str, quantity: str, side: int) -> _Claim:
-  return _Claim(sentence, _LATE_GROWTH, quantity, side, _WHOLE_GROWTH)
-
-
-def _score_claim(sentence: str, name: str) -> _Claim:
-  measure = functools.partial(_score, name)
-  return _Claim(sentence, measure, run_reader.RETURN, 1)
-
-
+_SCORE = run_reader.RETURN
 _OF_ONE = (
-  _growth_claim(
-    'features co-adapt: their dot product grows in training', _DOT, 1
+  _Claim(
+    'features co-adapt: their dot product grows in training', _growth, _DOT, 1
   ),
-  _growth_claim('the effective rank falls in training', _RANK, -1),
+  _Claim('the effective rank falls in training', _growth, _RANK, -1),
 )
 _OF_IN_SAMPLE = (
-  _growth_claim('the dot product stays flat in training', _DOT, 0),
+  _Claim('the dot product stays flat in training', _growth, _DOT, 0),
 )
 _OF_DR3 = (
   _Claim('DR3 lowers the dot product', _end, _DOT, -1),
   _Claim('DR3 keeps the effective rank higher', _end, _RANK, 1),
-  _score_claim('DR3 raises the average score', study_lib.AVERAGE),
-  _score_claim('DR3 raises the final score', study_lib.FINAL),
+  *(
+    _Claim(f'DR3 raises the {name}', functools.partial(_score, key), _SCORE, 1)
+    for key, name in (
+      (study_lib.AVERAGE, 'average score'),
+      (study_lib.FINAL, 'final score'),
+    )
+  ),
   _Claim(
-    'with DR3 less is lost after the best evaluation',
-    _area_lost,
-    run_reader.RETURN,
-    -1,
+    'with DR3 less is lost after the best evaluation', _area_lost, _SCORE, -1
   ),
 )
-_LAST_SCORE = _score_claim('DR3 raises the last evaluation', study_lib.LAST)
-_OF_BACKUPS = (
-  _growth_claim('the dot product grows more than under {other}', _DOT, 1),
+_LAST_SCORE = _Claim(
+  'DR3 raises the last evaluation',
+  functools.partial(_score, study_lib.LAST),
+  _SCORE,
+  1,
+)
+_OF_BACKUPS = _Claim(
+  'the dot product grows more than under {other}', _growth, _DOT, 1
 )
 
 
-def findings(
-  study: study_lib.Study,
-  normalisation: reference.Normalisation,
-  bootstrap: statistics.Bootstrap,
-) -> tables.Table:
+def findings(study: Study) -> tables.Table:
   """Returns the claims of the paper that the runs of a study are about."""
-  rows: list[dict[str, Any]] = []
+  rows: list[tables.Row] = []
   for claim, dataset, method, other in _claims(study):
+    names = [name for name in (method, other) if name is not None]
     cells = study_lib.on_shared_games(
-      [
-        _cell(study, claim, dataset, name)
-        for name in (method, other)
-        if name is not None
-      ]
+      [study.measurements(dataset, name, claim.quantity) for name in names]
     )
     if cells:
       rows.append(
@@ -155,36 +140,19 @@ def findings(
           'dataset': dataset,
           'method': method,
           'other': other,
-          'claim': claim.sentence.format(
-            other=methods.display_name(other or '')
-          ),
+          'claim': claim.sentence.format(other=words.display_name(other or '')),
           'games': len(cells[0].games),
           'runs': min(cell.num_runs for cell in cells),
         }
-        | _measure(claim, cells, normalisation, bootstrap)
+        | _measure(claim, study, cells)
       )
   adjusted = statistics.holm([row['p_value'] for row in rows])
   for row, p_value in zip(rows, adjusted, strict=True):
     row['p_holm'] = p_value
   return tables.build(
     'findings',
-    'What the paper finds, and what these runs say',
-    'Mean over runs and games; of a factor (x) the geometric one: a quantity '
-    'at the end of training over that at the first measurement from '
-    f'{_EARLY:.0%} of it on (from the start: at the first of all), or at the '
-    'end with DR3 over that without. Others are differences of normalised '
-    "scores, in percent. In brackets: Welch's 95% intervals within games; p: a "
-    'permutation test within games, and the same by Holm for the number of '
-    'claims on this page. Supported, contradicted: the interval lies on one '
-    f'side of no effect and p is at most {_ALPHA:g}; equivalent: it lies '
-    f'within {_MARGIN:g} points, or a factor of {_FACTOR_MARGIN:g}, of none; '
-    f'{DEPENDS}: from the first measurement on, the verdict is another; '
-    f'{TOO_FEW}: fewer than {_MIN_RUNS} runs of each game. IQM: the '
-    'interquartile mean with its 95% stratified bootstrap interval (rliable), '
-    'which is too narrow below ten runs of each game.',
-    'No run has finished yet.',
     [
-      study_tables.LINE,
+      LINE,
       tables.text('claim', 'Claim'),
       tables.Column(('number', 'low', 'high', 'unit'), 'Here', _shown),
       tables.Column('p_value', 'p', _p_value),
@@ -202,56 +170,44 @@ def findings(
       tables.text('other', 'Beside', when='never'),
     ],
     rows,
+    early=_EARLY,
+    alpha=_ALPHA,
+    margin=_MARGIN,
+    factor=_FACTOR_MARGIN,
+    min_runs=_MIN_RUNS,
   )
 
 
-def _claims(
-  study: study_lib.Study,
-) -> Iterator[tuple[_Claim, str, str, str | None]]:
+def _claims(study: Study) -> Iterator[tuple[_Claim, str, str, str | None]]:
   """Yields each claim with its data set, its method and the other one."""
+  last = [_LAST_SCORE] if study_lib.LAST in study.measures else []
   for dataset, method in study.lines:
     there = study.methods_on(dataset)
-    if methods.has_dr3(method):
+    if words.has_dr3(method):
       continue
-    of_one = _OF_IN_SAMPLE if method in _IN_SAMPLE else _OF_ONE
-    yield from ((claim, dataset, method, None) for claim in of_one)
-    if method not in _IN_SAMPLE:
-      for other in _IN_SAMPLE:
-        if other in there:
-          yield from ((c, dataset, method, other) for c in _OF_BACKUPS)
-    if methods.with_dr3(method) in there:
-      last = [_LAST_SCORE] if study_lib.LAST in study.measures else []
-      yield from (
-        (claim, dataset, methods.with_dr3(method), method)
-        for claim in (*_OF_DR3, *last)
-      )
+    is_in_sample = method in _IN_SAMPLE
+    for claim in _OF_IN_SAMPLE if is_in_sample else _OF_ONE:
+      yield claim, dataset, method, None
+    for other in () if is_in_sample else _IN_SAMPLE:
+      if other in there:
+        yield _OF_BACKUPS, dataset, method, other
+    dr3 = words.with_dr3(method)
+    if dr3 in there:
+      for claim in (*_OF_DR3, *last):
+        yield claim, dataset, dr3, method
 
 
-def _cell(
-  study: study_lib.Study, claim: _Claim, dataset: str, method: str
-) -> study_lib.Cell | None:
-  """Returns the finished runs of a method, None without any."""
-  if claim.quantity == run_reader.RETURN:
-    return study.scores(dataset, method)
-  return study.measurements(dataset, method, claim.quantity)
-
-
-def _measure(
-  claim: _Claim,
-  cells: list[study_lib.Cell],
-  normalisation: reference.Normalisation,
-  bootstrap: statistics.Bootstrap,
-) -> dict[str, Any]:
+def _measure(claim: _Claim, study: Study, cells: Sequence[Cell]) -> tables.Row:
   """Returns the numbers of a claim, their intervals and the verdict."""
-  values = [claim.measure(cell, normalisation) for cell in cells]
-  compared = _compare(values)
+  values = [claim.measure(study, cell) for cell in cells]
+  compared = statistics.compare(*values)
   verdict = _verdict(claim, values, compared)
 
-  def statistic(*drawn: statistics.Array) -> statistics.Array:
+  def statistic(*drawn: Array) -> Array:
     found = [np.atleast_1d(statistics.iqm(one)) for one in drawn]
     return found[0] - found[1] if len(found) == 2 else found[0]
 
-  iqm = bootstrap(statistic, *values)[0]
+  iqm = study.bootstrap(statistic, *values)[0]
   row = {
     'number': compared.value,
     'low': compared.low,
@@ -260,9 +216,9 @@ def _measure(
     'iqm_low': float(iqm.low),
     'iqm_high': float(iqm.high),
   }
-  if claim.from_start is not None:
-    values = [claim.from_start(cell, normalisation) for cell in cells]
-    from_start = _compare(values)
+  if claim.measure is _growth:
+    values = [_whole_growth(study, cell) for cell in cells]
+    from_start = statistics.compare(*values)
     row |= {
       'start_number': from_start.value,
       'start_low': from_start.low,
@@ -279,14 +235,8 @@ def _measure(
   }
 
 
-def _compare(values: Sequence[statistics.Array]) -> statistics.Comparison:
-  return statistics.compare(values[0], values[1] if len(values) > 1 else None)
-
-
 def _verdict(
-  claim: _Claim,
-  values: Sequence[statistics.Array],
-  compared: statistics.Comparison,
+  claim: _Claim, values: Sequence[Array], compared: statistics.Comparison
 ) -> str:
   if min(map(len, values)) < _MIN_RUNS:
     return TOO_FEW
@@ -307,9 +257,8 @@ def _p_value(value: float) -> str:
 def _shown(number: Any, low: Any, high: Any, unit: str) -> str:
   if np.isnan(number):
     return tables.MISSING
-  if unit == 'factor':
-    texts = [f'x {tables.number(v)}' for v in (number, low, high)]
-  else:
-    texts = [f'{v:+.1f}' for v in (number, low, high)]
-  ends = '' if np.isnan(low) else f' ({texts[1]}, {texts[2]})'
-  return f'{texts[0]}{ends}'
+  texts = [
+    f'x {tables.number(v)}' if unit == 'factor' else f'{v:+.1f}'
+    for v in (number, low, high)
+  ]
+  return texts[0] + ('' if np.isnan(low) else f' ({texts[1]}, {texts[2]})')

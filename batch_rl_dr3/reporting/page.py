@@ -1,14 +1,16 @@
-"""The page of a study: the paper's tables and figures, and what is missing."""
+"""The page of a report: its sections, its files, and how they are written."""
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import datetime
 import functools
 import os
 import pathlib
 import re
+import shlex
 import shutil
+from typing import Any
 
 import jinja2
 import markupsafe
@@ -17,161 +19,308 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import (
   figures,
   findings,
-  methods,
-  overview,
+  notes,
   reference,
   run_reader,
+  selection,
   statistics,
   study_figures,
   study_tables,
+  tables,
   watch,
+  words,
 )
 from batch_rl_dr3.reporting import study as study_lib
-from batch_rl_dr3.reporting.overview import Content, Section
+from batch_rl_dr3.reporting.run_reader import Collection, Run
+from batch_rl_dr3.reporting.study import Study
 from batch_rl_dr3.reporting.study_figures import QUANTITIES
 from batch_rl_dr3.runs import atomic
 
-# Figure 4, Figure 5, the feature dot product, and profiles.
-_NUM_OVER_GAMES = len(QUANTITIES) + 1
+INDEX = 'index.html'
+_FIGURES, _TABLES = 'figures', 'tables'
+_MAX_NAMED_SETTINGS = 3
+# A list or table in provenance.json that is longer is only counted.
+_MAX_NESTED_CHARACTERS = 160
+# Facts of provenance.json that the page states, with their headings.
+_FACTS = {
+  'protocol': 'Protocol',
+  'versions': 'Versions',
+  'git_revision': 'Git revision',
+  'device': 'Device',
+}
+# Those that differ between games, stated where there are few of them.
+_FACTS_OF_FEW = {
+  'data': 'Data',
+  'rom_md5': 'ROM (MD5)',
+  'command': 'Command',
+  **_FACTS,
+}
+
+Block = tables.Table | figures.Figure
+_Lines = tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A part of a page.
+
+  Attributes:
+    title: its heading; empty where each block has its own.
+    blocks: what is in it, in order.
+    is_folded: whether the page shows it only when it is asked for.
+  """
+
+  title: str
+  blocks: Sequence[Block]
+  is_folded: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+  """Something that runs share.
+
+  Attributes:
+    heading: what it is about.
+    runs: whom it is true of; empty for all.
+    lines: names and values; a plain value has no name.
+  """
+
+  heading: str
+  runs: str
+  lines: _Lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+  """All that a page says of its runs.
+
+  Attributes:
+    title: of the page.
+    summary: what it is about, in a line.
+    notes: what limits the meaning of its numbers, a sentence each.
+    sections: in order.
+    glossary: what its words mean.
+    facts: what the runs were made from and with.
+  """
+
+  title: str
+  summary: str
+  notes: Sequence[str]
+  sections: Sequence[Section]
+  glossary: Mapping[str, str]
+  facts: Sequence[Fact]
+
+  @property
+  def tables(self) -> list[tables.Table]:
+    """Every table."""
+    return [b for b in self._blocks if isinstance(b, tables.Table)]
+
+  @property
+  def figures(self) -> list[figures.Figure]:
+    """Every figure."""
+    return [b for b in self._blocks if isinstance(b, figures.Figure)]
+
+  @property
+  def _blocks(self) -> list[Block]:
+    return [block for section in self.sections for block in section.blocks]
+
+
+def runs_content(collection: Collection) -> Content:
+  """Returns what a page says of each game and data set on its own."""
+  first, *others = tables.all_tables(collection)
+  settings = [setting.label for setting in collection.settings]
+  title = '; '.join(settings)
+  if len(settings) > _MAX_NAMED_SETTINGS:
+    title = f'{len(settings)} pairs of game and data set'
+  return Content(
+    title=f'DR3 report: {title}',
+    summary=_summary(collection),
+    notes=notes.of_runs(collection),
+    sections=[
+      Section('', [first]),
+      Section('', figures.all_figures(collection)),
+      Section('', others),
+      _selection_section(collection),
+      Section('', [tables.runs_table(collection)]),
+    ],
+    glossary=words.parts('quantities'),
+    facts=_facts(collection, _FACTS_OF_FEW),
+  )
+
+
+def _summary(collection: Collection) -> str:
+  suites = sorted({s.suite for s in collection.settings if s.suite})
+  counts = {
+    'run': len(collection.runs),
+    'game': len({setting[:2] for setting in collection.settings}),
+    'method': len({run.method for run in collection.runs}),
+    'seed': len({run.replicate for run in collection.runs}),
+  }
+  parts = {n: f'{count} {n}{"s" * (count != 1)}' for n, count in counts.items()}
+  if suites:
+    parts['game'] += f' ({", ".join(suites)})'
+  return ' · '.join(parts.values())
+
+
+def _selection_section(collection: Collection) -> Section:
+  """Returns the part of a page about choosing a checkpoint, folded."""
+  table = selection.worth(collection)
+  blocks: list[Block] = [table]
+  if len(table.frame):
+    draw = functools.partial(selection.draw, table.frame)
+    caption = words.say('selection', 'figure')
+    blocks.append(figures.make('selection', table.title, caption, draw))
+  return Section(table.title, blocks, is_folded=True)
+
+
+def d4rl_content(collection: Collection) -> Content:
+  """Returns what a page says of continuous control.
+
+  Raises:
+    DataError: if no run is of it.
+  """
+  runs = [run for run in collection.runs if run.setting.suite == 'd4rl']
+  if not runs:
+    raise errors.DataError(
+      'no run is of continuous control, which '
+      f'--preset={study_lib.DR3_D4RL} is about. Leave --preset out, or name '
+      'other --runs.'
+    )
+  plain = runs_content(collection)
+  first = Section('', [tables.table_2(runs), tables.brac_table(runs)])
+  return dataclasses.replace(
+    plain, title='DR3 on D4RL', sections=[first, *plain.sections]
+  )
 
 
 def study_content(
-  study: study_lib.Study,
-  collection: run_reader.Collection,
-  normalisation: reference.Normalisation,
-  bootstrap: statistics.Bootstrap,
-  num_processes: int,
+  study: Study, collection: Collection, num_processes: int
 ) -> Content:
-  """Returns what the page says.
+  """Returns what a page says of a study.
 
   Args:
     study: the runs that it is about.
     collection: all that were read.
-    normalisation: the scale of scores.
-    bootstrap: makes the intervals.
     num_processes: how many figures are drawn at a time.
   """
-  tables = study_tables.StudyTables(study, normalisation, bootstrap)
   # First, so that the processes that draw find rliable loaded.
-  table_1, other = tables.table_1(), tables.statistics()
-  drawn = _draw(
-    study,
-    study_figures.StudyFigures(study, normalisation, bootstrap),
-    num_processes,
-  )
-  figure_4, figure_5, dot_product, profiles = (
-    [figure] if figure else [] for figure in drawn[:_NUM_OVER_GAMES]
-  )
-  return Content(
-    title=study.preset.title,
-    summary=_study_summary(study),
-    notes=[*_study_notes(study), *overview.of_files(collection)],
-    sections=[
-      Section('', [table_1, *figure_4]),
-      Section('', [findings.findings(study, normalisation, bootstrap)]),
-      Section('', [other, tables.improvement(), *profiles]),
-      Section('', [tables.stability(), *figure_5, *dot_product]),
-      *_per_game(study, normalisation, drawn[_NUM_OVER_GAMES:]),
-      Section(
-        'Which runs there are',
-        [study_tables.presence(study, dataset) for dataset in study.datasets],
-      ),
-      overview.selection_section(collection),
-      Section('', [overview.runs_table(collection)], is_folded=True),
-    ],
-    glossary=overview.of_study(study.preset, normalisation, bootstrap),
-    facts=overview.facts(collection, few=False),
-  )
-
-
-def _draw(
-  study: study_lib.Study,
-  drawer: study_figures.StudyFigures,
-  num_processes: int,
-) -> list[figures.Figure | None]:
-  """Returns the figures over games, then those of each game by data set."""
-  tasks: list[Callable[[], figures.Figure | None]] = [
-    *(functools.partial(drawer.over_games, q) for q in QUANTITIES),
-    drawer.profiles,
+  table_1 = study_tables.table_1(study)
+  other = study_tables.statistics_table(study)
+  draw: list[Callable[[], figures.Figure | None]] = [
+    *(functools.partial(study_figures.over_games, study, q) for q in QUANTITIES),
+    functools.partial(study_figures.profiles, study),
     *(
-      functools.partial(drawer.per_game, quantity, dataset)
+      functools.partial(study_figures.per_game, study, quantity, dataset)
       for dataset in study.datasets
       for quantity in QUANTITIES
     ),
   ]
-  return run_reader.run_tasks(tasks, num_processes, 'drawing', 'figure')
-
-
-def _per_game(
-  study: study_lib.Study,
-  normalisation: reference.Normalisation,
-  drawn: Sequence[figures.Figure | None],
-) -> Iterator[Section]:
+  drawn = run_reader.run_tasks(draw, num_processes, 'drawing', 'figure')
+  figure_4, figure_5, dot_product, profiles, *per_game = (
+    [figure] if figure else [] for figure in drawn
+  )
   size = len(QUANTITIES)
-  for index, dataset in enumerate(study.datasets):
-    of_dataset = drawn[index * size : (index + 1) * size]
-    yield Section(
-      f'Each game, {study_lib.dataset_name(dataset)}',
+  games = [
+    Section(
+      f'Each game, {words.dataset_name(dataset)}',
       [
-        *(
-          study_tables.game_scores(study, normalisation, dataset, name)
-          for name in study.measures
-        ),
-        *(figure for figure in of_dataset if figure is not None),
+        *(study_tables.game_scores(study, dataset, m) for m in study.measures),
+        *sum(per_game[index * size : (index + 1) * size], []),
       ],
     )
+    for index, dataset in enumerate(study.datasets)
+  ]
+  presence = [study_tables.presence(study, name) for name in study.datasets]
+  return Content(
+    title=study.preset.title,
+    summary=_study_summary(study),
+    notes=notes.of_study(study, collection),
+    sections=[
+      Section('', [table_1, *figure_4]),
+      Section('', [findings.findings(study)]),
+      Section('', [other, study_tables.improvement(study), *profiles]),
+      Section('', [study_tables.stability(study), *figure_5, *dot_product]),
+      *games,
+      Section('Which runs there are', presence),
+      _selection_section(collection),
+      Section('', [tables.runs_table(collection)], is_folded=True),
+    ],
+    glossary=_study_glossary(study),
+    facts=_facts(collection, _FACTS),
+  )
 
 
-def _study_summary(study: study_lib.Study) -> str:
+def _study_summary(study: Study) -> str:
   runs = [run for found in study.runs.values() for run in found]
-  finished = sum(map(study.is_finished, runs))
-  wanted = study.preset
-  num_wanted = (
-    len(wanted.games)
-    * len(wanted.methods)
-    * len(wanted.datasets)
-    * wanted.num_runs
-  )
-  of_paper = [run for run in runs if run.method in wanted.methods]
+  preset = study.preset
+  counts = (len(preset.games), len(preset.methods), len(preset.datasets))
+  games, methods, datasets = counts
+  num_wanted = games * methods * datasets * preset.num_runs
+  num_of_paper = sum(run.method in preset.methods for run in runs)
   return (
-    f'{len(of_paper):,} of {num_wanted:,} runs ({len(wanted.games)} games x '
-    f'{len(wanted.methods)} methods x {len(wanted.datasets)} data sets x '
-    f'{wanted.num_runs} runs); {finished:,} of {len(runs):,} finished'
+    f'{num_of_paper:,} of {num_wanted:,} runs ({games} games x {methods} '
+    f'methods x {datasets} data sets x {preset.num_runs} runs); '
+    f'{sum(map(study.is_finished, runs)):,} of {len(runs):,} finished'
   )
 
 
-def _study_notes(study: study_lib.Study) -> Iterator[str]:
-  for dataset in study.preset.datasets:
-    name = study_lib.dataset_name(dataset)
-    if dataset not in study.datasets:
-      yield f'There are no runs on {name}.'
-      continue
-    lacking = []
-    for method in study.methods:
-      cell = study.scores(dataset, method)
-      if method not in study.methods_on(dataset):
-        phrase = 'no runs'
-      elif cell is None:
-        phrase = 'no finished runs, so no scores'
-      elif cell.lacks:
-        phrase = '; '.join(cell.lacks)
-      else:
-        continue
-      lacking.append(f'{methods.display_name(method)} ({phrase})')
-    if lacking:
-      yield f'Incomplete on {name}: {", ".join(lacking)}.'
-  if study.strangers:
-    reasons = sorted({reason for _, reason in study.strangers})
-    yield (
-      f'{len(study.strangers)} of the runs that were read do not belong to '
-      f'{study.preset.name} and are left out: {overview.listed(reasons)}.'
-    )
+def _study_glossary(study: Study) -> dict[str, str]:
+  """Returns how the numbers of a study's page are made."""
+  lengths = ', '.join(
+    f'{steps:,} on {words.dataset_name(dataset)}'
+    for dataset, steps in study.preset.datasets.items()
+  )
+  count = study.preset.num_final_evaluations
+  values = {
+    'lengths': lengths,
+    'final': words.say(
+      'final', 'last_return' if count == 1 else 'mean_return', count=count
+    ),
+    'formula': study.normalisation.formula,
+    'reference': words.say('references', study.preset.suite),
+    'num_resamples': study.bootstrap.num_resamples,
+    'seed': study.bootstrap.seed,
+  }
+  quantities = words.parts('quantities')
+  del quantities['TD loss']
+  return words.parts('study_glossary', **values) | quantities
 
 
-INDEX = 'index.html'
-_FIGURES = 'figures'
-_TABLES = 'tables'
-_TEMPLATE = 'page.html'
+def _facts(collection: Collection, headings: Mapping[str, str]) -> list[Fact]:
+  """Returns each distinct fact once, with the runs that it is true of."""
+  facts = []
+  for key, heading in headings.items():
+    groups: dict[_Lines, list[str]] = {}
+    for run in collection.runs:
+      groups.setdefault(_fact_lines(key, run), []).append(run.name)
+    facts += [
+      Fact(heading, '' if len(groups) == 1 else words.listed(names), lines)
+      for lines, names in groups.items()
+    ]
+  return facts
+
+
+def _fact_lines(key: str, run: Run) -> _Lines:
+  value = run.provenance.get(key)
+  if key == 'command' and isinstance(value, list):
+    # A flag a line: it can be copied, and no flag is broken.
+    value = shlex.join(map(str, value)).replace(' --', ' \\\n  --')
+  if key == 'data':
+    value = {'hash': run.data_hash} | run.recorded('data')
+    value.pop('data_hash', None)
+  if key == 'protocol':
+    value = reference.shared_protocol(run)
+  if isinstance(value, dict) and value:
+    return tuple((name, _fact_line(value[name])) for name in sorted(value))
+  return (('', _fact_line(value)),)
+
+
+def _fact_line(value: Any) -> str:
+  line = reference.plain(value)
+  if isinstance(value, list | dict) and len(line) > _MAX_NESTED_CHARACTERS:
+    noun = 'entry' if len(value) == 1 else 'entries'
+    return f'{len(value)} {noun}, see provenance.json'
+  return line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,16 +359,13 @@ def write_report(
   output_dir: str | None = None,
   options: Options | None = None,
 ) -> pathlib.Path:
-  """Reads runs and writes their report, whole or not at all.
+  """Reads runs, writes their report, whole or not at all, and returns its page.
 
   Args:
     patterns: globs of run directories.
     output_dir: where the report goes; None for `report` beside the runs. An
       earlier report there is replaced.
     options: what it is about; None for each game and data set on its own.
-
-  Returns:
-    The page.
 
   Raises:
     DataError: if the runs cannot be read, or cannot share a table.
@@ -234,11 +380,8 @@ def write_report(
     options.num_processes,
     leave_out_unreadable=is_followed,
   )
-  if output_dir is None:
-    target = collection.parent / 'report'
-  else:
-    target = pathlib.Path(output_dir).expanduser()
-  target = target.resolve()
+  default = collection.parent / 'report'
+  target = pathlib.Path(output_dir or default).expanduser().resolve()
   _refuse_foreign(target)
   atomic.make_directory(target.parent)
   mixed = reference.differences(collection.runs)
@@ -260,10 +403,8 @@ def write_report(
 
 
 def make(
-  collection: run_reader.Collection,
-  options: Options,
-  warnings: Sequence[str] = (),
-) -> tuple[str, overview.Content]:
+  collection: Collection, options: Options, warnings: Sequence[str] = ()
+) -> tuple[str, Content]:
   """Returns the page, with its figures inside it, and what it says.
 
   Args:
@@ -275,22 +416,19 @@ def make(
     DataError: if no run belongs to the preset.
   """
   if options.preset is None:
-    content = overview.content(collection)
+    content = runs_content(collection)
   elif options.preset == study_lib.DR3_D4RL:
-    content = overview.d4rl_content(collection)
+    content = d4rl_content(collection)
   else:
-    about = study_lib.select_runs(
-      study_lib.find_preset(options.preset), collection
-    )
-    content = study_content(
-      about,
+    study = study_lib.select_runs(
+      study_lib.find_preset(options.preset),
       collection,
       options.normalisation,
       options.bootstrap,
-      options.num_processes,
     )
+    content = study_content(study, collection, options.num_processes)
   if options.refresh_seconds is not None:
-    standing = overview.Section('', [watch.progress_table(collection)])
+    standing = Section('', [watch.progress_table(collection)])
     content = dataclasses.replace(
       content, sections=[standing, *content.sections]
     )
@@ -299,9 +437,7 @@ def make(
 
 def _refuse_foreign(target: pathlib.Path) -> None:
   """Raises unless replacing `target` can destroy nothing but a report."""
-  if not target.is_dir():
-    return
-  for path in target.iterdir():
+  for path in target.iterdir() if target.is_dir() else ():
     if path.name not in (INDEX, _FIGURES, _TABLES):
       raise errors.UsageError(
         f'{target} holds {path.name}, which is no part of a report and would '
@@ -309,19 +445,17 @@ def _refuse_foreign(target: pathlib.Path) -> None:
       )
 
 
-def _write(folder: pathlib.Path, html: str, content: overview.Content) -> None:
-  atomic.make_directory(folder / _FIGURES)
-  atomic.make_directory(folder / _TABLES)
+def _write(folder: pathlib.Path, html: str, content: Content) -> None:
+  in_figures = atomic.make_directory(folder / _FIGURES)
+  in_tables = atomic.make_directory(folder / _TABLES)
   for figure in content.figures:
-    path = folder / _FIGURES / figure.name
-    path.with_name(f'{figure.name}.png').write_bytes(figure.wide)
-    path.with_name(f'{figure.name}_narrow.png').write_bytes(figure.narrow)
-    path.with_name(f'{figure.name}.pdf').write_bytes(figure.pdf)
+    (in_figures / f'{figure.name}.png').write_bytes(figure.wide)
+    (in_figures / f'{figure.name}_narrow.png').write_bytes(figure.narrow)
+    (in_figures / f'{figure.name}.pdf').write_bytes(figure.pdf)
   for table in content.tables:
-    path = folder / _TABLES / table.name
     csv, latex = table.to_csv(), table.to_latex()
-    path.with_name(f'{table.name}.csv').write_text(csv, encoding='utf-8')
-    path.with_name(f'{table.name}.tex').write_text(latex, encoding='utf-8')
+    (in_tables / f'{table.name}.csv').write_text(csv, encoding='utf-8')
+    (in_tables / f'{table.name}.tex').write_text(latex, encoding='utf-8')
   (folder / INDEX).write_text(html, encoding='utf-8')
 
 
@@ -357,9 +491,7 @@ def _update(target: pathlib.Path, new: pathlib.Path) -> None:
 
 
 def _render(
-  content: overview.Content,
-  warnings: Sequence[str],
-  refresh_seconds: float | None,
+  content: Content, warnings: Sequence[str], refresh_seconds: float | None
 ) -> str:
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
@@ -370,7 +502,7 @@ def _render(
   )
   environment.filters['data_uri'] = _data_uri
   environment.filters['link_papers'] = _link_papers
-  return environment.get_template(_TEMPLATE).render(
+  return environment.get_template('page.html').render(
     content=content,
     warnings=warnings,
     refresh_seconds=refresh_seconds,

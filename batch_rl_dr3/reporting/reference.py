@@ -1,37 +1,13 @@
 """What runs are compared with, and which of them may be compared.
 
-Four CSV files ship beside this module.
-
-`atari17_scores.csv`: scores of the 17 games. `random` and `human` are those of
-published evaluation code. The `dqn_` columns are of the online DQN (Nature
-settings, sticky actions) of Dopamine's published baseline curves, 5 runs:
-`dqn_final_last5_mean5runs` is the mean over the last 5 of its 200 iterations
-and over the runs. `dqn_adam_jax_final` is of Dopamine's later DQN with Adam.
-
-The paper does not say how it normalises. `dqn` is taken to be
-(score - random) / (DQN - random) with the *final* score of the online DQN: it
-made the logged data, so 1 means "as good as the policy at the end of the log",
-and it is what the papers that introduced these data compare with. The best
-iteration of a curve is chosen by chance, the mean over training is of no
-policy, and the Adam agent made no data. `human` is
+published/README.md says where the numbers are from. The paper does not say how
+it normalises. `dqn` is taken to be (score - random) / (DQN - random) with the
+*final* score of the online DQN: it made the logged data, so 1 means "as good as
+the policy at the end of the log", and it is what the papers that introduced
+these data compare with. The best iteration of a curve is chosen by chance, the
+mean over training is of no policy, and the Adam agent made no data. `human` is
 (score - random) / (human - random); DoubleDunk and IceHockey span few points on
 it, so that small differences in points become large there.
-
-`minatar_scores.csv`: the same for the five games of MinAtar, measured here.
-`random`: the mean return of 100,000 steps of uniformly random play,
-`collect --gin_files=collect/minatar_uniform.gin`. `online_dqn`: that of the
-last tenth of the 500,000 steps of `collect/minatar_study.gin`, whose agent
-made the logged data while it learnt, with epsilon 0.1; one run, seed 0.
-`behaviour`: the mean return of all episodes of that log. There are no human
-scores.
-
-`dr3_table1.csv`: Table 1 of the paper (Kumar et al., ICLR 2022,
-arXiv:2112.04716), normalised average performance in percent. Its text has no
-table of final scores: they are unknown here.
-
-`legacy_roms.csv`: the md5 of each ROM in the wheel of atari-py 0.2.5 on PyPI
-(atari_py-0.2.5-cp36-cp36m-manylinux1_x86_64.whl, folder atari_roms). The
-logged data was made with atari-py of that version or older.
 
 Runs of one suite share a table only if they were played under one protocol by
 one version of the numbers; those of one game, with one ROM; those of one game,
@@ -51,12 +27,19 @@ from numpy import typing as npt
 import pandas as pd
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import run_reader
+from batch_rl_dr3.reporting import words
+from batch_rl_dr3.reporting.run_reader import Run
 
-_FOLDER = pathlib.Path(__file__).parent / 'published'
+FOLDER = pathlib.Path(__file__).parent / 'published'
 ONLINE_DQN, BEHAVIOUR = 'online_dqn', 'behaviour'
-_UPPER_ENDS = {'dqn': ONLINE_DQN, 'human': 'human'}
-NORMALISATIONS = tuple(_UPPER_ENDS)
+# By name: the column of the upper end, and what it is called in the formula.
+_UPPER_ENDS = {
+  'dqn': (ONLINE_DQN, 'final score of the online DQN'),
+  'human': ('human', 'human score'),
+}
+# Settings of the protocol that differ between games by nature.
+_PER_GAME = ('environment', 'num_evaluation_episodes', 'rom', 'scale')
+_MAX_NAMES = 3
 
 
 @functools.cache
@@ -67,7 +50,7 @@ def scores() -> pd.DataFrame:
   suite does, so that Breakout is Atari's and breakout is MinAtar's.
   """
   atari, minatar = (
-    pd.read_csv(_FOLDER / name, index_col='game')
+    pd.read_csv(FOLDER / name, index_col='game')
     for name in ('atari17_scores.csv', 'minatar_scores.csv')
   )
   atari = atari.rename(columns={'dqn_final_last5_mean5runs': ONLINE_DQN})
@@ -92,7 +75,7 @@ class Normalisation:
     if self.name not in _UPPER_ENDS:
       raise errors.UsageError(
         f'no normalisation {self.name!r}; choose one of '
-        f'{", ".join(NORMALISATIONS)}.'
+        f'{", ".join(_UPPER_ENDS)}.'
       )
 
   @property
@@ -103,15 +86,12 @@ class Normalisation:
   @property
   def formula(self) -> str:
     """What a reader has to compute to get it."""
-    return {
-      'dqn': '(score - random) / (final score of the online DQN - random)',
-      'human': '(score - random) / (human score - random)',
-    }[self.name]
+    return f'(score - random) / ({_UPPER_ENDS[self.name][1]} - random)'
 
   def __call__(
     self, returns: npt.NDArray[np.float64], games: tuple[str, ...]
   ) -> npt.NDArray[np.float64]:
-    """Returns normalised scores."""
+    """Returns normalised scores of returns [runs, games, ...]."""
     low = scores().loc[list(games), 'random'].to_numpy(float)
     shape = (-1, *[1] * (returns.ndim - 2))
     return np.asarray(
@@ -125,7 +105,7 @@ class Normalisation:
       UsageError: if a game has no score at the scale's upper end.
     """
     table = scores().loc[list(games)]
-    points = (table[_UPPER_ENDS[self.name]] - table['random']).astype(float)
+    points = (table[_UPPER_ENDS[self.name][0]] - table['random']).astype(float)
     unknown = points.index[points.isna()]
     if len(unknown):
       raise errors.UsageError(
@@ -147,7 +127,7 @@ class Published:
 @functools.cache
 def published() -> dict[tuple[str, str, str], Published]:
   """Returns the paper's numbers by data set, method and measure."""
-  table = pd.read_csv(_FOLDER / 'dr3_table1.csv')
+  table = pd.read_csv(FOLDER / 'dr3_table1.csv')
   return {
     (row['dataset'], row['method'], row['measure']): Published(
       row['iqm'], row['low'], row['high']
@@ -158,11 +138,11 @@ def published() -> dict[tuple[str, str, str], Published]:
 
 @functools.cache
 def _legacy_roms() -> dict[str, str]:
-  table = pd.read_csv(_FOLDER / 'legacy_roms.csv')
-  return {_plain(r['rom']): r['md5'] for r in table.to_dict('records')}
+  table = pd.read_csv(FOLDER / 'legacy_roms.csv')
+  return dict(zip(table['rom'].map(_plain_name), table['md5'], strict=True))
 
 
-def _plain(game: str) -> str:
+def _plain_name(game: str) -> str:
   return game.replace('_', '').lower()
 
 
@@ -172,12 +152,7 @@ def legacy_rom(game: str) -> str | None:
   Args:
     game: as Dopamine ('SpaceInvaders') or ALE ('space_invaders') spells it.
   """
-  return _legacy_roms().get(_plain(game))
-
-
-# Settings of the protocol that differ between games by nature.
-_PER_GAME = ('environment', 'num_evaluation_episodes', 'rom', 'scale')
-_MAX_NAMES = 3
+  return _legacy_roms().get(_plain_name(game))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,22 +173,49 @@ class Difference:
   def sentence(self) -> str:
     """All of it on one line."""
     groups = '; '.join(
-      f'{value} in {_named(names)}' for value, names in self.groups.items()
+      f'{value} in {words.listed(names, _MAX_NAMES)}'
+      for value, names in self.groups.items()
     )
     return f'{self.where}: {self.field} ({groups})'
 
 
-def differences(runs: Sequence[run_reader.Run]) -> list[Difference]:
+def differences(runs: Sequence[Run]) -> list[Difference]:
   """Returns every field in which runs differ and should not."""
-  found = [
-    *_differences(runs, _suite, 'version of the numbers', _version),
-    *_differences(runs, _game, 'md5 of the ROM', _rom),
-    *_data_differences(runs),
+  # Data with names are told apart by these: their hashes say nothing.
+  named = [
+    found
+    for found in _differences(runs, _data, 'data set', _name_and_version)
+    if 'not recorded' not in found.groups
   ]
-  for key in sorted({key for run in runs for key in mapping(run, 'protocol')}):
-    scope = _game if key in _PER_GAME else _suite
-    found += _differences(runs, scope, key, functools.partial(_setting, key))
-  return found
+  there = {found.where for found in named}
+  rest = [run for run in runs if _data(run) not in there]
+  keys = {key for run in runs for key in run.recorded('protocol')}
+  return [
+    *_differences(
+      runs,
+      _suite,
+      'version of the numbers',
+      lambda run: run.provenance.get('numbers_version', 1),
+    ),
+    *_differences(runs, _game, 'md5 of the ROM', _rom),
+    *named,
+    *_differences(
+      rest,
+      lambda run: f'{_data(run)}, seed {run.seed}',
+      'hash of the data',
+      lambda run: run.data_hash,
+    ),
+    *(
+      difference
+      for key in sorted(keys)
+      for difference in _differences(
+        runs,
+        _game if key in _PER_GAME else _suite,
+        key,
+        functools.partial(_setting, key),
+      )
+    ),
+  ]
 
 
 def refuse(found: Sequence[Difference]) -> None:
@@ -226,73 +228,11 @@ def refuse(found: Sequence[Difference]) -> None:
     )
 
 
-def rom_notes(runs: Sequence[run_reader.Run]) -> Iterator[str]:
-  """Yields which games were played with other ROMs than the logged data."""
-  groups: dict[str, set[str]] = {}
-  for run in runs:
-    if run.setting.suite == 'atari':
-      groups.setdefault(_judged(run), set()).add(run.setting.game)
-  sentences = {
-    'other': 'were evaluated with another ROM than that of atari-py 0.2.5, '
-    'which or an older one the logged data was made with',
-    'unrecorded': 'do not record the md5 of their ROM, so whether it is that '
-    'of the logged data is unknown',
-    'unknown': 'have no ROM in atari-py 0.2.5, so which one the logged data '
-    'was made with is unknown',
-  }
-  for key, sentence in sentences.items():
-    if games := sorted(groups.get(key, ())):
-      yield f'Runs of {", ".join(games)} {sentence}.'
-
-
-def data_notes(runs: Sequence[run_reader.Run]) -> Iterator[str]:
-  """Yields in which settings the seeds of a logged run differ in their data."""
-  hashes: dict[tuple[str, str], set[str]] = {}
-  for run in runs:
-    key = run.setting.label, run.logged_run
-    hashes.setdefault(key, set()).add(plain(data_hash(run)))
-  mixed = sorted(
-    {label for (label, _), found in hashes.items() if len(found) > 1}
-  )
-  if mixed:
-    yield (
-      f'Seeds differ in their data, the same for every method, on '
-      f'{"; ".join(mixed)}: intervals hold for other data, too.'
-    )
-
-
-def mapping(run: run_reader.Run, key: str) -> dict[str, Any]:
-  """Returns a table of provenance.json, empty if there is none."""
-  value = run.provenance.get(key)
-  return value if isinstance(value, dict) else {}
-
-
-def shared_protocol(run: run_reader.Run) -> dict[str, Any]:
-  """Returns the settings of the protocol that do not differ between games."""
-  protocol = mapping(run, 'protocol')
-  return {key: protocol[key] for key in protocol if key not in _PER_GAME}
-
-
-def data_hash(run: run_reader.Run) -> Any:
-  """Returns what identifies a run's data, None if it was not recorded."""
-  data = mapping(run, 'data')
-  return (
-    data.get('hash') or data.get('data_hash') or run.provenance.get('data_hash')
-  )
-
-
-def plain(value: Any) -> str:
-  """Returns a value of provenance.json as one line of text."""
-  if value is None or value == '':
-    return 'not recorded'
-  return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-
-
 def _differences(
-  runs: Sequence[run_reader.Run],
-  scope: Callable[[run_reader.Run], str],
+  runs: Sequence[Run],
+  scope: Callable[[Run], str],
   field: str,
-  value_of: Callable[[run_reader.Run], Any],
+  value_of: Callable[[Run], Any],
 ) -> Iterator[Difference]:
   scopes: dict[str, dict[str, list[str]]] = {}
   for run in runs:
@@ -303,54 +243,18 @@ def _differences(
       yield Difference(where, field, groups)
 
 
-def _data_differences(runs: Sequence[run_reader.Run]) -> Iterator[Difference]:
-  """Yields which data differ: by name and version where these do, too."""
-  named = [
-    found
-    for found in _differences(runs, _data, 'data set', _name_and_version)
-    if 'not recorded' not in found.groups
-  ]
-  yield from named
-  there = {found.where for found in named}
-  rest = [run for run in runs if _data(run) not in there]
-  yield from _differences(rest, _seed_of_data, 'hash of the data', data_hash)
+def rom_notes(runs: Sequence[Run]) -> Iterator[str]:
+  """Yields which games were played with other ROMs than the logged data."""
+  groups: dict[str, set[str]] = {}
+  for run in runs:
+    if run.setting.suite == 'atari':
+      groups.setdefault(_judged(run), set()).add(run.setting.game)
+  for judgement in ('other', 'unrecorded', 'unknown'):
+    if games := sorted(groups.get(judgement, ())):
+      yield words.say('notes', f'rom_{judgement}', games=', '.join(games))
 
 
-def _name_and_version(run: run_reader.Run) -> str:
-  data = mapping(run, 'data')
-  return ' '.join(data[key] for key in ('name', 'version') if data.get(key))
-
-
-def _suite(run: run_reader.Run) -> str:
-  return run.setting.suite or 'unknown suite'
-
-
-def _game(run: run_reader.Run) -> str:
-  return f'{_suite(run)} {run.setting.game}'
-
-
-def _data(run: run_reader.Run) -> str:
-  logged_run = f', logged run {run.logged_run}' if run.logged_run else ''
-  return f'{_suite(run)} {run.setting.label}{logged_run}'
-
-
-def _seed_of_data(run: run_reader.Run) -> str:
-  return f'{_data(run)}, seed {run.seed}'
-
-
-def _setting(key: str, run: run_reader.Run) -> Any:
-  return mapping(run, 'protocol').get(key)
-
-
-def _version(run: run_reader.Run) -> Any:
-  return run.provenance.get('numbers_version', 1)
-
-
-def _rom(run: run_reader.Run) -> Any:
-  return run.provenance.get('rom_md5')
-
-
-def _judged(run: run_reader.Run) -> str:
+def _judged(run: Run) -> str:
   expected = legacy_rom(run.setting.game)
   if expected is None:
     return 'unknown'
@@ -359,7 +263,51 @@ def _judged(run: run_reader.Run) -> str:
   return 'same' if _rom(run) == expected else 'other'
 
 
-def _named(names: Sequence[str]) -> str:
-  listed = ', '.join(names[:_MAX_NAMES])
-  more = len(names) - _MAX_NAMES
-  return f'{listed} and {more} more' if more > 0 else listed
+def data_notes(runs: Sequence[Run]) -> Iterator[str]:
+  """Yields in which settings the seeds of a logged run differ in their data."""
+  hashes: dict[tuple[str, str], set[str]] = {}
+  for run in runs:
+    key = run.setting.label, run.logged_run
+    hashes.setdefault(key, set()).add(plain(run.data_hash))
+  mixed = {label for (label, _), found in hashes.items() if len(found) > 1}
+  if mixed:
+    yield words.say('notes', 'mixed_data', settings='; '.join(sorted(mixed)))
+
+
+def shared_protocol(run: Run) -> dict[str, Any]:
+  """Returns the settings of the protocol that do not differ between games."""
+  protocol = run.recorded('protocol')
+  return {key: protocol[key] for key in protocol if key not in _PER_GAME}
+
+
+def plain(value: Any) -> str:
+  """Returns a value of provenance.json as one line of text."""
+  if value is None or value == '':
+    return 'not recorded'
+  return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _name_and_version(run: Run) -> str:
+  data = run.recorded('data')
+  return ' '.join(data[key] for key in ('name', 'version') if data.get(key))
+
+
+def _suite(run: Run) -> str:
+  return run.setting.suite or 'unknown suite'
+
+
+def _game(run: Run) -> str:
+  return f'{_suite(run)} {run.setting.game}'
+
+
+def _data(run: Run) -> str:
+  logged_run = f', logged run {run.logged_run}' if run.logged_run else ''
+  return f'{_suite(run)} {run.setting.label}{logged_run}'
+
+
+def _setting(key: str, run: Run) -> Any:
+  return run.recorded('protocol').get(key)
+
+
+def _rom(run: Run) -> Any:
+  return run.provenance.get('rom_md5')

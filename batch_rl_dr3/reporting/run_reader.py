@@ -1,4 +1,4 @@
-"""Work shared among processes: parsing and drawing hold Python's lock."""
+"""Run directories as a report sees them: read in parallel, and cached."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
@@ -20,7 +20,7 @@ from numpy import typing as npt
 import pandas as pd
 
 from batch_rl_dr3.config import errors, progress
-from batch_rl_dr3.reporting import methods
+from batch_rl_dr3.reporting import words
 from batch_rl_dr3.runs import (
   atomic,
   mirror,
@@ -29,11 +29,34 @@ from batch_rl_dr3.runs import (
   run_tables,
 )
 
-Result = TypeVar('Result')
+# The quantities of metrics.csv that the report uses.
+TD_LOSS = 'loss_bellman'
+DOT_PRODUCT = 'feature_dot_product'
+NORM_SQUARED = 'feature_norm_squared'
+EFFECTIVE_RANK = 'effective_rank'
+MEAN_Q = 'mean_q'
+# Proposition 3.2's ratio: `linear_td.divergence_ratio` of the sample, in which
+# what follows a terminal counts as 0.
+RATIO = 'divergence_ratio'
+METRICS = (TD_LOSS, DOT_PRODUCT, NORM_SQUARED, RATIO, EFFECTIVE_RANK, MEAN_Q)
+# Of scores.csv: the mean over the episodes of one evaluation.
+RETURN = run_tables.RETURN
+# What is read of a run.
+CONTENTS = mirror.Contents('runs', whole=run_directory.RUN_FILES)
 
+_STEPS = run_tables.STEPS
+# Nanoseconds by which the clocks of two machines may differ unnoticed.
+_CLOCK_TOLERANCE = 60_000_000_000
+# A file that changed less than this many nanoseconds ago can change again
+# without its time of change showing it.
+_SETTLED = 2_000_000_000
+_CACHE_VERSION = 4
 _CHUNKS_PER_PROCESS = 16
 # Seconds until a progress bar appears.
 _PATIENCE = 3.0
+
+Result = TypeVar('Result')
+Stamp = list[list[int] | None]
 # What the processes are to do. They are forked, so they find it here, and
 # nothing has to be sent to them.
 _tasks: Sequence[Callable[[], Any]] = ()
@@ -54,43 +77,32 @@ def run_tasks(
     unit: what a task makes.
   """
   global _tasks
-  with progress.bar(len(tasks), desc, unit, delay=_PATIENCE) as bar:
-    results: list[Result] = []
-    if num_processes == 1:
-      for task in tasks:
-        results.append(task())
-        bar.update()
-      return results
-    _tasks = tasks
-    indices = range(len(tasks))
-    # Few tasks are long ones; of many, several are sent at a time.
-    chunk = 1 + len(tasks) // (_CHUNKS_PER_PROCESS * num_processes)
-    fork = multiprocessing.get_context('fork')
-    with futures.ProcessPoolExecutor(num_processes, fork) as pool:
-      for result in pool.map(_run_task, indices, chunksize=chunk):
-        results.append(result)
-        bar.update()
-    _tasks = ()
+  _tasks = tasks
+  indices = range(len(tasks))
+  results = []
+  with contextlib.ExitStack() as stack:
+    bar = stack.enter_context(
+      progress.bar(len(tasks), desc, unit, delay=_PATIENCE)
+    )
+    found: Iterable[Result] = map(_run_task, indices)
+    if num_processes > 1:
+      # Parsing and drawing hold Python's lock. Few tasks are long ones; of
+      # many, several are sent at a time.
+      chunk = 1 + len(tasks) // (_CHUNKS_PER_PROCESS * num_processes)
+      fork = multiprocessing.get_context('fork')
+      pool = futures.ProcessPoolExecutor(num_processes, fork)
+      found = stack.enter_context(pool).map(
+        _run_task, indices, chunksize=chunk
+      )
+    for result in found:
+      results.append(result)
+      bar.update()
+  _tasks = ()
   return results
 
 
 def _run_task(index: int) -> Any:
   return _tasks[index]()
-
-
-_VERSION = 3
-# A file that changed less than this many nanoseconds ago can change again
-# without its time of change showing it.
-_SETTLED = 2_000_000_000
-
-Stamp = list[list[int] | None]
-
-
-class Tables(NamedTuple):
-  """What is kept of a run: its metrics and its evaluations."""
-
-  metrics: pd.DataFrame
-  evaluations: pd.DataFrame
 
 
 def stamp(paths: Sequence[pathlib.Path]) -> Stamp:
@@ -106,92 +118,56 @@ def stamp(paths: Sequence[pathlib.Path]) -> Stamp:
   return found
 
 
-def is_settled(found: Stamp) -> bool:
-  """Returns whether a later change of these files would show in the stamp.
-
-  It would not if one was changed just now, or is dated in the future.
-  """
-  latest = max((entry[1] for entry in found if entry), default=0)
-  return latest < time.time_ns() - _SETTLED
-
-
 class RunCache:
-  """A folder with one file per run."""
+  """A folder with one file per run: its metrics and its evaluations."""
 
   def __init__(self, folder: str | os.PathLike[str]):
     """Names the folder, which is made when something is put there."""
     self._folder = pathlib.Path(folder).expanduser()
 
-  def get(self, run: pathlib.Path, found: Stamp) -> Tables | None:
-    """Returns what was put for a run whose files had this very stamp.
+  def get(self, run: pathlib.Path, found: Stamp) -> list[pd.DataFrame] | None:
+    """Returns the tables of a run whose files had this very stamp.
 
-    None if nothing was, if the files have changed since, or if the file of
+    None if there are none, if the files have changed since, or if the file of
     the cache is damaged.
     """
     try:
       with open(self._path(run), 'rb') as file:
-        header = json.loads(_load(file).tobytes())
-        if header['version'] != _VERSION or header['stamp'] != found:
-          return None
-        return Tables(*(_load_table(file, c) for c in header['columns']))
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        header, *tables = (np.load(file, allow_pickle=False) for _ in range(3))
+      if json.loads(header.tobytes()) != _header(found):
+        return None
+      return [pd.DataFrame(table) for table in tables]
+    except (OSError, EOFError, ValueError):
       return None
 
-  def put(self, run: pathlib.Path, found: Stamp, tables: Tables) -> None:
+  def put(
+    self, run: pathlib.Path, found: Stamp, tables: list[pd.DataFrame]
+  ) -> None:
     """Keeps what was read of a run, whole or not at all.
+
+    Nothing is kept of files that changed just now, or are dated in the future:
+    a later change of them need not show in their stamp.
 
     Raises:
       WriteError: if the folder cannot be written.
     """
-    if not is_settled(found):
+    latest = max((entry[1] for entry in found if entry), default=0)
+    if latest >= time.time_ns() - _SETTLED:
       return
-    header = {
-      'version': _VERSION,
-      'stamp': found,
-      'columns': [
-        {n: str(t) for n, t in table.dtypes.items()} for table in tables
-      ],
-    }
     atomic.make_directory(self._folder)
-    path = self._path(run)
-    with atomic.whole_file(path, durable=False) as file:
-      np.save(file, np.frombuffer(json.dumps(header).encode(), np.uint8))
+    with atomic.whole_file(self._path(run), durable=False) as file:
+      header = json.dumps(_header(found)).encode()
+      np.save(file, np.frombuffer(header, np.uint8))
       for table in tables:
-        # float64 holds every count below 2^53.
-        np.save(file, table.to_numpy(np.float64))
+        np.save(file, np.asarray(table.to_records(index=False)))
 
   def _path(self, run: pathlib.Path) -> pathlib.Path:
     name = hashlib.sha256(os.path.realpath(run).encode()).hexdigest()[:32]
     return self._folder / f'{name}.npy'
 
 
-def _load(file: Any) -> npt.NDArray[Any]:
-  return np.asarray(np.load(file, allow_pickle=False))
-
-
-def _load_table(file: Any, columns: dict[str, str]) -> pd.DataFrame:
-  return pd.DataFrame(_load(file), columns=list(columns)).astype(columns)
-
-
-# The quantities of metrics.csv that the report uses.
-TD_LOSS = 'loss_bellman'
-DOT_PRODUCT = 'feature_dot_product'
-NORM_SQUARED = 'feature_norm_squared'
-EFFECTIVE_RANK = 'effective_rank'
-MEAN_Q = 'mean_q'
-# Proposition 3.2's ratio: `linear_td.divergence_ratio` of the sample, in which
-# what follows a terminal counts as 0.
-RATIO = 'divergence_ratio'
-METRICS = (TD_LOSS, DOT_PRODUCT, NORM_SQUARED, RATIO, EFFECTIVE_RANK, MEAN_Q)
-# Of scores.csv: the mean over the episodes of one evaluation.
-RETURN = run_tables.RETURN
-
-# What is read of a run.
-CONTENTS = mirror.Contents('runs', whole=run_directory.RUN_FILES)
-
-_STEPS = run_tables.STEPS
-# Nanoseconds by which the clocks of two machines may differ unnoticed.
-_CLOCK_TOLERANCE = 60_000_000_000
+def _header(found: Stamp) -> dict[str, Any]:
+  return {'version': _CACHE_VERSION, 'stamp': found}
 
 
 class Setting(NamedTuple):
@@ -265,6 +241,32 @@ class Run:
       return pd.Series(dtype=float)
     return self.metrics.set_index(_STEPS)[quantity].dropna()
 
+  def recorded(self, key: str) -> dict[str, Any]:
+    """Returns a table of provenance.json, empty if there is none."""
+    value = self.provenance.get(key)
+    return value if isinstance(value, dict) else {}
+
+  @property
+  def data_hash(self) -> Any:
+    """What identifies the data, None if it was not recorded."""
+    data = self.recorded('data')
+    return (
+      data.get('hash')
+      or data.get('data_hash')
+      or self.provenance.get('data_hash')
+    )
+
+
+def align(series: Iterable[pd.Series]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+  """Returns the steps that all of some series have, and the values there.
+
+  Returns:
+    int64 [T], rising, and float64 [len(series), T].
+  """
+  table = pd.concat(list(series), axis=1, join='inner').sort_index()
+  values = np.ascontiguousarray(table.to_numpy(float).T)
+  return table.index.to_numpy(np.int64), values
+
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
@@ -290,7 +292,12 @@ class Collection:
 
   def methods(self, setting: Setting) -> list[str]:
     """Returns the methods that were run in a setting."""
-    return methods.ordered(r.method for r in self.runs if r.setting == setting)
+    return words.ordered(r.method for r in self.runs if r.setting == setting)
+
+  @property
+  def lines(self) -> list[tuple[Setting, str]]:
+    """Each setting with each of its methods."""
+    return [(s, method) for s in self.settings for method in self.methods(s)]
 
   def select(self, setting: Setting, method: str) -> list[Run]:
     """Returns the runs of a method in a setting, one per seed."""
@@ -328,11 +335,10 @@ def load(
   folders = [name for name in names if is_run(name)]
   if not folders:
     raise errors.DataError(
-      f'{_quoted(patterns)} matches no run directory: {names[0]} holds '
-      f'neither {run_directory.PROVENANCE} nor {run_directory.METRICS}. Name '
-      "the folders of runs, such as 'runs/quickstart/*'."
+      f'{", ".join(map(repr, patterns))} matches no run directory: {names[0]} '
+      f'holds neither {run_directory.PROVENANCE} nor {run_directory.METRICS}. '
+      "Name the folders of runs, such as 'runs/quickstart/*'."
     )
-  skipped = _outside(names, folders)
   parent = pathlib.Path(
     os.path.commonpath([os.path.dirname(folder) for folder in folders])
   )
@@ -346,12 +352,23 @@ def load(
     try:
       runs.append(_read_run(path, parent, cache, quantities))
     except errors.DataError as error:
+      if not leave_out_unreadable:
+        raise
       damaged.append((os.path.relpath(path, parent), error))
-  if damaged and not (runs and leave_out_unreadable):
+  if not runs:
     raise damaged[0][1]
   _refuse_duplicates(runs)
+  order = words.ordered(run.method for run in runs)
+  runs.sort(
+    key=lambda run: (
+      run.setting,
+      order.index(run.method),
+      _natural(run.logged_run),
+      _natural(run.seed),
+    )
+  )
   unreadable = tuple((name, str(error)) for name, error in damaged)
-  return Collection(tuple(_sorted(runs)), parent, skipped, unreadable)
+  return Collection(tuple(runs), parent, _outside(names, folders), unreadable)
 
 
 def _match(patterns: Sequence[str]) -> list[str]:
@@ -397,28 +414,31 @@ def _outside(
   return tuple(found)
 
 
-def _quoted(patterns: Sequence[str]) -> str:
-  return ', '.join(repr(pattern) for pattern in patterns)
-
-
 def _read_run(
   folder: pathlib.Path,
   parent: pathlib.Path,
   cache: RunCache | None,
   quantities: Sequence[str] = METRICS,
 ) -> Run:
-  provenance = _read_provenance(folder / run_directory.PROVENANCE)
-  identity = {name: _text(provenance.get(name)) for name in run_tables.IDENTITY}
+  provenance = records.read_provenance(folder)
+  if provenance is None:
+    raise errors.DataError(
+      f'{folder} has no {run_directory.PROVENANCE}, so it does not say which '
+      'method and game it is of. Leave it out of --runs, or train it again.'
+    )
+  recorded = {name: provenance.get(name) for name in run_tables.IDENTITY}
+  identity = {n: '' if v is None else str(v) for n, v in recorded.items()}
   files = [folder / run_directory.METRICS, folder / run_directory.SCORES]
   found = stamp(files)
   tables = cache.get(folder, found) if cache else None
   if tables is None:
-    tables = Tables(
+    tables = [
       run_tables.read_metrics(files[0], quantities),
       run_tables.read_evaluations(files[1], identity),
-    )
+    ]
     if cache and stamp(files) == found:
       cache.put(folder, found, tables)
+  metrics, evaluations = tables
   now = time.time_ns() + _CLOCK_TOLERANCE
   return Run(
     folder=folder,
@@ -429,8 +449,8 @@ def _read_run(
     seed=identity['seed'],
     finished=records.read_finished(folder) is not None,
     provenance=provenance,
-    metrics=tables.metrics,
-    evaluations=tables.evaluations.set_index(_STEPS),
+    metrics=metrics,
+    evaluations=evaluations.set_index(_STEPS),
     from_future=tuple(
       path.name
       for path, entry in zip(files, found, strict=True)
@@ -443,20 +463,6 @@ def _fill_cache(folder: pathlib.Path, cache: RunCache) -> None:
   # Whoever reads the run from the cache meets the same error and raises it.
   with contextlib.suppress(errors.BatchRLError):
     _read_run(folder, folder, cache)
-
-
-def _text(value: Any) -> str:
-  return '' if value is None else str(value)
-
-
-def _read_provenance(path: pathlib.Path) -> dict[str, Any]:
-  value = records.read_provenance(path.parent)
-  if value is None:
-    raise errors.DataError(
-      f'{path.parent} has no {path.name}, so it does not say which method and '
-      'game it is of. Leave it out of --runs, or train it again.'
-    )
-  return value
 
 
 def _refuse_duplicates(runs: Iterable[Run]) -> None:
@@ -477,16 +483,3 @@ def _natural(text: str) -> list[tuple[int, str]]:
   """Returns a key that puts seed 2 before seed 10."""
   parts = re.split(r'(\d+)', text)
   return [(int(p), '') if p.isdigit() else (-1, p) for p in parts]
-
-
-def _sorted(runs: Sequence[Run]) -> list[Run]:
-  order = methods.ordered(run.method for run in runs)
-  return sorted(
-    runs,
-    key=lambda run: (
-      run.setting,
-      order.index(run.method),
-      _natural(run.logged_run),
-      _natural(run.seed),
-    ),
-  )

@@ -19,8 +19,7 @@ What is resampled is the number of the run, [runs, games], so that a curve or a
 pair of final and best score stays one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import numpy as np
@@ -32,11 +31,8 @@ CONFIDENCE = 0.95
 
 
 def iqm(scores: Array) -> Array:
-  """Returns the interquartile mean: without the lowest and highest quarter.
-
-  SciPy's `trim_mean`, which rliable calls, does the same, but most of a
-  bootstrap's time would go into its checks.
-  """
+  """Returns the interquartile mean: without the lowest and highest quarter."""
+  # SciPy's trim_mean, which rliable calls, would take most of a bootstrap.
   pooled = scores.reshape(scores.shape[0] * scores.shape[1], -1).T
   count = pooled.shape[1]
   cut = count // 4
@@ -61,15 +57,7 @@ def optimality_gap(scores: Array) -> Array:
 
 
 def performance_profile(scores: Array, thresholds: Array) -> Array:
-  """Returns the share of runs whose score is above each threshold.
-
-  Args:
-    scores: float64 [runs, games].
-    thresholds: float64 [T].
-
-  Returns:
-    float64 [T].
-  """
+  """Returns the share of runs [runs, games] above each threshold [T]."""
   above = scores[..., np.newaxis] > thresholds
   return np.asarray(above.mean(axis=(0, 1)))
 
@@ -77,14 +65,7 @@ def performance_profile(scores: Array, thresholds: Array) -> Array:
 def probability_of_improvement(scores: Array, others: Array) -> Array:
   """Returns the mean over games of P(a run scores above one of the others).
 
-  Ties count half.
-
-  Args:
-    scores: float64 [runs, games, ...].
-    others: float64 [other runs, games, ...].
-
-  Returns:
-    float64 [...].
+  Ties count half. `others` may have other runs, [other runs, games, ...].
   """
   difference = scores[:, np.newaxis] - others[np.newaxis]
   wins = (np.sign(difference) + 1) / 2
@@ -94,12 +75,8 @@ def probability_of_improvement(scores: Array, others: Array) -> Array:
 def area_lost(curves: Array) -> Array:
   """Returns what each run lost against keeping its best evaluation.
 
-  Args:
-    curves: float64 [runs, games, steps].
-
-  Returns:
-    float64 [runs, games]: from the best evaluation on, the best minus the
-    score, summed and divided by the number of all steps.
+  From the best evaluation on, the best minus the score, summed and divided by
+  the number of all steps: [runs, games] of [runs, games, steps].
   """
   best = curves.max(axis=-1, keepdims=True)
   peak = curves.argmax(axis=-1)[..., np.newaxis]
@@ -144,40 +121,26 @@ class Bootstrap:
     # Imported here because it takes longer than a report of single seeds.
     from rliable import library
 
-    numbers = [_run_numbers(values) for values in scores]
+    numbers = [np.indices(values.shape[:2])[0] for values in scores]
 
     def resampled(*drawn: npt.NDArray[np.int64]) -> Array:
+      pairs = zip(scores, drawn, strict=True)
       return np.atleast_1d(
-        statistic(*(_take(v, d) for v, d in zip(scores, drawn, strict=True)))
+        statistic(*(v[runs, np.arange(v.shape[1])] for v, runs in pairs))
       )
 
-    with _seeded(self.seed):
+    state = np.random.get_state()
+    np.random.seed(self.seed)
+    try:
       points, ends = library.get_interval_estimates(
         {'': numbers[0] if len(numbers) == 1 else numbers},
         resampled,
         reps=self.num_resamples,
         confidence_interval_size=CONFIDENCE,
       )
+    finally:
+      np.random.set_state(state)
     return Estimate(points[''], *ends[''])
-
-
-def _run_numbers(values: Array) -> npt.NDArray[np.int64]:
-  num_runs, num_games = values.shape[:2]
-  return np.repeat(np.arange(num_runs)[:, np.newaxis], num_games, axis=1)
-
-
-def _take(values: Array, runs: npt.NDArray[np.int64]) -> Array:
-  return np.asarray(values[runs, np.arange(values.shape[1])])
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-  state = np.random.get_state()
-  np.random.seed(seed)
-  try:
-    yield
-  finally:
-    np.random.set_state(state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +151,7 @@ class Comparison:
     value: the number.
     low: the lower end of Welch's 95% interval; NaN below two runs of a game.
     high: the upper end.
-    p_value: of a permutation test within games, two-sided; NaN as above.
+    p_value: of a two-sided permutation test within games.
   """
 
   value: float
@@ -203,18 +166,12 @@ def compare(
   num_permutations: int = 9_999,
   seed: int = 0,
 ) -> Comparison:
-  """Returns the mean over games of scores, less that of others.
+  """Returns the mean over games of scores, less that of others, or of zero.
 
   The interval is Welch's within games: variances are estimated for each game
   and method, and their degrees of freedom combined as Satterthwaite does. The
   test draws which runs of a game are which method's; of one method alone, the
   sign of each run's number.
-
-  Args:
-    scores: float64 [runs, games].
-    others: float64 [other runs, games]; None compares with zero.
-    num_permutations: draws of the test.
-    seed: of the draws.
   """
   samples = [scores] if others is None else [scores, others]
   means = [sample.mean(axis=0) for sample in samples]
@@ -273,22 +230,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_interval(values: Array) -> tuple[float, float] | None:
-  """Returns the 95% interval of a mean over seeds of one game.
+  """Returns the ends of the 95% interval of a mean over seeds, [S].
 
-  Args:
-    values: float64 [S], one value per seed.
-
-  Returns:
-    The lower and the upper end; None for fewer than two seeds, or when a
-    value is not finite.
+  None for fewer than two seeds, or when a value is not finite.
   """
   if len(values) < 2 or not np.isfinite(values).all():
     return None
   if np.ptp(values) == 0:
     return float(values[0]), float(values[0])
-  found = Bootstrap()(_mean, values[:, np.newaxis])
+  found = Bootstrap()(mean, values[:, np.newaxis])
   return float(found.low[0]), float(found.high[0])
-
-
-def _mean(values: Array) -> Array:
-  return np.asarray(values.mean())

@@ -1,32 +1,29 @@
-"""Which runs make up a published study, and how long they train."""
+"""Studies: which runs make one up, and their numbers as arrays."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from types import MappingProxyType
+import tomllib
 
 import numpy as np
 from numpy import typing as npt
-import pandas as pd
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import methods, run_reader, statistics
+from batch_rl_dr3.reporting import reference, run_reader, statistics, words
+from batch_rl_dr3.reporting.statistics import Array
+
+AVERAGE, FINAL, LAST = 'average', 'final', 'last'
+# Points of a curve: more cannot be told apart in a figure.
+_MAX_POINTS = 50
+_DQN = reference.Normalisation()
+_BOOTSTRAP = statistics.Bootstrap()
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
   """Games x methods x data sets x runs that one report is about.
 
-  Attributes:
-    name: what the command line calls it.
-    title: what the page calls it.
-    suite: the suite of the games.
-    games: as their suite spells them.
-    methods: those of the paper; runs of others are shown beside them.
-    datasets: the gradient steps that each data set is trained for.
-    num_runs: of each game, method and data set.
-    num_final_evaluations: whose mean is a run's final score. One evaluation of
-      MinAtar alone has a standard deviation of 9 to 16 points.
+  published/presets.toml says what the fields are.
   """
 
   name: str
@@ -44,77 +41,19 @@ class Preset:
     return self.suite == 'atari'
 
 
-# The games are listed in follow-up work by the paper's authors. The lengths are
-# those of the paper's Table 1: 104 and 200 iterations of 62,500 gradient steps.
-DR3_ATARI17 = Preset(
-  name='dr3_atari17',
-  title='DR3 on 17 Atari games',
-  suite='atari',
-  games=(
-    'Asterix',
-    'BeamRider',
-    'Breakout',
-    'DemonAttack',
-    'DoubleDunk',
-    'Enduro',
-    'IceHockey',
-    'Jamesbond',
-    'MsPacman',
-    'Pong',
-    'Qbert',
-    'RoadRunner',
-    'Seaquest',
-    'SpaceInvaders',
-    'WizardOfWor',
-    'YarsRevenge',
-    'Zaxxon',
-  ),
-  methods=('rem', 'rem_dr3', 'cql', 'cql_dr3'),
-  datasets=MappingProxyType(
-    {'1pct': 6_500_000, '5pct': 12_500_000, 'first10pct': 12_500_000}
-  ),
-  num_runs=5,
-)
+def _read_presets() -> dict[str, Preset]:
+  text = (reference.FOLDER / 'presets.toml').read_text(encoding='utf-8')
+  presets = {}
+  for name, fields in tomllib.loads(text).items():
+    tuples = {key: tuple(fields.pop(key)) for key in ('games', 'methods')}
+    presets[name] = Preset(name, **tuples, **fields)
+  return presets
 
-# This package's study at laptop scale: sweeps/minatar.gin.
-DR3_MINATAR = Preset(
-  name='dr3_minatar',
-  title='DR3 on the five games of MinAtar',
-  suite='minatar',
-  games=('asterix', 'breakout', 'freeway', 'seaquest', 'space_invaders'),
-  methods=('rem', 'rem_dr3', 'cql', 'cql_dr3'),
-  datasets=MappingProxyType({'10pct': 100_000}),
-  num_runs=3,
-  num_final_evaluations=5,
-)
 
-# The paper's Figure 1 on the same games: studies/figure1.gin.
-DR3_MINATAR_FIGURE1 = Preset(
-  name='dr3_minatar_figure1',
-  title='Four backups on the five games of MinAtar',
-  suite='minatar',
-  games=DR3_MINATAR.games,
-  methods=('regression', 'sarsa', 'td', 'q_learning'),
-  datasets=MappingProxyType({'first10pct': 50_000}),
-  num_runs=3,
-  num_final_evaluations=5,
-)
-
-PRESETS = MappingProxyType(
-  {
-    study.name: study
-    for study in (DR3_ATARI17, DR3_MINATAR, DR3_MINATAR_FIGURE1)
-  }
-)
-# Continuous control has no grid of games and data sets: `d4rl_page`.
+PRESETS = _read_presets()
+# Continuous control has no grid of games and data sets.
 DR3_D4RL = 'dr3_d4rl'
 NAMES = (*PRESETS, DR3_D4RL)
-_DATASET_NAMES = {
-  '1pct': '1%',
-  '5pct': '5%',
-  '10pct': '10%',
-  'first10pct': 'first 10%',
-}
 
 
 def find_preset(name: str) -> Preset:
@@ -128,18 +67,6 @@ def find_preset(name: str) -> Preset:
       f'no preset {name!r}; choose one of {", ".join(NAMES)}.'
     )
   return PRESETS[name]
-
-
-def dataset_name(dataset: str) -> str:
-  """Returns '1%' for '1pct'; an unknown name as it is."""
-  return _DATASET_NAMES.get(dataset, dataset)
-
-
-Array = npt.NDArray[np.float64]
-
-AVERAGE, FINAL, LAST = 'average', 'final', 'last'
-# Points of a curve: more cannot be told apart in a figure.
-_MAX_POINTS = 50
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,16 +110,20 @@ class Study:
     preset: which runs there should be.
     runs: those there are, by data set, method and game.
     strangers: names of runs that the preset is not about, with the reason.
+    normalisation: the scale of scores.
+    bootstrap: makes the intervals.
   """
 
   preset: Preset
   runs: Mapping[tuple[str, str, str], Sequence[run_reader.Run]]
   strangers: tuple[tuple[str, str], ...]
+  normalisation: reference.Normalisation
+  bootstrap: statistics.Bootstrap
 
   @functools.cached_property
   def methods(self) -> list[str]:
     """The methods of the preset and those that were run beside them."""
-    return methods.ordered(
+    return words.ordered(
       [*self.preset.methods, *(method for _, method, _ in self.runs)]
     )
 
@@ -209,7 +140,7 @@ class Study:
       return AVERAGE, FINAL, LAST
     return AVERAGE, FINAL
 
-  @property
+  @functools.cached_property
   def lines(self) -> list[tuple[str, str]]:
     """Data sets and methods of which there are runs, in order."""
     there = {(dataset, method) for dataset, method, _ in self.runs}
@@ -241,12 +172,15 @@ class Study:
     finished = sum(map(self.is_finished, runs))
     return finished, len(runs) - finished
 
-  @functools.cache  # noqa: B019, the study lives as long as the report.
   def scores(self, dataset: str, method: str) -> Cell | None:
     """Returns the returns, in points, of finished runs; None without any."""
-    return self._cell(dataset, method, run_reader.RETURN, True, None)
+    return self.measurements(dataset, method, run_reader.RETURN)
 
-  @functools.cache  # noqa: B019
+  def normalised(self, cell: Cell, name: str) -> Array:
+    """Returns the normalised scores of `measure`, float64 [runs, games]."""
+    return self.normalisation(measure(cell, name), cell.games)
+
+  @functools.cache  # noqa: B019, the study lives as long as the report.
   def measurements(
     self, dataset: str, method: str, quantity: str
   ) -> Cell | None:
@@ -258,18 +192,10 @@ class Study:
 
   @functools.cache  # noqa: B019
   def curve(self, dataset: str, method: str, quantity: str) -> Cell | None:
-    """Returns a quantity against gradient steps, at 50 steps at most.
-
-    Args:
-      dataset: one of `datasets`.
-      method: one of `methods`.
-      quantity: one of `scores.METRICS`, or `scores.RETURN`.
-    """
-    for finished in (True, False):
-      cell = self._cell(dataset, method, quantity, finished, _MAX_POINTS)
-      if cell is not None:
-        break
-    return cell
+    """Returns a quantity at 50 steps at most, of finished runs if any."""
+    key = dataset, method, quantity
+    cell = self._cell(*key, True, _MAX_POINTS)
+    return self._cell(*key, False, _MAX_POINTS) if cell is None else cell
 
   def _cell(
     self,
@@ -282,68 +208,64 @@ class Study:
     target = self.preset.datasets[dataset]
     series = {}
     for game in self.preset.games:
-      runs = self.runs.get((dataset, method, game), ())
       found = [
-        _until(run.series(quantity), target)
-        for run in runs
+        values[values.index <= target]
+        for run in self.runs.get((dataset, method, game), ())
         if self.is_finished(run) or not finished
+        for values in [run.series(quantity)]
       ]
       if found := [values for values in found if len(values)]:
         series[game] = found
     games, num_runs = _largest_block({g: len(s) for g, s in series.items()})
     if not games:
       return None
-    block = [series[game][:num_runs] for game in games]
-    steps = functools.reduce(
-      np.intersect1d, (s.index.to_numpy() for row in block for s in row)
-    )
-    steps = _thinned(steps, max_points)
-    values = np.array(
-      [[s.reindex(steps).to_numpy(float) for s in row] for row in block]
-    ).swapaxes(0, 1)
-    return self._complete(
-      Cell(
-        games,
-        steps,
-        values.reshape(num_runs, len(games), -1),
-        (),
-        self.preset.num_final_evaluations,
-      ),
-      dataset,
-      sum(map(len, series.values())),
-      finished,
-    )
-
-  def _complete(
-    self, cell: Cell, dataset: str, num_found: int, finished: bool
-  ) -> Cell:
-    """Returns the cell with what it lacks, without what is not finite."""
-    lacks = []
-    if not finished:
-      lacks.append('no run has finished')
-    if len(cell.games) < len(self.preset.games):
-      lacks.append(f'{len(cell.games)} of {len(self.preset.games)} games')
-    if cell.num_runs < self.preset.num_runs:
-      lacks.append(f'{cell.num_runs} of {self.preset.num_runs} runs of each')
-    if (left_out := num_found - cell.values[..., :1].size) and cell.steps.size:
+    block = [s for game in games for s in series[game][:num_runs]]
+    steps, values = run_reader.align(block)
+    if max_points is not None and len(steps) > max_points:
+      # Evenly spread, the last among them.
+      chosen = np.linspace(0, len(steps) - 1, max_points).round().astype(int)
+      steps, values = steps[chosen], values[:, chosen]
+    values = values.reshape(len(games), num_runs, -1).swapaxes(0, 1)
+    finite = np.isfinite(values).all(axis=(0, 1))
+    left_out = sum(map(len, series.values())) - len(block)
+    lacks = [
+      *(() if finished else ('no run has finished',)),
+      *self._missing(games, num_runs),
+    ]
+    if left_out and steps.size:
       lacks.append(f'{left_out} left out where games have more runs')
-    finite = np.isfinite(cell.values).all(axis=(0, 1))
     if not finite.all():
       lacks.append(f'{(~finite).sum()} steps are not finite')
-    steps = cell.steps[finite]
+    steps, values = steps[finite], values[..., finite]
     if not steps.size:
       lacks.append('no gradient step at which every run was measured')
-    elif steps[-1] < self.preset.datasets[dataset]:
+    elif steps[-1] < target:
       lacks.append(
-        f'up to {_millions(steps[-1])} of '
-        f'{_millions(self.preset.datasets[dataset])} gradient steps'
+        f'up to {_millions(steps[-1])} of {_millions(target)} gradient steps'
       )
-    return dataclasses.replace(
-      cell, steps=steps, values=cell.values[..., finite], lacks=tuple(lacks)
+    return Cell(
+      games,
+      steps,
+      values,
+      tuple(lacks),
+      self.preset.num_final_evaluations,
     )
 
+  def _missing(self, games: Sequence[str], num_runs: int) -> list[str]:
+    found = []
+    if len(games) < len(self.preset.games):
+      found.append(f'{len(games)} of {len(self.preset.games)} games')
+    if num_runs < self.preset.num_runs:
+      found.append(f'{num_runs} of {self.preset.num_runs} runs of each')
+    return found
 
-def select_runs(chosen: Preset, collection: run_reader.Collection) -> Study:
+
+def select_runs(
+  chosen: Preset,
+  collection: run_reader.Collection,
+  normalisation: reference.Normalisation = _DQN,
+  bootstrap: statistics.Bootstrap = _BOOTSTRAP,
+) -> Study:
   """Returns the runs of a collection that a preset is about.
 
   Raises:
@@ -352,33 +274,29 @@ def select_runs(chosen: Preset, collection: run_reader.Collection) -> Study:
   runs: dict[tuple[str, str, str], list[run_reader.Run]] = {}
   strangers = []
   for run in collection.runs:
-    setting = run.setting
-    if setting.suite != chosen.suite:
-      strangers.append((run.name, f'suite {setting.suite or "unknown"}'))
-    elif setting.game not in chosen.games:
-      strangers.append((run.name, f'game {setting.game}'))
-    elif setting.dataset not in chosen.datasets:
-      strangers.append((run.name, f'data set {setting.dataset or "unknown"}'))
+    suite, game, dataset = run.setting
+    if suite != chosen.suite:
+      strangers.append((run.name, f'suite {suite or "unknown"}'))
+    elif game not in chosen.games:
+      strangers.append((run.name, f'game {game}'))
+    elif dataset not in chosen.datasets:
+      strangers.append((run.name, f'data set {dataset or "unknown"}'))
     else:
-      key = (setting.dataset, run.method, setting.game)
-      runs.setdefault(key, []).append(run)
+      runs.setdefault((dataset, run.method, game), []).append(run)
   if not runs:
     name, reason = strangers[0]
     raise errors.DataError(
       f'none of the {len(strangers)} runs belongs to {chosen.name}: {name} is '
       f'of {reason}. Leave --preset out, or name other --runs.'
     )
-  return Study(chosen, runs, tuple(strangers))
+  return Study(chosen, runs, tuple(strangers), normalisation, bootstrap)
 
 
 def on_shared_games(cells: Sequence[Cell | None]) -> list[Cell]:
-  """Returns cells without the games that not all of them have.
+  """Returns as many cells, without the games that not all of them have.
 
-  Args:
-    cells: None, or one without steps, has no game.
-
-  Returns:
-    As many cells; none at all if they share no game.
+  None at all if they share no game; a cell that is None, or has no step, has
+  no game.
   """
   there = [cell for cell in cells if cell is not None and cell.steps.size]
   if len(there) < len(cells):
@@ -388,14 +306,11 @@ def on_shared_games(cells: Sequence[Cell | None]) -> list[Cell]:
 
 
 def measure(cell: Cell, name: str) -> Array:
-  """Returns a score of each run, `run_score` of its evaluations.
+  """Returns a score of each run, float64 [runs, games].
 
   Args:
     cell: of returns, in any unit.
     name: AVERAGE, FINAL or LAST.
-
-  Returns:
-    float64 [runs, games].
   """
   return run_score(cell.values, name, cell.num_final)
 
@@ -407,9 +322,6 @@ def run_score(returns: Array, name: str, num_final: int) -> Array:
     returns: float64 [..., T].
     name: AVERAGE, over all; FINAL, over the last `num_final`; or LAST.
     num_final: a preset's `num_final_evaluations`.
-
-  Returns:
-    float64 [...].
   """
   counts = {AVERAGE: returns.shape[-1], FINAL: num_final, LAST: 1}
   return np.asarray(returns[..., -counts[name] :].mean(axis=-1))
@@ -433,29 +345,11 @@ def stability(curves: Array, num_final: int = 1) -> Array:
 def stability_statistics(parts: Array) -> Array:
   """Returns final over best, and the area lost after the peak.
 
-  Args:
-    parts: what `stability` returns.
-
-  Returns:
-    float64 [2]: the IQM of final scores over the IQM of each run's best, NaN
-    if that is not positive; the IQM of the areas lost.
+  The IQM of final scores over the IQM of each run's best, NaN if that is not
+  positive; the IQM of the areas lost. `parts` is what `stability` returns.
   """
   final, best, area = statistics.iqm(parts)
   return np.array([final / best if best > 0 else np.nan, area])
-
-
-def _until(series: pd.Series, target: int) -> pd.Series:
-  return series[series.index <= target]
-
-
-def _thinned(
-  steps: npt.NDArray[np.int64], max_points: int | None
-) -> npt.NDArray[np.int64]:
-  """Returns at most so many steps, evenly spread, the last among them."""
-  if max_points is None or len(steps) <= max_points:
-    return steps
-  chosen = np.linspace(0, len(steps) - 1, max_points).round().astype(int)
-  return steps[chosen]
 
 
 def _largest_block(counts: Mapping[str, int]) -> tuple[tuple[str, ...], int]:

@@ -1,17 +1,20 @@
 """Tables of a study over all games: Table 1, other statistics, stability."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 import numpy as np
-from numpy import typing as npt
 
-from batch_rl_dr3.reporting import methods, reference, statistics
+from batch_rl_dr3.reporting import reference, run_reader, statistics, words
 from batch_rl_dr3.reporting import study as study_lib
+from batch_rl_dr3.reporting.statistics import Array, Estimate
+from batch_rl_dr3.reporting.study import Cell, Study
 from batch_rl_dr3.reporting.tables import (
   INCOMPLETE,
   MISSING,
   Column,
+  Row,
   Table,
   build,
   interval,
@@ -21,248 +24,44 @@ from batch_rl_dr3.reporting.tables import (
 )
 
 # The first column of tables with a row for each line of a study.
-LINE = text(
-  ('dataset', 'method'),
-  'Method, data',
-  lambda dataset, method: (
-    f'{methods.display_name(method)}, {study_lib.dataset_name(dataset)}'
-  ),
-)
+LINE = text(('dataset', 'method'), 'Method, data', words.line_name)
 _EXTENTS = (
   Column('games', 'Games', when='vary'),
   Column('runs', 'Runs of each', when='vary'),
   Column('gradient_steps', 'Gradient steps', when='never'),
   text('lacks', 'Lacks', when='known'),
 )
-_BESIDE_PAPER = (
-  "Inside, above, below: where the number lies to the paper's interval. The "
-  "paper's text has no table of final scores. "
-)
-_BRACKETS = 'In brackets: 95% stratified bootstrap intervals.'
-_STATISTICS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
-  ('iqm', 'IQM', statistics.iqm),
-  ('median', 'Median', statistics.median),
-  ('mean', 'Mean', statistics.mean),
-  ('optimality_gap', 'Optimality gap', statistics.optimality_gap),
-)
-_NO_SCORES = 'No run has been evaluated at its end yet.'
+# By name: heading and function.
+_STATISTICS: Mapping[str, tuple[str, Callable[[Array], Array]]] = {
+  'iqm': ('IQM', statistics.iqm),
+  'median': ('Median', statistics.median),
+  'mean': ('Mean', statistics.mean),
+  'optimality_gap': ('Optimality gap', statistics.optimality_gap),
+}
+# What is shown of the scores of one game.
+_PARTS = ('mean', 'sd', 'runs', 'percent', 'complete')
 
 
-class StudyTables:
-  """Makes the tables of one study on one scale."""
-
-  def __init__(
-    self,
-    study: study_lib.Study,
-    normalisation: reference.Normalisation,
-    bootstrap: statistics.Bootstrap,
-  ):
-    """Computes nothing yet."""
-    self._study = study
-    self._normalisation = normalisation
-    self._bootstrap = bootstrap
-    self._estimates: dict[tuple[str, str, str], statistics.Estimate] = {}
-
-  def _matrix(self, cell: study_lib.Cell, measure: str) -> statistics.Array:
-    """Returns normalised scores, float64 [runs, games]."""
-    points = study_lib.measure(cell, measure)
-    return self._normalisation(points, cell.games)
-
-  def _cells(self) -> list[tuple[str, str, study_lib.Cell]]:
-    found = []
-    for dataset, method in self._study.lines:
-      cell = self._study.scores(dataset, method)
-      if cell is not None and cell.steps.size:
-        found.append((dataset, method, cell))
-    return found
-
-  def _statistics(
-    self, dataset: str, method: str, measure: str
-  ) -> statistics.Estimate:
-    """Returns the estimates of `_STATISTICS`, made once."""
-    key = (dataset, method, measure)
-    if key not in self._estimates:
-      cell = self._study.scores(dataset, method)
-      assert cell is not None
-      self._estimates[key] = self._bootstrap(
-        lambda scores: np.array([f(scores) for _, _, f in _STATISTICS]),
-        self._matrix(cell, measure),
-      )
-    return self._estimates[key]
-
-  def table_1(self) -> Table:
-    """Returns IQM of average and final score beside the paper's numbers."""
-    rows = []
-    for dataset, method, cell in self._cells():
-      row = _identity(dataset, method, cell)
-      for measure in self._study.measures:
-        iqm = self._statistics(dataset, method, measure)[0]
-        row |= _in_percent(measure, iqm)
-        if not self._study.preset.is_published:
-          continue
-        paper = reference.published().get((dataset, method, measure))
-        row |= {
-          f'paper_{measure}_percent': paper and paper.iqm,
-          f'paper_{measure}_low_percent': paper and paper.low,
-          f'paper_{measure}_high_percent': paper and paper.high,
-        }
-        row[f'{measure}_to_paper'] = self._verdict(100 * iqm.value, paper)
-      rows.append(row)
-    columns = [LINE]
-    for measure in self._study.measures:
-      heading = measure.capitalize()
-      ends = [f'{measure}{end}_percent' for end in ('', '_low', '_high')]
-      columns.append(Column((*ends, 'complete'), heading, interval))
-      if self._study.preset.is_published:
-        paper_ends = tuple(f'paper_{end}' for end in ends)
-        columns += [
-          Column(paper_ends, 'Paper', _published),
-          text(f'{measure}_to_paper', 'to paper', when='known'),
-        ]
-    return build(
-      'table_1',
-      'IQM of normalised scores'
-      if not self._study.preset.is_published
-      else 'Table 1: IQM of normalised scores',
-      f'Interquartile mean over games and runs of {self._normalisation.label} '
-      f'scores, in percent. {_BRACKETS} Average: over the evaluations of the '
-      f'whole training; final: {_final(self._study)}. '
-      f'{_BESIDE_PAPER if self._study.preset.is_published else ""}'
-      f'{_marked(rows)}',
-      _NO_SCORES,
-      [*columns, *_EXTENTS],
-      rows,
-    )
-
-  def _verdict(
-    self, value: statistics.Array, paper: reference.Published | None
-  ) -> str | None:
-    if paper is None or self._normalisation.name != 'dqn':
-      return None
-    if value < paper.low:
-      return 'below'
-    return 'above' if value > paper.high else 'inside'
-
-  def statistics(self) -> Table:
-    """Returns IQM, median, mean and optimality gap of both measures."""
-    rows = []
-    for dataset, method, cell in self._cells():
-      for measure in self._study.measures:
-        row = _identity(dataset, method, cell)
-        row['measure'] = measure
-        estimate = self._statistics(dataset, method, measure)
-        for index, (name, _, _) in enumerate(_STATISTICS):
-          row |= _in_percent(name, estimate[index])
-        rows.append(row)
-    columns = [
-      Column(
-        (f'{n}_percent', f'{n}_low_percent', f'{n}_high_percent', 'complete'),
-        heading,
-        interval,
-      )
-      for n, heading, _ in _STATISTICS
-    ]
-    return build(
-      'statistics',
-      'Other statistics',
-      f'Of {self._normalisation.label} scores, in percent. {_BRACKETS} IQM: '
-      'mean of the middle half of all runs; median and mean: over games, of '
-      'the mean over runs; optimality gap: by how much scores miss 100 on '
-      f'average, lower is better. {_marked(rows)}',
-      _NO_SCORES,
-      [LINE, text('measure', 'Score'), *columns, *_EXTENTS],
-      rows,
-    )
-
-  def improvement(self) -> Table:
-    """Returns the probability that DR3 improves each method."""
-    rows = []
-    for dataset, base in self._study.lines:
-      cells = study_lib.on_shared_games(
-        [
-          self._study.scores(dataset, method)
-          for method in (methods.with_dr3(base), base)
-        ]
-      )
-      if not cells:
-        continue
-      dr3, without = cells
-      row = _identity(dataset, base, dr3)
-      row['lacks'] = _and(dict.fromkeys((*dr3.lacks, *without.lacks)))
-      row['complete'] = not row['lacks']
-      for measure in self._study.measures:
-        row |= _in_percent(
-          measure,
-          self._bootstrap(
-            statistics.probability_of_improvement,
-            self._matrix(dr3, measure),
-            self._matrix(without, measure),
-          )[0],
-        )
-      rows.append(row)
-    columns = [
-      Column(
-        (f'{m}_percent', f'{m}_low_percent', f'{m}_high_percent', 'complete'),
-        heading,
-        interval,
-      )
-      for m, heading in ((m, m.capitalize()) for m in self._study.measures)
-    ]
-    return build(
-      'probability_of_improvement',
-      'Probability that DR3 improves a method',
-      'The chance, in percent, that a run with DR3 scores above a run without, '
-      f'averaged over the games that both have; ties count half. {_BRACKETS} '
-      f'{_marked(rows)}',
-      'No method has finished runs both with and without DR3 on one data set.',
-      [LINE, *columns, *_EXTENTS],
-      rows,
-    )
-
-  def stability(self) -> Table:
-    """Returns final over best score, and the area lost after the peak."""
-    rows = []
-    for dataset, method, cell in self._cells():
-      curves = self._normalisation(cell.values, cell.games)
-      estimate = self._bootstrap(
-        study_lib.stability_statistics,
-        study_lib.stability(curves, cell.num_final),
-      )
-      rows.append(
-        _identity(dataset, method, cell)
-        | _in_percent('final_over_best', estimate[0])
-        | _in_percent('area_lost', estimate[1])
-      )
-    columns = [
-      Column(
-        (f'{n}_percent', f'{n}_low_percent', f'{n}_high_percent', 'complete'),
-        heading,
-        interval,
-      )
-      for n, heading in (
-        ('final_over_best', 'Final over best'),
-        ('area_lost', 'Area lost'),
-      )
-    ]
-    return build(
-      'stability',
-      'Stability',
-      'Final over best: the IQM of final scores over the IQM of the best '
-      'evaluation of each run, in percent; 100 is a run that ends at its best. '
-      'Area lost: from its best evaluation on, what a run falls short of it, '
-      'summed and divided by the length of the whole training; IQM, in percent '
-      'of the normalised scale; 0 is no loss. Chance favours the best of many '
-      f'evaluations, so no run reaches 100 and 0 quite. {_BRACKETS} '
-      f'{_marked(rows)}',
-      _NO_SCORES,
-      [LINE, *columns, *_EXTENTS],
-      rows,
-    )
+def _cells(study: Study) -> list[tuple[str, str, Cell]]:
+  """Returns the scores of each line that has any."""
+  found = [(*line, study.scores(*line)) for line in study.lines]
+  return [(d, m, cell) for d, m, cell in found if cell and cell.steps.size]
 
 
-def _identity(
-  dataset: str, method: str, cell: study_lib.Cell
-) -> dict[str, Any]:
+@functools.cache
+def _statistics(
+  study: Study, dataset: str, method: str, measure: str
+) -> Estimate:
+  """Returns the estimates of `_STATISTICS`, made once."""
+  cell = study.scores(dataset, method)
+  assert cell is not None
+  return study.bootstrap(
+    lambda scores: np.array([f(scores) for _, f in _STATISTICS.values()]),
+    study.normalised(cell, measure),
+  )
+
+
+def _identity(dataset: str, method: str, cell: Cell) -> Row:
   return {
     'dataset': dataset,
     'method': method,
@@ -270,135 +69,226 @@ def _identity(
     'runs': cell.num_runs,
     'gradient_steps': int(cell.steps[-1]),
     'complete': not cell.lacks,
-    'lacks': _and(cell.lacks),
+    'lacks': '; '.join(cell.lacks) or None,
   }
 
 
-def _final(study: study_lib.Study) -> str:
-  """Returns what a final score is, in words."""
+def _ends(name: str) -> tuple[str, str, str]:
+  """Returns the columns of an estimate in percent."""
+  return f'{name}_percent', f'{name}_low_percent', f'{name}_high_percent'
+
+
+def _in_percent(name: str, estimate: Estimate) -> Row:
+  values = (estimate.value, estimate.low, estimate.high)
+  return {e: 100 * float(v) for e, v in zip(_ends(name), values, strict=True)}
+
+
+def _estimates(headings: Mapping[str, str]) -> list[Column]:
+  return [
+    Column((*_ends(name), 'complete'), heading, interval)
+    for name, heading in headings.items()
+  ]
+
+
+def _over_games(
+  section: str, columns: list[Column], rows: list[Row], **values: Any
+) -> Table:
+  """Returns a table with a row a line, and what its marks mean if it has any.
+
+  Args:
+    section: of words.toml.
+    columns: between the line and its extent.
+    rows: with those of `_identity`.
+    **values: for the caption.
+  """
+  complete = all(row['complete'] for row in rows)
+  marked = '' if complete else words.say('table_1', 'marked')
+  return build(
+    section, [LINE, *columns, *_EXTENTS], rows, marked=marked, **values
+  )
+
+
+def table_1(study: Study) -> Table:
+  """Returns IQM of average and final score beside the paper's numbers."""
+  is_published = study.preset.is_published
+  rows = []
+  for dataset, method, cell in _cells(study):
+    row = _identity(dataset, method, cell)
+    for measure in study.measures:
+      iqm = _statistics(study, dataset, method, measure)[0]
+      row |= _in_percent(measure, iqm)
+      if is_published:
+        paper = reference.published().get((dataset, method, measure))
+        numbers = (paper.iqm, paper.low, paper.high) if paper else [None] * 3
+        row |= zip(_ends(f'paper_{measure}'), numbers, strict=True)
+        verdict = _verdict(study, 100 * float(iqm.value), paper)
+        row[f'{measure}_to_paper'] = verdict
+    rows.append(row)
+  columns = []
+  for measure in study.measures:
+    columns += _estimates({measure: measure.capitalize()})
+    if is_published:
+      columns += [
+        Column(_ends(f'paper_{measure}'), 'Paper', _published),
+        text(f'{measure}_to_paper', 'to paper', when='known'),
+      ]
   count = study.preset.num_final_evaluations
-  if count == 1:
-    return 'the last evaluation'
-  return (
-    f'the mean of the last {count} evaluations, as one alone is mostly '
-    'chance; last: the last alone'
+  return _over_games(
+    'table_1',
+    columns,
+    rows,
+    number='Table 1: ' if is_published else '',
+    scale=study.normalisation.label,
+    final=words.say('final', 'last' if count == 1 else 'mean', count=count),
+    beside_paper=words.say('table_1', 'beside_paper') if is_published else '',
   )
 
 
-def _marked(rows: Sequence[dict[str, Any]]) -> str:
-  """Returns what the mark of a table's incomplete numbers means, if any is."""
-  if all(row['complete'] for row in rows):
-    return ''
-  return (
-    f'{INCOMPLETE} computed on fewer runs than the study has, see the last '
-    'column.'
-  )
-
-
-def _and(phrases: Sequence[str] | dict[str, None]) -> str | None:
-  return '; '.join(phrases) or None
-
-
-def _in_percent(name: str, estimate: statistics.Estimate) -> dict[str, float]:
-  return {
-    f'{name}_percent': 100 * float(estimate.value),
-    f'{name}_low_percent': 100 * float(estimate.low),
-    f'{name}_high_percent': 100 * float(estimate.high),
-  }
+def _verdict(
+  study: Study, value: float, paper: reference.Published | None
+) -> str | None:
+  if paper is None or study.normalisation.name != 'dqn':
+    return None
+  if value < paper.low:
+    return 'below'
+  return 'above' if value > paper.high else 'inside'
 
 
 def _published(value: Any, low: Any, high: Any) -> str:
   return interval(value, low, high) if value == value and value else 'unknown'
 
 
-_MEASURE_NAMES = {
-  study_lib.AVERAGE: 'average over training',
-  study_lib.FINAL: 'final score',
-  study_lib.LAST: 'last evaluation',
-}
-_PARTS = ('mean', 'sd', 'runs', 'percent', 'complete')
+def statistics_table(study: Study) -> Table:
+  """Returns IQM, median, mean and optimality gap of both measures."""
+  rows = []
+  for dataset, method, cell in _cells(study):
+    for measure in study.measures:
+      row = _identity(dataset, method, cell) | {'measure': measure}
+      estimate = _statistics(study, dataset, method, measure)
+      for index, name in enumerate(_STATISTICS):
+        row |= _in_percent(name, estimate[index])
+      rows.append(row)
+  headings = {name: heading for name, (heading, _) in _STATISTICS.items()}
+  return _over_games(
+    'statistics',
+    [text('measure', 'Score'), *_estimates(headings)],
+    rows,
+    scale=study.normalisation.label,
+  )
 
 
-def game_scores(
-  study: study_lib.Study,
-  normalisation: reference.Normalisation,
-  dataset: str,
-  measure: str,
-) -> Table:
+def improvement(study: Study) -> Table:
+  """Returns the probability that DR3 improves each method."""
+  rows = []
+  for dataset, base in study.lines:
+    found = [study.scores(dataset, m) for m in (words.with_dr3(base), base)]
+    cells = study_lib.on_shared_games(found)
+    if not cells:
+      continue
+    lacks = dict.fromkeys(lack for cell in cells for lack in cell.lacks)
+    row = _identity(dataset, base, cells[0])
+    row |= {'lacks': '; '.join(lacks) or None, 'complete': not lacks}
+    for measure in study.measures:
+      estimate = study.bootstrap(
+        statistics.probability_of_improvement,
+        *(study.normalised(cell, measure) for cell in cells),
+      )
+      row |= _in_percent(measure, estimate[0])
+    rows.append(row)
+  headings = {measure: measure.capitalize() for measure in study.measures}
+  return _over_games('probability_of_improvement', _estimates(headings), rows)
+
+
+def stability(study: Study) -> Table:
+  """Returns final over best score, and the area lost after the peak."""
+  headings = {'final_over_best': 'Final over best', 'area_lost': 'Area lost'}
+  rows = []
+  for dataset, method, cell in _cells(study):
+    curves = study.normalisation(cell.values, cell.games)
+    estimate = study.bootstrap(
+      study_lib.stability_statistics,
+      study_lib.stability(curves, cell.num_final),
+    )
+    row = _identity(dataset, method, cell)
+    for index, name in enumerate(headings):
+      row |= _in_percent(name, estimate[index])
+    rows.append(row)
+  return _over_games('stability', _estimates(headings), rows)
+
+
+def game_scores(study: Study, dataset: str, measure: str) -> Table:
   """Returns the scores of each game and method, in points and normalised."""
   names = study.methods_on(dataset)
   scale = reference.scores()
   rows = []
   for game in study.preset.games:
-    row: dict[str, Any] = {
+    row: Row = {
       'game': game,
       'random': scale.loc[game, 'random'],
       'online_dqn': scale.loc[game, reference.ONLINE_DQN],
       'behaviour': scale.loc[game, reference.BEHAVIOUR],
     }
     for method in names:
-      found = _summary(study, normalisation, (dataset, method, game), measure)
-      row |= {f'{method}_{part}': found[part] for part in _PARTS}
+      row |= _game_score(study, dataset, method, game, measure)
     if any(row[f'{method}_runs'] for method in names):
       rows.append(row)
+  columns = [
+    Column(
+      tuple(f'{method}_{part}' for part in _PARTS),
+      words.display_name(method),
+      _show_score,
+    )
+    for method in names
+  ]
   return build(
-    f'{measure}_{dataset}',
-    f'Each game, {_MEASURE_NAMES[measure]}, {study_lib.dataset_name(dataset)}',
-    'Raw scores, in points: mean ± standard deviation over finished runs; in '
-    f'brackets the mean as {normalisation.label} score, in percent. '
-    f'{INCOMPLETE} fewer than {study.preset.num_runs} runs, or shorter ones.',
-    'No run has been evaluated at its end yet.',
+    'game_scores',
     (
       text('game', 'Game'),
-      *(
-        Column(
-          tuple(f'{method}_{part}' for part in _PARTS),
-          methods.display_name(method),
-          _score,
-        )
-        for method in names
-      ),
+      *columns,
       Column('random', 'Random'),
       Column('behaviour', 'Logged play', when='known'),
       Column('online_dqn', 'Online DQN'),
     ),
     rows,
+    f'{measure}_{dataset}',
+    measure=words.say('measures', measure),
+    dataset=words.dataset_name(dataset),
+    scale=study.normalisation.label,
+    num_runs=study.preset.num_runs,
   )
 
 
-def _summary(
-  study: study_lib.Study,
-  normalisation: reference.Normalisation,
-  key: tuple[str, str, str],
-  measure: str,
-) -> dict[str, Any]:
+def _game_score(
+  study: Study, dataset: str, method: str, game: str, measure: str
+) -> Row:
   """Returns the `_PARTS` of one data set, method and game."""
-  dataset, _, game = key
   target = study.preset.datasets[dataset]
-  runs = [run for run in study.runs.get(key, ()) if study.is_finished(run)]
-  returns = [run.series('return').loc[:target] for run in runs]
-  values: npt.NDArray[np.float64] = np.array(
+  returns = [
+    run.series(run_reader.RETURN).loc[:target]
+    for run in study.runs.get((dataset, method, game), ())
+    if study.is_finished(run)
+  ]
+  count, num_final = len(returns), study.preset.num_final_evaluations
+  values = np.array(
     [
-      study_lib.run_score(
-        r.to_numpy(float), measure, study.preset.num_final_evaluations
-      )
-      for r in returns
+      study_lib.run_score(one.to_numpy(float), measure, num_final)
+      for one in returns
     ],
     float,
   )
-  count = len(values)
   mean = values.mean() if count else np.nan
-  return {
-    'mean': mean,
-    'sd': values.std(ddof=1) if count > 1 else np.nan,
-    'runs': count,
-    'percent': 100 * normalisation(np.array([[mean]]), (game,)).item(),
-    'complete': count >= study.preset.num_runs
-    and all(r.index[-1] >= target for r in returns),
-  }
+  found = (
+    mean,
+    values.std(ddof=1) if count > 1 else np.nan,
+    count,
+    100 * study.normalisation(np.array([[mean]]), (game,)).item(),
+    count >= study.preset.num_runs
+    and all(one.index[-1] >= target for one in returns),
+  )
+  return {f'{method}_{p}': v for p, v in zip(_PARTS, found, strict=True)}
 
 
-def _score(
+def _show_score(
   mean: float, sd: float, runs: int, normalised: float, complete: bool
 ) -> str:
   if not runs:
@@ -408,35 +298,34 @@ def _score(
   return f'{number(mean)}{spread} ({percent(normalised)}){mark}'
 
 
-def presence(study: study_lib.Study, dataset: str) -> Table:
+def presence(study: Study, dataset: str) -> Table:
   """Returns which runs there are: one circle per run, per game and method."""
+  parts = ('finished', 'unfinished', 'expected')
   rows = []
   for game in study.preset.games:
-    row: dict[str, Any] = {'game': game}
+    row: Row = {'game': game}
     for method in study.methods:
-      finished, unfinished = study.count(dataset, method, game)
-      row[f'{method}_finished'] = finished
-      row[f'{method}_unfinished'] = unfinished
-      row[f'{method}_expected'] = (
-        study.preset.num_runs if method in study.preset.methods else 0
+      is_expected = method in study.preset.methods
+      counts = (
+        *study.count(dataset, method, game),
+        study.preset.num_runs if is_expected else 0,
       )
+      row |= {f'{method}_{p}': n for p, n in zip(parts, counts, strict=True)}
     rows.append(row)
-  columns = [text('game', 'Game')] + [
-    Column(
-      tuple(f'{m}_{part}' for part in ('finished', 'unfinished', 'expected')),
-      methods.display_name(m),
+  columns = [
+    text(
+      tuple(f'{method}_{part}' for part in parts),
+      words.display_name(method),
       _circles,
-      is_text=True,
     )
-    for m in study.methods
+    for method in study.methods
   ]
   return build(
-    f'runs_{dataset}',
-    f'Runs on {study_lib.dataset_name(dataset)}',
-    '● finished, ◐ unfinished, ○ absent.',
-    '',
-    columns,
+    'presence',
+    [text('game', 'Game'), *columns],
     rows,
+    f'runs_{dataset}',
+    dataset=words.dataset_name(dataset),
   )
 
 

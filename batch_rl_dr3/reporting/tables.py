@@ -1,6 +1,6 @@
-"""What a table is: exact numbers as CSV, rounded ones for page and LaTeX."""
+"""What a table is, and the tables of runs: exact as CSV, rounded elsewhere."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3.reporting import figures, methods, run_reader, statistics
+from batch_rl_dr3.reporting import (
+  figures,
+  reference,
+  run_reader,
+  statistics,
+  words,
+)
+from batch_rl_dr3.reporting.run_reader import Collection, Run
 
 MISSING = '\N{EN DASH}'
 # Beside a number that is computed on fewer runs than there should be.
@@ -23,6 +30,10 @@ _LATEX_SYMBOLS = {
   '○': r'$\circ$',
   '\u00ad': '',
 }
+# What is assumed of a run whose protocol does not say.
+DEFAULT_GAMMA = 0.99
+
+Row = dict[str, Any]
 
 
 def number(value: Any) -> str:
@@ -62,10 +73,15 @@ def interval(value: Any, low: Any, high: Any, complete: Any = True) -> str:
   """
   if pd.isna(value):
     return MISSING
-  mark = '' if complete else f' {INCOMPLETE}'
-  if pd.isna(low):
-    return f'{percent(value)}{mark}'
-  return f'{percent(value)} ({percent(low)}, {percent(high)}){mark}'
+  ends = '' if pd.isna(low) else f' ({percent(low)}, {percent(high)})'
+  return f'{percent(value)}{ends}' + ('' if complete else f' {INCOMPLETE}')
+
+
+def spread(mean: Any, deviation: Any) -> str:
+  """Returns '37.50 ± 12.50', or the mean alone."""
+  if pd.isna(mean) or pd.isna(deviation):
+    return number(mean)
+  return f'{number(mean)} ± {number(deviation)}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +107,15 @@ class Column:
   def names(self) -> tuple[str, ...]:
     """Its columns of the CSV file."""
     return (self.name,) if isinstance(self.name, str) else self.name
+
+  def is_shown(self, frame: pd.DataFrame) -> bool:
+    """Returns whether the page shows it of a table."""
+    cells = frame[[*self.names]]
+    if self.when == 'vary':
+      return len(cells.drop_duplicates()) > 1
+    if self.when == 'known':
+      return bool(cells.notna().any(axis=None))
+    return self.when == 'always'
 
 
 def text(
@@ -126,7 +151,7 @@ class Table:
   @functools.cached_property
   def shown(self) -> list[Column]:
     """The columns that the page shows."""
-    return [c for c in self.columns if _is_shown(c, self.frame[[*c.names]])]
+    return [column for column in self.columns if column.is_shown(self.frame)]
 
   @functools.cached_property
   def cells(self) -> list[list[str]]:
@@ -155,14 +180,21 @@ class Table:
 
 
 def build(
-  name: str,
-  title: str,
-  caption: str,
-  empty: str,
+  section: str,
   columns: Iterable[Column],
-  rows: list[dict[str, Any]],
+  rows: pd.DataFrame | list[Row],
+  name: str = '',
+  **values: Any,
 ) -> Table:
-  """Returns a table of rows that say each name of each column."""
+  """Returns a table of rows that say each name of each column.
+
+  Args:
+    section: where words.toml has its title, its caption and `empty`.
+    columns: in order.
+    rows: exact values by name.
+    name: of the files; '' for the section.
+    **values: what stands in braces in the caption and the title.
+  """
   columns = tuple(columns)
   names = dict.fromkeys(name for c in columns for name in c.names)
   frame = pd.DataFrame(rows, columns=list(names))
@@ -170,51 +202,34 @@ def build(
     # Steps stay whole numbers even beside a missing one.
     if str(column).endswith('gradient_steps'):
       frame[column] = frame[column].astype('Int64')
-  return Table(name, title, caption, empty, columns, frame)
+  title, caption, empty = (
+    words.say(section, part, **values) for part in ('title', 'caption', 'empty')
+  )
+  return Table(name or section, title, caption, empty, columns, frame)
 
-
-def _is_shown(column: Column, cells: pd.DataFrame) -> bool:
-  if column.when == 'vary':
-    return len(cells.drop_duplicates()) > 1
-  if column.when == 'known':
-    return bool(cells.notna().any(axis=None))
-  return column.when == 'always'
-
-
-# What is assumed of a run whose protocol does not say.
-DEFAULT_GAMMA = 0.99
 
 _SETTING = (
   text('suite', 'Suite', when='vary'),
   text('game', 'Game', when='vary'),
   text('dataset', 'Data set', when='vary'),
 )
-_METHOD = text('method', 'Method', methods.display_name)
+_METHOD = text('method', 'Method', words.display_name)
+_SEEDS = Column('seeds', 'Seeds')
+_STEPS = Column('gradient_steps', 'Gradient steps')
 
 
-def _lines(
-  collection: run_reader.Collection,
-) -> list[tuple[run_reader.Setting, str]]:
-  return [
-    (setting, method)
-    for setting in collection.settings
-    for method in collection.methods(setting)
-  ]
-
-
-def final_scores(collection: run_reader.Collection) -> Table:
+def final_scores(collection: Collection) -> Table:
   """Returns last, best and average return of each method."""
   rows = []
-  for setting, method in _lines(collection):
+  for setting, method in collection.lines:
     curve = figures.curve_of(collection, setting, method, run_reader.RETURN)
     if not curve.steps.size:
       continue
-    step = curve.last_step
-    last = [
-      run.evaluations.loc[step]
+    last = pd.DataFrame(
+      run.evaluations.loc[curve.last_step]
       for run in collection.select(setting, method)
       if run.replicate in curve.replicates
-    ]
+    )
     low, high = statistics.mean_interval(curve.values[:, -1]) or (None, None)
     rows.append(
       setting._asdict()
@@ -226,23 +241,14 @@ def final_scores(collection: run_reader.Collection) -> Table:
         'best_return': float(curve.values.max(axis=1).mean()),
         'average_return': float(curve.values.mean()),
         'evaluations': len(curve.steps),
-        'episodes': int(sum(row['episodes'] for row in last)),
-        'truncated': int(sum(row['truncated'] for row in last)),
+        'episodes': int(last['episodes'].sum()),
+        'truncated': int(last['truncated'].sum()),
         'seeds': curve.num_seeds,
-        'gradient_steps': step,
+        'gradient_steps': curve.last_step,
       }
     )
   return build(
     'final_scores',
-    'Final scores',
-    'Return: the undiscounted sum of rewards of an episode, averaged over the '
-    'episodes of an evaluation. Last: at the gradient step given; best: the '
-    'highest of all evaluations, which chance favours; average: over all '
-    'evaluations of the training. Each is the mean over seeds, at the '
-    'evaluations that every seed has. Episodes, and those of them that were '
-    'cut short: in the last evaluation, over all seeds. Interval: 95% '
-    'bootstrap over seeds; one seed: no interval.',
-    'No run has been evaluated yet.',
     (
       *_SETTING,
       _METHOD,
@@ -254,40 +260,34 @@ def final_scores(collection: run_reader.Collection) -> Table:
       Column('evaluations', 'Evalu\u00adations'),
       Column('episodes', 'Episodes'),
       Column('truncated', 'Cut short'),
-      Column('seeds', 'Seeds'),
-      Column('gradient_steps', 'Gradient steps'),
+      _SEEDS,
+      _STEPS,
     ),
     rows,
   )
 
 
-def final_metrics(collection: run_reader.Collection) -> Table:
+def final_metrics(collection: Collection) -> Table:
   """Returns the last logged loss, dot product, rank and Q-value."""
   rows = []
-  for setting, method in _lines(collection):
+  for setting, method in collection.lines:
     found = {
       quantity: figures.curve_of(collection, setting, method, quantity)
       for quantity in run_reader.METRICS
     }
     steps = [c.last_step for c in found.values() if c.last_step is not None]
-    if not steps:
-      continue
-    rows.append(
-      setting._asdict()
-      | {'method': method}
-      | {quantity: curve.last for quantity, curve in found.items()}
-      | {
-        'seeds': max(curve.num_seeds for curve in found.values()),
-        'gradient_steps': max(steps),
-      }
-    )
+    if steps:
+      rows.append(
+        setting._asdict()
+        | {quantity: curve.last for quantity, curve in found.items()}
+        | {
+          'method': method,
+          'seeds': max(curve.num_seeds for curve in found.values()),
+          'gradient_steps': max(steps),
+        }
+      )
   return build(
     'final_metrics',
-    'Final metrics',
-    'The last logged value of each quantity, a mean over a sample of the data '
-    'and over seeds. The effective rank is measured less often than the rest: '
-    'its last measurement.',
-    'No run has logged any metrics yet.',
     (
       *_SETTING,
       _METHOD,
@@ -296,34 +296,35 @@ def final_metrics(collection: run_reader.Collection) -> Table:
       Column(run_reader.NORM_SQUARED, 'Feature norm²'),
       Column(run_reader.EFFECTIVE_RANK, 'Effective rank'),
       Column(run_reader.MEAN_Q, 'Mean Q'),
-      Column('seeds', 'Seeds'),
-      Column('gradient_steps', 'Gradient steps'),
+      _SEEDS,
+      _STEPS,
     ),
     rows,
   )
 
 
-# The CSV prefix of each quantity that DR3 is compared on.
+# The quantities that DR3 is compared on: prefix in the CSV file, heading, and
+# how with and without are compared.
 _EFFECTS = {
-  'dot_product': run_reader.DOT_PRODUCT,
-  'effective_rank': run_reader.EFFECTIVE_RANK,
-  'return': run_reader.RETURN,
+  run_reader.DOT_PRODUCT: ('dot_product', 'Dot product', 'ratio'),
+  run_reader.EFFECTIVE_RANK: ('effective_rank', 'Effective rank', 'difference'),
+  run_reader.RETURN: ('return', 'Return', 'difference'),
 }
+_COMPARED = {'ratio': number, 'difference': signed}
 
 
-def dr3_effect(collection: run_reader.Collection) -> Table:
+def dr3_effect(collection: Collection) -> Table:
   """Returns each method with DR3 beside itself without, at equal steps."""
   rows = []
-  for setting, base in _lines(collection):
-    dr3 = methods.with_dr3(base)
+  for setting, base in collection.lines:
+    dr3 = words.with_dr3(base)
     shared = {r.replicate for r in collection.select(setting, base)} & {
       r.replicate for r in collection.select(setting, dr3)
     }
     if not shared:
       continue
-    row: dict[str, Any] = setting._asdict() | {'method': base}
-    row['seeds'] = len(shared)
-    for prefix, quantity in _EFFECTS.items():
+    row: Row = setting._asdict() | {'method': base, 'seeds': len(shared)}
+    for quantity, (prefix, _, _) in _EFFECTS.items():
       both = figures.at_last_common_step(
         figures.curve_of(collection, setting, base, quantity, shared),
         figures.curve_of(collection, setting, dr3, quantity, shared),
@@ -333,60 +334,38 @@ def dr3_effect(collection: run_reader.Collection) -> Table:
       row[f'{prefix}_base'] = without
       row[f'{prefix}_dr3'] = having
       row[f'{prefix}_difference'] = having - without
-      if quantity == run_reader.DOT_PRODUCT:
-        row[f'{prefix}_ratio'] = having / without if without > 0 else np.nan
-    steps = {row[f'{prefix}_gradient_steps'] for prefix in _EFFECTS} - {None}
+      row[f'{prefix}_ratio'] = having / without if without > 0 else np.nan
+    steps = {row[f'{p}_gradient_steps'] for p, *_ in _EFFECTS.values()} - {None}
     row['gradient_steps'] = steps.pop() if len(steps) == 1 else None
     rows.append(row)
   # One column of steps on the page, unless the quantities differ in it.
   agree = all(row['gradient_steps'] is not None for row in rows)
   apart, together = ('never', 'always') if agree else ('always', 'never')
-  return build(
-    'dr3_effect',
-    'Effect of DR3',
-    'Each method without and with DR3, on the seeds that both have, at the '
-    'last gradient step at which both were measured. Ratio: with DR3 over '
-    'without; difference: with DR3 minus without; dash: no step in common, '
-    'or nothing to divide by.',
-    'No method was run both with and without DR3 on the same game, data set '
-    'and seed, so there is nothing to compare.',
-    (
-      *_SETTING,
-      _METHOD,
-      Column('dot_product_base', 'Dot product'),
-      Column('dot_product_dr3', 'with DR3'),
-      Column('dot_product_ratio', 'Ratio'),
-      Column('dot_product_gradient_steps', 'at step', when=apart),
-      Column('effective_rank_base', 'Effective rank'),
-      Column('effective_rank_dr3', 'with DR3'),
-      Column('effective_rank_difference', 'Difference', signed),
-      Column('effective_rank_gradient_steps', 'at step', when=apart),
-      Column('return_base', 'Return'),
-      Column('return_dr3', 'with DR3'),
-      Column('return_difference', 'Difference', signed),
-      Column('return_gradient_steps', 'at step', when=apart),
-      Column('seeds', 'Seeds'),
-      Column('gradient_steps', 'Gradient steps', when=together),
-    ),
-    rows,
-  )
+  columns = [*_SETTING, _METHOD]
+  for prefix, heading, how in _EFFECTS.values():
+    columns += [
+      Column(f'{prefix}_base', heading),
+      Column(f'{prefix}_dr3', 'with DR3'),
+      Column(f'{prefix}_{how}', how.capitalize(), _COMPARED[how]),
+      Column(f'{prefix}_gradient_steps', 'at step', when=apart),
+    ]
+  steps_column = dataclasses.replace(_STEPS, when=together)
+  return build('dr3_effect', (*columns, _SEEDS, steps_column), rows)
 
 
-def gamma_of(run: run_reader.Run) -> float:
+def gamma_of(run: Run) -> float:
   """Returns the discount factor of a run's protocol."""
-  protocol = run.provenance.get('protocol')
-  value = protocol.get('gamma') if isinstance(protocol, dict) else None
+  value = run.recorded('protocol').get('gamma')
   return float(value) if isinstance(value, int | float) else DEFAULT_GAMMA
 
 
-def co_adaptation(collection: run_reader.Collection) -> Table:
+def co_adaptation(collection: Collection) -> Table:
   """Returns where the features meet the criterion of Proposition 3.2."""
   rows = []
-  for setting, method in _lines(collection):
+  for setting, method in collection.lines:
     runs = collection.select(setting, method)
-    ratios = [run.series(run_reader.RATIO) for run in runs]
-    ratios = [r[np.isfinite(r)] for r in ratios]
-    ratios = [r for r in ratios if len(r)]
+    found = [run.series(run_reader.RATIO) for run in runs]
+    ratios = [r for r in (r[np.isfinite(r)] for r in found) if len(r)]
     if not ratios:
       continue
     every = pd.concat(ratios)
@@ -407,13 +386,6 @@ def co_adaptation(collection: run_reader.Collection) -> Table:
     )
   return build(
     'co_adaptation',
-    'Co-adaptation',
-    'Proposition 3.2: linear TD-learning on the features does not converge '
-    'where gamma times the feature dot product reaches the squared feature '
-    'norm, that is where their ratio reaches 1. Here both are means over the '
-    'sample of the data, a next state after a terminal counting as 0, so the '
-    'ratio is an estimate. Last: the mean over seeds.',
-    'No run has logged the ratio.',
     (
       *_SETTING,
       _METHOD,
@@ -424,17 +396,169 @@ def co_adaptation(collection: run_reader.Collection) -> Table:
       Column('largest_ratio', 'Largest ratio'),
       Column('last_ratio', 'Last ratio'),
       Column('gamma', 'Gamma', exact),
-      Column('seeds', 'Seeds'),
+      _SEEDS,
     ),
     rows,
   )
 
 
-def all_tables(collection: run_reader.Collection) -> list[Table]:
-  """Returns every table of the report."""
-  return [
-    final_scores(collection),
-    dr3_effect(collection),
-    final_metrics(collection),
-    co_adaptation(collection),
-  ]
+def all_tables(collection: Collection) -> list[Table]:
+  """Returns every table of a report on each game and data set on its own."""
+  made = (final_scores, dr3_effect, final_metrics, co_adaptation)
+  return [make(collection) for make in made]
+
+
+def runs_table(collection: Collection) -> Table:
+  """Returns a line for every run."""
+  names = [path.name for path in collection.skipped]
+  skipped = ''
+  if names:
+    part = 'skipped_one' if len(names) == 1 else 'skipped'
+    listed = words.listed(names)
+    skipped = '. ' + words.say('runs', part, count=len(names), names=listed)
+  return build(
+    'runs',
+    (
+      text('folder', 'Folder'),
+      _METHOD,
+      text('suite', 'Suite', when='never'),
+      text('game', 'Game'),
+      text('dataset', 'Data set', _or_unknown),
+      text('run', 'Logged run', _or_unknown),
+      text('seed', 'Seed', _or_unknown),
+      _STEPS,
+      Column('evaluations', 'Evaluations'),
+      text('finished', 'Finished'),
+      text('data_hash', 'Data', when='never'),
+      text('rom_md5', 'ROM (MD5)', when='never'),
+      text('version', 'Version', when='never'),
+    ),
+    [
+      run.setting._asdict()
+      | {
+        'folder': run.name,
+        'method': run.method,
+        'run': run.logged_run,
+        'seed': run.seed,
+        'gradient_steps': run.num_gradient_steps,
+        'evaluations': len(run.evaluations),
+        'finished': 'yes' if run.finished else 'no',
+        'data_hash': run.data_hash,
+        'rom_md5': run.provenance.get('rom_md5'),
+        'version': run.recorded('versions').get('batch_rl_dr3'),
+      }
+      for run in collection.runs
+    ],
+    parent=collection.parent,
+    skipped=skipped,
+  )
+
+
+def _or_unknown(value: str) -> str:
+  return value or 'unknown'
+
+
+@functools.cache
+def published_d4rl() -> pd.DataFrame:
+  """Returns Table 2 of the paper, a row for each game and method."""
+  return pd.read_csv(reference.FOLDER / 'dr3_table2.csv')
+
+
+def final_d4rl_score(run: Run) -> float | None:
+  """Returns the normalised score of the last evaluation, in percent.
+
+  None without an evaluation, or where D4RL's scale does not apply.
+  """
+  scale = run.recorded('protocol').get('scale')
+  returns = run.evaluations[run_reader.RETURN]
+  if scale is None or returns.empty:
+    return None
+  low, high = scale
+  return float(100 * (returns.iloc[-1] - low) / (high - low))
+
+
+def _final_d4rl(
+  runs: Iterable[Run], method: str, name: str, factor: float = 1.0
+) -> Row:
+  """Returns mean and deviation over the finished runs of one method."""
+  of_method = [r for r in runs if r.method == method and r.finished]
+  found = [s for s in map(final_d4rl_score, of_method) if s is not None]
+  return {
+    f'{name}_mean': factor * float(np.mean(found)) if found else None,
+    f'{name}_deviation': factor * float(np.std(found))
+    if len(found) > 1
+    else None,
+    f'{name}_runs': len(found),
+  }
+
+
+def table_2(runs: Iterable[Run]) -> Table:
+  """Returns CQL and CQL + DR3 on the seven tasks, beside the paper's."""
+  rows = []
+  compared = ('cql', 'cql_dr3')
+  for game, numbers in published_d4rl().groupby('game', sort=False):
+    factor = 0.01 if str(game).startswith('antmaze') else 1.0
+    of_game = [run for run in runs if run.setting.game == game]
+    row: Row = {'game': game}
+    for method in compared:
+      row |= _final_d4rl(of_game, method, method, factor)
+      (paper,) = numbers[numbers['method'] == method].to_dict('records')
+      row[f'paper_{method}_mean'] = paper['mean']
+      row[f'paper_{method}_deviation'] = paper['deviation']
+    rows.append(row)
+  columns = [text('game', 'Task')]
+  for method in compared:
+    name = words.display_name(method)
+    ends = (f'{method}_mean', f'{method}_deviation')
+    paper_ends = tuple(f'paper_{end}' for end in ends)
+    columns += [
+      Column(ends, name, spread),
+      Column(f'{method}_runs', 'Runs', str),
+      Column(paper_ends, f'{name}, paper', spread),
+    ]
+  return build('table_2', columns, rows)
+
+
+def brac_table(runs: Iterable[Run]) -> Table:
+  """Returns BRAC and the others on MuJoCo, and what DR3 adds to each."""
+  groups: dict[tuple[run_reader.Setting, str], list[Run]] = {}
+  others = set(published_d4rl()['game'])
+  for run in runs:
+    if run.setting.game not in others:
+      key = run.setting, words.base_of(run.method)
+      groups.setdefault(key, []).append(run)
+  rows = []
+  for (setting, base), found in groups.items():
+    row: Row = {'game': setting.game, 'dataset': setting.dataset, 'method': base}
+    row |= _final_d4rl(found, base, 'base')
+    row |= _final_d4rl(found, words.with_dr3(base), 'dr3')
+    both = row['base_mean'] is not None and row['dr3_mean'] is not None
+    row['gain'] = row['dr3_mean'] - row['base_mean'] if both else None
+    rows.append(row)
+  whole = [r for r in rows if r['method'] == 'brac' and r['gain'] is not None]
+  here = ''
+  if whole:
+    medians = pd.DataFrame(whole)[['base_mean', 'dr3_mean']].median()
+    here = words.say(
+      'brac',
+      'here',
+      count=len(whole),
+      gain=signed(medians['dr3_mean'] - medians['base_mean']),
+      base=number(medians['base_mean']),
+      with_dr3=number(medians['dr3_mean']),
+    )
+  return build(
+    'brac',
+    (
+      text('game', 'Game'),
+      text('dataset', 'Data set'),
+      _METHOD,
+      Column(('base_mean', 'base_deviation'), 'Without DR3', spread),
+      Column('base_runs', 'Runs', str),
+      Column(('dr3_mean', 'dr3_deviation'), 'With DR3', spread),
+      Column('dr3_runs', 'Runs with', str),
+      Column('gain', 'DR3 adds', signed),
+    ),
+    rows,
+    here=here,
+  )

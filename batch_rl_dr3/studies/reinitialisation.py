@@ -29,7 +29,7 @@ from batch_rl_dr3.config import errors, progress
 from batch_rl_dr3.evaluation import evaluator as evaluator_lib
 from batch_rl_dr3.evaluation import pool, targets
 from batch_rl_dr3.games import play
-from batch_rl_dr3.reporting import methods
+from batch_rl_dr3.reporting import words
 from batch_rl_dr3.runs import run_tables
 from batch_rl_dr3.training import discrete
 
@@ -229,7 +229,7 @@ def _mean_return(episodes: Sequence[run_tables.Episode]) -> float:
 
 def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
   """Returns the figure of `measure`: a column a method, layers along x."""
-  names = methods.ordered(measured['method'])
+  names = words.ordered(measured['method'])
   quantities = (
     ('return', 'return, points'),
     ('q_change', 'change of Q-values,\nover their size'),
@@ -251,7 +251,7 @@ def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
     for axes, name in zip(row, names, strict=True):
       _draw_panel(axes, measured[measured['method'] == name], quantity)
   for axes, name in zip(grid[0], names, strict=True):
-    axes.set_title(methods.display_name(name))
+    axes.set_title(words.display_name(name))
   handles, labels = grid[0, 0].get_legend_handles_labels()
   figure.legend(handles, labels, loc='outside upper center', ncols=3)
   return figure

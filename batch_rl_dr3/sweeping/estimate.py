@@ -13,7 +13,7 @@ import statistics
 import tqdm
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import methods
+from batch_rl_dr3.reporting import words
 from batch_rl_dr3.runs import mirror, state
 from batch_rl_dr3.sweeping import standing
 from batch_rl_dr3.sweeping.grid import Sweep, SweepRun
@@ -226,7 +226,7 @@ def _describe_rates(rates: Rates | None) -> str:
       'not known: give --rate or --benchmark, or let one run finish in --runs'
     )
   listed = ', '.join(
-    f'{methods.display_name(method) + " " if method else ""}{rate:,.4g}'
+    f'{words.display_name(method) + " " if method else ""}{rate:,.4g}'
     for method, rate in rates.by_method.items()
   )
   play = 'play not counted'
