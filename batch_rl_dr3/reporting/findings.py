@@ -63,8 +63,8 @@ def _area_lost(study: Study, cell: Cell) -> Any:
   return 100 * statistics.area_lost(curves)
 
 
-_growth = functools.partial(_growth_from, _EARLY)
-_whole_growth = functools.partial(_growth_from, 0.0)
+_growth: _Measure = functools.partial(_growth_from, _EARLY)
+_whole_growth: _Measure = functools.partial(_growth_from, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _claims(study: Study) -> Iterator[tuple[_Claim, str, str, str | None]]:
 def _measure(claim: _Claim, study: Study, cells: Sequence[Cell]) -> tables.Row:
   """Returns the numbers of a claim, their intervals and the verdict."""
   values = [claim.measure(study, cell) for cell in cells]
-  compared = statistics.compare(*values)
+  compared = _compare(values)
   verdict = _verdict(claim, values, compared)
 
   def statistic(*drawn: Array) -> Array:
@@ -216,9 +216,9 @@ def _measure(claim: _Claim, study: Study, cells: Sequence[Cell]) -> tables.Row:
     'iqm_low': float(iqm.low),
     'iqm_high': float(iqm.high),
   }
-  if claim.measure is _growth:
+  if claim.measure == _growth:
     values = [_whole_growth(study, cell) for cell in cells]
-    from_start = statistics.compare(*values)
+    from_start = _compare(values)
     row |= {
       'start_number': from_start.value,
       'start_low': from_start.low,
@@ -233,6 +233,10 @@ def _measure(claim: _Claim, study: Study, cells: Sequence[Cell]) -> tables.Row:
     'p_value': compared.p_value,
     'verdict': verdict,
   }
+
+
+def _compare(values: Sequence[Array]) -> statistics.Comparison:
+  return statistics.compare(values[0], values[1] if len(values) > 1 else None)
 
 
 def _verdict(

@@ -1,10 +1,11 @@
 """The page of a report: its sections, its files, and how they are written."""
 
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import datetime
-import functools
+from functools import partial
+import itertools
 import os
 import pathlib
 import re
@@ -167,7 +168,7 @@ def _selection_section(collection: Collection) -> Section:
   table = selection.worth(collection)
   blocks: list[Block] = [table]
   if len(table.frame):
-    draw = functools.partial(selection.draw, table.frame)
+    draw = partial(selection.draw, table.frame)
     caption = words.say('selection', 'figure')
     blocks.append(figures.make('selection', table.title, caption, draw))
   return Section(table.title, blocks, is_folded=True)
@@ -207,10 +208,10 @@ def study_content(
   table_1 = study_tables.table_1(study)
   other = study_tables.statistics_table(study)
   draw: list[Callable[[], figures.Figure | None]] = [
-    *(functools.partial(study_figures.over_games, study, q) for q in QUANTITIES),
-    functools.partial(study_figures.profiles, study),
+    *(partial(study_figures.over_games, study, q) for q in QUANTITIES),
+    partial(study_figures.profiles, study),
     *(
-      functools.partial(study_figures.per_game, study, quantity, dataset)
+      partial(study_figures.per_game, study, quantity, dataset)
       for dataset in study.datasets
       for quantity in QUANTITIES
     ),
@@ -225,7 +226,7 @@ def study_content(
       f'Each game, {words.dataset_name(dataset)}',
       [
         *(study_tables.game_scores(study, dataset, m) for m in study.measures),
-        *sum(per_game[index * size : (index + 1) * size], []),
+        *itertools.chain(*per_game[index * size : (index + 1) * size]),
       ],
     )
     for index, dataset in enumerate(study.datasets)

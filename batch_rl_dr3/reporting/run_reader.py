@@ -91,9 +91,7 @@ def run_tasks(
       chunk = 1 + len(tasks) // (_CHUNKS_PER_PROCESS * num_processes)
       fork = multiprocessing.get_context('fork')
       pool = futures.ProcessPoolExecutor(num_processes, fork)
-      found = stack.enter_context(pool).map(
-        _run_task, indices, chunksize=chunk
-      )
+      found = stack.enter_context(pool).map(_run_task, indices, chunksize=chunk)
     for result in found:
       results.append(result)
       bar.update()
@@ -257,7 +255,9 @@ class Run:
     )
 
 
-def align(series: Iterable[pd.Series]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def align(
+  series: Iterable[pd.Series],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
   """Returns the steps that all of some series have, and the values there.
 
   Returns:

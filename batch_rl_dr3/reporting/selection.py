@@ -265,7 +265,7 @@ def checkpoints(run: Run) -> pd.Series:
 def _judged(
   run: Run, steps: _Steps, rules: Sequence[Rule]
 ) -> Iterator[tuple[Rule, Judgement, list[int]]]:
-  """Yields the rules that have what they look at, and their order of `steps`."""
+  """Yields the rules that have what they look at, how they order `steps`."""
   history = line_up(run, steps)
   for rule in rules:
     if all(name in history.values for name in rule.quantities):
@@ -402,7 +402,9 @@ def worth(collection: Collection, found: pd.DataFrame | None = None) -> Table:
   measured = measure(found)
   if len(measured):
     measured['choice'] = [words.say('rules', n) for n in measured['rule']]
-    measured['source'] = [words.say('rule_sources', n) for n in measured['rule']]
+    measured['source'] = [
+      words.say('rule_sources', n) for n in measured['rule']
+    ]
   methods = words.ordered(found['method'])
   num_games = len(found[['suite', 'game']].drop_duplicates())
   # Points of different games cannot be averaged.

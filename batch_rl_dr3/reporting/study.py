@@ -45,8 +45,8 @@ def _read_presets() -> dict[str, Preset]:
   text = (reference.FOLDER / 'presets.toml').read_text(encoding='utf-8')
   presets = {}
   for name, fields in tomllib.loads(text).items():
-    tuples = {key: tuple(fields.pop(key)) for key in ('games', 'methods')}
-    presets[name] = Preset(name, **tuples, **fields)
+    tuples = {key: tuple(fields[key]) for key in ('games', 'methods')}
+    presets[name] = Preset(name, **(fields | tuples))
   return presets
 
 

@@ -1,6 +1,6 @@
 """What a table is, and the tables of runs: exact as CSV, rounded elsewhere."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 from typing import Any
@@ -529,7 +529,7 @@ def brac_table(runs: Iterable[Run]) -> Table:
       groups.setdefault(key, []).append(run)
   rows = []
   for (setting, base), found in groups.items():
-    row: Row = {'game': setting.game, 'dataset': setting.dataset, 'method': base}
+    row: Row = setting._asdict() | {'method': base}
     row |= _final_d4rl(found, base, 'base')
     row |= _final_d4rl(found, words.with_dr3(base), 'dr3')
     both = row['base_mean'] is not None and row['dr3_mean'] is not None

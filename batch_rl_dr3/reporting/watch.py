@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from batch_rl_dr3.config import errors, signals
-from batch_rl_dr3.reporting import methods, run_reader, tables
+from batch_rl_dr3.reporting import run_reader, tables, words
 from batch_rl_dr3.runs import run_directory, state
 from batch_rl_dr3.runs.state import State
 
@@ -32,7 +32,7 @@ _FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """How a run stands.
+  """How a run stands, as the page shows it.
 
   Attributes:
     name: the folder.
@@ -48,15 +48,15 @@ class Progress:
   """
 
   name: str
-  method: str
-  game: str
-  seed: str
-  state: State
-  error: str
-  steps: int
-  total_steps: int | None
-  rate: float | None
-  quiet_seconds: float
+  method: str = ''
+  game: str = ''
+  seed: str = ''
+  state: State = State.UNREADABLE
+  error: str = ''
+  steps: int = 0
+  total_steps: int | None = None
+  rate: float | None = None
+  quiet_seconds: float = 0.0
 
   @property
   def seconds_left(self) -> float | None:
@@ -74,38 +74,26 @@ def progress(run: run_reader.Run) -> Progress:
   is_finished = run.finished and (total is None or done >= total)
   found = state.read(run.folder, is_finished)
   return Progress(
-    name=run.name,
-    method=methods.display_name(run.method),
-    game=run.setting.label,
-    seed=run.seed,
-    state=found.state,
-    error=found.error,
-    steps=done,
-    total_steps=total,
-    rate=found.rate,
-    quiet_seconds=found.quiet_seconds,
+    run.name,
+    words.display_name(run.method),
+    run.setting.label,
+    run.seed,
+    found.state,
+    found.error,
+    done,
+    total,
+    found.rate,
+    found.quiet_seconds,
   )
-
-
-def _stamp(folder: pathlib.Path) -> run_reader.Stamp:
-  return run_reader.stamp([folder / name for name in _FILES])
 
 
 def progress_table(collection: run_reader.Collection) -> tables.Table:
   """Returns a row a run, those that ask for a look first."""
   found = [progress(run) for run in collection.runs]
-  found += [
-    Progress(name, '', '', '', State.UNREADABLE, reason, 0, None, None, 0.0)
-    for name, reason in collection.unreadable
-  ]
+  found += [Progress(n, error=reason) for n, reason in collection.unreadable]
   found.sort(key=lambda p: (list(State).index(p.state), p.name))
   return tables.build(
     'progress',
-    'How the runs stand',
-    'Stalled: its files have not changed for long, or it was stopped. Rate: '
-    'gradient steps a second, the median of the last rows. Left: until the '
-    'last gradient step at that rate, without evaluations.',
-    'There are no runs.',
     (
       tables.text('name', 'Run'),
       tables.text('state', 'State'),
@@ -115,7 +103,7 @@ def progress_table(collection: run_reader.Collection) -> tables.Table:
       tables.Column(('steps', 'total_steps'), 'Gradient steps', _of_total),
       tables.Column('rate', 'Rate'),
       tables.Column('seconds_left', 'Left', duration),
-      tables.Column('quiet_seconds', 'Changed', _ago),
+      tables.Column('quiet_seconds', 'Changed', lambda s: f'{duration(s)} ago'),
       tables.text('error', 'Why', when='known'),
     ),
     [
@@ -141,10 +129,6 @@ def duration(seconds: float | None) -> str:
   return f'{seconds / 3600:.1f} h'
 
 
-def _ago(seconds: float) -> str:
-  return f'{duration(seconds)} ago'
-
-
 def _signature(patterns: Sequence[str]) -> dict[str, Any]:
   """Returns what differs when a report would: files, and how long unchanged.
 
@@ -158,7 +142,8 @@ def _signature(patterns: Sequence[str]) -> dict[str, Any]:
       if run_reader.is_run(name):
         quiet = state.quiet_seconds(folder)
         doublings = int(np.log2(max(1.0, 2 * quiet / state.STALLED_SECONDS)))
-        found[name] = _stamp(folder), doublings
+        files = [folder / file for file in _FILES]
+        found[name] = run_reader.stamp(files), doublings
   return found
 
 
@@ -171,18 +156,8 @@ def watch(
   """Writes a report, and again whenever a run has changed, until stopped.
 
   Runs that cannot be reported, or are not there yet, are waited for: what is
-  wrong is said once.
-
-  Args:
-    patterns: globs of run directories.
-    write: writes the report and returns its page.
-    seconds: between two looks at the runs, or longer, so that at most half
-      of the time is spent on reports.
-    stop: set to end.
-
-  Raises:
-    UsageError: if the report's folder holds anything else.
-    WriteError: if it cannot be written.
+  wrong is said once. There are so many `seconds` between two looks at the runs,
+  or more, so that at most half of the time is spent on reports.
   """
   seen: object = None
   said = ''
@@ -207,10 +182,9 @@ class _QuietHandler(server.SimpleHTTPRequestHandler):
   """Does not log each request, and has nothing kept by a browser."""
 
   def log_message(self, *_: Any) -> None:
-    """Logs nothing."""
+    pass
 
   def end_headers(self) -> None:
-    """Ends them with one more."""
     self.send_header('Cache-Control', 'no-store')
     super().end_headers()
 
@@ -219,9 +193,7 @@ class _QuietHandler(server.SimpleHTTPRequestHandler):
 def serve(folder: str | os.PathLike[str], port: int) -> Iterator[str]:
   """Serves a folder to this machine alone, and yields its address.
 
-  Args:
-    folder: what is served; it may come later.
-    port: the port; 0 takes a free one.
+  The folder may come later. Port 0 takes a free one.
 
   Raises:
     UsageError: if it cannot listen there.

@@ -3,7 +3,7 @@
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import overview, page, reference, run_reader
+from batch_rl_dr3.reporting import page, reference, run_reader, tables
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def collection(make_run, tmp_path):
 
 
 def test_table_2(collection):
-  frame = overview.table_2(collection.runs).frame.set_index('game')
+  frame = tables.table_2(collection.runs).frame.set_index('game')
   assert len(frame) == 7
   play = frame.loc['antmaze-medium-play']
   assert (play['cql_mean'], play['cql_dr3_mean']) == (0.5, 0.75)
@@ -45,7 +45,7 @@ def test_table_2(collection):
 
 
 def test_brac(collection):
-  table = overview.brac_table(collection.runs)
+  table = tables.brac_table(collection.runs)
   frame = table.frame.set_index('game')
   hopper = frame.loc['hopper']
   assert (hopper['base_mean'], hopper['dr3_mean']) == (25.0, 35.0)
@@ -68,4 +68,4 @@ def test_other_runs_are_refused(make_run, tmp_path):
   make_run('cql', returns={10: [1.0]})
   runs = run_reader.load([str(tmp_path / 'runs' / '*')])
   with pytest.raises(errors.DataError, match='continuous control'):
-    overview.d4rl_content(runs)
+    page.d4rl_content(runs)

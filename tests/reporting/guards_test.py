@@ -127,7 +127,7 @@ def test_the_hash_of_the_data_has_several_places(make_run, tmp_path):
   make_run('rem', data={'data_hash': 'h'})
   make_run('cql', data={}, data_hash='h')
   make_run('dqn', data=None)
-  hashes = [reference.data_hash(run) for run in _load(tmp_path).runs]
+  hashes = [run.data_hash for run in _load(tmp_path).runs]
   assert hashes == [None, 'h', 'h']
 
 

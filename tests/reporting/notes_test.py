@@ -1,7 +1,7 @@
 import os
 import time
 
-from batch_rl_dr3.reporting import overview, run_reader
+from batch_rl_dr3.reporting import notes, run_reader, words
 
 
 def _load(tmp_path):
@@ -9,7 +9,7 @@ def _load(tmp_path):
 
 
 def test_one_game_one_seed(rem_pair):
-  lines = overview.notes(run_reader.load([rem_pair]))
+  lines = notes.of_runs(run_reader.load([rem_pair]))
   assert '\n'.join(lines) == (
     'One game, one seed: this shows that the machinery works; it is not '
     'evidence about the methods.\n'
@@ -24,7 +24,7 @@ def test_one_game_one_seed(rem_pair):
 
 def test_one_run_that_has_only_started(make_run, tmp_path):
   make_run('rem', finished=False)
-  lines = overview.notes(_load(tmp_path))
+  lines = notes.of_runs(_load(tmp_path))
   assert 'One run: there is nothing to compare it with.' in lines
   assert 'rem has not been evaluated yet, so it has no return.' in lines
   assert 'rem has not logged any metrics yet.' in lines
@@ -33,10 +33,10 @@ def test_one_run_that_has_only_started(make_run, tmp_path):
 def test_few_seeds(make_run, tmp_path):
   for seed in range(2):
     make_run('rem', name=f'rem{seed}', seed=seed, returns={1: [1]})
-  (line,) = [x for x in overview.notes(_load(tmp_path)) if 'seeds' in x]
+  (line,) = [x for x in notes.of_runs(_load(tmp_path)) if 'seeds' in x]
   assert line.startswith('As few as 2 seeds')
   make_run('cql', returns={1: [1]})
-  (line,) = [x for x in overview.notes(_load(tmp_path)) if 'seed' in x]
+  (line,) = [x for x in notes.of_runs(_load(tmp_path)) if 'seed' in x]
   assert line.startswith('At least one method has one seed only')
 
 
@@ -46,7 +46,7 @@ def test_seeds_that_share_no_evaluation(make_run, tmp_path):
   assert (
     'breakout, 10pct: the seeds of REM were never evaluated at the same '
     'gradient step, so it has no score.'
-  ) in overview.notes(_load(tmp_path))
+  ) in notes.of_runs(_load(tmp_path))
 
 
 def test_what_is_not_finite_is_named(make_run, tmp_path):
@@ -58,13 +58,13 @@ def test_what_is_not_finite_is_named(make_run, tmp_path):
   assert (
     'rem: loss_bellman is not finite in 2 of 3 rows, first at gradient step '
     '2,000; the figures have a gap there, the tables a dash.'
-  ) in overview.notes(_load(tmp_path))
+  ) in notes.of_runs(_load(tmp_path))
 
 
 def test_assumed_gamma_and_unequal_versions(make_run, tmp_path):
   make_run('rem', protocol={})
   make_run('cql', versions={'tensorflow': '2.17'})
-  lines = overview.notes(_load(tmp_path))
+  lines = notes.of_runs(_load(tmp_path))
   assert 'Gamma is not in the protocol of rem; 0.99 is assumed.' in lines
   assert any('different versions of software' in line for line in lines)
 
@@ -73,14 +73,14 @@ def test_files_from_the_future_are_named(make_run, tmp_path):
   folder = make_run('rem', returns={1: [1]})
   then = time.time() + 3600
   os.utime(folder / 'scores.csv', (then, then))
-  (line,) = overview.of_files(_load(tmp_path))
+  (line,) = notes.of_files(_load(tmp_path))
   assert line.startswith('Files of rem are dated in the future')
 
 
 def test_many_names_are_counted():
   names = [str(i) for i in range(14)]
-  assert overview.listed(names[:2]) == '0, 1'
-  assert overview.listed(names).endswith('11 and 2 more')
+  assert words.listed(names[:2]) == '0, 1'
+  assert words.listed(names).endswith('11 and 2 more')
 
 
 def test_a_score_that_wrapped_is_flagged(make_run):
@@ -95,4 +95,4 @@ def test_a_score_that_wrapped_is_flagged(make_run):
 
 
 def _notes_of(folder):
-  return overview.notes(run_reader.load([str(folder)]))
+  return notes.of_runs(run_reader.load([str(folder)]))

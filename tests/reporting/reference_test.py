@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import reference
+from batch_rl_dr3.reporting import reference, words
 from batch_rl_dr3.reporting import study as study_lib
 
 
@@ -32,7 +32,7 @@ def test_an_unknown_normalisation():
 def test_every_game_of_the_study_has_scores_and_a_rom():
   games = {game for study in study_lib.PRESETS.values() for game in study.games}
   assert games == set(reference.scores().index)
-  assert all(map(reference.legacy_rom, study_lib.DR3_ATARI17.games))
+  assert all(map(reference.legacy_rom, study_lib.PRESETS['dr3_atari17'].games))
 
 
 def test_minatar_by_hand():
@@ -64,8 +64,8 @@ def test_roms_are_found_under_both_spellings():
 
 
 def test_presets_have_names():
-  assert study_lib.find_preset('dr3_atari17') is study_lib.DR3_ATARI17
+  assert study_lib.find_preset('dr3_atari17').num_runs == 5
   with pytest.raises(errors.UsageError, match='dr3_atari17'):
     study_lib.find_preset('atari100k')
-  assert study_lib.dataset_name('first10pct') == 'first 10%'
-  assert study_lib.dataset_name('other') == 'other'
+  assert words.dataset_name('first10pct') == 'first 10%'
+  assert words.dataset_name('other') == 'other'

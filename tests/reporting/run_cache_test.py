@@ -115,7 +115,7 @@ def test_a_file_from_the_future_is_named_and_not_kept(run, cache, read_files):
     lambda content: content[:-1],
     lambda content: content[:100],
     lambda content: b'\x80\x04' + content[2:],
-    lambda content: content.replace(b'"version": 3', b'"version": 0'),
+    lambda content: content.replace(b'"version": 4', b'"version": 0'),
     lambda content: content.replace(b'"stamp"', b'"stomp"'),
   ],
 )

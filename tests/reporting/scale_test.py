@@ -48,7 +48,7 @@ def _write_run(folder, identity, low, high, rng):
 def runs(tmp_path):
   rng = np.random.default_rng(0)
   scale = reference.scores()
-  chosen = study_lib.DR3_ATARI17
+  chosen = study_lib.PRESETS['dr3_atari17']
   for dataset in chosen.datasets:
     for level, method in enumerate(chosen.methods):
       for game in chosen.games:

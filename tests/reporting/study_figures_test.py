@@ -6,37 +6,45 @@ import pytest
 
 from batch_rl_dr3.reporting import (
   figures,
-  reference,
   run_reader,
   statistics,
-  study_figures,
 )
 from batch_rl_dr3.reporting import study as study_lib
+from batch_rl_dr3.reporting.study_figures import (
+  DOT_PRODUCT,
+  RANK,
+  RETURN,
+  draw_over_games,
+  draw_per_game,
+  draw_profiles,
+  over_games,
+  per_game,
+  profiles,
+)
 
 _BOOTSTRAP = statistics.Bootstrap(50)
 _CURVES = np.random.default_rng(0).normal(0.5, 0.2, (2, 4, 3))
 
 
 @pytest.fixture
-def make_figures(make_collection, small_study, in_points):
+def make_study(make_collection, small_study, in_points):
   def make(returns, **kwargs):
     points = {
       key: in_points(values, small_study.games[: values.shape[1]])
       for key, values in returns.items()
     }
-    made = study_lib.select_runs(small_study, make_collection(points, **kwargs))
-    return study_figures.StudyFigures(
-      made, reference.Normalisation(), _BOOTSTRAP
+    return study_lib.select_runs(
+      small_study, make_collection(points, **kwargs), bootstrap=_BOOTSTRAP
     )
 
   return make
 
 
 @pytest.fixture
-def drawer(make_figures):
+def whole(make_study):
   rank = 100 + 10 * _CURVES
   dots = np.exp(_CURVES)
-  return make_figures(
+  return make_study(
     {('5pct', 'rem'): _CURVES, ('5pct', 'rem_dr3'): _CURVES + 1},
     metrics={run_reader.EFFECTIVE_RANK: rank, run_reader.DOT_PRODUCT: dots},
   )
@@ -55,8 +63,8 @@ def _band(axes, index):
   return {x: (min(ys), max(ys)) for x, ys in ends.items()}
 
 
-def test_figure_4_is_the_iqm_and_its_interval(drawer):
-  (axes,) = drawer.draw_over_games(study_figures.RETURN, narrow=False).axes
+def test_figure_4_is_the_iqm_and_its_interval(whole):
+  (axes,) = draw_over_games(whole, RETURN, narrow=False).axes
   lines = _lines(axes)
   assert list(lines) == ['REM', 'REM + DR3']
   for index, shift in enumerate((0, 1)):
@@ -72,11 +80,11 @@ def test_figure_4_is_the_iqm_and_its_interval(drawer):
   assert axes.get_ylabel() == 'DQN-normalised score, IQM, %'
 
 
-def test_figure_5_and_dot_product(drawer):
-  (axes,) = drawer.draw_over_games(study_figures.RANK, narrow=True).axes
+def test_figure_5_and_dot_product(whole):
+  (axes,) = draw_over_games(whole, RANK, narrow=True).axes
   _, y = _lines(axes)['REM']
   np.testing.assert_allclose(y, statistics.iqm(100 + 10 * _CURVES))
-  (axes,) = drawer.draw_over_games(study_figures.DOT_PRODUCT, False).axes
+  (axes,) = draw_over_games(whole, DOT_PRODUCT, False).axes
   _, y = _lines(axes)['REM + DR3']
   np.testing.assert_allclose(y, statistics.iqm(np.exp(_CURVES)))
   assert axes.get_yscale() == 'log'
@@ -98,18 +106,19 @@ def test_games_fill_rows_evenly(
     small_study, games=tuple(f'game_{index}' for index in range(num_games))
   )
   returns = {('5pct', 'rem'): np.ones((1, num_games, 3))}
-  drawn = study_figures.StudyFigures(
+  drawn = draw_per_game(
     study_lib.select_runs(wide, make_collection(returns, wide)),
-    reference.Normalisation(),
-    _BOOTSTRAP,
-  ).draw_per_game(study_figures.RETURN, '5pct', narrow)
+    RETURN,
+    '5pct',
+    narrow,
+  )
   tops = [round(axes.get_position().y1, 3) for axes in drawn.axes]
   found = [len(list(row)) for _, row in itertools.groupby(tops)]
   assert found == rows
 
 
-def test_each_game_is_mean_and_range_in_points(drawer, in_points, small_study):
-  drawn = drawer.draw_per_game(study_figures.RETURN, '5pct', narrow=False)
+def test_each_game_is_mean_and_range_in_points(whole, in_points, small_study):
+  drawn = draw_per_game(whole, RETURN, '5pct', narrow=False)
   assert [axes.get_title() for axes in drawn.axes] == list(small_study.games)
   points = in_points(_CURVES, small_study.games)
   for game, axes in enumerate(drawn.axes):
@@ -124,48 +133,51 @@ def test_each_game_is_mean_and_range_in_points(drawer, in_points, small_study):
       np.testing.assert_allclose(_band(axes, 0)[step], [low, high])
 
 
-def test_numbers_stand_under_each_panel(drawer):
+def test_numbers_stand_under_each_panel(whole):
   for narrow in (False, True):
-    drawn = drawer.draw_per_game(study_figures.RETURN, '5pct', narrow)
+    drawn = draw_per_game(whole, RETURN, '5pct', narrow)
     for axes in drawn.axes:
       labels = axes.get_xticklabels()
       assert [label.get_text() for label in labels] == ['100', '200', '300']
       assert all(label.get_visible() for label in labels)
 
 
-def test_profiles_are_shares_of_final_scores(drawer):
-  (axes,) = drawer.draw_profiles(narrow=False).axes
+def test_profiles_are_shares_of_final_scores(whole):
+  (axes,) = draw_profiles(whole, narrow=False).axes
   x, y = _lines(axes)['REM']
   final = 100 * _CURVES[..., -1]
   np.testing.assert_allclose(x, np.linspace(0, 200, 81))
   np.testing.assert_allclose(y, [(final > threshold).mean() for threshold in x])
 
 
-def test_an_incomplete_set_is_marked_and_named(make_figures):
-  made = make_figures({('5pct', 'rem'): _CURVES[:, :3]})
-  (axes,) = made.draw_over_games(study_figures.RETURN, narrow=False).axes
+def test_an_incomplete_set_is_marked_and_named(make_study):
+  made = make_study({('5pct', 'rem'): _CURVES[:, :3]})
+  (axes,) = draw_over_games(made, RETURN, narrow=False).axes
   assert axes.get_title() == 'REM, 5% †'
-  (axes,) = made.draw_profiles(narrow=False).axes
+  (axes,) = draw_profiles(made, narrow=False).axes
   assert axes.get_title() == '5% †'
-  for drawn in (made.over_games(study_figures.RETURN), made.profiles()):
+  for drawn in (
+    over_games(made, RETURN),
+    profiles(made),
+  ):
     assert '† Computed on an incomplete set: REM on 5% (3 of 4' in drawn.caption
 
 
-def test_what_was_not_measured_has_no_figure(make_figures):
-  made = make_figures({('5pct', 'rem'): _CURVES})
-  assert made.over_games(study_figures.RANK) is None
-  assert made.per_game(study_figures.RANK, '5pct') is None
-  drawn = made.draw_per_game(study_figures.RANK, '5pct', narrow=False)
+def test_what_was_not_measured_has_no_figure(make_study):
+  made = make_study({('5pct', 'rem'): _CURVES})
+  assert over_games(made, RANK) is None
+  assert per_game(made, RANK, '5pct') is None
+  drawn = draw_per_game(made, RANK, '5pct', narrow=False)
   assert [t.get_text() for t in drawn.axes[0].texts] == ['not measured']
 
 
-def test_a_figure_is_two_pngs_and_a_pdf(drawer):
-  made = drawer.per_game(study_figures.RETURN, '5pct')
+def test_a_figure_is_two_pngs_and_a_pdf(whole):
+  made = per_game(whole, RETURN, '5pct')
   assert made.name == 'return_5pct'
   assert made.wide.startswith(b'\x89PNG')
   assert made.narrow.startswith(b'\x89PNG')
   assert made.pdf.startswith(b'%PDF')
   assert isinstance(made, figures.Figure)
   # Equal figures are equal files.
-  again = drawer.per_game(study_figures.RETURN, '5pct')
+  again = per_game(whole, RETURN, '5pct')
   assert (again.wide, again.pdf) == (made.wide, made.pdf)

@@ -68,10 +68,10 @@ def drawn(monkeypatch):
 
 def _content(collection, small_study, scale='dqn'):
   return page.study_content(
-    study_lib.select_runs(small_study, collection),
+    study_lib.select_runs(
+      small_study, collection, reference.Normalisation(scale), _BOOTSTRAP
+    ),
     collection,
-    reference.Normalisation(scale),
-    _BOOTSTRAP,
     num_processes=1,
   )
 

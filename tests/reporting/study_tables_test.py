@@ -21,11 +21,9 @@ def _numbers(row, name):
   return [float(row[end]) for end in ends]
 
 
-def _tables(collection, chosen, scale='dqn'):
-  return study_tables.StudyTables(
-    study_lib.select_runs(chosen, collection),
-    reference.Normalisation(scale),
-    _BOOTSTRAP,
+def _study(collection, chosen, scale='dqn'):
+  return study_lib.select_runs(
+    chosen, collection, reference.Normalisation(scale), _BOOTSTRAP
   )
 
 
@@ -35,15 +33,15 @@ def known():
   rng = np.random.default_rng(0)
   return {
     ('5pct', method): level + rng.normal(0, 0.4, (5, 17, 3))
-    for level, method in enumerate(study_lib.DR3_ATARI17.methods)
+    for level, method in enumerate(study_lib.PRESETS['dr3_atari17'].methods)
   }
 
 
 @pytest.fixture
 def whole(known, make_collection, in_points):
-  chosen = study_lib.DR3_ATARI17
+  chosen = study_lib.PRESETS['dr3_atari17']
   points = {k: in_points(v, chosen.games) for k, v in known.items()}
-  return _tables(make_collection(points, chosen), chosen)
+  return _study(make_collection(points, chosen), chosen)
 
 
 def _directly(statistic, *matrices):
@@ -64,7 +62,7 @@ _MEASURES = {
 
 
 def test_table_1_is_rliables(whole, known):
-  rows = _rows(whole.table_1(), 'dataset', 'method')
+  rows = _rows(study_tables.table_1(whole), 'dataset', 'method')
   assert list(rows) == list(known)
   for key, curves in known.items():
     for measure, of_runs in _MEASURES.items():
@@ -76,7 +74,9 @@ def test_table_1_is_rliables(whole, known):
 
 
 def test_other_statistics_are_rliables(whole, known):
-  rows = _rows(whole.statistics(), 'dataset', 'method', 'measure')
+  rows = _rows(
+    study_tables.statistics_table(whole), 'dataset', 'method', 'measure'
+  )
   assert len(rows) == 8
   for key, curves in known.items():
     for measure, of_runs in _MEASURES.items():
@@ -95,7 +95,7 @@ def test_other_statistics_are_rliables(whole, known):
 
 
 def test_probability_of_improvement_is_rliables(whole, known):
-  rows = _rows(whole.improvement(), 'method')
+  rows = _rows(study_tables.improvement(whole), 'method')
   assert list(rows) == [('rem',), ('cql',)]
   for base in ('rem', 'cql'):
     pair = [known['5pct', method] for method in (f'{base}_dr3', base)]
@@ -113,8 +113,8 @@ def test_numbers_are_set_beside_the_papers(
   def published(level):
     # Of equal runs the IQM is their level.
     points = in_points(np.full((2, 4, 3), level), small_study.games)
-    made = _tables(make_collection({('5pct', 'rem'): points}), small_study)
-    return made.table_1()
+    made = _study(make_collection({('5pct', 'rem'): points}), small_study)
+    return study_tables.table_1(made)
 
   # The paper has 25.9 (23.4, 28.8) for REM on 5%.
   for level, verdict in ((0.25, 'inside'), (0.2, 'below'), (0.3, 'above')):
@@ -140,25 +140,27 @@ def test_on_another_scale_nothing_is_inside_the_papers_interval(
 ):
   points = np.full((2, 4, 3), 10.0)
   collection = make_collection({('5pct', 'rem'): points})
-  row = _rows(_tables(collection, small_study, 'human').table_1(), 'method')
+  row = _rows(
+    study_tables.table_1(_study(collection, small_study, 'human')), 'method'
+  )
   assert row['rem',]['average_to_paper'] == ''
 
 
 def test_what_is_incomplete_is_marked(make_collection, small_study, in_points):
   points = in_points(np.full((2, 3, 3), 0.5), small_study.games[:3])
   returns = {('5pct', 'rem'): points, ('5pct', 'rem_dr3'): points[:1]}
-  made = _tables(make_collection(returns), small_study)
+  made = _study(make_collection(returns), small_study)
   for rows in (
-    made.table_1().cells,
-    made.statistics().cells,
-    made.improvement().cells,
-    made.stability().cells,
+    study_tables.table_1(made).cells,
+    study_tables.statistics_table(made).cells,
+    study_tables.improvement(made).cells,
+    study_tables.stability(made).cells,
   ):
     for row in rows:
       assert any(tables.INCOMPLETE in cell for cell in row)
       assert '3 of 4 games' in row[-1]
-  assert '1 of 2 runs of each' in made.table_1().cells[1][-1]
-  assert '1 of 2 runs of each' in made.improvement().cells[0][-1]
+  assert '1 of 2 runs of each' in study_tables.table_1(made).cells[1][-1]
+  assert '1 of 2 runs of each' in study_tables.improvement(made).cells[0][-1]
 
 
 def test_improvement_is_over_the_games_that_both_have(
@@ -169,21 +171,21 @@ def test_improvement_is_over_the_games_that_both_have(
     for level, n in ((0.5, 4), (0.9, 2))
   )
   returns = {('5pct', 'rem'): low, ('5pct', 'rem_dr3'): high}
-  made = _tables(make_collection(returns), small_study).improvement()
+  made = study_tables.improvement(_study(make_collection(returns), small_study))
   row = _rows(made, 'method')['rem',]
   assert (row['games'], row['average_percent']) == ('2', '100.0')
 
 
-def test_no_finished_run_makes_empty_tables(make_collection, small_study):
+def test_no_finished_run_makes_empty_study(make_collection, small_study):
   collection = make_collection(
     {('5pct', 'rem'): np.full((2, 4, 3), np.nan)}, finished=False
   )
-  made = _tables(collection, small_study)
+  made = _study(collection, small_study)
   for empty in (
-    made.table_1(),
-    made.statistics(),
-    made.improvement(),
-    made.stability(),
+    study_tables.table_1(made),
+    study_tables.statistics_table(made),
+    study_tables.improvement(made),
+    study_tables.stability(made),
   ):
     assert empty.cells == []
     assert empty.empty.endswith('.')
@@ -193,8 +195,8 @@ def test_stability_by_hand(make_collection, small_study, in_points):
   # Every run goes 0.2, 0.8, 0.4: final over best 50%, (0.8 - 0.4) / 3 lost.
   curves = np.tile([0.2, 0.8, 0.4], (2, 4, 1))
   points = in_points(curves, small_study.games)
-  made = _tables(make_collection({('5pct', 'rem'): points}), small_study)
-  row = _rows(made.stability(), 'method')['rem',]
+  made = _study(make_collection({('5pct', 'rem'): points}), small_study)
+  row = _rows(study_tables.stability(made), 'method')['rem',]
   np.testing.assert_allclose(_numbers(row, 'final_over_best'), [50.0] * 3)
   np.testing.assert_allclose(_numbers(row, 'area_lost'), [40 / 3] * 3)
 
@@ -208,9 +210,7 @@ def test_scores_of_each_game(make_collection, small_study):
   )
   final, average = (
     _rows(
-      study_tables.game_scores(
-        made, reference.Normalisation(), '5pct', measure
-      ),
+      study_tables.game_scores(made, '5pct', measure),
       'game',
     )
     for measure in ('final', 'average')
@@ -231,9 +231,7 @@ def test_cells_of_games(make_collection, small_study):
   points = np.full((1, 2, 2), 20.0)
   returns = {('5pct', 'rem'): points, ('5pct', 'rem_dr3'): points[:, :1]}
   made = study_lib.select_runs(small_study, make_collection(returns))
-  found = study_tables.game_scores(
-    made, reference.Normalisation(), '5pct', 'final'
-  )
+  found = study_tables.game_scores(made, '5pct', 'final')
   # Breakout: (20 - 1.7) / (93.9 - 1.7) = 19.8%; one run of two.
   assert found.cells[1] == ['Breakout', '20.00 (19.8) †', '–', '1.70', '93.90']  # noqa: RUF001
 

@@ -1,14 +1,12 @@
+import dataclasses
 import math
 
 from batch_rl_dr3.reporting import tables
 
 
 def _made(rows):
-  return tables.build(
-    'made',
-    'A title',
-    'A caption.',
-    'Nothing.',
+  made = tables.build(
+    'choices',
     (
       tables.text('name', 'Name & co'),
       tables.Column(
@@ -18,6 +16,7 @@ def _made(rows):
     ),
     rows,
   )
+  return dataclasses.replace(made, title='A title', caption='A caption.')
 
 
 _ROWS = [

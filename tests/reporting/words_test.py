@@ -1,6 +1,6 @@
 import pytest
 
-from batch_rl_dr3.reporting import methods
+from batch_rl_dr3.reporting import words
 
 
 @pytest.mark.parametrize(
@@ -17,12 +17,12 @@ from batch_rl_dr3.reporting import methods
   ],
 )
 def test_display_name(method, expected):
-  assert methods.display_name(method) == expected
+  assert words.display_name(method) == expected
 
 
 def test_a_base_comes_before_its_dr3_and_known_before_unknown():
   names = ['zed_dr3', 'cql_dr3', 'zed', 'rem_dr3', 'cql', 'rem', 'dqn', 'rem']
-  assert methods.ordered(names) == [
+  assert words.ordered(names) == [
     'dqn',
     'rem',
     'rem_dr3',

@@ -14,7 +14,7 @@ from batch_rl_dr3.sweeping import grid
 def test_the_paper_grid_is_the_study_that_the_report_expects(clear_gin):
   cli.load_gin(['sweeps/dr3_atari17.gin'], [])
   runs = grid.Sweep().runs()
-  study = study_lib.DR3_ATARI17
+  study = study_lib.PRESETS['dr3_atari17']
   assert len(runs) == 17 * 3 * 4 * 5
   assert {run.game for run in runs} == set(study.games)
   assert {run.method for run in runs} == set(study.methods)
