@@ -93,8 +93,8 @@ class FeatureCriticNetwork(critic_network.CriticNetwork):
 
   @property
   def has_encoder(self) -> bool:
-    """Whether observations pass layers of their own before actions join."""
-    return bool(self._observation_layers)
+    """Whether observations pass weights of their own before actions join."""
+    return any(layer.weights for layer in self._observation_layers)
 
   def encode(self, observations: Any, training: bool = False) -> tf.Tensor:
     """Returns what the actions are joined to, float32 [B, k]."""
