@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.control import cog, tasks
-from batch_rl_dr3.control import data as data_lib
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -101,22 +100,25 @@ def random_crops(images: tf.Tensor, seed: tf.Tensor, padding: int) -> tf.Tensor:
 
 
 @gin.configurable
+@ranges.checked
 @dataclasses.dataclass(frozen=True)
-class ImageData(data_lib.ControlData):
+class ImageData:
   """How a store of images is made into transitions to learn from.
 
-  `fraction` is the share of the trajectories that is kept, of prior and task
-  data alike, drawn by `fraction_seed`.
-
   Attributes:
+    fraction: the share of the trajectories that is kept, of prior and task
+      data alike.
+    fraction_seed: fixes which.
     padding: pixels by which images are moved at most while training.
     max_resident_gigabytes: images that take more are memory-mapped.
   """
 
-  padding: int = 4
-  max_resident_gigabytes: float = 4.0
+  fraction: ranges.PositiveShare = 1.0
+  fraction_seed: ranges.Natural = 0
+  padding: ranges.Natural = 4
+  max_resident_gigabytes: ranges.NonNegative = 4.0
 
-  def load(  # type: ignore[override]
+  def load(
     self, path: str, cache_dir: str, game: str, dataset: str = ''
   ) -> tuple[tasks.Task, ImageTransitions]:
     """Returns the task that the data are of, and the transitions.
@@ -134,6 +136,9 @@ class ImageData(data_lib.ControlData):
     del cache_dir, dataset
     task = tasks.find(game, tasks.COG)
     store = cog.read(pathlib.Path(path))
+    played = store.manifest.get('scripts', {}).get('game', game)
+    if played != game:
+      raise errors.DataError(f'{path} holds play of {played}, not of {game}.')
     sizes = (*store.images.shape[1:], store.actions.shape[1])
     expected = (*task.observation_shape, task.action_size)
     if sizes != expected:
@@ -158,16 +163,12 @@ class ImageData(data_lib.ControlData):
       starts = np.cumsum(lengths + 1) - lengths - 1
     settings = dataclasses.asdict(self)
     text = json.dumps([store.manifest['files'], settings], sort_keys=True)
-    terminals = store.terminals[rows]
-    if self.end_at_reward:
-      terminals = np.maximum(terminals, store.rewards[rows] > 0)
-    rewards = self.reward_scale * (store.rewards[rows] + self.reward_shift)
     return ImageTransitions(
       images,
       np.repeat(starts, lengths) + steps,
       store.actions[rows],
-      rewards.astype(np.float32),
-      terminals.astype(np.float32),
+      store.rewards[rows],
+      store.terminals[rows],
       {
         **store.manifest,
         'version': str(store.manifest['version']),

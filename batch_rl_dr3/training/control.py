@@ -18,6 +18,7 @@ from batch_rl_dr3.control import (
   agent_setups,
   cog_agent,  # noqa: F401
   environments,
+  images,
   learner,
   tasks,
 )
@@ -69,7 +70,7 @@ class ContinuousRunner(loop.OfflineRun):
   effective_rank_period: ranges.Count = 20_000
   game: str = gin.REQUIRED
   create_agent: Callable[..., Any] = gin.REQUIRED
-  data: data_lib.ControlData = gin.REQUIRED
+  data: data_lib.ControlData | images.ImageData = gin.REQUIRED
   num_evaluation_episodes: ranges.Natural = 10
   num_lanes: ranges.Count = 10
   batch_size: ranges.Count = 256

@@ -32,9 +32,9 @@ SMALL = {
 def make_store(tmp_path):
   """Writes a store of the drawer's sizes: 8 prior and 4 task trajectories."""
 
-  def make(image_size=48, num_actions=4):
+  def make(image_size=48, num_actions=4, game='drawer-open-grasp'):
     rng = np.random.default_rng(0)
-    writer = cog.Writer(tmp_path / 'store', {})
+    writer = cog.Writer(tmp_path / 'store', {'scripts': {'game': game}})
     for number in range(12):
       shape = (6, image_size, image_size, 3)
       trajectory = cog.Trajectory(
@@ -277,6 +277,20 @@ def test_other_folders_and_games_are_refused(make_store, tmp_path):
     images.ImageData().load(str(tmp_path), '', 'drawer-open-grasp')
   with pytest.raises(errors.ConfigError, match='drawer-blocked-grasp'):
     images.ImageData().load(make_store(), '', 'hopper')
+
+
+def test_play_of_another_task_is_refused(make_store):
+  path = make_store(game='drawer-blocked-grasp')
+  with pytest.raises(errors.DataError, match='not of drawer-open-grasp'):
+    images.ImageData().load(path, '', 'drawer-open-grasp')
+
+
+@pytest.mark.parametrize('binding', [{'fraction': 0.0}, {'padding': -1}])
+def test_a_setting_out_of_range_is_named(binding):
+  with pytest.raises(
+    errors.ConfigError, match=f'ImageData.{next(iter(binding))}'
+  ):
+    images.ImageData(**binding)
 
 
 @pytest.mark.slow
