@@ -62,7 +62,10 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 
 # Those of reporting/study.py, which takes seconds to import.
-PRESETS = ('dr3_atari17', 'dr3_minatar', 'dr3_minatar_figure1', 'dr3_d4rl')
+PRESETS = (
+  *('dr3_atari17', 'dr3_minatar', 'dr3_minatar_figure1'),
+  *('dr3_d4rl', 'dr3_cog'),
+)
 _DEFAULT_PORT = 8765
 _DEFAULT_WATCH_SECONDS = 30.0
 

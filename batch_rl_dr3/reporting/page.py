@@ -174,23 +174,36 @@ def _selection_section(collection: Collection) -> Section:
   return Section(table.title, blocks, is_folded=True)
 
 
-def d4rl_content(collection: Collection) -> Content:
+# Suite, what it is, title and first tables of the pages of continuous control.
+_CONTROL: dict[str, tuple[str, str, str, tuple[Callable[..., Any], ...]]] = {
+  study_lib.DR3_D4RL: (
+    *('d4rl', 'continuous control', 'DR3 on D4RL'),
+    (tables.table_2, tables.brac_table),
+  ),
+  study_lib.DR3_COG: (
+    *('cog', 'manipulation from images', 'DR3 on COG'),
+    (tables.cog_table,),
+  ),
+}
+
+
+def control_content(preset: str, collection: Collection) -> Content:
   """Returns what a page says of continuous control.
 
   Raises:
-    DataError: if no run is of it.
+    DataError: if no run is of the preset's suite.
   """
-  runs = [run for run in collection.runs if run.setting.suite == 'd4rl']
+  suite, subject, title, first = _CONTROL[preset]
+  runs = [run for run in collection.runs if run.setting.suite == suite]
   if not runs:
     raise errors.DataError(
-      'no run is of continuous control, which '
-      f'--preset={study_lib.DR3_D4RL} is about. Leave --preset out, or name '
-      'other --runs.'
+      f'no run is of {subject}, which --preset={preset} is about. Leave '
+      '--preset out, or name other --runs.'
     )
   plain = runs_content(collection)
-  first = Section('', [tables.table_2(runs), tables.brac_table(runs)])
+  section = Section('', [make_table(runs) for make_table in first])
   return dataclasses.replace(
-    plain, title='DR3 on D4RL', sections=[first, *plain.sections]
+    plain, title=title, sections=[section, *plain.sections]
   )
 
 
@@ -418,8 +431,8 @@ def make(
   """
   if options.preset is None:
     content = runs_content(collection)
-  elif options.preset == study_lib.DR3_D4RL:
-    content = d4rl_content(collection)
+  elif options.preset in _CONTROL:
+    content = control_content(options.preset, collection)
   else:
     study = study_lib.select_runs(
       study_lib.find_preset(options.preset),

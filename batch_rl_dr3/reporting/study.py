@@ -52,8 +52,8 @@ def _read_presets() -> dict[str, Preset]:
 
 PRESETS = _read_presets()
 # Continuous control has no grid of games and data sets.
-DR3_D4RL = 'dr3_d4rl'
-NAMES = (*PRESETS, DR3_D4RL)
+DR3_D4RL, DR3_COG = 'dr3_d4rl', 'dr3_cog'
+NAMES = (*PRESETS, DR3_D4RL, DR3_COG)
 
 
 def find_preset(name: str) -> Preset:

@@ -562,3 +562,56 @@ def brac_table(runs: Iterable[Run]) -> Table:
     rows,
     here=here,
   )
+
+
+# What COG's table compares: the name, and how it is taken from a run. Both are
+# shares of successful episodes in percent, but for the dot product.
+_OF_COG: dict[str, Callable[[Run], float]] = {
+  'average': lambda run: 100 * run.evaluations[run_reader.RETURN].mean(),
+  'final': lambda run: 100 * run.evaluations[run_reader.RETURN].tail(5).mean(),
+  'dot_product': lambda run: _last_half(run.series('feature_dot_product')),
+}
+
+
+def _last_half(series: pd.Series) -> float:
+  return float(series.iloc[len(series) // 2 :].mean())
+
+
+def cog_table(runs: Iterable[Run]) -> Table:
+  """Returns COG's success rates and dot products, without and with DR3."""
+  groups: dict[run_reader.Setting, list[Run]] = {}
+  for run in runs:
+    if run.finished and len(run.evaluations):
+      groups.setdefault(run.setting, []).append(run)
+  rows: list[Row] = []
+  for setting, found in groups.items():
+    for quantity, measure in _OF_COG.items():
+      base, dr3 = (
+        np.array([[measure(run)] for run in found if run.method == method])
+        for method in ('cog', 'cog_dr3')
+      )
+      row: Row = setting._asdict() | {
+        'quantity': words.say('cog', quantity),
+        **{'cog_runs': len(base), 'cog_dr3_runs': len(dr3)},
+        'cog': base.mean() if len(base) else None,
+        'cog_dr3': dr3.mean() if len(dr3) else None,
+      }
+      if len(base) and len(dr3):
+        compared = statistics.compare(dr3, base)
+        names = ('difference', 'low', 'high', 'p_value')
+        row |= zip(names, dataclasses.astuple(compared), strict=True)
+      rows.append(row)
+  frame = pd.DataFrame(rows)
+  if 'p_value' in frame:
+    frame['p_value'] = statistics.holm(frame['p_value'].to_list())
+  columns = (
+    *_SETTING,
+    text('quantity', 'Quantity'),
+    Column('cog', words.display_name('cog')),
+    Column('cog_runs', 'Runs', str),
+    Column('cog_dr3', words.display_name('cog_dr3')),
+    Column('cog_dr3_runs', 'Runs', str),
+    Column(('difference', 'low', 'high'), 'DR3 adds', interval),
+    Column('p_value', 'p (Holm)'),
+  )
+  return build('cog', columns, frame)

@@ -68,4 +68,4 @@ def test_other_runs_are_refused(make_run, tmp_path):
   make_run('cql', returns={10: [1.0]})
   runs = run_reader.load([str(tmp_path / 'runs' / '*')])
   with pytest.raises(errors.DataError, match='continuous control'):
-    page.d4rl_content(runs)
+    page.control_content('dr3_d4rl', runs)
