@@ -1,8 +1,7 @@
 """Acting alone: the online network of a checkpoint, without anything else.
 
-No replay, target network, loss or optimiser is built, so that a checkpoint
-can be played where its data are not, in a graph and a session that share
-nothing with training.
+A checkpoint is so played where its data are not, in a graph and a session that
+share nothing with training.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,24 +16,17 @@ from batch_rl_dr3.config import errors
 
 
 class Outputs(NamedTuple):
-  """What the network says of n states.
+  """What the network says of n states."""
 
-  Attributes:
-    q_values: float32 [n, A].
-    features: float32 [n, D].
-  """
-
-  q_values: npt.NDArray[np.float32]
-  features: npt.NDArray[np.float32]
+  q_values: npt.NDArray[np.float32]  # [n, A]
+  features: npt.NDArray[np.float32]  # [n, D]
 
 
 def categorical_q_values(support: tuple[float, float]) -> networks.QValues:
   """Returns what makes Q-values of logits over evenly spaced returns.
 
-  The mean of softmax(logits), as in C51 (arXiv:1707.06887) and Rainbow.
-
-  Args:
-    support: the returns that the first and the last logit stand for.
+  They are the mean of softmax(logits), as in C51 (arXiv:1707.06887); `support`
+  is what the first and the last logit stand for.
   """
 
   def q_values(atoms: tf.Tensor) -> tf.Tensor:
@@ -49,9 +41,7 @@ class Actor:
 
   The weights are constants of its graph: oneDNN then arranges them for its
   kernels once and not in every call, a fifth of the time of small batches.
-
-  Attributes:
-    num_atoms: K, the outputs per action that the checkpoint has.
+  Threads may share it. `num_atoms` is K, the checkpoint's outputs per action.
   """
 
   def __init__(
@@ -69,16 +59,14 @@ class Actor:
     Args:
       network: makes a `ValueNetwork` from (num_actions, num_atoms=, name=).
       prefix: the checkpoint's path without `.index`.
-      num_actions: int, A.
-      observation_shape: the shape of one observation.
-      stack_size: how many observations make a state.
+      num_actions: A.
+      observation_shape: of one observation.
+      stack_size: observations in a state.
       num_threads: CPU threads of one call; 0 is one per core.
-      q_values_of: makes Q-values of the outputs per action; None is as the
-        network has it, for heads and quantiles their mean.
+      q_values_of: makes Q-values of the outputs, in place of the network's own.
 
     Raises:
-      DataError: if the checkpoint cannot be read, or is of another network or
-        game.
+      DataError: if the checkpoint is unreadable, or of another network or game.
     """
     weights = checkpoint_weights.read(prefix)
     self.num_atoms = checkpoint_weights.num_atoms(weights, num_actions)
@@ -94,7 +82,13 @@ class Actor:
         tf.uint8, (None, *observation_shape, stack_size)
       )
       outputs = model(states)
-      _check_shapes(prefix, weights, model.weights)
+      there = [weight.shape for weight in weights]
+      here = [tuple(variable.shape.as_list()) for variable in model.weights]
+      if there != here:
+        raise errors.DataError(
+          f'{prefix} does not fit the network and the game of the '
+          f'configuration: its layers have the shapes {there}, not {here}.'
+        )
       greedy = tf.argmax(outputs.q_values, axis=1)
       tensors = (states, greedy, outputs.q_values, outputs.features)
       frozen = _freeze(graph, model.weights, weights, tensors[1:])
@@ -111,41 +105,16 @@ class Actor:
     self._outputs = self._session.make_callable([q_values, features], [states])
 
   def greedy_actions(self, states: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns the greedy action of each state; threads may call it at once.
-
-    Args:
-      states: uint8 [n, *observation_shape, stack_size].
-
-    Returns:
-      int64 [n].
-    """
+    """Returns int64 [n] of states uint8 [n, *observation_shape, stack_size]."""
     return self._greedy(states)
 
   def outputs(self, states: npt.NDArray[Any]) -> Outputs:
-    """Returns Q-values and features of each state.
-
-    Args:
-      states: uint8 [n, *observation_shape, stack_size].
-    """
+    """Returns Q-values and features of states, likewise."""
     return Outputs(*self._outputs(states))
 
   def close(self) -> None:
     """Frees the session."""
     self._session.close()
-
-
-def _check_shapes(
-  prefix: str,
-  weights: Sequence[checkpoint_weights.WeightArray],
-  variables: Sequence[tf.Variable],
-) -> None:
-  there = [weight.shape for weight in weights]
-  here = [tuple(variable.shape.as_list()) for variable in variables]
-  if there != here:
-    raise errors.DataError(
-      f'{prefix} does not fit the network and the game of the configuration: '
-      f'its layers have the shapes {there}, not {here}.'
-    )
 
 
 def _freeze(
@@ -154,7 +123,6 @@ def _freeze(
   weights: Sequence[checkpoint_weights.WeightArray],
   outputs: Sequence[tf.Tensor],
 ) -> Any:
-  """Returns the graph's definition with the weights in it as constants."""
   config = tf.compat.v1.ConfigProto(device_count={'GPU': 0})
   with tf.compat.v1.Session(graph=graph, config=config) as session:
     for variable, weight in zip(variables, weights, strict=True):

@@ -1,16 +1,14 @@
 """An agent's variables on disk, and the online network's in any checkpoint.
 
-Only TensorFlow's own files (`.index`, `.data-*`) are read; the pickles that
-Dopamine writes beside them are never opened. Three ways to name a layer's
-variables are known: this package's and Dopamine's Keras agents'
-(`Online/Conv_1/kernel`), and those of Dopamine up to 2.0 and of batch_rl,
-which used TF-Slim (`Online/Conv_1/weights`).
+Only TensorFlow's own files (`.index`, `.data-*`) are read, never the pickles
+that Dopamine writes beside them. A layer's variables are named as by Keras
+(`Online/Conv_1/kernel`: this package, Dopamine) or by TF-Slim
+(`Online/Conv_1/weights`: Dopamine up to 2.0, batch_rl).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import errno
-import itertools
-from typing import Any
+import re
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +20,16 @@ WeightArray = npt.NDArray[np.float32]
 
 _SCOPE = 'Online'
 # The variables of a layer norm, which only this package's networks have.
-_NORM = ('layer_norm/gamma', 'layer_norm/beta')
-_NAMINGS = (('kernel', 'bias'), ('weights', 'biases'))
+_NORM = ('gamma', 'beta')
+# Those of other layers, by the first.
+_NAMINGS = {'kernel': ('kernel', 'bias'), 'weights': ('weights', 'biases')}
+_KERNEL = re.compile(
+  rf'{_SCOPE}/(?P<kind>Conv|fully_connected)(_(?P<number>\d+))?/(kernel|weights)'
+)
 
 
 def read(prefix: str) -> list[WeightArray]:
-  """Returns kernel and bias of every layer, from the first to the last.
-
-  Args:
-    prefix: the path without `.index`.
+  """Returns kernel and bias of every layer of `<prefix>.index`, in order.
 
   Raises:
     DataError: if it cannot be read, or holds no network of this kind.
@@ -45,41 +44,29 @@ def read(prefix: str) -> list[WeightArray]:
     ) from error
 
 
-def _layers(variables: dict[str, Any]) -> list[str]:
-  """Returns the names of the variables of every layer, in order."""
-  for kernel, bias in _NAMINGS:
-    names = [
-      f'{_SCOPE}/{layer}/{variable}'
-      for kind in ('Conv', 'fully_connected')
-      for layer in _numbered(kind, kernel, variables)
-      for variable in (kernel, bias)
-    ]
-    if names and all(name in variables for name in names):
-      norm = [f'{_SCOPE}/{name}' for name in _NORM]
-      has_norm = all(name in variables for name in norm)
-      return [*names[:-2], *(norm if has_norm else ()), *names[-2:]]
-  raise ValueError(
-    f'it has no {_SCOPE}/Conv and {_SCOPE}/fully_connected layers; its '
-    f'variables are {", ".join(sorted(variables)[:6]) or "none"}'
+def _layers(variables: Iterable[str]) -> list[str]:
+  layers = sorted(
+    (layer['kind'] == 'fully_connected', int(layer['number'] or 0), name)
+    for name in variables
+    if (layer := _KERNEL.fullmatch(name))
   )
-
-
-def _numbered(kind: str, kernel: str, variables: dict[str, Any]) -> list[str]:
-  """Returns `Conv`, `Conv_1`, ... as far as there are such layers."""
-  layers = (kind if i == 0 else f'{kind}_{i}' for i in itertools.count())
-  return list(
-    itertools.takewhile(
-      lambda layer: f'{_SCOPE}/{layer}/{kernel}' in variables, layers
+  names = [
+    f'{name.rpartition("/")[0]}/{variable}'
+    for *_, name in layers
+    for variable in _NAMINGS[name.rpartition('/')[2]]
+  ]
+  if not names or not all(name in variables for name in names):
+    raise ValueError(
+      f'it has no {_SCOPE}/Conv and {_SCOPE}/fully_connected layers; its '
+      f'variables are {", ".join(sorted(variables)[:6]) or "none"}'
     )
-  )
+  norm = [f'{_SCOPE}/layer_norm/{name}' for name in _NORM]
+  has_norm = all(name in variables for name in norm)
+  return [*names[:-2], *(norm if has_norm else ()), *names[-2:]]
 
 
 def num_atoms(weights: Sequence[WeightArray], num_actions: int) -> int:
-  """Returns K, the outputs per action of the last layer.
-
-  Raises:
-    DataError: if the outputs cannot be shared out over the actions.
-  """
+  """Returns K, the outputs per action; a DataError if it is not whole."""
   num_outputs = weights[-1].shape[0]
   if num_outputs % num_actions:
     raise errors.DataError(
@@ -94,24 +81,16 @@ def mean_over_atoms(
 ) -> list[WeightArray]:
   """Returns the weights with one output per action, the mean of its K.
 
-  Q-values are means over heads or quantiles, and the last layer is linear:
-  the mean of its outputs is the output of its mean.
-
-  Args:
-    weights: as `read` returns them; the last two are float32 [D, A * K] and
-      [A * K], ordered by action and then by head or quantile.
-    num_actions: int, A.
-
-  Raises:
-    DataError: if the outputs cannot be shared out over A actions.
+  The last layer is linear, so that this mean is the Q-value of heads and
+  quantiles. Its outputs [A * K] are ordered by action and then by atom. It may
+  raise `num_atoms`'s DataError.
   """
   kernel, bias = weights[-2:]
-  num_atoms(weights, num_actions)  # Checks them.
-  num_features = kernel.shape[0]
+  shape = (num_actions, num_atoms(weights, num_actions))
   return [
     *weights[:-2],
-    kernel.reshape(num_features, num_actions, -1).mean(axis=2),
-    bias.reshape(num_actions, -1).mean(axis=1),
+    kernel.reshape(len(kernel), *shape).mean(axis=2),
+    bias.reshape(shape).mean(axis=1),
   ]
 
 
@@ -126,11 +105,7 @@ def layer_names(weights: Sequence[WeightArray]) -> list[str]:
 
 
 def write(prefix: str, weights: Sequence[WeightArray]) -> None:
-  """Writes weights so that `read` returns them: a checkpoint without more.
-
-  Args:
-    prefix: the path without `.index`.
-    weights: kernel and bias of every layer.
+  """Writes a checkpoint of nothing but what `read` returns.
 
   Raises:
     OSError: if the disk refuses.
@@ -138,9 +113,7 @@ def write(prefix: str, weights: Sequence[WeightArray]) -> None:
   names = [
     f'{_SCOPE}/{layer}/{variable}'
     for layer in layer_names(weights)
-    for variable in (
-      ('gamma', 'beta') if layer == 'layer_norm' else _NAMINGS[0]
-    )
+    for variable in (_NORM if layer == 'layer_norm' else _NAMINGS['kernel'])
   ]
   try:
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
@@ -193,11 +166,6 @@ def load_online(
   session: tf.compat.v1.Session, network: Sequence[tf.Variable], prefix: str
 ) -> None:
   """Fills a network's variables with the online weights of a checkpoint.
-
-  Args:
-    session: the variables'.
-    network: the variables, in the network's order.
-    prefix: the checkpoint's path without `.index`.
 
   Raises:
     DataError: if it cannot be read, or is of a network with other shapes.

@@ -12,8 +12,8 @@ comes from (Figure 1 of Kumar et al. 2022, arXiv:2112.04716):
   uniform      all actions alike: out of distribution for most logs.
   monte_carlo  no backup: regression on the logged discounted return.
 
-The target is the expectation over that policy, as in the later revision of the
-paper, or with `sample_next_action` the value of one a' drawn from it.
+The target is the expectation over that policy, as in the paper's later
+revision, or with `sample_next_action` the value of one a' drawn from it.
 """
 
 from typing import Any, Literal
@@ -28,26 +28,18 @@ Backup = Literal['q_learning', 'sarsa', 'td', 'uniform', 'monte_carlo']
 BACKUPS = ('q_learning', 'sarsa', 'td', 'uniform', 'monte_carlo')
 PolicyRows = Literal['training', 'held_out']
 _BEHAVIOUR = 'behaviour'  # The network of 'td'.
-
-
 # Keeps the stream of sampled actions apart from others of the same seed.
 _ACTION_STREAM = 104_729
 
 
 def stateless_fractions(seed: int, step: tf.Tensor, count: int) -> tf.Tensor:
-  """Returns uniform draws from [0, 1), a pure function of (seed, step).
+  """Returns uniform draws from [0, 1): float32 [count], multiples of 2^-23.
 
-  Args:
-    seed: names the stream.
-    step: int64 scalar, the gradient step.
-    count: how many.
-
-  Returns:
-    float32 [count], multiples of 2^-23.
+  They are a pure function of (seed, step), the gradient step's number.
   """
-  # The bits, and the algorithm by its name, are the same on every device. What
-  # `stateless_uniform` makes of them as floats is not: here it is the CPU's,
-  # the low 23 bits as a fraction.
+  # A named algorithm gives the same bits on every device; the floats that
+  # `stateless_uniform` makes of them differ. These are the CPU's: the low 23
+  # bits as a fraction.
   bits = tf.random.stateless_uniform(
     [count],
     seed=tf.stack([tf.constant(seed, tf.int64), step]),
@@ -61,16 +53,9 @@ def stateless_fractions(seed: int, step: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def sample_actions(policy: tf.Tensor, fractions: tf.Tensor) -> tf.Tensor:
-  """Returns an action of each policy, by its cumulative distribution.
+  """Returns the first a with fraction < policy(0) + ... + policy(a).
 
-  It is the first a with fraction < policy(0) + ... + policy(a).
-
-  Args:
-    policy: float32 [B, A], rows summing to 1.
-    fractions: float32 [B], uniform in [0, 1).
-
-  Returns:
-    int32 [B].
+  That is int32 [B] of policies float32 [B, A] and fractions [B] in [0, 1).
   """
   # Without the last sum, which rounding may leave below the fraction.
   sums = tf.cumsum(policy, axis=1)[:, :-1]
@@ -94,16 +79,16 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
 
     Args:
       *args: see OfflineAgent.
-      backup: one of BACKUPS.
-      sample_next_action: whether a' is drawn from the policy of 'td' or
-        'uniform', in place of the expectation over it.
-      policy_rows: what the policy of 'td' learns from: the Q-network's own
-        batches ('training'), or transitions that it never sees ('held_out').
+      backup: see the module.
+      sample_next_action: draw a' from the policy of 'td' or 'uniform', in place
+        of the expectation over it.
+      policy_rows: whether the policy of 'td' learns from the Q-network's own
+        batches ('training') or from `held_out_store`.
       **kwargs: see OfflineAgent.
 
     Raises:
-      ValueError: if an option is unknown, or is given to a backup that has no
-        use for it; if there are no held-out transitions.
+      ValueError: if an option is unknown, or the backup has no use for it; if
+        there are no held-out transitions.
     """
     if backup not in BACKUPS:
       raise ValueError(f'backup must be one of {BACKUPS}, got {backup!r}.')
@@ -122,14 +107,9 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
       )
     self._backup = backup
     self._sample_next_action = sample_next_action
-    self._policy_rows = policy_rows
+    self.is_monte_carlo = backup == 'monte_carlo'
+    self.learns_from_held_out = policy_rows == 'held_out'
     super().__init__(*args, **kwargs)
-
-  def _needs_monte_carlo_returns(self) -> bool:
-    return self._backup == 'monte_carlo'
-
-  def _needs_held_out_batches(self) -> bool:
-    return self._policy_rows == 'held_out'
 
   def _build_networks(self) -> None:
     super()._build_networks()
@@ -151,7 +131,6 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
   def _behaviour_logits(
     self, batch: UpdateBatch, states: tf.Tensor
   ) -> tf.Tensor:
-    """Returns the learnt behaviour policy's logits: float32 [B, A]."""
     weights = batch.weights[_BEHAVIOUR]
     features = self._behaviour.features(weights, states)
     return self._behaviour.output(weights, features).q_values
@@ -159,7 +138,7 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
   def _build_auxiliary_losses(self, batch: UpdateBatch) -> dict[str, tf.Tensor]:
     if self._backup != 'td':
       return {}
-    rows = offline.HELD_OUT if self._policy_rows == 'held_out' else ''
+    rows = offline.HELD_OUT if self.learns_from_held_out else ''
     cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
       labels=batch.transition[f'{rows}action'],
       logits=self._behaviour_logits(batch, batch.transition[f'{rows}state']),
@@ -172,7 +151,7 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
     return tf.squeeze(atoms, axis=2)
 
   def _build_next_policy(self, batch: UpdateBatch) -> tf.Tensor:
-    """See base class. Monte-Carlo backs nothing up: the logged a' stands in."""
+    # Monte-Carlo backs nothing up: the logged a' stands in.
     if self._backup in ('td', 'uniform'):
       return self._build_stochastic_policy(batch)
     if self._backup == 'q_learning':
@@ -196,7 +175,6 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
     return tf.one_hot(sample_actions(policy, fractions), self.num_actions)
 
   def _build_bellman_loss(self, batch: UpdateBatch) -> tf.Tensor:
-    """See base class."""
     chosen_q = losses.chosen_values(
       self._combine(batch, batch.atoms), batch.transition['action']
     )

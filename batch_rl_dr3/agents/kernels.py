@@ -1,33 +1,26 @@
-"""The same arithmetic as the plain functions', arranged to be fast.
-
-What the readable path calls by one name: the product of a fully connected
-layer, the features of s and s', and the quantile Huber loss. Each is tested
-against the plain form.
+"""Plain functions' arithmetic, arranged to be fast on a CPU.
 
 The gradient of a fully connected layer by its input is dy W^T. TensorFlow
-computes it with W transposed inside oneDNN, which takes 1.6 times as long on a
-wide W (7,744 x 512, batch 64) as (W dy^T)^T, the same sums with the large
-matrix as it lies in memory.
+transposes W inside oneDNN, which takes 1.6 times as long on a wide W (7,744 x
+512, batch 64) as (W dy^T)^T, the same sums with W as it lies in memory.
 
-The quantile Huber loss is computed by sorting, in N log N instead of N^2.
+The quantile Huber loss is computed by sorting, in N log N instead of N^2. For
+one prediction p it is a sum over targets of a function of u = target - p that
+is linear below -kappa, quadratic up to 0 and up to kappa, and linear above.
+With the targets sorted, each stretch is a range, and its sums of u and u^2 are
+differences of prefix sums, taken in float64 and about the targets' mean so that
+they lose nothing that float32 could hold.
 
-For one prediction p, the loss is a sum over targets of a function of
-u = target - p that is linear below -kappa, quadratic up to 0, quadratic up to
-kappa, and linear above. With the targets sorted, each of the four stretches is
-a range, and its sum of u and u^2 is a difference of prefix sums. These are
-taken in float64 and about the targets' mean, so that the differences lose
-nothing that float32 could hold.
-
-On a CPU it takes an eighth of the time of the loss written out over [N, M]
-pairs, whose many passes over 1.3 million elements (batch 32, 200 quantiles)
-are a tenth of a training step. Compilers for accelerators fuse those passes,
-and sort badly: under `compiling` it is `losses.quantile_huber` itself.
+That takes an eighth of the time of the loss over [N, M] pairs, whose passes
+over 1.3 million elements (batch 32, 200 quantiles) are a tenth of a training
+step. XLA fuses those passes and sorts badly: under `compiling` it is
+`losses.quantile_huber` itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import contextvars
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
@@ -58,15 +51,7 @@ def _matmul(
 
 
 def matmul(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-  """Returns inputs times kernel.
-
-  Args:
-    inputs: float32 [B, D].
-    kernel: float32 [D, N], a tensor or a variable.
-
-  Returns:
-    float32 [B, N].
-  """
+  """Returns inputs [B, D] times a kernel [D, N], a tensor or a variable."""
   return _matmul(inputs, tf.convert_to_tensor(kernel))
 
 
@@ -77,15 +62,10 @@ def pair_features(
   next_states: tf.Tensor,
   in_one_pass: bool,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns a network's features of s and of s', float32 [B, D] each.
+  """Returns a `ValueNetwork`'s features of s and of s', float32 [B, D] each.
 
-  Args:
-    network: a `ValueNetwork`.
-    weights: the network's.
-    states: uint8 [B, ...].
-    next_states: uint8 [B, ...].
-    in_one_pass: pays where gradients flow through both: kernels are then read,
-      and their gradients written, once.
+  One pass pays where gradients flow through both: kernels are then read, and
+  their gradients written, once.
   """
   if not in_one_pass:
     return (
@@ -93,33 +73,13 @@ def pair_features(
       network.features(weights, next_states),
     )
   both = network.features(weights, tf.concat([states, next_states], axis=0))
-  features, next_features = tf.split(both, 2)
-  return features, next_features
-
-
-class _Stretches(NamedTuple):
-  """For each prediction: how many targets, sum of u, sum of u^2; [B, 4, N].
-
-  The four are u < -kappa, -kappa <= u < 0, 0 <= u < kappa, kappa <= u.
-  """
-
-  counts: tf.Tensor
-  sums: tf.Tensor
-  squares: tf.Tensor
+  return tf.split(both, 2)
 
 
 def quantile_huber(
   target: tf.Tensor, prediction: tf.Tensor, kappa: float = 1.0
 ) -> tf.Tensor:
-  """Returns `losses.quantile_huber`, to float32's precision.
-
-  Args:
-    target: float32 [B, M], target quantiles. No gradient flows into them.
-    prediction: float32 [B, N], quantiles of the chosen actions.
-    kappa: where the Huber loss turns linear, > 0.
-
-  Returns:
-    float32 [B].
+  """Returns `losses.quantile_huber`, with no gradient into the target.
 
   Raises:
     ValueError: if the batch sizes differ or a rank is not 2.
@@ -144,7 +104,7 @@ def quantile_huber(
 def _value_and_slope(
   target: tf.Tensor, prediction: tf.Tensor, kappa: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns the loss, float32 [B], and its derivative, float32 [B, N]."""
+  """Returns the loss [B] and its derivative [B, N]."""
   num_quantiles = prediction.shape.as_list()[1]
   num_targets = target.shape.as_list()[1]
   taus = (tf.range(num_quantiles, dtype=tf.float64) + 0.5) / num_quantiles
@@ -167,7 +127,11 @@ def _value_and_slope(
 
 def _sum_stretches(
   target: tf.Tensor, prediction: tf.Tensor, kappa: float
-) -> _Stretches:
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Returns how many targets, and the sums of u and u^2: [B, 4, N] each.
+
+  The four are u < -kappa, -kappa <= u < 0, 0 <= u < kappa, kappa <= u.
+  """
   num_quantiles = prediction.shape.as_list()[1]
   num_targets = target.shape.as_list()[1]
   ascending = tf.cast(tf.sort(target, axis=1), tf.float64)
@@ -197,7 +161,7 @@ def _sum_stretches(
   targets = differences(prefix_sums(ascending))
   target_squares = differences(prefix_sums(tf.square(ascending)))
   shift = centred[:, tf.newaxis]
-  return _Stretches(
+  return (
     counts,
     targets - counts * shift,
     target_squares - 2.0 * shift * targets + counts * tf.square(shift),

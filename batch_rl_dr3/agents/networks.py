@@ -21,14 +21,14 @@ _NORM_EPSILON = 1e-5
 
 
 class NetworkOutput(NamedTuple):
-  """What a value network says of a batch of states.
+  """What a value network says of a batch of states, in float32.
 
   Attributes:
-    q_values: float32 [B, A], what the agent says that its atoms stand for.
-    features: float32 [B, D], the penultimate layer's output (after ReLU): the
-      phi of the paper. One row serves all actions of a state.
-    atoms: float32 [B, A, K], the K outputs per action: REM's heads, QR-DQN's
-      quantiles, or (K = 1) the Q-value.
+    q_values: [B, A], what the agent says that its atoms stand for.
+    features: [B, D], the penultimate layer after its ReLU: the paper's phi.
+      One row serves all actions of a state.
+    atoms: [B, A, K], the outputs per action: REM's heads, QR-DQN's quantiles,
+      or (K = 1) the Q-value.
   """
 
   q_values: tf.Tensor
@@ -37,14 +37,7 @@ class NetworkOutput(NamedTuple):
 
 
 def mean_of_atoms(atoms: tf.Tensor) -> tf.Tensor:
-  """Returns the Q-values of heads or quantiles, their mean.
-
-  Args:
-    atoms: float32 [B, A, K].
-
-  Returns:
-    float32 [B, A].
-  """
+  """Returns the Q-values of heads or quantiles, their mean."""
   return tf.reduce_mean(atoms, axis=2)
 
 
@@ -67,8 +60,7 @@ class ValueNetwork(tf.keras.Model):
   """Convolutions, one hidden layer (the features), and a linear last layer.
 
   With `layer_norm` the features are relu(scale * normalised(W x + b) + offset)
-  in place of relu(W x + b) (arXiv:1607.06450); scale and offset learn, and are
-  the variables `layer_norm/gamma` and `layer_norm/beta`. Nothing else changes.
+  (arXiv:1607.06450); scale and offset are learnt.
   """
 
   # (filters, kernel size, stride) of each convolution; units of the features.
@@ -93,14 +85,13 @@ class ValueNetwork(tf.keras.Model):
     """Creates the layers.
 
     Args:
-      num_actions: int, A.
-      num_atoms: int, K, outputs per action.
+      num_actions: A.
+      num_atoms: K, outputs per action.
       initialiser: makes a kernel initialiser from a seed.
-      seed: makes the initial weights a function of (seed, layer) alone; None
-        draws them from the global generator.
+      seed: makes the initial weights a function of (seed, layer) alone.
       name: the variables' scope.
       layer_norm: whether the feature layer is normalised before its ReLU.
-      q_values: what the K outputs of each action stand for.
+      q_values: what the outputs stand for.
     """
     super().__init__(name=name)
     self.num_actions = num_actions
@@ -152,23 +143,11 @@ class ValueNetwork(tf.keras.Model):
     self.built = True
 
   def call(self, states: tf.Tensor) -> NetworkOutput:
-    """Returns the values and features of a batch of states.
-
-    Args:
-      states: uint8 [B, height, width, ..., stack].
-    """
+    """Returns the values and features of states [B, height, ..., stack]."""
     return self.output(self.weights, self.features(self.weights, states))
 
   def features(self, weights: Sequence[Any], states: tf.Tensor) -> tf.Tensor:
-    """Returns the features of a batch of states, under given weights.
-
-    Args:
-      weights: tensors or variables, as `variables` has them.
-      states: uint8 [B, height, width, ..., stack].
-
-    Returns:
-      float32 [B, D].
-    """
+    """Returns the features under given weights: float32 [B, D]."""
     weights = self._as_arithmetic(weights)
     activations = tf.cast(states, self.arithmetic_dtype) / self.scale
     if states.shape.rank > 4:  # Channels and stacked frames are one axis.
@@ -193,12 +172,7 @@ class ValueNetwork(tf.keras.Model):
   def output(
     self, weights: Sequence[Any], features: tf.Tensor
   ) -> NetworkOutput:
-    """Returns what the last layer makes of features, under given weights.
-
-    Args:
-      weights: see `features`.
-      features: float32 [B, D].
-    """
+    """Returns what the last layer makes of features, under given weights."""
     kernel, bias = self._as_arithmetic(weights[-2:])
     inputs = tf.cast(features, self.arithmetic_dtype)
     atoms = tf.reshape(
@@ -215,7 +189,6 @@ class ValueNetwork(tf.keras.Model):
 def _normalise(
   hidden: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor
 ) -> tf.Tensor:
-  """Returns each row [D] at mean 0 and variance 1, scaled and moved."""
   mean, variance = tf.nn.moments(hidden, axes=[1], keepdims=True)
   return tf.nn.batch_normalization(
     hidden, mean, variance, offset, scale, _NORM_EPSILON
@@ -240,10 +213,9 @@ class NatureNetwork(ValueNetwork):
 
 @gin.configurable
 class MinAtarNetwork(ValueNetwork):
-  """One 3x3 convolution of 16 filters and 128 features.
+  """The network of Young and Tian 2019 (arXiv:1903.03176), padded to SAME.
 
-  Young and Tian 2019 (arXiv:1903.03176), with SAME padding here. Observations
-  are 0 or 1 and are not scaled.
+  Observations are 0 or 1 and are not scaled.
   """
 
   convolutions = ((16, 3, 1),)

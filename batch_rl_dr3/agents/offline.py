@@ -8,13 +8,12 @@ network is synchronised inside the step, and the step number lives in the graph
 beside the weights. A run that is restored at step k therefore goes on bit for
 bit.
 
-Deviations from Dopamine's DQNAgent: both `target_update_period` and the step
-number count gradient steps, and the target network is copied at the beginning
-of the step that would be the first to see the copy, not at the end of the one
-before it. No weight of the online network differs for it, but what is measured
-between two steps is then never measured at a fresh copy, where the temporal
-difference is another. The target network starts equal to the online network
-(Dopamine's first copy comes after its first training step).
+Deviations from Dopamine's DQNAgent: `target_update_period` and the step number
+count gradient steps. The target network starts equal to the online network
+(Dopamine's first copy comes after its first training step), and is copied as
+the first step to see the copy begins, not as the one before it ends: no online
+weight differs, but nothing is measured at a fresh copy, where the temporal
+difference is another.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,55 +41,36 @@ from batch_rl_dr3.config import dopamine_compat, ranges
 from batch_rl_dr3.replay import batches
 from batch_rl_dr3.replay.store import store as replay_store
 
-# Parameters of Dopamine's constructor that mean nothing without an
-# environment to train in, or that this module replaces.
-_ONLINE_ONLY = frozenset(
-  (
-    'min_replay_history',
-    'update_period',
-    'epsilon_fn',
-    'epsilon_train',
-    'epsilon_decay_period',
-    'use_staging',
-    'eval_mode',
-    'max_tf_checkpoints_to_keep',
-    'summary_writer',
-    'summary_writing_frequency',
-    'allow_partial_reload',
-    'tf_device',
-  )
-)
+# Parameters of Dopamine's constructor that mean something offline, and that
+# OfflineAgent does not replace.
+_DOPAMINES = {
+  'observation_shape',
+  'observation_dtype',
+  'stack_size',
+  'gamma',
+  'update_horizon',
+  'epsilon_eval',
+  'optimizer',
+}
 # Begins the names of held-out batches' tensors and of what is measured there.
 HELD_OUT = 'held_out_'
-# Keeps their random stream apart from that of the other batches.
+# Keeps their random stream apart from the other batches'.
 _HELD_OUT_STREAM = 15_485_863
 # States per session call where features of many states are asked for.
 _FEATURE_CHUNK = 256
-
-
 # The states of penalties by the penalty's name: variables, or tensors.
 States = Mapping[str, State]
 
 
 class LossParts(NamedTuple):
-  """The loss of one batch, whole and in parts.
+  """The loss of one batch, whole and in parts: float32 scalars."""
 
-  Attributes:
-    total: float32 scalar, what the optimiser minimises.
-    bellman: float32 scalar, the mean Bellman loss.
-    auxiliary: further losses by name, each with weight 1.
-    penalties: penalties by name, before their coefficients.
-    weighted: penalties by name, times their coefficients.
-    measures: what else the penalties log, by column.
-    next_states: the penalties' states after a step on this batch.
-  """
-
-  total: tf.Tensor
+  total: tf.Tensor  # What the optimiser minimises.
   bellman: tf.Tensor
-  auxiliary: dict[str, tf.Tensor]
-  penalties: dict[str, tf.Tensor]
-  weighted: dict[str, tf.Tensor]
-  measures: dict[str, tf.Tensor]
+  auxiliary: dict[str, tf.Tensor]  # Further losses, each with weight 1.
+  penalties: dict[str, tf.Tensor]  # Before their coefficients.
+  weighted: dict[str, tf.Tensor]  # Times their coefficients.
+  measures: dict[str, tf.Tensor]  # What else the penalties log, by column.
   next_states: States
 
   def by_name(self) -> dict[str, tf.Tensor]:
@@ -108,15 +88,24 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   """A Dopamine agent that learns from a fixed store and never writes to it.
 
   Attributes:
-    steps_per_call: the gradient steps that one session call runs at most.
+    penalties: in the order in which they are added.
+    replay: what the batches are sampled from.
+    held_out_store: transitions that the value function never learns from, or
+      None.
+    device: what the training step runs on: 'cpu', 'gpu' or 'tpu'.
+    steps_per_call: the most gradient steps that one session call runs.
     batch: what the next step learns from.
     loss_parts: its loss.
-    metrics: what is logged of a batch, tensors by column name.
+    metrics: what is logged of a batch: tensors by column.
   """
 
   # Outputs per action and the initialiser of the network's kernels.
   num_atoms = 1
   initialiser: Callable[..., Any] = staticmethod(networks.glorot_uniform)
+  # Whether batches hold Monte-Carlo returns, and held-out batches stand beside
+  # them.
+  is_monte_carlo = False
+  learns_from_held_out = False
 
   def __init__(
     self,
@@ -138,36 +127,33 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     """Builds the graph and initialises it.
 
     Args:
-      sess: the session, or None for one of the agent's own.
-      num_actions: int, A.
+      sess: the session; None makes one.
+      num_actions: A.
       store: the logged data.
       penalties: added to the Bellman loss, each with its own coefficient.
       seed: fixes the initial weights and, with the step number, every batch.
       target_update_period: gradient steps between copies of the online into
         the target network.
       network: makes a `ValueNetwork` from (num_actions, num_atoms=, ...).
-      device: 'cpu', 'gpu', 'tpu', or 'auto' for the fastest that is there. On
-        a CPU training is a plain graph, elsewhere it is compiled by XLA.
-      steps_per_call: gradient steps that one session call runs at most; None
-        is the device's own number. It changes no bit of the result.
-      compute_dtype: 'float32', or 'bfloat16' for the networks' arithmetic;
-        weights, losses and the optimiser stay float32. Other numbers than
-        float32's come out.
-      max_device_bytes: frames up to so many bytes are held in the memory of a
-        GPU or TPU; batches of more are gathered on the host, step by step.
-      init_checkpoint: the path, without `.index`, of a checkpoint whose online
-        network's weights are the initial ones. Optimiser and step number start
-        anew.
-      held_out_store: transitions that the value function never learns from,
-        for agents that have another use for them.
-      **kwargs: Dopamine's DQNAgent's parameters: observation_shape,
-        stack_size, gamma, update_horizon, epsilon_eval, optimizer.
+      device: one of accelerator.DEVICE_NAMES. On a CPU training is a plain
+        graph, elsewhere it is compiled by XLA.
+      steps_per_call: the most gradient steps in one session call; None is the
+        device's own number. It changes no bit of the result.
+      compute_dtype: of the networks' arithmetic: 'float32' or 'bfloat16', which
+        changes the results. Weights, losses and optimiser stay float32.
+      max_device_bytes: frames up to this size are held in the memory of a GPU
+        or TPU; larger stores are gathered from on the host, step by step.
+      init_checkpoint: path, without `.index`, of a checkpoint whose online
+        network gives the initial weights. Optimiser and step number start anew.
+      held_out_store: see the class.
+      **kwargs: Dopamine's: observation_shape, stack_size, gamma,
+        update_horizon, epsilon_eval, optimizer.
 
     Raises:
-      ValueError: if two penalties share a name, or a parameter makes sense
-        only for an agent that acts while it learns.
-      ConfigError: if there is no such device, or what is compiled for it does
-        not know the optimiser.
+      ValueError: if two penalties share a name, or a parameter is for agents
+        that act while they learn.
+      ConfigError: if there is no such device, or its compiled step does not
+        know the optimiser.
       DataError: if init_checkpoint cannot be read or is of another network.
     """
     if compute_dtype not in ('float32', 'bfloat16'):
@@ -177,18 +163,19 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     names = [penalty.name for penalty in penalties]
     if len(set(names)) < len(names):
       raise ValueError(f'two penalties have the same name: {names}.')
-    unusable = sorted(_ONLINE_ONLY & kwargs.keys())
+    unusable = sorted(kwargs.keys() - _DOPAMINES)
     if unusable:
       raise ValueError(
         f'{type(self).__name__} learns offline and has no use for '
         f'{", ".join(unusable)}.'
       )
-    self._penalties = tuple(penalties)
+    self.penalties = tuple(penalties)
     self._compute_dtype = tf.as_dtype(compute_dtype)
     self._store = store
-    self._held_out_store = held_out_store
+    self.held_out_store = held_out_store
     self._seed = seed
     self._device = accelerator.find_device(device)
+    self.device = self._device.name
     self._max_device_bytes = max_device_bytes
     super().__init__(
       sess,
@@ -199,18 +186,26 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       **kwargs,
     )
     self.eval_mode = True
-    for replay in self._replays():
-      if replay.table is not None:
-        replay.table.load(self._sess)
+    self.replay = self._replay
+    tables = [replay.table for replay in self._replays.values()]
+    for table in tables:
+      if table is not None:
+        table.load(self._sess)
     if init_checkpoint is not None:
       checkpoint_weights.load_online(
         self._sess, self.online_convnet.variables, init_checkpoint
       )
     self._sess.run(self._sync_qt_ops)
-    # Batches that are gathered on the host come one at a time.
-    in_graph = all(replay.table is not None for replay in self._replays())
-    self.steps_per_call = self._device.num_steps(steps_per_call, in_graph)
-    self._train_steps = self._device.train_steps(self)
+    self.steps_per_call = 1
+    if self._device.is_compiled:
+      # Batches that are gathered on the host come one at a time.
+      if None not in tables:
+        self.steps_per_call = steps_per_call or self._device.steps_per_call
+      accelerator.initialise(self._device, self._sess)
+      self._train_steps = self.make_compiled_steps(self.device)
+    else:
+      train_step = self.make_train_step()
+      self._train_steps = lambda num_steps: train_step()
 
   # What a subclass says.
 
@@ -235,21 +230,10 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   def q_values(atoms: tf.Tensor) -> tf.Tensor:
     """Returns the Q-values that the network's outputs stand for.
 
-    Training, metrics, penalties and acting all use it.
-
-    Args:
-      atoms: float32 [B, A, K].
-
-    Returns:
-      float32 [B, A].
+    Training, metrics, penalties and acting all use it: float32 [B, A] from
+    float32 [B, A, K].
     """
     return networks.mean_of_atoms(atoms)
-
-  def _needs_monte_carlo_returns(self) -> bool:
-    return False
-
-  def _needs_held_out_batches(self) -> bool:
-    return False
 
   # The training step.
 
@@ -267,7 +251,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       values[ONLINE],
       states,
       next_states,
-      any(p.coefficient and p.moves_next_features for p in self._penalties),
+      any(p.coefficient and p.moves_next_features for p in self.penalties),
     )
     outputs = online.output(values[ONLINE], features)
     target_outputs = target.output(
@@ -296,32 +280,32 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     """Returns the loss of a batch, given the penalties' states before it."""
     bellman = tf.reduce_mean(self._build_bellman_loss(batch))
     auxiliary = self._build_auxiliary_losses(batch)
+    total = tf.add_n([bellman, *auxiliary.values()])
     values, weighted, next_states = {}, {}, {}
     measures: dict[str, tf.Tensor] = {}
-    for penalty in self._penalties:
+    for penalty in self.penalties:
       name, state = penalty.name, states[penalty.name]
       values[name] = penalty(batch, state)
       weighted[name] = penalty.weight(state) * values[name]
+      if penalty.coefficient != 0:
+        total += weighted[name]
       measures |= penalty.measures(batch, state)
       next_states[name] = penalty.next_state(batch, state)
-    total = tf.add_n([bellman, *auxiliary.values()])
-    for penalty in self._penalties:
-      if penalty.coefficient != 0:
-        total += weighted[penalty.name]
     return LossParts(
       total, bellman, auxiliary, values, weighted, measures, next_states
     )
 
   def _build_train_op(self) -> tf.Operation:
     """Returns a whole step: target network, gradient, optimiser, number."""
-    self._transition_tensors = (
-      dict(self._replay.transition)
-      if self._held_out_replay is None
-      else self._transition(self._replay_data(), self._step)
-    )
+    self._transition_tensors = {
+      prefix + name: tensor
+      for prefix, replay in self._replays.items()
+      for name, tensor in replay.transition.items()
+    }
     self._is_step = tf.compat.v1.placeholder_with_default(True, [], 'is_step')
+    step = self.gradient_steps.read_value()
     copied = tf.cond(
-      self._is_step & tf.equal(self._step % self.target_update_period, 0),
+      self._is_step & tf.equal(step % self.target_update_period, 0),
       lambda: tf.group(*self._build_sync_op()),
       tf.no_op,
     )
@@ -329,7 +313,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     with tf.control_dependencies([copied]):
       values = _read(variables)
     self._penalty_states = self._create_states()
-    self.batch = self._build_batch(values, self._step, self._transition_tensors)
+    self.batch = self._build_batch(values, step, self._transition_tensors)
     self.loss_parts = self._build_loss(self.batch, _read(self._penalty_states))
     learnt = tf.nest.flatten(
       [list(vs) for name, vs in variables.items() if name != TARGET]
@@ -364,28 +348,25 @@ class OfflineAgent(dopamine_compat.DQNAgent):
           self.online_convnet.num_features
         ).items()
       }
-      for penalty in self._penalties
+      for penalty in self.penalties
     }
 
   def _build_metrics(
     self, gradients: Sequence[tf.Tensor]
   ) -> dict[str, tf.Tensor]:
-    """Returns what is logged of a batch: float32 scalars by column name.
+    """Returns what is logged of a batch: float32 scalars by column.
 
-    `discounted_dot_product` is of what is backed up: a transition that ends an
-    episode counts as 0. `mean_q` is of the logged actions, `mean_target_q` of
-    the backup's.
+    `mean_q` is of the logged actions, `mean_target_q` of the backup's.
     """
     batch = self.batch
+    sides = batch.features, batch.next_features
     squared_norms = tf.reduce_sum(tf.square(batch.features), axis=1)
-    dot_products = losses.feature_dot_product(
-      batch.features, batch.next_features
-    )
+    dot_products = losses.feature_dot_product(*sides)
     chosen_q = losses.chosen_values(batch.q_values, batch.actions)
     next_values = losses.expected_values(
       batch.target_q_values, batch.next_policy
     )
-    cosines = losses.feature_cosine(batch.features, batch.next_features)
+    cosines = losses.feature_cosine(*sides)
     return {
       **self.loss_parts.by_name(),
       'feature_dot_product': tf.reduce_mean(dot_products),
@@ -418,7 +399,10 @@ class OfflineAgent(dopamine_compat.DQNAgent):
         self.gradient_steps,
         {name: n.variables for name, n in self._networks().items()},
         self._penalty_states,
-        self._replay_data(),
+        [
+          dict(r.transition) if r.table is None else r.table.tensors
+          for r in self._replays.values()
+        ],
         loss,
         self.optimizer,
         self.target_update_period,
@@ -449,58 +433,40 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       trainable=False,
       use_resource=True,
     )
-    self._step = self.gradient_steps.read_value()
-    self._held_out_replay = None
-    if self._needs_held_out_batches():
-      if self._held_out_store is None:
+    stores = {'': self._store}
+    if self.learns_from_held_out:
+      if self.held_out_store is None:
         raise ValueError(
           'there are no held-out transitions to learn from; bind '
           'FixedReplayRunner.num_held_out, and a Subset that is not the whole '
           'log'
         )
-      self._held_out_replay = self._create_replay(
-        self._held_out_store, self._seed + _HELD_OUT_STREAM
+      stores[HELD_OUT] = self.held_out_store
+    self._replays = {
+      prefix: batches.FixedReplayBuffer(
+        store,
+        step=self.gradient_steps.read_value(),
+        seed=self._seed + (_HELD_OUT_STREAM if prefix else 0),
+        update_horizon=self.update_horizon,
+        gamma=self.gamma,
+        stack_size=self.stack_size,
+        monte_carlo=self.is_monte_carlo and not prefix,
+        in_graph=True,
+        max_device_bytes=(
+          self._max_device_bytes if self._device.is_compiled else None
+        ),
       )
-    return self._create_replay(
-      self._store, self._seed, self._needs_monte_carlo_returns()
-    )
-
-  def _create_replay(
-    self, store: replay_store.ReplayStore, seed: int, monte_carlo: bool = False
-  ) -> batches.FixedReplayBuffer:
-    return batches.FixedReplayBuffer(
-      store,
-      step=self._step,
-      seed=seed,
-      update_horizon=self.update_horizon,
-      gamma=self.gamma,
-      stack_size=self.stack_size,
-      monte_carlo=monte_carlo,
-      in_graph=True,
-      max_device_bytes=(
-        self._max_device_bytes if self._device.is_compiled else None
-      ),
-    )
-
-  def _replays(self) -> list[batches.FixedReplayBuffer]:
-    held_out = self._held_out_replay
-    return [self._replay, *([] if held_out is None else [held_out])]
-
-  def _replay_data(self) -> list[Any]:
-    """Returns the tensors that `_transition` makes a batch of."""
-    return [
-      dict(replay.transition) if replay.table is None else replay.table.tensors
-      for replay in self._replays()
-    ]
+      for prefix, store in stores.items()
+    }
+    return self._replays['']
 
   def _transition(
     self, data: Sequence[Any], step: tf.Tensor
   ) -> dict[str, tf.Tensor]:
-    """Returns a step's batch by name; HELD_OUT precedes held-out names."""
+    """Returns a step's batch of the compiled step's data, by name."""
     transition: dict[str, tf.Tensor] = {}
-    prefixes = ('', HELD_OUT)
-    for prefix, replay, tensors in zip(
-      prefixes, self._replays(), data, strict=False
+    for (prefix, replay), tensors in zip(
+      self._replays.items(), data, strict=True
     ):
       if replay.table is not None:
         tensors = replay.transition_from(tensors, step)
@@ -523,10 +489,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
 
   def _networks(self) -> dict[str, tf.keras.Model]:
     """Returns the networks by name; all but the target network learn."""
-    return {
-      ONLINE: self.online_convnet,
-      TARGET: self.target_convnet,
-    }
+    return {ONLINE: self.online_convnet, TARGET: self.target_convnet}
 
   def _build_sync_op(self) -> list[tf.Operation]:
     # Dopamine's finds the variables by the name scope it is called in, which
@@ -541,7 +504,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     ]
 
   def _store_transition(self, *args: Any, **kwargs: Any) -> None:
-    """Does nothing: the data are fixed, and acting never adds to them."""
+    """Does nothing: acting never adds to the data."""
 
   def _train_step(self) -> None:
     """Refuses: this is what Dopamine's agents do between two actions."""
@@ -553,17 +516,11 @@ class OfflineAgent(dopamine_compat.DQNAgent):
 
   # What training and evaluation call.
 
-  @property
-  def penalties(self) -> tuple[Penalty, ...]:
-    """The penalties, in the order in which they are added."""
-    return self._penalties
-
   def make_train_steps(self) -> Callable[[int], dict[str, float]]:
-    """Returns a function that runs a number of gradient steps.
+    """Returns a function that runs up to `steps_per_call` gradient steps.
 
     It returns the loss parts of the last batch that it has learnt from, by
-    name, and stops early at one whose loss is not finite. The number may be up
-    to `steps_per_call`.
+    name, and stops early at one whose loss is not finite.
     """
     return self._train_steps
 
@@ -575,117 +532,58 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       return self.compiled_steps().make_callable(self._sess, device)
 
   def make_train_step(self) -> Callable[[], dict[str, float]]:
-    """Returns a function that runs one gradient step of the plain graph.
-
-    It returns the loss parts of the batch it has just learnt from, by name.
-    """
+    """Returns a function that runs one step of the plain graph, likewise."""
     parts = self.loss_parts.by_name()
     step = self._sess.make_callable([self._train_op, *parts.values()])
-
-    def train_step() -> dict[str, float]:
-      return dict(zip(parts, step()[1:], strict=True))
-
-    return train_step
+    return lambda: dict(zip(parts, step()[1:], strict=True))
 
   @property
   def metric_columns(self) -> tuple[str, ...]:
-    """The names of what `measure` returns."""
+    """The names of what `measure` returns by default."""
     return (*self.metrics, *map(_share_column, self.loss_parts.weighted))
 
   def measure(
-    self, batches: Sequence[Mapping[str, npt.NDArray[Any]]] = ({},)
+    self,
+    batches: Sequence[Mapping[str, npt.NDArray[Any]]] = ({},),
+    columns: Sequence[str] | None = None,
   ) -> dict[str, float]:
-    """Returns the metrics by name, averaged over batches.
+    """Returns metrics by name, averaged over batches.
 
-    A penalty's share is its part of the loss, its coefficient included, over
-    the Bellman loss.
+    A penalty's share is its part of the loss over the Bellman loss.
 
     Args:
-      batches: each as `replay.batch_at` returns it, of the batch size; without
-        any, the batch that the next step will learn from.
+      batches: each as `replay.batch_at` returns it, of the batch size; by
+        default the batch that the next step learns from.
+      columns: which metrics; None is all of `metric_columns`.
     """
-    weighted = {
-      _share_column(name): value
-      for name, value in self.loss_parts.weighted.items()
+    shares = {_share_column(n): n for n in self.loss_parts.weighted}
+    metrics = {
+      column: self.loss_parts.weighted[shares[column]]
+      if column in shares
+      else self.metrics[column]
+      for column in columns or self.metric_columns
     }
-    means = self._measure_means({**self.metrics, **weighted}, batches)
-    for column in weighted:
+    tensors = self._transition_tensors
+    measured = []
+    for batch in batches:
+      fed = {tensors[n]: batch[n] for n in batch if n in tensors}
+      measured.append(self._sess.run(metrics, {self._is_step: False, **fed}))
+    means = {
+      column: float(np.mean([values[column] for values in measured]))
+      for column in metrics
+    }
+    for column in shares.keys() & means.keys():
       bellman = means['loss_bellman']
       means[column] = means[column] / bellman if bellman else math.nan
     return means
-
-  @property
-  def held_out_columns(self) -> tuple[str, ...]:
-    """The names of what `measure_held_out` returns.
-
-    Regression on returns has no loss there: single transitions have none.
-    """
-    names = ['loss_bellman', 'feature_dot_product', 'mean_q']
-    if self._needs_monte_carlo_returns():
-      names.remove('loss_bellman')
-    return tuple(HELD_OUT + name for name in names)
-
-  def measure_held_out(
-    self, batches: Sequence[Mapping[str, npt.NDArray[Any]]]
-  ) -> dict[str, float]:
-    """Returns what is measured of held-out batches, by column."""
-    prefix = HELD_OUT
-    metrics = {
-      column: self.metrics[column.removeprefix(prefix)]
-      for column in self.held_out_columns
-    }
-    return self._measure_means(metrics, batches)
-
-  def _measure_means(
-    self,
-    metrics: Mapping[str, tf.Tensor],
-    batches: Sequence[Mapping[str, npt.NDArray[Any]]],
-  ) -> dict[str, float]:
-    tensors = self._transition_tensors
-    measured = [
-      self._sess.run(
-        metrics,
-        {
-          self._is_step: False,
-          **{tensors[n]: batch[n] for n in batch if n in tensors},
-        },
-      )
-      for batch in batches
-    ]
-    return {
-      name: float(np.mean([values[name] for values in measured]))
-      for name in metrics
-    }
 
   @property
   def acting_network(self) -> Callable[..., tf.keras.Model]:
     """The network with the agent's Q-values, for `acting.Actor`."""
     return functools.partial(self.network, q_values=self.q_values)
 
-  @property
-  def replay(self) -> batches.FixedReplayBuffer:
-    """What the batches are sampled from."""
-    return self._replay
-
-  @property
-  def held_out_store(self) -> replay_store.ReplayStore | None:
-    """Transitions that the value function never learns from, if any."""
-    return self._held_out_store
-
-  @property
-  def device(self) -> str:
-    """What the training step runs on: 'cpu', 'gpu' or 'tpu'."""
-    return self._device.name
-
   def save(self, prefix: str) -> None:
-    """Writes weights, optimiser slots and the step number.
-
-    Args:
-      prefix: the path that TensorFlow's `.index` and `.data-*` are added to.
-
-    Raises:
-      OSError: if the disk refuses.
-    """
+    """Writes weights, slots, states and the step number; may raise OSError."""
     checkpoint_weights.save(self._sess, self._saver, prefix)
 
   def restore(self, prefix: str) -> None:
@@ -701,21 +599,14 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     return int(self._sess.run(self.gradient_steps))
 
   def features(self, states: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns phi of many states, in chunks that bound the memory.
-
-    Args:
-      states: uint8 [N, *observation_shape, stack_size].
-
-    Returns:
-      float32 [N, D].
-    """
+    """Returns phi: float32 [N, D] of states [N, *observation_shape, stack]."""
+    # In chunks, which bound the memory.
+    chunks = [
+      states[i : i + _FEATURE_CHUNK]
+      for i in range(0, len(states), _FEATURE_CHUNK)
+    ]
     return np.concatenate(
-      [
-        self._sess.run(
-          self._features, {self._states_ph: states[i : i + _FEATURE_CHUNK]}
-        )
-        for i in range(0, len(states), _FEATURE_CHUNK)
-      ]
+      [self._sess.run(self._features, {self._states_ph: c}) for c in chunks]
     )
 
 

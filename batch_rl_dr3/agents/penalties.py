@@ -27,23 +27,23 @@ STATELESS: State = {}
 class UpdateBatch(NamedTuple):
   """One batch of a gradient step, and what the networks say of it.
 
-  Penalties may use the tensors up to `step`; those below are for the Bellman
-  losses of discrete agents.
+  Tensors are float32 unless said otherwise. Penalties may use those up to
+  `step`; the others are for the Bellman losses of discrete agents.
 
   Attributes:
-    q_values: float32 [B, A], the online network's values at s.
-    features: float32 [B, D], phi(s, a) by the online network.
-    next_features: float32 [B, D], phi(s', a') by the online network.
-    actions: int32 [B], the logged actions.
-    next_policy: float32 [B, A], the distribution of the a' that the Bellman
-      backup uses: one-hot for the greedy and the logged action.
-    terminals: float32 [B], 1 where the episode ends with this transition.
-    discounts: float32 [B], what the backup multiplies Q(s', a') by: gamma^n,
-      and 0 where the episode ends.
+    q_values: [B, A], the online network's at s.
+    features: [B, D], phi(s, a) by the online network.
+    next_features: [B, D], phi(s', a') by the online network.
+    actions: int32 [B], as logged.
+    next_policy: [B, A], the distribution of the backup's a': one-hot for the
+      greedy and the logged action.
+    terminals: [B], 1 where the episode ends with this transition.
+    discounts: [B], what the backup multiplies Q(s', a') by: gamma^n, and 0
+      where the episode ends.
     step: int64 scalar, gradient steps before this one.
-    atoms: float32 [B, A, K], the online network's at s.
-    target_q_values: float32 [B, A], the target network's values at s'.
-    target_atoms: float32 [B, A, K], the target network's at s'.
+    atoms: [B, A, K], the online network's at s.
+    target_q_values: [B, A], the target network's at s'.
+    target_atoms: [B, A, K], the target network's at s'.
     transition: the batch's tensors, by Dopamine's names.
     weights: of every network, by its name.
   """
@@ -67,13 +67,12 @@ class Penalty(abc.ABC):
   """A scalar function of a batch, with a name and a coefficient.
 
   A penalty that needs more than the batch at hand has a state: named tensors
-  that training keeps, saves and restores with the weights. It is a function of
-  the state before and of the batch, and no gradient flows into it.
+  that training keeps and saves with the weights. Each is a function of the
+  state before and of the batch, and no gradient flows into it.
 
   Attributes:
-    name: how logs, columns and summaries call it.
-    coefficient: its weight in the total loss, >= 0; where it changes, the
-      first.
+    name: its name in logs and columns.
+    coefficient: its weight in the total loss, >= 0; the first, if it changes.
     moves_next_features: whether its gradient flows into phi(s', a').
   """
 
@@ -90,26 +89,18 @@ class Penalty(abc.ABC):
 
   def weight(self, state: State) -> Any:
     """Returns what the penalty is multiplied by in the total loss."""
-    del state
     return self.coefficient
 
   def initial_state(self, num_features: int) -> dict[str, npt.NDArray[Any]]:
-    """Returns the state before the first step, as float32 arrays by name.
-
-    Args:
-      num_features: int, D.
-    """
-    del num_features
+    """Returns the state before the first step: float32 arrays by name."""
     return {}
 
   def next_state(self, batch: UpdateBatch, state: State) -> State:
     """Returns the state after the step that learns from this batch."""
-    del batch
     return state
 
   def measures(self, batch: UpdateBatch, state: State) -> dict[str, tf.Tensor]:
     """Returns what is logged beside the penalty: float32 scalars by column."""
-    del batch, state
     return {}
 
 
@@ -134,18 +125,15 @@ class FeatureDotPenalty(Penalty):
     """Creates the penalty.
 
     Args:
-      coefficient: c0. 0.03 is what the authors' follow-up work uses on Atari
-        with CQL.
+      coefficient: c0; 0.03 is the authors' in later work on Atari with CQL.
       stop_gradient: no gradient into phi(s', a') (Table A.1).
-      mask_terminals: count transitions that end an episode as 0: their s' is
-        no state. The authors' code does not mask, and neither does the
-        default.
-      absolute: |phi^T phi'|, as in the authors' code. The same as without for
-        features after a ReLU, which are never negative.
+      mask_terminals: count transitions that end an episode, whose s' is no
+        state, as 0. The authors' code does not mask.
+      absolute: |phi^T phi'|, as in the authors' code; it changes nothing after
+        a ReLU.
       same_action_only: weight each dot product by the probability that the
-        backup's a' is a. With one head per action the gradients of Q(s, a)
-        and Q(s', a') by the last layer have disjoint support unless a = a':
-        this is their literal dot product.
+        backup's a' is a: the literal dot product of the last layer's
+        gradients, which with one head per action are disjoint unless a = a'.
     """
     super().__init__(coefficient)
     self.stop_gradient = stop_gradient
@@ -156,7 +144,6 @@ class FeatureDotPenalty(Penalty):
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
     """See base class."""
-    del state
     dot_products = losses.feature_dot_product(
       batch.features, batch.next_features, self.stop_gradient
     )
@@ -178,42 +165,29 @@ class ConservativePenalty(Penalty):
 
   name = 'conservative'
 
+  # CQL's alpha: the authors' for QR-DQN on 1% of the data; on 10% it is 1.0.
   def __init__(self, coefficient: float = 4.0):
-    """Creates the penalty.
-
-    Args:
-      coefficient: CQL's alpha. 4.0 is the authors' for QR-DQN on 1% of the
-        data, 1.0 on 10%.
-    """
     super().__init__(coefficient)
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
     """See base class."""
-    del state
     return tf.reduce_mean(losses.conservative(batch.q_values, batch.actions))
 
 
 @gin.configurable
 class FeatureNormPenalty(Penalty):
-  """The mean of |phi(s,a)|^2: smaller features, with no word of s'.
+  """The mean of |phi(s,a)|^2, which tells size from co-adaptation.
 
-  Not in the paper. It is what DR3 comes to where phi(s', a') equals phi(s, a),
-  and tells the size of the features from their co-adaptation.
+  Not in the paper. It is what DR3 comes to where phi(s', a') is phi(s, a).
   """
 
   name = 'feature_norm_squared'
 
   def __init__(self, coefficient: float = 0.03):
-    """Creates the penalty.
-
-    Args:
-      coefficient: its weight; DR3's c0 is what to compare with.
-    """
     super().__init__(coefficient)
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
     """See base class."""
-    del state
     squares = tf.reduce_sum(tf.square(batch.features), axis=1)
     return tf.reduce_mean(squares)
 
@@ -224,16 +198,10 @@ class EffectiveRankPenalty(Penalty):
 
   name = 'effective_rank_penalty'
 
+  # What third parties report for the paper's Atari runs.
   def __init__(self, coefficient: float = 0.001):
-    """Creates the penalty.
-
-    Args:
-      coefficient: 0.001 is reported by third parties for the paper's Atari
-        runs.
-    """
     super().__init__(coefficient)
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
     """See base class."""
-    del state
     return losses.effective_rank_penalty(batch.features)

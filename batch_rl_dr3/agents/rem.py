@@ -8,8 +8,7 @@ import tensorflow as tf
 from batch_rl_dr3.agents import dqn, networks
 from batch_rl_dr3.agents.penalties import UpdateBatch
 
-# Keeps the mixture's random stream apart from the sampler's, which is keyed
-# by the same (seed, step).
+# Keeps the mixture's random stream apart from the sampler's.
 _MIXTURE_STREAM = 7_919
 
 
@@ -18,11 +17,6 @@ def mixture_weights(seed: int, step: tf.Tensor, num_heads: int) -> tf.Tensor:
 
   K uniform draws divided by their sum, a pure function of (seed, step).
   Agarwal et al. 2020 (arXiv:1907.04543), Section 3.3.
-
-  Args:
-    seed: the run's seed.
-    step: int64 scalar, the gradient step.
-    num_heads: K.
   """
   draws = dqn.stateless_fractions(seed + _MIXTURE_STREAM, step, num_heads)
   return draws / tf.reduce_sum(draws)
@@ -39,17 +33,10 @@ class FixedReplayREMAgent(dqn.FixedReplayDQNAgent):
   initialiser = staticmethod(networks.scaled_uniform)
 
   def __init__(self, *args: Any, num_heads: int = 200, **kwargs: Any):
-    """Creates the agent.
-
-    Args:
-      *args: see OfflineAgent.
-      num_heads: K.
-      **kwargs: see FixedReplayDQNAgent.
-    """
+    """Creates FixedReplayDQNAgent with K heads."""
     self.num_atoms = num_heads
     super().__init__(*args, **kwargs)
 
   def _combine(self, batch: UpdateBatch, atoms: tf.Tensor) -> tf.Tensor:
-    """See base class."""
     mixture = mixture_weights(self._seed, batch.step, self.num_atoms)
     return tf.tensordot(atoms, mixture, axes=1)

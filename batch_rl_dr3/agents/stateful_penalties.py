@@ -16,9 +16,9 @@ The paper's text does not say how it computes Sigma. Choices made here:
 
 * G and M are running means over batches, and Sigma is solved for every so
   many steps. Until the first time it is I: the penalty is FeatureDotPenalty.
-* G is damped by a multiple of I, without which directions in which there are
-  no features would have no equation, and its step size is relative to trace M,
-  which bounds M's eigenvalues, so that it fits features of any size.
+* G is damped by a multiple of I, without which directions without features
+  have no equation. Its step size is relative to trace M, which bounds M's
+  eigenvalues, and so fits features of any size.
 * Sigma is scaled to trace D, that of I, so that c0 means the same.
 * Where I - eta G is no contraction (linear TD on the features diverges, see
   analysis/linear_td.py) there is no Sigma: the last one stays, and the column
@@ -30,20 +30,14 @@ No gradient flows into Sigma.
 
 DR3's penalty with a coefficient that looks for a target.
 
-The paper tunes c0, and its dot products have the scale of the features: a c0
-that fits one game or base method need not fit another. Here the multiplier is
-found by dual ascent, so that the mean cosine of consecutive features,
+The paper tunes c0, and dot products have the scale of the features: a c0 that
+fits one game or base method need not fit another. Beyond the paper, dual ascent
 
-  cosine = mean of phi^T phi' / (|phi| |phi'|),
+  log c0 <- clip(log c0 + rate * (cosine - target))
 
-comes down to a target, a number without a scale. What is penalised is DR3's dot
-product, so that the multiplier is c0, or with `normalised` the cosine itself,
-so that it is the multiplier of a Lagrangian. It is kept positive by its
-logarithm:
-
-  log c0 <- clip(log c0 + rate * (cosine - target)).
-
-This is beyond the paper.
+finds the c0 at which the mean cosine of consecutive features, phi^T phi' /
+(|phi| |phi'|), comes down to a target, a number without a scale. With
+`normalised` the cosine itself is penalised, a Lagrangian's constraint.
 """
 
 import math
@@ -59,12 +53,7 @@ from batch_rl_dr3.agents.penalties import STATELESS, Penalty, State, UpdateBatch
 
 
 class LyapunovSolution(NamedTuple):
-  """What the iteration came to.
-
-  Attributes:
-    covariance: [D, D], Sigma.
-    has_converged: bool scalar.
-  """
+  """Sigma [D, D], and whether the iteration has converged, bool []."""
 
   covariance: tf.Tensor
   has_converged: tf.Tensor
@@ -81,23 +70,18 @@ def lyapunov_fixed_point(
 
   The covariance of Theorem 3.1 of Kumar et al. 2022 (arXiv:2112.04716), by
   iterating the equation from Sigma = 0. With A = I - eta G, the iterate after
-  2k rounds is Sigma_2k = Sigma_k + A^k Sigma_k (A^k)^T, so that rounds are
-  doubled instead of counted: 24 doublings are 16 million rounds, for three
-  products of matrices each. It ends as soon as A^k is negligible.
+  2k rounds is Sigma_2k = Sigma_k + A^k Sigma_k (A^k)^T: 24 doublings are 16
+  million rounds. If A^k never becomes negligible, I - eta G is no contraction,
+  and nothing has converged.
 
   Args:
-    pseudo_hessian: float [D, D], G. Damp it (add a multiple of I) where it is
-      not positive in every direction.
-    noise: float of the same shape, M.
+    pseudo_hessian: float [D, D], G; damp it where it is not positive in every
+      direction.
+    noise: float [D, D], M.
     step_size: float scalar, eta.
-    num_doublings: doublings at most.
-    tolerance: the norm of A^k (Frobenius, over that of I) to end at. What is
-      left out of Sigma is of the order of its square.
-
-  Returns:
-    The solution, in the arguments' dtype. It has not converged if A^k is not
-    negligible at the end, or is not finite: then I - eta G is no contraction
-    and there is no covariance to return.
+    num_doublings: the most doublings.
+    tolerance: the norm of A^k (Frobenius, over that of I) to end at. The error
+      of Sigma is of the order of its square.
 
   Raises:
     ValueError: if G is not square, or M's shape is another.
@@ -114,14 +98,10 @@ def lyapunov_fixed_point(
   def goes_on(
     doubling: tf.Tensor, covariance: tf.Tensor, power: tf.Tensor
   ) -> tf.Tensor:
-    del covariance
     remaining = tf.norm(power)
-    return (
-      (doubling < num_doublings)
-      & (remaining > tolerance * size)
-      # Beyond it there is nothing but overflow.
-      & (remaining < size / tolerance)
-    )
+    # Beyond size / tolerance there is nothing but overflow.
+    is_open = (remaining > tolerance * size) & (remaining < size / tolerance)
+    return (doubling < num_doublings) & is_open
 
   def double(
     doubling: tf.Tensor, covariance: tf.Tensor, power: tf.Tensor
@@ -164,10 +144,8 @@ class LabelNoiseFeatureDotPenalty(Penalty):
       stop_gradient: no gradient into phi(s', a').
       refresh_period: gradient steps between solutions for Sigma.
       decay: of the running means of G and M, a step.
-      relative_step_size: eta times trace M. Small ones all give the same
-        Sigma up to its scale.
-      relative_damping: what is added to G's diagonal, over M's mean
-        eigenvalue.
+      relative_step_size: eta times trace M. All small ones give the same Sigma.
+      relative_damping: added to G's diagonal, over M's mean eigenvalue.
 
     Raises:
       ValueError: if a number is out of its range.
@@ -224,11 +202,8 @@ class LabelNoiseFeatureDotPenalty(Penalty):
     is_due = tf.equal((batch.step + 1) % self._refresh_period, 0)
     covariance, failures = tf.cond(
       is_due,
-      lambda: self._refreshed(hessian, noise, state),
-      lambda: (
-        tf.identity(state['covariance']),
-        tf.identity(state['failures']),
-      ),
+      lambda: self._solve(hessian, noise, state),
+      lambda: [tf.identity(state[name]) for name in ('covariance', 'failures')],
     )
     return {
       'covariance': covariance,
@@ -237,10 +212,10 @@ class LabelNoiseFeatureDotPenalty(Penalty):
       'failures': failures,
     }
 
-  def _refreshed(
+  def _solve(
     self, hessian: tf.Tensor, noise: tf.Tensor, state: State
-  ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns Sigma and how often there was none, once solved for again."""
+  ) -> list[tf.Tensor]:
+    """Returns a new Sigma, and how often there was none."""
     dimension = noise.shape.as_list()[0]
     hessian, noise = tf.cast(hessian, tf.float64), tf.cast(noise, tf.float64)
     trace = tf.linalg.trace(noise)
@@ -253,16 +228,13 @@ class LabelNoiseFeatureDotPenalty(Penalty):
     solved = solution.covariance
     solved *= dimension / tf.linalg.trace(solved)
     covariance = tf.where(
-      solution.has_converged,
-      tf.cast(solved, tf.float32),
-      state['covariance'],
+      solution.has_converged, tf.cast(solved, tf.float32), state['covariance']
     )
     failed = 1.0 - tf.cast(solution.has_converged, tf.float32)
-    return covariance, state['failures'] + failed
+    return [covariance, state['failures'] + failed]
 
   def measures(self, batch: UpdateBatch, state: State) -> dict[str, tf.Tensor]:
-    """See base class. `label_noise_anisotropy` is 0 for Sigma = I."""
-    del batch
+    """Returns the anisotropy, 0 for Sigma = I, and failures."""
     covariance = state['covariance']
     dimension = covariance.shape.as_list()[0]
     difference = tf.norm(covariance - tf.eye(dimension))
@@ -292,9 +264,9 @@ class AdaptiveFeatureDotPenalty(Penalty):
     Args:
       coefficient: the multiplier at the first step, > 0.
       target: the mean cosine to come down to.
-      rate: of the multiplier's logarithm, a step and a unit of cosine.
-      normalised: whether the cosine is penalised in place of the dot product.
-      bounds: the multiplier stays within them.
+      rate: of the logarithm, a step and a unit of cosine.
+      normalised: penalise the cosine in place of the dot product.
+      bounds: of the multiplier.
 
     Raises:
       ValueError: if a number is out of its range.
@@ -317,12 +289,10 @@ class AdaptiveFeatureDotPenalty(Penalty):
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
     """See base class."""
-    del state
-    if self._normalised:
-      return _mean_cosine(batch)
-    return tf.reduce_mean(
-      losses.feature_dot_product(batch.features, batch.next_features)
+    product = (
+      losses.feature_cosine if self._normalised else losses.feature_dot_product
     )
+    return tf.reduce_mean(product(batch.features, batch.next_features))
 
   def weight(self, state: State) -> tf.Tensor:
     """See base class."""
@@ -330,7 +300,6 @@ class AdaptiveFeatureDotPenalty(Penalty):
 
   def initial_state(self, num_features: int) -> dict[str, npt.NDArray[Any]]:
     """See base class."""
-    del num_features
     return {'log_coefficient': np.array(math.log(self.coefficient), np.float32)}
 
   def next_state(self, batch: UpdateBatch, state: State) -> State:

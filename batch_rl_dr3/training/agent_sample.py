@@ -73,14 +73,24 @@ class AgentSample:
   @property
   def columns(self) -> Sequence[str]:
     """See `metrics.Sample`."""
-    held_out = self._agent.held_out_columns if self._held_out else ()
-    return (*self._agent.metric_columns, *held_out)
+    held_out = self._held_out_metrics if self._held_out else ()
+    return (
+      *self._agent.metric_columns,
+      *(offline.HELD_OUT + name for name in held_out),
+    )
+
+  @property
+  def _held_out_metrics(self) -> Sequence[str]:
+    # Single transitions have no return to regress on.
+    names = ('feature_dot_product', 'mean_q')
+    return names if self._agent.is_monte_carlo else ('loss_bellman', *names)
 
   def measure(self) -> dict[str, float]:
     """See `metrics.Sample`."""
     measured = self._agent.measure(self._batches)
     if self._held_out:
-      measured |= self._agent.measure_held_out(self._held_out)
+      held_out = self._agent.measure(self._held_out, self._held_out_metrics)
+      measured |= {offline.HELD_OUT + name: held_out[name] for name in held_out}
     return measured
 
   @property
