@@ -112,18 +112,14 @@ class CompiledSteps:
 
     Args:
       step: the step number.
-      weights: every network's variables, by name.
-      penalties: those of the penalties' states, by name.
+      weights: every network's variables.
+      penalties: those of their states.
       data: tensors that the loss makes its batches of: tables to sample from,
         or one batch, where the steps must be one.
-      loss: the loss of one step.
-      optimizer: TensorFlow's Adam, after it has been applied.
-      target_update_period: gradient steps between copies of the online into
-        the target network.
+      loss: of one step.
+      optimizer: Adam, after it has been applied; a ConfigError if another.
+      target_update_period: gradient steps between copies of the online network.
       part_names: the names of the loss's parts.
-
-    Raises:
-      ConfigError: if the optimiser is not Adam.
     """
 
     def slots(name: str) -> dict[str, list[tf.Variable]]:

@@ -8,7 +8,7 @@ comes from (Figure 1 of Kumar et al. 2022, arXiv:2112.04716):
   td           a behaviour policy learnt by supervised learning; it backs up
                actions that are in distribution but may be unseen. It shares no
                weights with the Q-network. `policy_rows` says whether it learns
-               from the Q-network's batches or from held-out transitions.
+               from the Q-network's batches ('training') or 'held_out' ones.
   uniform      all actions alike: out of distribution for most logs.
   monte_carlo  no backup: regression on the logged discounted return.
 
@@ -75,16 +75,7 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
     policy_rows: PolicyRows = 'training',
     **kwargs: Any,
   ):
-    """Creates the agent.
-
-    Args:
-      *args: see OfflineAgent.
-      backup: see the module.
-      sample_next_action: draw a' from the policy of 'td' or 'uniform', in place
-        of the expectation over it.
-      policy_rows: whether the policy of 'td' learns from the Q-network's own
-        batches ('training') or from `held_out_store`.
-      **kwargs: see OfflineAgent.
+    """Creates the agent; the module says what the options are.
 
     Raises:
       ValueError: if an option is unknown, or the backup has no use for it; if
@@ -147,7 +138,6 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
 
   def _combine(self, batch: UpdateBatch, atoms: tf.Tensor) -> tf.Tensor:
     """Returns the Q-values that are regressed: [B, A] from [B, A, K]."""
-    del batch
     return tf.squeeze(atoms, axis=2)
 
   def _build_next_policy(self, batch: UpdateBatch) -> tf.Tensor:
@@ -162,9 +152,8 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
   def _build_stochastic_policy(self, batch: UpdateBatch) -> tf.Tensor:
     batch_size = batch.q_values.shape.as_list()[0]
     if self._backup == 'td':
-      policy = tf.nn.softmax(
-        self._behaviour_logits(batch, batch.transition['next_state'])
-      )
+      logits = self._behaviour_logits(batch, batch.transition['next_state'])
+      policy = tf.nn.softmax(logits)
     else:
       policy = tf.fill([batch_size, self.num_actions], 1 / self.num_actions)
     if not self._sample_next_action:
@@ -180,13 +169,11 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
     )
     if self._backup == 'monte_carlo':
       return losses.huber(batch.transition['return'], chosen_q)
-    next_values = losses.expected_values(
-      self._combine(batch, batch.target_atoms), batch.next_policy
-    )
+    next_q = self._combine(batch, batch.target_atoms)
     target = losses.bellman_target(
       batch.transition['reward'],
       batch.transition['terminal'],
-      next_values,
+      losses.expected_values(next_q, batch.next_policy),
       self.cumulative_gamma,
     )
     return losses.huber(target, chosen_q)

@@ -34,11 +34,9 @@ def bellman_target(
 ) -> tf.Tensor:
   """Returns r + gamma^n (1 - terminal) Q'(s', a'), with no gradient.
 
-  Args:
-    rewards: [B], the n-step discounted reward.
-    terminals: any numeric [B], 1 where the episode ended within the n steps.
-    next_values: [B], or [B, N] for N quantiles; the result has its shape.
-    cumulative_gamma: gamma^n.
+  Rewards [B] are the n-step discounted ones, terminals [B] are 1 where the
+  episode ended within the n steps, cumulative_gamma is gamma^n. The result has
+  the shape of next_values, [B] or [B, N] for N quantiles.
   """
   rewards.shape.assert_has_rank(1)
   terminals.shape.assert_is_compatible_with(rewards.shape)
@@ -70,12 +68,9 @@ def quantile_huber(
 
   sum_i mean_j |tau_i - 1{u_ij < 0}| huber_kappa(u_ij) / kappa, with
   u_ij = target_j - prediction_i and tau_i = (i + 0.5) / N.
-  Dabney et al. 2018 (arXiv:1710.10044), Eq. 10 and Algorithm 1.
-
-  Args:
-    target: [B, M], target quantiles. Gradients flow into it.
-    prediction: [B, N], quantiles of the chosen actions.
-    kappa: where the Huber loss turns linear, > 0.
+  Dabney et al. 2018 (arXiv:1710.10044), Eq. 10 and Algorithm 1, of targets
+  [B, M], into which gradients flow, and the chosen actions' quantiles [B, N].
+  The Huber loss turns linear at kappa > 0.
   """
   target.shape.assert_has_rank(2)
   prediction.shape.assert_has_rank(2)
@@ -107,12 +102,8 @@ def feature_dot_product(
   """Returns phi(s, a)^T phi(s', a') of every transition.
 
   Eq. 7 of Kumar et al. 2022 (arXiv:2112.04716), before the sum over the data.
-
-  Args:
-    features: [B, D], penultimate-layer features of (s, a).
-    next_features: [B, D], of (s', a') by the same online network.
-    stop_gradient: whether the second factor is constant for the gradient
-      (Table A.1). The paper's DR3 lets gradients flow into both.
+  The paper's DR3 lets gradients flow into both factors [B, D], both by the
+  online network; with `stop_gradient` the second is constant (Table A.1).
   """
   features.shape.assert_has_rank(2)
   features.shape.assert_is_compatible_with(next_features.shape)

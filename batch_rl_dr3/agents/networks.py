@@ -86,12 +86,12 @@ class ValueNetwork(tf.keras.Model):
 
     Args:
       num_actions: A.
-      num_atoms: K, outputs per action.
+      num_atoms: K, outputs per action, of which `q_values` makes a Q-value.
       initialiser: makes a kernel initialiser from a seed.
       seed: makes the initial weights a function of (seed, layer) alone.
       name: the variables' scope.
       layer_norm: whether the feature layer is normalised before its ReLU.
-      q_values: what the outputs stand for.
+      q_values: of the atoms.
     """
     super().__init__(name=name)
     self.num_actions = num_actions
@@ -117,11 +117,9 @@ class ValueNetwork(tf.keras.Model):
       kernel_initializer=initialiser(next(seeds)),
       name='fully_connected',
     )
-    self.norm_layer = (
-      tf.keras.layers.LayerNormalization(name='layer_norm')
-      if layer_norm
-      else None
-    )
+    self.norm_layer = None
+    if layer_norm:
+      self.norm_layer = tf.keras.layers.LayerNormalization(name='layer_norm')
     self.last_layer = tf.keras.layers.Dense(
       num_actions * num_atoms,
       kernel_initializer=initialiser(next(seeds)),

@@ -88,12 +88,10 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   """A Dopamine agent that learns from a fixed store and never writes to it.
 
   Attributes:
-    penalties: in the order in which they are added.
     replay: what the batches are sampled from.
     held_out_store: transitions that the value function never learns from, or
       None.
     device: what the training step runs on: 'cpu', 'gpu' or 'tpu'.
-    steps_per_call: the most gradient steps that one session call runs.
     batch: what the next step learns from.
     loss_parts: its loss.
     metrics: what is logged of a batch: tensors by column.
@@ -135,26 +133,25 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       target_update_period: gradient steps between copies of the online into
         the target network.
       network: makes a `ValueNetwork` from (num_actions, num_atoms=, ...).
-      device: one of accelerator.DEVICE_NAMES. On a CPU training is a plain
-        graph, elsewhere it is compiled by XLA.
+      device: one of accelerator.DEVICE_NAMES; all but a CPU's steps are
+        compiled by XLA.
       steps_per_call: the most gradient steps in one session call; None is the
         device's own number. It changes no bit of the result.
-      compute_dtype: of the networks' arithmetic: 'float32' or 'bfloat16', which
-        changes the results. Weights, losses and optimiser stay float32.
+      compute_dtype: of the networks' arithmetic, 'float32' or 'bfloat16';
+        weights, losses and optimiser stay float32.
       max_device_bytes: frames up to this size are held in the memory of a GPU
         or TPU; larger stores are gathered from on the host, step by step.
       init_checkpoint: path, without `.index`, of a checkpoint whose online
-        network gives the initial weights. Optimiser and step number start anew.
+        weights are the initial ones. Optimiser and step number start anew.
       held_out_store: see the class.
-      **kwargs: Dopamine's: observation_shape, stack_size, gamma,
-        update_horizon, epsilon_eval, optimizer.
+      **kwargs: Dopamine's, those of _DOPAMINES.
 
     Raises:
       ValueError: if two penalties share a name, or a parameter is for agents
         that act while they learn.
-      ConfigError: if there is no such device, or its compiled step does not
-        know the optimiser.
-      DataError: if init_checkpoint cannot be read or is of another network.
+      ConfigError: if there is no such device, or it cannot compile the
+        optimiser.
+      DataError: if init_checkpoint is unreadable or of another network.
     """
     if compute_dtype not in ('float32', 'bfloat16'):
       raise ValueError(
@@ -519,8 +516,8 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   def make_train_steps(self) -> Callable[[int], dict[str, float]]:
     """Returns a function that runs up to `steps_per_call` gradient steps.
 
-    It returns the loss parts of the last batch that it has learnt from, by
-    name, and stops early at one whose loss is not finite.
+    It returns the last batch's loss parts by name, and stops early where a
+    loss is not finite.
     """
     return self._train_steps
 
@@ -587,11 +584,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     checkpoint_weights.save(self._sess, self._saver, prefix)
 
   def restore(self, prefix: str) -> None:
-    """Reads what `save` wrote.
-
-    Raises:
-      DataError: if the checkpoint is not of this network and optimiser.
-    """
+    """Reads what `save` wrote; a DataError if that was another agent."""
     checkpoint_weights.restore(self._sess, self._saver, prefix)
 
   def num_gradient_steps(self) -> int:

@@ -66,9 +66,9 @@ class UpdateBatch(NamedTuple):
 class Penalty(abc.ABC):
   """A scalar function of a batch, with a name and a coefficient.
 
-  A penalty that needs more than the batch at hand has a state: named tensors
-  that training keeps and saves with the weights. Each is a function of the
-  state before and of the batch, and no gradient flows into it.
+  One that needs more than the batch has a state: named tensors, saved with the
+  weights. They are functions of the state before and the batch, without
+  gradient.
 
   Attributes:
     name: its name in logs and columns.
@@ -108,8 +108,7 @@ class Penalty(abc.ABC):
 class FeatureDotPenalty(Penalty):
   """DR3: the mean over the batch of phi(s,a)^T phi(s',a').
 
-  Eq. 7 of Kumar et al. 2022 (arXiv:2112.04716) with Sigma = I, restricted to
-  the last layer as in Section 4.
+  Eq. 7 of Kumar et al. 2022 (arXiv:2112.04716), on the last layer's features.
   """
 
   name = 'feature_dot_product'
@@ -143,7 +142,6 @@ class FeatureDotPenalty(Penalty):
     self.same_action_only = same_action_only
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
-    """See base class."""
     dot_products = losses.feature_dot_product(
       batch.features, batch.next_features, self.stop_gradient
     )
@@ -170,7 +168,6 @@ class ConservativePenalty(Penalty):
     super().__init__(coefficient)
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
-    """See base class."""
     return tf.reduce_mean(losses.conservative(batch.q_values, batch.actions))
 
 
@@ -187,9 +184,7 @@ class FeatureNormPenalty(Penalty):
     super().__init__(coefficient)
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
-    """See base class."""
-    squares = tf.reduce_sum(tf.square(batch.features), axis=1)
-    return tf.reduce_mean(squares)
+    return tf.reduce_mean(tf.reduce_sum(tf.square(batch.features), axis=1))
 
 
 @gin.configurable
@@ -203,5 +198,4 @@ class EffectiveRankPenalty(Penalty):
     super().__init__(coefficient)
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
-    """See base class."""
     return losses.effective_rank_penalty(batch.features)

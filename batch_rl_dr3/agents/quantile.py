@@ -34,15 +34,7 @@ class FixedReplayQRCQLAgent(offline.OfflineAgent):
     penalties: Sequence[Penalty] | None = None,
     **kwargs: Any,
   ):
-    """Creates the agent; further parameters are OfflineAgent's.
-
-    Args:
-      *args: see OfflineAgent.
-      num_quantiles: N, quantiles per action.
-      kappa: where the quantile Huber loss turns linear.
-      penalties: None is [ConservativePenalty()], [] is plain QR-DQN.
-      **kwargs: see OfflineAgent.
-    """
+    """Creates the agent; penalties=[] is plain QR-DQN."""
     self.num_atoms = num_quantiles
     self._kappa = kappa
     if penalties is None:
@@ -50,13 +42,10 @@ class FixedReplayQRCQLAgent(offline.OfflineAgent):
     super().__init__(*args, penalties=penalties, **kwargs)
 
   def _build_bellman_loss(self, batch: UpdateBatch) -> tf.Tensor:
-    next_quantiles = losses.expected_values(
-      batch.target_atoms, batch.next_policy
-    )
     target = losses.bellman_target(
       batch.transition['reward'],
       batch.transition['terminal'],
-      next_quantiles,
+      losses.expected_values(batch.target_atoms, batch.next_policy),
       self.cumulative_gamma,
     )
     chosen = losses.chosen_values(batch.atoms, batch.actions)

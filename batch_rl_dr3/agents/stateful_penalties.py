@@ -1,18 +1,14 @@
 """Penalties that keep a state from step to step.
 
-# LabelNoiseFeatureDotPenalty
+LabelNoiseFeatureDotPenalty is DR3's penalty with the covariance that label
+noise induces (Figure 6). Theorem 3.1 of Kumar et al. 2022 (arXiv:2112.04716)
+weights the dot products by Sigma, the fixed point of
 
-DR3's penalty with the covariance that label noise induces (Figure 6).
+  Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M.
 
-Theorem 3.1 of Kumar et al. 2022 (arXiv:2112.04716) weights the dot products
-by Sigma, the fixed point of Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M,
-with M = sum_i grad Q_i grad Q_i^T for label noise. Restricted to the last
-layer, as DR3 itself, grad Q is phi:
-
-  penalty = mean of phi(s, a)^T Sigma phi(s', a'),
-  G = mean of phi (phi - gamma phi')^T,  M = mean of phi phi^T.
-
-The paper's text does not say how it computes Sigma. Choices made here:
+Restricted to the last layer, as DR3 itself, G is the mean of
+phi (phi - gamma phi')^T and M that of phi phi^T. The paper's text does not say
+how it computes Sigma. Choices made here:
 
 * G and M are running means over batches, and Sigma is solved for every so
   many steps. Until the first time it is I: the penalty is FeatureDotPenalty.
@@ -24,14 +20,9 @@ The paper's text does not say how it computes Sigma. Choices made here:
   analysis/linear_td.py) there is no Sigma: the last one stays, and the column
   `label_noise_failures` counts it.
 
-No gradient flows into Sigma.
-
-# AdaptiveFeatureDotPenalty
-
-DR3's penalty with a coefficient that looks for a target.
-
-The paper tunes c0, and dot products have the scale of the features: a c0 that
-fits one game or base method need not fit another. Beyond the paper, dual ascent
+AdaptiveFeatureDotPenalty is DR3's penalty with a coefficient that looks for a
+target. The paper tunes c0, and dot products have the scale of the features: a
+c0 that fits one game need not fit another. Beyond the paper, dual ascent
 
   log c0 <- clip(log c0 + rate * (cosine - target))
 
@@ -68,20 +59,17 @@ def lyapunov_fixed_point(
 ) -> LyapunovSolution:
   """Returns Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M.
 
-  The covariance of Theorem 3.1 of Kumar et al. 2022 (arXiv:2112.04716), by
-  iterating the equation from Sigma = 0. With A = I - eta G, the iterate after
+  The equation is iterated from Sigma = 0. With A = I - eta G, the iterate after
   2k rounds is Sigma_2k = Sigma_k + A^k Sigma_k (A^k)^T: 24 doublings are 16
-  million rounds. If A^k never becomes negligible, I - eta G is no contraction,
-  and nothing has converged.
+  million rounds. If A^k does not vanish, A is no contraction.
 
   Args:
-    pseudo_hessian: float [D, D], G; damp it where it is not positive in every
-      direction.
+    pseudo_hessian: float [D, D], G.
     noise: float [D, D], M.
     step_size: float scalar, eta.
     num_doublings: the most doublings.
-    tolerance: the norm of A^k (Frobenius, over that of I) to end at. The error
-      of Sigma is of the order of its square.
+    tolerance: the norm of A^k, over that of I, to end at; Sigma's error is of
+      the order of its square.
 
   Raises:
     ValueError: if G is not square, or M's shape is another.
@@ -146,9 +134,6 @@ class LabelNoiseFeatureDotPenalty(Penalty):
       decay: of the running means of G and M, a step.
       relative_step_size: eta times trace M. All small ones give the same Sigma.
       relative_damping: added to G's diagonal, over M's mean eigenvalue.
-
-    Raises:
-      ValueError: if a number is out of its range.
     """
     super().__init__(coefficient)
     if refresh_period < 1:
@@ -168,7 +153,6 @@ class LabelNoiseFeatureDotPenalty(Penalty):
     self._relative_damping = relative_damping
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
-    """See base class."""
     dot_products = losses.feature_dot_product(
       tf.matmul(batch.features, state['covariance']),
       batch.next_features,
@@ -177,7 +161,6 @@ class LabelNoiseFeatureDotPenalty(Penalty):
     return tf.reduce_mean(dot_products)
 
   def initial_state(self, num_features: int) -> dict[str, npt.NDArray[Any]]:
-    """See base class."""
     zeros = np.zeros((num_features, num_features), np.float32)
     return {
       'covariance': np.eye(num_features, dtype=np.float32),
@@ -187,7 +170,6 @@ class LabelNoiseFeatureDotPenalty(Penalty):
     }
 
   def next_state(self, batch: UpdateBatch, state: State) -> State:
-    """See base class."""
     features = tf.stop_gradient(batch.features)
     next_features = tf.stop_gradient(batch.next_features)
     backed_up = batch.discounts[:, tf.newaxis] * next_features
@@ -259,18 +241,7 @@ class AdaptiveFeatureDotPenalty(Penalty):
     normalised: bool = False,
     bounds: tuple[float, float] = (1e-6, 10.0),
   ):
-    """Creates the penalty.
-
-    Args:
-      coefficient: the multiplier at the first step, > 0.
-      target: the mean cosine to come down to.
-      rate: of the logarithm, a step and a unit of cosine.
-      normalised: penalise the cosine in place of the dot product.
-      bounds: of the multiplier.
-
-    Raises:
-      ValueError: if a number is out of its range.
-    """
+    """Creates the penalty; `coefficient` is the one of the first step."""
     super().__init__(coefficient)
     low, high = bounds
     if not 0.0 < low <= coefficient <= high:
@@ -288,22 +259,18 @@ class AdaptiveFeatureDotPenalty(Penalty):
     self._log_bounds = (math.log(low), math.log(high))
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
-    """See base class."""
     product = (
       losses.feature_cosine if self._normalised else losses.feature_dot_product
     )
     return tf.reduce_mean(product(batch.features, batch.next_features))
 
   def weight(self, state: State) -> tf.Tensor:
-    """See base class."""
     return tf.exp(state['log_coefficient'])
 
   def initial_state(self, num_features: int) -> dict[str, npt.NDArray[Any]]:
-    """See base class."""
     return {'log_coefficient': np.array(math.log(self.coefficient), np.float32)}
 
   def next_state(self, batch: UpdateBatch, state: State) -> State:
-    """See base class."""
     excess = tf.stop_gradient(_mean_cosine(batch)) - self._target
     return {
       'log_coefficient': tf.clip_by_value(
@@ -312,7 +279,6 @@ class AdaptiveFeatureDotPenalty(Penalty):
     }
 
   def measures(self, batch: UpdateBatch, state: State) -> dict[str, tf.Tensor]:
-    """See base class."""
     return {
       'feature_cosine': _mean_cosine(batch),
       'adaptive_coefficient': self.weight(state),
@@ -320,6 +286,5 @@ class AdaptiveFeatureDotPenalty(Penalty):
 
 
 def _mean_cosine(batch: UpdateBatch) -> tf.Tensor:
-  return tf.reduce_mean(
-    losses.feature_cosine(batch.features, batch.next_features)
-  )
+  cosines = losses.feature_cosine(batch.features, batch.next_features)
+  return tf.reduce_mean(cosines)

@@ -1,7 +1,6 @@
 """Measures of features: effective rank, dormant share, Proposition 3.2's ratio.
 
-This is where each is defined; training, reports and checkpoint selection all
-use these definitions.
+Training, reports and checkpoint selection all use these definitions.
 """
 
 from typing import Any
@@ -13,17 +12,11 @@ import numpy.typing as npt
 def effective_rank(
   features: npt.NDArray[np.floating[Any]], delta: float = 0.01
 ) -> int:
-  """Returns srank_delta(Phi), how many directions the features really use.
+  """Returns srank_delta(Phi) of features [N, D], a row per state-action pair.
 
   The smallest k for which the k largest singular values sum to at least
-  (1 - delta) of all. Kumar et al. 2021 (arXiv:2010.14498), Eq. 1.
-
-  Args:
-    features: float [N, D], one row per state-action pair.
-    delta: the share of the singular values' sum that may be left out.
-
-  Returns:
-    int in [0, min(N, D)]; 0 if every feature is zero.
+  (1 - delta) of all; 0 if every feature is zero. Kumar et al. 2021
+  (arXiv:2010.14498), Eq. 1.
 
   Raises:
     ValueError: if `features` is not a matrix of finite numbers, or delta is
@@ -50,19 +43,12 @@ def effective_rank(
 def dormant_fraction(
   features: npt.NDArray[np.floating[Any]], tau: float = 0.025
 ) -> float:
-  """Returns the share of features that are dormant.
+  """Returns the share of features [N, D], a row per state, that are dormant.
 
   The score of feature i is its mean |phi_i| over the states, divided by the
   mean of that over all features; it is dormant at a score of at most tau.
   Sokar et al. 2023 (arXiv:2302.12902), Definition 3.1, of one layer. At tau 0
-  it is the share of dead features: those that are 0 at every state.
-
-  Args:
-    features: float [N, D], one row per state.
-    tau: the score up to which a feature counts as dormant, >= 0.
-
-  Returns:
-    float in [0, 1]; 1 if every feature is zero.
+  it is the share of dead features, which are 0 at every state.
   """
   activity = np.abs(np.asarray(features, np.float64)).mean(axis=0)
   return float(np.mean(activity <= tau * activity.mean()))
@@ -75,15 +61,8 @@ def divergence_ratio(
 
   sum_i gamma_i phi_i^T phi'_i / sum_i phi_i^T phi_i with gamma_i = gamma (1 -
   terminal_i): where an episode ends nothing is backed up. Features that are
-  all 0 satisfy the condition with equality: 1. See `linear_td`.
-
-  Args:
-    discounted_dot_product: float, any shape: the numerator, a sum or a mean.
-    feature_norm_squared: float of the same shape: the denominator, likewise
-      over the same transitions.
-
-  Returns:
-    float64 of that shape.
+  all 0 satisfy the condition with equality: 1. See `linear_td`. Numerators and
+  denominators are sums or means over the same transitions, in any shape.
   """
   dots, norms = np.broadcast_arrays(
     np.asarray(discounted_dot_product, np.float64),

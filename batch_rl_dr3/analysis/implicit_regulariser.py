@@ -6,8 +6,7 @@ eps, eps ~ N(0, M), with the TD pseudo-gradient
   g = sum_i grad Q_i delta_i,  delta_i = Q_i - r_i - gamma Q'_i,
 
 around a theta* where every TD error delta_i is 0 (Q_i = Q(s_i, a_i), Q'_i =
-Q(s'_i, a'_i)). Here every matrix of the theorem is computed in float64 for a
-network small enough to have its second derivatives by hand.
+Q(s'_i, a'_i)), here in float64 with second derivatives by hand.
 
 With n data and d > n parameters, G = dg/dtheta = sum_i grad Q_i (grad Q_i -
 gamma grad Q'_i)^T has rank n. The span V of the grad Q_i is invariant under
@@ -51,17 +50,10 @@ Array = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """Q(x) = v^T tanh(W x), with its second derivatives by hand.
+  """Q(x) = v^T tanh(W x); its parameters are one vector, theta = (W, v)."""
 
-  Its parameters are one vector, theta = (W, v).
-
-  Attributes:
-    num_inputs: m.
-    num_hidden: h.
-  """
-
-  num_inputs: int
-  num_hidden: int
+  num_inputs: int  # m
+  num_hidden: int  # h
 
   @property
   def num_parameters(self) -> int:
@@ -95,11 +87,9 @@ class Network:
 
   def gradients(self, theta: Array, inputs: Array) -> Array:
     """Returns dQ/dtheta: float64 [n, d], of one theta."""
+    rows = np.eye(len(inputs))
     return np.stack(
-      [
-        self.weighted_gradient(theta, inputs, row)
-        for row in np.eye(len(inputs))
-      ]
+      [self.weighted_gradient(theta, inputs, row) for row in rows]
     )
 
   def hessians(self, theta: Array, inputs: Array) -> Array:
@@ -123,20 +113,12 @@ class Network:
 
 
 class Problem(NamedTuple):
-  """Data of which a given theta is a TD fixed point.
-
-  Attributes:
-    network: Q.
-    inputs: float64 [n, m], the (s_i, a_i).
-    next_inputs: float64 [n, m], the (s'_i, a'_i).
-    rewards: float64 [n].
-    gamma: the discount.
-  """
+  """Data of which a given theta is a TD fixed point."""
 
   network: Network
-  inputs: Array
-  next_inputs: Array
-  rewards: Array
+  inputs: Array  # [n, m], the (s_i, a_i).
+  next_inputs: Array  # [n, m], the (s'_i, a'_i).
+  rewards: Array  # [n]
   gamma: float
 
 
@@ -169,10 +151,6 @@ class FixedPoint:
   """The theorem's quantities at a theta where every TD error is 0.
 
   Attributes:
-    problem: the data.
-    theta: float64 [d].
-    step_size: eta.
-    noise_scale: the standard deviation of the labels' noise.
     gradients: float64 [n, d], grad Q_i.
     next_gradients: float64 [n, d], grad Q'_i.
     pseudo_hessian: float64 [d, d], G.
@@ -191,7 +169,7 @@ class FixedPoint:
 
     Args:
       problem: the data.
-      theta: float64 [d], a fixed point.
+      theta: float64 [d].
       step_size: eta.
       noise_scale: the standard deviation of the labels' noise.
 
@@ -235,10 +213,7 @@ class FixedPoint:
     return np.eye(len(self.theta)) - along @ inverse @ self._differences
 
   def slowest_rate(self) -> float:
-    """Returns by which part a step contracts V's slowest direction.
-
-    That is eta times the lowest real part of G's nonzero eigenvalues.
-    """
+    """Returns eta times the lowest real part of G's nonzero eigenvalues."""
     inner = self._differences @ self.gradients.T
     return self.step_size * float(np.linalg.eigvals(inner).real.min())
 
@@ -261,37 +236,31 @@ class FixedPoint:
     vectors = (
       2.0 * self.gradients - self.problem.gamma * self.next_gradients
     ) @ self.covariance
-    return self.step_size * np.einsum('nab,nb->a', self._hessians, vectors)
+    return self.step_size * self._contract(vectors)
+
+  def _contract(self, vectors: Array) -> Array:
+    """Returns sum_i H_i vectors_i."""
+    return np.einsum('nab,nb->a', self._hessians, vectors)
 
   def first_field(self) -> Array:
     """Returns sum_i H_i Sigma grad Q_i, all there is in supervised learning."""
-    return np.einsum(
-      'nab,nb->a', self._hessians, self.gradients @ self.covariance
-    )
+    return self._contract(self.gradients @ self.covariance)
 
   def field(self) -> Array:
     """Returns sum_i H_i Sigma (grad Q_i - gamma grad Q'_i): float64 [d]."""
-    return np.einsum(
-      'nab,nb->a', self._hessians, self._differences @ self.covariance
-    )
+    return self._contract(self._differences @ self.covariance)
 
   def dr3_gradient(
     self, stop_gradient: bool, covariance: Array | None = None
   ) -> Array:
     """Returns the gradient of DR3's Delta = sum_i grad Q_i^T Sigma grad Q'_i.
 
-    With the gradient stopped, gamma Delta takes the second term out of the
-    field exactly; without, H'_i Sigma grad Q_i is added to it.
-
-    Args:
-      stop_gradient: whether grad Q'_i is a constant.
-      covariance: float64 [d, d], in place of the point's own Sigma.
-
-    Returns:
-      float64 [d].
+    With the gradient stopped (grad Q'_i is constant), gamma Delta takes the
+    second term out of the field exactly; without, H'_i Sigma grad Q_i is added
+    to it. `covariance` takes the place of the point's own Sigma.
     """
     sigma = self.covariance if covariance is None else covariance
-    result = np.einsum('nab,nb->a', self._hessians, self.next_gradients @ sigma)
+    result = self._contract(self.next_gradients @ sigma)
     if not stop_gradient:
       network, inputs = self.problem.network, self.problem.next_inputs
       result += np.einsum(
@@ -310,21 +279,19 @@ def simulate_drift(
   seed: int,
   extra_gradient: Array | None = None,
 ) -> Array:
-  """Returns the mean movement along G's null space per noisy TD step.
+  """Returns the mean movement [d] along G's null space per noisy TD step.
 
-  Chains start at the fixed point and take Eq. 3's step, in pairs with opposite
-  noise, so that what is odd in it cancels.
+  It is to be compared with -eta P field. An even number of chains start at the
+  fixed point and take Eq. 3's step, in pairs with opposite noise, so that what
+  is odd in it cancels.
 
   Args:
     point: the fixed point, with eta and M.
-    num_chains: an even number of independent chains.
+    num_chains: how many.
     num_steps: steps after the burn-in.
-    burn_in: steps before it, in which the covariance settles.
+    burn_in: steps in which the covariance settles.
     seed: of the noise.
     extra_gradient: float64 [d], added to g at every step.
-
-  Returns:
-    float64 [d], to be compared with -eta P field.
   """
   rng = np.random.default_rng(seed)
   thetas = np.repeat(point.theta[np.newaxis], num_chains, axis=0)

@@ -9,24 +9,21 @@ al. 2022 (arXiv:2112.04716) says that it does not converge if
 
   sum_i phi_i^T phi'_i >= (1 / gamma) sum_i phi_i^T phi_i.
 
-What stands behind it is that the condition is trace(G) <= 0, the sum of G's
-eigenvalues:
+The condition is trace(G) <= 0, the sum of G's eigenvalues:
 
 * With >, one of them has a negative real part. I - eta G then has an
   eigenvalue outside the unit circle for every step size eta > 0, and w
   diverges from all starting points but those of one hyperplane.
 * With =, all real parts may be 0. An imaginary pair diverges as above. If all
-  eigenvalues are 0, w grows no faster than a polynomial; in the extreme case
-  of G = 0 it is w_0 + k eta b, which stands still if b = 0. So at the
-  boundary the proposition needs b or w_0 to be in general position.
+  eigenvalues are 0, w grows no faster than a polynomial; if G = 0 it is
+  w_0 + k eta b, which stands still if b = 0. So at the boundary the proposition
+  needs b or w_0 in general position.
 * The condition is sufficient and not necessary: an eigenvalue can be negative
   while the trace is positive.
 
-At a transition that ends an episode nothing is backed up and phi'_i counts as
-0; so `discounts`, gamma (1 - terminal_i), take the place of gamma.
-
-With noise in each update w settles into a stationary distribution where TD
-converges; `stationary_covariance` is its covariance (Theorem 3.1).
+Where an episode ends nothing is backed up: `discounts`, gamma (1 - terminal_i),
+take the place of gamma. Where TD converges, noise in each update makes w settle
+into a stationary distribution (Theorem 3.1).
 """
 
 from typing import Any, NamedTuple
@@ -41,39 +38,22 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 
 class Features(NamedTuple):
-  """The two sides of every Bellman backup.
+  """The two sides of every Bellman backup; other shapes are a ValueError."""
 
-  Attributes:
-    features: float [N, D], phi(s, a).
-    next_features: float [N, D], phi(s', a').
-    discounts: float [N], gamma (1 - terminal).
-  """
-
-  features: FloatArray
-  next_features: FloatArray
-  discounts: FloatArray
+  features: FloatArray  # [N, D], phi(s, a).
+  next_features: FloatArray  # [N, D], phi(s', a').
+  discounts: FloatArray  # [N], gamma (1 - terminal).
 
 
 def divergence_ratio(sides: Features) -> float:
-  """Returns `feature_measures.divergence_ratio`, 1 - trace(G) / sum |phi|^2.
-
-  Raises:
-    ValueError: if the shapes do not fit together.
-  """
+  """Returns Proposition 3.2's ratio, 1 - trace(G) / sum |phi|^2."""
   phi, backed_up = _check(sides)
-  return float(
-    feature_measures.divergence_ratio(
-      np.sum(phi * backed_up), np.sum(phi * phi)
-    )
-  )
+  dots, norms = np.sum(phi * backed_up), np.sum(phi * phi)
+  return float(feature_measures.divergence_ratio(dots, norms))
 
 
 def update_matrix(sides: Features) -> npt.NDArray[np.float64]:
-  """Returns G: float64 [D, D].
-
-  Raises:
-    ValueError: if the shapes do not fit together.
-  """
+  """Returns G: float64 [D, D]."""
   phi, backed_up = _check(sides)
   return phi.T @ (phi - backed_up)
 
@@ -93,18 +73,7 @@ def iterate(
   step_size: float,
   num_steps: int,
 ) -> npt.NDArray[np.float64]:
-  """Returns the weights of linear TD, step by step.
-
-  Args:
-    sides: the features of the data.
-    rewards: float [N].
-    start: float [D], w_0.
-    step_size: eta.
-    num_steps: K.
-
-  Returns:
-    float64 [K + 1, D], from w_0 on.
-  """
+  """Returns the weights of linear TD, [num_steps + 1, D] from `start` on."""
   matrix = update_matrix(sides)
   target = np.asarray(sides.features, np.float64).T @ rewards
   weights = [np.asarray(start, np.float64)]
@@ -136,15 +105,7 @@ def stationary_covariance(
   """Returns Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M.
 
   The discrete Lyapunov equation of Theorem 3.1 of Kumar et al. 2022
-  (arXiv:2112.04716), by SciPy's solver.
-
-  Args:
-    pseudo_hessian: float [D, D], G.
-    noise: float [D, D], M, symmetric and positive semi-definite.
-    step_size: eta.
-
-  Returns:
-    float64 [D, D], symmetric.
+  (arXiv:2112.04716), of G [D, D] and a symmetric, positive semi-definite M.
 
   Raises:
     ValueError: if the shapes differ, or I - eta G is no contraction, so that

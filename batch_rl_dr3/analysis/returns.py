@@ -15,17 +15,11 @@ _IMPLAUSIBLE = -5_000.0
 def is_wrapped(
   returns: Sequence[float] | npt.NDArray[np.floating[Any]],
 ) -> npt.NDArray[np.bool_]:
-  """Returns which episodes ended with a counter of the score that wrapped.
+  """Returns which episodes [N] of one evaluation wrapped the score's counter.
 
   ALE's rewards are differences of the score on the screen, which has four to
   six digits. Where it wraps, or is blanked as a game ends, one reward is about
   minus ten to that power: a return of -983,500 beside others of 21,000.
-
-  Args:
-    returns: [N], unclipped, of the episodes of one evaluation of one game.
-
-  Returns:
-    bool [N].
   """
   values = np.asarray(returns, np.float64)
   is_positive_game = values.size > 0 and np.median(values) > 0
