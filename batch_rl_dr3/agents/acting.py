@@ -12,7 +12,6 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3.agents import checkpoint_weights, networks
-from batch_rl_dr3.config import errors
 
 
 class Outputs(NamedTuple):
@@ -63,7 +62,7 @@ class Actor:
       observation_shape: of one observation.
       stack_size: observations in a state.
       num_threads: CPU threads of one call; 0 is one per core.
-      q_values_of: makes Q-values of the outputs, in place of the network's own.
+      q_values_of: takes the place of the network's own.
 
     Raises:
       DataError: if the checkpoint is unreadable, or of another network or game.
@@ -82,16 +81,19 @@ class Actor:
         tf.uint8, (None, *observation_shape, stack_size)
       )
       outputs = model(states)
-      there = [weight.shape for weight in weights]
-      here = [tuple(variable.shape.as_list()) for variable in model.weights]
-      if there != here:
-        raise errors.DataError(
-          f'{prefix} does not fit the network and the game of the '
-          f'configuration: its layers have the shapes {there}, not {here}.'
-        )
       greedy = tf.argmax(outputs.q_values, axis=1)
       tensors = (states, greedy, outputs.q_values, outputs.features)
-      frozen = _freeze(graph, model.weights, weights, tensors[1:])
+      cpu = tf.compat.v1.ConfigProto(device_count={'GPU': 0})
+      with tf.compat.v1.Session(config=cpu) as session:
+        checkpoint_weights.assign(
+          session,
+          model.weights,
+          weights,
+          f"{prefix} does not fit the configuration's network and game",
+        )
+        frozen = tf.compat.v1.graph_util.convert_variables_to_constants(
+          session, graph.as_graph_def(), [t.op.name for t in tensors[1:]]
+        )
     config = tf.compat.v1.ConfigProto(
       allow_soft_placement=True, intra_op_parallelism_threads=num_threads
     )
@@ -115,18 +117,3 @@ class Actor:
   def close(self) -> None:
     """Frees the session."""
     self._session.close()
-
-
-def _freeze(
-  graph: tf.Graph,
-  variables: Sequence[tf.Variable],
-  weights: Sequence[checkpoint_weights.WeightArray],
-  outputs: Sequence[tf.Tensor],
-) -> Any:
-  config = tf.compat.v1.ConfigProto(device_count={'GPU': 0})
-  with tf.compat.v1.Session(graph=graph, config=config) as session:
-    for variable, weight in zip(variables, weights, strict=True):
-      variable.load(weight, session)
-    return tf.compat.v1.graph_util.convert_variables_to_constants(
-      session, graph.as_graph_def(), [tensor.op.name for tensor in outputs]
-    )

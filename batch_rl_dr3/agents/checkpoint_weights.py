@@ -105,11 +105,7 @@ def layer_names(weights: Sequence[WeightArray]) -> list[str]:
 
 
 def write(prefix: str, weights: Sequence[WeightArray]) -> None:
-  """Writes a checkpoint of nothing but what `read` returns.
-
-  Raises:
-    OSError: if the disk refuses.
-  """
+  """Writes a checkpoint of what `read` returns; may raise OSError."""
   names = [
     f'{_SCOPE}/{layer}/{variable}'
     for layer in layer_names(weights)
@@ -132,11 +128,7 @@ def write(prefix: str, weights: Sequence[WeightArray]) -> None:
 def save(
   session: tf.compat.v1.Session, saver: tf.compat.v1.train.Saver, prefix: str
 ) -> None:
-  """Writes every variable of the saver to `<prefix>.index` and `.data-*`.
-
-  Raises:
-    OSError: if the disk refuses.
-  """
+  """Writes every variable of the saver; an OSError if the disk refuses."""
   try:
     saver.save(session, prefix, write_meta_graph=False, write_state=False)
   except tf.errors.OpError as error:
@@ -148,11 +140,7 @@ def save(
 def restore(
   session: tf.compat.v1.Session, saver: tf.compat.v1.train.Saver, prefix: str
 ) -> None:
-  """Reads what `save` wrote.
-
-  Raises:
-    DataError: if the checkpoint does not hold the variables of this graph.
-  """
+  """Reads what `save` wrote; a DataError if that was another graph's."""
   try:
     _check_shapes(session, prefix)
     saver.restore(session, prefix)
@@ -162,23 +150,24 @@ def restore(
     ) from error
 
 
-def load_online(
-  session: tf.compat.v1.Session, network: Sequence[tf.Variable], prefix: str
+def assign(
+  session: tf.compat.v1.Session,
+  variables: Sequence[tf.Variable],
+  weights: Sequence[WeightArray],
+  complaint: str,
 ) -> None:
-  """Fills a network's variables with the online weights of a checkpoint.
+  """Fills variables with weights; if shapes differ, the complaint is raised.
 
   Raises:
-    DataError: if it cannot be read, or is of a network with other shapes.
+    DataError: the complaint and the shapes.
   """
-  weights = read(prefix)
   there = [list(weight.shape) for weight in weights]
-  here = [variable.shape.as_list() for variable in network]
+  here = [variable.shape.as_list() for variable in variables]
   if there != here:
     raise errors.DataError(
-      f'the weights of {prefix} do not fit: its layers have the shapes '
-      f'{there}, not {here}. Start from an agent of the same kind.'
+      f'{complaint}: its layers have the shapes {there}, not {here}.'
     )
-  for variable, weight in zip(network, weights, strict=True):
+  for variable, weight in zip(variables, weights, strict=True):
     variable.load(weight, session)
 
 

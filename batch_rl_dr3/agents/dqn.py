@@ -33,10 +33,7 @@ _ACTION_STREAM = 104_729
 
 
 def stateless_fractions(seed: int, step: tf.Tensor, count: int) -> tf.Tensor:
-  """Returns uniform draws from [0, 1): float32 [count], multiples of 2^-23.
-
-  They are a pure function of (seed, step), the gradient step's number.
-  """
+  """Returns draws from [0, 1): float32 [count], a function of (seed, step)."""
   # A named algorithm gives the same bits on every device; the floats that
   # `stateless_uniform` makes of them differ. These are the CPU's: the low 23
   # bits as a fraction.
@@ -53,10 +50,7 @@ def stateless_fractions(seed: int, step: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def sample_actions(policy: tf.Tensor, fractions: tf.Tensor) -> tf.Tensor:
-  """Returns the first a with fraction < policy(0) + ... + policy(a).
-
-  That is int32 [B] of policies float32 [B, A] and fractions [B] in [0, 1).
-  """
+  """Returns the first a, int32 [B], at which the summed policy exceeds it."""
   # Without the last sum, which rounding may leave below the fraction.
   sums = tf.cumsum(policy, axis=1)[:, :-1]
   is_beyond = sums <= fractions[:, tf.newaxis]
@@ -141,21 +135,17 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
     return tf.squeeze(atoms, axis=2)
 
   def _build_next_policy(self, batch: UpdateBatch) -> tf.Tensor:
-    # Monte-Carlo backs nothing up: the logged a' stands in.
-    if self._backup in ('td', 'uniform'):
-      return self._build_stochastic_policy(batch)
-    if self._backup == 'q_learning':
-      greedy = tf.argmax(self._combine(batch, batch.target_atoms), axis=1)
-      return tf.one_hot(greedy, self.num_actions)
-    return tf.one_hot(batch.transition['next_action'], self.num_actions)
-
-  def _build_stochastic_policy(self, batch: UpdateBatch) -> tf.Tensor:
     batch_size = batch.q_values.shape.as_list()[0]
     if self._backup == 'td':
       logits = self._behaviour_logits(batch, batch.transition['next_state'])
       policy = tf.nn.softmax(logits)
-    else:
+    elif self._backup == 'uniform':
       policy = tf.fill([batch_size, self.num_actions], 1 / self.num_actions)
+    elif self._backup == 'q_learning':
+      greedy = tf.argmax(self._combine(batch, batch.target_atoms), axis=1)
+      return tf.one_hot(greedy, self.num_actions)
+    else:  # Monte-Carlo backs nothing up: the logged a' stands in.
+      return tf.one_hot(batch.transition['next_action'], self.num_actions)
     if not self._sample_next_action:
       return policy
     fractions = stateless_fractions(

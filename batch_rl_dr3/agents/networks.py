@@ -21,18 +21,13 @@ _NORM_EPSILON = 1e-5
 
 
 class NetworkOutput(NamedTuple):
-  """What a value network says of a batch of states, in float32.
+  """What a value network says of a batch of states, in float32."""
 
-  Attributes:
-    q_values: [B, A], what the agent says that its atoms stand for.
-    features: [B, D], the penultimate layer after its ReLU: the paper's phi.
-      One row serves all actions of a state.
-    atoms: [B, A, K], the outputs per action: REM's heads, QR-DQN's quantiles,
-      or (K = 1) the Q-value.
-  """
-
-  q_values: tf.Tensor
+  q_values: tf.Tensor  # [B, A], what the agent says that atoms stand for.
+  # [B, D], the penultimate layer after its ReLU: the paper's phi. One row
+  # serves all actions of a state.
   features: tf.Tensor
+  # [B, A, K], the outputs per action: REM's heads, QR-DQN's quantiles.
   atoms: tf.Tensor
 
 
@@ -47,10 +42,7 @@ def glorot_uniform(seed: int | None) -> tf.keras.initializers.Initializer:
 
 
 def scaled_uniform(seed: int | None) -> tf.keras.initializers.Initializer:
-  """Returns uniform fan-in scaling by 1/sqrt(3), as in batch_rl's REM and QR.
-
-  It is also Dopamine's choice for its distributional networks.
-  """
+  """Returns fan-in scaling by 1/sqrt(3), batch_rl's for REM and QR-DQN."""
   return tf.keras.initializers.VarianceScaling(
     scale=3.0**-0.5, mode='fan_in', distribution='uniform', seed=seed
   )
@@ -64,7 +56,7 @@ class ValueNetwork(tf.keras.Model):
   """
 
   # (filters, kernel size, stride) of each convolution; units of the features.
-  convolutions: tuple[tuple[int, int, int], ...]
+  convolutions: Sequence[tuple[int, int, int]]
   num_features: int
   scale: float  # Observations are divided by it.
   # What the layers compute in; weights and outputs are float32 all the same.
@@ -82,7 +74,7 @@ class ValueNetwork(tf.keras.Model):
     layer_norm: bool = False,
     q_values: QValues = mean_of_atoms,
   ):
-    """Creates the layers.
+    """Creates a network without variables.
 
     Args:
       num_actions: A.
@@ -97,47 +89,30 @@ class ValueNetwork(tf.keras.Model):
     self.num_actions = num_actions
     self.num_atoms = num_atoms
     self.q_values = q_values
-    seeds = iter(
-      None if seed is None else seed * 1000 + layer
-      for layer in range(len(self.convolutions) + 2)
-    )
-    self.convolution_layers = [
-      tf.keras.layers.Conv2D(
-        filters,
-        kernel_size,
-        strides=stride,
-        padding='same',
-        kernel_initializer=initialiser(next(seeds)),
-        name='Conv',
-      )
-      for filters, kernel_size, stride in self.convolutions
-    ]
-    self.feature_layer = tf.keras.layers.Dense(
-      self.num_features,
-      kernel_initializer=initialiser(next(seeds)),
-      name='fully_connected',
-    )
-    self.norm_layer = None
-    if layer_norm:
-      self.norm_layer = tf.keras.layers.LayerNormalization(name='layer_norm')
-    self.last_layer = tf.keras.layers.Dense(
-      num_actions * num_atoms,
-      kernel_initializer=initialiser(next(seeds)),
-      name='fully_connected',
-    )
+    self._initialiser = initialiser
+    self._seed = seed
+    self._has_layer_norm = layer_norm
 
   def build(self, input_shape: Sequence[int | None]) -> None:
     """Creates the variables for states of a shape, in Dopamine's order."""
     height, width, *channels = tf.TensorShape(input_shape).as_list()[1:]
     depth = math.prod(channels)
-    for layer in self.convolution_layers:
-      _build_layer(layer, (None, height, width, depth))
-      height, width = (-(-side // layer.strides[0]) for side in (height, width))
-      depth = layer.filters
-    _build_layer(self.feature_layer, (None, height * width * depth))
-    if self.norm_layer is not None:
-      _build_layer(self.norm_layer, (None, self.num_features))
-    _build_layer(self.last_layer, (None, self.num_features))
+    kernel_shapes: list[tuple[int, ...]] = []
+    for filters, size, stride in self.convolutions:
+      kernel_shapes.append((size, size, depth, filters))
+      height, width = (-(-side // stride) for side in (height, width))
+      depth = filters
+    kernel_shapes.append((height * width * depth, self.num_features))
+    kernel_shapes.append((self.num_features, self.num_actions * self.num_atoms))
+    for layer, shape in enumerate(kernel_shapes):
+      if self._has_layer_norm and layer == len(kernel_shapes) - 1:
+        with tf.name_scope('layer_norm'):
+          self.add_weight('gamma', shape[:1], initializer='ones')
+          self.add_weight('beta', shape[:1], initializer='zeros')
+      seed = None if self._seed is None else self._seed * 1000 + layer
+      with tf.name_scope('Conv' if len(shape) == 4 else 'fully_connected'):
+        self.add_weight('kernel', shape, initializer=self._initialiser(seed))
+        self.add_weight('bias', shape[-1:], initializer='zeros')
     self.built = True
 
   def call(self, states: tf.Tensor) -> NetworkOutput:
@@ -153,19 +128,29 @@ class ValueNetwork(tf.keras.Model):
       activations = tf.reshape(
         activations, [-1, height, width, math.prod(channels)]
       )
-    pairs = list(zip(weights[::2], weights[1::2], strict=True))
-    num_convolutions = len(self.convolution_layers)
-    for layer, (kernel, bias) in zip(
-      self.convolution_layers, pairs[:num_convolutions], strict=True
-    ):
-      convolved = tf.nn.conv2d(activations, kernel, layer.strides, 'SAME')
-      activations = tf.nn.relu(tf.nn.bias_add(convolved, bias))
-    kernel, bias = pairs[num_convolutions]
+    layers = list(zip(weights[::2], weights[1::2], strict=True))
+    num_convolutions = len(self.convolutions)
+    activations = self._convolve(layers[:num_convolutions], activations)
+    kernel, bias = layers[num_convolutions]
     flat = tf.reshape(activations, [-1, kernel.shape.as_list()[0]])
     hidden = tf.nn.bias_add(kernels.matmul(flat, kernel), bias)
-    if self.norm_layer is not None:
-      hidden = _normalise(hidden, *pairs[num_convolutions + 1])
+    if self._has_layer_norm:
+      scale, offset = layers[num_convolutions + 1]
+      mean, variance = tf.nn.moments(hidden, axes=[1], keepdims=True)
+      hidden = tf.nn.batch_normalization(
+        hidden, mean, variance, offset, scale, _NORM_EPSILON
+      )
     return tf.cast(tf.nn.relu(hidden), tf.float32)
+
+  def _convolve(
+    self, layers: Sequence[tuple[Any, Any]], activations: tf.Tensor
+  ) -> tf.Tensor:
+    for (*_, stride), (kernel, bias) in zip(
+      self.convolutions, layers, strict=True
+    ):
+      convolved = tf.nn.conv2d(activations, kernel, stride, 'SAME')
+      activations = tf.nn.relu(tf.nn.bias_add(convolved, bias))
+    return activations
 
   def output(
     self, weights: Sequence[Any], features: tf.Tensor
@@ -182,22 +167,6 @@ class ValueNetwork(tf.keras.Model):
 
   def _as_arithmetic(self, weights: Sequence[Any]) -> list[tf.Tensor]:
     return [tf.cast(weight, self.arithmetic_dtype) for weight in weights]
-
-
-def _normalise(
-  hidden: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor
-) -> tf.Tensor:
-  mean, variance = tf.nn.moments(hidden, axes=[1], keepdims=True)
-  return tf.nn.batch_normalization(
-    hidden, mean, variance, offset, scale, _NORM_EPSILON
-  )
-
-
-def _build_layer(
-  layer: tf.keras.layers.Layer, input_shape: tuple[int | None, ...]
-) -> None:
-  with tf.name_scope(layer.name):
-    layer.build(input_shape)
 
 
 @gin.configurable

@@ -3,9 +3,8 @@
 Dopamine's DQNAgent on a fixed store; a subclass says how its loss is built.
 
 The training step is one function of (weights, optimiser slots, penalties'
-states, step number, store): sampling is keyed by (seed, step), the target
-network is synchronised inside the step, and the step number lives in the graph
-beside the weights. A run that is restored at step k therefore goes on bit for
+states, step number, store): sampling is keyed by (seed, step), and the target
+network is copied inside the step. So a run restored at step k goes on bit for
 bit.
 
 Deviations from Dopamine's DQNAgent: `target_update_period` and the step number
@@ -189,8 +188,12 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       if table is not None:
         table.load(self._sess)
     if init_checkpoint is not None:
-      checkpoint_weights.load_online(
-        self._sess, self.online_convnet.variables, init_checkpoint
+      checkpoint_weights.assign(
+        self._sess,
+        self.online_convnet.variables,
+        checkpoint_weights.read(init_checkpoint),
+        f'the weights of {init_checkpoint} do not fit, as those of an agent of '
+        'the same kind do',
       )
     self._sess.run(self._sync_qt_ops)
     self.steps_per_call = 1
@@ -211,13 +214,9 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     raise NotImplementedError
 
   def _build_next_policy(self, batch: UpdateBatch) -> tf.Tensor:
-    """Returns the distribution of the backup's a': float32 [B, A].
-
-    The batch has no `next_policy` yet: this makes it.
-    """
-    return tf.one_hot(
-      tf.argmax(batch.target_q_values, axis=1), self.num_actions
-    )
+    """Returns the distribution of the backup's a': float32 [B, A]."""
+    greedy = tf.argmax(batch.target_q_values, axis=1)
+    return tf.one_hot(greedy, self.num_actions)
 
   def _build_auxiliary_losses(self, batch: UpdateBatch) -> dict[str, tf.Tensor]:
     """Returns further losses by name, float32 scalars added with weight 1."""
@@ -225,10 +224,9 @@ class OfflineAgent(dopamine_compat.DQNAgent):
 
   @staticmethod
   def q_values(atoms: tf.Tensor) -> tf.Tensor:
-    """Returns the Q-values that the network's outputs stand for.
+    """Returns the Q-values [B, A] that outputs [B, A, K] stand for.
 
-    Training, metrics, penalties and acting all use it: float32 [B, A] from
-    float32 [B, A, K].
+    Training, metrics, penalties and acting all use it.
     """
     return networks.mean_of_atoms(atoms)
 
@@ -544,22 +542,15 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     batches: Sequence[Mapping[str, npt.NDArray[Any]]] = ({},),
     columns: Sequence[str] | None = None,
   ) -> dict[str, float]:
-    """Returns metrics by name, averaged over batches.
+    """Returns metrics by column (by default all), averaged over batches.
 
-    A penalty's share is its part of the loss over the Bellman loss.
-
-    Args:
-      batches: each as `replay.batch_at` returns it, of the batch size; by
-        default the batch that the next step learns from.
-      columns: which metrics; None is all of `metric_columns`.
+    A penalty's share is its part of the loss over the Bellman loss. Batches are
+    as `replay.batch_at` returns them; the default is the next step's.
     """
     shares = {_share_column(n): n for n in self.loss_parts.weighted}
-    metrics = {
-      column: self.loss_parts.weighted[shares[column]]
-      if column in shares
-      else self.metrics[column]
-      for column in columns or self.metric_columns
-    }
+    weighted = {c: self.loss_parts.weighted[n] for c, n in shares.items()}
+    metrics = {**self.metrics, **weighted}
+    metrics = {c: metrics[c] for c in columns or metrics}
     tensors = self._transition_tensors
     measured = []
     for batch in batches:

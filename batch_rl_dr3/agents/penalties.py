@@ -128,8 +128,7 @@ class FeatureDotPenalty(Penalty):
       stop_gradient: no gradient into phi(s', a') (Table A.1).
       mask_terminals: count transitions that end an episode, whose s' is no
         state, as 0. The authors' code does not mask.
-      absolute: |phi^T phi'|, as in the authors' code; it changes nothing after
-        a ReLU.
+      absolute: |phi^T phi'|, as in the authors' code: the same after a ReLU.
       same_action_only: weight each dot product by the probability that the
         backup's a' is a: the literal dot product of the last layer's
         gradients, which with one head per action are disjoint unless a = a'.
@@ -150,10 +149,7 @@ class FeatureDotPenalty(Penalty):
     if self.mask_terminals:
       dot_products *= 1.0 - batch.terminals
     if self.same_action_only:
-      num_actions = batch.next_policy.shape.as_list()[1]
-      dot_products *= tf.reduce_sum(
-        tf.one_hot(batch.actions, num_actions) * batch.next_policy, axis=1
-      )
+      dot_products *= losses.chosen_values(batch.next_policy, batch.actions)
     return tf.reduce_mean(dot_products)
 
 

@@ -153,10 +153,9 @@ class LabelNoiseFeatureDotPenalty(Penalty):
     self._relative_damping = relative_damping
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
+    weighted = tf.matmul(batch.features, state['covariance'])
     dot_products = losses.feature_dot_product(
-      tf.matmul(batch.features, state['covariance']),
-      batch.next_features,
-      self._stop_gradient,
+      weighted, batch.next_features, self._stop_gradient
     )
     return tf.reduce_mean(dot_products)
 
@@ -187,12 +186,8 @@ class LabelNoiseFeatureDotPenalty(Penalty):
       lambda: self._solve(hessian, noise, state),
       lambda: [tf.identity(state[name]) for name in ('covariance', 'failures')],
     )
-    return {
-      'covariance': covariance,
-      'pseudo_hessian': hessian,
-      'noise': noise,
-      'failures': failures,
-    }
+    means = {'pseudo_hessian': hessian, 'noise': noise}
+    return {'covariance': covariance, **means, 'failures': failures}
 
   def _solve(
     self, hessian: tf.Tensor, noise: tf.Tensor, state: State

@@ -29,7 +29,7 @@ def test_held_out_columns_by_hand(make_agent, held_out_store):
   features, next_features = (
     agent.features(batch[name]) for name in ('state', 'next_state')
   )
-  kernel, bias = agent.run(agent.online_convnet.last_layer.variables)
+  kernel, bias = agent.run(agent.online_convnet.variables[-2:])
   q, next_q = features @ kernel + bias, next_features @ kernel + bias
   chosen = q[np.arange(32), batch['action']]
   # At step 0 the target network is the online network.

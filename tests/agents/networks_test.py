@@ -53,7 +53,7 @@ def test_features_times_last_layer_are_the_q_values(session):
   output = network(tf.constant(states))
   session.run(tf.compat.v1.global_variables_initializer())
   q_values, features, kernel, bias = session.run(
-    [output.q_values, output.features, *network.last_layer.variables]
+    [output.q_values, output.features, *network.variables[-2:]]
   )
   np.testing.assert_allclose(q_values, features @ kernel + bias, rtol=1e-4)
   assert (features >= 0).all()
@@ -92,10 +92,10 @@ def test_layer_norm_stands_before_the_relu_of_the_features(session):
   session.run(tf.compat.v1.global_variables_initializer())
   # A kernel of zeros and the biases 1, 2, 3, 4 again and again: mean 2.5 and
   # variance 1.25, so (-1.5, -0.5, 0.5, 1.5) / 1.1180, then 2 x + 1.
-  kernel, bias = network.feature_layer.variables
+  kernel, bias = network.variables[2:4]
   kernel.load(np.zeros(kernel.shape, np.float32), session)
   bias.load(np.tile([1.0, 2.0, 3.0, 4.0], 32).astype(np.float32), session)
-  scale, offset = network.norm_layer.variables
+  scale, offset = network.variables[4:6]
   scale.load(np.full(128, 2.0, np.float32), session)
   offset.load(np.full(128, 1.0, np.float32), session)
   np.testing.assert_allclose(

@@ -235,7 +235,7 @@ def test_norms_and_shares_by_hand(make_agent):
   cosines = np.sum(features * next_features, axis=1) / (
     norms * np.linalg.norm(next_features, axis=1)
   )
-  kernel = agent.run(agent.online_convnet.last_layer.kernel)
+  kernel = agent.run(agent.online_convnet.variables[-2])
   assert kernel.shape == (128, 3 * 3)
   expected = {
     'feature_norm': norms.mean(),
