@@ -6,6 +6,7 @@ Dopamine's, so that its TF checkpoints have the same variables.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -104,15 +105,17 @@ class ValueNetwork(tf.keras.Model):
       depth = filters
     kernel_shapes.append((height * width * depth, self.num_features))
     kernel_shapes.append((self.num_features, self.num_actions * self.num_atoms))
+    # States are integers, and Keras would make weights of the same type.
+    add_weight = functools.partial(self.add_weight, dtype=tf.float32)
     for layer, shape in enumerate(kernel_shapes):
       if self._has_layer_norm and layer == len(kernel_shapes) - 1:
         with tf.name_scope('layer_norm'):
-          self.add_weight('gamma', shape[:1], initializer='ones')
-          self.add_weight('beta', shape[:1], initializer='zeros')
+          add_weight('gamma', shape[:1], initializer='ones')
+          add_weight('beta', shape[:1], initializer='zeros')
       seed = None if self._seed is None else self._seed * 1000 + layer
       with tf.name_scope('Conv' if len(shape) == 4 else 'fully_connected'):
-        self.add_weight('kernel', shape, initializer=self._initialiser(seed))
-        self.add_weight('bias', shape[-1:], initializer='zeros')
+        add_weight('kernel', shape, initializer=self._initialiser(seed))
+        add_weight('bias', shape[-1:], initializer='zeros')
     self.built = True
 
   def call(self, states: tf.Tensor) -> NetworkOutput:

@@ -43,7 +43,9 @@ ALLOWED_REFERENCES = frozenset(
   (
     # Agents, networks and penalties.
     *('OfflineAgent', 'FixedReplayDQNAgent', 'FixedReplayREMAgent'),
-    *('FixedReplayQRCQLAgent', 'MinAtarNetwork', 'NatureNetwork'),
+    *('FixedReplayQRCQLAgent', 'FixedReplayCategoricalAgent'),
+    *('FixedReplayBCAgent', 'categorical_support'),
+    *('MinAtarNetwork', 'NatureNetwork', 'ImpalaNetwork'),
     *('AdaptiveFeatureDotPenalty', 'ConservativePenalty'),
     *('EffectiveRankPenalty', 'FeatureDotPenalty', 'FeatureNormPenalty'),
     'LabelNoiseFeatureDotPenalty',
@@ -80,8 +82,8 @@ _COUNTERPARTS = {
   'multi_head': f'use FixedReplayREMAgent, as {_REM} does',
   'implicit_quantile': 'there is no IQN here; the agents are those of '
   f'{_DQN}, {_REM} and {_CQL}',
-  'rainbow': 'there is no Rainbow here; the agents are those of '
-  f'{_DQN}, {_REM} and {_CQL}',
+  'rainbow': 'there is no Rainbow here; C51 is FixedReplayCategoricalAgent, '
+  'as atari/methods/c51_cql.gin has it',
   'quantile': f'use FixedReplayQRCQLAgent, as {_CQL} does (minq_weight is '
   'ConservativePenalty.coefficient; QR-DQN alone is '
   'FixedReplayQRCQLAgent.penalties = [])',

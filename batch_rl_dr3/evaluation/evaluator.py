@@ -12,7 +12,10 @@ import tensorflow as tf
 # Everything that a run's configuration may name.
 from batch_rl_dr3.agents import (
   acting,
+  categorical,  # noqa: F401
+  cloning,  # noqa: F401
   dqn,  # noqa: F401
+  impala,  # noqa: F401
   networks,
   quantile,  # noqa: F401
   rem,  # noqa: F401
