@@ -8,7 +8,7 @@ import gin
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import dqn, quantile, rem
+from batch_rl_dr3.agents import categorical, cloning, dqn, quantile, rem
 from batch_rl_dr3.config import cli, gin_files
 from batch_rl_dr3.games import (
   atari,  # noqa: F401
@@ -29,7 +29,12 @@ AGENTS = {
   'dqn': dqn.FixedReplayDQNAgent,
   'rem': rem.FixedReplayREMAgent,
   'cql': quantile.FixedReplayQRCQLAgent,
+  'dqn_cql': dqn.FixedReplayDQNAgent,
+  'c51_cql': categorical.FixedReplayCategoricalAgent,
+  'bc': cloning.FixedReplayBCAgent,
 }
+# Beside the paper's.
+MORE_METHODS = ('dqn_cql', 'dqn_cql_dr3', 'c51_cql', 'c51_cql_dr3', 'bc')
 ALPHA = {'1pct': 4.0, '5pct': 1.0, 'first10pct': 1.0}
 DR3_COEFFICIENT = {'dqn': 0.1, 'rem': 0.001, 'cql': 0.03}
 
@@ -87,6 +92,13 @@ def test_an_experiment_binds_what_its_name_says(clear_gin, method, dataset):
     assert bound('FeatureDotPenalty.coefficient') == DR3_COEFFICIENT[base]
 
 
+def test_the_small_batch_preset_changes_an_experiment(clear_gin):
+  cli.load_gin(['atari/cql_dr3_1pct.gin', 'atari/protocol_small_batch.gin'], [])
+  assert gin.query_parameter('OfflineAgent.update_horizon') == 3
+  assert gin.query_parameter('FixedReplayBuffer.batch_size') == 8
+  assert gin.query_parameter('FixedReplayRunner.method') == 'cql_dr3'
+
+
 @pytest.mark.parametrize('name', ['atari/cql_dr3_1pct.gin', 'minatar/rem.gin'])
 def test_a_sweep_reads_what_gin_binds(clear_gin, name):
   parse(name)
@@ -123,8 +135,8 @@ def freeway_dir(tmp_path_factory):
 
 @pytest.mark.parametrize(
   'name',
-  [f'atari/methods/{m}.gin' for m in (*METHODS, 'dqn_cql', 'dqn_cql_dr3')]
-  + [f'minatar/{m}.gin' for m in METHODS],
+  [f'atari/methods/{m}.gin' for m in (*METHODS, *MORE_METHODS)]
+  + [f'minatar/{m}.gin' for m in (*METHODS, 'bc')],
 )
 def test_a_method_builds_its_agent(
   session, clear_gin, tmp_path, freeway_dir, replay_dir, cache_dir, name
@@ -151,12 +163,12 @@ def test_a_method_builds_its_agent(
   )
   method = pathlib.PurePath(name).stem
   base = method.removesuffix('_dr3')
-  expected_class = AGENTS['dqn' if base == 'dqn_cql' else base]
   agent = run._agent
-  assert isinstance(agent, expected_class)
+  assert isinstance(agent, AGENTS[base])
   expected_penalties = (['conservative'] if 'cql' in base else []) + (
     ['feature_dot_product'] if method.endswith('_dr3') else []
   )
   assert [p.name for p in agent.penalties] == expected_penalties
   assert agent.gamma == 0.99
-  assert agent.num_atoms == {'rem': 200, 'cql': 200}.get(base, 1)
+  num_atoms = {'rem': 200, 'cql': 200, 'c51_cql': 51}
+  assert agent.num_atoms == num_atoms.get(base, 1)

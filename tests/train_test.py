@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -90,6 +91,50 @@ def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
     'ckpt.0.json',
     'ckpt.1.json',
   }
+
+
+@pytest.mark.parametrize(
+  ('gin_files', 'bindings'),
+  [
+    (['minatar/bc.gin'], []),
+    (
+      ['minatar/dqn.gin', 'atari/protocol_small_batch.gin'],
+      [
+        "FixedReplayRunner.method = 'c51_cql_dr3'",
+        'FixedReplayRunner.agent = @FixedReplayCategoricalAgent',
+        'FixedReplayCategoricalAgent.penalties = '
+        '[@ConservativePenalty(), @FeatureDotPenalty()]',
+        'FixedReplayCategoricalAgent.double_q = True',
+        "FixedReplayCategoricalAgent.loss = 'hl_gauss'",
+        'FixedReplayCategoricalAgent.num_atoms = 11',
+        # With Rainbow's support, -10 to 10, logits mean other actions.
+        'categorical_support.v_min = -30.0',
+        'categorical_support.v_max = 5.0',
+        'OfflineAgent.network = @ImpalaNetwork',
+        'ImpalaNetwork.layer_norm = True',
+      ],
+    ),
+  ],
+  ids=['bc', 'categorical'],
+)
+def test_agents_beside_the_papers_train_and_are_played_again(
+  train_here, run, tmp_path, gin_files, bindings
+):
+  train_here(tmp_path, *bindings, gin_files=gin_files)
+  metrics = read(tmp_path / run_directory.METRICS)
+  assert [int(row['gradient_steps']) for row in metrics] == [
+    *(0, 10, 20, 30, 40, 50, 60)
+  ]
+  assert float(metrics[-1]['loss_bellman']) < float(metrics[0]['loss_bellman'])
+  scores = read(tmp_path / run_directory.SCORES)
+  assert {row['iteration'] for row in scores} == {'0', '1'}
+  # Another process knows the agent from config.gin, its support included.
+  (tmp_path / run_directory.SCORES).unlink()
+  result = run(
+    [sys.executable, '-m', 'batch_rl_dr3.evaluate', f'--checkpoints={tmp_path}']
+  )
+  assert result.returncode == 0, result.stderr
+  assert read(tmp_path / run_directory.SCORES) == scores
 
 
 def test_a_store_is_trained_on_without_its_log(

@@ -8,8 +8,8 @@ Q(s, a) is the mean of softmax(logits) over K evenly spaced returns, the atoms.
   hl_gauss  a Gaussian around r + gamma Q'(s', a'), cut into one bin per atom
             (Imani and White 2018; Farebrother et al. 2024, arXiv:2403.03950).
 
-Deviation: HL-Gauss's bins are centred on C51's atoms and reach half a bin beyond
-them, so that both losses share one reading of the logits.
+Deviation: HL-Gauss's bins are centred on C51's atoms, and so reach half a bin
+beyond them, for both losses to share one reading of the logits.
 """
 
 from typing import Annotated, Any, Literal
@@ -37,9 +37,7 @@ def project(
   return tf.reduce_sum(shares * probabilities[:, :, None], axis=1)
 
 
-def gaussian_bins(
-  means: tf.Tensor, atoms: tf.Tensor, sigma: float
-) -> tf.Tensor:
+def gaussian_bins(means: tf.Tensor, atoms: tf.Tensor, sigma: Any) -> tf.Tensor:
   """Returns a Gaussian's share of each bin around an atom: float32 [B, K].
 
   The means [B] are clipped to the atoms [K], sigma is in units of a bin, and
@@ -80,7 +78,7 @@ class FixedReplayCategoricalAgent(offline.OfflineAgent):
     double_q: bool = False,
     **kwargs: Any,
   ):
-    """Creates the agent; `double_q` has the online network choose a'."""
+    """Creates the agent; by `double_q` the online network chooses a'."""
     if loss not in ('c51', 'hl_gauss'):
       raise ValueError(f"loss must be 'c51' or 'hl_gauss', got {loss!r}.")
     categorical_support()  # Refuses what is no support.

@@ -15,7 +15,6 @@ from batch_rl_dr3.agents import (
   categorical,  # noqa: F401
   cloning,  # noqa: F401
   dqn,  # noqa: F401
-  impala,  # noqa: F401
   networks,
   quantile,  # noqa: F401
   rem,  # noqa: F401

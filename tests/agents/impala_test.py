@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import acting, checkpoint_weights, dqn, impala
+from batch_rl_dr3.agents import acting, checkpoint_weights, dqn, networks
 from batch_rl_dr3.config import errors
 
 # isort: split
@@ -18,12 +18,12 @@ def dopamines():
   from batch_rl_dr3.config import dopamine_compat  # noqa: F401
 
   # isort: split
-  from dopamine.jax import networks
+  from dopamine.jax import networks as jax_networks
 
   state = np.random.default_rng(0).integers(0, 256, (84, 84, 4), dtype=np.uint8)
 
   def make(width):
-    network = networks.ImpalaDQNNetwork(num_actions=5, nn_scale=width)
+    network = jax_networks.ImpalaDQNNetwork(num_actions=5, nn_scale=width)
     return jax, network, state
 
   return make
@@ -44,13 +44,13 @@ def test_the_parameters_are_as_many_as_dopamines(session, dopamines, width):
   jax, network, state = dopamines(width)
   shapes = jax.eval_shape(network.init, jax.random.PRNGKey(0), state)
   expected = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-  ours = impala.ImpalaNetwork(5, width=width)
+  ours = networks.ImpalaNetwork(5, width=width)
   ours(tf.zeros([1, 84, 84, 4], tf.uint8))
   sizes = [np.prod(v.shape.as_list()) for v in ours.variables]
   assert sum(sizes) == expected
-  # At width 1, the convolutions: 592 = 9 * 4 * 16 + 16, four of 2,320 = 9 * 16 *
-  # 16 + 16, 4,640 = 9 * 16 * 32 + 32 and nine of 9,248 = 9 * 32 * 32 + 32; the
-  # features of 11 * 11 * 32: 3,872 * 512 + 512; the last layer: 512 * 5 + 5.
+  # At width 1, convolutions from 4 to 16, 16 to 16 (4 times), 16 to 32 and 32
+  # to 32 channels (9 times), 9 * in * out + out each: 592 + 4 * 2,320 + 4,640 +
+  # 9 * 9,248; the features of 11 * 11 * 32: 3,872 * 512 + 512; 512 * 5 + 5.
   if width == 1:
     assert sum(sizes) == 97_744 + 1_982_976 + 2_565
 
@@ -59,7 +59,7 @@ def test_the_values_are_dopamines(session, dopamines):
   jax, network, state = dopamines(1)
   parameters = network.init(jax.random.PRNGKey(1), state)
   expected = network.apply(parameters, state).q_values
-  ours = impala.ImpalaNetwork(5, name='Online')
+  ours = networks.ImpalaNetwork(5, name='Online')
   output = ours(tf.constant(state[np.newaxis]))
   weights = flat_weights(parameters['params'])
   for variable, weight in zip(ours.variables, weights, strict=True):
@@ -70,7 +70,7 @@ def test_the_values_are_dopamines(session, dopamines):
 
 
 def test_a_layer_norm_stands_before_the_features(session):
-  network = impala.ImpalaNetwork(3, layer_norm=True, name='Online')
+  network = networks.ImpalaNetwork(3, layer_norm=True, name='Online')
   output = network(tf.zeros([2, 10, 10, 4], tf.uint8))
   assert output.features.shape.as_list() == [2, 512]
   names = [v.name for v in network.variables]
@@ -84,7 +84,7 @@ def test_a_layer_norm_stands_before_the_features(session):
 
 def test_it_learns_and_its_checkpoint_acts(make_agent, tmp_path):
   def make_network(*args, **kwargs):
-    return impala.ImpalaNetwork(*args, layer_norm=True, **kwargs)
+    return networks.ImpalaNetwork(*args, layer_norm=True, **kwargs)
 
   agent = make_agent(dqn.FixedReplayDQNAgent, network=make_network)
   before = agent.measure()['loss_bellman']
@@ -108,4 +108,4 @@ def test_it_learns_and_its_checkpoint_acts(make_agent, tmp_path):
 
 def test_a_width_below_one_is_refused():
   with pytest.raises(errors.ConfigError, match=r'ImpalaNetwork\.width'):
-    impala.ImpalaNetwork(3, width=0)
+    networks.ImpalaNetwork(3, width=0)
