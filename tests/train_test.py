@@ -102,8 +102,10 @@ def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
       [
         "FixedReplayRunner.method = 'c51_cql_dr3'",
         'FixedReplayRunner.agent = @FixedReplayCategoricalAgent',
-        'FixedReplayCategoricalAgent.penalties = '
-        '[@ConservativePenalty(), @FeatureDotPenalty()]',
+        (
+          'FixedReplayCategoricalAgent.penalties = '
+          '[@ConservativePenalty(), @FeatureDotPenalty()]'
+        ),
         'FixedReplayCategoricalAgent.double_q = True',
         "FixedReplayCategoricalAgent.loss = 'hl_gauss'",
         'FixedReplayCategoricalAgent.num_atoms = 11',
