@@ -6,7 +6,7 @@ that Dopamine writes beside them. A layer's variables are named as by Keras
 (`Online/Conv_1/weights`: Dopamine up to 2.0, batch_rl).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 import errno
 import re
 
@@ -44,7 +44,7 @@ def read(prefix: str) -> list[WeightArray]:
     ) from error
 
 
-def _layers(variables: Iterable[str]) -> list[str]:
+def _layers(variables: Collection[str]) -> list[str]:
   layers = sorted(
     (layer['kind'] == 'fully_connected', int(layer['number'] or 0), name)
     for name in variables

@@ -254,10 +254,10 @@ class AdaptiveFeatureDotPenalty(Penalty):
     self._log_bounds = (math.log(low), math.log(high))
 
   def __call__(self, batch: UpdateBatch, state: State = STATELESS) -> tf.Tensor:
-    product = (
-      losses.feature_cosine if self._normalised else losses.feature_dot_product
-    )
-    return tf.reduce_mean(product(batch.features, batch.next_features))
+    if self._normalised:
+      return _mean_cosine(batch)
+    sides = batch.features, batch.next_features
+    return tf.reduce_mean(losses.feature_dot_product(*sides))
 
   def weight(self, state: State) -> tf.Tensor:
     return tf.exp(state['log_coefficient'])

@@ -117,7 +117,7 @@ def read(agent):
 @pytest.mark.parametrize('update_horizon', [1, 3])
 @pytest.mark.parametrize('loss', ['c51', 'hl_gauss'])
 def test_the_loss_is_dopamines_cross_entropy(
-  make_categorical, session, loss, double_q, update_horizon
+  make_categorical, loss, double_q, update_horizon
 ):
   agent = make_categorical(
     loss=loss, double_q=double_q, update_horizon=update_horizon
@@ -133,13 +133,14 @@ def test_the_loss_is_dopamines_cross_entropy(
   discounts = GAMMA**update_horizon * (1.0 - batch['terminal'])
   if loss == 'c51':
     returns = batch['reward'][:, None] + discounts[:, None] * atoms
-    target = session.run(
-      rainbow_agent.project_distribution(
-        tf.constant(returns, tf.float32),
-        tf.constant(probabilities[rows, actions]),
-        tf.constant(atoms, tf.float32),
+    with agent.graph.as_default():
+      target = agent.run(
+        rainbow_agent.project_distribution(
+          tf.constant(returns, tf.float32),
+          tf.constant(probabilities[rows, actions]),
+          tf.constant(atoms, tf.float32),
+        )
       )
-    )
   else:
     means = batch['reward'] + discounts * next_q[rows, actions]
     below = scipy.stats.norm.cdf(
