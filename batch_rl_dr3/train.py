@@ -102,15 +102,6 @@ def train(
 
     runner = control.ContinuousRunner
   else:
-    from batch_rl_dr3.agents import (
-      dqn,  # noqa: F401
-      quantile,  # noqa: F401
-      rem,  # noqa: F401
-    )
-    from batch_rl_dr3.games import (
-      atari,  # noqa: F401
-      minatar,  # noqa: F401
-    )
     from batch_rl_dr3.training import discrete
 
     runner = discrete.FixedReplayRunner
