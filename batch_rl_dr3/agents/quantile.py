@@ -37,9 +37,10 @@ class FixedReplayQRCQLAgent(offline.OfflineAgent):
     """Creates the agent; penalties=[] is plain QR-DQN."""
     self.num_atoms = num_quantiles
     self._kappa = kappa
-    if penalties is None:
-      penalties = [ConservativePenalty()]
-    super().__init__(*args, penalties=penalties, **kwargs)
+    kwargs['penalties'] = (
+      [ConservativePenalty()] if penalties is None else penalties
+    )
+    super().__init__(*args, **kwargs)
 
   def _build_bellman_loss(self, batch: UpdateBatch) -> tf.Tensor:
     target = losses.bellman_target(
