@@ -52,11 +52,7 @@ def _is_done(
   imports: dict[str, str],
   overwrite: bool,
 ) -> bool:
-  """Returns whether the folder holds this very collection.
-
-  Raises:
-    ConfigError: if it holds another one, or anything else.
-  """
+  """Whether the folder holds this collection; another is a ConfigError."""
   if not output_dir.exists() or not any(output_dir.iterdir()):
     return False
   summary_path = output_dir / SUMMARY
@@ -118,8 +114,7 @@ def collect_into(
 ) -> None:
   """Makes a collection, whole or not at all; one that is there is kept.
 
-  The other arguments are the command's flags; `imports` is what --import
-  names.
+  `imports` is what --import names.
 
   Raises:
     ConfigError: if the configuration cannot be used, or `output_dir` holds

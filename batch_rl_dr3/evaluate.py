@@ -124,8 +124,8 @@ def evaluate(
   The targets are opened here, by calls; the rest are the command's flags.
 
   Raises:
-    BatchRLError: the first that went wrong, after everything else has been
-      played; the others are printed.
+    BatchRLError: the first, after everything else has been played; the others
+      are printed.
   """
   problems: list[errors.BatchRLError] = []
   tasks: list[targets_lib.RemainingEvaluation] = []
@@ -217,12 +217,7 @@ def _default_workers(num_cores: int) -> int:
 
 
 def _targets() -> list[Callable[[], targets_lib.Target]]:
-  """Returns what the flags name.
-
-  Raises:
-    DataError: if they name nothing.
-    UsageError: if another flag is missing, or is of no use.
-  """
+  """Returns what the flags name."""
   view = mirror.RunGlobs(
     FLAGS.checkpoints, FLAGS.cache_dir, targets_lib.CONTENTS
   )
@@ -263,11 +258,7 @@ def _targets() -> list[Callable[[], targets_lib.Target]]:
 def parse_atoms(
   kind: str | None, support: Sequence[str] | None
 ) -> pool_lib.Atoms:
-  """Returns what the flags --atoms and --support say.
-
-  Raises:
-    UsageError: if they do not fit together.
-  """
+  """Returns what --atoms and --support say; a UsageError if they do not fit."""
   if kind != pool_lib.CATEGORICAL:
     if support:
       raise errors.UsageError('--support is for --atoms=categorical alone.')

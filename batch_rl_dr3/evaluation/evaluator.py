@@ -31,10 +31,7 @@ from batch_rl_dr3.runs import run_tables
 
 
 class GameEvaluator:
-  """Plays checkpoints of one network in lanes of one game, under one rule.
-
-  It is a `pool.Evaluator` that needs nothing of training but a checkpoint.
-  """
+  """Plays checkpoints of one network in lanes of one game, under one rule."""
 
   def __init__(
     self,
@@ -44,7 +41,6 @@ class GameEvaluator:
     num_threads: int = 0,
     atoms: pool.Atoms | None = None,
   ):
-    """Loads nothing yet; see `pool.Setup` for threads and atoms."""
     self.lanes = lanes
     self.rule = rule
     self.network = network

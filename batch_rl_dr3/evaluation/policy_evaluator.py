@@ -31,10 +31,7 @@ def protocol(task: tasks.Task, num_episodes: int) -> dict[str, Any]:
 
 
 class PolicyEvaluator:
-  """Plays the checkpoints of an agent that never learns here.
-
-  It is a `pool.Evaluator` that counts episodes, which end when they end.
-  """
+  """Plays the checkpoints of an agent that never learns here."""
 
   num_agent_steps = None
 
@@ -122,12 +119,11 @@ class PolicyEvaluator:
 def create(setup: pool.Setup) -> PolicyEvaluator:
   """Returns what plays the checkpoints of a run, from its gin text.
 
-  The number of threads holds for the process, which has done nothing with
-  TensorFlow before.
+  The number of threads holds for the process, which has not used TensorFlow
+  yet.
 
   Raises:
-    ConfigError: if the configuration cannot be parsed, or what it names cannot
-      be played here.
+    ConfigError: if the configuration cannot be parsed or played here.
     DataError: if the protocol is not that of a continuous run.
   """
   threading = tf.config.threading

@@ -93,13 +93,7 @@ class Evaluator(Protocol):
     path: str,
     should_stop: Callable[[], bool] | None = None,
   ) -> run_tables.Episode:
-    """Writes an MP4 of the first episode of an evaluation, and returns it.
-
-    Raises:
-      DataError: if the checkpoint cannot be read.
-      PreemptedError: if `should_stop` said so; no file appears.
-      WriteError: if the file cannot be written.
-    """
+    """Writes an MP4 of an evaluation's first episode, whole or not at all."""
 
   def close(self) -> None:
     """Frees the games."""
@@ -110,8 +104,7 @@ def gin_config(config: str) -> Iterator[None]:
   """Makes gin hold this text, and nothing else, from here on.
 
   Raises:
-    ConfigError: if it cannot be parsed, or what is bound cannot be used
-      inside the block.
+    ConfigError: if it cannot be parsed or used inside the block.
   """
   import gin  # Only workers need it.
 
@@ -157,8 +150,7 @@ class EvaluationPool:
   def __init__(self, num_workers: int, worker: str, niceness: int = 0):
     """Makes the pool; a process starts when there is a job for it.
 
-    The worker, 'module:function', makes an `Evaluator` from a `Setup`; their
-    priority is lowered by the niceness.
+    The worker, 'module:function', makes an `Evaluator` from a `Setup`.
     """
     context = multiprocessing.get_context('spawn')
     self._num_played = context.Value('q', 0)
@@ -176,10 +168,7 @@ class EvaluationPool:
     return int(self._num_played.value)
 
   def submit(self, job: CheckpointJob) -> PendingResult:
-    """Queues a job; `result_of` returns what it came to.
-
-    If the pool is closed before the job is done, that is a PreemptedError.
-    """
+    """Queues a job; if the pool is closed first, that is a PreemptedError."""
     # A process inherits what is blocked: Ctrl-C then reaches this process
     # alone, which decides what becomes of the others.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -216,7 +205,6 @@ def result_of(future: PendingResult) -> Result:
 
 
 def _start(num_played: Any, stopped: Any, worker: str, niceness: int) -> None:
-  """Makes a worker process ready."""
   global _worker
   parent = multiprocessing.parent_process()
   assert parent is not None

@@ -1,6 +1,6 @@
 """Scores a run's checkpoints: in this process, or meanwhile in another one.
 
-Both play by the same code and the same seeds, so the scores are the same.
+Both play by the same code and seeds, so the scores are the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,8 +88,7 @@ class SyncEvaluations:
   ) -> None:
     self._waiting[iteration] = (checkpoint, seed)
 
-  def collect(self, until_done: bool) -> Iterator[ScoredCheckpoint]:
-    """Plays what waits, now."""
+  def collect(self, until_done: bool) -> Iterator[ScoredCheckpoint]:  # noqa: D102
     del until_done
     for iteration in sorted(self._waiting):
       checkpoint, seed = self._waiting.pop(iteration)
@@ -115,14 +114,13 @@ class SyncEvaluations:
 class AsyncEvaluations:
   """Evaluations in another process, while training goes on.
 
-  Should play be slower than training, training waits in the end: of the
-  checkpoints that wait, each of which is kept, there are never many.
+  If play is slower, training waits in the end, so that never many checkpoints
+  are waiting and kept.
   """
 
   def __init__(
     self, setup: pool.Setup, worker: str, stop_request: signals.StopRequest
   ):
-    """Makes the pool; its process starts with the first checkpoint."""
     self._setup = setup
     self._stop_request = stop_request
     self._pool = pool.EvaluationPool(1, worker, _NICENESS)
@@ -167,8 +165,7 @@ class AsyncEvaluations:
 class Scoring:
   """Has every checkpoint that ends an iteration played, once.
 
-  One that was interrupted is played again from its beginning, which comes to
-  the same, bit for bit.
+  An interrupted one is played again from its beginning, with the same result.
   """
 
   def __init__(
@@ -180,11 +177,10 @@ class Scoring:
     on_score: Callable[[dict[str, Any], int], object],
     normalised: Callable[[float], float | None] = lambda mean_return: None,
   ):
-    """Opens the run's scores.
+    """Opens the run's scores; without evaluations none is ever played.
 
-    Without evaluations none is ever played. `on_score` is called with the mean
-    return and the gradient steps, and `normalised` makes of the return a score
-    in percent, or None if it is on no scale.
+    `on_score` gets the mean return and the gradient steps. `normalised` makes
+    of the return a score in percent, or None if it is on no scale.
     """
     self._home = home
     self._provenance = provenance
@@ -237,7 +233,6 @@ class Scoring:
       )
 
   def _record(self, scored: ScoredCheckpoint) -> None:
-    """Writes the scores of one iteration, all or none."""
     checkpoint, episodes = scored.checkpoint, scored.episodes
     steps = checkpoint.gradient_steps
     self._scores.append(self._provenance, scored.iteration, steps, episodes)

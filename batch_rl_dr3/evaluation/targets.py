@@ -1,8 +1,7 @@
 """What there is to play: the checkpoints of run directories, and others'.
 
-A run directory says itself what it plays, by which rule, and which scores it
-has. A checkpoint of another program (Dopamine, batch_rl) says nothing but its
-iteration, so the game comes from gin and the rest from the caller.
+A checkpoint of another program (Dopamine, batch_rl) says only its iteration, so
+the game comes from gin and the rest from the caller.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -74,7 +73,7 @@ class Target:
   ) -> run_directory.Home:
     """Returns the home of the scores, with what it takes to add to them.
 
-    Of the checkpoints, that are those of these names.
+    Of its checkpoints, only those of these names are fetched.
     """
 
     def is_needed(name: str) -> bool:
@@ -146,8 +145,8 @@ def of_run(
   configuration may execute what it likes; `imports` is what --import names.
 
   Raises:
-    ConfigError: if its configuration would execute foreign code, or it was
-      made with code that `imports` lacks.
+    ConfigError: if its configuration would execute foreign code, or it was made
+      with code that `imports` lacks.
     DataError: if its files cannot be read.
   """
   mend = 'Restore it from a backup, or leave the run out of --runs.'
@@ -189,17 +188,11 @@ def of_folder(
   atoms: pool.Atoms = pool.UNSTATED,
   imports: Sequence[own_code.OwnCode] = (),
 ) -> Target:
-  """Returns the target of another program's checkpoints.
+  """Returns the target of another program's checkpoints, tf_ckpt-N.index.
 
-  Args:
-    folder: holds tf_ckpt-N.index and so on.
-    output_dir: the run directory to make of them.
-    config: gin text that names the game and the network.
-    identity: method, dataset, run and seed.
-    gradient_steps_per_iteration: between two of the checkpoints.
-    home: where that is, if `output_dir` mirrors it.
-    atoms: what the outputs per action are.
-    imports: see `of_run`.
+  `config` is gin text that names the game and the network; `identity` is
+  method, dataset, run and seed; `home` is where `output_dir` is, if that
+  mirrors it.
   """
   found = {
     int(match[1]): checkpoints.Checkpoint(
@@ -236,8 +229,7 @@ def write_provenance(
   """Returns what a run is, and writes it down where it was not known yet.
 
   Raises:
-    DataError: if the game is not the one that the run directory speaks of:
-      scores of two protocols do not belong in one file.
+    DataError: if the run directory speaks of another game.
     WriteError: if the disk refuses.
   """
   identity = dataclasses.asdict(result.identity)
@@ -297,11 +289,7 @@ class RemainingEvaluation:
   )
 
   def job(self, num_threads: int) -> pool.CheckpointJob:
-    """Returns what a worker is to do.
-
-    Raises:
-      DataError: if the checkpoint is damaged.
-    """
+    """Returns what a worker is to do; a damaged checkpoint is a DataError."""
     target = self.target
     if target.is_run:
       checkpoints.check_whole(self.checkpoint)

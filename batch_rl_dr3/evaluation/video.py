@@ -185,12 +185,7 @@ def draw(
 ) -> Picture:
   """Returns one picture, uint8 [480, 854, 3] in OpenCV's order of colours.
 
-  Args:
-    observation: uint8 [height, width] in 256 greys, or [height, width, C].
-    q_values: float32 [A].
-    action: what is done; it differs from the greedy one where it is random.
-    dot_products: the feature dot products so far.
-    episode_return: the return so far.
+  The observation is uint8 [height, width] in 256 greys, or [height, width, C].
   """
   picture: Picture = np.full((_HEIGHT, _WIDTH, 3), 24, np.uint8)
   side = slice(_MARGIN, _MARGIN + _SCREEN)
@@ -205,7 +200,6 @@ def draw(
 
 
 def _colours(observation: lanes_lib.FrameArray) -> Picture:
-  """Returns uint8 [height, width, 3]."""
   if observation.ndim == 2:
     return np.repeat(observation[..., None], 3, axis=2)
   colours = _PALETTE[np.arange(observation.shape[2]) % len(_PALETTE)]

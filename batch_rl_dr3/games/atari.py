@@ -1,19 +1,18 @@
 """Atari lanes, pixel for pixel those of Dopamine's `AtariPreprocessing`.
 
-The settings are those bound on Dopamine's own factory and its
-`AtariPreprocessing`: the factory is called once and what it returns is read.
-The lanes then run on ALE's vector environment.
+Dopamine's own factory is called once, under its gin bindings, and what it
+returns is read. The lanes then run on ALE's vector environment.
 
 Differences from Dopamine 4.1.2:
 
-* Its emulator cuts an episode at 100,000 frames (25,000 agent steps). Here it
-  never does, so that the length limit is the caller's alone: 27,000 agent
-  steps (108,000 frames) in the protocol of the logged data.
-* At a terminal in the middle of a skip the observation differs. Dopamine
-  calls it invalid, and no agent sees it.
+* Its emulator cuts an episode at 100,000 frames (25,000 agent steps). Here only
+  the caller's limit holds: 27,000 agent steps (108,000 frames) in the protocol
+  of the logged data.
+* At a terminal in the middle of a skip the observation differs. Dopamine calls
+  it invalid, and no agent sees it.
 * ALE's vector environment cannot end an agent step at the loss of a life, so
-  with `terminal_on_life_loss` the lanes are Dopamine's environments, one
-  after the other. These keep the limit of 100,000 frames.
+  with `terminal_on_life_loss` the lanes are Dopamine's environments, one after
+  the other. These keep the limit of 100,000 frames.
 """
 
 from concurrent import futures
@@ -37,9 +36,8 @@ _NO_FRAME_LIMIT = 2**30
 class AtariLanes:
   """Lanes on ALE's vector environment, one lane in each.
 
-  A vector environment steps all of its lanes or none. With one lane in each,
-  a lane that is done costs nothing and every emulator has a thread of its
-  own, outside Python's lock; a step costs the same as in larger ones.
+  A vector environment steps all of its lanes or none. With one lane in each, a
+  lane that is done costs nothing and every emulator has a thread of its own.
   """
 
   group_size = 16
@@ -132,8 +130,8 @@ def create_atari_lanes(num_lanes: ranges.Count = 32) -> lanes.Lanes:
   `terminal_on_life_loss`. The number of lanes is part of what a seed means.
 
   Raises:
-    ConfigError: if no game is named, if there is no such game, or if the
-      bindings ask for PPO preprocessing, old Gym or continuous actions.
+    ConfigError: if no game or an unknown one is named, or the bindings ask for
+      PPO preprocessing, old Gym or continuous actions.
   """
   ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
   environment = _create_dopamine_environment()
@@ -148,7 +146,6 @@ def create_atari_lanes(num_lanes: ranges.Count = 32) -> lanes.Lanes:
 
 
 def _create_dopamine_environment() -> Any:
-  """Returns the AtariPreprocessing that the gin bindings describe."""
   name = _bound('game_name')
   # Gymnasium would import the module of another name.
   if name is not None and not re.fullmatch(r'[A-Za-z0-9]+', str(name)):

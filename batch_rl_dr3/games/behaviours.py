@@ -1,8 +1,4 @@
-"""Behaviours to collect data with: uniform, scripted, or learning online.
-
-A behaviour chooses the actions of one lane, in the order of Dopamine's agents:
-`begin_episode`, `step` until the end, `end_episode`.
-"""
+"""Behaviours to collect data with: uniform, scripted, or learning online."""
 
 from collections.abc import Callable, Sequence
 import random
@@ -21,7 +17,7 @@ Script = Callable[[lanes.FrameArray, int], int]
 
 
 class Behaviour:
-  """What Dopamine's agents offer a runner; rewards are in [-1, 1]."""
+  """Chooses one lane's actions, as Dopamine's agents do; rewards in [-1, 1]."""
 
   def begin_episode(self, observation: lanes.FrameArray) -> int:
     """Returns the first action of an episode."""
@@ -39,8 +35,8 @@ class Behaviour:
 class ScriptedBehaviour(Behaviour):
   """A script that is overruled by random actions at a rate per episode.
 
-  The rates are taken in turn, one an episode, so that the data holds good and
-  bad episodes in known shares.
+  The rates are taken in turn, so that the data holds good and bad episodes in
+  known shares.
   """
 
   def __init__(
@@ -50,11 +46,7 @@ class ScriptedBehaviour(Behaviour):
     script: Script = gin.REQUIRED,
     epsilons: Sequence[float] = gin.REQUIRED,
   ):
-    """Seeds the random actions, which `epsilons` are the rates of.
-
-    Raises:
-      ConfigError: if there is no epsilon, or one is out of [0, 1].
-    """
+    """Seeds the random actions; epsilons out of [0, 1] are a ConfigError."""
     if not epsilons or not all(0.0 <= epsilon <= 1.0 for epsilon in epsilons):
       raise errors.ConfigError(
         f'ScriptedBehaviour.epsilons is {epsilons}; it must hold one or more '
@@ -126,8 +118,8 @@ def hold_action(
 class OnlineDQNBehaviour:
   """Dopamine's DQN agent, training online as it plays.
 
-  The DQN Replay data (Agarwal et al., 2020, arXiv:1907.04543) was made so.
-  Bind the agent's own parameters on DQNAgent and WrappedReplayBuffer.
+  The DQN Replay data (Agarwal et al., 2020, arXiv:1907.04543) was made so. Bind
+  the agent's own parameters on DQNAgent and WrappedReplayBuffer.
   """
 
   def __init__(
@@ -140,11 +132,10 @@ class OnlineDQNBehaviour:
 
     Args:
       game: what is played.
-      seed: of the global generators of Python and NumPy too, which Dopamine
-        draws from.
-      network: makes a Keras model from (num_actions, name=...); its output
-        has q_values, float32 [B, num_actions]. None is Dopamine's default,
-        the Nature network, which needs Atari's observations.
+      seed: of Python's and NumPy's global generators too, as Dopamine uses
+        them.
+      network: (num_actions, name=...) -> Keras model with q_values, float32 [B,
+        num_actions]; None is the Nature network, for Atari's observations.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -99,17 +99,16 @@ def collect(
 ) -> dict[str, Any]:
   """Logs the play of one lane and returns what was collected.
 
-  As Dopamine's runner does for the DQN Replay data: rewards are clipped to
-  [-1, 1], for the behaviour too, and a time-limit end is logged as terminal.
-  The log ends with the last row that fits, in the middle of an episode.
+  As Dopamine's runner does for the DQN Replay data: rewards are clipped to [-1,
+  1], for the behaviour too, and a time-limit end is logged as terminal. The log
+  ends with the last row that fits, in the middle of an episode.
 
   Args:
     folder: a folder without a log.
     seed: of the game and of the behaviour; not negative.
     create_lanes: makes the game from (num_lanes=1).
     behaviour: makes who plays from (game=..., seed=...).
-    num_rows: rows to log, padding included; up to stack_size - 1 fewer are
-      logged where a new episode's padding would be the last of them.
+    num_rows: to log, padding included; fewer where only padding would fit.
     rows_per_file: 1,000,000 in the DQN Replay data.
     max_agent_steps_per_episode: the length at which one is cut off.
     should_stop: asked before every step.

@@ -32,8 +32,7 @@ class Game:
 class Step(NamedTuple):
   """What one agent step in n lanes led to.
 
-  The game being over differs from a terminal only where the loss of a life is
-  one: the episode of the score goes on.
+  The game being over differs from a terminal only at the loss of a life.
   """
 
   # [n, *observation_shape]; at a terminal they can be invalid, as Dopamine's.
@@ -55,12 +54,9 @@ class Lanes(Protocol):
   group_size: int  # How many lanes are best stepped together.
 
   def reset(self, which: IntArray, seed: int | None = None) -> FrameArray:
-    """Starts new episodes in some lanes and returns their first observations.
+    """Starts new episodes in lanes [n]; returns their first observations.
 
-    Args:
-      which: int [n], the lanes, each at most once.
-      seed: where given, seed and lane number fix all that is random in a
-        lane until its next seed; None goes on with its random numbers.
+    A seed and the lane's number fix all that is random in it until the next.
     """
 
   def step(self, which: IntArray, actions: IntArray) -> Step:
@@ -77,14 +73,12 @@ def lane_seed(seed: int, lane: int) -> int:
 
 
 class SequentialLanes:
-  """Lanes of environments that are stepped one after the other."""
+  """Lanes of environments that are stepped one after the other.
+
+  Their step(action) returns observation, reward, terminal and game over.
+  """
 
   def __init__(self, game: Game, environments: Sequence[Any]):
-    """Takes one environment a lane.
-
-    Its reset(seed) returns the first observation, and its step(action) an
-    observation, the reward, and whether it is terminal and the game over.
-    """
     self.game = game
     self.num_lanes = self.group_size = len(environments)
     self._environments = environments

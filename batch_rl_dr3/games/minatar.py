@@ -1,12 +1,12 @@
 """MinAtar lanes: 10x10 binary images, one channel per kind of object.
 
-Young and Tian, 2019 (arXiv:1903.03176). An observation holds the whole state,
-so that nothing is stacked; a step is one frame. All six actions are kept, as
-in that paper, though most games use fewer.
+Young and Tian, 2019 (arXiv:1903.03176). Observations are not stacked; a step is
+one frame. All six actions are kept, as in that paper, though most games use
+fewer.
 
 A game's own file is executed without its package, which loads matplotlib and
-seaborn, 3 seconds, to draw. Sticky actions, the one thing else that the
-package's `Environment` does, are done here.
+seaborn, 3 seconds, to draw. Sticky actions, all else that the package's
+`Environment` does, are done here.
 """
 
 from collections.abc import Callable
@@ -69,8 +69,7 @@ def create_minatar_lanes(
   Args:
     game_name: one of `GAMES`.
     num_lanes: part of what a seed means.
-    sticky_action_probability: with which the last action is repeated in place
-      of the given one.
+    sticky_action_probability: of repeating the last action instead.
     difficulty_ramping: whether the game becomes faster with time.
 
   Raises:

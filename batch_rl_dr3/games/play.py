@@ -4,10 +4,9 @@ Each lane obeys the rule of Dopamine's `Runner._run_one_phase` (Machado et al.,
 2018, arXiv:1709.06009), which always finishes the last episode. To stop all
 lanes at a common step instead would count too many short episodes.
 
-Lanes are stepped in groups, so that the policy is evaluated on a batch, and
-every group is played by a thread of its own, so that one group's emulators
-run while the network looks at another's states. The result is a function of
-the seed, the policy and the number of lanes, not of time.
+Lanes are stepped in groups, each in a thread of its own, so that one group's
+emulators run while the network looks at another's states. The result is a
+function of the seed, the policy and the number of lanes, not of time.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,8 +43,8 @@ class PlayRule:
   def recorded(cls, protocol: Mapping[str, Any]) -> 'PlayRule':
     """Returns the rule of a protocol, as provenance.json has it.
 
-    A run that was trained without evaluation says 0 agent steps; it is then
-    the published number.
+    Where a run was trained without evaluation, 0 agent steps, the published
+    number.
 
     Raises:
       DataError: if the protocol does not say.
@@ -90,16 +89,10 @@ def play(
 ) -> list[run_tables.Episode]:
   """Plays whole episodes until the agent steps of the rule are used.
 
-  They are ordered by lane and, within a lane, by time.
-
-  Args:
-    lanes: the games; they are restarted.
-    policy: is called from several threads at once, and must not keep or
-      change the states; these hold zeros before an episode's beginning.
-    rule: how long and how is played.
-    seed: of the games and of the random actions, not negative.
-    on_progress: called after every step of a group, by one thread at a time.
-    should_stop: asked before every step.
+  They are ordered by lane and, within a lane, by time. The policy is called
+  from several threads at once, and must not keep or change the states, which
+  hold zeros before an episode's beginning. `on_progress` is called after every
+  step of a group, by one thread at a time; `should_stop` is asked before it.
 
   Raises:
     ConfigError: if the seed is negative.
@@ -142,7 +135,6 @@ class _Watch:
   lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
   def check(self) -> None:
-    """Raises PreemptedError if play is to stop."""
     if self.stopped or (self.should_stop is not None and self.should_stop()):
       raise errors.PreemptedError(
         f'stopped after {self.num_played} of {self.num_agent_steps} agent '
@@ -150,7 +142,6 @@ class _Watch:
       )
 
   def add(self, num_agent_steps: int, num_episodes: int) -> None:
-    """Counts what a group has just played."""
     with self.lock:
       self.num_played += num_agent_steps
       self.num_episodes += num_episodes
@@ -185,7 +176,6 @@ class _Group:
     self._states: FrameArray = np.zeros(shape, np.uint8)
 
   def play(self, policy: Policy, watch: _Watch) -> list[run_tables.Episode]:
-    """Plays until the last lane is done; returns episodes, lane by lane."""
     episodes: list[run_tables.Episode] = []
     self._push(self._lanes.reset(self._which, self._seed))
     while len(self._which):
@@ -197,7 +187,6 @@ class _Group:
     return sorted(episodes, key=lambda episode: episode.lane)
 
   def _push(self, observations: FrameArray) -> None:
-    """Adds the newest observations to the stacks."""
     # Every pixel's stack moves by one. What crosses from one pixel to its
     # neighbour is the place that is written next, and to move all bytes at
     # once is 20 times faster than to move three of every four.
@@ -206,7 +195,6 @@ class _Group:
     self._states[..., -1] = observations
 
   def _explore(self, greedy_actions: IntArray) -> IntArray:
-    """Returns the actions with each lane's own random ones put in."""
     actions = np.array(greedy_actions)
     for i, generator in enumerate(self._generators):
       if generator.random() < self._rule.epsilon:

@@ -1,13 +1,12 @@
 """What the agents sample from: batches of a fixed data set, as graph tensors.
 
 Which transitions a batch holds depends on nothing but (seed, step), so that a
-run that is resumed at some step goes on exactly as it would have. Agents of
-Dopamine's read the tensors by the names of its `WrappedReplayBuffer`.
+resumed run goes on exactly as it would have.
 
 Where all frames fit into memory, sampling needs no Python: the store is read
 into variables of the graph once, which no checkpoint holds, and every batch is
-gathered from them inside the training step. What is gathered equals
-`ReplayStore.gather` bit for bit.
+gathered from them inside the training step, equal to `ReplayStore.gather` bit
+for bit.
 """
 
 import collections
@@ -43,8 +42,8 @@ def call(
 ) -> Any:
   """Returns `tf.numpy_function` of the arguments, called on the CPU.
 
-  TensorFlow reports a function's errors as one of its own, with a traceback for
-  the message; within `raising` they come out as they were raised.
+  TensorFlow hides a function's errors behind one of its own; within `raising`
+  they come out as they were raised.
   """
 
   def remembering(*arguments: Any) -> Any:
@@ -71,35 +70,22 @@ def raising() -> Iterator[None]:
 
 
 class StoreTable(NamedTuple):
-  """All that is sampled from, as tensors or variables.
+  """All that is sampled from, as tensors or variables."""
 
-  Attributes:
-    frames: [num_rows, num_pixels], dtype of the observations.
-    actions: int32 [num_rows].
-    rewards: float32 [num_rows].
-    terminals: uint8 [num_rows].
-    returns: float32 [num_rows], discounted return to the end of the episode;
-      [0] where they are not asked for.
-    valid_rows: int64 [num_valid], where a transition may start.
-    first_rows: int64 [num_files], where each file of the log starts.
-    num_rows: int64 [num_files], the length of each.
-  """
-
-  frames: Any
-  actions: Any
-  rewards: Any
-  terminals: Any
-  returns: Any
-  valid_rows: Any
-  first_rows: Any
-  num_rows: Any
+  frames: Any  # [num_rows, num_pixels], dtype of the observations.
+  actions: Any  # int32 [num_rows]
+  rewards: Any  # float32 [num_rows]
+  terminals: Any  # uint8 [num_rows]
+  returns: Any  # float32 [num_rows], returns to go; [0] if not asked for.
+  valid_rows: Any  # int64 [num_valid], where a transition may start.
+  first_rows: Any  # int64 [num_files], where each file of the log starts.
+  num_rows: Any  # int64 [num_files], the length of each.
 
 
 class TableVariables:
   """Variables that hold a table, outside of what is saved and initialised.
 
-  Attributes:
-    tensors: StoreTable of their values.
+  `tensors` is the StoreTable of their values.
   """
 
   def __init__(
@@ -108,7 +94,6 @@ class TableVariables:
     valid_rows: npt.NDArray[np.int64],
     returns: npt.NDArray[np.float32] | None,
   ):
-    """Creates the variables, empty until `load`; arguments as StoreTable's."""
     self._arrays = {
       'actions': store.actions,
       'rewards': store.rewards,
@@ -173,7 +158,6 @@ def gather(
   length = tf.gather(table.num_rows, file)
 
   def move(steps: Any) -> tf.Tensor:
-    """Returns the rows some steps on, around the end of the file."""
     return first + tf.math.floormod(rows - first + steps, length)
 
   reward = tf.zeros_like(rows, tf.float32)
@@ -233,15 +217,12 @@ class FixedReplayBuffer:
   """Batches of transitions, sampled uniformly and with replacement.
 
   The batch of the step is `states`, `actions` and so on: tensors with the
-  names, shapes and dtypes of `ReplayTransitions`.
+  names, shapes and dtypes of `ReplayTransitions`. `transition` has the same
+  tensors by Dopamine's names: state, action, ..., indices, and return.
 
   Attributes:
-    transition: the same tensors by Dopamine's names: state, action, reward,
-      next_state, next_action, next_reward, terminal, indices, and return.
-    returns: float32 [batch_size], the discounted return to the end of the
-      episode; None unless monte_carlo.
-    table: the variables that hold the store; None where batches are gathered
-      by NumPy.
+    returns: float32 [batch_size], returns to go; None unless monte_carlo.
+    table: the variables that hold the store; None where NumPy gathers.
   """
 
   def __init__(
@@ -261,20 +242,17 @@ class FixedReplayBuffer:
 
     Args:
       store: the data.
-      step: int64 [], the number of the gradient step; each value names one
-        batch.
+      step: int64 [], the gradient step; each value names one batch.
       seed: names the sequence of batches.
       batch_size: transitions in a batch.
       update_horizon: steps in a transition.
       gamma: the discount of one step.
       stack_size: frames in a state, as the store has it.
-      monte_carlo: whether to give returns too. Rows whose episode does not
-        end within the store are then not sampled.
-      in_graph: whether batches are gathered by graph operations from variables
-        that hold the store, which must be loaded (`table.load`) before use.
-      max_device_bytes: the variables may take so many bytes for frames on their
-        device. None copies as many as the store may hold in memory, and
-        gathers others by NumPy all the same.
+      monte_carlo: whether to give returns and sample only rows that have one.
+      in_graph: whether graph operations gather batches from variables that hold
+        the store, which must be loaded (`table.load`) before use.
+      max_device_bytes: of frames in these variables; NumPy gathers from larger
+        stores. None is what the store may hold in memory.
 
     Raises:
       ConfigError: if batch_size is not positive, or the stack sizes differ.
@@ -357,10 +335,7 @@ class FixedReplayBuffer:
   def transition_at(
     self, step: tf.Tensor
   ) -> 'collections.OrderedDict[str, tf.Tensor]':
-    """Returns the tensors of the batch of a step, int64 [], by name.
-
-    Use it where one session call runs several steps, each with its own batch.
-    """
+    """Returns the tensors of the batch of a step, int64 [], by name."""
     if self.table is not None:
       return self.transition_from(self.table.tensors, step)
     # The structure of a batch, with its dtypes and all shapes but the first.
@@ -397,7 +372,6 @@ class FixedReplayBuffer:
     return transition
 
   def _positions(self, step: tf.Tensor) -> tf.Tensor:
-    """Returns where among the valid rows a step's batch is, int64 [B]."""
     # The algorithm is named, or else it would depend on the device.
     return tf.random.stateless_uniform(
       [self.batch_size],
@@ -421,12 +395,10 @@ class FixedReplayBuffer:
 class _ReadAhead:
   """Reads the next step's batch while this step's is learnt from.
 
-  A batch is known by its positions: where steps do not follow each other, what
-  was read ahead is dropped.
+  Where steps do not follow each other, what was read ahead is dropped.
   """
 
   def __init__(self, read: Callable[[_Positions], list[npt.NDArray[Any]]]):
-    """Takes what reads a batch; it is called from a thread of its own."""
     self._read = read
     self._pool = futures.ThreadPoolExecutor(1, 'read_ahead')
     self._pending: tuple[_Positions, futures.Future[Any]] | None = None
@@ -434,7 +406,6 @@ class _ReadAhead:
   def __call__(
     self, positions: _Positions, next_positions: _Positions
   ) -> list[npt.NDArray[Any]]:
-    """Returns the batch at some positions; the next is then on its way."""
     pending, self._pending = self._pending, None
     if pending is not None and np.array_equal(pending[0], positions):
       batch: list[npt.NDArray[Any]] = pending[1].result()

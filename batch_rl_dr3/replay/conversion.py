@@ -20,30 +20,21 @@ _FRAMES_PER_UPDATE = 10_000
 
 
 class LogEpisode(NamedTuple):
-  """One episode of a log, without its padding.
+  """One episode of a log, without its padding."""
 
-  Attributes:
-    observations: uint8 [T, *observation_shape], seen before each action.
-    actions: int32 [T].
-    rewards: float32 [T], clipped as they were logged.
-    is_whole: whether it ended in a terminal; else it was cut by time, or the
-      log breaks off there.
-    has_start: whether the log holds its beginning.
-  """
-
-  observations: npt.NDArray[np.uint8]
-  actions: npt.NDArray[np.int32]
-  rewards: npt.NDArray[np.float32]
-  is_whole: bool
-  has_start: bool
+  observations: npt.NDArray[np.uint8]  # Seen before each action.
+  actions: npt.NDArray[np.int32]  # [T]
+  rewards: npt.NDArray[np.float32]  # [T], clipped as they were logged.
+  is_whole: bool  # Else it was cut by time, or the log breaks off there.
+  has_start: bool  # Whether the log holds its beginning.
 
 
 def episodes(source: Source, stack_size: int) -> Iterator[LogEpisode]:
   """Yields the episodes of a log in time order, without their padding.
 
-  They go on from file to file where the files follow each other in time. Where
-  they do not, because one is missing or only a prefix of it is there, an
-  episode breaks off, and another begins in its middle.
+  They go on across files that follow each other in time. Where a file is
+  missing or only a prefix of it is there, an episode breaks off, and another
+  begins in its middle.
 
   Raises:
     DataError: if a file is damaged, or its rows are not in time order.
@@ -66,7 +57,6 @@ def episodes(source: Source, stack_size: int) -> Iterator[LogEpisode]:
     )
 
   def broken_off() -> Iterator[LogEpisode]:
-    """Yields the episode in whose middle the log breaks off, if it has rows."""
     episode = join(is_whole=False) if parts else None
     if episode is not None and len(episode.actions):
       yield episode
@@ -132,7 +122,6 @@ def _write(
   stack_size: int,
   rows_per_file: int,
 ) -> int:
-  """Writes episodes and returns how many they are."""
   writer = None
   num_episodes = 0
   for episode in episodes_in_order:
@@ -166,13 +155,12 @@ def to_minari(
   num_actions: int,
   description: str,
 ) -> int:
-  """Writes a log as a Minari data set, where MINARI_DATASETS_PATH says.
+  """Writes a log as a Minari data set; returns the number of episodes.
 
-  Frames are stored without loss and not stacked. Minari wants the observation
-  after the last action too, which the DQN Replay format does not hold: it is
-  all zeros. An episode that the log cuts off is marked as truncated; one that
-  a time limit ended is a terminal in the log, and so it is here. Returns the
-  number of episodes.
+  Frames are stored without loss and not stacked. The observation after the last
+  action, which Minari wants and the DQN Replay format does not hold, is all
+  zeros. An episode that the log cuts off is truncated; one that a time limit
+  ended is a terminal, as in the log.
 
   Raises:
     ConfigError: if Minari refuses the name, or has a data set of it already.
@@ -234,14 +222,12 @@ def from_minari(
   stack_size: int,
   rows_per_file: int,
 ) -> int:
-  """Writes a minari.MinariDataset of discrete actions as a log.
+  """Writes a minari.MinariDataset as a log; returns the number of episodes.
 
-  Observations have to be uint8 frames. Where they are stacks, `stack_size`
-  frames along their first or last axis, the newest frame of each is written.
-  Rewards are clipped to [-1, 1], as the format has them. The observation after
-  the last action is left out. Where an episode was truncated, or has no end,
-  the file ends, as it does where a log breaks off. Returns the number of
-  episodes.
+  Observations are uint8 frames. Of stacks, `stack_size` frames along the first
+  or last axis, the newest frame is written. Rewards are clipped to [-1, 1]. The
+  observation after the last action is left out. Where an episode was truncated,
+  or has no end, the file ends.
 
   Raises:
     DataError: if actions, frames or episodes are not what the format holds.
@@ -317,6 +303,5 @@ def _stack_axis(
 
 
 def _is_stacked(observations: npt.NDArray[np.uint8], axis: int) -> bool:
-  """Returns whether each stack is the one before it, moved by a frame."""
   frames = np.moveaxis(observations, axis, 1)
   return np.array_equal(frames[1:, :-1], frames[:-1, 1:])

@@ -1,14 +1,12 @@
 """What `data` says of a log: what is in it, what is wrong, what it would cost.
 
-Of the frames only a file's first few thousand are read, unless all are asked
-for; the rest of a file, 9 MB a million rows, is read whole. Every check of
-`diagnose` is a trap that the DQN Replay format is known for, or a kind of
-damage that no checksum shows.
+Unless all frames are asked for, only a file's first few thousand are read; the
+rest of a file, 9 MB a million rows, is read whole. Every check of `diagnose` is
+a known trap of the DQN Replay format, or damage that no checksum shows.
 
-An estimate is made before anything is fetched, from the sizes of the files and
-the rows in them. How small a store gets in the codec 'zstd' is not known. A
-file is taken to be as compressible from its beginning to its end, so the bytes
-of a prefix are an estimate.
+An estimate takes only the sizes of the files and their numbers of rows, as if a
+file were equally compressible from its beginning to its end. How small a store
+gets in the codec 'zstd' is not known.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -51,54 +49,34 @@ _TABLE_BYTES = 4 + 4 + 1 + 8
 
 
 class FrameChange(NamedTuple):
-  """How much frames of one stretch of a file differ, blank ones left out.
-
-  `near` is the mean absolute difference of consecutive frames, `far` that of
-  frames half the stretch apart.
-  """
+  """How much frames of one stretch of a file differ, blank ones left out."""
 
   first_row: int
-  near: float
-  far: float
+  near: float  # Mean absolute difference of consecutive frames.
+  far: float  # That of frames half the stretch apart.
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSummary:
-  """One file of a log, in numbers.
-
-  Attributes:
-    num_valid: rows where a transition may start.
-    episode_lengths: int64 [E], agent steps of the episodes that begin and end
-      in the file.
-    episode_returns: float64 [E], their sums of clipped rewards.
-    ends_in_episode: whether the last row's episode goes on.
-    starts_with_padding: whether the first row begins an episode.
-    cursor: the row that the buffer would have written next; 0 if not full.
-    digest: of the first stretch of frames.
-    changes: of each stretch that was looked at.
-    num_unpadded: episodes that begin in what was looked at and not with blank
-      frames.
-    last_change: mean absolute difference of the file's last two frames; None if
-      they were not looked at.
-  """
+  """One file of a log, in numbers."""
 
   suffix: int
   num_bytes: int
   num_rows: int
   num_padding_rows: int
-  num_valid: int
-  episode_lengths: npt.NDArray[np.int64]
-  episode_returns: npt.NDArray[np.float64]
+  num_valid: int  # Rows where a transition may start.
+  episode_lengths: npt.NDArray[np.int64]  # Of whole ones, in agent steps.
+  episode_returns: npt.NDArray[np.float64]  # Their sums of clipped rewards.
   max_action: int
   reward_range: tuple[float, float]
-  ends_in_episode: bool
+  ends_in_episode: bool  # Whether the last row's episode goes on.
   starts_with_padding: bool
   follows_before: bool
-  cursor: int
-  digest: str
-  changes: tuple[FrameChange, ...]
-  num_unpadded: int
-  last_change: float | None
+  cursor: int  # The row that would be written next; 0 if not full.
+  digest: str  # Of the first stretch of frames.
+  changes: tuple[FrameChange, ...]  # Of each stretch that was looked at.
+  num_unpadded: int  # Episodes looked at that do not begin with blank frames.
+  last_change: float | None  # Of the file's last two frames, if looked at.
 
 
 def summarise(
@@ -109,11 +87,8 @@ def summarise(
 ) -> Iterator[FileSummary]:
   """Yields the summary of each file of a log, in time order.
 
-  Args:
-    source: the log.
-    stack_size: an episode begins with stack_size - 1 rows of padding.
-    all_frames: whether to look at all frames, not only at a file's first.
-    on_rows: called with the number of frames just looked at.
+  Unless `all_frames`, only a file's first frames are looked at; `on_rows` gets
+  the number of frames just looked at.
   """
   before: Segment | None = None
   for suffix in source.suffixes():
@@ -218,10 +193,10 @@ def _mean_difference(frames: npt.NDArray[np.uint8], distance: int) -> float:
 
 
 def table(summaries: Iterable[FileSummary]) -> Iterator[str]:
-  """Yields a table of a log, a line at a time: a head, the files, the sum.
+  """Yields a table of a log by line: a head, the files, the sum.
 
-  Returns are sums of clipped rewards, of the episodes that begin and end in
-  one file.
+  Returns are sums of clipped rewards, of the episodes that begin and end in one
+  file.
   """
   yield (
     f'{"file":>5}{"rows":>12}{"sampleable":>12}{"episodes":>10}'
@@ -254,8 +229,8 @@ def _line(name: str, files: Sequence[FileSummary]) -> str:
 class Finding(NamedTuple):
   """Something about a log that a user should know, in a sentence.
 
-  `is_fault` says whether training on the log as it is would be wrong; else it
-  is a property of the format that a reader has to allow for.
+  `is_fault` says whether training on the log as it is would be wrong; else a
+  reader has to allow for it.
   """
 
   is_fault: bool
@@ -357,7 +332,6 @@ def _traits(
 
 
 def _is_stale(summary: FileSummary) -> bool:
-  """Returns whether the last frame does not go on from the one before."""
   if summary.last_change is None or not summary.ends_in_episode:
     return False
   _, near, far = np.mean(summary.changes, axis=0)
@@ -368,31 +342,20 @@ def _is_stale(summary: FileSummary) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class FetchEstimate:
-  """What a store will cost.
+  """What a store will cost."""
 
-  Attributes:
-    num_files: files of the log that are read.
-    are_rows_known: whether the log's rows were read, or taken as usual.
-    num_rows: rows of the store; an expectation for a subset that is drawn.
-    num_store_bytes: of the store in the codec 'raw'.
-    codec: which codec is used unless told otherwise.
-    num_table_bytes: memory of a run beside the frames.
-    num_frame_bytes: memory of the frames, if they are held.
-    seconds: at the rate measured on the first rows of the first file; None
-      where they cannot be read without fetching all of it.
-  """
-
-  num_files: int
+  num_files: int  # Of the log, to be read.
   num_log_rows: int
-  are_rows_known: bool
-  num_rows: int
+  are_rows_known: bool  # Else the log's rows are taken as usual.
+  num_rows: int  # Of the store; of a draw, an expectation.
   num_log_bytes: int
   num_download_bytes: int
   num_spool_bytes: int
-  num_store_bytes: int
-  codec: str
-  num_table_bytes: int
-  num_frame_bytes: int
+  num_store_bytes: int  # In the codec 'raw'.
+  codec: str  # Used unless told otherwise.
+  num_table_bytes: int  # Memory of a run beside the frames.
+  num_frame_bytes: int  # Memory of the frames, if they are held.
+  # At the rate of the first rows; None if reading them fetches all of a file.
   seconds: float | None
 
 

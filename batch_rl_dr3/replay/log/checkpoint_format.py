@@ -10,17 +10,14 @@ in .npy format, as Dopamine's `OutOfGraphReplayBuffer.save` writes them:
     add_count_ckpt.N.gz             int64 [], rows ever added to the buffer
     invalid_range_ckpt.N.gz         int64 [any], rows that are not sampleable
 
-Newer versions of Dopamine add a seventh, episode_end_indices, which is a
-pickle. It is never opened: only arrays are read here, and anything else in
-place of an array is refused.
+A seventh of newer Dopamine versions, episode_end_indices, is a pickle and is
+never opened: anything but an array is refused.
 
-Arrays are read from opened binary streams, whatever the storage: a header is
-believed only within what a file of its size can hold, and memory is bounded by
-one block of rows. Decompression, which decides the time of reading, is ISA-L's
-(package isal): one core gives 6.0 GB/s of 84x84 Atari frames from gzip level 9
-in blocks of 2 MiB (5.1 in 8 MiB, 1.4 in 32 MiB, which fall out of the
-processor's cache), where Python's gzip gives 1.6. ISA-L in a thread of its own
-is no faster.
+A header is believed only within what a file of its size can hold, and memory is
+bounded by one block of rows. Decompression is ISA-L's (package isal): one core
+gives 6.0 GB/s of 84x84 Atari frames from gzip level 9 in blocks of 2 MiB (5.1
+in 8 MiB, 1.4 in 32 MiB, beyond the processor's cache), where Python's gzip
+gives 1.6. ISA-L in a thread of its own is no faster.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -132,7 +129,7 @@ def read_collection(
   """Returns what `collect` says of the log in a folder, None if nothing.
 
   The folder may be the one above `replay_logs`, or a file:// URL. `game` is an
-  object with numbers of Atari or MinAtar, and a name of continuous control.
+  object for Atari or MinAtar, and a name for continuous control.
   """
   folder = pathlib.Path(local_path(os.fspath(replay_dir)))
   if folder.name == 'replay_logs':
@@ -305,10 +302,9 @@ def read_rows(
 ) -> Iterator[npt.NDArray[Any]]:
   """Yields the first rows of an array file in blocks, [n, *row_shape].
 
-  Memory is bounded by one block, about 2 MiB. When all rows are asked for
-  (None), the stream is read to its end, so that gzip's checksum vouches for
-  them; a proper prefix stops early and is vouched for only by its structure. So
-  no row can be trusted before the iterator has ended without an error.
+  Memory is bounded by one block, about 2 MiB. Only when all rows are asked for
+  (None) does gzip's checksum vouch for them, and not before the iterator has
+  ended without an error.
   """
   with decompressed(file) as stream:
     header = _parse_header(stream, file)

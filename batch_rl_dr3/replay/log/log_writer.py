@@ -21,20 +21,15 @@ class LogWriter:
   """Writes transitions to numbered files of `rows_per_file` rows.
 
   File N is what a Dopamine `OutOfGraphReplayBuffer` with replay_capacity =
-  rows_per_file, given all the transitions so far, would save when it is full
-  for the (N + 1)th time, its cursor back at row 0. Episodes cross from file to
-  file, padding rows too.
+  rows_per_file, given all transitions so far, would save when full for the (N +
+  1)th time, its cursor back at row 0. Episodes and padding cross files.
 
-  The last file is shorter where rows are left over. It is what a buffer whose
-  capacity is just these rows would save after being filled once: its add_count
-  is the number of its own rows, as in the short last files of the DQN Replay
-  Dataset, where the count also starts again. Whether loaded into a buffer of
-  its own size or into a larger one, Dopamine finds the same valid rows in it.
+  A shorter last file is what a buffer of just its rows would save: its
+  add_count starts again, as in the short last files of the DQN Replay Dataset.
+  Loaded into a buffer of any size, Dopamine finds the same valid rows in it.
 
   The rows of one file are held in memory: 7 GB for a million Atari frames.
-
-  Attributes:
-    num_rows_added: rows so far, padding included.
+  `num_rows_added` counts all rows so far, padding included.
   """
 
   def __init__(
@@ -95,9 +90,7 @@ class LogWriter:
     reward: float,
     terminal: bool | int,
   ) -> None:
-    """Adds one transition, after the padding that an episode starts with.
-
-    The reward is already clipped to [-1, 1].
+    """Adds one transition, its reward clipped, after an episode's padding.
 
     Raises:
       ValueError: if the frame has another shape.
@@ -117,9 +110,8 @@ class LogWriter:
   def break_off(self, at_episode_start: bool) -> None:
     """Ends a file where what follows does not go on from it.
 
-    The file is shorter, as the last one is. What follows is in files whose
-    add_counts say that they do not follow it (see Segment.is_followed_by). It
-    begins with padding if it is `at_episode_start`.
+    The add_counts of the next files say that they do not follow this one (see
+    Segment.is_followed_by).
     """
     if self._num_rows:
       # A file that is shorter than the one before would look like its rest.

@@ -9,22 +9,20 @@ files) per million steps, one serialised tf.train.Example per episode:
   *-checkpoint_NN.tfrecord-* or .array_record-*: what TFDS prepares from them.
   Version 1.0 has clipped and unclipped rewards; 1.1 has one field of rewards.
 
-A record's own keys say which fields it has. Rows are laid out as Dopamine
-would: zero padding before each episode, rewards clipped to [-1, 1].
-
-What is known of the data, and what is not:
+Rows are laid out as Dopamine would: zero padding before each episode, rewards
+clipped to [-1, 1].
 
 * Known from TFDS's builder: the fields, and that episodes and checkpoints are
   in order. Checked here: order, one checkpoint per file, equal lengths, and
   rewards that sum to the episode's return.
-* By RLDS's convention, TFDS's builder and Dopamine's own reader of it, the
-  last step holds only the last observation: T steps are T - 1 transitions. But
-  the original log never held an observation after a terminal transition, so
-  the last step may be the log's last row. `last_step` says which reading is
-  used. Under 'observation', an episode that ends with a reward contradicts it,
-  and is an error.
-* An episode that does not end in a terminal state was cut by time. Its last
-  row is marked as terminal, so that no stack reaches over it, and is one of
+* By RLDS's convention, TFDS's builder and Dopamine's own reader of it, the last
+  step holds only the last observation: T steps are T - 1 transitions. But the
+  original log never held an observation after a terminal transition, so the
+  last step may be the log's last row. `last_step` says which reading is used.
+  Under 'observation', an episode that ends with a reward contradicts it, and is
+  an error.
+* An episode that does not end in a terminal state was cut by time. Its last row
+  is marked as terminal, so that no stack reaches over it, and is one of
   `cut_rows`: never sampled, and no Monte-Carlo return ends there.
 * The number of steps of a file is stated nowhere, so every file is read whole
   once, even where only a prefix of its rows is used.
@@ -85,20 +83,16 @@ _PNG_GREY_8_BIT = bytes([8, 0])  # Bit depth and colour type.
 
 
 class _Layout(NamedTuple):
-  """The names of an episode's fields, and what kind of list the end's is.
-
-  The last value of `end` is `terminal_value` if the episode ends in a terminal
-  state. Of the two pairs of rewards and their sum, clipped and as they are, the
-  first that a record has is read.
-  """
+  """The names of an episode's fields."""
 
   checkpoint: str
   number: str
   frames: str
   actions: str
   end: str
-  end_kind: str
-  terminal_value: int
+  end_kind: str  # The kind of list that `end` is.
+  terminal_value: int  # The last value of `end` in a terminal state.
+  # Rewards and their sum, clipped and as they are: the first there is is read.
   rewards: tuple[tuple[str, str], tuple[str, str]]
 
 
@@ -140,17 +134,14 @@ class _Shard(NamedTuple):
 
 
 class _Steps(NamedTuple):
-  """One episode, step by step: PNG files, and rewards as the file has them.
+  """One episode, step by step."""
 
-  It is of a `checkpoint`, a millionth of the run; it was cut if not terminal.
-  """
-
-  checkpoint: int
+  checkpoint: int  # Which millionth of the run.
   number: int
-  frames: Sequence[bytes]
+  frames: Sequence[bytes]  # PNG files.
   actions: npt.NDArray[np.int32]
-  rewards: npt.NDArray[np.float32]
-  is_terminal: bool
+  rewards: npt.NDArray[np.float32]  # As the file has them.
+  is_terminal: bool  # Else it was cut.
 
 
 def is_location(location: str) -> bool:
@@ -337,8 +328,7 @@ class RluSource(Source):
     Args:
       url: .../atari_episodes_ordered/<Game>/run_<n>, or the folder of
         rlu_atari_checkpoints_ordered/<Game>_run_<n>/<version>; a URL or path.
-      last_step: what an episode's last step is: 'observation' or 'transition',
-        see above.
+      last_step: what an episode's last step is: 'observation' or 'transition'.
       stack_size: frames in a state; stack_size - 1 rows are padding.
       update_horizon: steps in a transition, for invalid_range.
       endpoint_url: where gs:// is served.
@@ -524,11 +514,7 @@ class RluSource(Source):
     )
 
   def _make_index(self, suffix: int) -> dict[str, npt.NDArray[Any]]:
-    """Returns all rows of a checkpoint but the frames.
-
-    They are action, reward and terminal, cut (see `cut_rows`), frame_shape, and
-    part_rows: the rows of each of its files.
-    """
+    """Returns all rows but the frames, and part_rows, the rows of each file."""
     name = f'{self.name}, checkpoint {suffix},'
     num_padding = self._stack_size - 1
     columns: dict[str, list[npt.NDArray[Any]]] = {
@@ -631,8 +617,7 @@ class RluSource(Source):
   ) -> Iterator[_Steps]:
     """Yields episodes until the caller has a share of the file's rows.
 
-    Of a file that is far away only a prefix is fetched first; its records'
-    checksums vouch for them.
+    Of a far file only a prefix is fetched first; its records' checksums vouch.
     """
     size = shard.info['size']
     num_bytes = int(_PREFIX_MARGIN * share * size) + _PREFIX_BYTES

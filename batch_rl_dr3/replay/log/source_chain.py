@@ -1,12 +1,11 @@
 """Opens the first of several locations that gives the data.
 
 The public bucket of the DQN Replay Dataset has answered 403 or 404 to many
-since 2025, so a run's data is looked for in more than one place. Whoever
-refuses is named in a warning; if all do, one error lists them all.
+since 2025. Whoever refuses is named in a warning; if all do, one error lists
+them all.
 
-A run of the DQN Replay Dataset has files 0 to 49, and a short file 50 with what
-was left over when the agent that made it stopped. The runs without a file 50
-are in absent_files.csv, as users found them in the public bucket
+A run has files 0 to 49, and a short file 50 with the rest. The runs without a
+file 50 are in absent_files.csv, as users found them in the public bucket
 (github.com/google-research/batch_rl, issue 33, which looked at run 1 of all
 games; Breakout's run 5 is known too).
 """
@@ -121,10 +120,9 @@ def missing_notes(game: str, run: int, present: Collection[int]) -> list[str]:
 def default_locations(
   game: str, run: int, templates: Sequence[str] = DEFAULT_LOCATIONS
 ) -> list[str]:
-  """Returns where a logged run is looked for, in order.
+  """Returns where a logged run, 1 to 5, is looked for, in order.
 
-  `templates` are locations with {game} and {run} in them; the game is spelt as
-  in the data set, such as MsPacman, and the run is 1 to 5.
+  `templates` are locations with {game}, such as MsPacman, and {run} in them.
   """
   expected_suffixes(game, run)  # Refuses other runs.
   return [template.format(game=game, run=run) for template in templates]
@@ -133,10 +131,9 @@ def default_locations(
 def make_source(location: str | os.PathLike[str] | Source) -> Source:
   """Returns the source at a location; only folders are looked at yet.
 
-  A location is a folder of a log or a store, a URL that fsspec opens, or a
-  source. What has atari_episodes_ordered or rlu_atari_checkpoints_ordered in
-  its path is RL Unplugged's, and so is a folder of its files; anything else is
-  in the DQN Replay layout.
+  RL Unplugged's is known by atari_episodes_ordered or
+  rlu_atari_checkpoints_ordered in its path, or by a folder of its files;
+  anything else is a store or in the DQN Replay layout.
   """
   if isinstance(location, Source):
     return location
@@ -156,16 +153,15 @@ def open_source(
   | Source
   | Sequence[str | os.PathLike[str] | Source],
 ) -> Source:
-  """Returns the first source of those that gives its files, in this order.
+  """Returns the first source that lists all its files and gives a first one.
 
-  A source gives them if its list of files is complete and a first file of it
-  can be read. Where there is more than one, a web server that says nothing at
-  all within seconds is not waited for.
+  Where there are several, a web server that says nothing within seconds is not
+  waited for.
 
   Raises:
-    DataError: if none does; it lists what each said. A source that answers
-      with damaged or incomplete data is an error at once: to pass it over
-      would be to train on other data than was asked for.
+    DataError: if none does; it lists what each said. A source that answers with
+      damaged or incomplete data is an error at once: to pass it over would be
+      to train on other data than was asked for.
   """
   if isinstance(locations, str | os.PathLike | Source):
     locations = [locations]
@@ -203,8 +199,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _ask(endpoint: str) -> str:
   """Returns why a web server does not answer in time, '' if it does.
 
-  An error is an answer. The clients of storages find it out, too, but try again
-  for minutes.
+  The clients of storages would find it out too, but try again for minutes.
   """
   answer: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -229,11 +224,7 @@ def _ask(endpoint: str) -> str:
 
 
 def open_run(game: str, run: int) -> Source:
-  """Returns the source of a logged run, wherever it can be had.
-
-  Suffixes that are missing are named in warnings, with whether that is known
-  of the data set.
-  """
+  """Returns the source of a logged run; warnings name missing suffixes."""
   source = open_source(default_locations(game, run))
   if not isinstance(source, rlu.RluSource):  # It has other files.
     for note in missing_notes(game, run, source.suffixes()):

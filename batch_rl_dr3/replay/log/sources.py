@@ -1,9 +1,7 @@
 """Where logged replay lives: a local folder, or any storage that fsspec knows.
 
-A source has the rows of one logged run of one game, file by file. Logs in the
-DQN Replay layout are read here: exactly the six files of a suffix (see
-checkpoint_format), and whatever else lies there is ignored. The pickle
-episode_end_indices is never opened.
+Logs in the DQN Replay layout are read here: exactly the six files of a suffix
+(see checkpoint_format); whatever else lies there is ignored.
 
 No row can be trusted before the iterator that yields it has ended without an
 error: gzip's checksum stands at a file's end.
@@ -50,19 +48,14 @@ _QUARANTINE = 'batch_rl_dr3_quarantine'
 class Source(abc.ABC):
   """The rows of one logged run of one game, file by file.
 
-  A file is known by its suffix; it has the four elements and two attributes
-  of the DQN Replay format, whatever they are stored as. What is damaged is a
+  A file is known by its suffix; it has the four elements and two attributes of
+  the DQN Replay format, whatever they are stored as. What is damaged is a
   DataError.
-
-  Attributes:
-    name: where it is, as messages and manifests call it.
-    count: the bytes that came out of the storage so far, compressed.
-    endpoint: the web server that has to answer first; None if it is none.
   """
 
-  name: str
-  count: storage_lib.ByteCount
-  endpoint: str | None = None
+  name: str  # Where it is, as messages and manifests call it.
+  count: storage_lib.ByteCount  # Out of the storage so far, compressed.
+  endpoint: str | None = None  # The web server that has to answer first.
 
   @abc.abstractmethod
   def suffixes(self) -> list[int]:
@@ -97,10 +90,7 @@ class Source(abc.ABC):
     row_shape: tuple[int, ...],
     num_rows: int | None = None,
   ) -> Iterator[npt.NDArray[Any]]:
-    """Yields the first rows of one element in blocks; None reads all of them.
-
-    They have to be of this dtype and shape.
-    """
+    """Yields the first rows of one element in blocks; None reads all."""
 
   @abc.abstractmethod
   def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
@@ -133,8 +123,7 @@ def count_rows(source: Source, suffix: int) -> int:
 def whole_segment(source: Source, suffix: int) -> Segment:
   """Returns all rows that the buffer of one file held when it was saved.
 
-  A buffer that was not full (add_count below the length of its arrays) held
-  only their first add_count rows.
+  A buffer that was not full held only its first add_count rows.
   """
   length = count_rows(source, suffix)
   add_count = int(source.attribute('add_count', suffix))
@@ -250,12 +239,10 @@ class FolderSource(LogSource):
 class FsspecSource(LogSource):
   """A log in any storage that fsspec opens: gs://, s3://, https:// and more.
 
-  What is read whole is first fetched into a temporary file and checked: its
-  size, the checksum that the storage states (Google Cloud Storage does; where
-  none is stated, gzip's own), and fetched once more if it is damaged. A proper
-  prefix is read from the network as far as it goes, and only its structure
-  vouches for it. s3:// needs the package s3fs, and https:// a page that links
-  to the files.
+  What is read whole is first fetched into a temporary file and checked (see
+  `open_whole`). A proper prefix is read from the network as far as it goes, and
+  only its structure vouches for it. s3:// needs the package s3fs, and https://
+  a page that links to the files.
   """
 
   def __init__(
@@ -274,8 +261,7 @@ class FsspecSource(LogSource):
       endpoint_url: where gs:// is served; None for Google's own.
       google_token: gcsfs's token; see open_storage.
       timeout: seconds without a byte after which a connection is given up.
-      spool_dir: where temporary files are, each as large as one compressed
-        file; None for the system's folder (TMPDIR).
+      spool_dir: of temporary files, one compressed file each; None is TMPDIR.
       retry: how reads are tried again; Retry() if None.
     """
     retry = Retry() if retry is None else retry
@@ -367,10 +353,7 @@ class FsspecSource(LogSource):
 
 
 def find_endpoint(url: str, endpoint_url: str | None) -> str | None:
-  """Returns the web server that serves a URL or path, None if it is not known.
-
-  `endpoint_url` is where gs:// is served; None for Google's own.
-  """
+  """Returns the web server that serves a URL or path, None if not known."""
   if place.is_google(url):
     emulator = os.environ.get('STORAGE_EMULATOR_HOST')
     return endpoint_url or emulator or 'https://storage.googleapis.com'
@@ -386,10 +369,10 @@ def open_whole(
 ) -> Iterator[storage_lib.StoredFile]:
   """Yields an object fetched whole into a temporary file, checked before use.
 
-  A damaged object goes to the folder batch_rl_dr3_quarantine in `spool_dir` and
-  is fetched once more. The temporary file has no name, so that it vanishes with
-  the process. Where the storage states no checksum, `check` raises the
-  DataError.
+  It is checked by the checksum that the storage states, or else by `check`,
+  which raises a DataError. A damaged object goes to the folder
+  batch_rl_dr3_quarantine in `spool_dir` and is fetched once more. The temporary
+  file has no name, so that it vanishes with the process.
 
   Raises:
     DataError: if it is damaged both times.
@@ -459,7 +442,7 @@ def _fetch(
 
 
 def _quarantine(name: str, path: str, folder: pathlib.Path) -> str:
-  """Keeps a damaged object for whoever wants to look; returns what to say."""
+  """Keeps a damaged object; returns a sentence that says where."""
   target = folder / _QUARANTINE / re.sub(r'[^\w.$-]+', '_', name)
   try:
     target.parent.mkdir(exist_ok=True)

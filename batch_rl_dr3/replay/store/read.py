@@ -5,17 +5,14 @@ store), and manifest.json, which is there if and only if all of it is. The
 manifest holds the checksums of all other files, and of itself.
 
 What can be sampled and a sample equal Dopamine's `OutOfGraphReplayBuffer`, file
-by file, with three notes:
+by file, except that
 
-* A file of which only a prefix is used is treated as that buffer would have
-  been, had it been stopped after these rows.
-* Of a subset that is drawn, the transitions that were drawn are what can be
-  sampled.
+* a file of which only a prefix is used counts as a buffer stopped there;
+* of a subset that is drawn, only the transitions drawn can be sampled;
 * Dopamine trusts a loaded file's invalid_range, which was written for the
   update horizon of the run that made it. Here the rows around the cursor are
-  left out for the update horizon in use, so that an n-step transition never
-  runs from a file's newest rows into its oldest. For the horizon that the
-  file was written for, the two are the same.
+  left out for the horizon in use, so that an n-step transition never runs from
+  a file's newest rows into its oldest.
 """
 
 from collections.abc import Iterator
@@ -71,10 +68,9 @@ def read_part(
 
 
 def verify(store: pathlib.Path, full: bool = False) -> dict[str, Any]:
-  """Returns the manifest of the store in a folder, which is found to be right.
+  """Returns the manifest of a store that agrees with it.
 
-  Unless `full`, the speed of the disk, only the lengths of files are compared
-  and no checksums.
+  Compares the lengths of files, and with `full` their SHA-256.
 
   Raises:
     DataError: if anything differs from the manifest; it names what.
@@ -129,7 +125,7 @@ def manifest_text(manifest: dict[str, Any]) -> str:
 def data_hash(
   segments: list[dict[str, Any]], parts: list[dict[str, Any]]
 ) -> str:
-  """Returns SHA-256 of what training sees, and nothing of how it is stored."""
+  """Returns the SHA-256 of what training sees, however it is stored."""
   content = json.dumps(
     [segments, [part['content'] for part in parts]], sort_keys=True
   )
@@ -139,7 +135,7 @@ def data_hash(
 def _files_of(
   folder: pathlib.Path, part: dict[str, Any], source: pathlib.Path
 ) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
-  """Yields the path and the record of each file of a part, its size checked."""
+  """Yields the path and record of each file of a part, its size checked."""
   for name, record in part['files'].items():
     path = folder / place.plain(name, source, 'files')
     size = os.stat(path).st_size
@@ -158,42 +154,23 @@ def _damaged(store: pathlib.Path, problem: str) -> errors.DataError:
 
 
 class ReplayTransitions(NamedTuple):
-  """A batch of transitions with Dopamine's dtypes, as arrays or tensors.
+  """A batch with Dopamine's dtypes, as arrays or tensors.
 
-  Attributes:
-    states: [B, *observation_shape, stack_size], dtype of the observations.
-    actions: int32 [B].
-    rewards: float32 [B], discounted sum over the steps of the transition.
-    next_states: like `states`; next_* are undefined where `terminals` is 1.
-    next_actions: int32 [B].
-    next_rewards: float32 [B].
-    terminals: uint8 [B], 1 where the episode ends within the transition.
-    indices: int64 [B], rows of the store.
+  Where `terminals` is 1, next_* are undefined.
   """
 
-  states: Any
-  actions: Any
-  rewards: Any
+  states: Any  # [B, *observation_shape, stack_size], as observations.
+  actions: Any  # int32 [B]
+  rewards: Any  # float32 [B], discounted sum over the transition's steps.
   next_states: Any
   next_actions: Any
   next_rewards: Any
-  terminals: Any
-  indices: Any
+  terminals: Any  # uint8 [B], 1 where the episode ends in the transition.
+  indices: Any  # int64 [B], rows of the store.
 
 
 class ReplayStore:
-  """The rows of a log, and what can be sampled from them.
-
-  Attributes:
-    actions: int32 [num_rows].
-    rewards: float32 [num_rows].
-    terminals: uint8 [num_rows].
-    segments: one per file, in time order.
-    manifest: the content of manifest.json.
-    stack_size: frames in a state.
-    observation_shape: the shape of one frame.
-    fits_memory: whether its frames are few enough to be held in memory.
-  """
+  """The rows of a log, and what can be sampled from them."""
 
   def __init__(
     self,
@@ -201,11 +178,7 @@ class ReplayStore:
     stack_size: int,
     max_resident_bytes: int = MAX_RESIDENT_BYTES,
   ):
-    """Opens the store in its own folder.
-
-    Raises:
-      DataError: if the folder has been damaged since it was built.
-    """
+    """Opens a store; a DataError says that it is damaged."""
     self.folder = folder
     self.stack_size = stack_size
     self.manifest: dict[str, Any] = verify(folder)
@@ -238,7 +211,6 @@ class ReplayStore:
       raise ValueError(f'its files have {first_row} rows')
 
   def _parts(self) -> Iterator[tuple[pathlib.Path, int, shards.Records]]:
-    """Yields the folder, the number of rows and the records of each part."""
     for segment, part in zip(
       self.segments, self.manifest['parts'], strict=True
     ):
@@ -246,7 +218,6 @@ class ReplayStore:
       yield folder, segment.num_rows, part['files']
 
   def _load(self, name: str) -> Any:
-    """Returns one number for each row, from all parts."""
     file = f'{name}.npy'
     array = np.concatenate(
       [
@@ -368,7 +339,6 @@ class ReplayStore:
     first, length = self._first_rows[segment], self._num_rows[segment]
 
     def move(steps: Any) -> Any:
-      """Returns the rows [..., B] some steps on, around the file's end."""
       return first + (rows - first + steps) % length
 
     reward = np.zeros(rows.shape, dtype=np.float32)
@@ -399,9 +369,8 @@ class ReplayStore:
   def returns_to_go(self, gamma: float) -> npt.NDArray[np.float32]:
     """Returns the discounted sum of rewards to the end of each row's episode.
 
-    Episodes are carried on from file to file where whole files follow each
-    other in time. float32 [num_rows], NaN where the episode's end is not in the
-    store.
+    float32 [num_rows], NaN where the episode does not end in the store.
+    Episodes continue across whole files that follow each other in time.
 
     Raises:
       ConfigError: if the store was drawn, and so has no episodes.
@@ -430,10 +399,9 @@ class ReplayStore:
 
 
 class StoreSource(Source):
-  """The rows of a store, file by file of the log.
+  """What a store took of each file of a log, as the files of a source.
 
-  What a store took of a file is a file here. Where it took only a prefix, the
-  file is what its buffer would have saved, had it been stopped there.
+  A prefix of a file reads as if its buffer had been stopped there.
   """
 
   def __init__(self, folder: str | os.PathLike[str]):

@@ -1,16 +1,15 @@
 """Shards: files that each hold up to 65,536 frames of one file of a log.
 
-Two codecs. Frames read back are the same, bit for bit.
+Both codecs are lossless:
 
 * 'raw': an .npy array. A frame lies at a known place and is read by itself.
 * 'zstd': chunks of 16 frames, each one Zstandard frame.
 
 Beside a shard lies its index, an .npy file: of 'raw', the CRC32C of each frame,
 uint32 [num_rows]; of 'zstd', where each chunk ends and its CRC32C, int64
-[num_chunks, 2]. So what is read as needed is checked as it is read: a raw frame
-when it is first touched, a chunk always. Whole files are checked as they are
-loaded, by the CRC32C in the manifest, which is several times as fast to compute
-as its SHA-256.
+[num_chunks, 2]. A raw frame is checked when it is first read, a chunk always.
+Whole files are checked as they are loaded, by the CRC32C in the manifest, which
+is several times as fast to compute as its SHA-256.
 
 `store.open_store` says when which codec is the default, and why.
 """
@@ -53,7 +52,7 @@ Records = dict[str, dict[str, Any]]
 
 
 def _file_names(codec: str, number: int) -> tuple[str, str]:
-  """Returns the names of one shard's files: of its frames, and its index."""
+  """Returns the names of one shard's frames and index."""
   stem = f'observation-{number:04d}'
   return f'{stem}.{"npy" if codec == RAW else "zst"}', f'{stem}.index.npy'
 
@@ -69,8 +68,8 @@ def damaged_file(path: pathlib.Path, problem: object) -> errors.DataError:
 class HashedFile:
   """A new file that is written in order, and known by its checksums.
 
-  Its space, where `size` says how much, is reserved before anything is written,
-  so that a full disk is found out at once. Only what is whole is synced.
+  With a `size`, space is reserved at once, so that a full disk is found out
+  early. Only what is whole is synced.
   """
 
   def __init__(self, path: pathlib.Path, size: int = 0):
@@ -137,7 +136,6 @@ def array_bytes(array: npt.NDArray[Any]) -> Any:
 
 
 def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-  """Returns what an .npy file of such an array starts with."""
   stream = io.BytesIO()
   header = {
     'descr': np.lib.format.dtype_to_descr(dtype),  # type: ignore[no-untyped-call]
@@ -174,8 +172,8 @@ def write_frames(
 ) -> tuple[Records, str]:
   """Writes the frames of one file of a log, block by block, to shards.
 
-  `shape` is that of all of them. Returns the records of the files by their
-  names, and the SHA-256 of all frames. `blocks` are read to their end.
+  `shape` is that of all frames. Returns the files' records by name, and the
+  SHA-256 of all frames. `blocks` are read to their end.
   """
   content = hashlib.sha256()
   chunks = _chunks(blocks, content)
@@ -469,9 +467,7 @@ def open_frames(
   frame_shape: tuple[int, ...],
   dtype: np.dtype[Any],
 ) -> Frames:
-  """Returns the frames of the parts of a store, in the order of their rows.
-
-  A part is its folder, its number of rows, and its files' records.
+  """Returns the frames of a store's parts: (folder, number of rows, records).
 
   Raises:
     DataError: if a shard's index or header is damaged.

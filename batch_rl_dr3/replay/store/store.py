@@ -1,20 +1,16 @@
-"""Opens the local store of a log, which is built when it is first asked for.
+"""Opens the local store of a log, built from its files when first asked for.
 
-A log is copied once, out of its compressed files, into a folder of a cache;
-every later run opens that folder within a second.
-
-A build plans which rows of which files make up the store. Every file of the log
-becomes one part, a folder: action.npy, reward.npy, terminal.npy, the shards of
-frames, and, of a subset that is drawn, source_row.npy (int64, the file's rows
-that are kept) and drawn.npy (bool, where a transition may start). part.json is
-written last and says how long each file is, and its checksums.
+Every file of the log becomes one part, a folder: action.npy, reward.npy,
+terminal.npy, the shards of frames, and, of a subset that is drawn,
+source_row.npy (int64, the file's rows that are kept) and drawn.npy (bool, where
+a transition may start). part.json is written last and holds each file's length
+and checksums.
 
 A part is extracted in a unique temporary folder and renamed into the build's
-folder when it is whole. A build that is killed leaves that folder, and the next
-one goes on from the parts that are there. When all are, the manifest is written
-and the build's folder takes the store's name. So of any number of builds at the
-same time one rename wins, for each part and for the store, whether file locks
-work or not; a lock only saves the others the work.
+folder when it is whole; a killed build leaves that folder, and the next one
+resumes from its parts. When all are there, the manifest is written and the
+folder takes the store's name. So of any number of simultaneous builds one
+rename wins, whether file locks work or not; a lock only saves the others work.
 """
 
 from collections.abc import Callable, Iterator
@@ -115,26 +111,21 @@ def open_store(
       raw   2120 MB     880      590    150      1.06 MB
       zstd    40 MB    1000      410    340      0.03 MB
 
-  So raw is the faster as long as the page cache holds it, and zstd beyond.
-  Holding 2.1 GB in memory takes 3 s at every start, reading as needed 10 ms,
-  hence the default of 1 GiB.
+  So raw is faster as long as the page cache holds it, and zstd beyond. Holding
+  2.1 GB in memory takes 3 s at every start, reading as needed 10 ms, hence the
+  default of 1 GiB.
 
   Args:
-    replay: the log: its folder, or that one's parent, a URL that fsspec
-      opens, or a Source; or the folder of a store, which is then opened as it
-      is, wherever its log may be.
-    cache_dir: where stores are kept; it needs the room of the uncompressed
-      rows, 7 GB per million Atari frames, if they are not compressed.
+    replay: the folder or URL of a log or its parent, a Source, or a store.
+    cache_dir: where stores are kept; raw, 7 GB per million Atari frames.
     subset: the part of the log that is used.
     observation_shape: the shape of one frame of the game.
-    num_actions: of the game; None does not hold the logged ones against it.
+    num_actions: of the game; None accepts any logged action.
     stack_size: frames in a state.
     progress: whether to show a progress bar when a build takes long.
     observation_dtype: the dtype of frames of the game.
-    max_resident_bytes: frames are held in memory up to so many bytes, and above
-      that read from the disk as they are needed.
-    codec: how frames are stored: 'raw' or 'zstd'. If None, raw up to 32 GiB of
-      frames, zstd above.
+    max_resident_bytes: larger frames are read from the disk as needed.
+    codec: 'raw' or 'zstd'; None is raw up to 32 GiB of frames, zstd above.
 
   Raises:
     DataError: if the log is missing, damaged, or of another game.
@@ -244,9 +235,8 @@ def build(
 ) -> None:
   """Builds the store `folder`, unless another process is faster.
 
-  What an earlier build of it has left is used. What fails keeps the parts that
-  are whole for the next time, but for a full disk, which is left as it was.
-  Arguments and errors are those of `open_store`.
+  Resumes from the parts of earlier builds. A failed build keeps the parts that
+  are whole, unless the disk is full, which is left as it was.
   """
   cache_dir = folder.parent
   lock = cache_dir / f'.{folder.name[:_NAME_LENGTH]}.lock'
@@ -296,9 +286,9 @@ def _lock(path: pathlib.Path) -> Iterator[bool]:
 
 
 def _remove_leftovers(building: pathlib.Path, is_alone: bool) -> None:
-  """Removes what builds that were killed left and this one cannot use.
+  """Removes what killed builds left and this one cannot use.
 
-  Some file systems' locks lie, so that parts go only when their maker is gone.
+  Some file systems' locks lie, so parts go only when their maker is gone.
   """
   name = building.name[: 1 + _NAME_LENGTH]
   for path in building.parent.glob(f'{name}*'):
@@ -320,19 +310,12 @@ def _is_abandoned(path: pathlib.Path) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _FilePlan:
-  """What one file of the log gives to the store.
+  """What one file of the log gives to the store."""
 
-  Attributes:
-    segment: the fields of its Segment, as in the manifest.
-    num_held: its rows that are read; those behind them are ignored.
-    drawn: of a subset that is drawn, whether a transition was, at each row.
-    kept: the rows of the file that are kept, ascending; None is all.
-  """
-
-  segment: dict[str, Any]
-  num_held: int
-  drawn: npt.NDArray[np.bool_] | None = None
-  kept: npt.NDArray[np.int64] | None = None
+  segment: dict[str, Any]  # The fields of its Segment, as in the manifest.
+  num_held: int  # Its rows that are read; those behind them are ignored.
+  drawn: npt.NDArray[np.bool_] | None = None  # Whether a row's transition was.
+  kept: npt.NDArray[np.int64] | None = None  # Ascending rows; None is all.
 
   @property
   def suffix(self) -> int:
@@ -342,12 +325,7 @@ class _FilePlan:
 def _plan(
   source: Source, subset: Subset, stack_size: int
 ) -> tuple[list[_FilePlan], list[int]]:
-  """Returns what each file used gives, in time order, and the suffixes unused.
-
-  A file's rows are counted as its arrays are long. A buffer that was not full
-  when it was saved (add_count below the length) holds only its first
-  add_count rows; what lies behind them is never used.
-  """
+  """Returns what each file gives, in time order, and the unused suffixes."""
   suffixes = source.suffixes()
   with futures.ThreadPoolExecutor(_NUM_REQUESTS) as pool:  # Storages are far.
     counts = pool.map(functools.partial(sources.count_rows, source), suffixes)
@@ -394,7 +372,6 @@ def _draw(
   lengths: dict[int, int],
   stack_size: int,
 ) -> list[_FilePlan]:
-  """Returns the files with what is drawn from each."""
   base = dataclasses.replace(subset, num_held_out=0)
   assert isinstance(base.seed, int)
   valid: list[npt.NDArray[np.bool_]] = []
@@ -481,10 +458,10 @@ class _StoppedError(Exception):
 
 
 class _Parts:
-  """The parts of a store, and how those that lack are extracted.
+  """The parts of a store, and the extraction of those missing.
 
-  Decompression and checksums leave Python's lock to others, so a few threads
-  extract. Memory is bounded by a block of frames per thread.
+  Decompression and checksums release Python's lock, so a few threads extract;
+  each holds one block of frames.
   """
 
   def __init__(
@@ -510,7 +487,7 @@ class _Parts:
     self._stop = threading.Event()
 
   def check_space(self) -> None:
-    """Raises a WriteError if there is no room for the parts to come.
+    """Raises a WriteError if the parts to come do not fit on the disk.
 
     How small zstd makes frames is not known before, so they are not counted.
     """
@@ -532,7 +509,6 @@ class _Parts:
       )
 
   def extract(self, progress: bool) -> None:
-    """Extracts the parts that are not there."""
     files = [file for file in self.files if not self._is_done(file)]
     num_rows = sum(file.num_held for file in files)
     is_trivial = num_rows * self._row_bytes < _TRIVIAL_BYTES
@@ -613,7 +589,6 @@ class _Parts:
     folder: pathlib.Path,
     on_rows: Callable[[int], None],
   ) -> None:
-    """Writes one part into an empty folder, reading the file once."""
     tables: dict[str, npt.NDArray[Any]] = {}
     max_action = -1
     # The small arrays come first: they tell of a wrong game at once.
@@ -648,7 +623,6 @@ class _Parts:
   def _frames(
     self, file: _FilePlan, on_rows: Callable[[int], None]
   ) -> Iterator[npt.NDArray[Any]]:
-    """Yields the frames of a file that are kept."""
     row = 0
     shape, dtype = self.header.shape[1:], self.header.dtype
     for block in self._blocks(file, 'observation', dtype, shape):
@@ -667,7 +641,6 @@ class _Parts:
     dtype: np.dtype[Any],
     row_shape: tuple[int, ...],
   ) -> Iterator[npt.NDArray[Any]]:
-    """Yields blocks of checked rows of one element of the file."""
     # Reads whole files to their end, though rows may lie there that the
     # buffer did not hold yet, for the sake of the checksum.
     to_read = None if file.segment['read_to_end'] else file.num_held

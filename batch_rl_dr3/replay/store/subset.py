@@ -29,26 +29,21 @@ class Subset:
   * 'prefix': the first `fraction` of the rows of each file. This is how the
     paper's authors make a "uniform" 1% or 5%: contiguous rows, 10,000 of each
     file of 1,000,000 at 1%.
-  * 'uniform': floor(fraction * num_rows) transitions drawn uniformly at random
-    and without replacement from all that can be sampled, as the paper's text
-    says, padding counted as rows. They and no others can be sampled then; with
-    the frames of their stacks and next states, a 1% stores about 5 times as
-    many frames. Only for 1-step transitions.
+  * 'uniform': floor(fraction * num_rows) 1-step transitions drawn uniformly
+    without replacement from all that can be sampled, as the paper's text says,
+    padding counted as rows. Only they can be sampled then; with the frames of
+    their stacks and next states, a 1% stores about 5 times as many frames.
   * 'first': the first `fraction` of all rows in time, so 0.1 is the first 5 of
-    50 files. It is a fraction of the files that are there: whoever downloads
-    only the first 5 files wants 'all'.
-  * 'episodes': whole episodes of each file, drawn at random without
-    replacement until they hold at least `fraction` of the file's rows, as
-    d3rlpy makes its 1% of Atari. Episodes that begin or end outside of the file
-    are left out. Only for 1-step transitions.
+    the 50 files that are there.
+  * 'episodes': whole episodes of each file, drawn without replacement until
+    they hold at least `fraction` of its rows, as d3rlpy makes its 1% of Atari.
+    Episodes that cross files are left out. Only for 1-step transitions.
   * 'all': every row; `fraction` is 1.
 
   Attributes:
     rule: one of the above.
-    fraction: exact in its decimal digits: 0.29 of 100 rows is 29, though
-      0.29 * 100 is less in binary.
-    seed: names the draw of 'uniform' or 'episodes'. 'run' is the run's own,
-      so that each seed of a study learns from another draw.
+    fraction: exact in its decimal digits: 0.29 of 100 rows is 29.
+    seed: names the draw; 'run' is the run's own, another draw for each seed.
     num_held_out: see `held_out`.
   """
 
@@ -90,10 +85,9 @@ class Subset:
   def held_out(self, count: int) -> 'Subset | None':
     """Returns transitions of the log that this subset never learns from.
 
-    `count` of them, or all there are, are drawn uniformly and without
-    replacement from all that can be sampled in the log, except for those whose
-    state is a state or a next state of the subset. None if the count is 0 or
-    the subset is the whole log.
+    `count` of them, or all there are, are drawn uniformly from those whose
+    state is no state or next state of the subset. None if the count is 0 or the
+    subset is the whole log.
     """
     if not count or self.fraction == 1:
       return None
@@ -132,11 +126,8 @@ class Subset:
   ) -> dict[int, int]:
     """Returns how many rows to read from the start of each file, by suffix.
 
-    A rule that draws reads all of them; files that give none are absent.
-
-    Args:
-      files: (suffix, num_rows) of every file, in time order.
-      stack_size: frames in a state.
+    Files are (suffix, num_rows) in time order; those that give none are absent.
+    A rule that draws reads all rows.
 
     Raises:
       ConfigError: if no file gives stack_size + 1 rows, as a transition needs.
@@ -172,18 +163,11 @@ def draw_rows(
   count: int,
   seed: int | Sequence[int],
 ) -> list[npt.NDArray[np.int64]]:
-  """Returns `count` rows, drawn uniformly and without replacement.
+  """Returns `count` rows drawn uniformly without replacement, by file.
 
   How many each file gives is drawn first (multivariate hypergeometric), and
-  then which: the same distribution as one draw from all files at once.
-
-  Args:
-    valid: of each file, whether a transition may start at each row.
-    count: how many to draw from all files together.
-    seed: names the draw.
-
-  Returns:
-    int64 [any] for each file, rows of the file in ascending order.
+  then which: the same distribution as one draw from all files at once. `valid`
+  says of each file's rows where a transition may start; rows ascend, int64.
   """
   num_valid = [np.count_nonzero(mask) for mask in valid]
   if count > sum(num_valid):
@@ -232,11 +216,10 @@ def rows_needed(
 ) -> npt.NDArray[np.int64]:
   """Returns the rows of a file whose frames the transitions hold, ascending.
 
-  They are the stack_size rows up to each one and the row after it, each row
-  once; in a full buffer they wrap around the file's end. The rows of any one
-  transition are neighbours among them (the last and the first are too), so that
-  whoever keeps just these rows finds a stack by counting back, as in the file.
-  With rows [4, 6] drawn of 10 and stacks of 2 it is [3, 4, 5, 6, 7].
+  They are the stack_size rows up to each one and the row after it, wrapped
+  around the end of a full buffer. Each transition's rows are neighbours among
+  them (the last and the first are too), so that a stack is found by counting
+  back. With rows [4, 6] drawn of 10 and stacks of 2 it is [3, 4, 5, 6, 7].
   """
   needed = np.zeros(num_rows, np.bool_)
   for offset in range(1 - stack_size, UPDATE_HORIZON + 1):

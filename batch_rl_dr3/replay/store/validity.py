@@ -20,12 +20,11 @@ _MAX_ADD_COUNT = 10**12
 def cursor_range(
   cursor: int, capacity: int, stack_size: int, update_horizon: int
 ) -> npt.NDArray[np.int64]:
-  """Returns the rows that are not sampleable because of the write cursor.
+  """Returns the rows that the write cursor makes unsampleable.
 
   They are cursor - N, ..., cursor + K - 1 modulo the capacity, for update
-  horizon N and stack size K, as Dopamine's `invalid_range` has it: transitions
-  that would run past the newest row, and stacks that would mix the newest and
-  the oldest. With cursor 0, capacity 10, K = 4, N = 1: [9, 0, 1, 2, 3].
+  horizon N and stack size K, as Dopamine's `invalid_range` has it. With cursor
+  0, capacity 10, K = 4, N = 1: [9, 0, 1, 2, 3].
   """
   offsets = np.arange(-update_horizon, stack_size, dtype=np.int64)
   return (cursor + offsets) % capacity
@@ -41,18 +40,10 @@ def valid_indices(
 ) -> npt.NDArray[np.bool_]:
   """Returns, for each row, whether a transition may start there.
 
-  A buffer is full when it has been given at least `capacity` rows; it is then
-  circular, and stacks wrap around its end. Otherwise it holds rows
-  0 ... add_count - 1, which must all be in `terminals`, uint8 [num_rows].
-
-  Args:
-    terminals: 1 where an episode ends.
-    add_count: the number of rows ever added to the buffer.
-    invalid_range: rows that the file itself declares invalid.
-    stack_size: frames in a state.
-    update_horizon: steps in a transition.
-    capacity: the rows of the buffer that wrote the file, more than num_rows
-      where only a prefix of it is used; num_rows if None.
+  A buffer that was given at least `capacity` rows is full: it is circular, and
+  stacks wrap around its end. Otherwise it holds rows 0 ... add_count - 1. The
+  capacity exceeds the number of rows where only a prefix is used; None is all.
+  `invalid_range` are rows that the file itself declares invalid.
   """
   num_rows = terminals.shape[0]
   capacity = num_rows if capacity is None else capacity
@@ -85,9 +76,8 @@ def returns_to_go(
 
   G_t = r_t + gamma * (1 - terminal_t) * G_{t+1} of rows in time order, NaN
   where the episode does not end within them, or was cut. With rewards [1, 0, 2,
-  5], terminals [0, 0, 1, 0] and gamma 0.5 it is [1.5, 1, 2, NaN]. Padding rows
-  carry no reward and stand before an episode's first row, so they get a
-  discounted copy of its return; they are never valid rows.
+  5], terminals [0, 0, 1, 0] and gamma 0.5 it is [1.5, 1, 2, NaN]. Padding rows,
+  which are never valid, get a discounted copy of their episode's return.
   """
   # Imported here because it takes a second and few runs need it.
   from scipy import signal
@@ -105,28 +95,17 @@ def returns_to_go(
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-  """The rows that one file of the log gave to the store.
-
-  Attributes:
-    num_rows: how many: from the file's row 0 on, or, of a subset that is drawn,
-      those that the transitions drawn from it need.
-    num_rows_in_source: the length of the file's arrays.
-    invalid_range: as the file says, rows of the file.
-    read_to_end: whether the file was read whole, checksum included.
-    num_drawn: transitions drawn from it, which are then all that can be
-      sampled; None of a subset that is not drawn.
-    cut_rows: rows of the file that are marked as terminals although their
-      episodes were cut by time.
-  """
+  """The rows that one file of the log gave to the store."""
 
   suffix: int
   first_row: int
-  num_rows: int
-  num_rows_in_source: int
+  num_rows: int  # From the file's row 0 on, or what drawn transitions need.
+  num_rows_in_source: int  # The length of the file's arrays.
   add_count: int
-  invalid_range: Sequence[int]
-  read_to_end: bool
-  num_drawn: int | None = None
+  invalid_range: Sequence[int]  # Rows of the file, as it says.
+  read_to_end: bool  # Whether the file was read whole, checksum included.
+  num_drawn: int | None = None  # Of a draw: all that can be sampled.
+  # Rows marked as terminals although their episodes were cut by time.
   cut_rows: Sequence[int] = ()
 
   @property
@@ -158,10 +137,7 @@ class Segment:
     stack_size: int,
     update_horizon: int,
   ) -> npt.NDArray[np.int64]:
-    """Returns the rows of the store where a transition may start.
-
-    `terminals` are this segment's.
-    """
+    """Returns the rows of the store where a transition may start."""
     around_cursor = cursor_range(
       self.cursor, self.num_rows_in_source, stack_size, update_horizon
     )
@@ -182,9 +158,9 @@ class Segment:
   def is_followed_by(self, other: 'Segment') -> bool:
     """Whether `other` starts in time where this segment ends.
 
-    Their add_counts tell: a full file covers the rows of the run from
-    add_count - num_rows to add_count. The count of a short last file starts
-    again at 0; it follows a file that ended with its cursor back at 0.
+    A full file covers the rows of the run from add_count - num_rows to
+    add_count. The count of a short last file starts again at 0; it follows a
+    file that ended with its cursor back at 0.
     """
     if other.suffix != self.suffix + 1:
       return False
@@ -205,9 +181,8 @@ class Segment:
   def check_cursor(self, name: object) -> None:
     """Raises a DataError if invalid_range does not lie around the cursor.
 
-    Dopamine saves the N rows before add_count and the K from there on, for some
-    horizon N and stack size K. An add_count elsewhere would drop rows, or mix
-    the newest with the oldest.
+    Dopamine saves the N rows before add_count and the K from there on. An
+    add_count elsewhere would drop rows, or mix the newest with the oldest.
     """
     invalid, count = set(self.invalid_range), len(self.invalid_range)
     if not any(invalid):  # A buffer that was never written to.
