@@ -66,12 +66,7 @@ def define_import() -> None:
 
 
 def find_imports() -> tuple[own_code.OwnCode, ...]:
-  """Returns what --import names.
-
-  Raises:
-    ConfigError: if it is not there, or is no Python.
-    UsageError: if two have the same name.
-  """
+  """Returns what --import names; see `own_code.find`."""
   return own_code.find(FLAGS['import'].value or ())
 
 
@@ -140,11 +135,7 @@ def gin_text(
   bindings: Sequence[str],
   imports: Sequence[own_code.OwnCode] = (),
 ) -> str:
-  """Returns gin text that another process can parse, as `load_gin` would.
-
-  Raises:
-    ConfigError: see `load_gin`.
-  """
+  """Returns gin text that another process can parse, as `load_gin` would."""
   paths = _find_gin_files(files, bindings, imports)
   includes = [f"include '{path}'" for path in paths]
   return '\n'.join([*includes, *bindings]) + '\n'
@@ -152,12 +143,7 @@ def gin_text(
 
 @contextlib.contextmanager
 def gin_errors() -> Iterator[None]:
-  """Turns what gin raises while objects are built into a ConfigError.
-
-  Raises:
-    ConfigError: if a required binding is missing, or a class does not take a
-      parameter that a file binds.
-  """
+  """Turns what gin raises while objects are built into a ConfigError."""
   try:
     yield
   except RecursionError as error:
@@ -171,10 +157,7 @@ def gin_errors() -> Iterator[None]:
 
 
 def run(main: Callable[[], None], usage: str | None) -> None:
-  """Parses the flags, runs `main`, and exits with the code its error says.
-
-  --help prints the usage above the flags.
-  """
+  """Parses the flags, runs `main`, and exits with the code its error says."""
   sys.exit(_run({'': main}, usage or ''))
 
 

@@ -1,8 +1,7 @@
 """Starting TensorFlow and TF-Agents, and which of them a command needs.
 
 Dopamine switches TensorFlow's v2 behaviour off for the whole process, and
-TF-Agents needs it on: a process does one or the other, and what its gin files
-bind says which.
+TF-Agents needs it on: what a process's gin files bind says which it is.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ _CONTINUOUS = ('ContinuousRunner', 'collect_control')
 def is_continuous(gin_text: str) -> bool:
   """Returns whether gin text, or what it includes, is continuous control's.
 
-  Text that cannot be read is not: gin itself is to say so.
+  Unreadable text is not: gin itself is to say so.
   """
   try:
     return any(
@@ -42,10 +41,9 @@ def is_continuous(gin_text: str) -> bool:
 def import_tensorflow(announce: bool = False) -> None:
   """Imports TensorFlow without what its C++ side writes about itself.
 
-  The import and the first session print a few lines to file descriptor 2
-  that no log level reaches. They are kept back, and shown if either fails.
-  Nothing is written meanwhile, so a signal ends the process at once. As it
-  takes some seconds, a line can announce it.
+  The import and the first session print a few lines to file descriptor 2 that
+  no log level reaches: they are shown only if either fails. A signal ends the
+  process at once meanwhile. `announce` prints that it starts.
 
   Raises:
     ConfigError: if the process may not use as much address space.
@@ -89,10 +87,9 @@ def _check_address_space() -> None:
 def import_tf_agents() -> None:
   """Imports TF-Agents; warnings about its syntax are silent from then on.
 
-  Grappler's dependency optimiser is switched off, too: it drops edges that
-  keep a variable's update behind a read of it within the same step. The
-  weight exp(x) of a loss is then at times taken from the updated x, as the
-  threads happen to run, and a run does not repeat itself.
+  Grappler's dependency optimiser is switched off: it drops edges that keep a
+  variable's update behind a read of it within the same step. A loss's weight
+  exp(x) then at times uses the updated x, and a run does not repeat itself.
   """
   warnings.filterwarnings('ignore', category=SyntaxWarning)
   # It imports the old gym, which announces its end at every start.

@@ -2,13 +2,10 @@
 
 Parsing a gin file executes it: gin imports any module and, while it builds
 objects, calls any function that a file references. Here gin's own parser reads
-a file and everything that it includes, one statement at a time, with
-references and macros left as text. Three things stand on that:
-
-* `check_files` and `check_text` refuse what would execute foreign code;
-* `read_bindings` says what is bound last to each parameter, so that a sweep
-  knows a thousand runs in a second and without TensorFlow;
-* `find` is where gin files are looked for.
+a file and what it includes, one statement at a time, with references and macros
+left as text. So `check_files` and `check_text` refuse what would execute
+foreign code, and `read_bindings` tells a sweep a thousand runs in a second and
+without TensorFlow.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -119,7 +116,7 @@ def shipped_configs() -> pathlib.Path:
 def find(name: str, place: str = '') -> str:
   """Returns the path of a gin file, named by it or as a shipped file.
 
-  The place is that of the statement which includes it, if one does.
+  `place` is that of the statement which includes it, if one does.
 
   Raises:
     ConfigError: if there is none.
@@ -266,10 +263,9 @@ def check_files(
 ) -> None:
   """Makes sure that parsing files would execute nothing foreign.
 
-  A module is imported only if it is in `ALLOWED_IMPORTS` or this package's
-  own, only what is in `ALLOWED_REFERENCES` is referenced, and no value is a
-  'module:Name' that somebody might import. Code that --import names may be
-  referenced by its `own` names, too.
+  Only modules in `ALLOWED_IMPORTS` and this package's own are imported, only
+  `ALLOWED_REFERENCES` and `own` names, of --import's code, are referenced, and
+  no value is a 'module:Name' that somebody might import.
 
   Raises:
     ConfigError: if one would, is no gin, or includes what is not there.

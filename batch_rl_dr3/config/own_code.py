@@ -1,9 +1,8 @@
 """Code of a user's own, outside the package, that --import names.
 
 A file or an installed module that registers penalties, agents or games with
-gin. What is named is read first and executed later, where it is needed: the
-names that it defines are then known without TensorFlow, and its SHA-256 says
-whether a run that is there already was made by the same code.
+gin. It is read first, which gives its names without TensorFlow and its
+SHA-256, which is part of what a run is; it is executed where it is needed.
 """
 
 import ast
@@ -102,8 +101,7 @@ def definitions(code: Iterable[OwnCode]) -> frozenset[str]:
 def load(code: Sequence[OwnCode]) -> None:
   """Executes what was found, once a process, so that gin knows its names.
 
-  A file that has changed since it was executed replaces what it had defined,
-  as a notebook needs it.
+  As a notebook needs it, a file that has changed since is executed again.
 
   Raises:
     ConfigError: if it fails, has changed since it was found, or has the name

@@ -7,10 +7,7 @@ import tqdm
 
 
 def bar(total: int | None, desc: str, unit: str, **kwargs: Any) -> tqdm.tqdm:
-  """Returns a tqdm bar that writes a line a minute where there is no terminal.
-
-  The total is None where it is not known, and kwargs are further ones of tqdm.
-  """
+  """Returns a tqdm bar that, without a terminal, writes a line a minute."""
   seconds = 0.5 if sys.stderr.isatty() else 60.0
   return tqdm.tqdm(
     total=total,

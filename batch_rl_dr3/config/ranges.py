@@ -116,12 +116,9 @@ def _arguments(
 
 
 def check(name: str, value: Any, annotation: Any) -> None:
-  """Checks a value by the annotation of its parameter.
+  """Raises ConfigError if the value `name` does not match its annotation.
 
   An annotation of anything but numbers, bools and texts allows all values.
-
-  Raises:
-    ConfigError: if it is not one of them; it calls the value by `name`.
   """
   union = isinstance(annotation, types.UnionType) or (
     typing.get_origin(annotation) is typing.Union

@@ -25,8 +25,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def handling(handle: Callable[[str], None]) -> Iterator[None]:
   """Calls a function with the name of each signal that comes meanwhile.
 
-  Only the main thread hears of signals; elsewhere, and of a signal that the
-  process ignores, nothing changes.
+  Outside the main thread, and for ignored signals, nothing changes.
   """
   before = _install(handle)
   try:
@@ -37,7 +36,6 @@ def handling(handle: Callable[[str], None]) -> Iterator[None]:
 
 
 def _install(handle: Callable[[str], None]) -> dict[signal.Signals, Any]:
-  """Returns the handlers of before."""
   if threading.current_thread() is not threading.main_thread():
     return {}
 
@@ -65,8 +63,8 @@ def raising() -> contextlib.AbstractContextManager[None]:
 def leaving(stderr: int = 2) -> contextlib.AbstractContextManager[None]:
   """Ends the process at a signal, with a line and the code of preemption.
 
-  It is for what must not be interrupted by an error, such as imports, while
-  there is nothing to clean up. The line goes to the file descriptor `stderr`.
+  It is for what no error may interrupt, such as imports, while there is nothing
+  to clean up. The line goes to the file descriptor `stderr`.
   """
   return handling(functools.partial(_leave, stderr))
 
@@ -74,8 +72,8 @@ def leaving(stderr: int = 2) -> contextlib.AbstractContextManager[None]:
 def leave_until_told_otherwise() -> None:
   """Does the same from here on, for a command that starts.
 
-  What has ended has its exit code: while Python takes itself down, when its
-  handlers are gone, the signals are ignored.
+  Signals are ignored while Python shuts down and its handlers are gone, so that
+  the exit code stays.
   """
   _install(functools.partial(_leave, 2))
   atexit.register(_ignore)

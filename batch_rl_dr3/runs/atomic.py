@@ -1,8 +1,7 @@
 """Files and folders that are written whole or not at all.
 
-What is written gets a temporary name beside its own, which no other process
-has, and takes its own by a rename. Nobody ever reads a half of it, not even
-after a kill or on a disk that is full.
+They are written under a temporary name that no other process has, and renamed:
+nobody reads half of one, even after a kill or on a full disk.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ Check = Callable[[], None]
 
 
 def unchecked() -> None:
-  """Lets everything be published: the check of who shares with nobody."""
+  """Lets everything be published: for files that no other worker writes."""
 
 
 class FileError(errors.WriteError):
@@ -33,6 +32,15 @@ class FileError(errors.WriteError):
       f'cannot write {path}: {error.strerror or error}. Choose a place that '
       'can be written and has room.'
     )
+
+
+@contextlib.contextmanager
+def file_errors(path: _Path) -> Iterator[None]:
+  """Turns an OSError into a FileError that names `path`."""
+  try:
+    yield
+  except OSError as error:
+    raise FileError(path, error) from error
 
 
 def make_directory(path: _Path) -> pathlib.Path:
@@ -55,13 +63,11 @@ def make_directory(path: _Path) -> pathlib.Path:
       f'the name of the folder {os.fspath(path)!a} is not UTF-8. Choose '
       'another name, or rename the folder that it is in.'
     ) from error
-  try:
+  with file_errors(directory):
     directory.mkdir(parents=True, exist_ok=True)
     probe = directory / f'.write_probe_{os.getpid()}'
     probe.touch()
     probe.unlink(missing_ok=True)
-  except OSError as error:
-    raise FileError(directory, error) from error
   return directory
 
 
@@ -76,7 +82,7 @@ def whole_path(
 
   Args:
     path: the file.
-    check: asked before the rename.
+    check: called before the rename.
     durable: sync it to its disk first, so that it outlives a power cut.
     ending: of the temporary name, for writers that go by it.
 
@@ -115,11 +121,7 @@ def whole_file(
 
 
 def write_text(path: _Path, content: str, check: Check = unchecked) -> None:
-  """Writes a text file in UTF-8, whole or not at all.
-
-  Raises:
-    FileError: see `whole_path`.
-  """
+  """Writes a text file in UTF-8, whole or not at all."""
   with whole_file(path, check) as file:
     file.write(content.encode())
 
@@ -133,10 +135,8 @@ def write_json(path: _Path, value: Any, check: Check = unchecked) -> None:
 def whole_folder(path: _Path) -> Iterator[pathlib.Path]:
   """Yields a new folder that takes the place of `path` when the block ends.
 
-  A folder that was there is removed only once the new one has its name.
-
-  Raises:
-    FileError: if the file system refuses; what was at `path` is kept.
+  A folder that was there is removed only once the new one has its name, and
+  kept if the file system refuses, which raises FileError.
   """
   target = pathlib.Path(path)
   mark = secrets.token_hex(8)
@@ -160,33 +160,22 @@ def whole_folder(path: _Path) -> Iterator[pathlib.Path]:
 
 
 def remove_file(path: _Path) -> None:
-  """Removes a file, if there is one, and never a folder.
-
-  Raises:
-    FileError: if the file system refuses, or it is a folder.
-  """
-  try:
+  """Removes a file, if there is one, and never a folder."""
+  with file_errors(path):
     pathlib.Path(path).unlink(missing_ok=True)
-  except OSError as error:
-    raise FileError(path, error) from error
 
 
 def remove_tree(path: _Path) -> None:
   """Removes a file, or a folder and all in it, if there is one.
 
   Only for names that this program has chosen, never for those of a file.
-
-  Raises:
-    FileError: if the file system refuses.
   """
   target = pathlib.Path(path)
-  try:
+  with file_errors(target):
     if target.is_dir() and not target.is_symlink():
       shutil.rmtree(target)
     else:
       target.unlink(missing_ok=True)
-  except OSError as error:
-    raise FileError(target, error) from error
 
 
 def sync(path: _Path) -> None:

@@ -1,9 +1,9 @@
 """Checkpoints that are whole or absent.
 
 A checkpoint is Dopamine's `tf_ckpt-<name>` files plus a manifest
-`ckpt.<name>.json` that is written last and holds each file's size and sha256.
-What has no manifest does not exist; what does not match its manifest is set
-aside, and the one before it is used.
+`ckpt.<name>.json`, written last, with each file's size and sha256. What has no
+manifest does not exist; what does not match its manifest is set aside, and the
+one before it is used.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +50,7 @@ class Manifest:
 
   @property
   def checkpoint(self) -> Checkpoint:
-    """What it vouches for."""
+    """The checkpoint that it describes."""
     prefix = str(self.path.parent / f'{_PREFIX}{self.name}')
     return Checkpoint(self.name, self.gradient_steps, prefix)
 
@@ -74,8 +74,7 @@ def read_manifest(path: pathlib.Path) -> Manifest | None:
   """Returns a manifest; None if it is not there.
 
   Raises:
-    DataError: if it is damaged: every file that it names has to be one of the
-      checkpoint's own, in its own folder.
+    DataError: if it is damaged, or names a file that is not the checkpoint's.
   """
   mend = 'Remove it; the checkpoint before it is then used.'
   record = records.read(path, records.CHECKPOINT, mend)
@@ -96,10 +95,7 @@ def read_manifest(path: pathlib.Path) -> Manifest | None:
 
 
 def manifests(directory: pathlib.Path) -> Iterator[Manifest]:
-  """Yields the manifests of a folder; of damaged ones a warning is logged.
-
-  Nothing in the folder is changed: another process may be writing to it.
-  """
+  """Yields a folder's undamaged manifests; another process may write to it."""
   for path in sorted(directory.glob('ckpt.*.json')):
     try:
       manifest = read_manifest(path)
@@ -124,10 +120,10 @@ class Checkpoints:
 
     Args:
       directory: the folder.
-      keep_last: how many of the newest that end an iteration are kept. Of
-        those since then, written within an iteration, the newest two are.
+      keep_last: how many of the newest that end an iteration are kept, besides
+        the newest two written within the iteration since.
       keep_every: those of every so many iterations are kept for good.
-      check: asked before anything is published.
+      check: called before anything is published.
     """
     self._directory = atomic.make_directory(directory)
     self._keep_last = keep_last
@@ -136,7 +132,7 @@ class Checkpoints:
     self._protected: set[str] = set()
 
   def _remove_leftovers(self) -> None:
-    """Removes what a kill left: temporary files, and files of no manifest."""
+    """Removes temporary files and files without a manifest, left by a kill."""
     for leftover in self._directory.glob('.*'):
       atomic.remove_tree(leftover)
     for path in self._directory.glob(f'{_PREFIX}*'):
@@ -183,8 +179,7 @@ class Checkpoints:
     )
     self._prune()
 
-  def of_iterations(self) -> dict[int, Checkpoint]:
-    """See the function of this name."""
+  def of_iterations(self) -> dict[int, Checkpoint]:  # noqa: D102
     return of_iterations(self._directory)
 
   def protect(self, name: str) -> None:
@@ -198,8 +193,7 @@ class Checkpoints:
   def latest(self) -> Checkpoint | None:
     """Returns the newest whole checkpoint; None where none was ever written.
 
-    What a kill left half-written is removed, so ask only where nobody else
-    writes.
+    What a kill left half-written is removed, so only the writer may ask.
 
     Raises:
       DataError: if there are checkpoints and none of them is whole: a run is
@@ -263,17 +257,12 @@ def _set_aside(manifest: pathlib.Path) -> pathlib.Path:
 
 
 def _put_aside(manifest: pathlib.Path) -> None:
-  try:
+  with atomic.file_errors(manifest):
     manifest.rename(_set_aside(manifest))
-  except OSError as error:
-    raise atomic.FileError(manifest, error) from error
 
 
 def of_iterations(directory: pathlib.Path) -> dict[int, Checkpoint]:
-  """Returns the checkpoints that end an iteration, whole or not, in order.
-
-  Nothing in the folder is changed: another process may be writing to it.
-  """
+  """Returns the checkpoints that end an iteration, whole or not, in order."""
   found = {
     int(manifest.name): manifest.checkpoint
     for manifest in manifests(directory)
@@ -283,11 +272,7 @@ def of_iterations(directory: pathlib.Path) -> dict[int, Checkpoint]:
 
 
 def check_whole(checkpoint: Checkpoint) -> None:
-  """Compares a checkpoint's files with its manifest.
-
-  Raises:
-    DataError: if they differ, or there is no manifest any more.
-  """
+  """Raises DataError if a checkpoint's files are not as its manifest says."""
   folder = pathlib.Path(checkpoint.prefix).parent
   manifest = read_manifest(folder / f'ckpt.{checkpoint.name}.json')
   reason = 'it has no manifest' if manifest is None else manifest.damage()

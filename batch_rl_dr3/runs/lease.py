@@ -1,20 +1,19 @@
 """One worker at a time on a run, on any disk or bucket, without clocks.
 
-The right to work on a run is a term with a number. A term begins with a file
-`term-<number>.json` that is created only if absent, so one worker gets it, and
-lasts while the file `beat-<number>.json` goes on changing. Whoever wants the
-run and finds a term watches its beat: where it changes, or was changed, to
-'released', the run is free; where it does not change for `EXPIRY_SECONDS` of
-the watcher's own time, the worker is taken for dead. No two clocks are ever
-compared. A worker of this machine is looked at by its process instead.
+The right to work on a run is a numbered term. It begins with a file
+`term-<number>.json`, created only if absent, and lasts while the worker keeps
+changing `beat-<number>.json`. Whoever wants the run watches that beat: when it
+changes to 'released', the run is free; when it stands still for
+`EXPIRY_SECONDS` of the watcher's own time, the worker is taken for dead. No
+clocks are compared. A worker of this machine is looked at by its process.
 
-A worker that was taken for dead and is not (a paused machine, a network that
-was away) must not write any more: the number of its term is a fencing token,
-and `check`, asked before everything that is published, raises once there is a
-higher one. What lies between a check and its rename is closed by whoever takes
-over, who first removes the temporary files of the run: a rename then fails.
+A worker wrongly taken for dead (a paused machine, a lost network) must not
+write any more: the number is a fencing token, and `check`, called before
+everything that is published, raises once there is a higher one. To close the
+gap between a check and its rename, whoever takes over first removes the run's
+temporary files, so that the rename fails.
 
-Files of terms are never removed. They are the log of who worked when.
+Files of terms are never removed: they are the log of who worked when.
 """
 
 import contextlib
@@ -67,7 +66,6 @@ class Lease:
   """The right of this process to work on a run."""
 
   def __init__(self, storage: place.Folder, name: str):
-    """Prepares it on the terms in `storage`; messages call the run `name`."""
     self._storage = storage
     self._name = name
     self._worker = f'{socket.gethostname()}:{os.getpid()}:' + (
@@ -105,12 +103,7 @@ class Lease:
     self._thread.start()
 
   def check(self) -> None:
-    """Makes sure that the term has not ended.
-
-    Raises:
-      FencedError: if another worker has taken over, or somebody has removed
-        the record of the term.
-    """
+    """Raises FencedError if another worker took over, or the term is gone."""
     successor = self._storage.read(_term(self.token + 1))
     if successor is None and self._storage.read(_term(self.token)) is not None:
       return
@@ -157,7 +150,6 @@ class Lease:
     return json.dumps(dataclasses.asdict(term)).encode()
 
   def _is_over(self, term: Term) -> bool:
-    """Returns whether a term has ended, by watching it if need be."""
     if term.released or _is_dead(term):
       return True
     seen = self._storage.read(_beat(term.token))
@@ -183,7 +175,7 @@ def _newest(storage: place.Folder) -> Term | None:
 
 
 def _tokens(storage: place.Folder) -> list[int]:
-  """Returns the numbers of the terms, rising; other files are none."""
+  """Returns the numbers of the terms, rising; other files are ignored."""
   matches = map(_TERM.fullmatch, storage.names())
   return sorted(int(match[1]) for match in matches if match)
 
@@ -195,10 +187,7 @@ def _read_term(storage: place.Folder, token: int) -> Term:
 
 
 def _parse_term(token: int, content: bytes | None) -> Term:
-  """Returns a term; of a damaged record, only that there was one.
-
-  One that was torn by a kill has no beat either. The number is its name's.
-  """
+  """Returns a term; of a damaged or torn record, only that there was one."""
   try:
     term = Term(**json.loads(content or b''))
   except (ValueError, TypeError, RecursionError):
@@ -241,7 +230,7 @@ def _machine() -> str:
 
 
 def _process_start(pid: int) -> str:
-  """Returns when a process began; '' if there is none, or only its remains."""
+  """Returns when a process began; '' if it has ended."""
   try:
     stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
   except OSError:
@@ -252,7 +241,7 @@ def _process_start(pid: int) -> str:
 
 
 def _is_dead(term: Term) -> bool:
-  """Returns whether a worker is known to have ended: one of this machine."""
+  """Returns whether a worker was a process of this machine that has ended."""
   return (
     term.machine != ''
     and term.machine == _machine()

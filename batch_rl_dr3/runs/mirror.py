@@ -1,10 +1,9 @@
 """Runs on a disk or in a bucket, read as files of this machine.
 
-Whoever reads runs reads files. Of runs in a bucket these are a mirror, of
-which `refresh` fetches what has changed: it lists the bucket once, and an
-object is unchanged whose size and date its file has. No more is fetched than
-is asked for: of a log only its beginning and its end, of a checkpoint only its
-size. Runs on a disk are read where they are.
+Runs on a disk are read where they are. Runs in a bucket are read in a mirror:
+`refresh` lists the bucket once and fetches the objects whose size or date has
+changed, and of those no more than is asked for: a log's beginning and end, a
+checkpoint's size.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,40 +31,23 @@ _FOLDER = 'mirrors'
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """What a mirror holds of runs.
+  """What a mirror holds of runs: patterns of names within run directories."""
 
-  Patterns are of names within run directories, such as checkpoints/ckpt.*.
-
-  Attributes:
-    name: of this kind of mirror, of which each has a folder of its own.
-    whole: files that are fetched.
-    ends: files of which the beginning and the end are, with zeros between.
-    sizes: files of which nothing is, but size and date are right.
-  """
-
-  name: str
-  whole: tuple[str, ...]
-  ends: tuple[str, ...] = ()
-  sizes: tuple[str, ...] = ()
+  name: str  # Of this kind of mirror, and of its folder.
+  whole: tuple[str, ...]  # Fetched.
+  ends: tuple[str, ...] = ()  # Beginning and end, with zeros between.
+  sizes: tuple[str, ...] = ()  # Only the size and date are right.
 
 
 class Runs:
-  """A folder of runs: on a disk, or in a bucket and mirrored.
-
-  Attributes:
-    name: what messages call it.
-    folder: where its files are read.
-  """
+  """A folder of runs, called `name` in messages, with its files in `folder`."""
 
   def __init__(
     self, runs: str, cache_dir: str | os.PathLike[str], contents: Contents
   ):
-    """Reads nothing yet.
+    """Opens a folder, or a URL such as gs://BUCKET/RUNS, and reads nothing yet.
 
-    Args:
-      runs: a folder, or a URL such as gs://BUCKET/RUNS.
-      cache_dir: where what is in a bucket is mirrored.
-      contents: what is read of it.
+    A bucket's `contents` are mirrored in cache_dir.
 
     Raises:
       ConfigError: if there is no file system for the URL.
@@ -86,10 +68,7 @@ class Runs:
     self._listed: dict[str, place.Entry] = {}
 
   def refresh(self, below: Iterable[str] = ('',)) -> None:
-    """Sees to it that the files are as they are now.
-
-    Args:
-      below: only those of these folders, which are listed at the same time.
+    """Fetches what has changed in these folders, which are listed in parallel.
 
     Raises:
       DataError: if they cannot be read.
@@ -110,7 +89,9 @@ class Runs:
         here = {n: s for name in below for n, s in self._stamps(name)}
         for name in here.keys() - held.keys():
           (self.folder / name).unlink(missing_ok=True)
-        changed = [n for n, e in held.items() if here.get(n) != _stamp(e)]
+        changed = [
+          n for n, e in held.items() if here.get(n) != (e.size, e.changed)
+        ]
         for _ in pool.map(
           lambda name: self._fetch(remote, name, held[name]), changed
         ):
@@ -143,7 +124,6 @@ class Runs:
   def _fetch(
     self, remote: place.RemoteFolder, name: str, entry: place.Entry
   ) -> None:
-    """Makes the file of an object, whole or not at all."""
     target = place.path_below(self.folder, name, self.name, 'its listing')
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f'.{target.name}.{secrets.token_hex(8)}.tmp')
@@ -167,10 +147,7 @@ class Runs:
   def _write_ends(
     self, remote: place.RemoteFolder, name: str, path: pathlib.Path, size: int
   ) -> bool:
-    """Writes the beginning and the end of an object; returns whether it could.
-
-    It cannot of one that has changed since, or where storages know no parts.
-    """
+    """Writes an object's two ends; returns False if they do not come."""
     with open(path, 'wb') as file:
       for start in (0, size - _PART_BYTES):
         part = remote.read_part(name, start, start + _PART_BYTES)
@@ -185,48 +162,25 @@ class Runs:
     return f'{self.name}/{name}'
 
   def publish(self, name: str) -> None:
-    """Sees to it that a file that was written outlives this machine.
-
-    Raises:
-      WriteError: if it cannot be written.
-    """
+    """Uploads a file that was written, if the runs are in a bucket."""
     if self._remote is not None:
-      with _write_errors(f'{self.name}/{name}'):
+      with atomic.file_errors(f'{self.name}/{name}'):
         self._remote.put(self.folder / name, name)
 
   def remove(self, name: str) -> None:
-    """Removes a file, if there is one.
-
-    Raises:
-      WriteError: if that fails.
-    """
+    """Removes a file, if there is one."""
     atomic.remove_tree(self.folder / name)
     if self._remote is not None:
-      with _write_errors(f'{self.name}/{name}'):
+      with atomic.file_errors(f'{self.name}/{name}'):
         self._remote.remove(name)
 
   def num_bytes(self, below: str) -> int:
-    """Returns the size of all files of a folder, whatever is read of them.
-
-    In a bucket it is as of the last `refresh`.
-    """
+    """Returns the size of a folder; in a bucket, at the last `refresh`."""
     if self._remote is None:
       files = (self.folder / below).rglob('*')
       return sum(path.stat().st_size for path in files if path.is_file())
     prefix = f'{below}/'
     return sum(e.size for n, e in self._listed.items() if n.startswith(prefix))
-
-
-@contextlib.contextmanager
-def _write_errors(name: str) -> Iterator[None]:
-  try:
-    yield
-  except OSError as error:
-    raise atomic.FileError(name, error) from error
-
-
-def _stamp(entry: place.Entry) -> tuple[int, int]:
-  return entry.size, entry.changed
 
 
 def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
@@ -237,11 +191,7 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 class RunGlobs:
-  """What globs of run directories match, wherever that is.
-
-  Attributes:
-    patterns: globs of files of this machine that match the same.
-  """
+  """What globs of run directories match; so do `patterns` on this machine."""
 
   def __init__(
     self,
@@ -249,19 +199,17 @@ class RunGlobs:
     cache_dir: str | os.PathLike[str],
     contents: Contents,
   ):
-    """Reads nothing of a bucket yet, and unpacks studies.
+    """Unpacks studies, and reads nothing of a bucket yet.
 
     Args:
       patterns: globs of paths, or of URLs such as gs://BUCKET/RUNS/**. They
         may name a study (see `results`), or go on below it.
-      cache_dir: where what is in a bucket is mirrored, and where studies are
-        unpacked; '' for a folder that is gone afterwards.
+      cache_dir: for mirrors and unpacked studies; '' for a temporary folder.
       contents: what is read of it.
 
     Raises:
       ConfigError: if there is no file system for a URL.
       DataError: if a study is damaged.
-      WriteError: if the cache cannot be written.
     """
     self.patterns: list[str] = []
     self._mirrors: list[Runs] = []
@@ -300,20 +248,13 @@ class RunGlobs:
     return bool(self._mirrors or self._studies)
 
   def refresh(self) -> None:
-    """Sees to it that the files are as they are now.
-
-    Raises:
-      DataError: if they cannot be read.
-    """
+    """Refreshes the mirrors; raises DataError if one cannot be read."""
     for runs in self._mirrors:
       runs.refresh()
 
   @contextlib.contextmanager
   def kept_fresh(self, seconds: float) -> Iterator[None]:
-    """Refreshes it every so many seconds meanwhile.
-
-    What cannot be read is tried again, and until then is as it was.
-    """
+    """Refreshes every so many seconds meanwhile; failures change nothing."""
     ended = threading.Event()
 
     def refresh() -> None:

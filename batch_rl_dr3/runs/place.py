@@ -1,11 +1,8 @@
 """Folders here or in a bucket.
 
-An object is read and written whole or not at all, and what a storage's client
-raises becomes an OSError; the client itself has tried again by then, for a
-minute or six times.
-
-Names that come from a file or a bucket are foreign text. One may only mean a
-file below the folder that it speaks of.
+Objects are read and written whole or not at all. A storage client's errors,
+raised once it has given up trying again, become OSErrors. Names that come from
+a file or a bucket are foreign text, and may only mean a file below its folder.
 """
 
 import base64
@@ -46,10 +43,7 @@ def local_path(place: str) -> str | None:
 def plain(name: Any, source: object, field: str) -> str:
   """Returns `name` if it is a plain relative path, such as `a/b.npy`.
 
-  Args:
-    name: what the file says.
-    source: the file or the folder of a bucket that says it, for messages.
-    field: where in it, such as 'files'.
+  Messages say that `source`, a file or bucket, gives the name in its `field`.
 
   Raises:
     DataError: if it is no text, is empty or absolute, or holds `.`, `..`, an
@@ -110,16 +104,13 @@ class Folder(Protocol):
 
 
 class LocalFolder:
-  """A folder of a local or shared disk. It needs no locks of the system.
-
-  It is made when something is written.
-  """
+  """A folder of a local or shared disk, without locks; writing creates it."""
 
   def __init__(self, folder: _Path):
     self._folder = pathlib.Path(folder)
 
   def create(self, name: str, content: bytes) -> bool:
-    """See `Folder`. A kill can leave the file empty."""
+    """Writes a file unless it exists. A kill can leave the file empty."""
     self._folder.mkdir(exist_ok=True)
     try:
       with open(self._folder / name, 'xb') as file:
@@ -130,8 +121,7 @@ class LocalFolder:
       return False
     return True
 
-  def write(self, name: str, content: bytes) -> None:
-    """See `Folder`."""
+  def write(self, name: str, content: bytes) -> None:  # noqa: D102
     temporary = self._folder / f'.{name}.{secrets.token_hex(4)}.tmp'
     try:
       temporary.write_bytes(content)
@@ -140,8 +130,7 @@ class LocalFolder:
       temporary.unlink(missing_ok=True)
       raise
 
-  def read(self, name: str) -> bytes | None:
-    """See `Folder`."""
+  def read(self, name: str) -> bytes | None:  # noqa: D102
     with contextlib.suppress(OSError):
       os.utime(self._folder)  # A network file system then looks anew.
     try:
@@ -149,8 +138,7 @@ class LocalFolder:
     except FileNotFoundError:
       return None
 
-  def names(self) -> list[str]:
-    """See `Folder`."""
+  def names(self) -> list[str]:  # noqa: D102
     with contextlib.suppress(FileNotFoundError):
       return os.listdir(self._folder)
     return []
@@ -158,24 +146,17 @@ class LocalFolder:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """What a listing says of an object.
+  """What a listing says of an object."""
 
-  Attributes:
-    size: in bytes.
-    changed: when it was last written, in ms since 1970 by the storage's clock.
-    md5: of its content, in base64; '' where it is not stated.
-  """
-
-  size: int
-  changed: int
-  md5: str = ''
+  size: int  # In bytes.
+  changed: int  # Ms since 1970, by the storage's clock.
+  md5: str = ''  # In base64; '' where it is not stated.
 
 
 class RemoteFolder:
-  """A folder of any storage that fsspec can write to.
+  """A folder of any storage that fsspec can write to; a `Folder` for its files.
 
-  It is a `Folder` for what is in it and not deeper. All methods raise OSError
-  if the storage refuses.
+  All methods raise OSError if the storage refuses.
   """
 
   def __init__(self, url: str):
@@ -197,7 +178,7 @@ class RemoteFolder:
     return within
 
   def create(self, name: str, content: bytes) -> bool:
-    """See `Folder`: a write on the condition of generation 0."""
+    """Writes an object on the condition that it has no generation yet."""
     with _as_os_error():
       try:
         self._filesystem.pipe_file(self._path(name), content, mode='create')
@@ -207,13 +188,11 @@ class RemoteFolder:
         return self.read(name) == content
     return True
 
-  def write(self, name: str, content: bytes) -> None:
-    """See `Folder`."""
+  def write(self, name: str, content: bytes) -> None:  # noqa: D102
     with _as_os_error():
       self._filesystem.pipe_file(self._path(name), content)
 
-  def read(self, name: str) -> bytes | None:
-    """See `Folder`."""
+  def read(self, name: str) -> bytes | None:  # noqa: D102
     with _as_os_error():
       try:
         return bytes(self._filesystem.cat_file(self._path(name)))
@@ -229,8 +208,7 @@ class RemoteFolder:
         return None
     return bytes(part) if len(part) == end - start else None
 
-  def names(self) -> list[str]:
-    """See `Folder`."""
+  def names(self) -> list[str]:  # noqa: D102
     with _as_os_error():
       self._filesystem.invalidate_cache()
       try:
@@ -240,11 +218,7 @@ class RemoteFolder:
       return [path.rstrip('/').rpartition('/')[2] for path in paths]
 
   def find(self, below: str = '') -> dict[str, Entry]:
-    """Returns all objects below a folder of it, at any depth, by their names.
-
-    Raises:
-      DataError: if a name would lead out of the folder.
-    """
+    """Returns the objects below a folder of it, at any depth, by name."""
     with _as_os_error():
       self._filesystem.invalidate_cache()
       try:
@@ -262,15 +236,10 @@ class RemoteFolder:
   def fetch(
     self, name: str, target: pathlib.Path, entry: Entry
   ) -> Entry | None:
-    """Writes an object's content to a file, and checks it.
+    """Writes an object to the file `target` and checks it against its entry.
 
-    Args:
-      name: of the object.
-      target: the file; it may be left half-written by an error.
-      entry: what a listing said of it.
-
-    Returns:
-      What is to be said of it now, as it may have changed; None if it is gone.
+    Returns the entry as it is by then, or None if the object is gone. An error
+    can leave the target half-written.
     """
     with _as_os_error():
       for _ in range(_MAX_FETCHES):
@@ -339,7 +308,6 @@ def one_line(error: Exception) -> str:
 
 
 def _open(url: str) -> tuple[Any, str]:
-  """Returns the file system of a URL, and the folder as it calls it."""
   import fsspec  # It and its clients load slowly.
 
   try:
@@ -366,12 +334,8 @@ def google_filesystem(token: str, timeout: float, **options: Any) -> Any:
   """Returns gcsfs's file system, by plain HTTP and without caches.
 
   The class that fsspec would choose asks for the bucket's kind by gRPC first,
-  which neither an anonymous user nor an emulator can answer.
-
-  Args:
-    token: see GCSFileSystem: 'anon', 'google_default' and others.
-    timeout: seconds without a byte after which a connection is given up.
-    **options: more of GCSFileSystem's.
+  which neither an anonymous user nor an emulator can answer. The timeout is in
+  seconds without a byte; the options are further ones of GCSFileSystem.
   """
   # Google's packages warn of what the pinned versions do not support.
   warnings.filterwarnings('ignore', '', FutureWarning, 'google')
@@ -389,7 +353,7 @@ def google_filesystem(token: str, timeout: float, **options: Any) -> Any:
 
 
 def limits(timeout: float) -> Any:
-  """Returns for aiohttp how long it waits, in seconds, for each byte."""
+  """Returns aiohttp's timeout of so many seconds for each byte."""
   import aiohttp
 
   return aiohttp.ClientTimeout(

@@ -40,10 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-  """Returns the commit of the checkout that runs, '+' if it was changed.
-
-  None if the package is not run from a checkout of its own.
-  """
+  """Returns the checkout's commit, '+' if changed; None outside of one."""
   root = pathlib.Path(batch_rl_dr3.__file__).resolve().parent.parent
   if not (root / '.git').exists() or shutil.which('git') is None:
     return None
@@ -62,10 +59,7 @@ def git_revision() -> str | None:
 
 
 def of_process(device: str) -> dict[str, Any]:
-  """Returns what runs: device, versions, commit, own code and command line.
-
-  The device, 'cpu', 'gpu' or 'tpu', is what the training step runs on.
-  """
+  """Returns what runs: device, versions, commit, own code and command line."""
   found = tf.config.list_physical_devices(device.upper())
   details = tf.config.experimental.get_device_details(found[0])
   return {

@@ -1,7 +1,6 @@
-"""The JSON files of a run, read: every value is what its schema says.
+"""Reads a run's JSON files and checks every value against its schema.
 
-A file that cannot be read is an error that names it, the field and the mend,
-so that no other module meets a value of the wrong type.
+A file that cannot be read is an error that names it, the field and the mend.
 """
 
 from collections.abc import Mapping
@@ -49,97 +48,63 @@ OBJECT = Field((dict,), 'an object')
 _LOGGED_RUN = Field((int, str, _NONE), 'a number, a text or null')
 _OBJECT_OR_NONE = Field((dict, _NONE), 'an object or null')
 
-PROVENANCE = Field(
-  (dict,),
-  'an object',
-  fields={
-    'suite': TEXT_OR_NONE,
-    'game': WORD,
-    'method': WORD,
-    'dataset': TEXT_OR_NONE,
-    'run': _LOGGED_RUN,
-    'seed': _LOGGED_RUN,
-    'total_gradient_steps': COUNT,
-    'data_hash': TEXT_OR_NONE,
-    'data': _OBJECT_OR_NONE,
-    'protocol': OBJECT,
-    'numbers_version': COUNT,
-    'versions': Field((dict,), 'an object', values=TEXT_OR_NONE),
-    'rom_md5': TEXT_OR_NONE,
-    'device': TEXT_OR_NONE,
-    'git_revision': TEXT_OR_NONE,
-    'imports': Field((dict,), 'an object', values=TEXT),
-    'command': Field((list,), 'a list of texts', values=TEXT),
-  },
+
+def _object(**fields: Field) -> Field:
+  return dataclasses.replace(OBJECT, fields=fields)
+
+
+PROVENANCE = _object(
+  suite=TEXT_OR_NONE,
+  game=WORD,
+  method=WORD,
+  dataset=TEXT_OR_NONE,
+  run=_LOGGED_RUN,
+  seed=_LOGGED_RUN,
+  total_gradient_steps=COUNT,
+  data_hash=TEXT_OR_NONE,
+  data=_OBJECT_OR_NONE,
+  protocol=OBJECT,
+  numbers_version=COUNT,
+  versions=dataclasses.replace(OBJECT, values=TEXT_OR_NONE),
+  rom_md5=TEXT_OR_NONE,
+  device=TEXT_OR_NONE,
+  git_revision=TEXT_OR_NONE,
+  imports=dataclasses.replace(OBJECT, values=TEXT),
+  command=Field((list,), 'a list of texts', values=TEXT),
 )
-FINISHED = Field(
-  (dict,),
-  'an object',
-  fields={
-    'num_iterations': COUNT.must(),
-    'gradient_steps': COUNT,
-    'num_evaluations': COUNT,
-  },
+FINISHED = _object(
+  num_iterations=COUNT.must(), gradient_steps=COUNT, num_evaluations=COUNT
 )
-FAILED = Field(
-  (dict,),
-  'an object',
-  fields={
-    'error': WORD,
-    'message': TEXT.must(),
-    'exit_code': COUNT,
-    'gradient_steps': COUNT,
-  },
+FAILED = _object(
+  error=WORD, message=TEXT.must(), exit_code=COUNT, gradient_steps=COUNT
 )
-ATTEMPT = Field(
-  (dict,),
-  'an object',
-  fields={
-    'attempts': COUNT,
-    'without_progress': COUNT,
-    'progress': Field(
-      (list,), 'a list of two counts', values=COUNT, length=2, required=True
-    ),
-    'began': TEXT,
-    'host': TEXT,
-    'exit_code': CODE,
-    'error': TEXT,
-    'is_set_aside': FLAG,
-  },
+ATTEMPT = _object(
+  attempts=COUNT,
+  without_progress=COUNT,
+  progress=Field(
+    (list,), 'a list of two counts', values=COUNT, length=2, required=True
+  ),
+  began=TEXT,
+  host=TEXT,
+  exit_code=CODE,
+  error=TEXT,
+  is_set_aside=FLAG,
 )
-CHECKPOINT = Field(
-  (dict,),
-  'an object',
-  fields={
-    'name': Field(
-      (str,), 'the name of a checkpoint', pattern=r'\d+(_\d+)?', required=True
-    ),
-    'gradient_steps': COUNT.must(),
-    'files': Field(
-      (dict,),
-      'an object',
-      required=True,
-      values=Field(
-        (dict,),
-        'an object',
-        fields={
-          'bytes': COUNT.must(),
-          'sha256': Field(
-            (str,), 'a SHA-256', pattern='[0-9a-f]{64}', required=True
-          ),
-        },
-      ),
-    ),
-  },
+_FILE = _object(
+  bytes=COUNT.must(),
+  sha256=Field((str,), 'a SHA-256', pattern='[0-9a-f]{64}', required=True),
+)
+CHECKPOINT = _object(
+  name=Field(
+    (str,), 'the name of a checkpoint', pattern=r'\d+(_\d+)?', required=True
+  ),
+  gradient_steps=COUNT.must(),
+  files=dataclasses.replace(OBJECT, values=_FILE, required=True),
 )
 
 
 def read_text(path: _Path, mend: str) -> str | None:
-  """Returns the text of a file; None if there is no such file.
-
-  Raises:
-    DataError: if it cannot be read, or is not UTF-8; it ends with `mend`.
-  """
+  """Returns the text of a file, None if absent; DataError ends with `mend`."""
   try:
     return pathlib.Path(path).read_bytes().decode()
   except FileNotFoundError:
@@ -156,14 +121,9 @@ def read(
 ) -> dict[str, Any] | None:
   """Returns what a JSON file says; None if there is no such file.
 
-  Args:
-    path: the file.
-    schema: what it may say.
-    mend: what to do if it is damaged, a sentence.
-    required: names of more fields that this reader needs.
-
   Raises:
-    DataError: if it cannot be read, or a value is not as its field says.
+    DataError: if it cannot be read, a value is not as its field in `schema`
+      says, or a `required` one is missing; it ends with the sentence `mend`.
   """
   text = read_text(path, mend)
   if text is None:
@@ -230,11 +190,7 @@ def _short(value: Any) -> str:
 def read_provenance(
   folder: _Path, required: tuple[str, ...] = ('method', 'game')
 ) -> dict[str, Any] | None:
-  """Returns what a run directory says of its run; None if it says nothing.
-
-  Raises:
-    DataError: if it is damaged, or lacks one of the entries `required`.
-  """
+  """Returns what a run directory says of its run; None if it says nothing."""
   return read(
     pathlib.Path(folder) / run_directory.PROVENANCE,
     PROVENANCE,
@@ -244,11 +200,7 @@ def read_provenance(
 
 
 def read_finished(folder: _Path) -> dict[str, Any] | None:
-  """Returns what a run says of its end; None if it is not finished.
-
-  Raises:
-    DataError: if finished.json is damaged.
-  """
+  """Returns what a run says of its end; None if it is not finished."""
   return read(
     pathlib.Path(folder) / run_directory.FINISHED,
     FINISHED,
@@ -257,11 +209,7 @@ def read_finished(folder: _Path) -> dict[str, Any] | None:
 
 
 def read_failed(folder: _Path) -> dict[str, Any] | None:
-  """Returns why the last attempt at a run failed; None if it did not.
-
-  Raises:
-    DataError: if failed.json is damaged.
-  """
+  """Returns why the last attempt at a run failed; None if it did not."""
   return read(
     pathlib.Path(folder) / run_directory.FAILED,
     FAILED,
@@ -270,10 +218,6 @@ def read_failed(folder: _Path) -> dict[str, Any] | None:
 
 
 def is_finished(folder: _Path, num_iterations: int) -> bool:
-  """Returns whether a run has had so many iterations, scores and all.
-
-  Raises:
-    DataError: if finished.json is damaged.
-  """
+  """Returns whether a run has had so many iterations, scores and all."""
   finished = read_finished(folder)
   return finished is not None and finished['num_iterations'] >= num_iterations

@@ -1,7 +1,7 @@
 """Studies: the results of many runs in three files, for version control.
 
-    runs.json    of each run, by its folder's name below the study, what its
-                 small files hold: provenance.json, finished.json, ...
+    runs.json    by the name of a run's folder below the study, the contents of
+                 its small files: provenance.json, finished.json, ...
     scores.csv   all runs' rows, with the folder in the first column
     metrics.csv  the same; a cell is empty where a run has no such column
 
@@ -33,15 +33,10 @@ Rows = list[dict[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class KeptRun:
-  """What a study holds of one run.
+  """What a study holds of one run: files and tables, by their names."""
 
-  Attributes:
-    files: what its small files hold, by name: objects of .json, else texts.
-    tables: rows of scores.csv and metrics.csv, by name.
-  """
-
-  files: Mapping[str, Any]
-  tables: Mapping[str, Rows]
+  files: Mapping[str, Any]  # Objects of .json files, else texts.
+  tables: Mapping[str, Rows]  # Of scores.csv and metrics.csv.
 
 
 def is_study(path: str | os.PathLike[str]) -> bool:
@@ -50,11 +45,7 @@ def is_study(path: str | os.PathLike[str]) -> bool:
 
 
 def folders(study: str | os.PathLike[str]) -> frozenset[str]:
-  """Returns the folders of the runs that a study holds; none if there is none.
-
-  Raises:
-    DataError: if it is damaged.
-  """
+  """Returns the folders of the runs that a study holds, none if absent."""
   path = pathlib.Path(study) / RUNS
   try:
     status = path.stat()
@@ -117,11 +108,7 @@ def _without_empty_columns(tables: Mapping[str, Rows]) -> dict[str, Rows]:
 
 
 def write(study: str | os.PathLike[str], runs: Mapping[str, KeptRun]) -> None:
-  """Writes a study; what was there before is replaced.
-
-  Raises:
-    WriteError: if a file cannot be written.
-  """
+  """Writes a study; what was there before is replaced."""
   path = atomic.make_directory(study)
   ordered = sorted(runs)
   for name in _TABLES:
@@ -147,12 +134,7 @@ def _to_csv(rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def unpack(study: str | os.PathLike[str], folder: pathlib.Path) -> None:
-  """Makes the folders of a study's runs below a folder.
-
-  Raises:
-    DataError: if the study is damaged.
-    WriteError: if a file cannot be written.
-  """
+  """Makes the folders of a study's runs below a folder."""
   for name, run in read(study).items():
     target = atomic.make_directory(folder / name)
     for file_name, content in run.files.items():
@@ -175,12 +157,10 @@ def expand(
     cache: where studies are unpacked, once for each state of one.
 
   Returns:
-    By the study, the folder that it is unpacked in, and the rest of the glob
-    below that.
+    By study, the folder that it is unpacked in and the glob's rest below that.
 
   Raises:
     DataError: if a study is damaged.
-    WriteError: if the cache cannot be written.
   """
   parts = pathlib.PurePath(os.path.expanduser(pattern)).parts
   if parts and parts[-1] == RUNS:

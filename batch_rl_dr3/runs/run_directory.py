@@ -1,16 +1,14 @@
 """A run directory: its files, where it lives, and who may write to it.
 
 A run directory is all that passes from training to evaluation, and its
-`scores.csv` all that passes on to reporting, so its layout is defined once,
-here, without TensorFlow.
+`scores.csv` all that passes on to reporting.
 
-A run that lives in a bucket is worked on here, in a folder of its own. `lock`
-fills it with what is in the bucket; `publish` uploads what has changed since,
-each object whole or not at all. Manifests of checkpoints go up after their
-files, finished.json after everything else, and what is no longer kept is
-removed last, so that whoever reads the bucket at any moment finds a run as a
-kill could have left it. An upload that was broken off goes on with the objects
-that are not there yet.
+A run in a bucket is worked on in a folder here, which `lock` fills and
+`publish` uploads, each changed object whole or not at all. Checkpoints'
+manifests go up after their files and finished.json after everything else, and
+what is no longer kept is removed last: at any moment the bucket holds a run as
+a kill could have left it. An interrupted upload resumes with the missing
+objects.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,11 +41,9 @@ _Stamp = tuple[int, int]
 
 
 class Home:
-  """The place of one run: a folder here, or any that fsspec can write to.
+  """The place of one run, called `name` in messages: a folder or a URL.
 
-  Attributes:
-    name: what messages call it.
-    folder: where this process reads and writes; filled once it is locked.
+  This process works in `folder`, which is filled once the home is locked.
   """
 
   def __init__(
@@ -61,12 +57,10 @@ class Home:
     Args:
       base_dir: a folder, or a URL such as gs://BUCKET/RUNS/Pong/rem/seed0.
       cache_dir: below it, what lives in a bucket is worked on.
-      is_wanted: which of the files in a bucket are needed here; the others
-        stay where they are, and as they are.
+      is_wanted: which files of a bucket are needed here; the others stay there.
 
     Raises:
       ConfigError: if there is no file system for the URL.
-      WriteError: if the folder cannot be written.
     """
     self._is_wanted = is_wanted
     self._lease: lease.Lease | None = None
@@ -109,11 +103,7 @@ class Home:
         shutil.rmtree(self.folder, ignore_errors=True)
 
   def check(self) -> None:
-    """Makes sure that this process may still write.
-
-    Raises:
-      FencedError: if another worker has taken over.
-    """
+    """Raises FencedError if another worker has taken over."""
     assert self._lease is not None, 'write only while the home is locked'
     self._lease.check()
 
@@ -122,7 +112,7 @@ class Home:
     return self._lease is not None and self._lease.is_lost
 
   def publish(self) -> None:
-    """Sees to it that what is in the folder outlives this machine.
+    """Uploads what has changed, if the run lives in a bucket.
 
     Raises:
       FencedError: if another worker has taken over.
@@ -133,13 +123,13 @@ class Home:
     found = self._stamps()
     changed = [n for n, s in found.items() if self._published.get(n) != s]
     for name in sorted(changed, key=_rank):
-      with _write_errors(f'{self.name}/{name}'):
+      with atomic.file_errors(f'{self.name}/{name}'):
         self.check()
         self._remote.put(self.folder / name, name)
       self._published[name] = found[name]
     gone = self._published.keys() - found.keys()
     for name in sorted(gone, key=_rank, reverse=True):
-      with _write_errors(f'{self.name}/{name}'):
+      with atomic.file_errors(f'{self.name}/{name}'):
         self.check()
         self._remote.remove(name)
       del self._published[name]
@@ -155,7 +145,6 @@ class Home:
     return found
 
   def _restore(self, remote: place_lib.RemoteFolder) -> None:
-    """Fills the folder with what was published."""
     try:
       for name, entry in remote.find().items():
         if name.startswith(f'{lease.FOLDER}/') or not self._is_wanted(name):
@@ -183,16 +172,7 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def _write_errors(name: str) -> Iterator[None]:
-  try:
-    yield
-  except OSError as error:
-    raise atomic.FileError(name, error) from error
-
-
-@contextlib.contextmanager
 def _held(storage: place_lib.Folder, name: str) -> Iterator[lease.Lease]:
-  """Yields the lease on a run, and releases it."""
   held = lease.Lease(storage, name)
   try:
     held.acquire()
@@ -207,12 +187,9 @@ def _held(storage: place_lib.Folder, name: str) -> Iterator[lease.Lease]:
 
 @contextlib.contextmanager
 def lock(directory: str | os.PathLike[str]) -> Iterator[lease.Lease]:
-  """Keeps other processes from writing to a run directory meanwhile.
+  """Keeps other processes from writing to a run directory; yields its lease.
 
-  What a worker that is no more left half-written is removed first.
-
-  Yields:
-    What is to be asked before everything that is published.
+  What a dead worker left half-written is removed first.
 
   Raises:
     BusyError: if another process holds it.
@@ -225,7 +202,6 @@ def lock(directory: str | os.PathLike[str]) -> Iterator[lease.Lease]:
 
 
 def _remove_temporaries(folder: pathlib.Path) -> None:
-  """Removes what was to become a file of a run: its rename now fails."""
   for name in RUN_FILES:
     for temporary in folder.glob(f'.{name}.*.tmp'):
       atomic.remove_file(temporary)

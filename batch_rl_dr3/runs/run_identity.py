@@ -1,9 +1,8 @@
 """What makes a run this run, and not another: a pure function of texts.
 
-Two runs are the same if they bind the same, learn from the same data with the
-same seed, and are made by versions of this package that come to the same
-numbers. Where and how fast they run is no part of it, nor how long: a longer
-run goes on with a shorter.
+Two runs are the same if they have the same bindings, data, seed and version of
+the numbers. Where, how fast and how long they run is no part of it: a longer
+run continues a shorter one.
 """
 
 from collections.abc import Mapping
@@ -40,12 +39,7 @@ _FIRST_VERSION = '0.1.0'
 
 
 def is_identity(name: str) -> bool:
-  """Returns whether a binding tells a run from another.
-
-  Args:
-    name: such as 'FixedReplayRunner.method', with or without its scope and
-      its module.
-  """
+  """Returns whether a binding, such as 'Runner.method', tells runs apart."""
   last_two = '.'.join(name.rpartition('/')[2].split('.')[-2:])
   return not any(fnmatch.fnmatchcase(last_two, p) for p in NOT_IDENTITY)
 
@@ -59,16 +53,14 @@ def run_identity(
   """Returns the name of a run by what it is: 8 hexadecimal digits.
 
   They are the first of the SHA-256 of its arguments as JSON, so that neither
-  the order of a mapping nor the machine changes them. Whoever names a folder
-  by it and whoever looks for it must say the same of the data: either what
-  only a fetched store knows, {'data_hash': ...}, or what is known before, such
-  as {'suite': 'atari', 'game': 'Pong', 'run': 1}; the part of the log that is
-  learnt from is then in the bindings of Subset. A place on a disk is neither.
+  the order of a mapping nor the machine changes them.
 
   Args:
     bindings: what gin binds, 'name.parameter' to its value; what is no literal
       counts by its repr(). Those of NOT_IDENTITY are left out.
-    data: which data are learnt from; JSON values.
+    data: JSON values, the same wherever a run is named or looked for: either
+      {'data_hash': ...} of a fetched store, or what is known before, such as
+      {'suite': 'atari', 'game': 'Pong', 'run': 1}. Never a place on a disk.
     seed: the run's seed.
     version: of the numbers, `_version.NUMBERS_VERSION`.
   """

@@ -1,12 +1,10 @@
 """The two tables of a run, scores.csv and metrics.csv: written and read here.
 
-scores.csv has a row an evaluation episode, and an iteration's rows say how
-many they are; they are written all or none. metrics.csv grows row by row, so
-that a kill can tear its last one, which is then left out. Damage is an error
-that names the file and the line.
-
-Whole columns are read by pandas' C engine. What it cannot read as numbers is
-looked at again cell by cell, so that the error names the line.
+scores.csv has a row per evaluation episode; the rows of an iteration say how
+many they are and are written all or none. metrics.csv grows row by row, so a
+kill can tear its last one, which readers leave out. Damage is an error that
+names the file and the line: pandas' C engine reads whole columns, and what it
+cannot read as numbers is read again cell by cell.
 """
 
 from collections import Counter
@@ -56,9 +54,13 @@ _MEND = 'Mend or remove the line.'
 
 
 def _whole_text(path: _Path) -> str:
-  """Returns the whole rows of a CSV file; '' if it is not there."""
   try:
-    return _whole_rows(path).decode()
+    content = pathlib.Path(path).read_bytes()
+    return content[: content.rfind(b'\n') + 1].decode()
+  except FileNotFoundError:
+    return ''
+  except OSError as error:
+    raise errors.DataError(f'cannot read {path}: {error.strerror}.') from error
   except UnicodeDecodeError as error:
     line = error.object.count(b'\n', 0, error.start) + 1
     raise errors.DataError(
@@ -68,11 +70,9 @@ def _whole_text(path: _Path) -> str:
 
 
 def read_rows(path: _Path, required: Sequence[str] = ()) -> list[_Row]:
-  """Returns the whole rows of a CSV file; a row torn by a kill is left out.
+  """Returns a CSV file's whole rows, none if it is absent, without a torn one.
 
-  Args:
-    path: the file. One that is not there has no rows.
-    required: columns of whole numbers that every row must have.
+  The columns `required` must hold a whole number in every row.
 
   Raises:
     DataError: if the file is damaged.
@@ -114,21 +114,13 @@ class CsvLog:
     check: atomic.Check = atomic.unchecked,
     counts: Sequence[str] = (),
   ):
-    """Opens the log; the file appears with its first row.
-
-    Columns that are `counts` hold a whole number in every row.
-    """
     self.path = pathlib.Path(path)
     self._columns = tuple(columns)
     self._check = check
     self._counts = tuple(counts)
 
   def rows(self) -> list[_Row]:
-    """Returns the whole rows.
-
-    Raises:
-      DataError: if the file is damaged.
-    """
+    """Returns the whole rows."""
     return read_rows(self.path, self._counts)
 
   def keep(self, predicate: Callable[[_Row], bool]) -> None:
@@ -137,11 +129,7 @@ class CsvLog:
       self.replace(row for row in self.rows() if predicate(row))
 
   def append(self, row: Mapping[str, Any]) -> None:
-    """Adds one row. A kill can tear it; `read_rows` leaves a torn row out.
-
-    Raises:
-      WriteError: if the disk refuses; the rows before are kept.
-    """
+    """Adds one row. A kill can tear it; `read_rows` leaves a torn row out."""
     self._check()
     try:
       with open(self.path, 'a', newline='') as file:
@@ -161,7 +149,6 @@ class CsvLog:
 
     Raises:
       DataError: if a row has a column that is not of this file.
-      WriteError: if the disk refuses.
     """
     text = io.StringIO(newline='')
     writer = csv.DictWriter(text, self._columns)
@@ -236,11 +223,7 @@ class ScoreLog:
     gradient_steps: int,
     episodes: Sequence[Episode],
   ) -> None:
-    """Adds the episodes of one iteration of a run, all or none.
-
-    Raises:
-      WriteError: if the disk refuses.
-    """
+    """Adds the episodes of one iteration of a run, all or none."""
     others = [r for r in self._csv.rows() if int(r['iteration']) != iteration]
     rows = [
       {
@@ -258,10 +241,7 @@ class ScoreLog:
     self._csv.replace([*others, *rows])
 
   def final_return(self) -> tuple[float, int] | None:
-    """Returns the mean return of the last iteration, and of how many episodes.
-
-    None if there are no scores.
-    """
+    """Returns the last iteration's mean return and number of episodes."""
     rows = self._csv.rows()
     if not rows:
       return None
@@ -338,11 +318,7 @@ def read_columns(
 ) -> 'pd.DataFrame':
   """Returns columns of a CSV file; a last row torn by a kill is left out.
 
-  Args:
-    path: the file. One that is not there has no rows.
-    numbers: names of columns of numbers; those that the file lacks are left
-      out.
-    words: the same, of columns of text.
+  Columns that the file lacks are left out, and an absent file has no rows.
 
   Returns:
     `gradient_steps`, int64; `numbers`, float64, in which NaN stands for an
@@ -374,16 +350,6 @@ def read_columns(
   if wrong.size:
     raise errors.DataError(f'{path}, line {wrong[0] + 2}: no {STEPS}. {_MEND}')
   return frame.astype({STEPS: 'int64'})
-
-
-def _whole_rows(path: _Path) -> bytes:
-  try:
-    content = pathlib.Path(path).read_bytes()
-  except FileNotFoundError:
-    return b''
-  except OSError as error:
-    raise errors.DataError(f'cannot read {path}: {error.strerror}.') from error
-  return content[: content.rfind(b'\n') + 1]
 
 
 def _header(content: bytes) -> list[str]:
@@ -458,11 +424,7 @@ def _number(path: _Path, line: int, column: str, cell: str | float) -> float:
 
 
 def read_metrics(path: pathlib.Path, columns: Iterable[str]) -> 'pd.DataFrame':
-  """Returns a row per gradient step: the step and those columns it has.
-
-  Raises:
-    DataError: if the file is damaged.
-  """
+  """Returns a row per gradient step: the step and those columns it has."""
   metrics = read_columns(path, columns)
   # A resumed run logs a step again; the later row is the one that counts.
   metrics = metrics.drop_duplicates(STEPS, keep='last').sort_values(STEPS)
@@ -474,9 +436,7 @@ def read_evaluations(
 ) -> 'pd.DataFrame':
   """Returns a row per evaluation: its gradient step and what it came to.
 
-  Args:
-    path: scores.csv.
-    identity: what provenance.json says of the run, by the names of `IDENTITY`.
+  `identity` is what provenance.json says of the run, by `IDENTITY`'s names.
 
   Returns:
     `gradient_steps`; `return`, the mean over its episodes; `episodes` and

@@ -5,8 +5,8 @@
     train.log      what `train` printed, one attempt after another
 
 Progress is a newer checkpoint or more scores. Nothing on disk says that a
-process was killed, so a run that was, was stopped or hangs is stalled, and so
-is one that says that it failed of anything but divergence.
+process was killed: a run that was killed or stopped, that hangs, or that failed
+of anything but divergence is stalled.
 """
 
 from collections.abc import Iterable, Sequence
@@ -113,10 +113,6 @@ class RunState:
 def read(folder: str | os.PathLike[str], is_finished: bool) -> RunState:
   """Returns how a run stands by its files, now.
 
-  Args:
-    folder: the run directory.
-    is_finished: whether it has all that it is to have; see `is_finished`.
-
   Raises:
     DataError: if a file of it is damaged.
   """
@@ -201,8 +197,7 @@ def last_rows(path: pathlib.Path) -> list[dict[str, str]]:
 def pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
   """Returns gradient steps per second, and seconds between rows of metrics.
 
-  The rate is the median of the last rows' and None if none is known; the
-  seconds are 0 then.
+  The rate is the median of the last rows'; without any, None and 0.
   """
   import pandas as pd
 
@@ -239,10 +234,7 @@ def is_finished(folder: str | os.PathLike[str], num_iterations: int) -> bool:
 
 
 def progress(folder: str | os.PathLike[str]) -> tuple[int, int]:
-  """Returns what grows as a run gets on, whatever becomes of its process.
-
-  The gradient steps of the newest checkpoint, and the bytes of scores.csv.
-  """
+  """Returns the newest checkpoint's gradient steps, and scores.csv's bytes."""
   root = pathlib.Path(folder)
   found = checkpoints.manifests(root / run_directory.CHECKPOINTS)
   steps = max((m.gradient_steps for m in found), default=0)

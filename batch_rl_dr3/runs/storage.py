@@ -1,6 +1,6 @@
 """Reads a log in any storage that fsspec knows, tried again when it falters.
 
-Every read is of a range, so that what broke goes on at the byte reached.
+Every read is of a range, so an interrupted read resumes at the byte reached.
 """
 
 from collections.abc import Callable
@@ -97,8 +97,8 @@ def _kinds(error: Exception) -> set[str]:
 class Retry:
   """Tries again what may pass: exponential backoff with jitter, bounded.
 
-  gcsfs tries each request up to 6 times by itself; these attempts come on top
-  of that, and cover what it does not: timeouts and short reads.
+  These attempts come on top of gcsfs's own, up to 6 a request, and cover what
+  those do not: timeouts and short reads.
   """
 
   def __init__(
@@ -111,16 +111,11 @@ class Retry:
     """Sets the rule.
 
     Args:
-      attempts: how often a read is tried in all; twice at most where no
-        connection could be made: gcsfs alone tries for a minute.
-      first_delay: seconds before the second attempt; each further delay is
-        twice as long. The delay used is a random half to whole of it, so that
-        many readers do not come back at once.
+      attempts: of a read in all; at most two where no connection could be made.
+      first_delay: seconds before the second attempt, doubled for each further.
+        A random half to whole of it is used, so that many readers spread out.
       max_delay: the longest delay in seconds.
       sleep: what waits.
-
-    Raises:
-      ConfigError: if attempts is less than 1.
     """
     if attempts < 1:
       raise errors.ConfigError(
@@ -132,11 +127,7 @@ class Retry:
     self._sleep = sleep
 
   def __call__(self, name: str, read: Callable[[], _T]) -> _T:
-    """Returns what `read` returns.
-
-    Args:
-      name: what is read, for messages.
-      read: what is tried.
+    """Returns what `read` returns; messages call what is read by `name`.
 
     Raises:
       RefusedError: if the storage refuses, or did not answer in any attempt.
@@ -157,7 +148,7 @@ class Retry:
       self._sleep(delay)
 
   def _delay(self, name: str, error: Exception, attempt: int) -> float:
-    """Returns after how many seconds to try again, if at all."""
+    """Returns the seconds until the next attempt, or raises."""
     told = place.one_line(error)
     if _is_refusal(error):
       raise RefusedError(f'{name} is refused: {told}.') from error
@@ -176,16 +167,10 @@ class Retry:
 
 @dataclasses.dataclass(frozen=True)
 class StoredFile:
-  """A file somewhere, that can be opened from its start.
-
-  Attributes:
-    name: what messages call it: a path or an address.
-    num_bytes: its size as stored, compressed.
-    open: makes a context manager of a binary stream of its bytes.
-  """
+  """A file somewhere; `open` makes a binary stream from its beginning."""
 
   name: str
-  num_bytes: int
+  num_bytes: int  # As stored, compressed.
   open: Callable[[], contextlib.AbstractContextManager[BinaryIO]]
 
 
@@ -216,11 +201,7 @@ class _CountedFile(io.FileIO):
 def local_file(
   path: str | os.PathLike[str], count: ByteCount | None = None
 ) -> StoredFile:
-  """Returns the file at a path of this machine.
-
-  Args:
-    path: where it is.
-    count: what counts the bytes that are read of it.
+  """Returns the file at a path of this machine; `count` counts the bytes read.
 
   Raises:
     DataError: if there is none.
@@ -240,11 +221,7 @@ def local_file(
 
 
 def version(info: dict[str, Any]) -> list[Any]:
-  """Returns what changes with an object's content, as JSON values.
-
-  Args:
-    info: what fsspec's `info` or `ls` says of it.
-  """
+  """Returns the JSON values of fsspec's `info` that change with the content."""
   return [info['size'], *(str(info[k]) for k in _VERSION_KEYS if k in info)]
 
 
@@ -279,10 +256,7 @@ class _RangeStream(io.RawIOBase):
 class Storage:
   """The objects of one folder of a storage, read; see `open_storage`.
 
-  Attributes:
-    url: what messages call the folder.
-    count: counts the bytes that came over the network, of this folder and of
-      those that `folder` returned.
+  `count` also counts what is read of the folders that `folder` returned.
   """
 
   def __init__(self, url: str, filesystem: Any, root: str, retry: Retry):
@@ -321,12 +295,7 @@ class Storage:
     return {n: self._sized(n, i) for n, i in found.items() if is_wanted(n)}
 
   def info(self, name: str) -> dict[str, Any]:
-    """Returns what is said of one object of the folder.
-
-    Raises:
-      RefusedError: if the storage refuses or there is no such object.
-      DataError: if the storage does not state its size.
-    """
+    """Returns what is said of one object of the folder."""
     return self._sized(name, {'name': f'{self._root}/{name}'})
 
   def _sized(self, name: str, info: dict[str, Any]) -> dict[str, Any]:
@@ -387,10 +356,10 @@ def open_storage(
   timeout: float,
   retry: Retry,
 ) -> Storage:
-  """Returns the folder at a URL.
+  """Returns the folder at a gs://, s3://, https://, file:// or memory:// URL.
 
   Args:
-    url: what fsspec opens: gs://, s3://, https://, file://, memory://.
+    url: what fsspec opens.
     endpoint_url: where gs:// is served; None for Google's own.
     google_token: gcsfs's token. None takes Google's default credentials where
       GOOGLE_APPLICATION_CREDENTIALS names a file of them or `gcloud auth

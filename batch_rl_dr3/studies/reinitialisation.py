@@ -1,12 +1,12 @@
 """How much a checkpoint depends on each of its layers (Figure A.2).
 
 Zhang et al. 2019 (arXiv:1902.01996) set one layer of a trained network back,
-to the values that it began with or to a fresh draw of the same distribution,
-and look at what is lost. Kumar et al. 2022 (arXiv:2112.04716) do so with
-value networks and say that DR3 makes them behave as in supervised learning.
-Their protocol is not known. Here a layer is a kernel with its bias, what is
-lost is return, by the run's own rule of play, and predictions are compared on
-states that the unchanged checkpoint visits.
+to its initial values or to a fresh draw of the same distribution, and look at
+what is lost. Kumar et al. 2022 (arXiv:2112.04716) do so with value networks
+and say that DR3 makes them behave as in supervised learning. Their protocol is
+not known. Here a layer is a kernel with its bias, what is lost is return, by
+the run's own rule of play, and predictions are compared on states that the
+unchanged checkpoint visits.
 """
 
 from collections.abc import Sequence
@@ -55,12 +55,8 @@ def initial_weights(
 ) -> Weights:
   """Returns the weights that an agent of the configuration begins with.
 
-  They are a function of the seed, as gin has the agent's class and network.
-
-  Args:
-    evaluator: of the same configuration, which gin still holds.
-    like: weights of such an agent.
-    seed: the run's.
+  They are a function of the seed, as gin, which still holds the evaluator's
+  configuration, has the agent's class and network; `like` are such weights.
   """
   game = evaluator.lanes.game
   agent = gin.query_parameter('FixedReplayRunner.agent').configurable.wrapped
@@ -96,9 +92,6 @@ def measure(folders: Sequence[pathlib.Path]) -> pd.DataFrame:
     layer, kind; return and return_before (of the unchanged checkpoint);
     q_change, the mean of |Q - Q_before| over that of |Q_before|;
     actions_changed, the share of states with another greedy action.
-
-  Raises:
-    DataError: if a run has no checkpoint.
   """
   rows = []
   for folder in folders:
@@ -185,11 +178,10 @@ def compare(
 class StateSample:
   """Different states of a stream, the same sample in whatever order they come.
 
-  Whether a state is kept its digest decides. Threads may add at once.
+  A state's digest decides whether it is kept. Threads may add at once.
   """
 
   def __init__(self, stream_length: int):
-    """Opens the sample of a stream of about so many states."""
     self._stride = max(1, stream_length // _NUM_STATES)
     self._kept: dict[int, npt.NDArray[np.uint8]] = {}
 

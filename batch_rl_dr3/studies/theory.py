@@ -142,9 +142,6 @@ def fixed_points(
 def drifts(num_points: int) -> pd.DataFrame:
   """Returns how noisy TD moves around fixed points, a row a point.
 
-  Args:
-    num_points: how many points, with as many problems and seeds.
-
   Returns:
     Columns seed; slowest, `FixedPoint.slowest_rate`: where it is not well above
     1 / burn-in, the covariance has not settled. Cosines of the simulated

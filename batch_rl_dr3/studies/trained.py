@@ -123,12 +123,6 @@ def draw(
   """Returns the figure: a row a quantity, a column a game and data set.
 
   Where there is one game alone, more than two quantities take two columns.
-
-  Args:
-    study: the quantities.
-    collection: the runs.
-    names: the methods, in order.
-    narrow: whether panels stand below each other.
   """
   places = [
     (PANELS[quantity], setting)

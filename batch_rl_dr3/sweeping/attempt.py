@@ -1,10 +1,9 @@
 """One attempt at a run: its process, its log, and what is recorded of it.
 
-An actor of Ray and a task of a job array both execute a run by `execute`. All
-that outlives an attempt is in the run directory, see `runs.state`. Progress
-is looked at when the next attempt begins, so that it does not matter who died
-of what: an attempt that was preempted costs nothing unless nothing ever comes
-of any.
+A Ray actor and a job array's task both execute a run by `execute`. All that
+outlives an attempt is in the run directory, see `runs.state`. The next attempt
+looks at what progress was made, so it does not matter who died of what: a
+preempted attempt costs nothing unless nothing ever comes of any.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,43 +61,26 @@ os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What an attempt came to.
+  """What an attempt came to."""
 
-  Attributes:
-    kind: DONE, SET_ASIDE, BUSY or AGAIN.
-    exit_code: of `train`, or what stands for it; negative for a signal.
-    error: why, if it did not end well.
-    without_progress: attempts in a row that came to nothing, this one left
-      out.
-  """
-
-  kind: str
-  exit_code: int
+  kind: str  # DONE, SET_ASIDE, BUSY or AGAIN.
+  exit_code: int  # Of `train`, or what stands for it; negative for a signal.
   error: str = ''
-  without_progress: int = 0
+  without_progress: int = 0  # Attempts in a row before this one.
 
 
 @dataclasses.dataclass
 class Attempt:
-  """One attempt at a run, which can be stopped from another thread.
+  """One attempt at a run, which can be stopped from another thread."""
 
-  Attributes:
-    folder: the run directory, or its URL.
-    arguments: what follows `python`.
-    num_iterations: that the run has in the end.
-    max_without_progress: a run is set aside after so many attempts.
-    cwd: where the process runs, if there is such a folder here.
-    key: the run's index in its sweep.
-    cores: those that the process is pinned to, where the system can; () for
-      none. TensorFlow makes as many threads as it may use cores.
-  """
-
-  folder: str
-  arguments: Sequence[str]
+  folder: str  # Or a URL.
+  arguments: Sequence[str]  # What follows `python`.
   num_iterations: int
   max_without_progress: int
-  cwd: str | None = None
-  key: int = 0
+  cwd: str | None = None  # Where the process runs, if it exists here.
+  key: int = 0  # The run's index in its sweep.
+  # The process is pinned to these, where the system can; () for none.
+  # TensorFlow makes as many threads as it may use cores.
   cores: Sequence[int] = ()
   _process: 'subprocess.Popen[bytes] | None' = dataclasses.field(
     default=None, init=False
@@ -113,9 +95,7 @@ class Attempt:
       process.send_signal(signal.SIGTERM)
 
   def execute(self) -> Outcome:
-    """Executes the run and returns what came of it.
-
-    The process ends with the thread that calls this.
+    """Executes the run, in a process that ends with this thread.
 
     Raises:
       DataError: if the run directory cannot be read.
@@ -188,7 +168,6 @@ class Attempt:
     return state.last_line(self._here / state.LOG)
 
   def _next(self, before: Record) -> Record:
-    """Returns the record of an attempt that begins after others."""
     now = state.progress(self._here)
     without = before.without_progress
     if before.attempts:

@@ -39,12 +39,7 @@ def _need(*names: str) -> None:
 
 
 def load_sweep() -> tuple[Sweep, list[SweepRun]]:
-  """Returns the sweep that the flags describe, and its runs.
-
-  Raises:
-    ConfigError: if a file is missing or wrong.
-    UsageError: if --grid or --runs is.
-  """
+  """Returns the sweep that the flags describe, and its runs."""
   _need('grid', 'runs')
   imports = cli.find_imports()
   cli.load_gin([FLAGS.grid], FLAGS.gin_bindings)
@@ -56,11 +51,7 @@ def load_sweep() -> tuple[Sweep, list[SweepRun]]:
 def read_runs(
   runs_of_sweep: Sequence[SweepRun], contents: mirror.Contents
 ) -> mirror.Runs:
-  """Returns the runs in --runs as they are now.
-
-  Raises:
-    DataError: if they cannot be read.
-  """
+  """Returns the runs in --runs as they are now."""
   runs = mirror.Runs(FLAGS.runs, FLAGS.cache_dir, contents)
   # Folders of games are listed at the same time.
   runs.refresh(sorted({f'{run.suite}/{run.game}' for run in runs_of_sweep}))
@@ -124,11 +115,7 @@ def retry() -> None:
 
 
 def collect() -> None:
-  """Writes the scores of all runs into one file.
-
-  Raises:
-    DataError: if no run has scores.
-  """
+  """Writes the scores of all runs into one file."""
   sweep, runs_of_sweep = load_sweep()
   runs = read_runs(runs_of_sweep, kept.SCORE_CONTENTS)
   tables = list(kept.collect(runs_of_sweep, runs.folder, sweep.results_dir))
@@ -150,11 +137,7 @@ def collect() -> None:
 
 
 def keep() -> None:
-  """Writes what is kept of finished runs to the sweep's results.
-
-  Raises:
-    UsageError: if the sweep has no place for them.
-  """
+  """Writes what is kept of finished runs to the sweep's results."""
   sweep, runs_of_sweep = load_sweep()
   if sweep.results_dir is None:
     raise errors.UsageError(
@@ -169,12 +152,7 @@ def keep() -> None:
 
 
 def run() -> None:
-  """Executes what is left of the sweep.
-
-  Raises:
-    ConfigError: if there is no Ray, or no cluster.
-    DataError: if runs were set aside.
-  """
+  """Executes what is left of the sweep."""
   sweep, runs_of_sweep = load_sweep()
   runs = read_runs(runs_of_sweep, standing.CONTENTS)
   left = [

@@ -1,7 +1,6 @@
-"""What is left of a sweep will cost: time, money, disk and download.
+"""Estimates the time, cost, disk and download of a sweep's remaining runs.
 
-Every figure follows from a rate that was measured; what is not known is said,
-and not made up.
+Every figure follows from a rate that was measured; what is not known is said.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,17 +24,11 @@ _AGENT_STEPS = 'agent_steps_per_second'
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-  """How fast runs are.
+  """How fast runs are, in steps a second."""
 
-  Attributes:
-    by_method: gradient steps a second; '' stands for any other method.
-    play: agent steps a second of evaluation; None if it is not known.
-    origin: where the numbers are from.
-  """
-
-  by_method: Mapping[str, float]
-  play: float | None
-  origin: str
+  by_method: Mapping[str, float]  # Gradient steps; '' is any other method.
+  play: float | None  # Agent steps of evaluation; None if it is not known.
+  origin: str  # Where the numbers are from.
 
   def of(self, method: str) -> float:
     """Returns the rate of a method, the slowest known if it has none."""
@@ -87,24 +80,16 @@ def of_finished(
 
 @dataclasses.dataclass(frozen=True)
 class SweepEstimate:
-  """What is left to do, and what it costs; None is what is not known.
+  """What is left to do, and what it costs; None is what is not known."""
 
-  Attributes:
-    num_runs: runs by state.
-    run_hours: of runs one after the other.
-    store_bytes: of all different stores, uncompressed.
-    download_bytes: of their logs.
-    run_bytes: of all run directories in the end.
-  """
-
-  num_runs: Mapping[str, int]
+  num_runs: Mapping[str, int]  # By state.
   gradient_steps: int
   agent_steps: int
-  run_hours: float | None
+  run_hours: float | None  # Of runs one after the other.
   num_stores: int
-  store_bytes: int
-  download_bytes: float | None
-  run_bytes: float | None
+  store_bytes: int  # Of all different stores, uncompressed.
+  download_bytes: float | None  # Of their logs.
+  run_bytes: float | None  # Of all run directories in the end.
   run_bytes_origin: str
 
 
@@ -184,11 +169,7 @@ def describe(
 ) -> list[str]:
   """Returns an estimate in words, a line each.
 
-  Args:
-    sweep: the sweep.
-    plan: the estimate.
-    rates: what it is from.
-    price: of an hour of a GPU, or of a core where no GPU is used.
+  The price is of an hour of a GPU, or of a core where no GPU is used.
   """
   total = sum(plan.num_runs.values())
   states = [f'{n:,} {word}' for word, n in plan.num_runs.items() if n]

@@ -1,8 +1,7 @@
 """What a sweep consists of: games x data sets x methods x seeds, as gin says.
 
-A grid file binds `Sweep` and nothing that is trained; each of its runs is the
-gin files and bindings that its templates give, and can be trained by hand with
-the same command.
+A grid file binds `Sweep` and nothing that is trained; each run's gin files and
+bindings follow from its templates, and the same command trains it by hand.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,19 +31,9 @@ _ELEMENT_BYTES = 9
 
 @dataclasses.dataclass(frozen=True)
 class SweepRun:
-  """One run of a sweep.
+  """One run of a sweep."""
 
-  Attributes:
-    index: its place in the sweep, by which job arrays name it.
-    replay_dir: where its log is; None for the public buckets.
-    identity: 8 hexadecimal digits, see `Sweep.runs`.
-    runner: what trains it, as its files call it.
-    bound: what its files and bindings bind, by name.
-    imports: code of the user's own that its files name.
-    start: the run whose last checkpoint it starts from.
-  """
-
-  index: int
+  index: int  # Its place in the sweep, by which job arrays name it.
   suite: str
   game: str
   dataset: str
@@ -53,12 +42,13 @@ class SweepRun:
   logged_run: int
   gin_files: tuple[str, ...]
   gin_bindings: tuple[str, ...]
-  replay_dir: str | None
-  identity: str
-  runner: str
+  replay_dir: str | None  # None for the public buckets.
+  identity: str  # 8 hexadecimal digits, see `Sweep.runs`.
+  runner: str  # What trains it, as its files call it.
+  # What its files and bindings bind, by name.
   bound: dict[str, Any] = dataclasses.field(repr=False, compare=False)
   imports: tuple[own_code.OwnCode, ...] = ()
-  start: 'SweepRun | None' = None
+  start: 'SweepRun | None' = None  # Its last checkpoint is begun with.
 
   @property
   def folder(self) -> str:
@@ -128,10 +118,7 @@ class SweepRun:
   ) -> list[str]:
     """Returns the flags of `python -m batch_rl_dr3.train` for this run.
 
-    Args:
-      runs: the folder of all runs.
-      cache_dir: where stores are kept.
-      local: whether files of the user's own are named by their place here.
+    If `local`, files of the user's own are named by their place here.
     """
     where = (
       f'--run={self.logged_run}'
@@ -170,31 +157,24 @@ class Sweep:
       the method that templates see, and what is bound besides.
     variants: bindings by name, such as {'c0_0.03':
       ['FeatureDotPenalty.coefficient = 0.03']}: each method is run with each,
-      and is then called <method>_<name>. Templates see the method without it.
-    starts_from: methods that start from the last checkpoint of another, with
-      the same game, data set and seed.
+      as <method>_<name>. Templates see the method without it.
+    starts_from: methods that start from the last checkpoint of another.
     logged_runs: the logged runs, dealt out to the seeds in turn.
     gin_files: templates of gin files.
     gin_bindings: templates of bindings that override them.
-    replay_dir: template of where the logs are; None looks for the logged run
-      in the public buckets.
-    data_names: what {data} stands for, by game or by data set; it is the data
-      set's own name where nothing is said.
-    results_dir: a study of results that are kept apart from the runs (see
-      `runs.results`): what it holds is done.
+    replay_dir: template of where the logs are; None for the public buckets.
+    data_names: {data} by game or data set; the data set's own name by default.
+    results_dir: a study (see `runs.results`) whose runs count as done.
     num_cpus: processor cores of a run.
     num_gpus: GPUs of a run; a fraction packs several on one.
     run_gigabytes: memory of a run, with frames that it holds for itself.
     store_memory_share: the share of a store, read as needed by all runs of a
       node, that is to fit in the node's memory.
-    row_bytes: of a row in a store, in memory and on disk; 0 where there is no
-      store, as in continuous control; None where the data say it: those of
-      `collect`, and the public ones.
+    row_bytes: of a store's row, in memory and on disk; 0 where there is no
+      store, as in continuous control; None where the data say it.
     log_rows: rows of a logged run; None where the data say it.
-    log_gigabytes: size of a logged run where it is read from; None where it
-      is not known or on this machine.
-    run_disk_gigabytes: disk of a finished run, checkpoints included; None
-      where it is to be measured.
+    log_gigabytes: of a logged run to download; None if unknown or local.
+    run_disk_gigabytes: of a finished run with checkpoints; None to measure it.
     max_attempts_without_progress: a run is set aside after so many.
   """
 

@@ -1,8 +1,7 @@
-"""A sweep as a job array: one task a run, for systems that know no Ray.
+"""A sweep as a job array: one task a run, for systems other than Ray.
 
-A task is `sweep task`; its number counts through the runs of `--only`, those
-that were left. What each system reads is a template in `templates/`, filled
-from its settings and the array.
+A task is `sweep task`, numbered through the runs of `--only`. What each system
+reads is a template in `templates/`, filled from its settings and the array.
 """
 
 from collections.abc import Iterable, Sequence
@@ -46,11 +45,7 @@ def format_ranges(indices: Iterable[int]) -> str:
 
 
 def parse_ranges(text: str) -> list[int]:
-  """Returns 0, 1, 2, 5 for '0-2,5'.
-
-  Raises:
-    UsageError: if the text is no such list.
-  """
+  """Returns 0, 1, 2, 5 for '0-2,5'; raises UsageError for other text."""
   indices: list[int] = []
   try:
     for part in text.split(','):
@@ -65,17 +60,10 @@ def parse_ranges(text: str) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class JobArray:
-  """What every system has to be told.
-
-  Attributes:
-    name: of lower-case letters, digits and dashes.
-    indices: the runs, by their place in the sweep.
-    flags: of `sweep task`, without --only.
-    gigabytes: memory of a task, with its store.
-  """
+  """What every system has to be told."""
 
   name: str
-  indices: tuple[int, ...]
+  indices: tuple[int, ...]  # The runs, by their place in the sweep.
   flags: tuple[str, ...]
   runs: str
   num_cpus: float
@@ -102,7 +90,7 @@ class JobArray:
     return math.ceil(self.gigabytes * 1e9 / 2**20)
 
   def parts(self, length: int) -> list['JobArray']:
-    """Returns arrays of at most so many tasks, which are this one together."""
+    """Returns this array cut into arrays of at most so many tasks."""
     cut = [
       self.indices[start : start + length]
       for start in range(0, len(self.indices), length)
@@ -157,9 +145,9 @@ class Kubernetes:
     image: the container image, built from the shipped Dockerfile.
     parallelism: pods at a time.
     node_selector: labels of the nodes that may be used.
-    tolerations: taints of nodes that are put up with, such as of spot ones.
-    runs_claim: the PersistentVolumeClaim (ReadWriteMany) that is mounted where
-      --runs is, unless that is in a bucket; None mounts none.
+    tolerations: taints of nodes that are tolerated, such as of spot ones.
+    runs_claim: the PersistentVolumeClaim (ReadWriteMany) to mount at --runs,
+      unless that is in a bucket; None mounts none.
     cache_gigabytes: of the node's disk that a pod may fill with its store.
   """
 
@@ -170,14 +158,12 @@ class Kubernetes:
   runs_claim: str | None = 'runs'
   cache_gigabytes: ranges.Positive = 50.0
 
-  def files(self, array: JobArray) -> dict[str, str]:
-    """Returns one file by its name."""
+  def files(self, array: JobArray) -> dict[str, str]:  # noqa: D102
     mounts = self.runs_claim is not None and array.mount is not None
     text = _fill('kubernetes.json', self, array, mounts=mounts)
     return {f'{array.name}.json': text}
 
-  def command(self, name: str) -> str:
-    """Returns the command that submits a file."""
+  def command(self, name: str) -> str:  # noqa: D102
     return f'kubectl create --filename={name}'
 
 
@@ -196,8 +182,7 @@ class GcpBatch:
     parallelism: tasks at a time.
     max_run_hours: a task is ended after so many, and can go on.
     disk_gigabytes: of a machine: image, and the stores of its tasks.
-    nfs: 'SERVER:/PATH' of the shared disk that is mounted where --runs is;
-      None mounts none.
+    nfs: 'SERVER:/PATH' of the shared disk to mount at --runs; None for none.
   """
 
   image: str = 'REGION-docker.pkg.dev/PROJECT/images/batch-rl-dr3:cuda'
@@ -223,8 +208,7 @@ class GcpBatch:
       )
     return {f'{array.name}.json': _fill('gcp_batch.json', self, array)}
 
-  def command(self, name: str) -> str:
-    """Returns the command that submits a file."""
+  def command(self, name: str) -> str:  # noqa: D102
     return (
       f'gcloud batch jobs submit {name.removesuffix(".json")} '
       f'--location={self.location} --config={name}'
@@ -238,11 +222,7 @@ BACKENDS = {'gcp-batch': GcpBatch, 'slurm': Slurm, 'kubernetes': Kubernetes}
 def write(
   backend: str, array: JobArray, folder: str | os.PathLike[str]
 ) -> list[str]:
-  """Writes the files of a job array and returns the commands to submit them.
-
-  Raises:
-    WriteError: if they cannot be written.
-  """
+  """Writes the files of a job array and returns the commands to submit them."""
   made = BACKENDS[backend]()
   files = made.files(array)
   place = atomic.make_directory(folder)
@@ -287,17 +267,10 @@ def create(
   runs: str,
   flags: Sequence[str],
 ) -> JobArray:
-  """Returns the job array of some runs of a sweep.
+  """Returns the job array of some runs of a sweep; flags are of `sweep task`.
 
   The same runs have the same name: a system that refuses to take a name twice
-  does not execute them twice.
-
-  Args:
-    sweep: the sweep.
-    runs_of_sweep: those of its runs that are to be executed.
-    name: of the sweep.
-    runs: the folder of all runs, as a task sees it.
-    flags: of `sweep task`.
+  does not execute them twice. `runs` is the folder of all runs for a task.
   """
   identities = ' '.join(run.identity for run in runs_of_sweep)
   digest = hashlib.sha256(identities.encode()).hexdigest()[:8]

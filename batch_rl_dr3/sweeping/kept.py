@@ -3,13 +3,13 @@
 A study (see `runs.results`) is small enough for version control, some 10 kB a
 run. `report` reads it, and the sweep counts its runs as done. Of a run it holds
 
-    provenance.json  without the list of the data's files, and with a command
-                     that says RUNS and CACHE in place of a machine's folders
+    provenance.json  without the list of the data's files, and with RUNS and
+                     CACHE for a machine's folders in the command
     finished.json    as it is
     metrics.csv      the rows of the gradient steps of its evaluations, numbers
                      to 6 digits
-    scores.csv       a row per evaluation: the means of its episodes, and how
-                     many they are, in a column `episodes`
+    scores.csv       a row per evaluation: the means of its episodes, and their
+                     number in a column `episodes`
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,19 +54,13 @@ _TEXT = ('suite', 'game', 'method', 'dataset')
 def keep(
   runs_of_sweep: Iterable[SweepRun], runs: pathlib.Path, results_dir: str
 ) -> list[str]:
-  """Adds finished runs to a study, those that it does not hold yet.
-
-  Args:
-    runs_of_sweep: the runs.
-    runs: the folder where all runs are read.
-    results_dir: the study.
+  """Adds finished runs in the folder `runs` that a study lacks to it.
 
   Returns:
     The folders of the runs that were added, below the study.
 
   Raises:
     DataError: if a run directory or the study is damaged.
-    WriteError: if a file cannot be written.
   """
   study = results.read(results_dir)
   added = {
@@ -145,7 +139,7 @@ def _short(cell: str) -> str:
 
 
 def has_parquet() -> bool:
-  """Returns whether Parquet can be written: pyarrow has to be installed."""
+  """Returns whether pyarrow, which writes Parquet, is installed."""
   return importlib.util.find_spec('pyarrow') is not None
 
 
@@ -154,11 +148,7 @@ def collect(
   runs: str | os.PathLike[str],
   results_dir: str | None,
 ) -> Iterator[pd.DataFrame]:
-  """Yields the scores of each run that has some, kept or not.
-
-  Raises:
-    DataError: if a file cannot be read.
-  """
+  """Yields the scores of each run that has some, kept or not."""
   study = {} if results_dir is None else results.read(results_dir)
   for run in runs_of_sweep:
     path = pathlib.Path(runs) / run.folder / run_directory.SCORES
@@ -170,20 +160,11 @@ def collect(
 
 
 def write(tables: Iterable[pd.DataFrame], output: str) -> int:
-  """Writes tables of scores into one file, whole or not at all.
-
-  Args:
-    tables: see `collect`.
-    output: .parquet or .csv.
-
-  Returns:
-    The number of rows.
+  """Writes the tables of `collect` into one file; returns the number of rows.
 
   Raises:
-    UsageError: if the file's name has another ending, or there is no pyarrow
-      for .parquet.
-    DataError: if a file cannot be read.
-    WriteError: if the output cannot be written.
+    UsageError: if the file ends in neither .parquet nor .csv, or there is no
+      pyarrow for .parquet.
   """
   ending = pathlib.Path(output).suffix
   if ending not in (PARQUET, CSV):

@@ -35,24 +35,18 @@ _NO_NODE_SECONDS = 300.0
 
 @dataclasses.dataclass
 class Node:
-  """A machine with slots.
-
-  Attributes:
-    memory: bytes that runs may use.
-    stores: what it has on its disk, as far as is known.
-    suspended_until: no run begins on it before.
-    num_lost: how often in a row jobs were lost there, and nothing came back.
-  """
+  """A machine with slots."""
 
   name: str
-  memory: float
+  memory: float  # In bytes, for runs.
   running: list[SweepRun] = dataclasses.field(default_factory=list)
+  # What it has on its disk, as far as is known.
   stores: set[str] = dataclasses.field(default_factory=set)
   suspended_until: float = 0.0
-  num_lost: int = 0
+  num_lost: int = 0  # How often in a row jobs were lost there.
 
   def lose(self, now: float) -> None:
-    """Notes that a job was lost here; what else is lost at once is one."""
+    """Records that a job was lost; several lost at once count as one."""
     if now >= self.suspended_until:
       self.num_lost += 1
       self.suspended_until = now + _SUSPENDED_SECONDS
@@ -74,13 +68,7 @@ class Queue:
     run_bytes: float,
     store_bytes: Callable[[SweepRun], float],
   ):
-    """Makes the queue of runs, first ones first.
-
-    Args:
-      runs: what is to be done.
-      run_bytes: memory of a run beside its store.
-      store_bytes: memory of a run's store, which runs of a node share.
-    """
+    """Makes the queue; sizes are bytes of memory, a run's without its store."""
     self._ready_at = {run.index: (run, 0.0) for run in runs}
     self._run_bytes = run_bytes
     self._store_bytes = store_bytes
@@ -94,8 +82,8 @@ class Queue:
     """Returns the run that a free slot of a node begins, entered there.
 
     A run whose store the node holds comes first, then one whose store no node
-    holds, then any, as long as there is memory for it, and as what it starts
-    from is not left to do; None if there is none.
+    holds, then any, as long as there is memory for it and what it starts from
+    is finished; None if there is none.
     """
     if now < node.suspended_until:
       return None
@@ -128,11 +116,7 @@ class Queue:
     return len(runs) * self._run_bytes + sum(stores.values())
 
   def check_memory(self, nodes: Sequence[Node]) -> None:
-    """Checks that every run has a node that could hold it, were it empty.
-
-    Raises:
-      ConfigError: if one has none.
-    """
+    """Raises ConfigError if a run fits no node, even an empty one."""
     largest = max((node.memory for node in nodes), default=0.0)
     for run, _ in self._ready_at.values():
       needed = self._bytes([run])
@@ -165,12 +149,7 @@ class Capacity:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-  """An attempt that is over.
-
-  Attributes:
-    outcome: what came of it; None if whoever executed it is gone.
-    reason: why that is gone.
-  """
+  """An attempt that is over; `reason` says why one without an outcome is."""
 
   key: int
   outcome: attempt.Outcome | None
@@ -204,22 +183,15 @@ class Tally:
 
 @dataclasses.dataclass
 class Executor:
-  """Executes runs, each by one attempt at a time, until none is left.
-
-  Attributes:
-    job: makes the attempt at a run.
-    stop_requested: whether the sweep is to end.
-    stop_seconds: how long runs have then to save.
-  """
+  """Executes runs, each by one attempt at a time, until none is left."""
 
   cluster: Cluster
   queue: Queue
-  job: Callable[[SweepRun], attempt.Attempt]
+  job: Callable[[SweepRun], attempt.Attempt]  # Makes the attempt at a run.
   stop_requested: Callable[[], bool]
-  stop_seconds: float
+  stop_seconds: float  # How long runs have to save when asked to stop.
 
   def __post_init__(self) -> None:
-    """Knows no node yet."""
     self._nodes: dict[str, Node] = {}
     self._slots: dict[str, int] = {}
     self._running: dict[int, tuple[str, SweepRun]] = {}
@@ -247,11 +219,7 @@ class Executor:
     return self.tally
 
   def _look_at_nodes(self) -> None:
-    """Brings what is known of the nodes up to date, now and then.
-
-    Raises:
-      ConfigError: if there is none at first, or has been none for long.
-    """
+    """Brings what is known of the nodes up to date, now and then."""
     now = time.monotonic()
     if now - self._looked < _NODES_SECONDS:
       return
@@ -287,11 +255,7 @@ class Executor:
     self._bar.set_postfix_str(f'{len(self._running)} running', refresh=False)
 
   def _record(self, ended: Ended) -> None:
-    """Decides what becomes of a run whose attempt is over.
-
-    Raises:
-      ConfigError: if all nodes lose whatever they are given.
-    """
+    """Decides what becomes of a run whose attempt is over."""
     name, run = self._running.pop(ended.key)
     # A node that is known no more has nothing to be noted.
     node = self._nodes.get(name, Node(name, 0.0, [run]))
@@ -334,11 +298,7 @@ class Executor:
     self._bar.write(message)
 
   def _stop(self) -> None:
-    """Has all runs save, and ends the sweep.
-
-    Raises:
-      PreemptedError: always.
-    """
+    """Has all runs save, and ends the sweep with a PreemptedError."""
     running = len(self._running)
     self._bar.write(f'stopping: {running} runs save their state')
     self.cluster.stop()
@@ -355,14 +315,7 @@ class Executor:
 def jobs(
   runs: str, cache_dir: str, program: Sequence[str], max_without_progress: int
 ) -> Callable[[SweepRun], attempt.Attempt]:
-  """Returns what makes the attempt at a run.
-
-  Args:
-    runs: the folder of all runs.
-    cache_dir: where stores are kept, on each node.
-    program: what follows `python`, such as -m batch_rl_dr3.train.
-    max_without_progress: a run is set aside after so many attempts.
-  """
+  """Returns what makes the attempt at a run; python runs the `program`."""
 
   def job(run: SweepRun) -> attempt.Attempt:
     return attempt.Attempt(

@@ -1,10 +1,9 @@
 """Slots on the nodes of a Ray cluster, each an actor that executes runs.
 
-Ray carries attempts to nodes and says who has died; nothing is left to its own
-retries, which would not know a preemption from a fault. An actor ends with its
-raylet and a run with its actor, by the kernel's word: Ray itself was seen to
-leave workers running. Each slot has cores of its own, to which its runs are
-pinned.
+Ray carries attempts to nodes and says who has died; its own retries, which
+cannot tell a preemption from a fault, are off. The kernel ends an actor with
+its raylet and a run with its actor, as Ray was seen to leave workers running.
+Each slot pins its runs to cores of its own.
 """
 
 import ctypes
@@ -67,7 +66,7 @@ class Slot:
 
 
 class RayCluster:
-  """See `queue.Cluster`."""
+  """A `queue.Cluster` of Ray's nodes."""
 
   def __init__(
     self,
@@ -76,13 +75,10 @@ class RayCluster:
     num_gpus: float,
     slots_per_node: int = 0,
   ):
-    """Connects to a cluster, or starts one on this machine.
+    """Connects to the cluster at an address, or starts one here for None.
 
-    Args:
-      address: of the cluster, such as 10.0.0.1:6379 or auto; None starts one.
-      num_cpus: processor cores of a slot.
-      num_gpus: GPUs of a slot; may be a fraction.
-      slots_per_node: at most so many, whatever a node has; 0 for no limit.
+    A slot takes num_cpus and num_gpus, and a node has at most slots_per_node,
+    unless that is 0.
 
     Raises:
       ConfigError: if there is no cluster at the address.
@@ -117,8 +113,7 @@ class RayCluster:
     """Ends the actors, and the cluster if it was started here."""
     ray.shutdown()
 
-  def nodes(self) -> dict[str, queue.Capacity]:
-    """Returns the nodes that live, by Ray's name for them."""
+  def nodes(self) -> dict[str, queue.Capacity]:  # noqa: D102
     living = {
       node['NodeID']: node['Resources']
       for node in ray.nodes()  # type: ignore[no-untyped-call]
@@ -139,7 +134,7 @@ class RayCluster:
     return int(slots)
 
   def start(self, node: str, job: attempt.Attempt) -> None:
-    """Begins an attempt in an actor of a node that is idle, or in a new one."""
+    """Begins an attempt in an idle actor of a node, or in a new one."""
     idle = self._idle.get(node)
     if idle:
       place, slot = idle.popitem()
@@ -161,8 +156,7 @@ class RayCluster:
       ),
     ).remote(place, self._num_slots[node])
 
-  def wait(self, seconds: float) -> list[queue.Ended]:
-    """Returns attempts that are over, after at most so many seconds."""
+  def wait(self, seconds: float) -> list[queue.Ended]:  # noqa: D102
     references = list(self._running)
     if not references:
       # Nothing runs: a run is to be tried again later.
@@ -185,14 +179,12 @@ class RayCluster:
     self._idle.setdefault(node, {})[place] = slot
     return queue.Ended(job.key, outcome)
 
-  def stop(self) -> None:
-    """Asks all runs to save and end."""
+  def stop(self) -> None:  # noqa: D102
     for _, _, slot, _ in self._running.values():
       slot.stop.remote()
 
 
 def _reason(error: exceptions.RayError) -> str:
-  """Returns why an attempt was lost, on one line."""
   if isinstance(error, exceptions.OutOfMemoryError):
     return 'its node ran out of memory'
   lines = [line.strip() for line in str(error).splitlines()]

@@ -1,7 +1,4 @@
-"""How each run of a sweep stands, by what its directory says.
-
-No engine is asked: a run may be executed by Ray, by a job array or by hand.
-"""
+"""How each run of a sweep stands by its directory, whatever executes it."""
 
 from collections.abc import Iterable, Sequence
 import dataclasses
@@ -35,20 +32,13 @@ CONTENTS = mirror.Contents(
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-  """How one run stands, in gradient steps and gradient steps a second.
-
-  Attributes:
-    state: one of `STATES`.
-    rate: None if it does not run or none is known.
-    error: why the last attempt failed, if it did.
-    attempts: how often a sweep has begun it.
-  """
+  """How one run stands, in gradient steps and gradient steps a second."""
 
   run: SweepRun
-  state: str
+  state: str  # One of `STATES`.
   steps: int = 0
   total_steps: int = 0
-  rate: float | None = None
+  rate: float | None = None  # None if it does not run or none is known.
   error: str = ''
   attempts: int = 0
 
@@ -127,12 +117,7 @@ def to_json(standings: Sequence[Standing]) -> str:
 
 
 def to_text(standings: Sequence[Standing], limit: int) -> str:
-  """Returns a summary, then runs that go on, have failed or have stalled.
-
-  Args:
-    standings: how each run stands.
-    limit: how many runs of each state are listed.
-  """
+  """Returns a summary, then unfinished runs, at most `limit` of each state."""
   lines = [_summary(standings)]
   for word in _LISTED:
     found = [s for s in standings if s.state == word]

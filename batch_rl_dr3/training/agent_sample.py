@@ -30,14 +30,7 @@ class AgentSample:
     num_batches: int,
     effective_rank_num_states: int,
   ):
-    """Draws batches for a row of metrics, and states for a rank.
-
-    Args:
-      agent: what is measured.
-      seed: names the samples.
-      num_batches: batches that a row is measured on.
-      effective_rank_num_states: states that an effective rank is of.
-    """
+    """Draws the batches that rows are measured on, and the states of ranks."""
     self._agent = agent
     replay = agent.replay
     rows = replay.draw(num_batches * replay.batch_size, seed)
@@ -71,8 +64,7 @@ class AgentSample:
     return dict(zip(agent.replay.transition, batch, strict=False))
 
   @property
-  def columns(self) -> Sequence[str]:
-    """See `metrics.Sample`."""
+  def columns(self) -> Sequence[str]:  # noqa: D102
     held_out = self._held_out_metrics if self._held_out else ()
     return (
       *self._agent.metric_columns,
@@ -85,8 +77,7 @@ class AgentSample:
     names = ('feature_dot_product', 'mean_q')
     return names if self._agent.is_monte_carlo else ('loss_bellman', *names)
 
-  def measure(self) -> dict[str, float]:
-    """See `metrics.Sample`."""
+  def measure(self) -> dict[str, float]:  # noqa: D102
     measured = self._agent.measure(self._batches)
     if self._held_out:
       held_out = self._agent.measure(self._held_out, self._held_out_metrics)
@@ -94,13 +85,11 @@ class AgentSample:
     return measured
 
   @property
-  def feature_columns(self) -> Sequence[str]:
-    """See `metrics.Sample`."""
+  def feature_columns(self) -> Sequence[str]:  # noqa: D102
     names = ('effective_rank', 'dead_fraction', 'dormant_fraction')
     return (*names, *([_HELD_OUT_RANK] if self._held_out else ()))
 
-  def measure_features(self) -> dict[str, float]:
-    """See `metrics.Sample`."""
+  def measure_features(self) -> dict[str, float]:  # noqa: D102
     features = self._agent.features(self._states)
     measured: dict[str, float] = {
       'effective_rank': feature_measures.effective_rank(features),

@@ -52,15 +52,13 @@ class ContinuousRunner(loop.OfflineRun):
     num_evaluation_episodes: whole episodes an evaluation; 0 evaluates nothing.
     num_lanes: how many are played at a time.
     batch_size: transitions a gradient step.
-    num_cloning_steps: gradient steps that BRAC's behaviour policy is cloned
-      in, before the first of its own.
+    num_cloning_steps: gradient steps of cloning BRAC's behaviour policy first.
     cloning_learning_rate: Adam's, for these.
 
   Raises:
     ConfigError: if the configuration does not fit together, or the data cannot
       be scored in an environment here.
     DataError: if the data cannot be used.
-    WriteError: if base_dir or cache_dir cannot be written.
   """
 
   num_iterations: ranges.Count = 100
@@ -78,7 +76,6 @@ class ContinuousRunner(loop.OfflineRun):
   cloning_learning_rate: ranges.Positive = 1e-3
 
   def __post_init__(self) -> None:
-    """Reads the data and builds the agent."""
     super().__post_init__()
     self._task, transitions = self.data.load(
       str(self.replay_dir), self.cache_dir, self.game, self.dataset
@@ -115,12 +112,10 @@ class ContinuousRunner(loop.OfflineRun):
       simulators=environments.versions(),
     )
 
-  def draw_sample(self) -> learner.ControlLearner:
-    """See `OfflineRun`."""
+  def draw_sample(self) -> learner.ControlLearner:  # noqa: D102
     return self._learner
 
-  def create_evaluations(self) -> scoring.Evaluations | None:
-    """See `OfflineRun`."""
+  def create_evaluations(self) -> scoring.Evaluations | None:  # noqa: D102
     if not self.num_evaluation_episodes:
       return None
     if self.async_evaluation:
@@ -136,8 +131,7 @@ class ContinuousRunner(loop.OfflineRun):
       self.stop_request,
     )
 
-  def normalised(self, mean_return: float) -> float | None:
-    """See `OfflineRun`."""
+  def normalised(self, mean_return: float) -> float | None:  # noqa: D102
     return self._task.normalised(mean_return)
 
   def prepare(self) -> bool:

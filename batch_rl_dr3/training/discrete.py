@@ -50,7 +50,6 @@ class FixedReplayRunner(loop.OfflineRun):
   Raises:
     ConfigError: if the configuration does not fit together.
     DataError: if the data cannot be used.
-    WriteError: if base_dir or cache_dir cannot be written.
   """
 
   agent: Callable[..., offline.OfflineAgent] = gin.REQUIRED
@@ -62,7 +61,6 @@ class FixedReplayRunner(loop.OfflineRun):
   num_held_out: ranges.Natural = 0
 
   def __post_init__(self) -> None:
-    """Opens the data and the game, and builds the agent."""
     super().__post_init__()
     self._lanes = self.create_lanes()
     game = self._lanes.game
@@ -134,8 +132,7 @@ class FixedReplayRunner(loop.OfflineRun):
         f'cannot build the agent: {error}. Check its gin bindings.'
       ) from error
 
-  def draw_sample(self) -> agent_sample.AgentSample:
-    """See `OfflineRun`."""
+  def draw_sample(self) -> agent_sample.AgentSample:  # noqa: D102
     return agent_sample.AgentSample(
       self._agent,
       self.seed,
@@ -143,8 +140,7 @@ class FixedReplayRunner(loop.OfflineRun):
       self.effective_rank_num_states,
     )
 
-  def create_evaluations(self) -> scoring.Evaluations | None:
-    """See `OfflineRun`."""
+  def create_evaluations(self) -> scoring.Evaluations | None:  # noqa: D102
     if not self.num_evaluation_agent_steps:
       return None
     if self.async_evaluation:

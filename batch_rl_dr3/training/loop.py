@@ -33,8 +33,7 @@ from batch_rl_dr3.training import metrics
 class Learner(Protocol):
   """What is trained: weights that are a function of how often they learnt.
 
-  Attributes:
-    steps_per_call: gradient steps that one call takes at most.
+  One call takes at most `steps_per_call` gradient steps.
   """
 
   steps_per_call: int
@@ -50,25 +49,18 @@ class Learner(Protocol):
     """
 
   def save(self, prefix: str) -> None:
-    """Writes all that `restore` needs to files that begin with a prefix.
-
-    Raises:
-      OSError: if the disk refuses.
-    """
+    """Writes all that `restore` needs to files that begin with a prefix."""
 
   def restore(self, prefix: str) -> None:
-    """Reads what `save` wrote.
-
-    Raises:
-      DataError: if the checkpoint is of another learner.
-    """
+    """Reads what `save` wrote; DataError if that was another learner's."""
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class OfflineRun(abc.ABC):
   """A run: where it lives, how long it is, and what is done how often.
 
-  A subclass adds what only its kind of run has, and builds the last three.
+  A subclass builds `learner`, `provenance` (what provenance.json is to say) and
+  last, as that makes the folder, `home`.
 
   Attributes:
     base_dir: the run directory, or a URL of one, such as gs://.
@@ -87,16 +79,12 @@ class OfflineRun(abc.ABC):
       of log_period.
     effective_rank_num_states: states, drawn once, one is measured on.
     keep_last_checkpoints: how many of the newest checkpoints are kept.
-    keep_checkpoint_every: checkpoints of every so many iterations are kept
-      for good.
-    checkpoint_every_minutes: checkpoints are also written within an iteration,
-      this often, so that a kill costs no more; None leaves it at one an
+    keep_checkpoint_every: checkpoints of every so many iterations are kept.
+    checkpoint_every_minutes: a checkpoint is also written this often within an
+      iteration, so that a kill costs no more; None leaves it at one an
       iteration, and one at SIGTERM or Ctrl-C.
     async_evaluation: play in another process while training goes on. The
       scores are the same; it pays where there are cores to spare.
-    learner: what is trained.
-    provenance: what the run is, as provenance.json is to have it.
-    home: where it lives. Opened last, as that makes the folder.
   """
 
   base_dir: str
@@ -121,7 +109,6 @@ class OfflineRun(abc.ABC):
   home: run_directory.Home = dataclasses.field(init=False)
 
   def __post_init__(self) -> None:
-    """Raises ConfigError if the periods do not fit together."""
     self.stop_request = signals.StopRequest()
     if self.effective_rank_period % self.log_period:
       raise errors.ConfigError(
@@ -158,9 +145,8 @@ class OfflineRun(abc.ABC):
   ) -> scoring.AsyncEvaluations:
     """Returns a process that plays checkpoints while training goes on.
 
-    Args:
-      create_evaluator: makes what plays them, as module:function.
-      num_threads: CPU threads of its graph.
+    `create_evaluator` makes what plays them, as module:function, with a graph
+    of so many CPU threads.
     """
     setup = pool.Setup(
       gin.operative_config_str(),
@@ -176,10 +162,7 @@ class OfflineRun(abc.ABC):
     return None
 
   def prepare(self) -> bool:
-    """Changes the weights before their first gradient step, if at all.
-
-    Returns whether it did; a checkpoint is then written.
-    """
+    """Changes the weights before the first gradient step; whether it did."""
     return False
 
   def run(self) -> None:
@@ -273,11 +256,7 @@ def recorded_failure(
 
 
 def is_done(folder: str | os.PathLike[str], num_iterations: int) -> bool:
-  """Returns whether a run is finished, and all of its scores are still there.
-
-  Raises:
-    DataError: if finished.json or scores.csv is damaged.
-  """
+  """Returns whether a run is finished and still has all of its scores."""
   finished = records.read_finished(folder)
   if finished is None or finished['num_iterations'] < num_iterations:
     return False
@@ -405,7 +384,6 @@ class Loop:
       self._look_up(iteration, step, end)
 
   def _look_up(self, iteration: int, step: int, end: int) -> None:
-    """Does what is due between two calls of the training step."""
     if self._run.home.is_lost():
       self._run.home.check()
     is_due = time.monotonic() - self._last_save >= self._checkpoint_seconds

@@ -21,12 +21,7 @@ _GROUPS = (
 
 
 class Sample(Protocol):
-  """Samples of the data, drawn once a run, that a learner is measured on.
-
-  Attributes:
-    columns: what `measure` returns, by name.
-    feature_columns: what `measure_features` returns.
-  """
+  """Samples of the data, drawn once a run, that a learner is measured on."""
 
   @property
   def columns(self) -> Sequence[str]: ...  # noqa: D102
@@ -48,10 +43,10 @@ class Sample(Protocol):
 class MetricsLog:
   """Measures a learner every so many gradient steps and logs the result.
 
-  A row says what the weights after `gradient_steps` steps make of one sample
-  of the data, drawn once for the whole run: so that rows can be compared, and
-  the run that measures more often is no other run. The effective rank is of a
-  larger sample, at a period of its own, and so is what is measured with it.
+  A row says what the weights after `gradient_steps` steps make of one sample of
+  the data, drawn once for the whole run: rows can be compared, and a run that
+  measures more often is the same run. The effective rank and what is measured
+  with it are of a larger sample, at a period of their own.
   """
 
   def __init__(
@@ -62,7 +57,6 @@ class MetricsLog:
     effective_rank_period: int,
     check: atomic.Check = atomic.unchecked,
   ):
-    """Opens the log; `check` is asked before a row is written."""
     self._base_dir = base_dir
     self._sample = sample
     self._log_period = log_period
@@ -122,10 +116,7 @@ class MetricsLog:
   def log_diverged(
     self, iteration: int, steps: int, parts: dict[str, float]
   ) -> None:
-    """Writes the row of a batch whose loss is not finite.
-
-    The weights say nothing any more, so its loss parts are all there is.
-    """
+    """Writes the loss parts of a batch whose loss is not finite."""
     self._write(iteration, steps, parts, self._rows.rate(steps))
 
   def _write(
