@@ -4,10 +4,15 @@ Importing the package selects Keras 2 (`tf-keras`) for TensorFlow, which
 Dopamine's networks and TF-Agents need. That choice has to be made before
 TensorFlow is imported. `python -m batch_rl_dr3.COMMAND` ends with one line
 from here on if it is stopped; nothing else happens here.
+
+The functions of the Python API (docs/api.md) are imported when they are first
+asked for, so that reading runs takes no TensorFlow.
 """
 
+import importlib
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 from batch_rl_dr3._version import __version__ as __version__
 
@@ -30,3 +35,30 @@ if sys.argv[:1] == ['-m']:
   from batch_rl_dr3.config import signals
 
   signals.leave_until_told_otherwise()
+
+if TYPE_CHECKING:
+  from batch_rl_dr3.analysis.diagnosis import (
+    measure_features as measure_features,
+  )
+  from batch_rl_dr3.replay.store.subset import Subset as Subset
+  from batch_rl_dr3.reporting.frames import read_runs as read_runs
+  from batch_rl_dr3.training.policies import (
+    evaluate_policy as evaluate_policy,
+  )
+  from batch_rl_dr3.training.policies import load_policy as load_policy
+  from batch_rl_dr3.training.policies import open_store as open_store
+
+_API = {
+  'Subset': 'replay.store.subset',
+  'evaluate_policy': 'training.policies',
+  'load_policy': 'training.policies',
+  'measure_features': 'analysis.diagnosis',
+  'open_store': 'training.policies',
+  'read_runs': 'reporting.frames',
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _API:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(f'{__name__}.{_API[name]}'), name)

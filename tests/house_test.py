@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'batch_rl_dr3'
 COMMANDS = {
   *('train', 'evaluate', 'collect', 'data', 'report', 'select', 'sweep'),
-  *('study', 'benchmark', '__init__', '_version'),
+  *('study', 'benchmark', 'diagnose', 'export', '__init__', '_version'),
 }
 
 

@@ -17,7 +17,7 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Transitions:
+class LoggedOutputs:
   """What a value network says of N logged transitions.
 
   Attributes:
@@ -52,7 +52,7 @@ class Diagnosis:
   eigenvalues: npt.NDArray[np.complex128]
 
 
-def diagnose(transitions: Transitions) -> Diagnosis:
+def diagnose(transitions: LoggedOutputs) -> Diagnosis:
   """Measures features and Q-values.
 
   `threshold_rank` counts the singular values of Phi / sqrt(N) above 0.01 (Lyle
@@ -78,7 +78,7 @@ def diagnose(transitions: Transitions) -> Diagnosis:
   discounted = float(np.mean(discounts * dots))
   measures = {
     'feature_dot_product': float(dots.mean()),
-    'feature_cosine': float(_cosines(phi, phi_next).mean()),
+    'feature_cosine': float(cosines(phi, phi_next).mean()),
     'feature_norm': float(np.sqrt(squared_norms).mean()),
     'feature_norm_squared': float(squared_norms.mean()),
     'discounted_dot_product': discounted,
@@ -98,7 +98,38 @@ def diagnose(transitions: Transitions) -> Diagnosis:
   return Diagnosis(measures, singular_values, eigenvalues)
 
 
-def _cosines(phi: Array, phi_next: Array) -> Array:
+def measure_features(
+  features: Array,
+  next_features: Array,
+  discounts: Array | float = 0.99,
+  q_values: Array | None = None,
+  returns: Array | None = None,
+) -> dict[str, float]:
+  """Returns the measures of `diagnose` for arrays as `LoggedOutputs` has them.
+
+  Args:
+    features: float [N, D].
+    next_features: float [N, D].
+    discounts: float [N], or one number where no transition is terminal.
+    q_values: float [N]; without them there is no `mean_q`.
+    returns: float [N].
+  """
+  num = len(features)
+  found = diagnose(
+    LoggedOutputs(
+      features,
+      next_features,
+      np.broadcast_to(discounts, num),
+      np.full(num, np.nan) if q_values is None else q_values,
+      None if q_values is None else returns,
+    )
+  ).measures
+  if q_values is None:
+    del found['mean_q']
+  return found
+
+
+def cosines(phi: Array, phi_next: Array) -> Array:
   """Returns float64 [N], 0 where one of the two features is 0."""
   norms = np.linalg.norm(phi, axis=1) * np.linalg.norm(phi_next, axis=1)
   dots = np.sum(phi * phi_next, axis=1)

@@ -80,13 +80,14 @@ def define_cache_dir(
   'run.',
 ) -> None:
   """Defines --cache_dir, the same folder for all commands."""
-  flags.DEFINE_string(
-    'cache_dir',
-    os.path.join(
-      os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache'),
-      'batch_rl_dr3',
-    ),
-    help_text,
+  flags.DEFINE_string('cache_dir', default_cache_dir(), help_text)
+
+
+def default_cache_dir() -> str:
+  """Returns where stores are kept if nobody says so."""
+  return os.path.join(
+    os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache'),
+    'batch_rl_dr3',
   )
 
 

@@ -57,7 +57,7 @@ def prediction_interval(values: npt.ArrayLike) -> tuple[float, float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class PublicComparison:
   """A run's score and those of the seeds that others have published.
 
   Attributes:
@@ -89,7 +89,7 @@ def compare(
   game: str,
   gradient_steps: npt.NDArray[Any],
   returns: npt.NDArray[np.float64],
-) -> list[Comparison]:
+) -> list[PublicComparison]:
   """Returns a run's comparisons at the gradient steps that it has reached.
 
   Args:
@@ -114,7 +114,7 @@ def compare(
     value = reached.mean() if measure == 'average' else reached[-1]
     seeds = rows['value'].to_numpy(float)
     found.append(
-      Comparison(
+      PublicComparison(
         method,
         game,
         measure,

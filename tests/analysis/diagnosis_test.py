@@ -8,7 +8,7 @@ import pytest
 from batch_rl_dr3.analysis import diagnosis
 
 # phi and phi' of two transitions, of which the second ends its episode.
-PAIR = diagnosis.Transitions(
+PAIR = diagnosis.LoggedOutputs(
   features=np.asarray([[3.0, 4.0], [0.0, 2.0]]),
   next_features=np.asarray([[4.0, 3.0], [0.0, 1.0]]),
   discounts=np.asarray([0.5, 0.0]),
@@ -50,7 +50,7 @@ def test_the_ranks_differ_as_their_definitions_do():
   # Singular values of Phi / sqrt(N): 10, 1, 0.1 and 0.001.
   phi = directions * np.sqrt(500) * [10, 1, 0.1, 0.001]
   found = diagnosis.diagnose(
-    diagnosis.Transitions(phi, phi, np.zeros(500), np.zeros(500))
+    diagnosis.LoggedOutputs(phi, phi, np.zeros(500), np.zeros(500))
   ).measures
   # Shares of the sum, 11.101: 0.9008, 0.9909; of its squares: 0.990.
   assert found['effective_rank'] == 2
@@ -70,5 +70,5 @@ def test_features_that_are_not_finite_are_refused():
   phi = np.asarray([[np.nan, 1.0]])
   with pytest.raises(ValueError, match='not a finite number'):
     diagnosis.diagnose(
-      diagnosis.Transitions(phi, phi, np.zeros(1), np.zeros(1))
+      diagnosis.LoggedOutputs(phi, phi, np.zeros(1), np.zeros(1))
     )

@@ -77,7 +77,7 @@ class ForeignNetwork:
       DataError: if the layers do not follow one another, or the last one's
         outputs cannot be shared out over the actions.
     """
-    self._layers = list(layers)
+    self.layers = list(layers)
     self._scale = scale
     self._is_channels_first = is_channels_first
     num_outputs = len(layers[-1].bias)
@@ -99,6 +99,14 @@ class ForeignNetwork:
           f'{before.name} {list(before.kernel.shape)}.'
         )
 
+  def with_layer(self, position: int, layer: Layer) -> 'ForeignNetwork':
+    """Returns this network with another layer in one place."""
+    layers = [*self.layers]
+    layers[position] = layer
+    return ForeignNetwork(
+      layers, self.num_actions, self._scale, self._is_channels_first
+    )
+
   def outputs(self, states: Array) -> tuple[Array, Array]:
     """Returns Q-values, float32 [n, A] (means over K), and features [n, D].
 
@@ -118,15 +126,18 @@ class ForeignNetwork:
 
   def _forward(self, states: Array) -> tuple[Array, Array]:
     x = states.astype(np.float32) / np.float32(self._scale)
-    convolutions = [layer for layer in self._layers if layer.kernel.ndim == 4]
+    convolutions = [layer for layer in self.layers if layer.kernel.ndim == 4]
     if convolutions:
+      x = x.reshape(
+        *x.shape[:3], -1
+      )  # Channels of several frames are one axis.
       padding = self._padding(convolutions, x.shape)
       for layer in convolutions:
         x = np.maximum(_convolve(x, layer.kernel, padding) + layer.bias, 0)
       if self._is_channels_first:
         x = x.transpose(0, 3, 1, 2)
     x = x.reshape(len(x), -1)
-    *hidden, last = self._layers[len(convolutions) :]
+    *hidden, last = self.layers[len(convolutions) :]
     for layer in hidden:
       x = np.maximum(x @ layer.kernel + layer.bias, 0)
     atoms = (x @ last.kernel + last.bias).reshape(len(x), self.num_actions, -1)
@@ -134,7 +145,7 @@ class ForeignNetwork:
 
   def _padding(self, convolutions: Sequence[Layer], shape: Any) -> bool:
     """Returns whether edges are padded; raises DataError if neither fits."""
-    dense = self._layers[len(convolutions)]
+    dense = self.layers[len(convolutions)]
     for is_padded in (True, False):
       sides = list(shape[1:3])
       for layer in convolutions:

@@ -12,8 +12,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import foreign_networks
 from batch_rl_dr3.config import errors
+from batch_rl_dr3.evaluation import foreign_networks
 
 STATES = np.random.default_rng(0).integers(0, 256, (3, 84, 84, 4), np.uint8)
 

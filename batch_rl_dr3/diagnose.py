@@ -1,0 +1,177 @@
+"""Looks for co-adaptation in any checkpoint, and writes a page on it."""
+
+from collections.abc import Iterator
+import functools
+import pathlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from batch_rl_dr3.config import cli, errors, frameworks, own_code
+
+if TYPE_CHECKING:
+  from batch_rl_dr3.training import policies
+
+_USAGE = """\
+Measures the features and Q-values of a checkpoint on logged transitions.
+
+  python -m batch_rl_dr3.diagnose --checkpoint=RUNS/pong/rem/seed0 \\
+    --replay_dir=DATA/Pong/1 --output_dir=runs/diagnosis
+  python -m batch_rl_dr3.diagnose --checkpoint=model.pt --num_actions=6 \\
+    --replay_dir=DATA/Pong/1 --output_dir=runs/diagnosis
+
+The checkpoint is a run directory (its newest), a TensorFlow checkpoint of
+Dopamine or batch_rl (the path without .index), a ckpt.N of Dopamine's JAX
+agents, a d3rlpy model or a state dict of torch.save, or safetensors. Nothing of
+a file is executed. Of one's own network, --network=FILE.py:FUNCTION names a
+function of states, uint8 [n, height, width, stack], that returns Q-values
+[n, A] and features [n, D]; that file is executed.
+
+For a run the page has two columns: the transitions that it learnt from, and as
+many that it never saw. In --output_dir are index.html, measures.csv and, where
+the layers are known, layers.csv: how much each layer's weights matter. With
+--compare each number stands beside its percentile among the kept runs at the
+same gradient step.
+
+Exit codes: 0 finished, 64 usage, 65 data, 73 cannot write, 75 stopped, 78
+configuration.
+"""
+
+FLAGS = flags.FLAGS
+
+_SEED = 0
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  flags.DEFINE_string('checkpoint', None, 'What is measured; see above.')
+  flags.DEFINE_string(
+    'network', None, 'FILE.py:FUNCTION of Q-values and features, instead.'
+  )
+  flags.DEFINE_integer(
+    'num_actions',
+    None,
+    "A, where another program's network has several outputs per action.",
+    lower_bound=1,
+  )
+  flags.DEFINE_list(
+    'layers',
+    [],
+    'Names of the layers, in order, without .weight, where a file of '
+    'safetensors or torch.save holds more than one network.',
+  )
+  flags.DEFINE_string(
+    'replay_dir', None, 'The logged data: a folder, a URL or a store.'
+  )
+  flags.DEFINE_integer(
+    'stack_size',
+    None,
+    'Frames in a state; by default what the run or collection.json says, or 4.',
+    lower_bound=1,
+  )
+  flags.DEFINE_integer(
+    'num_transitions', 2048, 'How many are measured on.', lower_bound=2
+  )
+  flags.DEFINE_float(
+    'gamma', 0.99, 'The discount factor.', lower_bound=0.0, upper_bound=1.0
+  )
+  flags.DEFINE_string(
+    'compare', None, 'Runs to compare with, such as results/minatar.'
+  )
+  flags.DEFINE_string('output_dir', None, 'Where the page goes.')
+  cli.define_cache_dir()
+  cli.define_import()
+
+
+def _policy() -> 'policies.Policy':
+  from batch_rl_dr3.training import policies
+
+  if FLAGS.network is None:
+    return policies.load_policy(
+      FLAGS.checkpoint, FLAGS.num_actions, FLAGS.layers, cli.find_imports()
+    )
+  path, _, name = FLAGS.network.rpartition(':')
+  if not path:
+    raise errors.UsageError('--network is FILE.py:FUNCTION (see --help).')
+  codes = own_code.find([path])
+  own_code.load(codes)
+  function = getattr(sys.modules[codes[0].module], name, None)
+  if not callable(function):
+    raise errors.ConfigError(f'{path} has no function {name}.')
+  return policies.Policy(function)
+
+
+def _samples(
+  policy: 'policies.Policy',
+) -> Iterator[tuple[str, 'policies.LoggedData']]:
+  """Yields the data that are measured on, each with its name."""
+  from batch_rl_dr3.replay.store.subset import Subset
+  from batch_rl_dr3.runs import run_directory
+  from batch_rl_dr3.training import policies
+
+  stack_size = FLAGS.stack_size
+  if policy.lanes is not None:
+    stack_size = policy.lanes.game.stack_size
+  open_part = functools.partial(
+    policies.open_store,
+    FLAGS.replay_dir,
+    cache_dir=FLAGS.cache_dir,
+    stack_size=stack_size,
+  )
+  folder = FLAGS.checkpoint and pathlib.Path(FLAGS.checkpoint)
+  for run in (folder, folder and folder.parent.parent):
+    if run and (run / run_directory.PROVENANCE).exists():
+      subset, held_out = policies.subset_of_run(run, FLAGS.num_transitions)
+      yield 'learnt from', open_part(subset)
+      if held_out is not None:
+        yield 'held out', open_part(held_out)
+      return
+  yield 'logged', open_part(Subset())
+
+
+def main() -> None:
+  """Runs the command that the flags ask for."""
+  for name in ('replay_dir', 'output_dir'):
+    if not FLAGS[name].value:
+      raise errors.UsageError(f'--{name} is needed (see --help).')
+  if (FLAGS.checkpoint is None) == (FLAGS.network is None):
+    raise errors.UsageError('give --checkpoint or --network (see --help).')
+  frameworks.import_tensorflow(announce=True)
+  from batch_rl_dr3.analysis import diagnosis
+  from batch_rl_dr3.reporting import diagnosis_page
+  from batch_rl_dr3.training import policies
+
+  policy = _policy()
+  columns: dict[str, diagnosis_page.PageColumn] = {}
+  states: Any = None
+  for name, data in _samples(policy):
+    transitions = policies.transitions_of(
+      policy, data, FLAGS.num_transitions, _SEED, FLAGS.gamma
+    )
+    columns[name] = diagnosis_page.PageColumn(
+      transitions, diagnosis.diagnose(transitions)
+    )
+    if states is None:
+      states = data.sample(FLAGS.num_transitions, _SEED).states
+  layers = None
+  if policy.network is not None:
+    layers = policies.sensitivity(policy, states, _SEED)
+  steps = policies.gradient_steps_of(FLAGS.checkpoint)
+  page = diagnosis_page.Page(
+    FLAGS.checkpoint or FLAGS.network,
+    columns,
+    layers,
+    steps,
+    diagnosis_page.percentiles(columns, FLAGS.compare, steps),
+  )
+  diagnosis_page.write(page, pathlib.Path(FLAGS.output_dir))
+  first = next(iter(columns.values())).diagnosis.measures
+  for name in ('feature_dot_product', 'divergence_ratio', 'effective_rank'):
+    print(f'{name} {first[name]:.6g}')
+  print(f'{FLAGS.output_dir}/index.html')
+
+
+if __name__ == '__main__':
+  define_flags()
+  cli.run(main, _USAGE)

@@ -1,0 +1,386 @@
+"""Checkpoints as functions of states, and logged data as batches, in Python.
+
+`load_policy` takes a run directory or a checkpoint of it, a TensorFlow
+checkpoint of Dopamine or batch_rl, or what `foreign_networks` reads;
+`open_store` takes a log. Neither asks for a shape that the files state.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import math
+import os
+import pathlib
+from typing import Any
+
+import gin
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import tensorflow as tf
+
+from batch_rl_dr3.agents import checkpoint_weights
+from batch_rl_dr3.analysis import diagnosis
+from batch_rl_dr3.config import cli, errors, own_code
+from batch_rl_dr3.evaluation import foreign_networks, pool, targets
+from batch_rl_dr3.games import atari, minatar, play
+from batch_rl_dr3.games import lanes as lanes_lib
+from batch_rl_dr3.replay import batches
+from batch_rl_dr3.replay.log import checkpoint_format, source_chain
+from batch_rl_dr3.replay.store import store as replay_store
+from batch_rl_dr3.replay.store.subset import Subset
+from batch_rl_dr3.runs import run_directory
+from batch_rl_dr3.training import discrete
+
+Array = npt.NDArray[Any]
+# States, uint8 [n, *observation_shape, stack_size] -> float32 [n, A], [n, D].
+Outputs = Callable[[Array], tuple[Array, Array]]
+_CHUNK = 256
+
+
+class Policy:
+  """The Q-values, features and greedy actions of a checkpoint.
+
+  Attributes:
+    lanes: the game that its run was evaluated in; None of others.
+    rule: how that was played.
+    network: its layers, where they are convolutions and dense ones.
+  """
+
+  def __init__(
+    self,
+    outputs: Outputs,
+    lanes: lanes_lib.Lanes | None = None,
+    rule: play.PlayRule | None = None,
+    network: foreign_networks.ForeignNetwork | None = None,
+  ):
+    """Takes a function of states."""
+    self._outputs = outputs
+    self.lanes = lanes
+    self.rule = rule
+    self.network = network
+
+  def outputs(self, states: Array) -> tuple[Array, Array]:
+    """Returns Q-values, float32 [n, A], and features, float32 [n, D].
+
+    Args:
+      states: uint8 [n, *observation_shape, stack_size].
+    """
+    parts = [
+      self._outputs(states[start : start + _CHUNK])
+      for start in range(0, len(states), _CHUNK)
+    ]
+    q_values, features = zip(*parts, strict=True)
+    return np.concatenate(q_values), np.concatenate(features)
+
+  def q_values(self, states: Array) -> Array:
+    """Returns float32 [n, A]."""
+    return self.outputs(states)[0]
+
+  def features(self, states: Array) -> Array:
+    """Returns phi, float32 [n, D]."""
+    return self.outputs(states)[1]
+
+  def act(self, states: Array) -> Array:
+    """Returns the greedy action of each state, int64 [n]."""
+    return np.argmax(self.q_values(states), axis=1)
+
+
+def load_policy(
+  checkpoint: str | os.PathLike[str],
+  num_actions: int | None = None,
+  layers: Sequence[str] = (),
+  imports: Sequence[own_code.OwnCode] = (),
+) -> Policy:
+  """Returns the policy of a checkpoint.
+
+  Args:
+    checkpoint: a run directory, whose newest checkpoint is taken; the path of
+      a TensorFlow checkpoint without `.index`; or a file of another program.
+    num_actions: A, where another program's network has K outputs per action.
+    layers: see `foreign_networks.read`.
+    imports: code of one's own that the run was made with.
+
+  Raises:
+    DataError: if there is none, or it cannot be read.
+  """
+  path = pathlib.Path(checkpoint)
+  for folder in (path, path.parent.parent):
+    if (folder / run_directory.PROVENANCE).exists():
+      return _policy_of_run(folder, None if folder == path else path, imports)
+  if path.with_name(f'{path.name}.index').exists():
+    network = _network(str(path), num_actions)
+    if network is None:
+      raise errors.DataError(f'{path} has a layer norm and is of no run.')
+  elif path.is_file():
+    network = foreign_networks.read(path, num_actions, layers)
+  else:
+    raise errors.DataError(f'{path} is no run directory and no checkpoint.')
+  return Policy(network.outputs, network=network)
+
+
+def _network(
+  prefix: str, num_actions: int | None
+) -> foreign_networks.ForeignNetwork | None:
+  """Returns the layers of a TensorFlow checkpoint, None with a layer norm."""
+  weights = checkpoint_weights.read(prefix)
+  names = checkpoint_weights.layer_names(weights)
+  if 'layer_norm' in names:
+    return None
+  layers = [
+    foreign_networks.Layer(name, weights[2 * i], weights[2 * i + 1])
+    for i, name in enumerate(names)
+  ]
+  # MinAtar's observations are 0 and 1.
+  scale = 255.0 if len(weights[0]) == 8 else 1.0
+  return foreign_networks.ForeignNetwork(layers, num_actions, scale)
+
+
+def _policy_of_run(
+  folder: pathlib.Path,
+  prefix: pathlib.Path | None,
+  imports: Sequence[own_code.OwnCode],
+) -> Policy:
+  target = targets.of_run(folder, imports=imports)
+  if prefix is None:
+    if not target.checkpoints:
+      raise errors.DataError(f'{folder} has no checkpoint.')
+    prefix = pathlib.Path(target.checkpoints[max(target.checkpoints)].prefix)
+  player = discrete.create_evaluator(
+    pool.Setup(target.config, target.protocol, imports=target.imports)
+  )
+  actor = player.load(str(prefix))
+  network = _network(str(prefix), player.lanes.game.num_actions)
+  return Policy(actor.outputs, player.lanes, player.rule, network)
+
+
+def evaluate_policy(
+  policy: Policy,
+  game: str | None = None,
+  num_agent_steps: int | None = None,
+  epsilon: float | None = None,
+  seed: int = 0,
+) -> pd.DataFrame:
+  """Plays whole episodes and returns one a row: return, length, truncated.
+
+  Args:
+    policy: who plays.
+    game: of ALE ('Pong', under the published protocol) or MinAtar ('breakout');
+      None is that of the policy's run, under its protocol.
+    num_agent_steps: to play at least; the run's own, or 125,000, if None.
+    epsilon: of random actions; the run's own, or 0.001, if None.
+    seed: of the game and of the random actions.
+
+  Raises:
+    UsageError: if no game is named.
+  """
+  lanes = policy.lanes if game is None else create_lanes(game)
+  if lanes is None:
+    raise errors.UsageError('the checkpoint names no game; name it.')
+  default = (policy.rule if game is None else None) or play.PUBLISHED
+  rule = play.PlayRule(
+    default.num_agent_steps if num_agent_steps is None else num_agent_steps,
+    default.epsilon if epsilon is None else epsilon,
+    default.max_agent_steps_per_episode,
+  )
+  episodes = play.play(lanes, policy.act, rule, seed)
+  return pd.DataFrame([dataclasses.asdict(episode) for episode in episodes])
+
+
+def create_lanes(game: str) -> lanes_lib.Lanes:
+  """Returns lanes of a game of MinAtar or, in camel case, of ALE.
+
+  Raises:
+    ConfigError: if there is no such game.
+  """
+  if game in minatar.GAMES:
+    return minatar.create_minatar_lanes(game)
+  cli.load_gin(
+    ['atari/protocol.gin'],
+    [f'atari_lib.create_atari_environment.game_name = {game!r}'],
+  )
+  return atari.create_atari_lanes()
+
+
+class LoggedData:
+  """A log that is opened: transitions by row, and training's batches.
+
+  Attributes:
+    store: see `replay.store`.
+  """
+
+  def __init__(self, store: replay_store.ReplayStore):
+    """Takes an opened store."""
+    self.store = store
+
+  def batch(
+    self,
+    seed: int,
+    step: int,
+    batch_size: int = 32,
+    update_horizon: int = 1,
+    gamma: float = 0.99,
+  ) -> replay_store.ReplayTransitions:
+    """Returns the batch that a run of a seed learns from at a step."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+      buffer = batches.FixedReplayBuffer(
+        self.store,
+        tf.constant(step, tf.int64),
+        seed,
+        batch_size,
+        update_horizon,
+        gamma,
+        self.store.stack_size,
+      )
+      rows = session.run(buffer.indices)
+    return self.store.gather(rows, update_horizon, gamma)
+
+  def sample(
+    self,
+    count: int,
+    seed: int = 0,
+    update_horizon: int = 1,
+    gamma: float = 0.99,
+  ) -> replay_store.ReplayTransitions:
+    """Returns up to `count` different transitions, drawn by a seed."""
+    valid = self.store.valid_indices(update_horizon)
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(valid, min(count, len(valid)), replace=False))
+    return self.store.gather(rows, update_horizon, gamma)
+
+
+def open_store(
+  log: str | os.PathLike[str],
+  subset: Subset | None = None,
+  cache_dir: str | os.PathLike[str] | None = None,
+  stack_size: int | None = None,
+) -> LoggedData:
+  """Opens a log, or the store of one.
+
+  Args:
+    log: its folder or URL.
+    subset: the part that is used; all of it if None.
+    cache_dir: where stores are kept; that of the commands if None.
+    stack_size: frames in a state; what collection.json says, or 4, if None.
+
+  Raises:
+    DataError: if there is no log, or it is damaged.
+  """
+  if stack_size is None:
+    said = (checkpoint_format.read_collection(log) or {}).get('game')
+    stack_size = said['stack_size'] if isinstance(said, dict) else 4
+  source = source_chain.open_source(log)
+  header = source.header('observation', source.suffixes()[0])
+  return LoggedData(
+    replay_store.open_store(
+      source,
+      cache_dir or cli.default_cache_dir(),
+      subset or Subset(),
+      header.shape[1:],
+      None,
+      stack_size,
+      observation_dtype=header.dtype,
+    )
+  )
+
+
+def subset_of_run(
+  folder: str | os.PathLike[str], num_held_out: int
+) -> tuple[Subset, Subset | None]:
+  """Returns what a run learns from, and rows that it never does.
+
+  Raises:
+    DataError: if it is no run directory.
+  """
+  target = targets.of_run(pathlib.Path(folder))
+  with pool.gin_config(target.config):
+    subset = gin.query_parameter('FixedReplayRunner.subset')
+    subset = subset.scoped_configurable_fn()
+  subset = subset.for_run(int(target.provenance['seed']))
+  return subset, subset.held_out(num_held_out)
+
+
+def transitions_of(
+  policy: Policy,
+  data: LoggedData,
+  count: int,
+  seed: int = 0,
+  gamma: float = 0.99,
+  update_horizon: int = 1,
+) -> diagnosis.LoggedOutputs:
+  """Returns what a policy says of logged transitions, for `diagnosis`.
+
+  Raises:
+    DataError: if an action was logged that the policy does not know.
+  """
+  batch = data.sample(count, seed, update_horizon, gamma)
+  q_values, features = policy.outputs(batch.states)
+  if batch.actions.max() >= q_values.shape[1]:
+    raise errors.DataError(
+      f'the network has {q_values.shape[1]} actions, and action '
+      f'{batch.actions.max()} was logged. Is it of another game, or are there '
+      'several outputs per action (num_actions)?'
+    )
+  _, next_features = policy.outputs(batch.next_states)
+  discounts = gamma**update_horizon * (1.0 - batch.terminals)
+  returns = None
+  if not data.store.is_drawn:  # Of single transitions nothing follows.
+    returns = data.store.returns_to_go(gamma)[batch.indices]
+  return diagnosis.LoggedOutputs(
+    features,
+    next_features,
+    discounts,
+    q_values[np.arange(len(q_values)), batch.actions],
+    returns,
+  )
+
+
+def sensitivity(policy: Policy, states: Array, seed: int = 0) -> pd.DataFrame:
+  """Returns how much each layer's weights matter: a row a layer.
+
+  A layer is drawn afresh, uniformly as Glorot has it and without bias, all
+  others stay (Zhang et al. 2019, arXiv:1902.01996). `q_change` is the mean of
+  |Q - Q_before| over that of |Q_before|, `actions_changed` the share of states
+  with another greedy action.
+
+  Raises:
+    DataError: if the network has other layers than convolutions and dense
+      ones.
+  """
+  network = policy.network
+  if network is None:
+    raise errors.DataError('the layers of the network are not known.')
+  rng = np.random.default_rng(seed)
+  before, _ = network.outputs(states)
+  scale = max(float(np.abs(before).mean()), 1e-12)
+  rows = []
+  for i, layer in enumerate(network.layers):
+    *field, fan_in, fan_out = layer.kernel.shape
+    limit = np.sqrt(6 / (math.prod(field) * (fan_in + fan_out)))
+    fresh = foreign_networks.Layer(
+      layer.name,
+      rng.uniform(-limit, limit, layer.kernel.shape).astype(np.float32),
+      np.zeros_like(layer.bias),
+    )
+    after, _ = network.with_layer(i, fresh).outputs(states)
+    rows.append(
+      {
+        'layer': layer.name,
+        'q_change': float(np.abs(after - before).mean()) / scale,
+        'actions_changed': float(
+          np.mean(after.argmax(axis=1) != before.argmax(axis=1))
+        ),
+      }
+    )
+  return pd.DataFrame(rows)
+
+
+def gradient_steps_of(checkpoint: str | None) -> int | None:
+  """Returns after how many gradient steps a run's checkpoint was written."""
+  path = pathlib.Path(checkpoint or '')
+  for folder in (path, path.parent.parent):
+    if checkpoint and (folder / run_directory.PROVENANCE).exists():
+      found = targets.of_run(folder).checkpoints
+      steps = {c.prefix: c.gradient_steps for c in found.values()}
+      newest = found[max(found)].gradient_steps if found else None
+      return steps.get(str(path), newest)
+  return None
