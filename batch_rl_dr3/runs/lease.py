@@ -89,13 +89,15 @@ class Lease:
       OSError: if the storage refuses.
     """
     while True:
-      newest = _newest(self._storage)
-      if newest is not None and not self._is_over(newest):
-        raise BusyError(
-          f'{self._name} is in use: {newest.worker} works on it. Wait for it, '
-          'or end it.'
-        )
-      self.token = 1 + (newest.token if newest is not None else 0)
+      tokens = _tokens(self._storage)
+      if tokens:
+        term = _read_term(self._storage, tokens[-1])
+        if not self._is_over(term):
+          raise BusyError(
+            f'{self._name} is in use: {term.worker} works on it. Wait for it, '
+            'or end it.'
+          )
+      self.token = 1 + max(tokens, default=0)
       if self._storage.create(_term(self.token), self._record()):
         break  # Else somebody was faster, who now lives.
     self._beat()
@@ -167,11 +169,6 @@ class Lease:
 def history(storage: place.Folder) -> list[Term]:
   """Returns the terms of a run, in order: who worked on it."""
   return [_read_term(storage, token) for token in _tokens(storage)]
-
-
-def _newest(storage: place.Folder) -> Term | None:
-  tokens = _tokens(storage)
-  return _read_term(storage, tokens[-1]) if tokens else None
 
 
 def _tokens(storage: place.Folder) -> list[int]:

@@ -77,7 +77,7 @@ class Runs:
     if remote is None:
       return
     below = list(below)
-    with self._pool() as pool:
+    with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
       try:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._listed = {}
@@ -100,12 +100,6 @@ class Runs:
         raise errors.DataError(
           f'cannot read {self.name} into {self.folder}: {error.strerror}.'
         ) from error
-
-  @contextlib.contextmanager
-  def _pool(self) -> Iterator[futures.ThreadPoolExecutor]:
-    with futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
-      try:
-        yield pool
       finally:
         pool.shutdown(cancel_futures=True)
 

@@ -49,25 +49,19 @@ def plain(name: Any, source: object, field: str) -> str:
     DataError: if it is no text, is empty or absolute, or holds `.`, `..`, an
       empty part, a backslash or a character that no file name should hold.
   """
-  if not isinstance(name, str) or not _is_plain(name):
+  is_plain = (
+    isinstance(name, str)
+    and name.isprintable()  # So it is UTF-8, too.
+    and '\\' not in name
+    and all(part not in ('', '.', '..') for part in name.split('/'))
+  )
+  if not is_plain:
     raise errors.DataError(
       f'{source}: {field} names {name!r}, which is no plain name of a file '
       'below its folder. The file is damaged or not from this program; '
       'restore it from where it came from.'
     )
-  return name
-
-
-def _is_plain(name: str) -> bool:
-  try:
-    name.encode()
-  except UnicodeEncodeError:
-    return False
-  return (
-    name.isprintable()
-    and '\\' not in name
-    and all(part not in ('', '.', '..') for part in name.split('/'))
-  )
+  return str(name)
 
 
 def path_below(

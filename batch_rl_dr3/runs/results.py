@@ -46,12 +46,16 @@ def is_study(path: str | os.PathLike[str]) -> bool:
 
 def folders(study: str | os.PathLike[str]) -> frozenset[str]:
   """Returns the folders of the runs that a study holds, none if absent."""
+  return frozenset(_files(study))
+
+
+def _files(study: str | os.PathLike[str]) -> Mapping[str, Mapping[str, Any]]:
   path = pathlib.Path(study) / RUNS
   try:
     status = path.stat()
   except OSError:
-    return frozenset()
-  return frozenset(_read_files(path, status.st_mtime_ns, status.st_size))
+    return {}
+  return _read_files(path, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=8)
@@ -75,16 +79,12 @@ def read(study: str | os.PathLike[str]) -> dict[str, KeptRun]:
   Raises:
     DataError: if it is damaged.
   """
-  if not is_study(study):
-    return {}
-  path = pathlib.Path(study)
-  status = (path / RUNS).stat()
-  files = _read_files(path / RUNS, status.st_mtime_ns, status.st_size)
+  files = _files(study)
   rows: dict[str, dict[str, Rows]] = {
     folder: {name: [] for name in _TABLES} for folder in files
   }
   for name in _TABLES:
-    for row in run_tables.read_rows(path / name):
+    for row in run_tables.read_rows(pathlib.Path(study) / name):
       folder = row.pop(_FOLDER, None)
       if folder in rows:  # Else a writer was killed before it said so.
         rows[folder][name].append(row)

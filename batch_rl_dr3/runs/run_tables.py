@@ -14,7 +14,6 @@ import dataclasses
 import io
 import os
 import pathlib
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,10 +139,6 @@ class CsvLog:
     except OSError as error:
       raise atomic.FileError(self.path, error) from error
 
-  def extend_atomically(self, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds all of `rows` or, across a kill, none of them."""
-    self.replace([*self.rows(), *rows])
-
   def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes `rows` in place of all that was there.
 
@@ -252,65 +247,6 @@ class ScoreLog:
       if int(row['iteration']) == last
     ]
     return sum(returns) / len(returns), len(returns)
-
-
-class MetricRows:
-  """metrics.csv, and the rate of gradient steps between its rows."""
-
-  def __init__(
-    self,
-    base_dir: _Path,
-    columns: Sequence[str],
-    check: atomic.Check = atomic.unchecked,
-  ):
-    self._csv = CsvLog(
-      os.path.join(base_dir, run_directory.METRICS),
-      (
-        'iteration',
-        STEPS,
-        *columns,
-        'gradient_steps_per_second',
-      ),
-      check,
-      ('iteration', STEPS),
-    )
-    self._clock: tuple[int, float] | None = None
-
-  def rows(self) -> list[_Row]:
-    """Returns the whole rows."""
-    return self._csv.rows()
-
-  def keep(self, steps: int) -> None:
-    """Drops what was logged at `steps` gradient steps or later."""
-    self._csv.keep(lambda row: int(row[STEPS]) < steps)
-
-  def start_clock(self, steps: int) -> None:
-    """Starts to measure gradient steps per second, from `steps` on."""
-    self._clock = (steps, time.monotonic())
-
-  def rate(self, steps: int) -> float | None:
-    """Returns gradient steps per second since then; None without any."""
-    if self._clock is None or self._clock[0] == steps:
-      return None
-    since, then = self._clock
-    return round((steps - since) / (time.monotonic() - then), 2)
-
-  def append(
-    self,
-    iteration: int,
-    steps: int,
-    row: Mapping[str, Any],
-    rate: float | None,
-  ) -> None:
-    """Adds one row."""
-    self._csv.append(
-      {
-        'iteration': iteration,
-        STEPS: steps,
-        **row,
-        'gradient_steps_per_second': rate,
-      }
-    )
 
 
 def read_columns(

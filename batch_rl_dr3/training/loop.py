@@ -370,7 +370,12 @@ class Loop:
     self._metrics.start_clock(step)
     while step < end:
       if self._metrics.is_due(step):
-        self._show(self._metrics.log(iteration, step))
+        row = self._metrics.log(iteration, step)
+        self._bar.set_postfix(
+          loss=f'{row["loss_total"]:.3g}',
+          dot=f'{row["feature_dot_product"]:.3g}',
+          refresh=False,
+        )
       num_steps = min(
         self._run.learner.steps_per_call,
         self._metrics.steps_until_due(step),
@@ -394,13 +399,6 @@ class Loop:
       self._save(f'{iteration}_{step}', step)
     if stop_request:
       raise stop_request.saved(step)
-
-  def _show(self, row: dict[str, Any]) -> None:
-    self._bar.set_postfix(
-      loss=f'{row["loss_total"]:.3g}',
-      dot=f'{row["feature_dot_product"]:.3g}',
-      refresh=False,
-    )
 
   def _save(self, name: str, steps: int) -> None:
     self._checkpoints.save(self._run.learner.save, name, steps)

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 import os
+import time
 from typing import Any, Protocol
 
 from absl import logging
 import tensorflow as tf
 
 from batch_rl_dr3.analysis import feature_measures
-from batch_rl_dr3.runs import atomic, run_tables
+from batch_rl_dr3.runs import atomic, run_directory, run_tables
 
 _RATIO = 'divergence_ratio'
+_COUNTS = ('iteration', run_tables.STEPS)
 # TensorBoard's group of a metric, by the beginning of its name.
 _GROUPS = (
   ('loss_', 'Losses/'),
@@ -61,17 +63,27 @@ class MetricsLog:
     self._sample = sample
     self._log_period = log_period
     self._effective_rank_period = effective_rank_period
-    self._rows = run_tables.MetricRows(
-      base_dir, (*sample.columns, _RATIO, *sample.feature_columns), check
+    self._csv = run_tables.CsvLog(
+      os.path.join(base_dir, run_directory.METRICS),
+      (
+        *_COUNTS,
+        *sample.columns,
+        _RATIO,
+        *sample.feature_columns,
+        'gradient_steps_per_second',
+      ),
+      check,
+      _COUNTS,
     )
+    self._clock: tuple[int, float] | None = None
     self._has_warned = False
     self._writer: Any = None
 
   def start(self, steps: int) -> None:
     """Goes back to `steps` gradient steps, whatever was logged since."""
-    self._rows.keep(steps)
+    self._csv.keep(lambda row: int(row[run_tables.STEPS]) < steps)
     self._has_warned = any(
-      float(row.get(_RATIO) or 0) >= 1 for row in self._rows.rows()
+      float(row.get(_RATIO) or 0) >= 1 for row in self._csv.rows()
     )
     with tf.Graph().as_default():  # It refuses where TensorFlow is eager.
       self._writer = tf.compat.v1.summary.FileWriter(str(self._base_dir))
@@ -87,7 +99,13 @@ class MetricsLog:
 
   def start_clock(self, steps: int) -> None:
     """Starts to measure gradient steps per second, from `steps` on."""
-    self._rows.start_clock(steps)
+    self._clock = (steps, time.monotonic())
+
+  def _rate(self, steps: int) -> float | None:
+    if self._clock is None or self._clock[0] == steps:
+      return None
+    since, then = self._clock
+    return round((steps - since) / (time.monotonic() - then), 2)
 
   def is_due(self, steps: int) -> bool:
     """Returns whether a row is to be written after `steps` steps."""
@@ -99,7 +117,7 @@ class MetricsLog:
 
   def log(self, iteration: int, steps: int) -> dict[str, Any]:
     """Measures, writes and returns one row."""
-    rate = self._rows.rate(steps)
+    rate = self._rate(steps)
     row: dict[str, Any] = dict(self._sample.measure())
     row[_RATIO] = float(
       feature_measures.divergence_ratio(
@@ -117,13 +135,14 @@ class MetricsLog:
     self, iteration: int, steps: int, parts: dict[str, float]
   ) -> None:
     """Writes the loss parts of a batch whose loss is not finite."""
-    self._write(iteration, steps, parts, self._rows.rate(steps))
+    self._write(iteration, steps, parts, self._rate(steps))
 
   def _write(
     self, iteration: int, steps: int, row: dict[str, Any], rate: float | None
   ) -> None:
     self.scalars(row, steps)
-    self._rows.append(iteration, steps, row, rate)
+    counts = dict(zip(_COUNTS, (iteration, steps), strict=True))
+    self._csv.append({**counts, **row, 'gradient_steps_per_second': rate})
 
   def _warn_of_divergence(self, ratio: float, steps: int) -> None:
     """Says, once a run, that linear TD on the features would not converge."""

@@ -166,12 +166,12 @@ def test_a_fenced_worker_publishes_nothing(tmp_path, monkeypatch):
   scores = tmp_path / run_directory.SCORES
   with run_directory.lock(tmp_path) as held:
     log = run_tables.CsvLog(scores, ('a',), held.check)
-    log.extend_atomically([{'a': 1}])
+    log.replace([{'a': 1}])
     elsewhere(monkeypatch)
     pause(held)
     with run_directory.lock(tmp_path):
       with pytest.raises(lease.FencedError):
-        log.extend_atomically([{'a': 2}])
+        log.replace([{'a': 1}, {'a': 2}])
       with pytest.raises(lease.FencedError):
         log.append({'a': 2})
   assert scores.read_text().splitlines() == ['a', '1']

@@ -36,17 +36,17 @@ def test_reading_a_file_that_is_not_there_gives_no_rows(tmp_path):
   assert run_tables.read_rows(tmp_path / 'none.csv') == []
 
 
-def test_extending_is_all_or_nothing(tmp_path):
+def test_replacing_is_all_or_nothing(tmp_path):
   path = tmp_path / 'scores.csv'
   log = run_tables.CsvLog(path, ('a',))
-  log.extend_atomically([{'a': 1}, {'a': 2}])
+  log.replace([{'a': 1}, {'a': 2}])
 
   def broken():
     yield {'a': 3}
     raise KeyError('a')
 
   with pytest.raises(KeyError):
-    log.extend_atomically(broken())
+    log.replace(broken())
   assert path.read_text().splitlines() == ['a', '1', '2']
   assert [p.name for p in tmp_path.iterdir()] == ['scores.csv']
 
