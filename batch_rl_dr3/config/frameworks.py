@@ -39,11 +39,10 @@ def is_continuous(gin_text: str) -> bool:
 
 
 def import_tensorflow(announce: bool = False) -> None:
-  """Imports TensorFlow without what its C++ side writes about itself.
+  """Imports TensorFlow, and says so first if it is to `announce` it.
 
-  The import and the first session print a few lines to file descriptor 2 that
-  no log level reaches: they are shown only if either fails. A signal ends the
-  process at once meanwhile. `announce` prints that it starts.
+  The lines that its C++ side writes to file descriptor 2, which no log level
+  reaches, are shown only if it fails. A signal ends the process meanwhile.
 
   Raises:
     ConfigError: if the process may not use as much address space.

@@ -80,11 +80,9 @@ def whole_path(
 ) -> Iterator[pathlib.Path]:
   """Yields a temporary path whose file becomes `path` when the block ends.
 
-  Args:
-    path: the file.
-    check: called before the rename.
-    durable: sync it to its disk first, so that it outlives a power cut.
-    ending: of the temporary name, for writers that go by it.
+  `check` is called before the rename. A `durable` file is synced to its disk
+  first, so that it outlives a power cut. The temporary name has the `ending`,
+  for writers that go by it.
 
   Raises:
     FileError: if the file system refuses; what was at `path` is kept.

@@ -118,12 +118,9 @@ class Checkpoints:
   ):
     """Opens the folder, and creates it if need be.
 
-    Args:
-      directory: the folder.
-      keep_last: how many of the newest that end an iteration are kept, besides
-        the newest two written within the iteration since.
-      keep_every: those of every so many iterations are kept for good.
-      check: called before anything is published.
+    Kept are the newest `keep_last` that end an iteration, the newest two that
+    were written within the one since, and those of every `keep_every`
+    iterations for good. `check` is called before anything is published.
     """
     self._directory = atomic.make_directory(directory)
     self._keep_last = keep_last

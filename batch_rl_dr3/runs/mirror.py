@@ -45,12 +45,10 @@ class Runs:
   def __init__(
     self, runs: str, cache_dir: str | os.PathLike[str], contents: Contents
   ):
-    """Opens a folder, or a URL such as gs://BUCKET/RUNS, and reads nothing yet.
+    """Opens a folder, or a URL such as gs://BUCKET/RUNS; reads nothing yet.
 
-    A bucket's `contents` are mirrored in cache_dir.
-
-    Raises:
-      ConfigError: if there is no file system for the URL.
+    A bucket's `contents` are mirrored in cache_dir. ConfigError if there is no
+    file system for the URL.
     """
     self._remote: place.RemoteFolder | None = None
     path = place.local_path(runs)
@@ -195,11 +193,9 @@ class RunGlobs:
   ):
     """Unpacks studies, and reads nothing of a bucket yet.
 
-    Args:
-      patterns: globs of paths, or of URLs such as gs://BUCKET/RUNS/**. They
-        may name a study (see `results`), or go on below it.
-      cache_dir: for mirrors and unpacked studies; '' for a temporary folder.
-      contents: what is read of it.
+    The patterns are globs of paths, or of URLs such as gs://BUCKET/RUNS/**, and
+    may name a study (see `results`) or go on below it. Mirrors and studies are
+    in cache_dir, or in a temporary folder if that is ''.
 
     Raises:
       ConfigError: if there is no file system for a URL.

@@ -154,12 +154,7 @@ class RemoteFolder:
   """
 
   def __init__(self, url: str):
-    """Connects to the storage of a URL such as gs://BUCKET/RUNS.
-
-    Raises:
-      ConfigError: if no file system for this URL is installed, or it lacks
-        credentials.
-    """
+    """Connects to a URL such as gs://BUCKET/RUNS; ConfigError if it cannot."""
     self.url = url.rstrip('/')
     self._filesystem, root = _open(self.url)
     self._root = root.rstrip('/')

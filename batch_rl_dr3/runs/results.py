@@ -149,15 +149,10 @@ def unpack(study: str | os.PathLike[str], folder: pathlib.Path) -> None:
 def expand(
   pattern: str, cache: pathlib.Path
 ) -> dict[str, tuple[pathlib.Path, str]]:
-  """Returns the studies that a glob names or goes on below.
+  """Returns the studies that a glob such as results/** names or goes on below.
 
-  Args:
-    pattern: such as results/minatar, results/minatar/runs.json, results/** or
-      results/minatar/breakout/*/*/*.
-    cache: where studies are unpacked, once for each state of one.
-
-  Returns:
-    By study, the folder that it is unpacked in and the glob's rest below that.
+  To each belong the folder that it is unpacked in, below `cache` and once for
+  each state of it, and the rest of the glob below that, such as breakout/**.
 
   Raises:
     DataError: if a study is damaged.

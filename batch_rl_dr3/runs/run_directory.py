@@ -1,14 +1,13 @@
 """A run directory: its files, where it lives, and who may write to it.
 
-A run directory is all that passes from training to evaluation, and its
-`scores.csv` all that passes on to reporting.
+It is all that passes from training to evaluation, and its `scores.csv` all
+that passes on to reporting.
 
 A run in a bucket is worked on in a folder here, which `lock` fills and
-`publish` uploads, each changed object whole or not at all. Checkpoints'
-manifests go up after their files and finished.json after everything else, and
-what is no longer kept is removed last: at any moment the bucket holds a run as
-a kill could have left it. An interrupted upload resumes with the missing
-objects.
+`publish` uploads, object by object. Checkpoints' manifests go up after their
+files, finished.json last, and only then is removed what is no longer kept: at
+any moment the bucket holds a run as a kill could have left it. An interrupted
+upload resumes with the missing objects.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,12 +51,9 @@ class Home:
     cache_dir: str | os.PathLike[str],
     is_wanted: Callable[[str], bool] = lambda name: True,
   ):
-    """Opens it; a folder here is created if need be.
+    """Opens a folder, created if need be, or a URL such as gs://BUCKET/RUNS/a.
 
-    Args:
-      base_dir: a folder, or a URL such as gs://BUCKET/RUNS/Pong/rem/seed0.
-      cache_dir: below it, what lives in a bucket is worked on.
-      is_wanted: which files of a bucket are needed here; the others stay there.
+    What `is_wanted` in a bucket is worked on below cache_dir.
 
     Raises:
       ConfigError: if there is no file system for the URL.
@@ -112,12 +108,7 @@ class Home:
     return self._lease is not None and self._lease.is_lost
 
   def publish(self) -> None:
-    """Uploads what has changed, if the run lives in a bucket.
-
-    Raises:
-      FencedError: if another worker has taken over.
-      WriteError: if it cannot be written.
-    """
+    """Uploads what has changed; FencedError if another worker took over."""
     if self._remote is None:
       return
     found = self._stamps()
@@ -189,11 +180,8 @@ def _held(storage: place_lib.Folder, name: str) -> Iterator[lease.Lease]:
 def lock(directory: str | os.PathLike[str]) -> Iterator[lease.Lease]:
   """Keeps other processes from writing to a run directory; yields its lease.
 
-  What a dead worker left half-written is removed first.
-
-  Raises:
-    BusyError: if another process holds it.
-    WriteError: if the lease cannot be written.
+  What a dead worker left half-written is removed first. Errors are those of
+  `Home.lock`.
   """
   folder = pathlib.Path(directory)
   with _held(place_lib.LocalFolder(folder / lease.FOLDER), str(folder)) as held:

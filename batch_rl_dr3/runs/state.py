@@ -111,11 +111,7 @@ class RunState:
 
 
 def read(folder: str | os.PathLike[str], is_finished: bool) -> RunState:
-  """Returns how a run stands by its files, now.
-
-  Raises:
-    DataError: if a file of it is damaged.
-  """
+  """Returns how a run stands by its files, now; DataError if one is damaged."""
   root = pathlib.Path(folder)
   if not root.is_dir():
     return RunState(State.WAITING)

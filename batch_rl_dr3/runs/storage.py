@@ -201,10 +201,9 @@ class _CountedFile(io.FileIO):
 def local_file(
   path: str | os.PathLike[str], count: ByteCount | None = None
 ) -> StoredFile:
-  """Returns the file at a path of this machine; `count` counts the bytes read.
+  """Returns a file of this machine, or raises DataError if there is none.
 
-  Raises:
-    DataError: if there is none.
+  `count` counts the bytes that are read of it.
   """
   path = pathlib.Path(path)
   try:
@@ -358,14 +357,10 @@ def open_storage(
 ) -> Storage:
   """Returns the folder at a gs://, s3://, https://, file:// or memory:// URL.
 
-  Args:
-    url: what fsspec opens.
-    endpoint_url: where gs:// is served; None for Google's own.
-    google_token: gcsfs's token. None takes Google's default credentials where
-      GOOGLE_APPLICATION_CREDENTIALS names a file of them or `gcloud auth
-      application-default login` left one, and is anonymous elsewhere.
-    timeout: seconds without a byte after which a connection is given up.
-    retry: how reads are tried again.
+  `endpoint_url` is where gs:// is served, if not by Google, and `timeout` is in
+  seconds without a byte. Where gcsfs's `google_token` is None, Google's default
+  credentials are used if GOOGLE_APPLICATION_CREDENTIALS names a file of them or
+  `gcloud auth application-default login` left one; access is anonymous if not.
 
   Raises:
     DataError: if no file system for this URL is installed.

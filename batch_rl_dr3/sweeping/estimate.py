@@ -41,11 +41,7 @@ def given(rate: float) -> Rates:
 
 
 def of_benchmark(path: str) -> Rates:
-  """Returns the rates that `benchmark --json` has written.
-
-  Raises:
-    DataError: if the file is not one of it.
-  """
+  """Returns what `benchmark --json` has written; DataError for other files."""
   try:
     rows = json.loads(pathlib.Path(path).read_text())
     by_method = {

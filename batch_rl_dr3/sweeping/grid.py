@@ -303,11 +303,7 @@ class Sweep:
     )
 
   def store_bytes(self, run: SweepRun) -> int:
-    """Returns the size of a run's store.
-
-    Raises:
-      ConfigError: if nothing says how large the log is.
-    """
+    """Returns the size of a run's store; ConfigError if nothing says it."""
     rows, row_bytes = self.log_rows, self.row_bytes
     if rows is None or row_bytes is None:
       found_rows, found_bytes = _log_size(run)

@@ -54,10 +54,7 @@ _TEXT = ('suite', 'game', 'method', 'dataset')
 def keep(
   runs_of_sweep: Iterable[SweepRun], runs: pathlib.Path, results_dir: str
 ) -> list[str]:
-  """Adds finished runs in the folder `runs` that a study lacks to it.
-
-  Returns:
-    The folders of the runs that were added, below the study.
+  """Adds finished runs that a study lacks to it, and returns their folders.
 
   Raises:
     DataError: if a run directory or the study is damaged.

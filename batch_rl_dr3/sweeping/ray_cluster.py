@@ -77,11 +77,8 @@ class RayCluster:
   ):
     """Connects to the cluster at an address, or starts one here for None.
 
-    A slot takes num_cpus and num_gpus, and a node has at most slots_per_node,
-    unless that is 0.
-
-    Raises:
-      ConfigError: if there is no cluster at the address.
+    A slot takes num_cpus and num_gpus; a node has at most slots_per_node
+    slots, unless that is 0. ConfigError if there is no cluster.
     """
     self._num_cpus = num_cpus
     self._num_gpus = num_gpus

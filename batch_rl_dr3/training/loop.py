@@ -145,8 +145,7 @@ class OfflineRun(abc.ABC):
   ) -> scoring.AsyncEvaluations:
     """Returns a process that plays checkpoints while training goes on.
 
-    `create_evaluator` makes what plays them, as module:function, with a graph
-    of so many CPU threads.
+    `create_evaluator`, module:function, makes what plays them in its graph.
     """
     setup = pool.Setup(
       gin.operative_config_str(),
