@@ -45,6 +45,12 @@ class ConfigError(BatchRLError):
   exit_code = 78
 
 
+# What reading JSON, and taking what should be in it, raises.
+MALFORMED_JSON = (
+  *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+)
+
+
 def one_line(error: BaseException) -> str:
   """Returns what an error says, on one line and without gin's own words."""
   # Gin adds the chain of configurables.

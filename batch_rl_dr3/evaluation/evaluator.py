@@ -142,11 +142,20 @@ def create(setup: pool.Setup) -> GameEvaluator:
     if create_lanes is None:
       raise ValueError('FixedReplayRunner.create_lanes names no game')
     lanes = create_lanes()
-  rule = (
-    _configured_rule()
-    if setup.protocol is None
-    else play.PlayRule.recorded(setup.protocol)
-  )
+  if setup.protocol is not None:
+    rule = play.PlayRule.recorded(setup.protocol)
+  else:
+    published = play.PUBLISHED
+    rule = play.PlayRule(
+      # A run that was trained without evaluation says 0.
+      _bound('FixedReplayRunner.num_evaluation_agent_steps', 0)
+      or published.num_agent_steps,
+      _bound('OfflineAgent.epsilon_eval', published.epsilon),
+      _bound(
+        'FixedReplayRunner.max_agent_steps_per_episode',
+        published.max_agent_steps_per_episode,
+      ),
+    )
   return GameEvaluator(lanes, _network(), rule, setup.num_threads, setup.atoms)
 
 
@@ -167,17 +176,3 @@ def _network() -> Callable[..., tf.keras.Model]:
     return default
   network = _bound(f'{agent.__name__}.network', default)
   return functools.partial(network, q_values=agent.q_values)
-
-
-def _configured_rule() -> play.PlayRule:
-  published = play.PUBLISHED
-  return play.PlayRule(
-    # A run that was trained without evaluation says 0.
-    _bound('FixedReplayRunner.num_evaluation_agent_steps', 0)
-    or published.num_agent_steps,
-    _bound('OfflineAgent.epsilon_eval', published.epsilon),
-    _bound(
-      'FixedReplayRunner.max_agent_steps_per_episode',
-      published.max_agent_steps_per_episode,
-    ),
-  )

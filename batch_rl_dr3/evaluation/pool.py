@@ -1,8 +1,8 @@
 """Plays checkpoints in worker processes: one checkpoint each, on all cores.
 
 The process that asks needs no TensorFlow and is the only one that writes: a
-worker returns episodes, so that one that dies, or outlives who asked, leaves
-nothing half-written. A worker ends with its parent, even if that is killed.
+worker that dies leaves nothing half-written. A worker ends with its parent,
+even if that is killed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -83,7 +83,6 @@ class Evaluator(Protocol):
 
     Raises:
       DataError: if the checkpoint cannot be read or is of another network.
-      PreemptedError: if `should_stop` said so.
     """
 
   def record_video(
@@ -148,10 +147,7 @@ class EvaluationPool:
   """Worker processes that play checkpoints."""
 
   def __init__(self, num_workers: int, worker: str, niceness: int = 0):
-    """Makes the pool; a process starts when there is a job for it.
-
-    The worker, 'module:function', makes an `Evaluator` from a `Setup`.
-    """
+    """Makes the pool; the worker ('module:function') makes an `Evaluator`."""
     context = multiprocessing.get_context('spawn')
     self._num_played = context.Value('q', 0)
     self._stopped = context.Event()
@@ -189,12 +185,7 @@ def wait(pending: set[PendingResult], seconds: float) -> set[PendingResult]:
 
 
 def result_of(future: PendingResult) -> Result:
-  """Returns what a job came to.
-
-  Raises:
-    BatchRLError: the job's own error.
-    WorkerDiedError: if its process died.
-  """
+  """Returns what a job came to, or raises its error, or a WorkerDiedError."""
   try:
     return future.result()
   except futures.process.BrokenProcessPool as error:
@@ -208,16 +199,14 @@ def _start(num_played: Any, stopped: Any, worker: str, niceness: int) -> None:
   global _worker
   parent = multiprocessing.parent_process()
   assert parent is not None
-  threading.Thread(
-    target=_end_with, args=(parent.sentinel,), daemon=True
-  ).start()
+
+  def end_with_parent() -> None:
+    connection.wait([parent.sentinel])
+    os._exit(errors.PreemptedError.exit_code)
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
   os.nice(niceness)
   _worker = _Worker(num_played, stopped, _load(worker))
-
-
-def _end_with(sentinel: int) -> None:
-  connection.wait([sentinel])
-  os._exit(errors.PreemptedError.exit_code)
 
 
 def _load(worker: str) -> Callable[[Setup], Evaluator]:
@@ -261,12 +250,21 @@ class _Worker:
 
     evaluator = self._evaluator_of(job.setup)
     play_job = (job.prefix, job.seed)
+    before = 0
+
+    def on_progress(num_played: int, num_episodes: int) -> None:
+      nonlocal before
+      del num_episodes
+      with self._num_played.get_lock():
+        self._num_played.value += num_played - before
+      before = num_played
+
     is_stopped = self._stopped.is_set
     if job.video is not None:  # First: it is short, and scores are not lost.
       evaluator.record_video(*play_job, job.video, is_stopped)
     episodes = []
     if job.with_scores:
-      episodes = evaluator.evaluate(*play_job, self._progress(), is_stopped)
+      episodes = evaluator.evaluate(*play_job, on_progress, is_stopped)
     device = accelerator.find_device('auto').name
     return Result(evaluator.identity, episodes, provenance.of_process(device))
 
@@ -279,15 +277,3 @@ class _Worker:
       self._evaluator = self._create_evaluator(setup)
       self._setup = setup
     return self._evaluator
-
-  def _progress(self) -> play.ProgressCallback:
-    before = 0
-
-    def show(num_played: int, num_episodes: int) -> None:
-      nonlocal before
-      del num_episodes
-      with self._num_played.get_lock():
-        self._num_played.value += num_played - before
-      before = num_played
-
-    return show

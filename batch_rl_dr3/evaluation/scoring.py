@@ -5,7 +5,7 @@ Both play by the same code and seeds, so the scores are the same.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 from batch_rl_dr3.analysis import returns
 from batch_rl_dr3.config import errors, progress, signals
@@ -54,25 +54,6 @@ def describe(
   return text
 
 
-class Evaluations(Protocol):
-  """The evaluations of one run."""
-
-  def submit(
-    self, iteration: int, checkpoint: checkpoints.Checkpoint, seed: int
-  ) -> None:
-    """Asks for a checkpoint to be played; to ask again changes nothing."""
-
-  def collect(self, until_done: bool) -> Iterator[ScoredCheckpoint]:
-    """Yields what was played since, and waits for the rest if `until_done`.
-
-    Raises:
-      PreemptedError: if the run is to stop before.
-    """
-
-  def close(self) -> None:
-    """Ends what is still played."""
-
-
 class SyncEvaluations:
   """Evaluations in this process: training waits for them."""
 
@@ -114,8 +95,7 @@ class SyncEvaluations:
 class AsyncEvaluations:
   """Evaluations in another process, while training goes on.
 
-  If play is slower, training waits in the end, so that never many checkpoints
-  are waiting and kept.
+  If play is slower, training waits in the end.
   """
 
   def __init__(
@@ -160,6 +140,9 @@ class AsyncEvaluations:
   def close(self) -> None:
     """Ends the process. The next run plays what was not finished."""
     self._pool.close()
+
+
+Evaluations = SyncEvaluations | AsyncEvaluations
 
 
 class Scoring:
@@ -215,11 +198,7 @@ class Scoring:
       self._record(scored)
 
   def finish(self, num_iterations: int) -> None:
-    """Waits until every iteration has its scores.
-
-    Raises:
-      DataError: if one never can have them.
-    """
+    """Waits until every iteration has its scores; DataError if one cannot."""
     if self._evaluations is None:
       return
     for scored in self._evaluations.collect(until_done=True):

@@ -142,7 +142,7 @@ def of_run(
   """Returns the target that a run directory is.
 
   `home` is where it is, if the folder mirrors it; with `trust_gin` its
-  configuration may execute what it likes; `imports` is what --import names.
+  configuration may execute what it likes.
 
   Raises:
     ConfigError: if its configuration would execute foreign code, or it was made
@@ -238,7 +238,15 @@ def write_provenance(
   if there is not None:
     known = {**there, **there['protocol']}
     played = {**({} if target.is_run else target.provenance), **identity}
-    _check_same_game(target, known, {**played, **protocol})
+    for name, value in {**played, **protocol}.items():
+      if name in _AMOUNTS and known.get(name) == 0:
+        continue  # Never evaluated before.
+      if known.get(name) != value:
+        raise errors.DataError(
+          f'{target.output_dir} has {name} {known.get(name)!r} and here it is '
+          f'{value!r}; such scores do not belong in one file. Evaluate it '
+          'where it was trained, or with the versions that it names.'
+        )
     provenance = {**there, 'protocol': {**there['protocol'], **protocol}}
     if provenance == there:
       return provenance
@@ -260,20 +268,6 @@ def write_provenance(
   return provenance
 
 
-def _check_same_game(
-  target: Target, known: Mapping[str, Any], played: Mapping[str, Any]
-) -> None:
-  for name, value in played.items():
-    if name in _AMOUNTS and known.get(name) == 0:
-      continue  # Never evaluated before.
-    if known.get(name) != value:
-      raise errors.DataError(
-        f'{target.output_dir} has {name} {known.get(name)!r} and here it is '
-        f'{value!r}; such scores do not belong in one file. Evaluate it where '
-        'it was trained, or with the versions that it names.'
-      )
-
-
 @dataclasses.dataclass(frozen=True)
 class RemainingEvaluation:
   """One checkpoint to play, and whose it is."""
@@ -284,9 +278,7 @@ class RemainingEvaluation:
   with_scores: bool
   with_video: bool
   num_agent_steps: int  # 0 where episodes are counted, or for a video alone.
-  home: run_directory.Home | None = (
-    None  # Where its scores go, once it is locked.
-  )
+  home: run_directory.Home | None = None  # Of its scores, once locked.
 
   def job(self, num_threads: int) -> pool.CheckpointJob:
     """Returns what a worker is to do; a damaged checkpoint is a DataError."""
@@ -303,12 +295,7 @@ class RemainingEvaluation:
     )
 
   def record(self, result: pool.Result) -> str:
-    """Writes the scores and returns what to say of them.
-
-    Raises:
-      DataError: see `write_provenance`.
-      WriteError: if the disk refuses.
-    """
+    """Writes the scores, as `write_provenance`; returns what to say of them."""
     assert self.home is not None
     target, episodes = self.target, result.episodes
     name = f'{target.home} iteration {self.iteration}'
@@ -336,8 +323,6 @@ def remaining_evaluations(
   home: run_directory.Home | None = None,
 ) -> list[RemainingEvaluation]:
   """Returns what is left to do for 'all' checkpoints, or the 'last'.
-
-  A video of each is written if asked, where there is none.
 
   Raises:
     DataError: if there is no checkpoint yet, or the protocol is not whole.

@@ -1,8 +1,7 @@
 """A video of one evaluation episode, with what the network says of it.
 
-Beside the newest observation stand the Q-value of every action and the
-feature dot product phi(s_t)^T phi(s_t+1) of the pair of states just passed,
-the quantity that DR3 keeps small.
+Beside the newest observation stand the Q-value of every action and the feature
+dot product phi(s_t)^T phi(s_t+1) of the states just passed.
 """
 
 from collections.abc import Callable, Iterator

@@ -36,8 +36,8 @@ _NO_FRAME_LIMIT = 2**30
 class AtariLanes:
   """Lanes on ALE's vector environment, one lane in each.
 
-  A vector environment steps all of its lanes or none. With one lane in each, a
-  lane that is done costs nothing and every emulator has a thread of its own.
+  It steps all of its lanes or none; so a lane that is done costs nothing, and
+  every emulator has a thread of its own.
   """
 
   group_size = 16

@@ -33,11 +33,7 @@ class Behaviour:
 
 @gin.configurable
 class ScriptedBehaviour(Behaviour):
-  """A script that is overruled by random actions at a rate per episode.
-
-  The rates are taken in turn, so that the data holds good and bad episodes in
-  known shares.
-  """
+  """A script overruled by random actions, at rates taken in turn by episode."""
 
   def __init__(
     self,
@@ -118,8 +114,8 @@ def hold_action(
 class OnlineDQNBehaviour:
   """Dopamine's DQN agent, training online as it plays.
 
-  The DQN Replay data (Agarwal et al., 2020, arXiv:1907.04543) was made so. Bind
-  the agent's own parameters on DQNAgent and WrappedReplayBuffer.
+  The DQN Replay data (arXiv:1907.04543) was made so. Bind the agent's own
+  parameters on DQNAgent and WrappedReplayBuffer.
   """
 
   def __init__(

@@ -69,20 +69,14 @@ def _describe_files(
   num_rows: int, rows_per_file: int, ends: list[int], returns: list[float]
 ) -> list[dict[str, Any]]:
   """Returns one entry per file; an episode counts where its last row is."""
-  return [
-    {
-      'suffix': suffix,
-      'num_rows': min(rows_per_file, num_rows - start),
-      **_statistics(
-        [
-          episode_return
-          for end, episode_return in zip(ends, returns, strict=True)
-          if start < end <= start + rows_per_file
-        ]
-      ),
-    }
-    for suffix, start in enumerate(range(0, num_rows, rows_per_file))
-  ]
+  files = []
+  for suffix, start in enumerate(range(0, num_rows, rows_per_file)):
+    size = min(rows_per_file, num_rows - start)
+    own = slice(*np.searchsorted(ends, [start, start + size], side='right'))
+    files.append(
+      {'suffix': suffix, 'num_rows': size, **_statistics(returns[own])}
+    )
+  return files
 
 
 @gin.configurable(denylist=['folder', 'seed', 'should_stop', 'on_progress'])

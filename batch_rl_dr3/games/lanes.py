@@ -73,10 +73,7 @@ def lane_seed(seed: int, lane: int) -> int:
 
 
 class SequentialLanes:
-  """Lanes of environments that are stepped one after the other.
-
-  Their step(action) returns observation, reward, terminal and game over.
-  """
+  """Lanes of environments that are stepped one after the other."""
 
   def __init__(self, game: Game, environments: Sequence[Any]):
     self.game = game

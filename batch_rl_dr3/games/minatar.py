@@ -1,12 +1,10 @@
 """MinAtar lanes: 10x10 binary images, one channel per kind of object.
 
 Young and Tian, 2019 (arXiv:1903.03176). Observations are not stacked; a step is
-one frame. All six actions are kept, as in that paper, though most games use
-fewer.
+one frame. All six actions are kept, as in that paper.
 
 A game's own file is executed without its package, which loads matplotlib and
-seaborn, 3 seconds, to draw. Sticky actions, all else that the package's
-`Environment` does, are done here.
+seaborn, 3 seconds, to draw. Sticky actions are done here.
 """
 
 from collections.abc import Callable

@@ -43,7 +43,7 @@ class PlayRule:
   def recorded(cls, protocol: Mapping[str, Any]) -> 'PlayRule':
     """Returns the rule of a protocol, as provenance.json has it.
 
-    Where a run was trained without evaluation, 0 agent steps, the published
+    0 agent steps, of a run trained without evaluation, are the published
     number.
 
     Raises:
@@ -91,8 +91,8 @@ def play(
 
   They are ordered by lane and, within a lane, by time. The policy is called
   from several threads at once, and must not keep or change the states, which
-  hold zeros before an episode's beginning. `on_progress` is called after every
-  step of a group, by one thread at a time; `should_stop` is asked before it.
+  hold zeros before an episode's beginning. `on_progress` is called by one
+  thread at a time.
 
   Raises:
     ConfigError: if the seed is negative.

@@ -42,8 +42,7 @@ def call(
 ) -> Any:
   """Returns `tf.numpy_function` of the arguments, called on the CPU.
 
-  TensorFlow hides a function's errors behind one of its own; within `raising`
-  they come out as they were raised.
+  Within `raising`, errors come out as the function raised them.
   """
 
   def remembering(*arguments: Any) -> Any:
@@ -216,9 +215,9 @@ def _stack(frames: tf.Tensor) -> tf.Tensor:
 class FixedReplayBuffer:
   """Batches of transitions, sampled uniformly and with replacement.
 
-  The batch of the step is `states`, `actions` and so on: tensors with the
-  names, shapes and dtypes of `ReplayTransitions`. `transition` has the same
-  tensors by Dopamine's names: state, action, ..., indices, and return.
+  The batch of the step is `states`, `actions` and so on, as in
+  `ReplayTransitions`. `transition` has the same tensors by Dopamine's names:
+  state, action, ..., indices, and return.
 
   Attributes:
     returns: float32 [batch_size], returns to go; None unless monte_carlo.
@@ -313,10 +312,7 @@ class FixedReplayBuffer:
     return len(self._valid_rows)
 
   def draw(self, num_rows: int, seed: int) -> npt.NDArray[np.int64]:
-    """Returns valid rows to measure on, ascending int64 [num_rows].
-
-    They are distinct as long as there are enough; the seed names the draw.
-    """
+    """Returns rows to measure on, ascending; distinct if there are enough."""
     rows = np.random.default_rng(seed).choice(
       self._valid_rows, num_rows, replace=num_rows > self.num_valid
     )
@@ -340,9 +336,15 @@ class FixedReplayBuffer:
       return self.transition_from(self.table.tensors, step)
     # The structure of a batch, with its dtypes and all shapes but the first.
     example = self.batch_at(self._valid_rows[:1])
+
+    def read(positions: _Positions) -> list[npt.NDArray[Any]]:
+      # The table of valid rows stays out of the graph: it can be longer than
+      # the 2 GB that a graph's serialised form allows.
+      return list(self.batch_at(self._valid_rows[positions]).values())
+
     with tf.name_scope('sample_replay'):
       tensors = call(
-        _ReadAhead(self._gather_positions),
+        _ReadAhead(read),
         [self._positions(step), self._positions(step + 1)],
         [tf.as_dtype(array.dtype) for array in example.values()],
         name='gather',
@@ -383,13 +385,6 @@ class FixedReplayBuffer:
       dtype=tf.int64,
       alg='philox',
     )
-
-  def _gather_positions(
-    self, positions: npt.NDArray[np.int64]
-  ) -> list[npt.NDArray[Any]]:
-    # The table of valid rows stays out of the graph: it can be longer than
-    # the 2 GB that a graph's serialised form allows.
-    return list(self.batch_at(self._valid_rows[positions]).values())
 
 
 class _ReadAhead:

@@ -22,14 +22,14 @@ class LogWriter:
 
   File N is what a Dopamine `OutOfGraphReplayBuffer` with replay_capacity =
   rows_per_file, given all transitions so far, would save when full for the (N +
-  1)th time, its cursor back at row 0. Episodes and padding cross files.
+  1)th time. Each episode starts with stack_size - 1 rows of zero padding; both
+  cross files.
 
   A shorter last file is what a buffer of just its rows would save: its
-  add_count starts again, as in the short last files of the DQN Replay Dataset.
-  Loaded into a buffer of any size, Dopamine finds the same valid rows in it.
+  add_count starts again, as in the DQN Replay Dataset. Loaded into a buffer of
+  any size, Dopamine finds the same valid rows in it.
 
   The rows of one file are held in memory: 7 GB for a million Atari frames.
-  `num_rows_added` counts all rows so far, padding included.
   """
 
   def __init__(
@@ -41,10 +41,7 @@ class LogWriter:
     observation_dtype: npt.DTypeLike = np.uint8,
     update_horizon: int = 1,
   ):
-    """Makes the folder, which must hold no log; a file appears when it is full.
-
-    Each episode starts with stack_size - 1 rows of zero padding.
-    `update_horizon` only decides how many rows invalid_range names.
+    """Makes the folder; `update_horizon` is only for the rows of invalid_range.
 
     Raises:
       ConfigError: if a file would be too short to hold a transition.
@@ -90,12 +87,7 @@ class LogWriter:
     reward: float,
     terminal: bool | int,
   ) -> None:
-    """Adds one transition, its reward clipped, after an episode's padding.
-
-    Raises:
-      ValueError: if the frame has another shape.
-      WriteError: if a file is full and cannot be written.
-    """
+    """Adds one transition, its reward clipped, after an episode's padding."""
     if np.shape(observation) != self._padding.shape:
       raise ValueError(
         f'the observation has shape {np.shape(observation)}, not '

@@ -263,24 +263,18 @@ def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
     is_terminal=ends[-1] == layout.terminal_value,
   )
   stated_return = one(pair[1], 'float_list')
-  _check_rewards(episode, stated_return, pair == clipped, name)
-  return episode
-
-
-def _check_rewards(
-  episode: _Steps, stated_return: float, is_clipped: bool, name: str
-) -> None:
-  rewards = episode.rewards.astype(np.float64)
-  if not np.isfinite(rewards).all():
+  exact = episode.rewards.astype(np.float64)
+  if not np.isfinite(exact).all():
     raise errors.DataError(f'{name} holds a reward that is no number.')
-  if is_clipped and (np.abs(rewards) > 1).any():
+  if pair == clipped and (np.abs(exact) > 1).any():
     raise errors.DataError(f'{name} holds a clipped reward outside [-1, 1].')
   tolerance = 1e-3 * max(1.0, abs(stated_return))
-  if not abs(rewards.sum() - stated_return) <= tolerance:
+  if not abs(exact.sum() - stated_return) <= tolerance:
     raise errors.DataError(
       f'{name}: the rewards of episode {episode.number} sum up to '
-      f'{rewards.sum()}; the file states {stated_return}.'
+      f'{exact.sum()}; the file states {stated_return}.'
     )
+  return episode
 
 
 def _frame_shape(png: bytes, name: str) -> tuple[int, int]:
@@ -537,7 +531,12 @@ class RluSource(Source):
             f'{name} holds episode {episode.number} after episode '
             f'{before.number}; they are needed in the order of play.'
           )
-        self._check_last_step(episode, name)
+        if self._last_step == 'observation' and episode.rewards[-1] != 0:
+          raise errors.DataError(
+            f'{name}: the last step of episode {episode.number} has the reward '
+            f'{episode.rewards[-1]}, which counts in its return, so it is more '
+            "than an observation. Set RluSource.last_step = 'transition'."
+          )
         before = episode
         shape = shape or _frame_shape(episode.frames[0], name)
         count = self._num_rows(episode)
@@ -562,14 +561,6 @@ class RluSource(Source):
       'frame_shape': np.array(shape, np.int64),
       'part_rows': np.array(part_rows, np.int64),
     }
-
-  def _check_last_step(self, episode: _Steps, name: str) -> None:
-    if self._last_step == 'observation' and episode.rewards[-1] != 0:
-      raise errors.DataError(
-        f'{name}: the last step of episode {episode.number} has the reward '
-        f'{episode.rewards[-1]}, which counts in its return, so it is more '
-        "than an observation. Set RluSource.last_step = 'transition'."
-      )
 
   def _frame_blocks(
     self, suffix: int, num_rows: int, shape: tuple[int, ...], name: str
@@ -692,13 +683,7 @@ class RluSource(Source):
           for split in splits
           for part, length in enumerate(split['shardLengths'])
         }
-      except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-      ) as error:
+      except errors.MALFORMED_JSON as error:
         raise errors.DataError(
           f'{file.name} does not state the lengths of files as TFDS does '
           f'({error}). Fetch it again.'

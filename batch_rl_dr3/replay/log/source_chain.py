@@ -131,9 +131,8 @@ def default_locations(
 def make_source(location: str | os.PathLike[str] | Source) -> Source:
   """Returns the source at a location; only folders are looked at yet.
 
-  RL Unplugged's is known by atari_episodes_ordered or
-  rlu_atari_checkpoints_ordered in its path, or by a folder of its files;
-  anything else is a store or in the DQN Replay layout.
+  RL Unplugged's has atari_episodes_ordered or rlu_atari_checkpoints_ordered in
+  its path, or is a folder of its files.
   """
   if isinstance(location, Source):
     return location
@@ -155,13 +154,11 @@ def open_source(
 ) -> Source:
   """Returns the first source that lists all its files and gives a first one.
 
-  Where there are several, a web server that says nothing within seconds is not
-  waited for.
+  Of several, a web server silent for seconds is not waited for.
 
   Raises:
-    DataError: if none does; it lists what each said. A source that answers with
-      damaged or incomplete data is an error at once: to pass it over would be
-      to train on other data than was asked for.
+    DataError: if none does; it lists what each said. Damaged or incomplete data
+      is an error at once: to pass it over would be to train on other data.
   """
   if isinstance(locations, str | os.PathLike | Source):
     locations = [locations]

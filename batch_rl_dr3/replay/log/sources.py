@@ -1,8 +1,5 @@
 """Where logged replay lives: a local folder, or any storage that fsspec knows.
 
-Logs in the DQN Replay layout are read here: exactly the six files of a suffix
-(see checkpoint_format); whatever else lies there is ignored.
-
 No row can be trusted before the iterator that yields it has ended without an
 error: gzip's checksum stands at a file's end.
 """
@@ -48,9 +45,8 @@ _QUARANTINE = 'batch_rl_dr3_quarantine'
 class Source(abc.ABC):
   """The rows of one logged run of one game, file by file.
 
-  A file is known by its suffix; it has the four elements and two attributes of
-  the DQN Replay format, whatever they are stored as. What is damaged is a
-  DataError.
+  A file is known by its suffix and has the elements and attributes of the DQN
+  Replay format, however they are stored. What is damaged is a DataError.
   """
 
   name: str  # Where it is, as messages and manifests call it.
@@ -239,10 +235,9 @@ class FolderSource(LogSource):
 class FsspecSource(LogSource):
   """A log in any storage that fsspec opens: gs://, s3://, https:// and more.
 
-  What is read whole is first fetched into a temporary file and checked (see
-  `open_whole`). A proper prefix is read from the network as far as it goes, and
-  only its structure vouches for it. s3:// needs the package s3fs, and https://
-  a page that links to the files.
+  What is read whole is first fetched and checked (see `open_whole`); a proper
+  prefix is vouched for only by its structure. s3:// needs the package s3fs, and
+  https:// a page that links to the files.
   """
 
   def __init__(
@@ -369,10 +364,10 @@ def open_whole(
 ) -> Iterator[storage_lib.StoredFile]:
   """Yields an object fetched whole into a temporary file, checked before use.
 
-  It is checked by the checksum that the storage states, or else by `check`,
-  which raises a DataError. A damaged object goes to the folder
-  batch_rl_dr3_quarantine in `spool_dir` and is fetched once more. The temporary
-  file has no name, so that it vanishes with the process.
+  Where the storage states no checksum, `check` raises a DataError. A damaged
+  object goes to the folder batch_rl_dr3_quarantine in `spool_dir` and is
+  fetched once more. The temporary file has no name, so it vanishes with the
+  process.
 
   Raises:
     DataError: if it is damaged both times.

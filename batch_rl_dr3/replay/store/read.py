@@ -89,13 +89,7 @@ def verify(store: pathlib.Path, full: bool = False) -> dict[str, Any]:
             raise shards.damaged_file(path, 'it has another SHA-256')
   except OSError as error:
     raise _damaged(store, f'{error.filename}: {error.strerror}') from error
-  except (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-  ) as error:
+  except errors.MALFORMED_JSON as error:
     raise _damaged(store, f'{MANIFEST}: {error}') from error
   return manifest
 
@@ -187,7 +181,14 @@ class ReplayStore:
         Segment(**{**file, 'invalid_range': tuple(file['invalid_range'])})
         for file in self.manifest['files']
       )
-      self._check_segments()
+      first_row = 0
+      for segment in self.segments:
+        segment.check_counts(folder / MANIFEST)
+        if segment.first_row != first_row:
+          raise ValueError(f'row {first_row} is in no file')
+        first_row += segment.num_rows
+      if first_row != self.manifest['num_rows']:
+        raise ValueError(f'its files have {first_row} rows')
       self.actions = self._load('action')
       self.rewards = self._load('reward')
       self.terminals = self._load('terminal')
@@ -199,16 +200,6 @@ class ReplayStore:
     self._first_rows = np.array([s.first_row for s in self.segments])
     # Modulo the file's length where stacks wrap around its end.
     self._num_rows = np.array([s.num_rows for s in self.segments])
-
-  def _check_segments(self) -> None:
-    first_row = 0
-    for segment in self.segments:
-      segment.check_counts(self.folder / MANIFEST)
-      if segment.first_row != first_row:
-        raise ValueError(f'row {first_row} is in no file')
-      first_row += segment.num_rows
-    if first_row != self.manifest['num_rows']:
-      raise ValueError(f'its files have {first_row} rows')
 
   def _parts(self) -> Iterator[tuple[pathlib.Path, int, shards.Records]]:
     for segment, part in zip(

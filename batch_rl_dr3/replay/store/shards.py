@@ -285,17 +285,11 @@ class _RawShard(_Shard):
     )
     end = start + len(frames)
     if self._crcs is not None and 0 in self._is_checked[start:end]:
-      self._check(self._crcs[start:end], start, frames)
+      crcs = self._crcs[start:end].tolist()
+      for row, (frame, crc) in enumerate(zip(frames, crcs, strict=True), start):
+        if google_crc32c.value(frame) != crc:
+          raise damaged_file(self._path, f'frame {row} is not what was written')
       self._is_checked[start:end] = b'\1' * len(frames)
-
-  def _check(
-    self, crcs: npt.NDArray[Any], start: int, frames: npt.NDArray[Any]
-  ) -> None:
-    for row, (frame, crc) in enumerate(
-      zip(frames, crcs.tolist(), strict=True), start
-    ):
-      if google_crc32c.value(frame) != crc:
-        raise damaged_file(self._path, f'frame {row} is not what was written')
 
 
 class _ZstdShard(_Shard):

@@ -293,13 +293,12 @@ def _remove_leftovers(building: pathlib.Path, is_alone: bool) -> None:
   name = building.name[: 1 + _NAME_LENGTH]
   for path in building.parent.glob(f'{name}*'):
     of_other_data = path.suffix == '.building' and path != building
-    if (of_other_data and is_alone) or _is_abandoned(path):
+    is_abandoned = path.suffix == '.part' and _is_abandoned(path)
+    if (of_other_data and is_alone) or is_abandoned:
       shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_abandoned(path: pathlib.Path) -> bool:
-  if path.suffix != '.part':
-    return False
   # .key.host.pid.unique, where a host's name may hold dots.
   host, pid, _ = path.stem.split('.', 2)[2].rsplit('.', 2)
   if host == socket.gethostname():
@@ -411,10 +410,13 @@ def _draw(
         for file in files
       ]
     drawn = _draw_others(valid, learnt, subset.num_held_out, base.seed)
-  return [
-    _with_draw(file, rows, stack_size)
-    for file, rows in zip(files, drawn, strict=True)
-  ]
+  plans = []
+  for file, rows in zip(files, drawn, strict=True):
+    kept = replay_subset.rows_needed(rows, file.num_held, stack_size)
+    fields = {**file.segment, 'num_rows': len(kept), 'num_drawn': len(rows)}
+    mask = _mask(rows, file.num_held)
+    plans.append(_FilePlan(fields, file.num_held, mask, kept))
+  return plans
 
 
 def _mask(rows: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
@@ -443,14 +445,6 @@ def _draw_others(
   return replay_subset.draw_rows(
     others, min(count, num_others), [seed, _HELD_OUT_STREAM]
   )
-
-
-def _with_draw(
-  file: _FilePlan, rows: npt.NDArray[np.int64], stack_size: int
-) -> _FilePlan:
-  kept = replay_subset.rows_needed(rows, file.num_held, stack_size)
-  segment = {**file.segment, 'num_rows': len(kept), 'num_drawn': len(rows)}
-  return _FilePlan(segment, file.num_held, _mask(rows, file.num_held), kept)
 
 
 class _StoppedError(Exception):
@@ -509,7 +503,13 @@ class _Parts:
       )
 
   def extract(self, progress: bool) -> None:
-    files = [file for file in self.files if not self._is_done(file)]
+    files = []
+    for file in self.files:
+      final = self.building / str(file.suffix)
+      if read.read_part(final, file.segment) is None:
+        files.append(file)
+        if final.exists():
+          shutil.rmtree(final)
     num_rows = sum(file.num_held for file in files)
     is_trivial = num_rows * self._row_bytes < _TRIVIAL_BYTES
     bar = progress_bars.bar(
@@ -546,13 +546,6 @@ class _Parts:
           raise
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
-
-  def _is_done(self, file: _FilePlan) -> bool:
-    final = self.building / str(file.suffix)
-    is_done = read.read_part(final, file.segment) is not None
-    if final.exists() and not is_done:
-      shutil.rmtree(final)
-    return is_done
 
   def _extract(
     self,

@@ -83,11 +83,10 @@ class Subset:
     return dataclasses.replace(self, seed=seed) if self.seed == 'run' else self
 
   def held_out(self, count: int) -> 'Subset | None':
-    """Returns transitions of the log that this subset never learns from.
+    """Returns up to `count` transitions that this subset never learns from.
 
-    `count` of them, or all there are, are drawn uniformly from those whose
-    state is no state or next state of the subset. None if the count is 0 or the
-    subset is the whole log.
+    They are drawn uniformly from those whose state is no state or next state of
+    the subset. None if the count is 0 or the subset is the whole log.
     """
     if not count or self.fraction == 1:
       return None
@@ -193,11 +192,11 @@ def draw_rows(
 def draw_episodes(
   terminals: npt.NDArray[np.uint8], num_rows: int, seed: Sequence[int]
 ) -> npt.NDArray[np.int64]:
-  """Returns the rows of whole episodes that hold at least `num_rows` rows.
+  """Returns the places in `terminals` of whole episodes, drawn at random.
 
-  They are places in `terminals`, which are in time order; all episodes if they
-  hold fewer. With terminals [0, 1, 0, 0, 1, 0, 1, 0] the whole episodes are
-  rows 2-4 and 5-6; for 1 row it is one of them.
+  They hold at least `num_rows` rows if there are enough. With terminals [0, 1,
+  0, 0, 1, 0, 1, 0] the whole episodes are rows 2-4 and 5-6; for 1 row it is
+  one.
   """
   ends = np.flatnonzero(terminals) + 1
   episodes = list(itertools.pairwise(ends))

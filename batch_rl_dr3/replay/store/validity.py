@@ -1,8 +1,7 @@
 """Which rows of a replay file can be sampled, and the returns that follow them.
 
 `valid_indices` equals, index for index, the `is_valid_transition` of Dopamine's
-`OutOfGraphReplayBuffer` (dopamine/tf/replay_memory/circular_replay_buffer.py),
-which answers for one index at a time.
+`OutOfGraphReplayBuffer`, which answers for one index at a time.
 """
 
 from collections.abc import Sequence
@@ -181,8 +180,7 @@ class Segment:
   def check_cursor(self, name: object) -> None:
     """Raises a DataError if invalid_range does not lie around the cursor.
 
-    Dopamine saves the N rows before add_count and the K from there on. An
-    add_count elsewhere would drop rows, or mix the newest with the oldest.
+    Dopamine saves the N rows before add_count and the K from there on.
     """
     invalid, count = set(self.invalid_range), len(self.invalid_range)
     if not any(invalid):  # A buffer that was never written to.
