@@ -276,9 +276,7 @@ def parse_atoms(
 
 
 def _foreign_target(
-  folder: str,
-  atoms: pool_lib.Atoms,
-  imports: Sequence[own_code.OwnCode],
+  folder: str, atoms: pool_lib.Atoms, imports: Sequence[own_code.OwnCode]
 ) -> targets_lib.Target:
   """Returns the target of a folder or URL of another program's checkpoints."""
   source, target = (

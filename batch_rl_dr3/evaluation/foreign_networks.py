@@ -64,14 +64,11 @@ class ForeignNetwork:
     scale: float = 255.0,
     is_channels_first: bool = False,
   ):
-    """Takes layers in order.
+    """Takes convolutions, then dense layers, in order.
 
-    Args:
-      layers: convolutions, then dense layers.
-      num_actions: A; None is one output per action.
-      scale: what observations are divided by.
-      is_channels_first: whether the first dense layer's rows are ordered
-        channel, row, column, as in torch.
+    Without `num_actions` there is one output per action; observations are
+    divided by `scale`. In torch, channels first, the first dense layer's rows
+    are ordered channel, row, column.
 
     Raises:
       DataError: if the layers do not follow one another, or the last one's
@@ -110,9 +107,7 @@ class ForeignNetwork:
   def outputs(self, states: Array) -> tuple[Array, Array]:
     """Returns Q-values, float32 [n, A] (means over K), and features [n, D].
 
-    Args:
-      states: [n, height, width, channels], or [n, d] of a network without
-        convolutions.
+    States are [n, height, width, channels], or [n, d] without convolutions.
 
     Raises:
       DataError: if the network is of other observations.
@@ -128,9 +123,8 @@ class ForeignNetwork:
     x = states.astype(np.float32) / np.float32(self._scale)
     convolutions = [layer for layer in self.layers if layer.kernel.ndim == 4]
     if convolutions:
-      x = x.reshape(
-        *x.shape[:3], -1
-      )  # Channels of several frames are one axis.
+      # Channels of several frames are one axis.
+      x = x.reshape(*x.shape[:3], -1)
       padding = self._padding(convolutions, x.shape)
       for layer in convolutions:
         x = np.maximum(_convolve(x, layer.kernel, padding) + layer.bias, 0)
@@ -193,12 +187,9 @@ def read(
 ) -> ForeignNetwork:
   """Returns the network in a file.
 
-  Args:
-    path: of the file.
-    num_actions: A, where the last layer has K outputs per action.
-    names: of the layers, in order, without `.weight` and `.bias`, where a
-      safetensors file or a state dict holds more than one network.
-    scale: what observations are divided by.
+  The last layer has K outputs for each of `num_actions`. `names` are the
+  layers, in order, without `.weight` and `.bias`, where a safetensors file or a
+  state dict holds more than one network. Observations are divided by `scale`.
 
   Raises:
     DataError: if the file is of another kind, damaged, holds code, or its
@@ -272,13 +263,13 @@ class _Opaque:
     """Likewise."""
 
 
+# What a pickle begins an array with, whatever it asks for.
 def _empty_array(*_: Any) -> Array:
-  """Returns what a pickle begins an array with, whatever it asks for."""
   return np.ndarray((0,), 'b')
 
 
+# The state of a JAX array is that of a NumPy array.
 def _jax_array(_: Any, __: Any, state: Any, ___: Any) -> Array:
-  """Returns a JAX array, whose `state` is that of a NumPy array."""
   array = _empty_array()
   array.__setstate__(state)
   return array
@@ -323,12 +314,10 @@ class _Unpickler(pickle.Unpickler):
   def __init__(
     self, file: Any, storage: Callable[[str, str], Array] | None = None
   ):
-    """Reads a file, whose torch storages come from a function of their own."""
     super().__init__(file)
     self._storage = storage
 
   def find_class(self, module: str, name: str) -> Any:
-    """Returns what a name stands for; see the class."""
     if (module, name) in self._KNOWN:
       return self._KNOWN[module, name]
     if module == 'torch' and name in _TORCH_DTYPES:
@@ -338,7 +327,6 @@ class _Unpickler(pickle.Unpickler):
     return _refuse(f'{module}.{name}, which is refused')
 
   def persistent_load(self, pid: Any) -> Any:
-    """Returns a storage of a torch file."""
     kind, dtype, key, *_ = pid
     if kind != 'storage' or self._storage is None:
       return _refuse(f'a persistent {kind!r}')

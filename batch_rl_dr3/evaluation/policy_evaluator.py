@@ -101,10 +101,7 @@ class PolicyEvaluator:
     self._load(prefix)
     environment = environments.make(self._task, render_mode='rgb_array')
     rate = environment.metadata.get('render_fps', 30)
-    with (
-      contextlib.closing(environment),
-      video.writing(path, rate) as write,
-    ):
+    with contextlib.closing(environment), video.writing(path, rate) as write:
       lane = video.FilmedEnvironment(environment, write)
       (episode,) = environments.play_episodes(
         [lane], self._actions, 1, seed, should_stop=should_stop

@@ -222,9 +222,7 @@ def of_folder(
 
 
 def write_provenance(
-  target: Target,
-  result: pool.Result,
-  check: atomic.Check = atomic.unchecked,
+  target: Target, result: pool.Result, check: atomic.Check = atomic.unchecked
 ) -> dict[str, Any]:
   """Returns what a run is, and writes it down where it was not known yet.
 

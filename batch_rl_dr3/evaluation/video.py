@@ -50,8 +50,7 @@ OutputsOf = Callable[
 
 @contextlib.contextmanager
 def writing(
-  path: str | os.PathLike[str],
-  pictures_per_second: int = _PICTURES_PER_SECOND,
+  path: str | os.PathLike[str], pictures_per_second: int = _PICTURES_PER_SECOND
 ) -> Iterator[Callable[[Picture], object]]:
   """Yields a function that adds a picture to an MP4, which appears at the end.
 

@@ -119,10 +119,7 @@ class OnlineDQNBehaviour:
   """
 
   def __init__(
-    self,
-    game: lanes.Game,
-    seed: int,
-    network: Callable[..., Any] | None = None,
+    self, game: lanes.Game, seed: int, network: Callable[..., Any] | None = None
   ):
     """Builds the agent, in a graph of its own.
 

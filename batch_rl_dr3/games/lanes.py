@@ -83,14 +83,11 @@ class SequentialLanes:
   def reset(  # noqa: D102
     self, which: IntArray, seed: int | None = None
   ) -> FrameArray:
-    return np.stack(
-      [
-        self._environments[lane].reset(
-          None if seed is None else lane_seed(seed, int(lane))
-        )
-        for lane in which
-      ]
-    )
+    observations = []
+    for lane in which:
+      own = None if seed is None else lane_seed(seed, int(lane))
+      observations.append(self._environments[lane].reset(own))
+    return np.stack(observations)
 
   def step(self, which: IntArray, actions: IntArray) -> Step:  # noqa: D102
     steps = [

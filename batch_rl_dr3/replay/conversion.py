@@ -57,8 +57,7 @@ def episodes(source: Source, stack_size: int) -> Iterator[LogEpisode]:
     )
 
   def broken_off() -> Iterator[LogEpisode]:
-    episode = join(is_whole=False) if parts else None
-    if episode is not None and len(episode.actions):
+    if parts and len((episode := join(is_whole=False)).actions):
       yield episode
 
   before: Segment | None = None

@@ -11,6 +11,7 @@ games; Breakout's run 5 is known too).
 """
 
 from collections.abc import Collection, Sequence
+import contextlib
 import csv
 import difflib
 import http.client
@@ -202,15 +203,14 @@ def _ask(endpoint: str) -> str:
 
   def ask() -> None:
     request = urllib.request.Request(endpoint, method='HEAD')
+    opener = urllib.request.build_opener(_NoRedirect)
+    problem = ''
     try:
-      opener = urllib.request.build_opener(_NoRedirect)
-      opener.open(request, timeout=_ANSWER_SECONDS).close()
-    except urllib.error.HTTPError:
-      answer.put('')
+      with contextlib.suppress(urllib.error.HTTPError):  # It is an answer.
+        opener.open(request, timeout=_ANSWER_SECONDS).close()
     except (OSError, http.client.HTTPException) as error:
-      answer.put(errors.one_line(error))
-    else:
-      answer.put('')
+      problem = errors.one_line(error)
+    answer.put(problem)
 
   # A name server that says nothing cannot be given a time limit.
   threading.Thread(target=ask, daemon=True).start()

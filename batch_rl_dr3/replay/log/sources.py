@@ -406,10 +406,7 @@ def open_whole(
 
 
 def _fetch(
-  storage: Storage,
-  info: dict[str, Any],
-  spool: IO[bytes],
-  folder: pathlib.Path,
+  storage: Storage, info: dict[str, Any], spool: IO[bytes], folder: pathlib.Path
 ) -> tuple[Any, bytes] | None:
   """Returns the checksum of what came and the stated one, None if none is.
 

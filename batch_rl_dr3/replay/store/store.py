@@ -577,10 +577,7 @@ class _Parts:
         raise
 
   def _write_part(
-    self,
-    file: _FilePlan,
-    folder: pathlib.Path,
-    on_rows: Callable[[int], None],
+    self, file: _FilePlan, folder: pathlib.Path, on_rows: Callable[[int], None]
   ) -> None:
     tables: dict[str, npt.NDArray[Any]] = {}
     max_action = -1

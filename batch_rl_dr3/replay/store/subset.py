@@ -158,9 +158,7 @@ def is_drawn(record: Mapping[str, Any]) -> bool:
 
 
 def draw_rows(
-  valid: Sequence[npt.NDArray[np.bool_]],
-  count: int,
-  seed: int | Sequence[int],
+  valid: Sequence[npt.NDArray[np.bool_]], count: int, seed: int | Sequence[int]
 ) -> list[npt.NDArray[np.int64]]:
   """Returns `count` rows drawn uniformly without replacement, by file.
 

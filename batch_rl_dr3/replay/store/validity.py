@@ -131,10 +131,7 @@ class Segment:
     return self.first_row + rows
 
   def valid_rows(
-    self,
-    terminals: npt.NDArray[np.uint8],
-    stack_size: int,
-    update_horizon: int,
+    self, terminals: npt.NDArray[np.uint8], stack_size: int, update_horizon: int
   ) -> npt.NDArray[np.int64]:
     """Returns the rows of the store where a transition may start."""
     around_cursor = cursor_range(
