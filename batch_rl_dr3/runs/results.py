@@ -89,22 +89,17 @@ def read(study: str | os.PathLike[str]) -> dict[str, KeptRun]:
       if folder in rows:  # Else a writer was killed before it said so.
         rows[folder][name].append(row)
   return {
-    folder: KeptRun(files[folder], _without_empty_columns(rows[folder]))
-    for folder in files
+    folder: KeptRun(
+      files[folder],
+      {name: _without_empty_columns(t) for name, t in tables.items()},
+    )
+    for folder, tables in rows.items()
   }
 
 
-def _without_empty_columns(tables: Mapping[str, Rows]) -> dict[str, Rows]:
-  return {
-    name: [
-      {column: row[column] for column in columns}
-      for columns in [[c for c in table[0] if any(r[c] for r in table)]]
-      for row in table
-    ]
-    if table
-    else []
-    for name, table in tables.items()
-  }
+def _without_empty_columns(table: Rows) -> Rows:
+  names = [n for n in (table[0] if table else ()) if any(r[n] for r in table)]
+  return [{name: row[name] for name in names} for row in table]
 
 
 def write(study: str | os.PathLike[str], runs: Mapping[str, KeptRun]) -> None:

@@ -145,7 +145,7 @@ class OfflineRun(abc.ABC):
   ) -> scoring.AsyncEvaluations:
     """Returns a process that plays checkpoints while training goes on.
 
-    `create_evaluator`, module:function, makes what plays them in its graph.
+    `create_evaluator`, module:function, makes what plays them.
     """
     setup = pool.Setup(
       gin.operative_config_str(),
