@@ -47,7 +47,7 @@ class Log:
     self.columns: dict[str, list[Any]] = {name: [] for name in names}
     self.returns: list[float] = []
     observation, _ = environment.reset(seed=seed)
-    self.observation = environments.flatten(observation)
+    self.observation = tasks.flatten(observation)
     self._return = 0.0
 
   def __len__(self) -> int:
@@ -56,7 +56,7 @@ class Log:
   def step(self, action: FloatArray) -> None:
     """Plays one action, in [-1, 1], and logs what comes of it."""
     following, reward, terminated, truncated, _ = self._environment.step(action)
-    following = environments.flatten(following)
+    following = tasks.flatten(following)
     row = (self.observation, action, reward, following, terminated, truncated)
     for values, value in zip(self.columns.values(), row, strict=True):
       values.append(value)
@@ -66,7 +66,7 @@ class Log:
       self.returns.append(self._return)
       self._return = 0.0
       observation, _ = self._environment.reset()
-      self.observation = environments.flatten(observation)
+      self.observation = tasks.flatten(observation)
 
   def arrays(self) -> dict[str, npt.NDArray[Any]]:
     """Returns the columns, bool or float32 [N, ...], cut after the last row."""

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import environments, tasks
+from batch_rl_dr3.control import tasks
 
 MINARI_SCHEME = 'minari:'
 FloatArray = npt.NDArray[np.float32]
@@ -437,7 +437,7 @@ def read_minari(
 
 
 def _transitions(path: str, episode: Any) -> _Columns:
-  observations = environments.flatten(episode.observations)
+  observations = tasks.flatten(episode.observations)
   num_observations, num_steps = len(observations), len(episode.rewards)
   if num_observations != num_steps + 1:
     raise errors.DataError(

@@ -83,23 +83,6 @@ def _make(task: tasks.Task, environment: str, render_mode: str | None) -> Any:
   )
 
 
-def flatten(observation: Any) -> FloatArray:
-  """Returns an observation as the data have it, float32 [..., o].
-
-  AntMaze's is [achieved goal, observation], as in D4RL; the kitchen's goals
-  are left out.
-
-  Args:
-    observation: an array, or a goal environment's dict; a batch of either.
-  """
-  if not isinstance(observation, dict):
-    return np.asarray(observation, np.float32)
-  parts = [observation['observation']]
-  if not isinstance(observation['achieved_goal'], dict):
-    parts.insert(0, observation['achieved_goal'])
-  return np.concatenate(parts, axis=-1).astype(np.float32)
-
-
 def play_episodes(
   environments: Sequence[Any],
   policy: Policy,
@@ -164,7 +147,7 @@ class _Lane:
     self._environment = environment
     self.number = number
     observation, _ = environment.reset(seed=int(seeds[number]))
-    self.observation = flatten(observation)
+    self.observation = tasks.flatten(observation)
     self._return = 0.0
     self._length = 0
 
@@ -173,7 +156,7 @@ class _Lane:
     observation, reward, terminated, truncated, _ = self._environment.step(
       action
     )
-    self.observation = flatten(observation)
+    self.observation = tasks.flatten(observation)
     self._return += float(reward)
     self._length += 1
     if not (terminated or truncated):

@@ -21,6 +21,9 @@ import dataclasses
 import re
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from batch_rl_dr3.config import errors
 
 D4RL = 'd4rl'
@@ -292,3 +295,20 @@ def check_scorable(task: Task) -> None:
       f'{task.why_none}. Train on the Minari data of this game, or without '
       'evaluation: ContinuousRunner.num_evaluation_episodes = 0.'
     )
+
+
+def flatten(observation: Any) -> npt.NDArray[np.float32]:
+  """Returns an observation as the data have it, float32 [..., o].
+
+  AntMaze's is [achieved goal, observation], as in D4RL; the kitchen's goals
+  are left out.
+
+  Args:
+    observation: an array, or a goal environment's dict; a batch of either.
+  """
+  if not isinstance(observation, dict):
+    return np.asarray(observation, np.float32)
+  parts = [observation['observation']]
+  if not isinstance(observation['achieved_goal'], dict):
+    parts.insert(0, observation['achieved_goal'])
+  return np.concatenate(parts, axis=-1).astype(np.float32)

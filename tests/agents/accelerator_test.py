@@ -107,7 +107,12 @@ def test_a_store_that_does_not_fit_is_gathered_from_step_by_step(
   make_agent, weights, monkeypatch
 ):
   plain = make_td(make_agent)
-  monkeypatch.setattr(replay_store.ReplayStore, 'fits_memory', False)
+  monkeypatch.setattr(
+    replay_store.ReplayStore,
+    'fits_memory',
+    property(lambda store: False, lambda store, value: None),
+    raising=False,
+  )
   compiled = make_td(make_agent)
   assert compiled.replay.table is None
   train_step = plain.make_train_step()
