@@ -1,0 +1,122 @@
+"""Judges kept MinAtar runs by the words of results/plan.md.
+
+Writes FOLDER/tables/regimes.csv and FOLDER/figures/regimes.png:
+
+  python run_scripts/regimes.py results/minatar_pilot
+"""
+
+import pathlib
+import sys
+
+from matplotlib import figure as mpl_figure
+import numpy as np
+import pandas as pd
+
+import batch_rl_dr3
+from batch_rl_dr3.reporting import reference
+
+KEYS = ['game', 'dataset', 'method', 'seed']
+COLOURS = {
+  'gamma0.9': '#0072B2',
+  'gamma0.95': '#E69F00',
+  'gamma0.99': '#D55E00',
+}
+
+
+def slope(steps, values):
+  """Returns the least-squares slope of values over steps."""
+  centred = steps - steps.mean()
+  return float((centred * (values - values.mean())).sum() / (centred**2).sum())
+
+
+def judge(metrics, returns):
+  """Returns what the plan's words say of one run.
+
+  Args:
+    metrics: one row a log step.
+    returns: normalised, in percent, one an evaluation.
+  """
+  last = metrics.gradient_steps.max()
+  late = metrics[metrics.gradient_steps >= last / 2]
+  steps, q = late.gradient_steps.to_numpy(float), late.mean_q.to_numpy()
+  log_dots = np.log(late.feature_dot_product.clip(lower=1e-9).to_numpy())
+  q_slope = slope(steps, q) * 10_000 / np.abs(q).mean()
+  growth = float(np.exp(slope(steps, log_dots) * (steps[-1] - steps[0])))
+  running = pd.Series(returns).rolling(5).mean()
+  is_settled = abs(q_slope) < 0.05
+  return {
+    'mean_q': float(q[-1]),
+    'q_slope_per_10000': q_slope,
+    'settled': is_settled,
+    'dot_product': float(late.feature_dot_product.iloc[-1]),
+    'growth_factor': growth,
+    'candidate': is_settled and growth >= 1.1,
+    'best_five': float(running.max()),
+    'final': float(running.iloc[-1]),
+    'lost': float(running.max() - running.iloc[-1]),
+    'divergence_ratio': float(metrics.divergence_ratio.iloc[-1]),
+  }
+
+
+def regimes(runs):
+  """Returns one row a run."""
+  normalise = reference.Normalisation()
+  scores = dict(list(runs.scores.groupby(KEYS)))
+  rows = []
+  for key, metrics in runs.metrics.groupby(KEYS):
+    returns = scores[key].sort_values('gradient_steps')['return'].to_numpy()
+    percent = 100 * normalise(returns[None, None], (key[0],))[0, 0]
+    rows.append(dict(zip(KEYS, key, strict=True)) | judge(metrics, percent))
+  return pd.DataFrame(rows)
+
+
+def draw(runs, path):
+  """Draws mean Q and the dot product of every run, games across."""
+  table = runs.metrics.copy()
+  table[['base', 'gamma']] = table.method.str.split('_', expand=True)
+  games = sorted(table.game.unique())
+  rows = list(table.groupby(['base', 'dataset']))
+  figure = mpl_figure.Figure(
+    figsize=(3.4 * len(games), 4.2 * len(rows)), layout='constrained'
+  )
+  axes = figure.subplots(2 * len(rows), len(games), sharex=True, squeeze=False)
+  for row, ((base, dataset), part) in enumerate(rows):
+    for column, game in enumerate(games):
+      top, bottom = axes[2 * row][column], axes[2 * row + 1][column]
+      of_game = part[part.game == game]
+      for (gamma, _), run in of_game.groupby(['gamma', 'seed']):
+        style = {'color': COLOURS[gamma], 'linewidth': 1.2}
+        thousands = run.gradient_steps / 1000
+        top.plot(thousands, run.mean_q, label=gamma, **style)
+        bottom.plot(thousands, run.feature_dot_product, **style)
+      top.set_yscale('symlog', linthresh=1)
+      bottom.set_yscale('log')
+      top.set_title(f'{game}, {dataset}, {base.upper()}', fontsize=9)
+    axes[2 * row][0].set_ylabel('mean Q')
+    axes[2 * row + 1][0].set_ylabel('dot product')
+  for axis in axes[-1]:
+    axis.set_xlabel('thousand gradient steps')
+  handles = {line.get_label(): line for line in axes[0][0].get_lines()}
+  figure.legend(
+    handles.values(),
+    [name.replace('gamma', 'gamma ') for name in handles],
+    loc='outside upper center',
+    ncols=3,
+    frameon=False,
+  )
+  figure.savefig(path, dpi=80)
+
+
+def main(folder):
+  """Writes the table and the figure of a folder of kept runs."""
+  runs = batch_rl_dr3.read_runs(str(folder))
+  for name in ('tables', 'figures'):
+    (folder / name).mkdir(exist_ok=True)
+  table = regimes(runs)
+  table.round(4).to_csv(folder / 'tables' / 'regimes.csv', index=False)
+  draw(runs, folder / 'figures' / 'regimes.png')
+  print(table.round(3).to_string())
+
+
+if __name__ == '__main__':
+  main(pathlib.Path(sys.argv[1]))
