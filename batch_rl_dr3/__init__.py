@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     measure_features as measure_features,
   )
   from batch_rl_dr3.replay.store.subset import Subset as Subset
-  from batch_rl_dr3.reporting.frames import read_runs as read_runs
+  from batch_rl_dr3.reporting.run_reader import read_runs as read_runs
   from batch_rl_dr3.training.policies import (
     evaluate_policy as evaluate_policy,
   )
@@ -54,7 +54,7 @@ _API = {
   'load_policy': 'training.policies',
   'measure_features': 'analysis.diagnosis',
   'open_store': 'training.policies',
-  'read_runs': 'reporting.frames',
+  'read_runs': 'reporting.run_reader',
 }
 
 

@@ -139,7 +139,7 @@ def main() -> None:
     raise errors.UsageError('give --checkpoint or --network (see --help).')
   frameworks.import_tensorflow(announce=True)
   from batch_rl_dr3.analysis import diagnosis
-  from batch_rl_dr3.reporting import diagnosis_page
+  from batch_rl_dr3.studies import diagnosis_page
   from batch_rl_dr3.training import policies
 
   policy = _policy()

@@ -94,6 +94,7 @@ def of_files(collection: Collection) -> Iterator[str]:
       )
   yield from reference.rom_notes(collection.runs)
   yield from reference.data_notes(collection.runs)
+  yield from _public(collection)
 
 
 def _extent(collection: Collection) -> Iterator[str]:
@@ -168,3 +169,27 @@ def _assumed(collection: Collection) -> Iterator[str]:
     yield _note('no_gamma', runs=who, gamma=tables.DEFAULT_GAMMA)
   if len({reference.plain(run.provenance.get('versions')) for run in runs}) > 1:
     yield _note('versions')
+
+
+def _public(collection: Collection) -> Iterator[str]:
+  """Yields how runs stand to the public ones of the same settings."""
+  for run in collection.runs:
+    method = reference.COUNTERPARTS.get(run.method)
+    if method is None or run.setting[::2] != ('atari', '1pct'):
+      continue
+    curve = run.series(run_reader.RETURN)
+    for found in reference.compare(
+      method, run.setting.game, curve.index.to_numpy(), curve.to_numpy()
+    ):
+      yield _note(
+        'public',
+        run=run.name,
+        measure=f'its {found.measure}',
+        steps=found.gradient_steps,
+        value=found.value,
+        verdict='outside' if found.is_outside else 'within',
+        method=method,
+        low=found.low,
+        high=found.high,
+        mean=found.mean,
+      )

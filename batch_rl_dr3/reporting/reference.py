@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy import typing as npt
 import pandas as pd
+from scipy import stats
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import words
@@ -127,10 +128,11 @@ class Published:
 @functools.cache
 def published() -> dict[tuple[str, str, str], Published]:
   """Returns the paper's numbers by data set, method and measure."""
-  table = pd.read_csv(FOLDER / 'dr3_table1.csv')
+  table = references()
+  table = table[table['source'] == 'arXiv:2112.04716 Table 1']
   return {
     (row['dataset'], row['method'], row['measure']): Published(
-      row['iqm'], row['low'], row['high']
+      row['value'], row['low'], row['high']
     )
     for row in table.to_dict('records')
   }
@@ -311,3 +313,107 @@ def _setting(key: str, run: Run) -> Any:
 
 def _rom(run: Run) -> Any:
   return run.provenance.get('rom_md5')
+
+
+# The published method that a method of ours repeats.
+COUNTERPARTS = {'cql': 'QR-CQL'}
+_CONFIDENCE = 0.99
+# Between evaluations of the published curves, in gradient steps.
+_INTERVAL = 125_000
+
+
+@functools.cache
+def references() -> pd.DataFrame:
+  """Returns references.csv, whose columns are its own description."""
+  path = FOLDER / 'references.csv'
+  return pd.read_csv(path, dtype={'source': str, 'game': str})
+
+
+def prediction_interval(values: npt.ArrayLike) -> tuple[float, float]:
+  """Returns where one more normal draw lies with 99%, by Student's t.
+
+  mean -+ t s sqrt(1 + 1 / n): wider than the range of n draws, outside which
+  one more lies in 2 of n + 1 cases.
+
+  Args:
+    values: float64 [n], at least two.
+  """
+  sample = np.asarray(values, float)
+  low, high = stats.t.interval(
+    _CONFIDENCE,
+    len(sample) - 1,
+    loc=sample.mean(),
+    scale=sample.std(ddof=1) * np.sqrt(1 + 1 / len(sample)),
+  )
+  return float(low), float(high)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublicComparison:
+  """A run's score and those of the seeds that others have published.
+
+  Attributes:
+    measure: 'average' over training up to `gradient_steps`, or the 'score'
+      there.
+    value: the run's, in points.
+    mean: of the published seeds.
+    low: of the interval in which one more seed is expected.
+    high: likewise.
+  """
+
+  method: str
+  game: str
+  measure: str
+  gradient_steps: int
+  value: float
+  mean: float
+  low: float
+  high: float
+
+  @property
+  def is_outside(self) -> bool:
+    """Whether the run's settings or data are likely to be others."""
+    return not self.low <= self.value <= self.high
+
+
+def compare(
+  method: str,
+  game: str,
+  gradient_steps: npt.NDArray[Any],
+  returns: npt.NDArray[np.float64],
+) -> list[PublicComparison]:
+  """Returns a run's comparisons at the gradient steps that it has reached.
+
+  Args:
+    method: of references.csv, such as 'QR-CQL'.
+    game: as ALE spells it in camel case, such as 'Breakout'.
+    gradient_steps: int [evaluations], ascending.
+    returns: mean undiscounted return of each evaluation, in points.
+  """
+  table = references()
+  table = table[
+    (table['method'] == method)
+    & (table['game'] == game)
+    & (table['normalisation'] == 'none')
+  ]
+  found = []
+  for (measure, steps), rows in table.groupby(
+    ['measure', 'gradient_steps'], sort=False
+  ):
+    reached = returns[gradient_steps <= steps]
+    if not len(reached) or gradient_steps[-1] <= steps - _INTERVAL:
+      continue
+    value = reached.mean() if measure == 'average' else reached[-1]
+    seeds = rows['value'].to_numpy(float)
+    found.append(
+      PublicComparison(
+        method,
+        game,
+        measure,
+        int(steps),
+        float(value),
+        float(seeds.mean()),
+        *prediction_interval(seeds),
+      )
+    )
+  return found

@@ -96,3 +96,19 @@ def test_a_score_that_wrapped_is_flagged(make_run):
 
 def _notes_of(folder):
   return notes.of_runs(run_reader.load([str(folder)]))
+
+
+def test_a_run_is_held_against_public_ones_of_its_settings(make_run, tmp_path):
+  game = {'suite': 'atari', 'game': 'Breakout', 'dataset': '1pct'}
+  make_run('cql', returns={6_500_000: [40.0, 38.0]}, **game)
+  make_run('rem', returns={6_500_000: [2.0]}, **game)
+  lines = [line for line in notes.of_runs(_load(tmp_path)) if 'public' in line]
+  # QR-CQL's ten seeds: 37.5 to 41.7 on average, 21.9 to 51.7 there.
+  assert [line.split(' at ')[0] for line in lines] == [
+    'cql: its average',
+    'cql: its score',
+  ]
+  assert all('within what one more of the ten public seeds' in x for x in lines)
+  make_run('cql', returns={6_500_000: [2.0]}, name='qr_dqn', seed=1, **game)
+  lines = [line for line in notes.of_runs(_load(tmp_path)) if 'public' in line]
+  assert sum('points, outside what' in line for line in lines) == 1

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3.reporting import public_scores
+from batch_rl_dr3.reporting import reference
 
 GAMES = ('Asterix', 'Breakout', 'Pong', 'Qbert', 'Seaquest')
 
 
 def seeds(method, game, measure, steps):
-  table = public_scores.references()
+  table = reference.references()
   rows = table[
     (table['method'] == method)
     & (table['game'] == game)
@@ -20,7 +20,7 @@ def seeds(method, game, measure, steps):
 
 
 def test_every_number_says_where_it_is_from():
-  table = public_scores.references()
+  table = reference.references()
   assert not table[['source', 'dataset', 'method', 'game']].isna().any().any()
   assert set(table['measure']) == {'average', 'score'}
   assert set(table['normalisation']) == {'none', 'dqn', 'human'}
@@ -30,7 +30,7 @@ def test_every_number_says_where_it_is_from():
 
 def test_the_interval_of_one_more_draw():
   # Mean 2, s 1, n 3: t(0.995, 2) = 9.924843, times sqrt(4 / 3) = 11.460222.
-  low, high = public_scores.prediction_interval([1.0, 2.0, 3.0])
+  low, high = reference.prediction_interval([1.0, 2.0, 3.0])
   np.testing.assert_allclose([low, high], [2 - 11.460222, 2 + 11.460222], 1e-6)
 
 
@@ -42,7 +42,7 @@ def test_a_public_seed_that_is_held_out_is_rarely_outside():
         values = seeds(method, game, measure, 6_500_000).to_numpy()
         assert len(values) == 10
         for k, value in enumerate(values):
-          low, high = public_scores.prediction_interval(np.delete(values, k))
+          low, high = reference.prediction_interval(np.delete(values, k))
           outside.append(not low <= value <= high)
   assert np.mean(outside) <= 0.05
 
@@ -57,7 +57,7 @@ def test_another_method_under_the_name_of_cql_is_outside(game):
     # A curve with this seed's average and its last score.
     returns = np.full(52, (52 * average[seed] - score[seed]) / 51)
     returns[-1] = score[seed]
-    found = public_scores.compare('QR-CQL', game, steps, returns)
+    found = reference.compare('QR-CQL', game, steps, returns)
     assert [c.measure for c in found] == ['average', 'score']
     assert found[0].value == pytest.approx(average[seed])
     assert found[1].value == score[seed]
@@ -68,5 +68,5 @@ def test_another_method_under_the_name_of_cql_is_outside(game):
 
 def test_what_a_run_has_not_reached_is_not_compared():
   steps, returns = np.asarray([62_500, 6_375_000]), np.asarray([30.0, 40.0])
-  assert not public_scores.compare('QR-CQL', 'Breakout', steps, returns)
-  assert not public_scores.compare('QR-CQL', 'Zaxxon', steps + 125_000, returns)
+  assert not reference.compare('QR-CQL', 'Breakout', steps, returns)
+  assert not reference.compare('QR-CQL', 'Zaxxon', steps + 125_000, returns)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from batch_rl_dr3.analysis import diagnosis as diagnosis_lib
-from batch_rl_dr3.reporting import frames, run_reader
+from batch_rl_dr3.reporting import run_reader
 from batch_rl_dr3.runs import atomic
 
 # What each measure is: the reader's words, in the order of the page.
@@ -85,7 +85,7 @@ def percentiles(
   """
   if runs is None:
     return {}
-  table = frames.read_runs(runs).metrics
+  table = run_reader.read_runs(runs).metrics
   found = {}
   measures = next(iter(columns.values())).diagnosis.measures
   for name in sorted(measures.keys() & set(run_reader.METRICS)):
