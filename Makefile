@@ -29,7 +29,8 @@ tune-minatar: $(DEV)
 
 reproduce-minatar: $(DEV)
 	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/minatar_study.sh \
-	  sweeps/minatar studies/figure1
+	  sweeps/minatar studies/figure1 sweeps/minatar_pilot
+	$(BIN)/python run_scripts/regimes.py results/minatar_pilot
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar \
 	  --runs=results/minatar --output_dir=runs/minatar/report
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar_figure1 \
