@@ -107,7 +107,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(method, hopper, tmp_path):
   def take_steps_and_stop(num_steps):
     parts = take_steps(num_steps)
     if first._learner.num_gradient_steps() == 150:
-      first._stop_request.signal_name = 'SIGTERM'
+      first.stop_request.signal_name = 'SIGTERM'
     return parts
 
   first._learner._take_steps = take_steps_and_stop
