@@ -87,7 +87,8 @@ def test_the_command_plays_what_has_no_scores_and_nothing_twice(
   provenance = json.loads((other / run_directory.PROVENANCE).read_text())
   provenance['protocol']['num_evaluation_agent_steps'] = 40
   atomic.write_json(other / run_directory.PROVENANCE, provenance)
-  log = run_tables.CsvLog(one / run_directory.SCORES, run_tables.SCORE_COLUMNS)
+  columns = (*run_tables.SCORE_COLUMNS, run_tables.NUM_EPISODES)
+  log = run_tables.CsvLog(one / run_directory.SCORES, columns)
   log.keep(lambda row: row['iteration'] == '1')
 
   flag = f'--checkpoints={tmp_path}/runs/**'
