@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import functools
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -107,7 +107,6 @@ def _samples(
 ) -> Iterator[tuple[str, 'policies.LoggedData']]:
   """Yields the data that are measured on, each with its name."""
   from batch_rl_dr3.replay.store.subset import Subset
-  from batch_rl_dr3.runs import run_directory
   from batch_rl_dr3.training import policies
 
   stack_size = FLAGS.stack_size
@@ -119,15 +118,13 @@ def _samples(
     cache_dir=FLAGS.cache_dir,
     stack_size=stack_size,
   )
-  folder = FLAGS.checkpoint and pathlib.Path(FLAGS.checkpoint)
-  for run in (folder, folder and folder.parent.parent):
-    if run and (run / run_directory.PROVENANCE).exists():
-      subset, held_out = policies.subset_of_run(run, FLAGS.num_transitions)
-      yield 'learnt from', open_part(subset)
-      if held_out is not None:
-        yield 'held out', open_part(held_out)
-      return
-  yield 'logged', open_part(Subset())
+  if policy.run is None:
+    yield 'logged', open_part(Subset())
+    return
+  subset, held_out = policies.subset_of_run(policy.run, FLAGS.num_transitions)
+  yield 'learnt from', open_part(subset)
+  if held_out is not None:
+    yield 'held out', open_part(held_out)
 
 
 def main() -> None:
@@ -144,26 +141,21 @@ def main() -> None:
 
   policy = _policy()
   columns: dict[str, diagnosis_page.PageColumn] = {}
-  states: Any = None
+  layers = None
   for name, data in _samples(policy):
-    transitions = policies.transitions_of(
-      policy, data, FLAGS.num_transitions, _SEED, FLAGS.gamma
-    )
+    batch = data.sample(FLAGS.num_transitions, _SEED)
+    transitions = policies.transitions_of(policy, data, batch, FLAGS.gamma)
     columns[name] = diagnosis_page.PageColumn(
       transitions, diagnosis.diagnose(transitions)
     )
-    if states is None:
-      states = data.sample(FLAGS.num_transitions, _SEED).states
-  layers = None
-  if policy.network is not None:
-    layers = policies.sensitivity(policy, states, _SEED)
-  steps = policies.gradient_steps_of(FLAGS.checkpoint)
+    if layers is None and policy.network is not None:
+      layers = policies.sensitivity(policy, batch.states, _SEED)
   page = diagnosis_page.Page(
     FLAGS.checkpoint or FLAGS.network,
     columns,
     layers,
-    steps,
-    diagnosis_page.percentiles(columns, FLAGS.compare, steps),
+    policy.gradient_steps,
+    diagnosis_page.percentiles(columns, FLAGS.compare, policy.gradient_steps),
   )
   diagnosis_page.write(page, pathlib.Path(FLAGS.output_dir))
   first = next(iter(columns.values())).diagnosis.measures

@@ -44,6 +44,8 @@ class Policy:
     lanes: the game that its run was evaluated in; None of others.
     rule: how that was played.
     network: its layers, where they are convolutions and dense ones.
+    run: the run that it is of; None of others.
+    gradient_steps: after which it was written, of a run.
   """
 
   def __init__(
@@ -52,12 +54,16 @@ class Policy:
     lanes: lanes_lib.Lanes | None = None,
     rule: play.PlayRule | None = None,
     network: foreign_networks.ForeignNetwork | None = None,
+    run: targets.Target | None = None,
+    gradient_steps: int | None = None,
   ):
     """Takes a function of states."""
     self._outputs = outputs
     self.lanes = lanes
     self.rule = rule
     self.network = network
+    self.run = run
+    self.gradient_steps = gradient_steps
 
   def outputs(self, states: Array) -> tuple[Array, Array]:
     """Returns Q-values, float32 [n, A], and features, float32 [n, D].
@@ -141,6 +147,7 @@ def _policy_of_run(
   imports: Sequence[own_code.OwnCode],
 ) -> Policy:
   target = targets.of_run(folder, imports=imports)
+  steps = {c.prefix: c.gradient_steps for c in target.checkpoints.values()}
   if prefix is None:
     if not target.checkpoints:
       raise errors.DataError(f'{folder} has no checkpoint.')
@@ -148,9 +155,14 @@ def _policy_of_run(
   player = discrete.create_evaluator(
     pool.Setup(target.config, target.protocol, imports=target.imports)
   )
-  actor = player.load(str(prefix))
-  network = _network(str(prefix), player.lanes.game.num_actions)
-  return Policy(actor.outputs, player.lanes, player.rule, network)
+  return Policy(
+    player.load(str(prefix)).outputs,
+    player.lanes,
+    player.rule,
+    _network(str(prefix), player.lanes.game.num_actions),
+    target,
+    steps.get(str(prefix)),
+  )
 
 
 def evaluate_policy(
@@ -284,35 +296,28 @@ def open_store(
 
 
 def subset_of_run(
-  folder: str | os.PathLike[str], num_held_out: int
+  run: targets.Target, num_held_out: int
 ) -> tuple[Subset, Subset | None]:
-  """Returns what a run learns from, and rows that it never does.
-
-  Raises:
-    DataError: if it is no run directory.
-  """
-  target = targets.of_run(pathlib.Path(folder))
-  with pool.gin_config(target.config):
+  """Returns what a run learns from, and rows that it never does."""
+  with pool.gin_config(run.config):
     subset = gin.query_parameter('FixedReplayRunner.subset')
     subset = subset.scoped_configurable_fn()
-  subset = subset.for_run(int(target.provenance['seed']))
+  subset = subset.for_run(int(run.provenance['seed']))
   return subset, subset.held_out(num_held_out)
 
 
 def transitions_of(
   policy: Policy,
   data: LoggedData,
-  count: int,
-  seed: int = 0,
+  batch: replay_store.ReplayTransitions,
   gamma: float = 0.99,
   update_horizon: int = 1,
 ) -> diagnosis.LoggedOutputs:
-  """Returns what a policy says of logged transitions, for `diagnosis`.
+  """Returns what a policy says of transitions of the data, for `diagnosis`.
 
   Raises:
     DataError: if an action was logged that the policy does not know.
   """
-  batch = data.sample(count, seed, update_horizon, gamma)
   q_values, features = policy.outputs(batch.states)
   if batch.actions.max() >= q_values.shape[1]:
     raise errors.DataError(
@@ -372,15 +377,3 @@ def sensitivity(policy: Policy, states: Array, seed: int = 0) -> pd.DataFrame:
       }
     )
   return pd.DataFrame(rows)
-
-
-def gradient_steps_of(checkpoint: str | None) -> int | None:
-  """Returns after how many gradient steps a run's checkpoint was written."""
-  path = pathlib.Path(checkpoint or '')
-  for folder in (path, path.parent.parent):
-    if checkpoint and (folder / run_directory.PROVENANCE).exists():
-      found = targets.of_run(folder).checkpoints
-      steps = {c.prefix: c.gradient_steps for c in found.values()}
-      newest = found[max(found)].gradient_steps if found else None
-      return steps.get(str(path), newest)
-  return None
