@@ -29,7 +29,8 @@ tune-minatar: $(DEV)
 
 reproduce-minatar: $(DEV)
 	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/minatar_study.sh \
-	  sweeps/minatar studies/figure1 sweeps/minatar_pilot
+	  sweeps/minatar studies/figure1 sweeps/minatar_pilot \
+	  sweeps/minatar_drift
 	$(BIN)/python run_scripts/regimes.py results/minatar_pilot
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar \
 	  --runs=results/minatar --output_dir=runs/minatar/report

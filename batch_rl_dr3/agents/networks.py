@@ -192,8 +192,15 @@ class MinAtarNetwork(ValueNetwork):
   """
 
   convolutions = ((16, 3, 1),)
-  num_features = 128
   scale = 1.0
+
+  @ranges.checked
+  def __init__(
+    self, num_actions: int, num_features: ranges.Count = 128, **kwargs: Any
+  ):
+    """Creates a network with a feature layer of `num_features` units."""
+    super().__init__(num_actions, **kwargs)
+    self.num_features = num_features
 
 
 @gin.configurable

@@ -154,7 +154,7 @@ class Sweep:
 
   Attributes:
     derived: methods made of others, such as {'cql_norm': ['cql', 'A.b = 1']}:
-      the method that templates see, and what is bound besides.
+      the method that templates see, and what overrides `gin_bindings`.
     variants: bindings by name, such as {'c0_0.03':
       ['FeatureDotPenalty.coefficient = 0.03']}: each method is run with each,
       as <method>_<name>. Templates see the method without it.
@@ -254,7 +254,7 @@ class Sweep:
       'data': data_names.get(game, data_names.get(dataset, dataset)),
     }
     files = tuple(_fill(text, names) for text in self.gin_files)
-    lines = (*changes, *(_fill(text, names) for text in self.gin_bindings))
+    lines = (*(_fill(text, names) for text in self.gin_bindings), *changes)
     bound = gin_files.read_bindings(files, lines)
     runner = _runner(bound, files)
     name = f'{method}_{variant}' if variant else method

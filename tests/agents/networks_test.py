@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,11 @@ import tensorflow as tf
   [
     (networks.NatureNetwork, (84, 84, 4), 512),
     (networks.MinAtarNetwork, (10, 10, 6, 1), 128),
+    (
+      functools.partial(networks.MinAtarNetwork, num_features=512),
+      (10, 10, 6, 1),
+      512,
+    ),
   ],
 )
 @pytest.mark.parametrize('num_atoms', [1, 7])

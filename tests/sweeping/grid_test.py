@@ -117,13 +117,43 @@ def test_a_method_may_be_made_of_another(make_sweep):
   (run,) = make_sweep(
     games=['breakout'],
     methods=['sarsa'],
-    derived={'sarsa': ['dqn', "FixedReplayDQNAgent.backup = 'sarsa'"]},
-    gin_bindings=["create_minatar_lanes.game_name='{game}'", 'A.x = 1'],
+    derived={
+      'sarsa': ['dqn', "FixedReplayDQNAgent.backup = 'sarsa'", 'A.y = 2']
+    },
+    gin_bindings=[
+      "create_minatar_lanes.game_name='{game}'",
+      'A.x = 1',
+      'A.y = 1',
+    ],
   ).runs()
   assert (run.method, run.gin_files) == ('sarsa', ('minatar/dqn.gin',))
   assert run.bound['FixedReplayDQNAgent.backup'] == 'sarsa'
   assert run.bound['FixedReplayRunner.method'] == 'sarsa'
   assert run.bound['A.x'] == 1
+  assert run.bound['A.y'] == 2  # Its own bindings override the grid's.
+
+
+def test_the_drift_grid_changes_one_thing_at_a_time(clear_gin):
+  cli.load_gin(['sweeps/minatar_pilot.gin'], [])
+  pilot = {
+    r.method: r.bound
+    for r in grid.Sweep().runs()
+    if (r.game, r.dataset) == ('breakout', '10pct')
+  }
+  gin.clear_config()
+  cli.load_gin(['sweeps/minatar_drift.gin'], [])
+  runs = grid.Sweep().runs()
+  assert len(runs) == 11
+  for run in runs:
+    is_dqn = run.method.startswith('dqn')
+    base = 'dqn_gamma0.95' if is_dqn else 'cql_gamma0.99'
+    changed = {
+      name
+      for name in run.bound | pilot[base]
+      if run.bound.get(name) != pilot[base].get(name)
+    } - {'FixedReplayRunner.method'}
+    expected = 3 if run.method == 'dqn_quantiles' else 1
+    assert len(changed) == expected, (run.method, changed)
 
 
 def test_what_starts_from_a_run_names_its_last_checkpoint(make_sweep):
