@@ -1,6 +1,7 @@
 """Judges kept MinAtar runs by the words of results/plan.md.
 
-Writes FOLDER/tables/regimes.csv and FOLDER/figures/regimes.png:
+Writes FOLDER/tables/regimes.csv, FOLDER/figures/regimes.png (by gamma) and, of
+runs that change one thing else, FOLDER/figures/drift.png:
 
   python run_scripts/regimes.py results/minatar_pilot
 """
@@ -16,10 +17,28 @@ import batch_rl_dr3
 from batch_rl_dr3.reporting import reference
 
 KEYS = ['game', 'dataset', 'method', 'seed']
+QUANTITIES = (
+  'mean_q',
+  'feature_dot_product',
+  'feature_norm_squared',
+  'feature_cosine',
+  'divergence_ratio',
+)
 COLOURS = {
   'gamma0.9': '#0072B2',
   'gamma0.95': '#E69F00',
   'gamma0.99': '#D55E00',
+}
+# The runs that the changes start from, and what is changed.
+STARTS = {'dqn': 'gamma0.95', 'cql': 'gamma0.99'}
+CHANGES = {
+  '': ('as in the first step', '#000000'),
+  'rate': ('learning rate 1e-3', '#D55E00'),
+  'long': ('400,000 steps', '#0072B2'),
+  'wide': ('512 features', '#009E73'),
+  'small_batch': ('batches of 8', '#CC79A7'),
+  'period_50': ('target period 50', '#E69F00'),
+  'quantiles': ('200 quantiles', '#56B4E9'),
 }
 
 
@@ -27,6 +46,12 @@ def slope(steps, values):
   """Returns the least-squares slope of values over steps."""
   centred = steps - steps.mean()
   return float((centred * (values - values.mean())).sum() / (centred**2).sum())
+
+
+def factor(steps, values):
+  """Returns by how much a fitted exponential grows from first to last step."""
+  logs = np.log(np.abs(values).clip(1e-9))
+  return float(np.exp(slope(steps, logs) * (steps[-1] - steps[0])))
 
 
 def judge(metrics, returns):
@@ -39,9 +64,8 @@ def judge(metrics, returns):
   last = metrics.gradient_steps.max()
   late = metrics[metrics.gradient_steps >= last / 2]
   steps, q = late.gradient_steps.to_numpy(float), late.mean_q.to_numpy()
-  log_dots = np.log(late.feature_dot_product.clip(lower=1e-9).to_numpy())
   q_slope = slope(steps, q) * 10_000 / np.abs(q).mean()
-  growth = float(np.exp(slope(steps, log_dots) * (steps[-1] - steps[0])))
+  growth = factor(steps, late.feature_dot_product.to_numpy())
   running = pd.Series(returns).rolling(5).mean()
   is_settled = abs(q_slope) < 0.05
   return {
@@ -50,6 +74,11 @@ def judge(metrics, returns):
     'settled': is_settled,
     'dot_product': float(late.feature_dot_product.iloc[-1]),
     'growth_factor': growth,
+    'q_factor': factor(steps, q),
+    'norm_squared_factor': factor(steps, late.feature_norm_squared.to_numpy()),
+    'cosine_change': float(
+      late.feature_cosine.iloc[-1] - late.feature_cosine.iloc[0]
+    ),
     'candidate': is_settled and growth >= 1.1,
     'best_five': float(running.max()),
     'final': float(running.iloc[-1]),
@@ -73,7 +102,8 @@ def regimes(runs):
 def draw(runs, path):
   """Draws mean Q and the dot product of every run, games across."""
   table = runs.metrics.copy()
-  table[['base', 'gamma']] = table.method.str.split('_', expand=True)
+  table[['base', 'gamma']] = table.method.str.split('_', n=1, expand=True)
+  table = table[table.gamma.isin(list(COLOURS))]
   games = sorted(table.game.unique())
   rows = list(table.groupby(['base', 'dataset']))
   figure = mpl_figure.Figure(
@@ -107,14 +137,47 @@ def draw(runs, path):
   figure.savefig(path, dpi=80)
 
 
+def draw_changes(runs, path):
+  """Draws the same of runs on breakout that change one thing, by method."""
+  table = runs.metrics
+  table = table[(table.game == 'breakout') & (table.dataset == '10pct')]
+  figure = mpl_figure.Figure(figsize=(9, 6.5), layout='constrained')
+  axes = figure.subplots(2, 2, sharex=True, sharey='row')
+  for column, (base, start) in enumerate(STARTS.items()):
+    for change, (label, colour) in CHANGES.items():
+      run = table[
+        (table.method == f'{base}_{change or start}')
+        & (table.seed == 0)
+        & (table.gradient_steps > 0)
+      ]
+      style = {'color': colour, 'label': label, 'linewidth': 1.4}
+      thousands = run.gradient_steps / 1000
+      axes[0][column].plot(thousands, run.mean_q, **style)
+      axes[1][column].plot(thousands, run.feature_dot_product, **style)
+    axes[0][column].set_title(f'breakout, 10pct, {base.upper()}, {start}')
+    axes[1][column].set_xlabel('thousand gradient steps')
+  for row, name in enumerate(('mean Q', 'dot product')):
+    axes[row][0].set_ylabel(name)
+    axes[row][0].set(xscale='log', yscale='log')
+  figure.legend(
+    *axes[0][0].get_legend_handles_labels(),
+    loc='outside upper center',
+    ncols=4,
+    frameon=False,
+  )
+  figure.savefig(path, dpi=80)
+
+
 def main(folder):
   """Writes the table and the figure of a folder of kept runs."""
-  runs = batch_rl_dr3.read_runs(str(folder))
+  runs = batch_rl_dr3.read_runs(str(folder), QUANTITIES)
   for name in ('tables', 'figures'):
     (folder / name).mkdir(exist_ok=True)
   table = regimes(runs)
   table.round(4).to_csv(folder / 'tables' / 'regimes.csv', index=False)
   draw(runs, folder / 'figures' / 'regimes.png')
+  if any(table.method.isin([f'dqn_{change}' for change in CHANGES])):
+    draw_changes(runs, folder / 'figures' / 'drift.png')
   print(table.round(3).to_string())
 
 

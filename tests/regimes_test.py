@@ -25,6 +25,8 @@ def run(mean_q, dot_product):
       'gradient_steps': STEPS,
       'mean_q': mean_q,
       'feature_dot_product': dot_product,
+      'feature_norm_squared': 8.0 ** (STEPS / 50_000),
+      'feature_cosine': 0.9 - STEPS / 1_000_000,
       'divergence_ratio': 0.9,
     }
   )
@@ -36,6 +38,9 @@ def test_settled_values_and_a_dot_product_that_doubles(regimes):
   assert found['settled']
   assert found['candidate']
   assert found['growth_factor'] == pytest.approx(2.0)
+  assert found['q_factor'] == pytest.approx(1.0)
+  assert found['norm_squared_factor'] == pytest.approx(8.0)
+  assert found['cosine_change'] == pytest.approx(-0.05)
   assert found['lost'] == 0
 
 
