@@ -290,10 +290,10 @@ def convert() -> None:
     return
   target = FLAGS.minari_id or os.path.join(FLAGS.output_dir, 'replay_logs')
   if FLAGS.minari is not None:
-    from batch_rl_dr3.control import data_files
+    from batch_rl_dr3.control import data
 
-    folder = data_files.locate_minari(FLAGS.minari)
-    with data_files.minari_errors(FLAGS.minari):
+    folder = data.locate_minari(FLAGS.minari)
+    with data.minari_errors(FLAGS.minari):
       import minari
 
       num_episodes = conversion.from_minari(

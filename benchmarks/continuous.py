@@ -18,11 +18,11 @@ import tensorflow as tf
 from tf_agents.agents.cql import cql_sac_agent
 
 from batch_rl_dr3.agents import penalties
-from batch_rl_dr3.control import agent_setups, cql_agent, data
+from batch_rl_dr3.control import cql_agent, networks
 
 BATCH_SIZE, NUM_TURNS, STEPS_A_TURN = 256, 40, 3
 LAYERS = (256, 256)
-SPACES = agent_setups.Spaces(17, 6)
+SPACES = networks.Spaces(17, 6)
 
 
 def create(agent: Any, **kwargs: Any) -> Callable[..., Any]:
@@ -30,9 +30,9 @@ def create(agent: Any, **kwargs: Any) -> Callable[..., Any]:
   made = agent(
     SPACES.time_step_spec,
     SPACES.action_spec,
-    agent_setups.create_critic(SPACES, LAYERS),
-    agent_setups.create_actor(SPACES, LAYERS),
-    *(agent_setups.adam(3e-4) for _ in range(3)),
+    networks.create_critic(SPACES, LAYERS),
+    networks.create_actor(SPACES, LAYERS),
+    *(networks.adam(3e-4) for _ in range(3)),
     cql_alpha=5.0,
     num_cql_samples=10,
     include_critic_entropy_term=False,
@@ -52,7 +52,7 @@ def main() -> None:
   def normal(*shape: int) -> tf.Tensor:
     return tf.constant(rng.normal(size=(BATCH_SIZE, *shape)), tf.float32)
 
-  batch = data.transition(
+  batch = networks.transition(
     [normal(17), tf.tanh(normal(6)), normal(), normal(17), tf.zeros(BATCH_SIZE)]
   )
   dr3 = penalties.FeatureDotPenalty(0.001)

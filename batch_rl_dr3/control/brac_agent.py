@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from batch_rl_dr3.agents import penalties as penalties_lib
 from batch_rl_dr3.config import ranges
-from batch_rl_dr3.control import critics
+from batch_rl_dr3.control import critics, networks
 
 # The authors' kernel width for actions in [-1, 1].
 _SIGMA = 20.0
@@ -32,10 +32,8 @@ def kl(
 ) -> tf.Tensor:
   """Returns an estimate of KL(pi || b), which can be negative, float32 [B].
 
-  The mean of log pi(a_i|s) - log b(a_i|s), both float32 [N, B], a_i from pi.
-
-  Raises:
-    ValueError: if the shapes differ.
+  The mean of log pi(a_i|s) - log b(a_i|s), both float32 [N, B], a_i from pi;
+  a ValueError if the shapes differ.
   """
   policy_log_densities.shape.assert_has_rank(2)
   policy_log_densities.shape.assert_is_compatible_with(
@@ -52,15 +50,9 @@ def mmd(
   """Returns the squared maximum mean discrepancy, Laplacian, float32 [B].
 
   mean k(a, a') - 2 mean k(a, b) + mean k(b, b'), k(x, y) = exp(-|x-y|_1 /
-  sigma), means over all pairs, those of an action with itself included.
-
-  Args:
-    policy_actions: float32 [N, B, d].
-    behaviour_actions: float32 [M, B, d].
-    sigma: the kernel's width.
-
-  Raises:
-    ValueError: if the shapes do not fit together.
+  sigma), means over all pairs of the actions, float32 [N, B, d] and [M, B, d],
+  those of an action with itself included; a ValueError if the shapes do not
+  fit together.
   """
   policy_actions.shape.assert_has_rank(3)
   policy_actions.shape[1:].assert_is_compatible_with(
@@ -98,7 +90,7 @@ class DR3BracAgent(critics.PenalisedSacAgent):
     num_warm_start_steps: ranges.Natural = 20_000,
     **kwargs: Any,
   ):
-    """Creates the agent. Defaults are those of the authors' code.
+    """Creates the agent; defaults are those of the authors' code.
 
     Args:
       *args: of `SacAgent`.
@@ -108,17 +100,13 @@ class DR3BracAgent(critics.PenalisedSacAgent):
       divergence: 'kl' or 'mmd', both in their primal form.
       alpha: the weight of the divergence; where it is trained, at first.
       train_alpha: whether alpha is adapted.
-      target_divergence: what it then holds the divergence at.
+      target_divergence: what D is then held at.
       value_penalty: whether the backup is penalised (BRAC-v) or the policy
         alone (BRAC-p).
       num_divergence_samples: actions of each policy that D is estimated on.
       num_warm_start_steps: gradient steps in which the policy minimises the
         divergence alone.
       **kwargs: of `SacAgent`.
-
-    Raises:
-      ConfigError: see `critics.check_specs`.
-      ValueError: if the divergence is unknown.
     """
     if divergence not in ('kl', 'mmd'):
       raise ValueError(f"divergence is 'kl' or 'mmd', not {divergence!r}.")
@@ -200,3 +188,35 @@ class DR3BracAgent(critics.PenalisedSacAgent):
       'divergence': tf.reduce_mean(divergence),
       'alpha': tf.exp(self._log_alpha),
     }
+
+
+@gin.configurable(denylist=['spaces', 'seed'])
+@ranges.checked
+def create_brac_agent(
+  spaces: networks.Spaces,
+  seed: ranges.Natural,
+  critic_layers: Sequence[int] = (300, 300),
+  actor_layers: Sequence[int] = (200, 200),
+  critic_learning_rate: ranges.Positive = 1e-3,
+  actor_learning_rate: ranges.Positive = 3e-4,
+  alpha_learning_rate: ranges.Positive = 1e-3,
+  gamma: ranges.Share = 0.99,
+) -> DR3BracAgent:
+  """Returns a BRAC agent; sizes and rates are those of the authors' code.
+
+  The behaviour policy has the actor's layers, and alpha_learning_rate counts
+  where alpha is trained.
+  """
+  behaviour_network = networks.create_actor(spaces, actor_layers)
+  behaviour_network.create_variables()
+  return DR3BracAgent(
+    **networks.arguments(
+      spaces,
+      networks.create_critic(spaces, critic_layers),
+      networks.create_actor(spaces, actor_layers),
+      (critic_learning_rate, actor_learning_rate, alpha_learning_rate),
+    ),
+    behaviour_network=behaviour_network,
+    gamma=gamma,
+    seed=seed,
+  )

@@ -29,7 +29,7 @@ from tf_agents.agents.sac import tanh_normal_projection_network
 from tf_agents.networks import actor_distribution_network
 
 from batch_rl_dr3.config import ranges
-from batch_rl_dr3.control import agent_setups, cql_agent, critics
+from batch_rl_dr3.control import cql_agent, networks
 
 # Filters, stride, and size of the max-pool (1: none) of each convolution.
 Convolutions = Sequence[tuple[int, int, int]]
@@ -55,7 +55,7 @@ def _small(limit: float) -> Any:
   return tf.keras.initializers.RandomUniform(-limit, limit)
 
 
-class ImageCriticNetwork(critics.FeatureCriticNetwork):
+class ImageCriticNetwork(networks.FeatureCriticNetwork):
   """A critic whose action joins after the convolutions."""
 
   def __init__(
@@ -86,7 +86,7 @@ class ImageCriticNetwork(critics.FeatureCriticNetwork):
 
 
 def create_image_actor(
-  spaces: agent_setups.Spaces,
+  spaces: networks.Spaces,
   convolutions: Convolutions = _COGS,
   encoder_layers: Sequence[int] = (1024, 512, 256),
   layers: Sequence[int] = (256, 256, 256),
@@ -139,7 +139,7 @@ def create_image_actor(
 @gin.configurable(denylist=['spaces', 'seed'])
 @ranges.checked
 def create_cog_agent(
-  spaces: agent_setups.Spaces,
+  spaces: networks.Spaces,
   seed: ranges.Natural,
   convolutions: Convolutions = _COGS,
   critic_layers: Sequence[int] = (1024, 512, 256),
@@ -165,7 +165,7 @@ def create_cog_agent(
     gamma: the discount.
   """
   return cql_agent.DR3CqlSacAgent(
-    **agent_setups.arguments(
+    **networks.arguments(
       spaces,
       ImageCriticNetwork(
         (spaces.time_step_spec.observation, spaces.action_spec),

@@ -6,6 +6,7 @@ all that SAC saw while it learnt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -19,61 +20,54 @@ from tf_agents.agents.sac import sac_agent
 
 from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.control import (
-  agent_setups,
   data,
-  data_files,
   environments,
   manipulation,
+  networks,
   tasks,
 )
 from batch_rl_dr3.control.environments import FloatArray
 
 DATA = 'data.hdf5'
+_FLAGS = ('terminals', 'timeouts')
 
 
 class Log:
-  """One environment, played on and on, and every step of it in order.
-
-  Attributes:
-    columns: of the transitions, lists by name.
-    returns: of the episodes that ended.
-    observation: what is seen now, float32 [o].
-  """
+  """One environment, played on and on, and every step of it in order."""
 
   def __init__(self, environment: Any, seed: int):
     """Starts the first episode of a gymnasium environment."""
     self._environment = environment
-    names = (*data_files.COLUMNS, 'timeouts')
+    names = (*data.COLUMNS, 'timeouts')
     self.columns: dict[str, list[Any]] = {name: [] for name in names}
-    self.returns: list[float] = []
-    observation, _ = environment.reset(seed=seed)
-    self.observation = tasks.flatten(observation)
-    self._return = 0.0
+    self.returns: list[float] = []  # Of the episodes that ended.
+    self._reset(seed)
 
   def __len__(self) -> int:
     return len(self.columns['rewards'])
 
+  def _reset(self, seed: int | None = None) -> None:
+    observation, _ = self._environment.reset(seed=seed)
+    self.observation = tasks.flatten(observation)
+    self._return = 0.0
+
   def step(self, action: FloatArray) -> None:
     """Plays one action, in [-1, 1], and logs what comes of it."""
-    following, reward, terminated, truncated, _ = self._environment.step(action)
+    following, reward, *ends, _ = self._environment.step(action)
     following = tasks.flatten(following)
-    row = (self.observation, action, reward, following, terminated, truncated)
+    row = (self.observation, action, reward, following, *ends)
     for values, value in zip(self.columns.values(), row, strict=True):
       values.append(value)
     self._return += float(reward)
     self.observation = following
-    if terminated or truncated:
+    if any(ends):
       self.returns.append(self._return)
-      self._return = 0.0
-      observation, _ = self._environment.reset()
-      self.observation = tasks.flatten(observation)
+      self._reset()
 
   def arrays(self) -> dict[str, npt.NDArray[Any]]:
     """Returns the columns, bool or float32 [N, ...], cut after the last row."""
     arrays = {
-      name: np.asarray(
-        values, bool if name in ('terminals', 'timeouts') else np.float32
-      )
+      name: np.asarray(values, bool if name in _FLAGS else np.float32)
       for name, values in self.columns.items()
     }
     arrays['timeouts'][-1] = not arrays['terminals'][-1]
@@ -82,57 +76,50 @@ class Log:
 
 @gin.configurable(denylist=['task', 'seed'])
 @ranges.checked
+@dataclasses.dataclass
 class OnlineSac:
-  """SAC (arXiv:1801.01290) with one gradient step per step of play."""
+  """SAC (arXiv:1801.01290) with one gradient step per step of play.
 
-  def __init__(
-    self,
-    task: tasks.Task,
-    seed: int,
-    layers: Sequence[int] = (256, 256),
-    learning_rate: ranges.Positive = 3e-4,
-    gamma: ranges.Share = 0.99,
-    batch_size: ranges.Count = 256,
-    num_random_steps: ranges.Natural = 5_000,
-    steps_per_call: ranges.Count = 50,
-    max_steps: ranges.Count = 1_000_000,
-    until_return: float = float('inf'),
-    num_return_episodes: ranges.Count = 10,
-  ):
-    """Creates the agent.
+  Attributes:
+    task: what is played.
+    seed: fixes batches and random play.
+    layers: hidden units of critics and policy.
+    learning_rate: Adam's, of all three losses.
+    gamma: the discount.
+    batch_size: transitions a gradient step learns from.
+    num_random_steps: steps of uniform actions before it learns.
+    steps_per_call: gradient steps are done so many at a time.
+    max_steps: of play, then it is done.
+    until_return: done as soon as the mean return of the last episodes is as
+      high.
+    num_return_episodes: how many episodes that mean is over.
+  """
 
-    Args:
-      task: what is played.
-      seed: fixes batches and random play.
-      layers: hidden units of critics and policy.
-      learning_rate: Adam's, of all three losses.
-      gamma: the discount.
-      batch_size: transitions a gradient step learns from.
-      num_random_steps: steps of uniform actions before it learns.
-      steps_per_call: gradient steps are done so many at a time.
-      max_steps: of play, then it is done.
-      until_return: done as soon as the mean return of the last episodes is
-        as high.
-      num_return_episodes: how many episodes that mean is over.
-    """
-    spaces = agent_setups.Spaces(task.observation_size, task.action_size)
-    self._action_size = task.action_size
-    self._rng = np.random.default_rng((seed, 1))
-    self._batch_size = batch_size
-    self._num_random_steps = num_random_steps
-    self._steps_per_call = steps_per_call
-    self._max_steps = max_steps
-    self._until_return = until_return
-    self._num_return_episodes = num_return_episodes
+  task: tasks.Task
+  seed: int
+  layers: Sequence[int] = (256, 256)
+  learning_rate: ranges.Positive = 3e-4
+  gamma: ranges.Share = 0.99
+  batch_size: ranges.Count = 256
+  num_random_steps: ranges.Natural = 5_000
+  steps_per_call: ranges.Count = 50
+  max_steps: ranges.Count = 1_000_000
+  until_return: float = float('inf')
+  num_return_episodes: ranges.Count = 10
+
+  def __post_init__(self) -> None:
+    spaces = networks.Spaces(self.task.observation_size, self.task.action_size)
+    self._rng = np.random.default_rng((self.seed, 1))
+    self._num_explored = 0
     self._agent = sac_agent.SacAgent(
       spaces.time_step_spec,
       spaces.action_spec,
-      agent_setups.create_critic(spaces, layers),
-      agent_setups.create_actor(spaces, layers),
-      *(agent_setups.adam(learning_rate) for _ in range(3)),
+      networks.create_critic(spaces, self.layers),
+      networks.create_actor(spaces, self.layers),
+      *(networks.adam(self.learning_rate) for _ in range(3)),
       target_update_tau=0.005,
-      gamma=gamma,
-      target_entropy=-float(task.action_size),
+      gamma=self.gamma,
+      target_entropy=-float(spaces.action_size),
       train_step_counter=tf.Variable(0, dtype=tf.int64, trainable=False),
     )
     self._agent.initialize()
@@ -142,27 +129,28 @@ class OnlineSac:
 
   def _distribution(self, observations: tf.Tensor) -> Any:
     distribution = self._agent.policy.distribution(
-      data.time_steps(observations)
+      networks.time_steps(observations)
     ).action
     return distribution.sample(), distribution.mode()
 
   def _learn_from(self, columns: Any) -> None:
-    for index in tf.range(self._steps_per_call):
-      self._agent.train(data.transition([c[index] for c in columns]))
+    for index in tf.range(self.steps_per_call):
+      self._agent.train(networks.transition([c[index] for c in columns]))
 
   def is_done(self, returns: Sequence[float], num_steps: int) -> bool:
     """Returns whether it has played enough, or well enough."""
-    last = returns[-self._num_return_episodes :]
-    is_good = len(last) == self._num_return_episodes and (
-      float(np.mean(last)) >= self._until_return
+    last = returns[-self.num_return_episodes :]
+    is_good = len(last) == self.num_return_episodes and (
+      float(np.mean(last)) >= self.until_return
     )
-    return is_good or num_steps >= self._max_steps
+    return is_good or num_steps >= self.max_steps
 
   def explore(self, observation: FloatArray) -> FloatArray:
     """Returns an action of the policy, uniform at first; float32 [d]."""
-    if self._num_random_steps > 0:
-      self._num_random_steps -= 1
-      return self._rng.uniform(-1, 1, self._action_size).astype(np.float32)
+    if self._num_explored < self.num_random_steps:
+      self._num_explored += 1
+      size = self.task.action_size
+      return self._rng.uniform(-1, 1, size).astype(np.float32)
     return np.asarray(self._sample(tf.constant(observation[None]))[0])
 
   def act(self, observation: FloatArray) -> FloatArray:
@@ -172,20 +160,17 @@ class OnlineSac:
   def learn(self, columns: Mapping[str, Sequence[Any]]) -> None:
     """Learns from the columns of a log, whenever a call's worth has come."""
     num_rows = len(columns['rewards'])
-    if self._num_random_steps > 0 or num_rows % self._steps_per_call:
+    is_random = self._num_explored < self.num_random_steps
+    if is_random or num_rows % self.steps_per_call:
       return
-    shape = (self._steps_per_call, self._batch_size)
+    shape = (self.steps_per_call, self.batch_size)
     rows = self._rng.integers(num_rows, size=shape)
-    self._learn(
-      [
-        tf.constant(
-          np.array(
-            [columns[name][row] for row in rows.ravel()], np.float32
-          ).reshape(*shape, *np.shape(columns[name][0]))
-        )
-        for name in data_files.COLUMNS
-      ]
-    )
+    batches = []
+    for name in data.COLUMNS:
+      values = [columns[name][row] for row in rows.ravel()]
+      array = np.array(values, np.float32)
+      batches.append(tf.constant(array.reshape(*shape, *array.shape[1:])))
+    self._learn(batches)
 
 
 @gin.configurable(denylist=['folder', 'seed', 'should_stop', 'on_progress'])
@@ -236,9 +221,10 @@ def collect_control(
       f'layout {layout!r}, not {kind!r}.'
     )
   task = tasks.find(game, layout)
+  folder = pathlib.Path(folder)
   if layout == tasks.COG:
     return manipulation.collect_scripted(
-      pathlib.Path(folder), task, seed, num_rows, should_stop, on_progress
+      folder, task, seed, num_rows, should_stop, on_progress
     )
   environment = environments.make(task)
   tf.keras.utils.set_random_seed(seed)
@@ -270,7 +256,7 @@ def collect_control(
         action = action + noise * rng.normal(size=action.shape)
       log.step(np.clip(action, -1, 1).astype(np.float32))
       on_progress(len(log), log.returns)
-  _write(pathlib.Path(folder), kind, task, environment, log.arrays())
+  _write(folder, kind, task, environment, log.arrays())
   environment.close()
   mean = float(np.mean(log.returns)) if log.returns else None
   return {
@@ -298,7 +284,7 @@ def _write(
   game = task.game
   if task.layout == tasks.MINARI:
     name = game.replace('-', '/', 1) if '-' in game else f'{game}/collected'
-    data_files.write_minari(folder, f'{name}-{kind}-v0', environment, arrays)
+    data.write_minari(folder, f'{name}-{kind}-v0', environment, arrays)
     return
   with h5py.File(folder / DATA, 'w') as file:
     for name, array in arrays.items():

@@ -15,7 +15,7 @@ from tf_agents.agents.cql import cql_sac_agent
 
 from batch_rl_dr3.agents import penalties as penalties_lib
 from batch_rl_dr3.config import ranges
-from batch_rl_dr3.control import critics
+from batch_rl_dr3.control import critics, networks
 
 
 def sampled_conservative(
@@ -32,16 +32,13 @@ def sampled_conservative(
 
   Args:
     proposal_q: float32 [B, N], values of actions that were sampled.
-    proposal_log_densities: float32 [B, N], the log densities that each was
-      sampled with. No gradient flows into them.
+    proposal_log_densities: float32 [B, N], what each was sampled with; no
+      gradient flows into them.
     data_q: float32 [B], values of the logged actions.
     temperature: T, > 0, as in TF-Agents: large T makes the sum a maximum.
 
   Returns:
-    float32 [B].
-
-  Raises:
-    ValueError: if the shapes do not fit together.
+    float32 [B]; a ValueError if the shapes do not fit together.
   """
   proposal_q.shape.assert_has_rank(2)
   proposal_q.shape.assert_is_compatible_with(proposal_log_densities.shape)
@@ -71,7 +68,7 @@ class DR3CqlSacAgent(critics.PenalisedSacAgent, cql_sac_agent.CqlSacAgent):
     conservative_weight: ranges.NonNegative = 1.0,
     **kwargs: Any,
   ):
-    """Creates the agent.
+    """Creates the agent; further arguments are TF-Agents'.
 
     Args:
       *args: of `CqlSacAgent`.
@@ -84,12 +81,8 @@ class DR3CqlSacAgent(critics.PenalisedSacAgent, cql_sac_agent.CqlSacAgent):
       num_backup_samples: how many a' that maximum is over; the authors' 10.
       conservative_weight: the authors' min_q_weight inside the Lagrange form,
         alpha' * (weight * gap - tau).
-      **kwargs: of `CqlSacAgent`.
-
-    Raises:
-      ConfigError: see `critics.check_specs`.
-      ValueError: if a penalty needs a finite set of actions, or noise is to
-        be put on rewards, which could not be resumed bit for bit.
+      **kwargs: of `CqlSacAgent`. Noise on rewards is a ValueError: it could
+        not be resumed bit for bit.
     """
     super().__init__(*args, penalties=penalties, seed=seed, **kwargs)
     if self._reward_noise_variance:
@@ -142,10 +135,7 @@ class DR3CqlSacAgent(critics.PenalisedSacAgent, cql_sac_agent.CqlSacAgent):
     next_time_steps: Any,
     training: bool = False,
   ) -> tf.Tensor:
-    """Returns the conservative loss, float32 scalar, the critics' mean.
-
-    All proposals go through a critic in one call.
-    """
+    """Returns the conservative loss, float32 scalar, the critics' mean."""
     with self._seeds.purpose('conservative'):
       proposals, log_densities = self._proposals(time_steps, next_time_steps)
     losses = []
@@ -238,3 +228,34 @@ def _values_of_samples(
     repeated = tf.repeat(observations, num_samples, axis=0)
     values, _ = critic((repeated, flat), training=False)
   return tf.reshape(values, (-1, num_samples))
+
+
+@gin.configurable(denylist=['spaces', 'seed'])
+@ranges.checked
+def create_cql_agent(
+  spaces: networks.Spaces,
+  seed: ranges.Natural,
+  critic_layers: Sequence[int] = (256, 256, 256),
+  actor_layers: Sequence[int] = (256, 256, 256),
+  critic_learning_rate: ranges.Positive = 3e-4,
+  actor_learning_rate: ranges.Positive = 1e-4,
+  gamma: ranges.Share = 0.99,
+  target_entropy_per_dimension: float = -1.0,
+) -> DR3CqlSacAgent:
+  """Returns a CQL agent; sizes and rates are those of the authors' code.
+
+  The critics' rate is also that of the Lagrange multiplier, the actor's also
+  that of the entropy's weight.
+  """
+  return DR3CqlSacAgent(
+    **networks.arguments(
+      spaces,
+      networks.create_critic(spaces, critic_layers),
+      networks.create_actor(spaces, actor_layers),
+      (critic_learning_rate, actor_learning_rate, actor_learning_rate),
+    ),
+    cql_alpha_learning_rate=critic_learning_rate,
+    gamma=gamma,
+    target_entropy=target_entropy_per_dimension * spaces.action_size,
+    seed=seed,
+  )

@@ -1,4 +1,4 @@
-"""What the agents share: critics with features, penalties on them, seeds.
+"""What the agents share: a critic loss with penalties, and seeds.
 
 The critics minimise L_ALG + sum over penalties of coefficient * R, where L_ALG
 is the loss as TF-Agents' training step minimises it (with the 0.5 that it puts
@@ -15,7 +15,6 @@ import zlib
 import numpy as np
 import tensorflow as tf
 from tf_agents.agents import tf_agent
-from tf_agents.agents.ddpg import critic_network
 from tf_agents.agents.sac import sac_agent
 from tf_agents.specs import tensor_spec
 from tf_agents.utils import common
@@ -37,9 +36,8 @@ class StepSeeds:
   """
 
   def __init__(self, seed: int, step: tf.Variable):
-    """Creates the stream; `step` is an int64 scalar, the steps taken so far."""
     self._seed = seed
-    self._step = step
+    self._step = step  # int64 scalar, the steps taken so far.
     self._salt: int | None = None
     self._num_calls = 0
 
@@ -54,11 +52,7 @@ class StepSeeds:
       self._salt, self._num_calls = before
 
   def __call__(self) -> tf.Tensor:
-    """Returns the seed of the next sampler, int32 [2].
-
-    Raises:
-      RuntimeError: outside of `purpose`.
-    """
+    """Returns the seed of the next sampler, int32 [2]."""
     if self._salt is None:
       raise RuntimeError('random numbers are asked for without a purpose.')
     self._num_calls += 1
@@ -68,81 +62,14 @@ class StepSeeds:
     return fold_in(fold_in(seed, step), self._num_calls)
 
 
-class FeatureCriticNetwork(critic_network.CriticNetwork):
-  """TF-Agents' Q(s, a) whose features, what its last layer takes, are known."""
-
-  def __init__(
-    self, input_tensor_spec: Any, name: str = 'FeatureCritic', **kwargs: Any
-  ):
-    """Creates the network.
-
-    Raises:
-      ValueError: if `last_layer` is given: `copy()` would share it between
-        the online and the target network.
-    """
-    if kwargs.get('last_layer') is not None:
-      raise ValueError(
-        'FeatureCriticNetwork takes no last_layer: copies would share it.'
-      )
-    super().__init__(input_tensor_spec, name=name, **kwargs)
-
-  def features(self, inputs: Any, training: bool = False) -> tf.Tensor:
-    """Returns phi(s, a), float32 [B, D], for inputs (s, a)."""
-    observations, actions = inputs
-    return self.join(self.encode(observations, training), actions, training)
-
-  @property
-  def has_encoder(self) -> bool:
-    """Whether observations pass weights of their own before actions join."""
-    return any(layer.weights for layer in self._observation_layers)
-
-  def encode(self, observations: Any, training: bool = False) -> tf.Tensor:
-    """Returns what the actions are joined to, float32 [B, k]."""
-    codes = tf.cast(tf.nest.flatten(observations)[0], tf.float32)
-    for layer in self._observation_layers:
-      codes = layer(codes, training=training)
-    return codes
-
-  def join(
-    self, codes: tf.Tensor, actions: Any, training: bool = False
-  ) -> tf.Tensor:
-    """Returns phi of what `encode` returned and of actions, float32 [B, D]."""
-    actions = tf.cast(tf.nest.flatten(actions)[0], tf.float32)
-    for layer in self._action_layers:
-      actions = layer(actions, training=training)
-    joint = tf.concat([codes, actions], 1)
-    for layer in self._joint_layers[:-1]:
-      joint = layer(joint, training=training)
-    return joint
-
-  def values(self, features: tf.Tensor) -> tf.Tensor:
-    """Returns Q, float32 [B], of features, float32 [B, D]."""
-    return tf.reshape(self._joint_layers[-1](features), [-1])
-
-  def call(  # noqa: D102
-    self,
-    inputs: Any,
-    step_type: Any = (),
-    network_state: Any = (),
-    training: bool = False,
-  ) -> tuple[tf.Tensor, Any]:
-    del step_type
-    return self.values(self.features(inputs, training)), network_state
-
-
 class CriticTerms(NamedTuple):
-  """What one pass of the critics' loss gives.
+  """What one pass of the critics' loss gives."""
 
-  Attributes:
-    loss: float32 scalar, without penalties, before its weight.
-    batches: one per critic, with features and terminals; no Q of every
-      action, as there are infinitely many. Empty if nothing asks for them.
-    q_values: float32 [B] per critic, at the logged actions.
-  """
-
-  loss: tf.Tensor
+  loss: tf.Tensor  # float32 scalar, without penalties, before its weight.
+  # One a critic, without Q of every action, as there are infinitely many; none
+  # if nothing asks for them.
   batches: list[penalties_lib.UpdateBatch]
-  q_values: list[tf.Tensor]
+  q_values: list[tf.Tensor]  # float32 [B] a critic, at the logged actions.
 
   def penalty(self, penalty: penalties_lib.Penalty) -> tf.Tensor:
     """Returns the sum of a penalty over the critics, float32 scalar."""
@@ -150,11 +77,10 @@ class CriticTerms(NamedTuple):
 
 
 def check_specs(time_step_spec: Any, action_spec: Any) -> None:
-  """Refuses what TF-Agents cannot sample from; before its constructor does.
+  """Refuses uint8 specs with scalar bounds, before TF-Agents' constructor does.
 
-  Raises:
-    ConfigError: if a uint8 spec is bounded by scalars. TF-Agents computes their
-      upper bound plus one in uint8, which NumPy 2 wraps to nothing.
+  It computes their upper bound plus one in uint8, which NumPy 2 wraps to
+  nothing; a ConfigError.
   """
   for name, spec in (
     ('observation', time_step_spec.observation),
@@ -188,11 +114,7 @@ def _check_penalty(penalty: penalties_lib.Penalty) -> None:
 
 
 class PenalisedSacAgent(sac_agent.SacAgent):
-  """SAC with penalties on two critics, which are `FeatureCriticNetwork`s.
-
-  Attributes:
-    penalties: on the critics' features.
-  """
+  """SAC with `penalties` on the features of two `FeatureCriticNetwork`s."""
 
   _include_critic_entropy_term = True
 

@@ -1,27 +1,84 @@
-"""What a run learns from: which data, which part, which rewards, in batches."""
+"""What a run learns from: D4RL's HDF5 files and Minari's folders, checked.
 
-from collections.abc import Sequence
+D4RL keeps one array a column, all episodes one after the other. Transitions
+are those of its own `qlearning_dataset`: without `next_observations`, s' is the
+next row's s; a row whose episode ran out of time is left out, since its s' is
+another episode's; so is the last row. Where it deviates:
+
+- Flags that stand beside the end of their episode (two rows early in antmaze
+  -v0) are moved to it, and no transition crosses a jump in position.
+- Old files have no `timeouts`. D4RL then cuts at the environment's time limit,
+  which has to be asked for here. Its count starts at 1 after a terminal, so
+  that it cuts such an episode a row early; here every episode gets the limit.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import pathlib
+import shutil
+import sys
 from typing import Any
 
 import gin
+import h5py
 import numpy as np
-import tensorflow as tf
-from tf_agents.trajectories import policy_step, trajectory
-from tf_agents.trajectories import time_step as ts
+import numpy.typing as npt
 
 from batch_rl_dr3.config import errors, progress, ranges
-from batch_rl_dr3.control import data_files, tasks
-from batch_rl_dr3.control.data_files import Transitions
+from batch_rl_dr3.control import tasks
 from batch_rl_dr3.runs import atomic, storage
 
+FloatArray = npt.NDArray[np.float32]
+_Columns = dict[str, npt.NDArray[Any]]
+_Flags = npt.NDArray[np.bool_]
+
+# The columns of a transition.
+COLUMNS = (
+  *('observations', 'actions', 'rewards', 'next_observations', 'terminals'),
+)
+_MINARI_SCHEME = 'minari:'
+# The policy's tanh reaches no bound: actions are kept so far inside.
+_ACTION_MARGIN = 1e-5
+_NEEDED = ('observations', 'actions', 'rewards', 'terminals')
+_OPTIONAL = ('timeouts', 'next_observations')
+# What flock answers where another holds the lock, or where there are none.
+_LOCK_ERRORS = (errno.EAGAIN, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+# Rows that a flag may stand beside the end it means.
+_FLAG_REACH = 3
+# A step is a jump beside a flag if it is so many times the largest elsewhere,
+# and anywhere if it is so many times the 99th percentile of a long file.
+_TIMES_LARGEST = 2.0
+_TIMES_PERCENTILE = 10.0
+_LONG_FILE = 200
 _CHUNK = 1 << 20
 # Seconds without a byte after which a connection is given up.
 _TIMEOUT = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Transitions:
+  """N transitions (s, a, r, s', terminal)."""
+
+  observations: FloatArray  # [N, o]
+  actions: FloatArray  # [N, d], inside (-1, 1)
+  rewards: FloatArray  # [N]
+  next_observations: FloatArray  # [N, o]
+  # [N], 1 where the episode ended by itself, 0 where its time ran out.
+  terminals: FloatArray
+  manifest: dict[str, Any]  # What the data are, for provenance.json.
+
+  def __len__(self) -> int:
+    return len(self.rewards)
+
+  @property
+  def columns(self) -> tuple[FloatArray, ...]:
+    """The five arrays, in the order of `COLUMNS`."""
+    return tuple(getattr(self, name) for name in COLUMNS)
 
 
 @gin.configurable
@@ -61,60 +118,53 @@ class ControlData:
       dataset: which data set of it, such as medium; '' takes any.
 
     Raises:
-      ConfigError: if there is no such game.
-      DataError: if the data cannot be used, or are of another game or data
-        set.
+      ConfigError: if there is no such game, or a package that reads the data
+        is not installed.
+      DataError: if the data cannot be fetched or used, or are of another game
+        or data set.
+      WriteError: if there is no room for what is fetched.
     """
-    file = locate(path, cache_dir)
+    file = _locate(path, cache_dir)
     if file.is_dir():
-      if not data_files.is_minari(file):
+      if not _is_minari(file):
         raise errors.DataError(
           f'{path} is a folder and no Minari data set; of D4RL, name the '
           '.hdf5 file.'
         )
       task = tasks.find(game, tasks.MINARI)
-      task, data = data_files.read_minari(path, file, task, dataset)
+      task, data = _read_minari(path, file, task, dataset)
     else:
       task = tasks.find(game, tasks.D4RL)
-      data = data_files.read_d4rl(
-        path, file, task, dataset, self.max_episode_steps
-      )
+      data = _read_d4rl(path, file, task, dataset, self.max_episode_steps)
     return task, self._prepare(data)
 
   def _prepare(self, data: Transitions) -> Transitions:
+    columns = dict(zip(COLUMNS, data.columns, strict=True))
     if self.fraction < 1.0:
       rng = np.random.default_rng(self.fraction_seed)
       size = max(1, round(self.fraction * len(data)))
-      data = data.take(np.sort(rng.permutation(len(data))[:size]))
-    terminals = data.terminals
+      rows = np.sort(rng.permutation(len(data))[:size])
+      columns = {name: column[rows] for name, column in columns.items()}
     if self.end_at_reward:
-      terminals = np.maximum(terminals, data.rewards > 0).astype(np.float32)
-    rewards = self.reward_scale * (data.rewards + self.reward_shift)
+      ends = np.maximum(columns['terminals'], columns['rewards'] > 0)
+      columns['terminals'] = ends.astype(np.float32)
+    rewards = self.reward_scale * (columns['rewards'] + self.reward_shift)
+    columns['rewards'] = rewards.astype(np.float32)
     settings = dataclasses.asdict(self)
     text = json.dumps([data.manifest['sha256'], settings], sort_keys=True)
-    return dataclasses.replace(
-      data,
-      rewards=rewards.astype(np.float32),
-      terminals=terminals,
-      manifest={
-        **data.manifest,
-        'settings': settings,
-        'num_transitions_kept': len(data),
-        'hash': hashlib.sha256(text.encode()).hexdigest(),
-      },
-    )
+    manifest = {
+      **data.manifest,
+      'settings': settings,
+      'num_transitions_kept': len(rewards),
+      'hash': hashlib.sha256(text.encode()).hexdigest(),
+    }
+    return Transitions(**columns, manifest=manifest)
 
 
-def locate(path: str, cache_dir: str) -> pathlib.Path:
-  """Returns a file or folder of this machine; arguments are those of `load`.
-
-  Raises:
-    DataError: if it is not there or cannot be fetched, after as many attempts
-      as `Retry` has.
-    WriteError: if there is no room for it.
-  """
-  if path.startswith(data_files.MINARI_SCHEME):
-    return data_files.locate_minari(path)
+def _locate(path: str, cache_dir: str) -> pathlib.Path:
+  """Returns a file or folder of this machine, fetched if need be."""
+  if path.startswith(_MINARI_SCHEME):
+    return locate_minari(path)
   if '://' in path:
     return _fetch(path, pathlib.Path(cache_dir))
   if not os.path.exists(path):
@@ -143,34 +193,451 @@ def _fetch(url: str, cache_dir: pathlib.Path) -> pathlib.Path:
   return target
 
 
-def time_steps(
-  observations: tf.Tensor,
-  rewards: tf.Tensor | None = None,
-  discounts: tf.Tensor | None = None,
-) -> ts.TimeStep:
-  """Returns steps in the middle of an episode, by rewards that led there.
+def _check_transitions(
+  path: str, task: tasks.Task, columns: _Columns, manifest: dict[str, Any]
+) -> Transitions:
+  """Returns transitions whose every number was looked at."""
+  num_rows = len(columns['rewards'])
+  if not num_rows:
+    raise errors.DataError(f'{path} holds no transition.')
+  arrays = {}
+  for column in COLUMNS:
+    shape: tuple[int, ...] = (num_rows,)
+    if column.endswith('observations'):
+      shape += (task.observation_size,)
+    elif column == 'actions':
+      shape += (task.action_size,)
+    try:
+      array = np.ascontiguousarray(columns[column], np.float32)
+    except (TypeError, ValueError) as error:
+      raise errors.DataError(f'{path}: {column} holds no numbers.') from error
+    if array.shape != shape:
+      raise errors.DataError(
+        f'{path}: {column} has shape {array.shape}, and the task has {shape}. '
+        'It is data of another environment.'
+      )
+    if not np.isfinite(array).all():
+      raise errors.DataError(f'{path}: {column} holds a number not finite.')
+    arrays[column] = array
+  largest = np.abs(arrays['actions']).max()
+  if largest > 1.0 + 1e-3:
+    raise errors.DataError(
+      f'{path}: actions reach {largest:g}, and those of the task are in '
+      '[-1, 1].'
+    )
+  limit = 1.0 - _ACTION_MARGIN
+  arrays['actions'] = np.clip(arrays['actions'], -limit, limit)
+  return Transitions(**arrays, manifest=manifest)
 
-  Rewards, float32 [B], are 0 and discounts, 0 where an episode ended, are 1
-  unless they are given.
-  """
-  size = tf.shape(observations)[:1]
-  return ts.TimeStep(
-    tf.fill(size, ts.StepType.MID),
-    tf.zeros(size) if rewards is None else rewards,
-    tf.ones(size) if discounts is None else discounts,
-    observations,
+
+def _read_d4rl(
+  path: str,
+  file: pathlib.Path,
+  task: tasks.Task,
+  dataset: str,
+  max_episode_steps: int | None,
+) -> Transitions:
+  name = path.rstrip('/').rsplit('/', 1)[-1].removesuffix('.hdf5')
+  tasks.check_same(path, 'its name', name, task, dataset)
+  with hdf5_errors(path), h5py.File(file, 'r') as opened:
+    noted = '-'.join(str(opened.attrs.get(k, '')) for k in ('game', 'kind'))
+    tasks.check_same(path, 'its attributes', noted, task, dataset)
+    columns = _read_columns(path, opened)
+    goals = opened['infos/goal'][()] if 'infos/goal' in opened else None
+  if 'timeouts' not in columns and max_episode_steps is None:
+    raise errors.DataError(
+      f"{path} has no timeouts, so that where an episode's time ran out is "
+      "not known. Bind ControlData.max_episode_steps to cut at the game's "
+      'limit, as D4RL does (1000 for gym_mujoco and antmaze, 280 for the '
+      'kitchen).'
+    )
+  _check_maze(path, columns['observations'], goals, task)
+  timeouts, mended = _find_timeouts(path, columns, task, max_episode_steps)
+  observations = columns['observations']
+  columns.setdefault(
+    'next_observations', np.concatenate([observations[1:], observations[-1:]])
   )
+  is_whole = ~timeouts
+  is_whole[-1:] = False
+  manifest = {
+    **_describe(path, file),
+    **_name_and_version(name),
+    'layout': tasks.D4RL,
+    'num_rows': len(columns['rewards']),
+    **mended,
+    'num_transitions': int(is_whole.sum()),
+  }
+  columns = {column: columns[column][is_whole] for column in COLUMNS}
+  return _check_transitions(path, task, columns, manifest)
 
 
-def transition(columns: Sequence[tf.Tensor]) -> Any:
-  """Returns a batch of transitions from their columns, each [B, ...].
+def _read_columns(path: str, opened: Any) -> _Columns:
+  missing = [n for n in _NEEDED if not isinstance(opened.get(n), h5py.Dataset)]
+  if missing:
+    raise errors.DataError(
+      f'{path} lacks {", ".join(missing)}: it is no file of D4RL.'
+    )
+  names = [*_NEEDED, *(name for name in _OPTIONAL if name in opened)]
+  columns = {name: opened[name][()] for name in names}
+  for name in {'rewards', 'terminals', 'timeouts'} & columns.keys():
+    if columns[name].shape[1:] == (1,):  # In the replay files of -v1.
+      columns[name] = columns[name][:, 0]
+  for name in {'terminals', 'timeouts'} & columns.keys():
+    array = columns[name]
+    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
+      raise errors.DataError(
+        f'{path}: {name} has to hold a 0 or a 1 for each row.'
+      )
+    columns[name] = array.astype(bool)
+  num_rows = len(columns['rewards'])
+  for name, array in columns.items():
+    if len(array) != num_rows:
+      raise errors.DataError(
+        f'{path}: {name} has {len(array)} rows and rewards {num_rows}.'
+      )
+  return columns
 
-  Only a terminal ends the discounted sum: an episode that ran out of time is
-  bootstrapped like any other.
+
+@contextlib.contextmanager
+def hdf5_errors(path: str) -> Iterator[None]:
+  """Says of a file that HDF5 refuses what is the matter and what helps."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno in _LOCK_ERRORS:
+      raise errors.DataError(
+        f'{path} is locked: another process has it open for writing, or its '
+        f'file system, such as NFS, refuses locks ({error}). Wait until it is '
+        'closed; where nothing writes to it, set the environment variable '
+        'HDF5_USE_FILE_LOCKING=FALSE.'
+      ) from error
+    if error.errno is not None:
+      raise errors.DataError(f'{path} cannot be read: {error}.') from error
+    raise errors.DataError(
+      f'{path} is no whole HDF5 file ({error}). Fetch it again.'
+    ) from error
+
+
+def _find_timeouts(
+  path: str, columns: _Columns, task: tasks.Task, max_episode_steps: int | None
+) -> tuple[_Flags, dict[str, int]]:
+  """Returns the rows whose s' is of another episode though not terminal.
+
+  And what was mended, for the manifest.
   """
-  observations, actions, rewards, next_observations, terminals = columns
-  return trajectory.Transition(
-    time_steps(observations),
-    policy_step.PolicyStep(actions, (), ()),
-    time_steps(next_observations, rewards, 1.0 - terminals),
+  terminals = columns['terminals']
+  timeouts = columns.get('timeouts', np.zeros_like(terminals))
+  shift, jumps = _find_jumps(columns, timeouts, task)
+  timeouts = _shift(timeouts, shift)
+  jumps &= ~terminals & ~timeouts
+  timeouts = timeouts | jumps
+  ends = terminals | timeouts
+  if 'next_observations' in columns:
+    # Of an episode that goes on, what follows is the next row.
+    following = columns['next_observations'][:-1]
+    ends[:-1] |= (following != columns['observations'][1:]).any(axis=1)
+  if max_episode_steps is not None:
+    starts = np.concatenate([[0], np.flatnonzero(ends) + 1])
+    lengths = np.arange(len(ends)) - starts[np.cumsum(ends) - ends]
+    cut = lengths % max_episode_steps == max_episode_steps - 1
+    timeouts, ends = timeouts | cut, ends | cut
+  _check_lengths(path, ends, task)
+  gaps = ends[:-1] & ~terminals[:-1] & ~timeouts[:-1]
+  mended = {
+    'flags_moved_by': shift,
+    'num_jumps_without_flag': int(jumps.sum()),
+    'num_gaps_without_flag': int(gaps.sum()),
+  }
+  mended = {key: number for key, number in mended.items() if number}
+  if mended:
+    print(
+      f'{path}: timeouts do not stand where episodes end ('
+      + ', '.join(f'{key} {number}' for key, number in mended.items())
+      + '); no transition crosses an end.',
+      file=sys.stderr,
+    )
+  return timeouts, mended
+
+
+def _check_lengths(path: str, ends: _Flags, task: tasks.Task) -> None:
+  """Refuses an episode that is longer than the game lets it be."""
+  limit = task.max_episode_steps
+  starts = np.concatenate([[0], np.flatnonzero(ends) + 1, [len(ends)]])
+  lengths = np.diff(starts)
+  if limit is not None and lengths.max(initial=0) > limit + _FLAG_REACH:
+    longest = int(lengths.argmax())
+    raise errors.DataError(
+      f'{path}: {lengths[longest]} rows from row {starts[longest]} on have no '
+      f'end, but an episode of {task.game} ends after {limit} steps: its '
+      'timeouts are missing. Fetch the data set anew, or bind '
+      f'ControlData.max_episode_steps = {limit} to cut there, as D4RL does.'
+    )
+
+
+def _find_jumps(
+  columns: _Columns, timeouts: _Flags, task: tasks.Task
+) -> tuple[int, _Flags]:
+  """Returns how far flags stand from jumps in position, and where these are."""
+  observations = columns['observations']
+  following = columns.get('next_observations', observations[1:])
+  jumps = np.zeros(len(observations), bool)
+  if observations.shape[1:] != following.shape[1:] or not len(following):
+    return 0, jumps  # `_check_transitions` says what is wrong.
+  is_step = np.arange(len(observations)) < len(following)
+  positions = slice(task.num_positions)
+  moved = following[:, positions] - observations[is_step, positions]
+  steps = np.zeros(len(observations))
+  steps[is_step] = np.linalg.norm(np.asarray(moved, np.float64), axis=1)
+  flags = timeouts & is_step
+  others = is_step & ~columns['terminals'] & ~flags
+  if len(following) >= _LONG_FILE:
+    usual = np.percentile(steps[others], 99) if others.any() else np.inf
+    jumps |= steps > _TIMES_PERCENTILE * usual
+  reach = range(-_FLAG_REACH, _FLAG_REACH + 1)
+  shifted = [_shift(flags, by) for by in reach]
+  near = np.any(shifted, axis=0)
+  elsewhere = steps[others & ~near & ~jumps]
+  if len(elsewhere):
+    jumps |= near & (steps > _TIMES_LARGEST * elsewhere.max())
+  counts = [int((jumps & flags).sum()) for flags in shifted]
+  return reach[int(np.argmax(counts))] if any(counts) else 0, jumps
+
+
+def _shift(flags: _Flags, by: int) -> _Flags:
+  """Returns flags so many rows later; what leaves the file is dropped."""
+  rows = np.flatnonzero(flags) + by
+  shifted = np.zeros_like(flags)
+  shifted[rows[(rows >= 0) & (rows < len(flags))]] = True
+  return shifted
+
+
+def _check_maze(
+  path: str,
+  observations: npt.NDArray[Any],
+  goals: npt.NDArray[Any] | None,
+  task: tasks.Task,
+) -> None:
+  """Tells D4RL's mazes apart by where the ant was and was to go."""
+  size = tasks.described(task.game).get('maze')
+  if size is None or observations.ndim != 2 or observations.shape[1] < 2:
+    return
+  places = observations[:, :2]
+  if goals is not None and goals.shape[1:] == (2,):
+    places = np.concatenate([places, goals])
+  reach = places.max(axis=0, initial=0.0)
+  holding = [
+    maze for maze, sides in tasks.D4RL_MAZES.items() if (reach < sides).all()
+  ]
+  found = holding[0] if holding else 'of another kind'
+  is_sure = goals is not None or len(observations) >= tasks.MANY_ROWS
+  if size not in holding or (found != size and is_sure):
+    raise errors.DataError(
+      f'{path}: starts, goals and paths reach ({reach[0]:.1f}, {reach[1]:.1f})'
+      f': it is data of an antmaze {found}, not data of {task.game}.'
+    )
+
+
+def _name_and_version(name: str) -> dict[str, str]:
+  """Returns what a report tells data sets apart by, as far as it is known."""
+  version = tasks.described(name).get('version')
+  if version is None:
+    return {'name': name}
+  return {'name': name.rsplit(f'-{version}', 1)[0], 'version': version}
+
+
+def _describe(path: str, file: pathlib.Path) -> dict[str, Any]:
+  """Returns the source, size and sha256 of a data file, or of a folder's."""
+  files = [file]
+  if file.is_dir():
+    files = sorted(entry for entry in file.rglob('*') if entry.is_file())
+  digests = []
+  for part in files:
+    with open(part, 'rb') as opened:
+      digests.append(hashlib.file_digest(opened, 'sha256').hexdigest())
+  sha256 = digests[0]
+  if file.is_dir():
+    lines = (
+      f'{digest} {part.relative_to(file).as_posix()}\n'
+      for digest, part in zip(digests, files, strict=True)
+    )
+    sha256 = hashlib.sha256(''.join(lines).encode()).hexdigest()
+  return {
+    'source': path if ':' in path else os.path.abspath(path),
+    'bytes': sum(part.stat().st_size for part in files),
+    'sha256': sha256,
+  }
+
+
+def _is_minari(folder: pathlib.Path) -> bool:
+  return (folder / 'data' / 'metadata.json').is_file()
+
+
+def locate_minari(name: str) -> pathlib.Path:
+  """Returns the folder of a Minari data set, fetched if it is not here.
+
+  Args:
+    name: its id, with or without `minari:` before it, or its folder.
+
+  Raises:
+    ConfigError: if Minari is not installed.
+    DataError: if there is no such data set, or it cannot be fetched.
+  """
+  if _is_minari(pathlib.Path(name)):
+    return pathlib.Path(name)
+  dataset_id = name.removeprefix(_MINARI_SCHEME)
+  with minari_errors(name):
+    import minari
+    from minari.storage import get_dataset_path
+
+    folder = pathlib.Path(get_dataset_path(dataset_id))
+  if not folder.is_dir():
+    try:
+      minari.download_dataset(dataset_id)
+    except Exception as error:  # Any client library's.
+      shutil.rmtree(folder, ignore_errors=True)
+      raise errors.DataError(
+        f'cannot fetch Minari data set {dataset_id}: {error}.'
+      ) from error
+  return folder
+
+
+@contextlib.contextmanager
+def minari_errors(path: str) -> Iterator[None]:
+  """Says of a data set that Minari cannot read what is the matter."""
+  try:
+    with hdf5_errors(path):
+      yield
+  except ImportError as error:
+    raise errors.ConfigError(
+      f'{path} needs a package that is not installed ({error}): pip install '
+      '"batch-rl-dr3[d4rl]" "minari[arrow]".'
+    ) from error
+  except (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(AssertionError, StopIteration),
+  ) as error:
+    raise errors.DataError(
+      f'{path} is no whole Minari data set ({type(error).__name__}: {error}).'
+    ) from error
+
+
+def _read_minari(
+  path: str, folder: pathlib.Path, task: tasks.Task, dataset: str
+) -> tuple[tasks.Task, Transitions]:
+  """Returns the task, on the data's own scale if any, and the transitions.
+
+  An episode holds one observation more than it has steps, so that every step
+  is a transition, that of a truncation too.
+  """
+  with minari_errors(path):
+    import minari
+
+    opened = minari.MinariDataset(folder / 'data')
+    _check_minari(path, opened, task, dataset)
+    parts = [_read_episode(path, part) for part in opened.iterate_episodes()]
+    metadata = opened.storage.metadata
+    low, high = (metadata.get(f'ref_{end}_score') for end in ('min', 'max'))
+    if low is not None and high is not None and float(low) < float(high):
+      task = dataclasses.replace(task, scale=(float(low), float(high)))
+  if not parts:
+    raise errors.DataError(f'{path} holds no episode.')
+  file = folder / 'data' / 'main_data.hdf5'
+  columns = {n: np.concatenate([part[n] for part in parts]) for n in COLUMNS}
+  manifest = {
+    **_describe(path, file if file.is_file() else folder / 'data'),
+    **_name_and_version(opened.id),
+    'layout': tasks.MINARI,
+    'minari_id': opened.id,
+    'num_episodes': len(parts),
+    'num_transitions': len(columns['rewards']),
+  }
+  return task, _check_transitions(path, task, columns, manifest)
+
+
+def _check_minari(
+  path: str, opened: Any, task: tasks.Task, dataset: str
+) -> None:
+  identity = opened.id
+  if task.game.replace('-', '/', 1) not in identity:
+    raise errors.DataError(
+      f'{path} is {identity}, which is not data of {task.game}.'
+    )
+  tasks.check_same(path, f'its id, {identity},', identity, task, dataset)
+  if opened.env_spec is not None:
+    name = opened.env_spec.id
+    parts = tasks.described(name)
+    # Its version is the environment's, and play and diverse have one maze.
+    parts = {k: v for k, v in parts.items() if k not in ('version', 'kind')}
+    tasks.check_same(
+      path, f'its environment, {name},', '-'.join(parts.values()), task
+    )
+
+
+def _read_episode(path: str, episode: Any) -> _Columns:
+  observations = tasks.flatten(episode.observations)
+  num_observations, num_steps = len(observations), len(episode.rewards)
+  if num_observations != num_steps + 1:
+    raise errors.DataError(
+      f'{path}: episode {episode.id} has {num_observations} observations for '
+      f'{num_steps} steps. Minari keeps one more, what was seen after the last '
+      'step: write the data set anew with it.'
+    )
+  return {
+    'observations': observations[:-1],
+    'actions': np.asarray(episode.actions),
+    'rewards': np.asarray(episode.rewards),
+    'next_observations': observations[1:],
+    'terminals': np.asarray(episode.terminations),
+  }
+
+
+def write_minari(
+  folder: pathlib.Path,
+  dataset_id: str,
+  environment: Any,
+  columns: Mapping[str, npt.NDArray[Any]],
+) -> None:
+  """Writes a data set of whole episodes, observations flat as they are read.
+
+  Args:
+    folder: the data set's; Minari's files go into data/ below it.
+    dataset_id: such as hopper/replay-v0.
+    environment: the gymnasium environment that was played.
+    columns: `COLUMNS` and timeouts, rows in the order of play; the last row
+      ends an episode.
+  """
+  import gymnasium as gym
+  import minari
+  from minari.data_collector import EpisodeBuffer
+  from minari.dataset import minari_storage
+
+  def box(width: int, bound: float) -> gym.spaces.Box:
+    return gym.spaces.Box(-bound, bound, (width,), np.float32)
+
+  data = folder / 'data'
+  data.mkdir(parents=True)
+  storage = minari_storage.MinariStorage.new(
+    data,
+    box(columns['observations'].shape[1], np.inf),
+    box(columns['actions'].shape[1], 1.0),
+    environment.spec,
   )
+  storage.update_metadata(
+    {'dataset_id': dataset_id, 'minari_version': minari.__version__}
+  )
+  ends = np.flatnonzero(columns['terminals'] | columns['timeouts']) + 1
+  episodes = []
+  for number, end in enumerate(ends):
+    rows = slice(ends[number - 1] if number else 0, end)
+    last = columns['next_observations'][end - 1 : end]
+    episodes.append(
+      EpisodeBuffer(
+        id=number,
+        observations=np.concatenate([columns['observations'][rows], last]),
+        actions=columns['actions'][rows],
+        rewards=columns['rewards'][rows],
+        terminations=columns['terminals'][rows],
+        truncations=columns['timeouts'][rows],
+      )
+    )
+  storage.update_episodes(episodes)

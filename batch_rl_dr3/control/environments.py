@@ -33,10 +33,7 @@ def versions() -> dict[str, str]:
 def make(task: tasks.Task, render_mode: str | None = None) -> Any:
   """Returns a gymnasium environment without a window.
 
-  Args:
-    task: what is played.
-    render_mode: gymnasium's; 'rgb_array' makes pictures, which takes a driver
-      of OpenGL.
+  Pictures, of render_mode 'rgb_array', take a driver of OpenGL.
 
   Raises:
     ConfigError: if the data of the task belong to no environment here, or the
@@ -45,42 +42,32 @@ def make(task: tasks.Task, render_mode: str | None = None) -> Any:
   tasks.check_scorable(task)
   if task.layout == tasks.COG:
     return manipulation.make(task, render_mode)
+  kwargs: dict[str, Any] = {'render_mode': render_mode}
   with warnings.catch_warnings():
     # gymnasium: that v4 is not its newest. It is the one the data are of.
     warnings.simplefilter('ignore')
-    return _make(task, str(task.environment), render_mode)
+    try:
+      import gymnasium
 
+      if task.maze is not None or task.kitchen_tasks:
+        import gymnasium_robotics
+        from gymnasium_robotics.envs.maze import maps
 
-def _make(task: tasks.Task, environment: str, render_mode: str | None) -> Any:
-  try:
-    import gymnasium
-
-    if task.maze is None and not task.kitchen_tasks:
-      return gymnasium.make(environment, render_mode=render_mode)
-    import gymnasium_robotics
-    from gymnasium_robotics.envs.maze import maps
-  except ImportError as error:
-    raise errors.ConfigError(
-      f'{task.game} needs the simulators: pip install "batch-rl-dr3[d4rl]" '
-      f'({error}).'
-    ) from error
-  gymnasium.register_envs(gymnasium_robotics)
-  if task.maze is None:
-    return gymnasium.make(
-      environment,
-      tasks_to_complete=list(task.kitchen_tasks),
-      render_mode=render_mode,
-    )
-  maze_map = copy.deepcopy(getattr(maps, task.maze))
-  for (row, column), letter in ((task.start, 'r'), (task.goal, 'g')):
-    maze_map[row][column] = letter
-  return gymnasium.make(
-    environment,
-    maze_map=maze_map,
-    continuing_task=False,
-    max_episode_steps=1000,
-    render_mode=render_mode,
-  )
+        gymnasium.register_envs(gymnasium_robotics)
+    except ImportError as error:
+      raise errors.ConfigError(
+        f'{task.game} needs the simulators: pip install "batch-rl-dr3[d4rl]" '
+        f'({error}).'
+      ) from error
+    if task.kitchen_tasks:
+      kwargs |= {'tasks_to_complete': list(task.kitchen_tasks)}
+    if task.maze is not None:
+      maze_map = copy.deepcopy(getattr(maps, task.maze))
+      for (row, column), letter in ((task.start, 'r'), (task.goal, 'g')):
+        maze_map[row][column] = letter
+      kwargs |= {'continuing_task': False, 'max_episode_steps': 1000}
+      kwargs |= {'maze_map': maze_map}
+    return gymnasium.make(str(task.environment), **kwargs)
 
 
 def play_episodes(
@@ -93,19 +80,13 @@ def play_episodes(
 ) -> list[run_tables.Episode]:
   """Plays whole episodes, several at a time, and returns them in order.
 
-  Every episode has a seed of its own, so that how many are played at a time
-  changes nothing but the shape of the policy's batches.
-
-  Args:
-    environments: copies of one environment.
-    policy: plays all of them.
-    num_episodes: how many.
-    seed: fixes the episodes.
-    on_progress: called after every step with the steps and episodes so far.
-    should_stop: asked before every step.
+  Every episode has a seed of its own, so that how many are played at a time, in
+  copies of one environment, changes nothing but the shape of the policy's
+  batches. `on_progress` is called after every step with the steps and episodes
+  so far.
 
   Raises:
-    PreemptedError: once `should_stop` says so.
+    PreemptedError: once `should_stop`, asked before every step, says so.
   """
   waiting = list(range(num_episodes))
   seeds = np.random.SeedSequence(seed).generate_state(num_episodes)
@@ -123,8 +104,8 @@ def play_episodes(
     for (lane, state), action in zip(
       list(running.items()), actions, strict=True
     ):
-      episode = state.step(action, lane)
       num_steps += 1
+      episode = state.step(action, lane)
       if episode is not None:
         episodes[state.number] = episode
         del running[lane]
@@ -153,10 +134,8 @@ class _Lane:
 
   def step(self, action: FloatArray, lane: int) -> run_tables.Episode | None:
     """Plays one step and returns the episode if it is over."""
-    observation, reward, terminated, truncated, _ = self._environment.step(
-      action
-    )
-    self.observation = tasks.flatten(observation)
+    following, reward, terminated, truncated, _ = self._environment.step(action)
+    self.observation = tasks.flatten(following)
     self._return += float(reward)
     self._length += 1
     if not (terminated or truncated):

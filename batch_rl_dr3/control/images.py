@@ -45,7 +45,7 @@ class ImageTransitions:
   def gather(
     self, rows: tf.Tensor, seed: tf.Tensor | None = None
   ) -> list[tf.Tensor]:
-    """Returns the columns of `data.transition`; images in [0, 255].
+    """Returns the columns of `networks.transition`; images in [0, 255].
 
     Args:
       rows: int64 [B].

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from batch_rl_dr3.analysis import feature_measures
 from batch_rl_dr3.config import errors, frameworks
-from batch_rl_dr3.control import agent_setups, critics, data_files, images
+from batch_rl_dr3.control import critics, images, networks
 from batch_rl_dr3.control import data as data_lib
 
 # Keeps the batches apart from what the agents sample.
@@ -32,10 +32,12 @@ _LOSSES = {
 
 
 class _Saved:
-  """What a checkpoint holds: all that the next step depends on."""
+  """What a checkpoint holds: all that the next step depends on.
+
+  `what` is what errors call the objects, which have variables.
+  """
 
   def __init__(self, what: str, **objects: Any):
-    """Takes objects with variables, and what errors call them together."""
     self._what = what
     self._checkpoint = tf.train.Checkpoint(**objects)
 
@@ -47,11 +49,7 @@ class _Saved:
       raise frameworks.disk_error(error) from error
 
   def restore(self, prefix: str) -> None:
-    """Reads what `save` wrote.
-
-    Raises:
-      DataError: if the checkpoint is of something else.
-    """
+    """Reads what `save` wrote; a DataError if that was of something else."""
     try:
       self._checkpoint.read(prefix).assert_existing_objects_matched()
     except (AssertionError, ValueError, tf.errors.OpError) as error:
@@ -73,17 +71,13 @@ class ControlLearner(_Saved):
   def __init__(
     self,
     agent: Any,
-    data: data_files.Transitions | images.ImageTransitions,
+    data: data_lib.Transitions | images.ImageTransitions,
     batch_size: int,
     seed: int,
     num_metric_batches: int,
     effective_rank_num_states: int,
   ):
-    """Puts the data where the graph can gather from them.
-
-    What is measured on, batches and pairs (s, a) for the effective rank, is
-    drawn here, once.
-    """
+    """Draws what is measured on: batches, and pairs (s, a) for srank."""
     _build_slots(agent)
     agent.initialize()
     super().__init__('agent', agent=agent)
@@ -118,7 +112,7 @@ class ControlLearner(_Saved):
   def _gather(
     self, rows: npt.NDArray[np.int64] | tf.Tensor, seed: tf.Tensor | None = None
   ) -> Any:
-    return data_lib.transition(self._lookup(rows, seed))
+    return networks.transition(self._lookup(rows, seed))
 
   def draw(self, step: tf.Tensor) -> Any:
     """Returns the batch of a gradient step, int64 scalar."""
@@ -139,8 +133,9 @@ class ControlLearner(_Saved):
       loss = self.agent.train(batch).loss
     return loss
 
-  def make_train_steps(self) -> Callable[[int], dict[str, float]]:
-    """See `training.loop.Learner`."""
+  def make_train_steps(  # noqa: D102
+    self,
+  ) -> Callable[[int], dict[str, float]]:
     return self._take_steps
 
   def _take_steps(self, num_steps: int) -> dict[str, float]:
@@ -211,10 +206,7 @@ class Cloning(_Saved):
     seed: int,
     learning_rate: float,
   ):
-    """Creates what is fitted beside the network, which has variables.
-
-    `draw` returns the batch of transitions of a step, an int64 scalar.
-    """
+    """Creates what is fitted beside the network; `draw` is a learner's."""
     self._network = network
     self._draw = draw
     self._log_weight = tf.Variable(0.0)
@@ -222,7 +214,7 @@ class Cloning(_Saved):
     self._likelihood = tf.Variable(float('nan'), trainable=False)
     self._seeds = critics.StepSeeds(seed, self._counter)
     self._variables = [*network.trainable_variables, self._log_weight]
-    self._optimizer = agent_setups.adam(learning_rate)
+    self._optimizer = networks.adam(learning_rate)
     self._optimizer._create_all_weights(self._variables)
     super().__init__(
       'behaviour policy',
@@ -235,8 +227,7 @@ class Cloning(_Saved):
     self.take_step = tf.function(self._take_step)
 
   @property
-  def num_steps(self) -> int:
-    """How many steps were taken."""
+  def num_steps(self) -> int:  # noqa: D102
     return int(self._counter)
 
   @property

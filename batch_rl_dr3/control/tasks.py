@@ -79,51 +79,32 @@ _QUALITIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A game with the data of one layout.
+  """A game with the data of one layout."""
 
-  Attributes:
-    game: its name, such as hopper or antmaze-medium-diverse.
-    layout: D4RL or MINARI, whose data.
-    observation_size: numbers in an observation, 0 of an image.
-    action_size: numbers in an action.
-    environment: gymnasium's id of what the data can be scored in, None if
-      there is none.
-    why_none: why there is none.
-    scale: the returns that D4RL's normalised score calls 0 and 100, None
-      where it does not apply.
-    maze: for antmaze, gymnasium-robotics' name of the map.
-    start: row and column that an episode starts in.
-    goal: row and column of the goal.
-    kitchen_tasks: for the kitchen, what is to be done.
-    num_positions: the leading numbers of an observation that are a place or
-      an angle, and so change little in a step.
-    max_episode_steps: of the game's time limit, None if data may exceed it.
-    image_shape: height, width and channels, where it is seen by a camera.
-  """
-
-  game: str
-  layout: str
-  observation_size: int
+  game: str  # Its name, such as hopper or antmaze-medium-diverse.
+  layout: str  # D4RL, MINARI or COG, whose data.
+  observation_size: int  # Numbers in an observation, 0 of an image.
   action_size: int
-  environment: str | None
-  why_none: str = ''
+  environment: str | None  # Gymnasium's id of what it can be scored in, if any,
+  why_none: str = ''  # and why there is none.
+  # The returns that D4RL's normalised score calls 0 and 100, if it applies.
   scale: tuple[float, float] | None = None
-  maze: str | None = None
-  start: tuple[int, int] = (0, 0)
-  goal: tuple[int, int] = (0, 0)
+  maze: str | None = None  # For antmaze, gymnasium-robotics' name of the map.
+  start: tuple[int, int] = (0, 0)  # Row and column that an episode starts in,
+  goal: tuple[int, int] = (0, 0)  # and those of the goal.
   kitchen_tasks: tuple[str, ...] = ()
+  # The leading numbers of an observation that are a place or an angle, and so
+  # change little in a step.
   num_positions: int = 2
-  max_episode_steps: int | None = 1000
-  image_shape: tuple[int, int, int] | None = None
+  max_episode_steps: int | None = 1000  # None if data may exceed the limit.
+  image_shape: tuple[int, int, int] | None = None  # Where a camera sees it.
 
   @property
-  def observation_shape(self) -> tuple[int, ...]:
-    """The shape of an observation."""
+  def observation_shape(self) -> tuple[int, ...]:  # noqa: D102
     return self.image_shape or (self.observation_size,)
 
   @property
-  def suite(self) -> str:
-    """The suite of the game."""
+  def suite(self) -> str:  # noqa: D102
     return COG if self.layout == COG else D4RL
 
   def normalised(self, episode_return: float) -> float | None:
@@ -217,11 +198,7 @@ GAMES = tuple(sorted({game for game, layout in TASKS if layout != COG}))
 
 
 def find(game: str, layout: str) -> Task:
-  """Returns the task of a game with data of a layout.
-
-  Raises:
-    ConfigError: if there is no such game.
-  """
+  """Returns the task of a game with data of a layout, else a ConfigError."""
   if (game, layout) not in TASKS:
     games = sorted(name for name, other in TASKS if other == layout)
     raise errors.ConfigError(
@@ -247,7 +224,6 @@ def described(name: str) -> dict[str, str]:
 
 
 def _match(patterns: Mapping[str, str], text: str) -> str | None:
-  """Returns the first whose pattern is in a text."""
   matches = (name for name, p in patterns.items() if re.search(p, text))
   return next(matches, None)
 
@@ -257,15 +233,8 @@ def check_same(
 ) -> None:
   """Refuses data that are by a name of theirs of another task or data set.
 
-  Args:
-    path: the data as they were asked for.
-    source: whose name it is, for the error.
-    name: the name.
-    task: what they have to be data of.
-    dataset: which data set of the task, such as medium; '' takes any.
-
-  Raises:
-    DataError: naming both.
+  The DataError names both; `source` says whose name it is. `dataset` is which
+  data set of the task they have to be, such as medium; '' takes any.
   """
   there, here = described(name), described(f'{task.game}-{dataset}')
   if any(there[key] != here[key] for key in there.keys() & here.keys()):
@@ -276,11 +245,7 @@ def check_same(
 
 
 def played_in(game: str, environment: str | None) -> Task:
-  """Returns the task of a game that is scored in an environment.
-
-  Raises:
-    ConfigError: if there is none.
-  """
+  """Returns the task that is scored in an environment, else a ConfigError."""
   for task in TASKS.values():
     if (task.game, task.environment) == (game, environment):
       return task
@@ -298,13 +263,10 @@ def check_scorable(task: Task) -> None:
 
 
 def flatten(observation: Any) -> npt.NDArray[np.float32]:
-  """Returns an observation as the data have it, float32 [..., o].
+  """Returns an observation, or a batch, as the data have it: float32 [..., o].
 
-  AntMaze's is [achieved goal, observation], as in D4RL; the kitchen's goals
-  are left out.
-
-  Args:
-    observation: an array, or a goal environment's dict; a batch of either.
+  Of a goal environment's dict, AntMaze's is [achieved goal, observation], as in
+  D4RL; the kitchen's goals are left out.
   """
   if not isinstance(observation, dict):
     return np.asarray(observation, np.float32)

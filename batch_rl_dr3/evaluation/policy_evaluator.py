@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import agent_setups, data, environments, tasks
+from batch_rl_dr3.control import environments, networks, tasks
 from batch_rl_dr3.evaluation import pool, video
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import run_tables
@@ -53,12 +53,12 @@ class PolicyEvaluator:
       environments.make(task)
       for _ in range(min(num_lanes, num_episodes, task.max_lanes))
     ]
-    agent = agent_setups.build(create_agent, task, seed=0)
+    agent = networks.build(create_agent, task, seed=0)
     agent.initialize()
     self._checkpoint = tf.train.Checkpoint(agent=agent)
     self._act = tf.function(
       lambda states: agent.policy.distribution(
-        data.time_steps(states)
+        networks.time_steps(states)
       ).action.mode()
     )
     self.identity = play.GameIdentity(

@@ -15,11 +15,12 @@ import tensorflow as tf
 
 from batch_rl_dr3.config import errors, progress, ranges
 from batch_rl_dr3.control import (
-  agent_setups,
+  brac_agent,  # noqa: F401
   cog_agent,  # noqa: F401
   environments,
   images,
   learner,
+  networks,
   tasks,
 )
 from batch_rl_dr3.control import (
@@ -82,7 +83,7 @@ class ContinuousRunner(loop.OfflineRun):
     )
     if self.num_evaluation_episodes:
       tasks.check_scorable(self._task)
-    agent = agent_setups.build(self.create_agent, self._task, self.seed)
+    agent = networks.build(self.create_agent, self._task, self.seed)
     if self.num_cloning_steps and not hasattr(agent, 'behaviour_network'):
       raise errors.ConfigError(
         f'ContinuousRunner.num_cloning_steps is {self.num_cloning_steps}, but '

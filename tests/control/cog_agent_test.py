@@ -10,13 +10,12 @@ import tensorflow as tf
 from batch_rl_dr3.agents import penalties
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import (
-  agent_setups,
   cog,
   cog_agent,
   cql_agent,
-  data,
   images,
   learner,
+  networks,
 )
 
 SMALL = {
@@ -68,7 +67,7 @@ def make_agent():
       """
     )
     gin.bind_parameter('FeatureDotPenalty.coefficient', coefficient)
-    spaces = agent_setups.Spaces(size, 4)
+    spaces = networks.Spaces(size, 4)
     agent = cog_agent.create_cog_agent(spaces, seed=0, **(SMALL | kwargs))
     agent.initialize()
     return agent
@@ -77,7 +76,7 @@ def make_agent():
 
 
 def test_networks_have_the_sizes_of_cogs():
-  spaces = agent_setups.Spaces((48, 48, 3), 8)
+  spaces = networks.Spaces((48, 48, 3), 8)
   critic = cog_agent.ImageCriticNetwork(
     (spaces.time_step_spec.observation, spaces.action_spec)
   )
@@ -106,7 +105,7 @@ def _pairs(network):
 
 
 def test_dense_weights_start_small_and_layers_differ():
-  spaces = agent_setups.Spaces((8, 8, 3), 4)
+  spaces = networks.Spaces((8, 8, 3), 4)
   critic = cog_agent.ImageCriticNetwork(
     (spaces.time_step_spec.observation, spaces.action_spec), layers=(8, 8, 8)
   )
@@ -125,7 +124,7 @@ def test_the_critics_loss_by_hand(make_agent):
   actions = np.float32(rng.uniform(-0.9, 0.9, (3, 4)))
   rewards = np.array([1.0, 0.0, 2.0], np.float32)
   terminals = np.array([0.0, 0.0, 1.0], np.float32)
-  batch = data.transition(
+  batch = networks.transition(
     [
       tf.constant(column, tf.float32)
       for column in (states, actions, rewards, next_states, terminals)

@@ -10,7 +10,7 @@ import pytest
 
 from batch_rl_dr3 import collect as collect_command
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import collection, data_files, tasks
+from batch_rl_dr3.control import collection, tasks
 from batch_rl_dr3.control import data as data_lib
 
 
@@ -72,9 +72,9 @@ def test_minari_reads_back_what_was_played(
   tmp_path, monkeypatch, game, environment, size
 ):
   played = []
-  write = data_files.write_minari
+  write = data_lib.write_minari
   monkeypatch.setattr(
-    data_files, 'write_minari', lambda *a: (played.append(a[3]), write(*a))
+    data_lib, 'write_minari', lambda *a: (played.append(a[3]), write(*a))
   )
   summary = collect(
     tmp_path,

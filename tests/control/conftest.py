@@ -37,14 +37,14 @@ def batch():
   """Six transitions, the last of which ends its episode."""
   import tensorflow as tf
 
-  from batch_rl_dr3.control import data
+  from batch_rl_dr3.control import networks
 
   rng = np.random.default_rng(0)
 
   def normal(*shape):
     return tf.constant(rng.normal(size=(BATCH_SIZE, *shape)), tf.float32)
 
-  return data.transition(
+  return networks.transition(
     [
       normal(OBSERVATION_SIZE),
       tf.tanh(normal(ACTION_SIZE)),
@@ -59,16 +59,16 @@ def arguments(learning_rate=0.1):
   """What both agents take, with plain SGD and networks of 4 units."""
   import tensorflow as tf
 
-  from batch_rl_dr3.control import agent_setups
+  from batch_rl_dr3.control import networks
 
   tf.keras.utils.set_random_seed(0)
-  spaces = agent_setups.Spaces(OBSERVATION_SIZE, ACTION_SIZE)
+  spaces = networks.Spaces(OBSERVATION_SIZE, ACTION_SIZE)
   sgd = tf.keras.optimizers.legacy.SGD
   return {
     'time_step_spec': spaces.time_step_spec,
     'action_spec': spaces.action_spec,
-    'critic_network': agent_setups.create_critic(spaces, (4, 4)),
-    'actor_network': agent_setups.create_actor(spaces, (4,)),
+    'critic_network': networks.create_critic(spaces, (4, 4)),
+    'actor_network': networks.create_actor(spaces, (4,)),
     'critic_optimizer': sgd(learning_rate),
     'actor_optimizer': sgd(learning_rate),
     'alpha_optimizer': sgd(learning_rate),
@@ -102,12 +102,12 @@ def make_cql():
 @pytest.fixture
 def make_brac():
   """Makes BRAC agents with the same first weights."""
-  from batch_rl_dr3.control import agent_setups, brac_agent
+  from batch_rl_dr3.control import brac_agent, networks
 
   def make(learning_rate=0.1, **kwargs):
     shared = arguments(learning_rate)
-    spaces = agent_setups.Spaces(OBSERVATION_SIZE, ACTION_SIZE)
-    behaviour_network = agent_setups.create_actor(spaces, (4,))
+    spaces = networks.Spaces(OBSERVATION_SIZE, ACTION_SIZE)
+    behaviour_network = networks.create_actor(spaces, (4,))
     behaviour_network.create_variables()
     made = brac_agent.DR3BracAgent(
       **{**shared, 'behaviour_network': behaviour_network, **kwargs}

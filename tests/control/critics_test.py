@@ -8,7 +8,7 @@ from tf_agents.trajectories import time_step as ts
 
 from batch_rl_dr3.agents import penalties, stateful_penalties
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import agent_setups, critics
+from batch_rl_dr3.control import critics, networks
 
 COEFFICIENT = 0.3
 
@@ -51,8 +51,8 @@ def dot_products(agent, batch, next_actions):
 
 
 def test_features_are_what_the_last_layer_takes(batch):
-  spaces = agent_setups.Spaces(3, 2)
-  critic = agent_setups.create_critic(spaces, (5, 4))
+  spaces = networks.Spaces(3, 2)
+  critic = networks.create_critic(spaces, (5, 4))
   critic.create_variables()
   pairs = (batch[0].observation, batch[1].action)
   features = critic.features(pairs)
@@ -64,8 +64,8 @@ def test_features_are_what_the_last_layer_takes(batch):
 
 
 def test_copies_share_no_weights():
-  spaces = agent_setups.Spaces(3, 2)
-  critic = agent_setups.create_critic(spaces, (4,))
+  spaces = networks.Spaces(3, 2)
+  critic = networks.create_critic(spaces, (4,))
   copy = critic.copy(name='copy')
   critic.create_variables()
   copy.create_variables()
@@ -76,7 +76,7 @@ def test_copies_share_no_weights():
 
 def test_a_shared_last_layer_is_refused():
   with pytest.raises(ValueError, match='last_layer'):
-    critics.FeatureCriticNetwork(
+    networks.FeatureCriticNetwork(
       (None, None), last_layer=tf.keras.layers.Dense(1)
     )
 

@@ -38,7 +38,7 @@ def test_an_unknown_game_is_named():
 def test_every_environment_has_the_sizes_of_its_data(task):
   environment = environments.make(task)
   observation, _ = environment.reset(seed=0)
-  observation = environments.flatten(observation)
+  observation = tasks.flatten(observation)
   assert observation.shape == (task.observation_size,)
   assert observation.dtype == np.float32
   assert environment.action_space.shape == (task.action_size,)

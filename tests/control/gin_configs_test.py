@@ -7,9 +7,11 @@ import pytest
 
 from batch_rl_dr3.config import cli, frameworks, gin_files
 from batch_rl_dr3.control import (
-  agent_setups,
+  brac_agent,
   cog_agent,
   collection,  # noqa: F401
+  cql_agent,
+  networks,
   tasks,
 )
 from batch_rl_dr3.sweeping import grid
@@ -76,14 +78,14 @@ def test_an_experiment_binds_what_its_name_says(name):
 @pytest.mark.parametrize(
   ('name', 'create'),
   [
-    ('cql_dr3_antmaze.gin', agent_setups.create_cql_agent),
-    ('cql_full-replay.gin', agent_setups.create_cql_agent),
-    ('brac_dr3_mujoco.gin', agent_setups.create_brac_agent),
+    ('cql_dr3_antmaze.gin', cql_agent.create_cql_agent),
+    ('cql_full-replay.gin', cql_agent.create_cql_agent),
+    ('brac_dr3_mujoco.gin', brac_agent.create_brac_agent),
   ],
 )
 def test_an_experiment_builds_its_agent(name, create):
   cli.load_gin([f'd4rl/{name}'], [])
-  agent = create(spaces=agent_setups.Spaces(5, 2), seed=0)
+  agent = create(spaces=networks.Spaces(5, 2), seed=0)
   assert len(agent.penalties) == ('dr3' in name)
 
 
@@ -105,7 +107,7 @@ def test_cogs_files_build_their_agents(method, size):
     assert part in text
   assert gin.query_parameter('ContinuousRunner.method') == method
   agent = cog_agent.create_cog_agent(
-    spaces=agent_setups.Spaces((48, 48, 3), 8), seed=0
+    spaces=networks.Spaces((48, 48, 3), 8), seed=0
   )
   assert [p.coefficient for p in agent.penalties] == (
     [0.001] if method == 'cog_dr3' else []

@@ -6,7 +6,8 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import data_files, learner
+from batch_rl_dr3.control import data as data_lib
+from batch_rl_dr3.control import learner
 
 NUM_ROWS = 40
 
@@ -24,7 +25,7 @@ def make_learner(request):
       rng.normal(size=(NUM_ROWS, 3)),
       rng.random(NUM_ROWS) < 0.1,
     )
-    data = data_files.Transitions(
+    data = data_lib.Transitions(
       *(column.astype(np.float32) for column in columns), manifest={}
     )
     agent = request.getfixturevalue(f'make_{method}')()
