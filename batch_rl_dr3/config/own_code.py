@@ -40,6 +40,11 @@ class OwnCode:
     """The name of the module that it becomes."""
     return self.name.removesuffix('.py')
 
+  @property
+  def is_file(self) -> bool:
+    """Whether it is no installed module."""
+    return self.name.endswith('.py')
+
 
 def find(names: Sequence[str]) -> tuple[OwnCode, ...]:
   """Returns what --import names, without executing it.
@@ -126,15 +131,16 @@ def _execute(code: OwnCode) -> None:
     raise errors.ConfigError(
       f'--import={code.path} has changed since the command began.'
     )
-  is_file = code.name != code.module
-  if is_file and code.module in sys.modules and code.module not in _executed:
+  if (
+    code.is_file and code.module in sys.modules and code.module not in _executed
+  ):
     raise errors.ConfigError(
       f'--import={code.path}: there is another module {code.module!r}; rename '
       'the file.'
     )
   try:
     with gin.config.interactive_mode():
-      if is_file:
+      if code.is_file:
         _execute_file(code, content)
       else:
         importlib.import_module(code.module)

@@ -23,22 +23,22 @@ from typing import Any
 
 from batch_rl_dr3.config import cli, errors, signals
 from batch_rl_dr3.runs import atomic, lease, mirror, run_directory, state
-from batch_rl_dr3.runs.state import Record
+from batch_rl_dr3.sweeping.grid import SweepRun
 
 # Exit codes after which the same command would fail again.
 OWN_FAULT = frozenset(
   kind.exit_code
   for kind in (
-    errors.UsageError,
-    errors.DataError,
-    errors.DivergedError,
-    errors.ConfigError,
+    *(errors.UsageError, errors.DataError),
+    *(errors.DivergedError, errors.ConfigError),
   )
 )
 PREEMPTED = errors.PreemptedError.exit_code
 
-# What an attempt comes to; BUSY: another process works on the run.
+# What an attempt comes to. BUSY: another process works on the run; LOST: who
+# executed it has gone, and there is no word of it.
 DONE, SET_ASIDE, BUSY, AGAIN = 'done', 'set aside', 'busy', 'again'
+LOST = 'lost'
 
 # For how long, and how often in seconds, a bucket that is away is asked again
 # before or after an attempt of days.
@@ -63,7 +63,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 class Outcome:
   """What an attempt came to."""
 
-  kind: str  # DONE, SET_ASIDE, BUSY or AGAIN.
+  kind: str  # DONE, SET_ASIDE, BUSY, AGAIN or LOST.
   exit_code: int  # Of `train`, or what stands for it; negative for a signal.
   error: str = ''
   without_progress: int = 0  # Attempts in a row before this one.
@@ -87,6 +87,25 @@ class Attempt:
   )
   _stopped: bool = dataclasses.field(default=False, init=False)
 
+  @classmethod
+  def of_run(
+    cls,
+    run: SweepRun,
+    runs: str,
+    cache_dir: str,
+    program: Sequence[str],
+    max_without_progress: int,
+  ) -> 'Attempt':
+    """Returns an attempt at a run of a sweep, by `python PROGRAM ...`."""
+    return cls(
+      os.path.join(runs, run.folder),
+      (*program, *run.arguments(runs, cache_dir)),
+      run.num_iterations,
+      max_without_progress,
+      os.getcwd(),
+      run.index,
+    )
+
   def stop(self) -> None:
     """Asks the run to save and end, as SIGTERM does."""
     self._stopped = True
@@ -106,9 +125,15 @@ class Attempt:
       self._here = self._run.folder
       self._patiently(self._run.refresh)
       before = state.read_attempts(self._here)
-      record = self._begin(before)
-      if isinstance(record, Outcome):
-        return record
+      if self._is_finished():
+        return Outcome(DONE, 0)
+      atomic.make_directory(self._here)
+      record = before
+      if not before.is_set_aside:
+        record = self._next(before)
+        self._write(record)
+      if record.is_set_aside:
+        return _outcome(SET_ASIDE, record)
       ending = pathlib.Path(scratch) / 'ending.json'
       with open(self._here / state.LOG, 'ab') as log:
         line = f'--- attempt {record.attempts}, {record.began}, {record.host}\n'
@@ -150,24 +175,14 @@ class Attempt:
       env={**os.environ, 'PYTHONUNBUFFERED': '1', cli.ENDING: str(ending)},
     )
 
-  def _begin(self, before: Record) -> Record | Outcome:
-    """Records that the attempt begins; an outcome if it is not to."""
-    if self._is_finished():
-      return Outcome(DONE, 0)
-    atomic.make_directory(self._here)
-    if before.is_set_aside:
-      return _outcome(SET_ASIDE, before)
-    record = self._next(before)
-    self._write(record)
-    return _outcome(SET_ASIDE, record) if record.is_set_aside else record
-
   def _is_finished(self) -> bool:
     return state.is_finished(self._here, self.num_iterations)
 
   def _last_line(self) -> str:
     return state.last_line(self._here / state.LOG)
 
-  def _next(self, before: Record) -> Record:
+  def _next(self, before: state.Record) -> state.Record:
+    """Returns the record of this attempt; set aside if it is not to begin."""
     now = state.progress(self._here)
     without = before.without_progress
     if before.attempts:
@@ -182,7 +197,7 @@ class Attempt:
         error=f'{without} attempts without progress; the last one: {last}',
         is_set_aside=True,
       )
-    return Record(
+    return state.Record(
       attempts=before.attempts + 1,
       without_progress=without,
       progress=now,
@@ -191,7 +206,11 @@ class Attempt:
     )
 
   def _end(
-    self, before: Record, record: Record, exit_code: int, said: dict[str, str]
+    self,
+    before: state.Record,
+    record: state.Record,
+    exit_code: int,
+    said: dict[str, str],
   ) -> Outcome:
     error = self._error(exit_code, said.get('message', ''))
     # Told to stop when all was written, a run may say that it was stopped.
@@ -218,19 +237,16 @@ class Attempt:
       return f'ended by {signal.Signals(-exit_code).name}'
     return message or self._last_line() or f'ended with {exit_code}'
 
-  def _write(self, record: Record) -> None:
+  def _write(self, record: state.Record) -> None:
     atomic.write_json(self._here / state.NAME, dataclasses.asdict(record))
     self._patiently(lambda: self._run.publish(state.NAME))
 
 
-def _outcome(kind: str, record: Record) -> Outcome:
+def _outcome(kind: str, record: state.Record) -> Outcome:
   code = record.exit_code
-  return Outcome(
-    kind,
-    errors.BatchRLError.exit_code if code is None else code,
-    record.error,
-    record.without_progress,
-  )
+  if code is None:
+    code = errors.BatchRLError.exit_code
+  return Outcome(kind, code, record.error, record.without_progress)
 
 
 def in_foreground(attempt: Attempt) -> Outcome:

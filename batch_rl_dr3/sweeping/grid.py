@@ -21,12 +21,10 @@ from batch_rl_dr3.runs import run_directory, run_identity
 # Steps of an episode of continuous control, at most: those of the kitchen are
 # 280, the others' 1,000.
 _MAX_EPISODE_STEPS = 1_000
-# The logged runs of the DQN Replay data set, and what `collect` leaves beside
-# its own.
+# Of a logged run of the DQN Replay data set.
 _PUBLIC_ROWS = 50_000_000
 _PUBLIC_SHAPE = (84, 84)
-# Action, reward and terminal of a row.
-_ELEMENT_BYTES = 9
+_ELEMENT_BYTES = 9  # Action, reward and terminal of a row.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +59,12 @@ class SweepRun:
     """Its name in a study, which is of one suite."""
     return self.folder.partition('/')[2]
 
-  @property
-  def data(self) -> str:
-    """The log that it learns from."""
-    return self.replay_dir or f'{self.game}/{self.logged_run}'
-
   @functools.cached_property
   def store(self) -> str:
     """What runs have in common that learn from the same store."""
     subset = {n: v for n, v in self.bound.items() if n.startswith('Subset.')}
-    return f'{self.data} {sorted(subset.items())}'
+    log = self.replay_dir or f'{self.game}/{self.logged_run}'
+    return f'{log} {sorted(subset.items())}'
 
   @property
   def fraction(self) -> float:
@@ -91,10 +85,9 @@ class SweepRun:
   def num_evaluation_agent_steps(self) -> int:
     """Agent steps of play of all iterations; of continuous control, at most."""
     if f'{self.runner}.num_evaluation_episodes' in self.bound:
-      num_steps = _MAX_EPISODE_STEPS * self._bound('num_evaluation_episodes')
-    else:
-      num_steps = self._bound('num_evaluation_agent_steps')
-    return self.num_iterations * num_steps
+      episodes = self._bound('num_evaluation_episodes')
+      return self.num_iterations * episodes * _MAX_EPISODE_STEPS
+    return self.num_iterations * self._bound('num_evaluation_agent_steps')
 
   def _bound(self, name: str) -> int:
     try:
@@ -120,18 +113,15 @@ class SweepRun:
 
     If `local`, files of the user's own are named by their place here.
     """
-    where = (
-      f'--run={self.logged_run}'
-      if self.replay_dir is None
-      else f'--replay_dir={self.replay_dir}'
-    )
+    where = f'--replay_dir={self.replay_dir}'
+    if self.replay_dir is None:
+      where = f'--run={self.logged_run}'
     start = self.start_checkpoint(runs)
-    names = [
-      code.path if local and code.name.endswith('.py') else code.name
-      for code in self.imports
-    ]
     return [
-      *(f'--import={name}' for name in names),
+      *(
+        f'--import={code.path if local and code.is_file else code.name}'
+        for code in self.imports
+      ),
       *(f'--gin_files={name}' for name in self.gin_files),
       *(f'--gin_bindings={line}' for line in self.gin_bindings),
       where,
@@ -222,12 +212,12 @@ class Sweep:
     seen: dict[str, SweepRun] = {}
     for index, combination in enumerate(combinations):
       run = self._run(index, tuple(imports), *combination)
-      if run.folder in seen:
+      other = seen.setdefault(run.folder, run)
+      if other is not run:
         raise errors.ConfigError(
-          f'runs {seen[run.folder].index} and {index} of the grid are the '
-          f'same: {run.folder}. Is a name listed twice?'
+          f'runs {other.index} and {index} of the grid are the same: '
+          f'{run.folder}. Is a name listed twice?'
         )
-      seen[run.folder] = run
     return list(seen.values())
 
   def _run(
@@ -256,7 +246,13 @@ class Sweep:
     files = tuple(_fill(text, names) for text in self.gin_files)
     lines = (*(_fill(text, names) for text in self.gin_bindings), *changes)
     bound = gin_files.read_bindings(files, lines)
-    runner = _runner(bound, files)
+    runners = [n for n in bound if n.endswith('Runner.method')]
+    if not runners:
+      raise errors.ConfigError(
+        f'{", ".join(files)} binds no method of a runner, such as '
+        'FixedReplayRunner.method.'
+      )
+    runner = runners[0].removesuffix('.method')
     name = f'{method}_{variant}' if variant else method
     if name != base:
       further = (self.variants or {}).get(variant, ())
@@ -270,11 +266,7 @@ class Sweep:
           f'{runner}.{what} to {said!r}.'
         )
     # The log's name and not its place, which differs between machines.
-    data: dict[str, Any] = {
-      'suite': self.suite,
-      'game': game,
-      'run': logged_run,
-    }
+    data: dict[str, Any] = {n: names[n] for n in ('suite', 'game', 'run')}
     if imports:
       data['imports'] = own_code.record(imports)
     start = None
@@ -282,6 +274,7 @@ class Sweep:
     if source is not None:
       start = self._run(-1, imports, game, dataset, dealt, source, '')
       data['start'] = start.identity
+    folder = self.replay_dir
     return SweepRun(
       index=index,
       suite=self.suite,
@@ -292,9 +285,7 @@ class Sweep:
       logged_run=logged_run,
       gin_files=files,
       gin_bindings=lines,
-      replay_dir=None
-      if self.replay_dir is None
-      else _fill(self.replay_dir, names),
+      replay_dir=None if folder is None else _fill(folder, names),
       identity=run_identity.run_identity(bound, data, seed, NUMBERS_VERSION),
       runner=runner,
       bound=bound,
@@ -329,17 +320,6 @@ def _log_size(run: SweepRun) -> tuple[int, int]:
       f'nothing says how large {run.replay_dir} is ({name}: {error!r}): bind '
       'Sweep.row_bytes and Sweep.log_rows.'
     ) from error
-
-
-def _runner(bound: Mapping[str, Any], files: Sequence[str]) -> str:
-  """Returns what trains a run, as the gin files that bind it call it."""
-  for name in bound:
-    if name.endswith('Runner.method'):
-      return name.removesuffix('.method')
-  raise errors.ConfigError(
-    f'{", ".join(files)} binds no method of a runner, such as '
-    'FixedReplayRunner.method.'
-  )
 
 
 def _fill(template: str, names: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shlex
-from typing import Any
+from typing import ClassVar
 
 import gin
 import jinja2
@@ -25,12 +25,9 @@ from batch_rl_dr3.sweeping.grid import Sweep, SweepRun
 # How often a task that was preempted is begun again by the system; beyond
 # that, `sweep reconcile` emits what is left. It is the most that Google Cloud
 # Batch takes.
-MAX_RETRIES = 10
+_MAX_RETRIES = 10
 # Seconds that a task has to save between SIGTERM and SIGKILL.
-STOP_SECONDS = 180
-OWN_FAULT = tuple(sorted(attempt.OWN_FAULT))
-# What an image of the shipped Dockerfile calls Python.
-_PYTHON = 'python'
+_STOP_SECONDS = 180
 
 
 def format_ranges(indices: Iterable[int]) -> str:
@@ -73,8 +70,9 @@ class JobArray:
   @property
   def command(self) -> list[str]:
     """What a task executes."""
+    # An image of the shipped Dockerfile calls Python `python`.
     return [
-      *(_PYTHON, '-m', 'batch_rl_dr3.sweep', 'task'),
+      *('python', '-m', 'batch_rl_dr3.sweep', 'task'),
       *self.flags,
       f'--only={format_ranges(self.indices)}',
     ]
@@ -89,61 +87,115 @@ class JobArray:
     """Memory of a task."""
     return math.ceil(self.gigabytes * 1e9 / 2**20)
 
-  def parts(self, length: int) -> list['JobArray']:
-    """Returns this array cut into arrays of at most so many tasks."""
-    cut = [
-      self.indices[start : start + length]
-      for start in range(0, len(self.indices), length)
-    ]
-    if len(cut) == 1:
-      return [self]
+
+@dataclasses.dataclass(frozen=True)
+class _Backend:
+  """A system: what it reads, and what a user may say of it.
+
+  Attributes:
+    parallelism: tasks at a time.
+  """
+
+  template: ClassVar[str]  # Ends as its files do.
+  submit: ClassVar[str]  # The command, with {name}, {file} and {backend}.
+  parallelism: ranges.Count = 100
+
+  def _parts(self, array: JobArray) -> list[JobArray]:
+    """Returns an array as the system takes it, in one or more."""
+    return [array]
+
+  def files(self, array: JobArray) -> dict[str, str]:
+    """Returns what the system reads, by file name.
+
+    Raises:
+      ConfigError: if the settings do not fit the array.
+    """
+    environment = jinja2.Environment(
+      loader=jinja2.PackageLoader(__package__),
+      undefined=jinja2.StrictUndefined,
+      trim_blocks=True,
+      lstrip_blocks=True,
+      keep_trailing_newline=True,
+      autoescape=False,
+    )
+    environment.filters |= {
+      'json': json.dumps,
+      'quote': shlex.quote,
+      'ceil': math.ceil,
+    }
+    template = environment.get_template(f'{self.template}.jinja')
+    _, ending = os.path.splitext(self.template)
+    files = {}
+    for part in self._parts(array):
+      text = template.render(
+        backend=self,
+        array=part,
+        own_fault=sorted(attempt.OWN_FAULT),
+        preempted=attempt.PREEMPTED,
+        retries=_MAX_RETRIES,
+        stop_seconds=_STOP_SECONDS,
+      )
+      if ending == '.json':
+        text = json.dumps(json.loads(text), indent=2) + '\n'
+      files[part.name + ending] = text
+    return files
+
+  def write(self, array: JobArray, folder: str | os.PathLike[str]) -> list[str]:
+    """Writes an array's files and returns the commands to submit them."""
+    path = atomic.make_directory(folder)
+    files = self.files(array)
+    for name, text in files.items():
+      atomic.write_text(path / name, text)
     return [
-      dataclasses.replace(self, name=f'{self.name}-{number}', indices=part)
-      for number, part in enumerate(cut)
+      self.submit.format(
+        file=name, name=os.path.splitext(name)[0], backend=self
+      )
+      for name in files
     ]
 
 
 @gin.configurable
 @ranges.checked
 @dataclasses.dataclass(frozen=True)
-class Slurm:
+class Slurm(_Backend):
   """How a sweep is executed by Slurm.
 
   Attributes:
     setup: shell lines that make `python` the one with this package.
     partition: where jobs go; None for the site's own choice.
     time: limit of a task, as Slurm writes it.
-    parallelism: tasks of an array at a time.
     max_array_size: the site's MaxArraySize less 1; Slurm's own is 1001.
   """
 
+  template = 'slurm.sbatch'
+  submit = 'sbatch {file}'
   setup: str = 'source .venv/bin/activate || exit 78'
   partition: str | None = None
   time: str = '2-00:00:00'
-  parallelism: ranges.Count = 100
   max_array_size: ranges.Count = 1000
 
-  def files(self, array: JobArray) -> dict[str, str]:
-    """Returns a script for each array that the site can take, by name."""
-    return {
-      f'{part.name}.sbatch': _fill('slurm.sbatch', self, part)
-      for part in array.parts(self.max_array_size)
-    }
-
-  def command(self, name: str) -> str:
-    """Returns the command that submits a file."""
-    return f'sbatch {name}'
+  def _parts(self, array: JobArray) -> list[JobArray]:
+    length, indices = self.max_array_size, array.indices
+    if len(indices) <= length:
+      return [array]
+    return [
+      dataclasses.replace(
+        array,
+        name=f'{array.name}-{start // length}',
+        indices=indices[start : start + length],
+      )
+      for start in range(0, len(indices), length)
+    ]
 
 
 @gin.configurable
 @ranges.checked
 @dataclasses.dataclass(frozen=True)
-class Kubernetes:
+class Kubernetes(_Backend):
   """How a sweep is executed by Kubernetes 1.29 or later: an indexed Job.
 
   Attributes:
     image: the container image, built from the shipped Dockerfile.
-    parallelism: pods at a time.
     node_selector: labels of the nodes that may be used.
     tolerations: taints of nodes that are tolerated, such as of spot ones.
     runs_claim: the PersistentVolumeClaim (ReadWriteMany) to mount at --runs,
@@ -151,26 +203,19 @@ class Kubernetes:
     cache_gigabytes: of the node's disk that a pod may fill with its store.
   """
 
+  template = 'kubernetes.json'
+  submit = 'kubectl create --filename={file}'
   image: str = 'REGISTRY/batch-rl-dr3:cuda'
-  parallelism: ranges.Count = 100
   node_selector: dict[str, str] = dataclasses.field(default_factory=dict)
   tolerations: Sequence[dict[str, str]] = ()
   runs_claim: str | None = 'runs'
   cache_gigabytes: ranges.Positive = 50.0
 
-  def files(self, array: JobArray) -> dict[str, str]:  # noqa: D102
-    mounts = self.runs_claim is not None and array.mount is not None
-    text = _fill('kubernetes.json', self, array, mounts=mounts)
-    return {f'{array.name}.json': text}
-
-  def command(self, name: str) -> str:  # noqa: D102
-    return f'kubectl create --filename={name}'
-
 
 @gin.configurable
 @ranges.checked
 @dataclasses.dataclass(frozen=True)
-class GcpBatch:
+class GcpBatch(_Backend):
   """How a sweep is executed by Google Cloud Batch.
 
   Attributes:
@@ -179,85 +224,36 @@ class GcpBatch:
     machine_type: of the virtual machines.
     gpu_type: what each of them has, if runs use one.
     provisioning_model: SPOT or STANDARD.
-    parallelism: tasks at a time.
     max_run_hours: a task is ended after so many, and can go on.
     disk_gigabytes: of a machine: image, and the stores of its tasks.
     nfs: 'SERVER:/PATH' of the shared disk to mount at --runs; None for none.
   """
 
+  template = 'gcp_batch.json'
+  submit = (
+    'gcloud batch jobs submit {name} --location={backend.location} '
+    '--config={file}'
+  )
   image: str = 'REGION-docker.pkg.dev/PROJECT/images/batch-rl-dr3:cuda'
   location: str = 'us-central1'
   machine_type: str = 'g2-standard-8'
   gpu_type: str = 'nvidia-l4'
   provisioning_model: str = 'SPOT'
-  parallelism: ranges.Count = 100
   max_run_hours: ranges.Positive = 168.0
   disk_gigabytes: ranges.Count = 200
   nfs: str | None = None
 
-  def files(self, array: JobArray) -> dict[str, str]:
-    """Returns one file by its name, which is the job's.
-
-    Raises:
-      ConfigError: if a disk is to be mounted for runs in a bucket.
-    """
+  def _parts(self, array: JobArray) -> list[JobArray]:
     if self.nfs and array.mount is None:
       raise errors.ConfigError(
         f'GcpBatch.nfs={self.nfs} mounts a disk, but --runs={array.runs} is in '
         'a bucket: leave one of them out.'
       )
-    return {f'{array.name}.json': _fill('gcp_batch.json', self, array)}
-
-  def command(self, name: str) -> str:  # noqa: D102
-    return (
-      f'gcloud batch jobs submit {name.removesuffix(".json")} '
-      f'--location={self.location} --config={name}'
-    )
+    return [array]
 
 
 # By the names that users give.
 BACKENDS = {'gcp-batch': GcpBatch, 'slurm': Slurm, 'kubernetes': Kubernetes}
-
-
-def write(
-  backend: str, array: JobArray, folder: str | os.PathLike[str]
-) -> list[str]:
-  """Writes the files of a job array and returns the commands to submit them."""
-  made = BACKENDS[backend]()
-  files = made.files(array)
-  place = atomic.make_directory(folder)
-  for name, text in files.items():
-    atomic.write_text(place / name, text)
-  return [made.command(name) for name in files]
-
-
-def _fill(template: str, backend: Any, array: JobArray, **further: Any) -> str:
-  """Returns what a system reads; JSON is indented anew."""
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader(__package__),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-    autoescape=False,
-  )
-  environment.filters |= {
-    'json': json.dumps,
-    'quote': shlex.quote,
-    'ceil': math.ceil,
-  }
-  text = environment.get_template(f'{template}.jinja').render(
-    backend=backend,
-    array=array,
-    own_fault=OWN_FAULT,
-    preempted=attempt.PREEMPTED,
-    retries=MAX_RETRIES,
-    stop_seconds=STOP_SECONDS,
-    **further,
-  )
-  if template.endswith('.json'):
-    return json.dumps(json.loads(text), indent=2) + '\n'
-  return text
 
 
 def create(

@@ -18,8 +18,7 @@ import itertools
 import os
 import pathlib
 import statistics
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import (
@@ -33,14 +32,15 @@ from batch_rl_dr3.runs import (
 )
 from batch_rl_dr3.sweeping.grid import SweepRun
 
+if TYPE_CHECKING:
+  import pandas as pd
+
 # What is read of a run to keep it, and for the table.
 CONTENTS = mirror.Contents(
   'kept',
   whole=(
-    run_directory.PROVENANCE,
-    run_directory.METRICS,
-    run_directory.SCORES,
-    run_directory.FINISHED,
+    *(run_directory.PROVENANCE, run_directory.METRICS),
+    *(run_directory.SCORES, run_directory.FINISHED),
   ),
 )
 SCORE_CONTENTS = mirror.Contents('scores', whole=(run_directory.SCORES,))
@@ -72,11 +72,9 @@ def keep(
 
 
 def _condense(run: SweepRun, folder: pathlib.Path) -> results.KeptRun:
-  """Returns what is kept of a finished run."""
   try:
-    evaluations = list(
-      _evaluations(run_tables.read_rows(folder / run_directory.SCORES))
-    )
+    episodes = run_tables.read_rows(folder / run_directory.SCORES)
+    evaluations = list(_evaluations(episodes))
     partial = run_tables.ScoreLog(folder).partial()
     provenance = records.read_provenance(folder)
     finished = records.read_finished(folder)
@@ -96,10 +94,7 @@ def _condense(run: SweepRun, folder: pathlib.Path) -> results.KeptRun:
   metrics = run_tables.read_rows(folder / run_directory.METRICS)
   measured = {row['gradient_steps']: row for row in metrics}  # The last counts.
   return results.KeptRun(
-    {
-      run_directory.PROVENANCE: provenance,
-      run_directory.FINISHED: finished,
-    },
+    {run_directory.PROVENANCE: provenance, run_directory.FINISHED: finished},
     {
       run_directory.SCORES: evaluations,
       run_directory.METRICS: [
@@ -115,9 +110,8 @@ def _evaluations(
   episodes: Iterable[Mapping[str, str]],
 ) -> Iterator[dict[str, str]]:
   """Yields a row of means for the episodes of each evaluation."""
-  for _, group in itertools.groupby(
-    episodes, lambda row: row['gradient_steps']
-  ):
+  by_steps = itertools.groupby(episodes, lambda row: row['gradient_steps'])
+  for _, group in by_steps:
     rows = list(group)
     means = {n: statistics.fmean(float(r[n]) for r in rows) for n in _MEANS}
     yield {
@@ -144,25 +138,48 @@ def collect(
   runs_of_sweep: Iterable[SweepRun],
   runs: str | os.PathLike[str],
   results_dir: str | None,
-) -> Iterator[pd.DataFrame]:
+) -> 'Iterator[pd.DataFrame]':
   """Yields the scores of each run that has some, kept or not."""
+  import pandas as pd  # --help needs none.
+
   study = {} if results_dir is None else results.read(results_dir)
   for run in runs_of_sweep:
     path = pathlib.Path(runs) / run.folder / run_directory.SCORES
-    if path.exists():
-      yield _read(path)
-    elif run.kept_folder in study:
-      rows = study[run.kept_folder].tables[run_directory.SCORES]
-      yield _typed(pd.DataFrame(rows))
+    try:
+      if path.exists():
+        yield _typed(pd.read_csv(path, dtype='string'))
+      elif run.kept_folder in study:
+        rows = study[run.kept_folder].tables[run_directory.SCORES]
+        yield _typed(pd.DataFrame(rows))
+    except (OSError, ValueError, KeyError) as error:
+      raise errors.DataError(f'cannot read {path}: {error}') from error
 
 
-def write(tables: Iterable[pd.DataFrame], output: str) -> int:
+def _typed(rows: 'pd.DataFrame') -> 'pd.DataFrame':
+  """Returns rows of text with the columns and types of the table."""
+  import pandas as pd
+
+  if run_tables.EPISODES not in rows:
+    rows = rows.assign(**{run_tables.EPISODES: '1'})
+  numbers = {}
+  for name in _COLUMNS:
+    if name not in _TEXT:
+      kind = 'float64' if name in _MEANS else 'int64'
+      kind = 'Int64' if name == 'run' else kind
+      numbers[name] = pd.to_numeric(rows[name]).astype(kind)
+  rows = rows[list(_COLUMNS)].assign(**numbers)
+  return rows.astype(dict.fromkeys(_TEXT, 'string'))
+
+
+def write(tables: 'Iterable[pd.DataFrame]', output: str) -> int:
   """Writes the tables of `collect` into one file; returns the number of rows.
 
   Raises:
     UsageError: if the file ends in neither .parquet nor .csv, or there is no
       pyarrow for .parquet.
   """
+  import pandas as pd
+
   ending = pathlib.Path(output).suffix
   if ending not in (PARQUET, CSV):
     raise errors.UsageError(
@@ -180,25 +197,3 @@ def write(tables: Iterable[pd.DataFrame], output: str) -> int:
     else:
       rows.to_parquet(temporary, index=False)
   return len(rows)
-
-
-def _read(path: pathlib.Path) -> pd.DataFrame:
-  try:
-    return _typed(pd.read_csv(path, dtype='string'))
-  except (OSError, ValueError, KeyError) as error:
-    raise errors.DataError(f'cannot read {path}: {error}') from error
-
-
-def _typed(rows: pd.DataFrame) -> pd.DataFrame:
-  """Returns rows of text with the columns and types of the table."""
-  rows = rows.assign(
-    **{run_tables.EPISODES: rows.get(run_tables.EPISODES, '1')}
-  )[list(_COLUMNS)]
-  types = {name: 'Int64' if name == 'run' else 'int64' for name in _COLUMNS}
-  types |= dict.fromkeys(_MEANS, 'float64')
-  numbers = {
-    name: pd.to_numeric(rows[name]).astype(type_name)
-    for name, type_name in types.items()
-    if name not in _TEXT
-  }
-  return rows.assign(**numbers).astype(dict.fromkeys(_TEXT, 'string'))

@@ -8,7 +8,6 @@ outlives either is in the run directories.
 from collections.abc import Callable, Collection, Iterable, Sequence
 import dataclasses
 import math
-import os
 import time
 from typing import Protocol
 
@@ -40,6 +39,7 @@ class Node:
   name: str
   memory: float  # In bytes, for runs.
   running: list[SweepRun] = dataclasses.field(default_factory=list)
+  num_slots: int = 0  # Runs at a time.
   # What it has on its disk, as far as is known.
   stores: set[str] = dataclasses.field(default_factory=set)
   suspended_until: float = 0.0
@@ -90,25 +90,22 @@ class Queue:
     held = set().union(*(other.stores for other in nodes))
     pending = {run.folder for run, _ in self._ready_at.values()}
     pending |= {run.folder for other in nodes for run in other.running}
-    best: tuple[int, SweepRun] | None = None
-    for run, ready_at in self._ready_at.values():
-      waits = run.start is not None and run.start.folder in pending
-      is_full = self._bytes([*node.running, run]) > node.memory
-      if waits or is_full or ready_at > now:
-        continue
-      rank = (
-        0 if run.store in node.stores else 1 if run.store not in held else 2
-      )
-      if best is None or rank < best[0]:
-        best = rank, run
-      if rank == 0:
-        break
-    if best is None:
-      return None
-    run = best[1]
-    del self._ready_at[run.index]
-    node.running.append(run)
-    node.stores.add(run.store)
+    ready = (
+      run
+      for run, ready_at in self._ready_at.values()
+      if ready_at <= now
+      and (run.start is None or run.start.folder not in pending)
+      and self._bytes([*node.running, run]) <= node.memory
+    )
+    run = min(
+      ready,
+      key=lambda run: (run.store not in node.stores, run.store in held),
+      default=None,
+    )
+    if run is not None:
+      del self._ready_at[run.index]
+      node.running.append(run)
+      node.stores.add(run.store)
     return run
 
   def _bytes(self, runs: Sequence[SweepRun]) -> float:
@@ -139,34 +136,17 @@ class Queue:
     return delay
 
 
-@dataclasses.dataclass(frozen=True)
-class Capacity:
-  """What a node offers: runs at a time, and bytes that runs may use."""
-
-  num_slots: int
-  memory: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Ended:
-  """An attempt that is over; `reason` says why one without an outcome is."""
-
-  key: int
-  outcome: attempt.Outcome | None
-  reason: str = ''
-
-
 class Cluster(Protocol):
   """Nodes that execute attempts."""
 
-  def nodes(self) -> dict[str, Capacity]:
-    """Returns the nodes that live, by name."""
+  def nodes(self) -> dict[str, tuple[int, float]]:
+    """Returns the slots and the bytes for runs of each node that lives."""
 
   def start(self, node: str, job: attempt.Attempt) -> None:
     """Begins an attempt in a free slot of a node."""
 
-  def wait(self, seconds: float) -> list[Ended]:
-    """Returns attempts that are over, after at most so many seconds."""
+  def wait(self, seconds: float) -> list[tuple[int, attempt.Outcome]]:
+    """Returns attempts that are over, by key, after at most so many seconds."""
 
   def stop(self) -> None:
     """Asks all runs to save and end."""
@@ -187,17 +167,16 @@ class Executor:
 
   cluster: Cluster
   queue: Queue
-  job: Callable[[SweepRun], attempt.Attempt]  # Makes the attempt at a run.
+  attempt_at: Callable[[SweepRun], attempt.Attempt]
   stop_requested: Callable[[], bool]
   stop_seconds: float  # How long runs have to save when asked to stop.
 
   def __post_init__(self) -> None:
+    self.tally = Tally()
     self._nodes: dict[str, Node] = {}
-    self._slots: dict[str, int] = {}
     self._running: dict[int, tuple[str, SweepRun]] = {}
     self._looked = -_NODES_SECONDS
     self._last_seen = -_NO_NODE_SECONDS
-    self.tally = Tally()
 
   def run(self) -> Tally:
     """Executes all runs and returns what became of them.
@@ -215,7 +194,7 @@ class Executor:
         self._look_at_nodes()
         self._fill()
         for ended in self.cluster.wait(_POLL_SECONDS):
-          self._record(ended)
+          self._record(*ended)
     return self.tally
 
   def _look_at_nodes(self) -> None:
@@ -224,52 +203,47 @@ class Executor:
     if now - self._looked < _NODES_SECONDS:
       return
     self._looked = now
-    found = {n: c for n, c in self.cluster.nodes().items() if c.num_slots}
+    found = {n: c for n, c in self.cluster.nodes().items() if c[0]}
     if found:
       self._last_seen = now
     elif now - self._last_seen > _NO_NODE_SECONDS:
       raise errors.ConfigError(
         'the cluster has no node that could execute a run.'
       )
-    self._slots = {name: c.num_slots for name, c in found.items()}
-    self._nodes = {
-      name: self._nodes.get(name)
-      or Node(
-        name,
-        capacity.memory,
-        [run for node, run in self._running.values() if node == name],
-      )
-      for name, capacity in found.items()
-    }
+    known, self._nodes = self._nodes, {}
+    for name, (num_slots, memory) in found.items():
+      running = [run for node, run in self._running.values() if node == name]
+      node = known.get(name) or Node(name, memory, running)
+      node.num_slots = num_slots
+      self._nodes[name] = node
 
   def _fill(self) -> None:
     """Begins runs in all free slots, on the emptiest nodes first."""
     nodes = list(self._nodes.values())
     for node in sorted(nodes, key=lambda node: len(node.running)):
-      while len(node.running) < self._slots[node.name]:
+      while len(node.running) < node.num_slots:
         run = self.queue.take(node, nodes, time.monotonic())
         if run is None:
           break
         self._running[run.index] = (node.name, run)
-        self.cluster.start(node.name, self.job(run))
+        self.cluster.start(node.name, self.attempt_at(run))
     self._bar.set_postfix_str(f'{len(self._running)} running', refresh=False)
 
-  def _record(self, ended: Ended) -> None:
+  def _record(self, key: int, outcome: attempt.Outcome) -> None:
     """Decides what becomes of a run whose attempt is over."""
-    name, run = self._running.pop(ended.key)
+    name, run = self._running.pop(key)
     # A node that is known no more has nothing to be noted.
     node = self._nodes.get(name, Node(name, 0.0, [run]))
     node.running.remove(run)
     now = time.monotonic()
-    outcome = ended.outcome
-    if outcome is None:
+    if outcome.kind == attempt.LOST:
       node.lose(now)
       delay = self.queue.put_back(run, now, 0)
-      self._again(f'{run.folder}: {ended.reason}; again in {delay:.0f} s')
+      self._again(f'{run.folder}: {outcome.error}; again in {delay:.0f} s')
       if self._nodes and all(n.is_broken for n in self._nodes.values()):
         raise errors.ConfigError(
           'every node loses all that it is given; the last time: '
-          f'{ended.reason}. Is this package installed on the nodes?'
+          f'{outcome.error}. Is this package installed on the nodes?'
         )
       return
     node.num_lost = 0
@@ -299,35 +273,16 @@ class Executor:
 
   def _stop(self) -> None:
     """Has all runs save, and ends the sweep with a PreemptedError."""
-    running = len(self._running)
-    self._bar.write(f'stopping: {running} runs save their state')
+    self._bar.write(f'stopping: {len(self._running)} runs save their state')
     self.cluster.stop()
     deadline = time.monotonic() + self.stop_seconds
     while self._running and time.monotonic() < deadline:
       for ended in self.cluster.wait(_POLL_SECONDS):
-        self._record(ended)
+        self._record(*ended)
     left = len(self.queue) + len(self._running)
     raise errors.PreemptedError(
       f'stopped with {left} runs left; give the same command again.'
     )
-
-
-def jobs(
-  runs: str, cache_dir: str, program: Sequence[str], max_without_progress: int
-) -> Callable[[SweepRun], attempt.Attempt]:
-  """Returns what makes the attempt at a run; python runs the `program`."""
-
-  def job(run: SweepRun) -> attempt.Attempt:
-    return attempt.Attempt(
-      os.path.join(runs, run.folder),
-      (*program, *run.arguments(runs, cache_dir)),
-      run.num_iterations,
-      max_without_progress,
-      os.getcwd(),
-      run.index,
-    )
-
-  return job
 
 
 def cores_of_slot(

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 import ray
@@ -22,9 +23,11 @@ from ray.util import scheduling_strategies
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.sweeping import attempt, queue
 
-# Bytes of the object store of a cluster that is started here. Only outcomes
-# of attempts pass through it.
-_OBJECT_STORE_BYTES = 80 << 20
+# Of a cluster that is started here. Only outcomes pass its object store.
+_HERE: dict[str, Any] = {
+  'include_dashboard': False,
+  'object_store_memory': 80 << 20,
+}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -80,20 +83,15 @@ class RayCluster:
     A slot takes num_cpus and num_gpus; a node has at most slots_per_node
     slots, unless that is 0. ConfigError if there is no cluster.
     """
-    self._num_cpus = num_cpus
-    self._num_gpus = num_gpus
+    self._num_cpus, self._num_gpus = num_cpus, num_gpus
     self._slots_per_node = slots_per_node
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-    here: dict[str, Any] = {
-      'include_dashboard': False,
-      'object_store_memory': _OBJECT_STORE_BYTES,
-    }
     try:
       ray.init(
         address=address or 'local',
         log_to_driver=False,
         logging_level=logging.ERROR,
-        **({} if address else here),
+        **({} if address else _HERE),
       )
     except (ConnectionError, ValueError, RuntimeError) as error:
       reason = ' '.join(str(error).split())
@@ -110,7 +108,7 @@ class RayCluster:
     """Ends the actors, and the cluster if it was started here."""
     ray.shutdown()
 
-  def nodes(self) -> dict[str, queue.Capacity]:  # noqa: D102
+  def nodes(self) -> dict[str, tuple[int, float]]:  # noqa: D102
     living = {
       node['NodeID']: node['Resources']
       for node in ray.nodes()  # type: ignore[no-untyped-call]
@@ -118,7 +116,7 @@ class RayCluster:
     }
     self._num_slots = {n: self._count_slots(r) for n, r in living.items()}
     return {
-      name: queue.Capacity(self._num_slots[name], found.get('memory', 0.0))
+      name: (self._num_slots[name], found.get('memory', 0.0))
       for name, found in living.items()
     }
 
@@ -126,9 +124,7 @@ class RayCluster:
     slots = resources.get('CPU', 0.0) / self._num_cpus
     if self._num_gpus:
       slots = min(slots, resources.get('GPU', 0.0) / self._num_gpus)
-    if self._slots_per_node:
-      slots = min(slots, self._slots_per_node)
-    return int(slots)
+    return int(min(slots, self._slots_per_node or slots))
 
   def start(self, node: str, job: attempt.Attempt) -> None:
     """Begins an attempt in an idle actor of a node, or in a new one."""
@@ -138,26 +134,23 @@ class RayCluster:
     else:
       taken = {p for name, p, _, _ in self._running.values() if name == node}
       place = next(p for p in itertools.count() if p not in taken)
-      slot = self._new_slot(node, place)
+      on_node = scheduling_strategies.NodeAffinitySchedulingStrategy(
+        node, False
+      )
+      slot = self._remote_slot.options(
+        num_cpus=self._num_cpus,
+        num_gpus=self._num_gpus,
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=2,  # `stop` beside `execute`.
+        scheduling_strategy=on_node,
+      ).remote(place, self._num_slots[node])
     self._running[slot.execute.remote(job)] = (node, place, slot, job)
 
-  def _new_slot(self, node: str, place: int) -> Any:
-    return self._remote_slot.options(
-      num_cpus=self._num_cpus,
-      num_gpus=self._num_gpus,
-      max_restarts=0,
-      max_task_retries=0,
-      max_concurrency=2,  # `stop` beside `execute`.
-      scheduling_strategy=scheduling_strategies.NodeAffinitySchedulingStrategy(
-        node, soft=False
-      ),
-    ).remote(place, self._num_slots[node])
-
-  def wait(self, seconds: float) -> list[queue.Ended]:  # noqa: D102
+  def wait(self, seconds: float) -> list[tuple[int, attempt.Outcome]]:  # noqa: D102
     references = list(self._running)
     if not references:
-      # Nothing runs: a run is to be tried again later.
-      threading.Event().wait(seconds)
+      time.sleep(seconds)  # A run is to be tried again later.
       return []
     done, _ = ray.wait(
       references, num_returns=len(references), timeout=0, fetch_local=False
@@ -166,15 +159,17 @@ class RayCluster:
       done, _ = ray.wait(references, timeout=seconds, fetch_local=False)
     return [self._ended(reference) for reference in done]
 
-  def _ended(self, reference: Any) -> queue.Ended:
+  def _ended(self, reference: Any) -> tuple[int, attempt.Outcome]:
     node, place, slot, job = self._running.pop(reference)
     try:
       outcome = ray.get(reference)
     except exceptions.RayError as error:
       ray.kill(slot)  # If it lives, it must not go on.
-      return queue.Ended(job.key, None, _reason(error))
+      return job.key, attempt.Outcome(
+        attempt.LOST, attempt.PREEMPTED, _reason(error)
+      )
     self._idle.setdefault(node, {})[place] = slot
-    return queue.Ended(job.key, outcome)
+    return job.key, outcome
 
   def stop(self) -> None:  # noqa: D102
     for _, _, slot, _ in self._running.values():

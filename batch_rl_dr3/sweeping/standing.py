@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 import dataclasses
 import json
 import os
-import pathlib
 
 import tqdm
 
@@ -38,16 +37,16 @@ class Standing:
   state: str  # One of `STATES`.
   steps: int = 0
   total_steps: int = 0
-  rate: float | None = None  # None if it does not run or none is known.
+  steps_per_second: float | None = None  # None if unknown or not running.
   error: str = ''
   attempts: int = 0
 
   @property
   def seconds_left(self) -> float | None:
     """Until its last gradient step, at its rate; play is not counted."""
-    if self.rate is None:
+    if self.steps_per_second is None:
       return None
-    return max(0, self.total_steps - self.steps) / self.rate
+    return max(0, self.total_steps - self.steps) / self.steps_per_second
 
 
 def is_done(run: SweepRun, runs: _Path, results_dir: str | None) -> bool:
@@ -63,57 +62,31 @@ def read(
   runs_of_sweep: Iterable[SweepRun], runs: _Path, results_dir: str | None = None
 ) -> list[Standing]:
   """Returns how each run stands, as read in the folder of all runs."""
-  return [_read(run, runs, results_dir) for run in runs_of_sweep]
-
-
-def _read(run: SweepRun, runs: _Path, results_dir: str | None) -> Standing:
-  total = run.num_gradient_steps
-  if is_done(run, runs, results_dir):
-    return Standing(run, DONE, total, total)
-  found = state.read(os.path.join(runs, run.folder), is_finished=False)
-  return Standing(
-    run,
-    _WORDS.get(found.state, found.state.value),
-    found.steps,
-    total,
-    found.rate,
-    found.error,
-    found.attempts,
-  )
-
-
-def measured_rates(
-  runs_of_sweep: Sequence[SweepRun], runs: _Path
-) -> dict[str, list[float]]:
-  """Returns the rates of finished runs, in gradient steps/s, by method."""
-  rates: dict[str, list[float]] = {}
+  standings = []
   for run in runs_of_sweep:
-    folder = pathlib.Path(runs) / run.folder
-    if state.is_finished(folder, run.num_iterations):
-      rate, _ = state.pace(state.last_rows(folder / run_directory.METRICS))
-      if rate is not None:
-        rates.setdefault(run.method, []).append(rate)
-  return rates
+    total = run.num_gradient_steps
+    if is_done(run, runs, results_dir):
+      standings.append(Standing(run, DONE, total, total))
+      continue
+    s = state.read(os.path.join(runs, run.folder), is_finished=False)
+    word = _WORDS.get(s.state, s.state.value)
+    standings.append(
+      Standing(run, word, s.steps, total, s.rate, s.error, s.attempts)
+    )
+  return standings
 
 
 def to_json(standings: Sequence[Standing]) -> str:
   """Returns standings as JSON, a list of objects."""
-  return json.dumps(
-    [
-      {
-        'folder': s.run.folder,
-        'state': s.state,
-        'steps': s.steps,
-        'total_steps': s.total_steps,
-        'steps_per_second': s.rate,
-        'seconds_left': s.seconds_left,
-        'error': s.error,
-        'attempts': s.attempts,
-      }
-      for s in standings
-    ],
-    indent=2,
+  names = (
+    *('state', 'steps', 'total_steps', 'steps_per_second', 'seconds_left'),
+    *('error', 'attempts'),
   )
+  rows = [
+    {'folder': one.run.folder, **{name: getattr(one, name) for name in names}}
+    for one in standings
+  ]
+  return json.dumps(rows, indent=2)
 
 
 def to_text(standings: Sequence[Standing], limit: int) -> str:
@@ -122,16 +95,13 @@ def to_text(standings: Sequence[Standing], limit: int) -> str:
   for word in _LISTED:
     found = [s for s in standings if s.state == word]
     rows = [_row(s) for s in found[:limit]]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines += ['', f'{word}:'] if rows else []
-    for folder, steps, rate, last in rows:
-      cells = (
-        folder.ljust(widths[0]),
-        steps.rjust(widths[1]),
-        rate.rjust(widths[2]),
-        last,
-      )
-      lines.append(f'  {"  ".join(cells)}'.rstrip())
+    if rows:
+      a, b, c, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+      lines += ['', f'{word}:']
+      lines += [
+        f'  {folder:<{a}}  {steps:>{b}}  {rate:>{c}}  {last}'.rstrip()
+        for folder, steps, rate, last in rows
+      ]
     if len(found) > limit:
       lines.append(f'  and {len(found) - limit:,} more')
   return '\n'.join(lines)
@@ -142,7 +112,7 @@ def _summary(standings: Sequence[Standing]) -> str:
   listed = ', '.join(f'{n:,} {word}' for word, n in counts.items() if n)
   done = sum(s.steps for s in standings)
   total = sum(s.total_steps for s in standings)
-  rate = sum(s.rate or 0.0 for s in standings)
+  rate = sum(s.steps_per_second or 0.0 for s in standings)
   speed = ''
   if rate:
     left = tqdm.tqdm.format_interval((total - done) / rate)
@@ -155,7 +125,7 @@ def _summary(standings: Sequence[Standing]) -> str:
 
 def _row(one: Standing) -> tuple[str, str, str, str]:
   """Returns the cells of a run, the last one of any length."""
-  last = ''
+  rate, last = one.steps_per_second, ''
   if one.state == FAILED or one.error:
     last = f'attempt {one.attempts}: {one.error}'
   elif one.seconds_left is not None:
@@ -163,6 +133,6 @@ def _row(one: Standing) -> tuple[str, str, str, str]:
   return (
     one.run.folder,
     f'{one.steps:,}/{one.total_steps:,}',
-    '' if one.rate is None else f'{one.rate:,.1f} steps/s',
+    '' if rate is None else f'{rate:,.1f} steps/s',
     last,
   )

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import pytest
@@ -18,8 +17,8 @@ def runs_in(folder):
 
 def test_time_and_money_follow_from_a_given_rate(make_sweep, tmp_path):
   sweep = make_sweep(num_gpus=0.5, num_cpus=2.0)
-  rates = dataclasses.replace(estimate.given(50.0), play=100.0)
-  plan = estimate.estimate(
+  rates = estimate.Rates({'': 50.0}, 100.0, 'as given')
+  plan = estimate.SweepEstimate(
     sweep, read(sweep, tmp_path), runs_in(tmp_path), rates
   )
   # 6 runs of 100,000 gradient and 200,000 agent steps:
@@ -29,7 +28,7 @@ def test_time_and_money_follow_from_a_given_rate(make_sweep, tmp_path):
   assert plan.agent_steps == 1_200_000
   # Each game's log of 2,000 rows of 1,000 bytes is one store.
   assert (plan.num_stores, plan.store_bytes) == (2, 4_000_000)
-  text = '\n'.join(estimate.describe(sweep, plan, rates, 3.0))
+  text = '\n'.join(plan.describe(3.0))
   # 6.667 h x 0.5 GPU x 3.0 = 10.
   assert 'money      10 at 3 an hour of a GPU' in text
   assert '3.333 GPU-hours, 13.33 core-hours' in text
@@ -43,7 +42,7 @@ def test_what_is_done_is_not_paid_for_again(make_sweep, write_run, tmp_path):
   write_run(runs[0], steps=(0, 50_000), rate=20.0, finished=True)
   write_run(runs[1], steps=(0, 25_000), rate=20.0)
   rates = estimate.of_finished(runs, runs_in(tmp_path))
-  plan = estimate.estimate(
+  plan = estimate.SweepEstimate(
     sweep, read(sweep, tmp_path), runs_in(tmp_path), rates
   )
   assert plan.num_runs[standing.DONE] == 1
@@ -81,10 +80,10 @@ def test_rates_of_a_benchmark(tmp_path):
 
 def test_what_is_not_known_is_said(make_sweep, tmp_path):
   sweep = make_sweep(replay_dir=None)
-  plan = estimate.estimate(
+  plan = estimate.SweepEstimate(
     sweep, read(sweep, tmp_path), runs_in(tmp_path), None
   )
-  text = '\n'.join(estimate.describe(sweep, plan, None, None))
+  text = '\n'.join(plan.describe(None))
   for line in (
     'rate       not known: give --rate or --benchmark',
     'time       not known without a rate',
@@ -106,7 +105,7 @@ def test_a_part_of_a_log_is_a_part_of_the_download(
     log_gigabytes=10.0,
     gin_bindings=[f"Subset.rule='{rule}'", 'Subset.fraction=0.05'],
   )
-  plan = estimate.estimate(
+  plan = estimate.SweepEstimate(
     sweep, read(sweep, tmp_path), runs_in(tmp_path), None
   )
   assert plan.download_bytes == pytest.approx(gigabytes * 1e9)

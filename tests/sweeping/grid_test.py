@@ -247,7 +247,7 @@ def test_continuous_grids_are_the_tables_that_the_report_expects(clear_gin):
   )
   # 10 episodes of at most 1,000 steps, 25 times.
   assert {r.num_evaluation_agent_steps for r in runs} == {250_000}
-  names = {r.data.rpartition('/')[2] for r in runs if r.game == 'hopper'}
+  names = {r.replay_dir.rpartition('/')[2] for r in runs if r.game == 'hopper'}
   assert names == {
     f'hopper_{name}.hdf5'
     for name in ('random', 'medium', 'mixed', 'medium_expert', 'expert')

@@ -63,7 +63,7 @@ def test_a_job_array_is_written_with_the_commands_to_submit_it(
   small_array, tmp_path, name
 ):
   array = small_array()
-  (command,) = job_arrays.write(name, array, tmp_path / 'jobs')
+  (command,) = job_arrays.BACKENDS[name]().write(array, tmp_path / 'jobs')
   (path,) = (tmp_path / 'jobs').iterdir()
   assert path.name in command
   text = path.read_text()

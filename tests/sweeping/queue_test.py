@@ -6,7 +6,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.sweeping import attempt, queue
 
 DONE = attempt.Outcome(attempt.DONE, 0)
-LOST = None
+LOST = attempt.Outcome(attempt.LOST, 75, 'its node has died')
 
 
 class ScriptedCluster:
@@ -14,7 +14,7 @@ class ScriptedCluster:
 
   def __init__(self, scripts, num_slots=2, num_nodes=1):
     self._scripts = {key: list(script) for key, script in scripts.items()}
-    self._capacity = queue.Capacity(num_slots, 1e9)
+    self._capacity = (num_slots, 1e9)
     self.alive = [f'node{k}' for k in range(num_nodes)]
     self.running = {}
     self.started = []
@@ -40,7 +40,7 @@ class ScriptedCluster:
     outcome = script.pop(0) if script else DONE
     if self.stopped:
       outcome = attempt.Outcome(attempt.AGAIN, 75)
-    return [queue.Ended(key, outcome, 'its node has died')]
+    return [(key, outcome)]
 
   def stop(self):
     self.stopped = True
@@ -65,8 +65,11 @@ def no_waiting(monkeypatch):
 
 def execute(cluster, runs, stop=lambda: False):
   runs_left = queue.Queue(runs, 1.0, lambda run: 1.0)
-  jobs = queue.jobs('RUNS', 'CACHE', ('-m', 'train'), 5)
-  return queue.Executor(cluster, runs_left, jobs, stop, 1e6).run()
+
+  def attempt_at(run):
+    return attempt.Attempt.of_run(run, 'RUNS', 'CACHE', ('-m', 'train'), 5)
+
+  return queue.Executor(cluster, runs_left, attempt_at, stop, 1e6).run()
 
 
 def test_all_runs_are_executed_as_many_at_a_time_as_there_are_slots(runs):
@@ -134,7 +137,9 @@ def test_nodes_may_come_and_go(runs):
 
 
 def test_the_job_of_a_run_is_its_command(runs):
-  job = queue.jobs('/RUNS', '/CACHE', ('-m', 'batch_rl_dr3.train'), 5)(runs[4])
+  job = attempt.Attempt.of_run(
+    runs[4], '/RUNS', '/CACHE', ('-m', 'batch_rl_dr3.train'), 5
+  )
   assert job.key == 4
   assert job.folder == f'/RUNS/{runs[4].folder}'
   assert job.arguments[:3] == (

@@ -14,7 +14,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import lease, place, run_directory, state
-from batch_rl_dr3.sweeping import grid, queue
+from batch_rl_dr3.sweeping import attempt, grid, queue
 
 pytestmark = pytest.mark.slow
 
@@ -102,11 +102,14 @@ def execute(address, sweep, runs, program, stop=lambda: False):
     address, sweep.num_cpus, sweep.num_gpus, slots_per_node=2
   )
   runs_left = queue.Queue(sweep.runs(), 1e8, sweep.store_bytes)
-  jobs = queue.jobs(
-    str(runs), str(runs / 'cache'), program, sweep.max_attempts_without_progress
-  )
+
+  def attempt_at(run):
+    limit = sweep.max_attempts_without_progress
+    cache = str(runs / 'cache')
+    return attempt.Attempt.of_run(run, str(runs), cache, program, limit)
+
   try:
-    return queue.Executor(engine, runs_left, jobs, stop, 60).run()
+    return queue.Executor(engine, runs_left, attempt_at, stop, 60).run()
   finally:
     engine.close()
 

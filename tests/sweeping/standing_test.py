@@ -38,7 +38,7 @@ def test_every_state_is_told_by_the_directory(runs, write_run, tmp_path):
     'waiting',
   ]
   running = found[1]
-  assert (running.steps, running.rate) == (1000, 50.0)
+  assert (running.steps, running.steps_per_second) == (1000, 50.0)
   assert running.seconds_left == (100_000 - 1000) / 50
   text = standing.to_text(found, 20)
   assert text.startswith(
