@@ -11,7 +11,8 @@ in .npy format, as Dopamine's `OutOfGraphReplayBuffer.save` writes them:
     invalid_range_ckpt.N.gz         int64 [any], rows that are not sampleable
 
 A seventh of newer Dopamine versions, episode_end_indices, is a pickle and is
-never opened: anything but an array is refused.
+never opened: anything but an array is refused. Logs of data of one's own may
+have cut_rows_ckpt.N.gz, int64 [any]: see `log_writer.LogWriter.cut`.
 
 A header is believed only within what a file of its size can hold, and memory is
 bounded by one block of rows. Decompression is ISA-L's (package isal): one core
@@ -65,6 +66,7 @@ _COLLECTION_FIELDS = records.Field(
 )
 ELEMENTS = ('observation', 'action', 'reward', 'terminal')
 ATTRIBUTES = ('add_count', 'invalid_range')
+CUT_ROWS = 'cut_rows'
 # The dtypes that Dopamine writes; observations may have others.
 ELEMENT_DTYPES: dict[str, np.dtype[Any]] = {
   'action': np.dtype(np.int32),
@@ -72,7 +74,7 @@ ELEMENT_DTYPES: dict[str, np.dtype[Any]] = {
   'terminal': np.dtype(np.uint8),
 }
 # The number of dimensions of each attribute.
-_ATTRIBUTE_NDIM = {'add_count': 0, 'invalid_range': 1}
+_ATTRIBUTE_NDIM = {'add_count': 0, 'invalid_range': 1, CUT_ROWS: 1}
 _STORE_PREFIX = '$store$_'
 # Longer numbers are no suffix: all below the largest are looked for.
 _FILE_NAME = re.compile(r'(.+)_ckpt\.(\d{1,6})\.gz')
@@ -108,7 +110,8 @@ def file_names(suffix: int) -> list[str]:
 
 def found_suffixes(names: Iterable[str]) -> set[int]:
   """Returns the suffixes of which at least one file is among the names."""
-  known = {name[: -len('_ckpt.0.gz')] for name in file_names(0)}
+  names_of_0 = [*file_names(0), file_name(CUT_ROWS, 0)]
+  known = {name[: -len('_ckpt.0.gz')] for name in names_of_0}
   matches = map(_FILE_NAME.fullmatch, names)
   return {int(match[2]) for match in matches if match and match[1] in known}
 
@@ -349,7 +352,7 @@ def check_rows(
 
 
 def read_attribute(file: StoredFile, name: str) -> npt.NDArray[np.int64]:
-  """Returns add_count (int64 []) or invalid_range (int64 [any]) in a file."""
+  """Returns add_count (int64 []) or another's rows (int64 [any]) in a file."""
   ndim = _ATTRIBUTE_NDIM[name]
   with decompressed(file) as stream:
     header = _parse_header(stream, file)

@@ -77,6 +77,7 @@ class LogWriter:
     self._num_rows = 0  # Of the file in the making.
     self._suffix = 0
     self._last_rows = 0  # Of the last file written.
+    self._cut_rows: list[int] = []  # Of the file in the making; see `cut`.
     self._has_broken_off = False  # Since the last file was written.
     self._at_episode_start = True
 
@@ -98,6 +99,17 @@ class LogWriter:
         self._add_row(self._padding, 0, 0.0, 0)
     self._at_episode_start = bool(terminal)
     self._add_row(observation, action, reward, int(terminal))
+
+  def cut(self, observation: npt.NDArray[Any]) -> None:
+    """Ends an episode that `observation` follows, though it is no terminal.
+
+    A row of it is added that is marked as a terminal and in cut_rows_ckpt.N.gz:
+    it is never sampled, and no Monte-Carlo return ends there. Dopamine does not
+    know that file, and would sample the row.
+    """
+    self._cut_rows.append(self._num_rows)
+    self._add_row(observation, 0, 0.0, 1)
+    self._at_episode_start = True
 
   def break_off(self, at_episode_start: bool) -> None:
     """Ends a file where what follows does not go on from it.
@@ -139,6 +151,9 @@ class LogWriter:
     arrays['invalid_range'] = validity.cursor_range(
       0, self._num_rows, self._stack_size, self._update_horizon
     )
+    if self._cut_rows:
+      arrays[checkpoint_format.CUT_ROWS] = np.array(self._cut_rows, np.int64)
+      self._cut_rows = []
     # The files get their names when all of them are whole.
     with contextlib.ExitStack() as stack:
       for name, array in arrays.items():

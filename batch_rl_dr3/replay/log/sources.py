@@ -170,7 +170,11 @@ class LogSource(Source):
     return [
       [name, *versions[name]]
       for suffix in self.suffixes()
-      for name in checkpoint_format.file_names(suffix)
+      for name in (
+        *checkpoint_format.file_names(suffix),
+        checkpoint_format.file_name(checkpoint_format.CUT_ROWS, suffix),
+      )
+      if name in versions
     ]
 
   @override
@@ -200,6 +204,14 @@ class LogSource(Source):
   def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
     file = self._file(checkpoint_format.file_name(name, suffix))
     return checkpoint_format.read_attribute(file, name)
+
+  @override
+  def cut_rows(self, suffix: int) -> list[int]:
+    name = checkpoint_format.CUT_ROWS
+    if checkpoint_format.file_name(name, suffix) not in self._versions():
+      return []
+    rows: list[int] = self.attribute(name, suffix).tolist()
+    return rows
 
 
 @gin.configurable

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import checkpoint_format, log_writer
+from batch_rl_dr3.replay.log import checkpoint_format, log_writer, sources
+from batch_rl_dr3.replay.store import store as replay_store
+from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.runs import atomic
 from batch_rl_dr3.runs.storage import local_file
 
@@ -93,3 +95,33 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, logs, monkeypatch):
   with pytest.raises(atomic.FileError, match='No space left'):
     logs.write_log(tmp_path / 'log', logs.make_transitions(9))
   assert list((tmp_path / 'log').iterdir()) == []
+
+
+def test_an_episode_that_is_cut_keeps_its_last_transition(tmp_path):
+  """Rows 1 to 3 are cut before 4; of a file's ends nothing is sampled."""
+  writer = log_writer.LogWriter(tmp_path / 'log', (2,), 1, 20, np.float32)
+  for number, terminal in ((0, True), (1, False), (2, False), (3, False)):
+    writer.add(np.full(2, number / 8, np.float32), number, 0.5, terminal)
+  writer.cut(np.full(2, 4 / 8, np.float32))
+  for number, terminal in ((5, False), (6, True), (7, False)):
+    writer.add(np.full(2, number / 8, np.float32), number, 0.25, terminal)
+  writer.close()
+  source = sources.FolderSource(tmp_path / 'log')
+  assert source.cut_rows(0) == [4]
+  names = [version[0] for version in source.fingerprint()]
+  assert 'cut_rows_ckpt.0.gz' in names
+  store = replay_store.open_store(
+    source, tmp_path / 'cache', Subset(), (2,), 8, 1, True, np.float32
+  )
+  rows = store.valid_indices()
+  assert rows.tolist() == [1, 2, 3, 5, 6]
+  batch = store.gather(rows)
+  assert batch.states.dtype == np.float32
+  assert batch.states.shape == (5, 2, 1)
+  np.testing.assert_array_equal(batch.actions, [1, 2, 3, 5, 6])
+  np.testing.assert_array_equal(batch.terminals, [0, 0, 0, 0, 1])
+  following = batch.next_states[:4, 0, 0] * 8
+  np.testing.assert_array_equal(following, [2, 3, 4, 6])
+  # 0.25 + 0.5 * 0.25; nothing is known of what follows row 3.
+  returns = store.returns_to_go(0.5)[rows]
+  np.testing.assert_array_equal(returns, [np.nan] * 3 + [0.375, 0.25])
