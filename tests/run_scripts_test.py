@@ -29,6 +29,11 @@ def effects():
   return load('effects')
 
 
+@pytest.fixture(scope='module')
+def choices():
+  return load('choices')
+
+
 def run(mean_q, dot_product):
   return pd.DataFrame(
     {
@@ -115,3 +120,51 @@ def test_effects_by_hand(effects, monkeypatch):
   assert (found.runs == 2).all()
   with pytest.raises(KeyError):
     effects.effects(table, ['a:c'])
+
+
+def test_a_checkpoint_is_worth_the_evaluations_around_it(choices):
+  # Of 1, 2, 4, 8: (2+4)/2, (1+4+8)/3, (1+2+8)/3, (2+4)/2.
+  assert choices.worths(np.array([1.0, 2.0, 4.0, 8.0])) == pytest.approx(
+    [3.0, 13 / 3, 11 / 3, 3.0]
+  )
+
+
+def test_what_is_drawn_at_random_is_worth_by_hand(choices):
+  # Of three, the best of one is any; of two it is the best in two pairs of
+  # three and the middle one in the third; of three it is the best.
+  found = choices.at_random(
+    np.array([5.0, 9.0, 7.0]), np.array([3.0, 6.0, 0.0])
+  )
+  assert found == pytest.approx([3.0, 4.0, 6.0])
+
+
+def test_rules_see_training_and_held_out_rows_apart(choices, monkeypatch):
+  monkeypatch.setattr(
+    choices.reference, 'Normalisation', lambda: lambda x, _: x / 100
+  )
+  key = {'dataset': '10pct', 'method': 'cql', 'game': 'freeway', 'seed': 0}
+  steps = [1, 2, 3, 4, 5]
+  runs = types.SimpleNamespace(
+    scores=pd.DataFrame(
+      key | {'gradient_steps': step, 'return': 10.0 * step} for step in steps
+    ),
+    metrics=pd.DataFrame(
+      key
+      | {
+        'gradient_steps': step,
+        'loss_bellman': float(step),  # Least at first.
+        'held_out_loss_bellman': 9.0 - step,  # Least at last.
+      }
+      for step in steps
+    ),
+  )
+  judged = choices.judge(runs)
+  first = judged[judged.k == 1].set_index(['source', 'rule'])
+  # Worths are 25, 80/3, 30, 100/3, 35.
+  assert first.regret['training', 'td_error'] == pytest.approx(10.0)
+  assert first.regret['held_out', 'td_error'] == 0
+  assert first.regret['training', 'last'] == 0
+  assert first.worth['none', 'any'] == pytest.approx(30.0)
+  # Who plays all five takes the one that plays best, whatever the rule.
+  assert set(judged[judged.k == 5].worth) == {35.0}
+  assert set(judged.rule) == {'any', 'last', 'td_error'}
