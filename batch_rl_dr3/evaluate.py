@@ -12,7 +12,7 @@ from absl import flags
 from batch_rl_dr3.config import cli, errors, own_code, progress, signals
 from batch_rl_dr3.evaluation import pool as pool_lib
 from batch_rl_dr3.evaluation import targets as targets_lib
-from batch_rl_dr3.runs import mirror
+from batch_rl_dr3.runs import mirror, results
 
 _USAGE = """\
 Plays checkpoints under the protocol of their run and writes their scores.
@@ -218,7 +218,7 @@ def _default_workers(num_cores: int) -> int:
 
 def _targets() -> list[Callable[[], targets_lib.Target]]:
   """Returns what the flags name."""
-  view = mirror.RunGlobs(
+  view = results.RunGlobs(
     FLAGS.checkpoints, FLAGS.cache_dir, targets_lib.CONTENTS
   )
   view.refresh()
@@ -280,7 +280,7 @@ def _foreign_target(
 ) -> targets_lib.Target:
   """Returns the target of a folder or URL of another program's checkpoints."""
   source, target = (
-    mirror.Runs(place, FLAGS.cache_dir, contents)
+    mirror.Mirror(place, FLAGS.cache_dir, contents)
     for place, contents in (
       (folder, targets_lib.FOREIGN_CONTENTS),
       (FLAGS.output_dir, targets_lib.CONTENTS),

@@ -54,7 +54,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from batch_rl_dr3.config import cli, errors
-from batch_rl_dr3.runs import atomic, mirror, results
+from batch_rl_dr3.runs import atomic, results
 
 if TYPE_CHECKING:
   from batch_rl_dr3.reporting import run_reader
@@ -210,7 +210,7 @@ def main() -> None:
     num_processes=1 if FLAGS.serve is not None else FLAGS.num_processes,
     refresh_seconds=FLAGS.watch,
   )
-  view = mirror.RunGlobs(FLAGS.runs, FLAGS.cache_dir, run_reader.CONTENTS)
+  view = results.RunGlobs(FLAGS.runs, FLAGS.cache_dir, run_reader.CONTENTS)
   if view.is_elsewhere and not (FLAGS.output_dir and FLAGS.cache_dir):
     raise errors.UsageError(
       '--output_dir and --cache_dir are needed for runs in a bucket or in '

@@ -48,7 +48,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from batch_rl_dr3.config import cli, errors
-from batch_rl_dr3.runs import atomic, mirror
+from batch_rl_dr3.runs import atomic, results
 
 if TYPE_CHECKING:
   import pandas as pd
@@ -113,7 +113,7 @@ def select(
   """
   from batch_rl_dr3.reporting import run_reader, selection
 
-  view = mirror.RunGlobs(patterns, cache_dir, selection.CONTENTS)
+  view = results.RunGlobs(patterns, cache_dir, selection.CONTENTS)
   view.refresh()
   collection = run_reader.load(view.patterns)
   rules = [r for r in selection.RULES if not names or r.name in names]

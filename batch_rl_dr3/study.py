@@ -235,7 +235,7 @@ def _report(
 ) -> None:
   """Draws the runs of a study, and reports on them."""
   from batch_rl_dr3.reporting import page, run_reader, study
-  from batch_rl_dr3.runs import mirror
+  from batch_rl_dr3.runs import results
   from batch_rl_dr3.studies import trained
 
   patterns = [
@@ -244,7 +244,7 @@ def _report(
     else f'{sweep.results_dir}/{run.kept_folder}'
     for run in runs
   ]
-  view = mirror.RunGlobs(
+  view = results.RunGlobs(
     map(glob.escape, patterns), FLAGS.cache_dir, run_reader.CONTENTS
   )
   found = [pattern for pattern in view.patterns if glob.glob(pattern)]

@@ -164,9 +164,9 @@ def _load_sweep() -> tuple[Sweep, list[SweepRun]]:
 def _read_runs(
   runs_of_sweep: Sequence[SweepRun],
   contents: mirror.Contents = standing.CONTENTS,
-) -> mirror.Runs:
+) -> mirror.Mirror:
   """Returns the runs in --runs as they are now."""
-  runs = mirror.Runs(FLAGS.runs, FLAGS.cache_dir, contents)
+  runs = mirror.Mirror(FLAGS.runs, FLAGS.cache_dir, contents)
   # Folders of games are listed at the same time.
   runs.refresh(sorted({f'{run.suite}/{run.game}' for run in runs_of_sweep}))
   return runs

@@ -22,8 +22,8 @@ from batch_rl_dr3.runs import (
   atomic,
   checkpoints,
   lease,
-  mirror,
   place,
+  results,
   run_directory,
   run_tables,
 )
@@ -392,7 +392,7 @@ def test_a_protocol_that_is_not_whole_is_named(target, tmp_path):
 
 def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
   targets.write_provenance(target, result())
-  remote = place.RemoteFolder('memory://evaluate/seed0')
+  remote = place.Place('memory://evaluate/seed0')
   for name in (run_directory.PROVENANCE, run_directory.CONFIG):
     remote.put(tmp_path / name, name)
   for name in '01':
@@ -408,13 +408,13 @@ def test_of_a_run_in_a_bucket_what_is_played_is_fetched(tmp_path, target):
     ):
       remote.write(f'checkpoints/{path}', content.encode())
   remote.write('events.out.tfevents', b'large')
-  view = mirror.RunGlobs(
+  view = results.RunGlobs(
     ['memory://evaluate/**'], tmp_path / 'cache', targets.CONTENTS
   )
   view.refresh()
   ((folder,), _) = targets.find(view.patterns)
   found = targets.of_run(folder, home=view.name_of(str(folder)))
-  assert found.home == remote.url
+  assert found.home == remote.name
   assert list(found.checkpoints) == [0, 1]
   home = found.open_home(str(tmp_path / 'cache'), {'1'})
   with home.lock():
@@ -456,7 +456,7 @@ def test_a_run_in_use_and_a_damaged_checkpoint_are_named(
   run_target = targets.of_run(tmp_path)
   monkeypatch.setattr(lease, 'HEARTBEAT_SECONDS', 0.05)
   with (
-    run_directory.lock(tmp_path),
+    run_directory.Home(str(tmp_path), '').lock(),
     pytest.raises(run_directory.BusyError, match='in use'),
   ):
     evaluate.evaluate([lambda: run_target])

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3.config import errors, progress, ranges
 from batch_rl_dr3.control import tasks
-from batch_rl_dr3.runs import atomic, storage
+from batch_rl_dr3.runs import atomic, place, retry
 
 FloatArray = npt.NDArray[np.float32]
 _Columns = dict[str, npt.NDArray[Any]]
@@ -56,8 +56,6 @@ _TIMES_LARGEST = 2.0
 _TIMES_PERCENTILE = 10.0
 _LONG_FILE = 200
 _CHUNK = 1 << 20
-# Seconds without a byte after which a connection is given up.
-_TIMEOUT = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +178,7 @@ def _fetch(url: str, cache_dir: pathlib.Path) -> pathlib.Path:
   target = folder / name
   if target.exists():
     return target
-  source = storage.open_storage(parent, None, None, _TIMEOUT, storage.Retry())
+  source = place.open_data(parent, retry.Retry())
   info = source.info(name)
   with (
     source.open(info) as stream,

@@ -75,16 +75,9 @@ class Target:
 
     Of its checkpoints, only those of these names are fetched.
     """
-
-    def is_needed(name: str) -> bool:
-      path = pathlib.PurePosixPath(name)
-      if path.parts[0] != run_directory.CHECKPOINTS:
-        return not path.name.startswith('events.out.')
-      # tf_ckpt-<name>.index and so on, and ckpt.<name>.json.
-      own = path.name.removeprefix('tf_ckpt-').removeprefix('ckpt.')
-      return own.partition('.')[0] in names
-
-    return run_directory.Home(self.home, cache_dir, is_needed)
+    needed = (f'{stem}{n}.*' for n in names for stem in ('tf_ckpt-', 'ckpt.'))
+    whole = (*run_directory.RUN_FILES, f'{VIDEOS}/*', *needed)
+    return run_directory.Home(self.home, cache_dir, whole)
 
   def within(self, home: run_directory.Home) -> 'Target':
     """Returns this target as it is in its home, once that is locked."""

@@ -25,6 +25,7 @@ from batch_rl_dr3.runs import (
   atomic,
   mirror,
   records,
+  results,
   run_directory,
   run_tables,
 )
@@ -556,7 +557,7 @@ def read_runs(
     DataError: see `load`.
   """
   patterns = [patterns] if isinstance(patterns, str) else patterns
-  view = mirror.RunGlobs(patterns, cache_dir, CONTENTS)
+  view = results.RunGlobs(patterns, cache_dir, CONTENTS)
   view.refresh()
   runs = load(view.patterns, quantities=quantities).runs
 

@@ -72,7 +72,7 @@ def make_directory(path: _Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def whole_path(
+def replaced(
   path: _Path,
   check: Check = unchecked,
   durable: bool = True,
@@ -82,10 +82,7 @@ def whole_path(
 
   `check` is called before the rename. A `durable` file is synced to its disk
   first, so that it outlives a power cut. The temporary name has the `ending`,
-  for writers that go by it.
-
-  Raises:
-    FileError: if the file system refuses; what was at `path` is kept.
+  for writers that go by it. Raises OSError, and then keeps what was at `path`.
   """
   target = pathlib.Path(path)
   temporary = target.with_name(f'.{target.name}.{secrets.token_hex(8)}{ending}')
@@ -97,13 +94,26 @@ def whole_path(
     os.replace(temporary, target)
     if durable:
       sync(target.parent)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      check()  # Who has taken over has removed the temporary file.
-    raise FileError(target, error) from error
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_path(
+  path: _Path,
+  check: Check = unchecked,
+  durable: bool = True,
+  ending: str = '.tmp',
+) -> Iterator[pathlib.Path]:
+  """Yields a temporary path as `replaced` does; FileError if that fails."""
+  try:
+    with replaced(path, check, durable, ending) as temporary:
+      yield temporary
+  except OSError as error:
+    with contextlib.suppress(OSError, FileError):
+      check()  # Who has taken over has removed the temporary file.
+    raise FileError(path, error) from error
 
 
 @contextlib.contextmanager

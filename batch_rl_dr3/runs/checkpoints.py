@@ -164,7 +164,7 @@ class Checkpoints:
         os.replace(temporary / file_name, self._directory / file_name)
       atomic.sync(self._directory)
     except OSError as error:
-      with contextlib.suppress(OSError):
+      with contextlib.suppress(OSError, atomic.FileError):
         self._check()  # Who has taken over has removed the temporary folder.
       raise atomic.FileError(target, error) from error
     finally:

@@ -16,6 +16,7 @@ temporary files, so that the rename fails.
 Files of terms are never removed: they are the log of who worked when.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import datetime
@@ -30,7 +31,7 @@ import time
 from typing import Any
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import place
+from batch_rl_dr3.runs import atomic, place
 
 FOLDER = 'lease'
 # How often a worker shows that it lives, and for how long its beat may stand
@@ -63,10 +64,10 @@ class Term:
 
 
 class Lease:
-  """The right of this process to work on a run."""
+  """The right of this process to work on a run, whose terms are in a place."""
 
-  def __init__(self, storage: place.Folder, name: str):
-    self._storage = storage
+  def __init__(self, terms: place.Place, name: str):
+    self._terms = terms
     self._name = name
     self._worker = f'{socket.gethostname()}:{os.getpid()}:' + (
       secrets.token_hex(4)
@@ -88,26 +89,26 @@ class Lease:
       BusyError: if another worker is at work.
       OSError: if the storage refuses.
     """
-    while True:
-      tokens = _tokens(self._storage)
+    while not self.token:
+      tokens = _tokens(self._terms)
       if tokens:
-        term = _read_term(self._storage, tokens[-1])
+        term = _read_term(self._terms, tokens[-1])
         if not self._is_over(term):
           raise BusyError(
             f'{self._name} is in use: {term.worker} works on it. Wait for it, '
             'or end it.'
           )
       self.token = 1 + max(tokens, default=0)
-      if self._storage.create(_term(self.token), self._record()):
-        break  # Else somebody was faster, who now lives.
+      if not self._terms.create(_term(self.token), self._record()):
+        self.token = 0  # Somebody was faster, who now lives.
     self._beat()
     self._thread = threading.Thread(target=self._keep_beating, daemon=True)
     self._thread.start()
 
   def check(self) -> None:
     """Raises FencedError if another worker took over, or the term is gone."""
-    successor = self._storage.read(_term(self.token + 1))
-    if successor is None and self._storage.read(_term(self.token)) is not None:
+    successor = self._terms.read(_term(self.token + 1))
+    if successor is None and self._terms.read(_term(self.token)) is not None:
       return
     self.is_lost = True
     by = ''
@@ -119,30 +120,27 @@ class Lease:
     )
 
   def release(self) -> None:
-    """Ends the term, so that the next worker need not wait."""
+    """Ends the term, if one began, so that the next worker need not wait."""
     self._ended.set()
     if self._thread is not None:
       self._thread.join()
-    if not self.is_lost:
+    if self.token and not self.is_lost:
       with contextlib.suppress(OSError):  # Then it expires.
         self._beat(released=True)
 
   def _keep_beating(self) -> None:
     while not self._ended.wait(HEARTBEAT_SECONDS):
-      try:
-        self.check()
+      with contextlib.suppress(OSError):  # What is published next will tell.
+        try:
+          self.check()
+        except FencedError:
+          return
         self._beat()
-      except FencedError:
-        return
-      except OSError:
-        continue  # What is published next will tell.
 
   def _beat(self, released: bool = False) -> None:
     self._num_beats += 1
-    text = json.dumps(
-      {'beat': self._num_beats, 'released': released, 'at': _now()}
-    )
-    self._storage.write(_beat(self.token), text.encode())
+    beat = {'beat': self._num_beats, 'released': released, 'at': _now()}
+    self._terms.write(_beat(self.token), json.dumps(beat).encode())
 
   def _record(self) -> bytes:
     pid = os.getpid()
@@ -154,11 +152,11 @@ class Lease:
   def _is_over(self, term: Term) -> bool:
     if term.released or _is_dead(term):
       return True
-    seen = self._storage.read(_beat(term.token))
+    seen = self._terms.read(_beat(term.token))
     deadline = time.monotonic() + EXPIRY_SECONDS
     while time.monotonic() < deadline:
       time.sleep(_POLL_SECONDS)
-      beat = self._storage.read(_beat(term.token))
+      beat = self._terms.read(_beat(term.token))
       if beat != seen:
         return _is_released(beat)
       if _is_dead(term):
@@ -166,20 +164,37 @@ class Lease:
     return True
 
 
-def history(storage: place.Folder) -> list[Term]:
+@contextlib.contextmanager
+def held(terms: place.Place, name: str) -> Iterator[Lease]:
+  """Yields a lease that is released at the end; see `Lease.acquire`.
+
+  Raises:
+    BusyError: if another worker is at work.
+    WriteError: if the storage refuses.
+  """
+  lease = Lease(terms, name)
+  try:
+    with atomic.file_errors(f'{name}/{FOLDER}'):
+      lease.acquire()
+    yield lease
+  finally:
+    lease.release()
+
+
+def history(terms: place.Place) -> list[Term]:
   """Returns the terms of a run, in order: who worked on it."""
-  return [_read_term(storage, token) for token in _tokens(storage)]
+  return [_read_term(terms, token) for token in _tokens(terms)]
 
 
-def _tokens(storage: place.Folder) -> list[int]:
+def _tokens(terms: place.Place) -> list[int]:
   """Returns the numbers of the terms, rising; other files are ignored."""
-  matches = map(_TERM.fullmatch, storage.names())
+  matches = map(_TERM.fullmatch, terms.names())
   return sorted(int(match[1]) for match in matches if match)
 
 
-def _read_term(storage: place.Folder, token: int) -> Term:
-  term = _parse_term(token, storage.read(_term(token)))
-  released = _is_released(storage.read(_beat(token)))
+def _read_term(terms: place.Place, token: int) -> Term:
+  term = _parse_term(token, terms.read(_term(token)))
+  released = _is_released(terms.read(_beat(token)))
   return dataclasses.replace(term, released=released)
 
 

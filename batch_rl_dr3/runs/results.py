@@ -9,7 +9,8 @@ A study is read like the folders of its runs: `unpack` makes them, and
 `RunGlobs` lets a glob go on below a study.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -19,10 +20,18 @@ import io
 import json
 import os
 import pathlib
+import tempfile
+import threading
 from typing import Any
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import atomic, place, run_directory, run_tables
+from batch_rl_dr3.runs import (
+  atomic,
+  mirror,
+  place,
+  run_directory,
+  run_tables,
+)
 
 RUNS = 'runs.json'
 _FOLDER = 'folder'
@@ -162,9 +171,8 @@ def expand(
       if study not in found and is_study(study):
         target = cache / _digest(study)
         if not target.is_dir():
-          partial = target.with_name(f'.{target.name}.{os.getpid()}')
-          unpack(study, partial)
-          os.replace(partial, target)
+          with atomic.whole_folder(target) as partial:
+            unpack(study, partial)
         rest = parts[length:] or ('**',)
         found[study] = target, os.path.join(*rest)
   return found
@@ -175,3 +183,103 @@ def _digest(study: str) -> str:
   for name in (RUNS, *_TABLES):
     digest.update((pathlib.Path(study) / name).read_bytes())
   return digest.hexdigest()[:16]
+
+
+class RunGlobs:
+  """What globs of run directories match; so do `patterns` on this machine."""
+
+  def __init__(
+    self,
+    patterns: Iterable[str],
+    cache_dir: str | os.PathLike[str],
+    contents: mirror.Contents,
+  ):
+    """Unpacks studies, and reads nothing of a bucket yet.
+
+    The patterns are globs of paths, or of URLs such as gs://BUCKET/RUNS/**, and
+    may name a study or go on below it. Mirrors and studies are
+    in cache_dir, or in a temporary folder if that is ''.
+
+    Raises:
+      ConfigError: if there is no file system for a URL.
+      DataError: if a study is damaged.
+    """
+    self.patterns: list[str] = []
+    self._mirrors: list[mirror.Mirror] = []
+    self._studies: dict[str, pathlib.Path] = {}
+    if not cache_dir:
+      self._scratch = tempfile.TemporaryDirectory(prefix='batch_rl_dr3.')
+      cache_dir = self._scratch.name
+    studies_dir = pathlib.Path(cache_dir) / 'studies'
+    for pattern in patterns:
+      path = place.local_path(pattern)
+      if path is None:
+        base, rest = _split(pattern)
+        runs = mirror.Mirror(base, cache_dir, contents)
+        self._mirrors.append(runs)
+        self.patterns.append(os.path.join(glob.escape(str(runs.folder)), rest))
+        continue
+      studies = expand(path, studies_dir)
+      for study, (folder, rest) in studies.items():
+        self._studies[study] = folder
+        self.patterns.append(os.path.join(glob.escape(str(folder)), rest))
+      if not studies or _matches_runs(path):
+        self.patterns.append(path)
+
+  def name_of(self, path: str) -> str:
+    """Returns where a file of this machine is from: its URL, or itself."""
+    places = [(runs.name, runs.folder) for runs in self._mirrors]
+    for name, folder in (*places, *self._studies.items()):
+      rest = path.removeprefix(str(folder))
+      if rest != path:
+        return f'{name}{rest}'
+    return path
+
+  @property
+  def is_elsewhere(self) -> bool:
+    """Whether files are read in a cache, of a bucket or of a study."""
+    return bool(self._mirrors or self._studies)
+
+  def refresh(self) -> None:
+    """Refreshes the mirrors; raises DataError if one cannot be read."""
+    for runs in self._mirrors:
+      runs.refresh()
+
+  @contextlib.contextmanager
+  def kept_fresh(self, seconds: float) -> Iterator[None]:
+    """Refreshes every so many seconds meanwhile; failures change nothing."""
+    ended = threading.Event()
+
+    def refresh() -> None:
+      while not ended.wait(seconds):
+        with contextlib.suppress(errors.DataError):
+          self.refresh()
+
+    thread = threading.Thread(target=refresh, daemon=True)
+    if self._mirrors:
+      thread.start()
+    try:
+      yield
+    finally:
+      ended.set()
+
+
+def _split(pattern: str) -> tuple[str, str]:
+  """Returns the folder that a glob of a URL begins with, and the rest."""
+  scheme, _, path = pattern.partition('://')
+  parts = path.rstrip('/').split('/')
+  first = next(
+    (i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts)
+  )
+  if first == 0:
+    raise errors.UsageError(f'{pattern} has to name a bucket.')
+  return f'{scheme}://{"/".join(parts[:first])}', '/'.join(parts[first:])
+
+
+def _matches_runs(pattern: str) -> bool:
+  return any(
+    os.path.isfile(os.path.join(path, name))
+    for path in glob.iglob(os.path.expanduser(pattern), recursive=True)
+    for name in (run_directory.PROVENANCE, run_directory.METRICS)
+    if not is_study(path)
+  )

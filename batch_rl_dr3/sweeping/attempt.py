@@ -121,7 +121,7 @@ class Attempt:
       WriteError: if it cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix='batch_rl_dr3.') as scratch:
-      self._run = mirror.Runs(self.folder, scratch, state.CONTENTS)
+      self._run = mirror.Mirror(self.folder, scratch, state.CONTENTS)
       self._here = self._run.folder
       self._patiently(self._run.refresh)
       before = state.read_attempts(self._here)

@@ -58,7 +58,7 @@ def of_benchmark(path: str) -> Rates:
 
 
 def of_finished(
-  runs_of_sweep: Sequence[SweepRun], runs: mirror.Runs
+  runs_of_sweep: Sequence[SweepRun], runs: mirror.Mirror
 ) -> Rates | None:
   """Returns the median rates of finished runs; None if there is none."""
   rates: dict[str, list[float]] = {}
@@ -78,7 +78,7 @@ def of_finished(
 
 
 def _finished(
-  runs_of_sweep: Sequence[SweepRun], runs: mirror.Runs
+  runs_of_sweep: Sequence[SweepRun], runs: mirror.Mirror
 ) -> list[SweepRun]:
   return [
     run
@@ -94,7 +94,7 @@ class SweepEstimate:
     self,
     sweep: Sweep,
     standings: Sequence[standing.Standing],
-    runs: mirror.Runs,
+    runs: mirror.Mirror,
     rates: Rates | None,
   ):
     """Estimates a sweep from how its runs stand, at rates that are known."""
@@ -195,7 +195,7 @@ def _download_bytes(sweep: Sweep, runs: Sequence[SweepRun]) -> float | None:
 
 
 def _run_bytes(
-  sweep: Sweep, standings: Sequence[standing.Standing], runs: mirror.Runs
+  sweep: Sweep, standings: Sequence[standing.Standing], runs: mirror.Mirror
 ) -> tuple[float | None, str]:
   finished = _finished([s.run for s in standings], runs)
   if finished:

@@ -378,7 +378,7 @@ def test_another_worker_is_waited_for_and_a_damaged_checkpoint_passed_over(
   monkeypatch.setattr(lease, 'HEARTBEAT_SECONDS', 0.05)
   run = make('brac', hopper, tmp_path)
   with (
-    run_directory.lock(tmp_path),
+    run_directory.Home(str(tmp_path), '').lock(),
     pytest.raises(run_directory.BusyError),
   ):
     run.run()

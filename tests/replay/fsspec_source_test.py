@@ -9,7 +9,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, sources
-from batch_rl_dr3.runs import storage
+from batch_rl_dr3.runs import place, retry
 
 OBSERVATION = r'store\$_observation_ckpt\.1\.gz.*alt=media'
 
@@ -47,7 +47,7 @@ def delays():
 
 @pytest.fixture
 def make_source(proxy, url, delays, tmp_path, monkeypatch):
-  monkeypatch.setattr(storage, '_FIRST_CHUNK_BYTES', 20_000)
+  monkeypatch.setattr(place, '_FIRST_CHUNK_BYTES', 20_000)
 
   def make(url=url, endpoint_url=proxy.endpoint, **kwargs):
     return sources.FsspecSource(
@@ -55,7 +55,7 @@ def make_source(proxy, url, delays, tmp_path, monkeypatch):
       endpoint_url=endpoint_url,
       timeout=0.3,
       spool_dir=str(tmp_path),
-      retry=storage.Retry(attempts=4, sleep=delays.append),
+      retry=retry.Retry(attempts=4, sleep=delays.append),
       **kwargs,
     )
 
@@ -126,7 +126,7 @@ def test_an_index_page_of_a_web_server(log):
     address = f'http://127.0.0.1:{server.server_address[1]}'
     # This server ignores ranges: it sends everything every time.
     _assert_equal(sources.FsspecSource(f'{address}/replay_logs'), log)
-    with pytest.raises(storage.RefusedError, match='absent is refused'):
+    with pytest.raises(retry.RefusedError, match='absent is refused'):
       sources.FsspecSource(f'{address}/absent').suffixes()
     server.shutdown()
 
@@ -186,14 +186,14 @@ def test_faults_that_stay_are_named(make_source, proxy, delays, fault):
 @pytest.mark.parametrize('status', [401, 403, 404])
 def test_refusals_are_named_at_once(make_source, proxy, delays, status):
   proxy.faults = {'/o': [status] * 1000}
-  with pytest.raises(storage.RefusedError, match=r'gs://logs/dqn.* is refused'):
+  with pytest.raises(retry.RefusedError, match=r'gs://logs/dqn.* is refused'):
     make_source().suffixes()
   proxy.faults = {}
   source = make_source()
   source.suffixes()
   proxy.faults = {OBSERVATION: [status] * 1000}
   with pytest.raises(
-    storage.RefusedError, match=r'observation_ckpt\.1\.gz is refused'
+    retry.RefusedError, match=r'observation_ckpt\.1\.gz is refused'
   ):
     source.header('observation', 1)
   assert not delays

@@ -7,7 +7,7 @@ from scipy import stats
 
 from batch_rl_dr3.reporting import reference, run_reader, statistics
 from batch_rl_dr3.reporting import study as study_lib
-from batch_rl_dr3.runs import mirror
+from batch_rl_dr3.runs import results
 
 _RESULTS = pathlib.Path(__file__).parents[2] / 'results' / 'minatar'
 
@@ -233,7 +233,7 @@ def test_verdicts_hold_in_studies_without_an_effect(name, tmp_path):
   deviations drawn from those of all 60 kept runs, in units of that spread.
   """
   chosen = study_lib.find_preset('dr3_minatar')
-  view = mirror.RunGlobs([str(_RESULTS)], tmp_path, run_reader.CONTENTS)
+  view = results.RunGlobs([str(_RESULTS)], tmp_path, run_reader.CONTENTS)
   view.refresh()
   study = study_lib.select_runs(chosen, run_reader.load(view.patterns))
   scale = reference.Normalisation()

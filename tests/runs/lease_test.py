@@ -21,7 +21,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def storage(tmp_path):
-  return place.LocalFolder(tmp_path / lease.FOLDER)
+  return place.Place(str(tmp_path / lease.FOLDER))
 
 
 @pytest.fixture
@@ -35,6 +35,13 @@ def make(storage):
   yield make
   for one in made:
     one.release()
+
+
+def lock(folder, is_gone=False):
+  home = run_directory.Home(str(folder), '')
+  if is_gone:
+    folder.rmdir()
+  return home.lock()
 
 
 def pause(held):
@@ -85,7 +92,7 @@ def test_clocks_are_never_compared(make, storage, monkeypatch):
   monkeypatch.setattr(lease, '_now', lambda: '1970-01-01T00:00:00')
   first.acquire()
   for name in storage.names():
-    os.utime(storage._folder / name, (0, 0))
+    os.utime(storage.path / name, (0, 0))
   with pytest.raises(lease.BusyError):
     second.acquire()
 
@@ -96,10 +103,10 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(
   monkeypatch.setattr(lease, 'EXPIRY_SECONDS', 1000.0)
   script = (
     'import os, sys; from batch_rl_dr3.runs import place, lease;'
-    'lease.Lease(place.LocalFolder(sys.argv[1]), "RUN").acquire();'
+    'lease.Lease(place.Place(sys.argv[1]), "RUN").acquire();'
     'os._exit(9)'
   )
-  folder = str(storage._folder)
+  folder = str(storage.path)
   subprocess.run([sys.executable, '-c', script, folder], check=False)
   second = make()
   second.acquire()
@@ -157,19 +164,19 @@ def test_a_record_that_was_removed_is_a_lease_that_is_lost(make, storage):
   held = make()
   held.acquire()
   pause(held)
-  (storage._folder / 'term-00000001.json').unlink()
+  (storage.path / 'term-00000001.json').unlink()
   with pytest.raises(lease.FencedError):
     held.check()
 
 
 def test_a_fenced_worker_publishes_nothing(tmp_path, monkeypatch):
   scores = tmp_path / run_directory.SCORES
-  with run_directory.lock(tmp_path) as held:
+  with lock(tmp_path) as held:
     log = run_tables.CsvLog(scores, ('a',), held.check)
     log.replace([{'a': 1}])
     elsewhere(monkeypatch)
     pause(held)
-    with run_directory.lock(tmp_path):
+    with lock(tmp_path):
       with pytest.raises(lease.FencedError):
         log.replace([{'a': 1}, {'a': 2}])
       with pytest.raises(lease.FencedError):
@@ -190,13 +197,13 @@ def test_a_worker_that_stood_still_before_its_rename_publishes_nothing(
       held.check()
       pause(held)
       elsewhere(monkeypatch)
-      other.append(run_directory.lock(tmp_path))
+      other.append(lock(tmp_path))
       other[0].__enter__()
       atomic.write_text(scores, 'of the other\n')
     else:
       held.check()
 
-  with run_directory.lock(tmp_path) as held:
+  with lock(tmp_path) as held:
     with pytest.raises(lease.FencedError):
       atomic.write_text(scores, 'late\n', check_then_stand_still)
     other[0].__exit__(None, None, None)
@@ -207,25 +214,25 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / 'lease').write_text('')
   with (
     pytest.raises(errors.WriteError, match='lease'),
-    run_directory.lock(tmp_path),
+    lock(tmp_path),
   ):
     raise AssertionError
 
 
 def test_one_process_at_a_time_writes_to_a_run_directory(tmp_path, monkeypatch):
   monkeypatch.setattr(lease, 'HEARTBEAT_SECONDS', 0.05)
-  with run_directory.lock(tmp_path):
+  with lock(tmp_path):
     with (
       pytest.raises(run_directory.BusyError, match='in use') as raised,
-      run_directory.lock(tmp_path),
+      lock(tmp_path),
     ):
       raise AssertionError
     assert raised.value.exit_code == 75
-  with run_directory.lock(tmp_path):
+  with lock(tmp_path):
     pass
   with (
     pytest.raises(errors.WriteError, match='none'),
-    run_directory.lock(tmp_path / 'none'),
+    lock(tmp_path / 'none', is_gone=True),
   ):
     raise AssertionError
 
@@ -234,7 +241,7 @@ def test_what_a_worker_left_half_written_is_removed(tmp_path):
   (tmp_path / 'checkpoints' / '.writing.3.ab').mkdir(parents=True)
   for name in ('.scores.csv.ab.tmp', '.attempt.json.ab.tmp'):
     (tmp_path / name).write_text('')
-  with run_directory.lock(tmp_path):
+  with lock(tmp_path):
     left = {path.name for path in tmp_path.rglob('.*')}
   assert left == {'.attempt.json.ab.tmp'}  # Somebody else's.
 

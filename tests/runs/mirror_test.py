@@ -8,6 +8,7 @@ from batch_rl_dr3.runs import (
   mirror,
   place,
   records,
+  results,
   run_directory,
   state,
 )
@@ -23,7 +24,7 @@ CONTENTS = mirror.Contents(
 @pytest.fixture
 def remote(request):
   """A folder of fsspec's memory, of this test alone."""
-  folder = place.RemoteFolder(f'memory://{request.node.name}/RUNS')
+  folder = place.Place(f'memory://{request.node.name}/RUNS')
   yield folder
   for name in folder.find():
     folder.remove(name)
@@ -36,7 +37,7 @@ def runs(remote, tmp_path):
   remote.write('a/seed0/checkpoints/tf_ckpt-1.index', b'x' * 1000)
   remote.write('a/seed0/events.out', b'x' * 50)
   remote.write('b/seed0/metrics.csv', b'step\n1\n')
-  return mirror.Runs(remote.url, tmp_path, CONTENTS)
+  return mirror.Mirror(remote.name, tmp_path, CONTENTS)
 
 
 def files(folder):
@@ -51,13 +52,13 @@ def files(folder):
 def fetched(monkeypatch):
   """The names of what is fetched whole."""
   names = []
-  fetch = place.RemoteFolder.fetch
+  fetch = place.Place.fetch
 
   def noted(self, name, target, entry):
     names.append(name)
     return fetch(self, name, target, entry)
 
-  monkeypatch.setattr(place.RemoteFolder, 'fetch', noted)
+  monkeypatch.setattr(place.Place, 'fetch', noted)
   return names
 
 
@@ -123,13 +124,13 @@ def test_what_is_published_and_removed_is_so_for_everybody(
     place = runs.name
     runs.refresh()
   else:
-    runs = mirror.Runs(f'file://{place}', tmp_path, CONTENTS)
+    runs = mirror.Mirror(f'file://{place}', tmp_path, CONTENTS)
     assert runs.folder == tmp_path / 'disk'
     (tmp_path / 'disk/a/seed0').mkdir(parents=True)
   (runs.folder / 'a/seed0/attempt.json').write_text('{}')
   runs.publish('a/seed0/attempt.json')
   contents = mirror.Contents('other', whole=('attempt.json',))
-  other = mirror.Runs(place, tmp_path / 'elsewhere', contents)
+  other = mirror.Mirror(place, tmp_path / 'elsewhere', contents)
   other.refresh()
   assert files(other.folder) == ['a/seed0/attempt.json']
   runs.remove('a/seed0/attempt.json')
@@ -139,7 +140,7 @@ def test_what_is_published_and_removed_is_so_for_everybody(
 
 def test_globs_of_urls_become_globs_of_files(runs, tmp_path):
   patterns = [f'{runs.name}/*/seed0', str(tmp_path / '*'), f'{runs.name}/a']
-  view = mirror.RunGlobs(patterns, tmp_path, CONTENTS)
+  view = results.RunGlobs(patterns, tmp_path, CONTENTS)
   view.refresh()
   assert view.patterns == [
     f'{runs.folder}/*/seed0',
@@ -151,16 +152,16 @@ def test_globs_of_urls_become_globs_of_files(runs, tmp_path):
   assert view.name_of(str(tmp_path)) == str(tmp_path)
   assert os.path.isdir(inside)
   with pytest.raises(errors.UsageError, match='has to name a bucket'):
-    mirror.RunGlobs(['gs://*/runs'], tmp_path, CONTENTS)
+    results.RunGlobs(['gs://*/runs'], tmp_path, CONTENTS)
 
 
 def test_a_bucket_that_falters_is_read_all_the_same(bucket, tmp_path):
-  remote = place.RemoteFolder('gs://bucket/faltering')
+  remote = place.Place('gs://bucket/faltering')
   text = b'gradient_steps\n' + b'1\n' * 50_000
   remote.write('a/finished.json', b'{"num_iterations": 2}')
   remote.write('a/metrics.csv', text)
   bucket.read_faults = ['cut', 'cut']
-  runs = mirror.Runs(remote.url, tmp_path, CONTENTS)
+  runs = mirror.Mirror(remote.name, tmp_path, CONTENTS)
   runs.refresh()
   assert records.is_finished(runs.folder / 'a', 2)
   assert bucket.read_faults == []
@@ -173,10 +174,10 @@ def test_a_bucket_that_falters_is_read_all_the_same(bucket, tmp_path):
 
 
 def test_what_always_arrives_damaged_is_named(bucket, tmp_path):
-  remote = place.RemoteFolder('gs://bucket/damaged')
+  remote = place.Place('gs://bucket/damaged')
   remote.write('a/finished.json', b'{"num_iterations": 2}')
   bucket.read_faults = ['cut'] * 20
-  runs = mirror.Runs(remote.url, tmp_path, CONTENTS)
+  runs = mirror.Mirror(remote.name, tmp_path, CONTENTS)
   with pytest.raises(errors.DataError, match=r'finished\.json arrives damaged'):
     runs.refresh()
   assert files(runs.folder) == []
@@ -201,9 +202,9 @@ def test_an_object_whose_name_leads_out_is_written_nowhere(
 
   monkeypatch.setattr(remote._filesystem, 'find', find_escaping)
   monkeypatch.setattr(remote._filesystem, 'get_file', get_file)
-  read = mirror.Runs(remote.url, cache, CONTENTS).refresh
+  read = mirror.Mirror(remote.name, cache, CONTENTS).refresh
   if place == 'home':
-    read = run_directory.Home(remote.url, str(cache)).lock().__enter__
+    read = run_directory.Home(remote.name, str(cache)).lock().__enter__
   with pytest.raises(errors.DataError, match='no plain name'):
     read()
   assert not list(tmp_path.rglob('escaped'))

@@ -5,7 +5,7 @@ from aiohttp import client_reqrep
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import place, storage
+from batch_rl_dr3.runs import place, retry
 
 
 @pytest.mark.parametrize('name', ['a', 'a.b/c d', 'tf_ckpt-0.index', '…'])
@@ -80,7 +80,7 @@ def test_a_host_that_is_not_there_is_left_sooner(error, most, attempts):
     calls.append(0)
     raise error
 
-  again = storage.Retry(attempts=most, sleep=lambda seconds: None)
-  with pytest.raises(storage.RefusedError, match=f'in {attempts} attempts'):
+  again = retry.Retry(attempts=most, sleep=lambda seconds: None)
+  with pytest.raises(retry.RefusedError, match=f'in {attempts} attempts'):
     again('a log', read)
   assert len(calls) == attempts

@@ -243,7 +243,7 @@ class Process:
 @pytest.fixture
 def execute_remotely(monkeypatch, request):
   """Makes an attempt at a run in a bucket, each on a machine of its own."""
-  remote = place.RemoteFolder(f'memory://{request.node.name}/run')
+  remote = place.Place(f'memory://{request.node.name}/run')
 
   def execute(exit_code, said='', **files):
     def start(self, log, ending):
@@ -252,7 +252,7 @@ def execute_remotely(monkeypatch, request):
       return Process(remote, named, exit_code)
 
     monkeypatch.setattr(attempt.Attempt, '_start', start)
-    return attempt.Attempt(remote.url, [], 1, 2).execute()
+    return attempt.Attempt(remote.name, [], 1, 2).execute()
 
   execute.remote = remote
   yield execute
@@ -289,7 +289,7 @@ def test_a_run_in_a_bucket_gets_on_and_ends(execute_remotely):
 
 def test_a_bucket_that_is_away_is_waited_for(execute_remotely, monkeypatch):
   monkeypatch.setattr(attempt, '_AGAIN_SECONDS', 0.01)
-  put = place.RemoteFolder.put
+  put = place.Place.put
   failures = [OSError(5, 'the network is away')] * 3
 
   def put_in_the_end(*arguments):
@@ -297,7 +297,7 @@ def test_a_bucket_that_is_away_is_waited_for(execute_remotely, monkeypatch):
       raise failures.pop()
     put(*arguments)
 
-  monkeypatch.setattr(place.RemoteFolder, 'put', put_in_the_end)
+  monkeypatch.setattr(place.Place, 'put', put_in_the_end)
   assert execute_remotely(75, 'train: x').kind == attempt.AGAIN
   monkeypatch.setattr(attempt, '_PATIENCE_SECONDS', 0.0)
   failures += [OSError(5, 'the network is away')] * 3

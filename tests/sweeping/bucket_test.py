@@ -73,7 +73,7 @@ def test_a_sweep_in_a_bucket(bucket, command, tmp_path):
   standings = json.loads(command('sweep', 'status', RUNS, '--json'))
   assert [one['state'] for one in standings] == ['done', 'done']
 
-  remote = place.RemoteFolder('gs://bucket/sweep')
+  remote = place.Place('gs://bucket/sweep')
   for one in standings:
     for name in ('scores.csv', 'finished.json'):
       name = f'{one["folder"]}/{name}'

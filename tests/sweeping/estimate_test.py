@@ -12,7 +12,7 @@ def read(sweep, runs):
 
 
 def runs_in(folder):
-  return mirror.Runs(str(folder), '', standing.CONTENTS)
+  return mirror.Mirror(str(folder), '', standing.CONTENTS)
 
 
 def test_time_and_money_follow_from_a_given_rate(make_sweep, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import run_reader
-from batch_rl_dr3.runs import mirror, results, run_tables
+from batch_rl_dr3.runs import results, run_tables
 from batch_rl_dr3.sweeping import kept, standing
 
 HEADER = ','.join(run_tables.SCORE_COLUMNS)
@@ -47,7 +47,7 @@ def study(run, folder, tmp_path):
 
 
 def load(pattern, tmp_path):
-  globs = mirror.RunGlobs([pattern], tmp_path / 'cache', run_reader.CONTENTS)
+  globs = results.RunGlobs([pattern], tmp_path / 'cache', run_reader.CONTENTS)
   return run_reader.load(globs.patterns).runs, globs
 
 

@@ -116,7 +116,7 @@ def execute(address, sweep, runs, program, stop=lambda: False):
 
 def check_one_worker_at_a_time(folder):
   """Checks that each worker began after the last beat of the one before."""
-  terms = lease.history(place.LocalFolder(folder / lease.FOLDER))
+  terms = lease.history(place.Place(folder / lease.FOLDER))
   assert [term.token for term in terms] == list(range(1, len(terms) + 1))
   assert len({term.worker for term in terms}) == len(terms)
   assert 1 <= len(terms) <= state.read_attempts(folder).attempts

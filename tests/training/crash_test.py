@@ -516,7 +516,6 @@ def test_a_worker_that_is_taken_over_writes_nothing_more(disk, tmp_path):
     live(tmp_path)
   assert left_by(tmp_path) == first[1]
   tokens = [
-    term.token
-    for term in lease.history(place.LocalFolder(tmp_path / lease.FOLDER))
+    term.token for term in lease.history(place.Place(tmp_path / lease.FOLDER))
   ]
   assert tokens == [1, 2]

@@ -40,7 +40,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import records
-from batch_rl_dr3.runs.storage import StoredFile
+from batch_rl_dr3.runs.place import StoredFile
 
 # What `collect` writes beside a log.
 COLLECTION = 'collection.json'

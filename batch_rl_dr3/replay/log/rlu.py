@@ -51,8 +51,9 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, sources
 from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import validity
-from batch_rl_dr3.runs import storage
-from batch_rl_dr3.runs.storage import RefusedError, Retry, open_storage, version
+from batch_rl_dr3.runs import place
+from batch_rl_dr3.runs.place import version
+from batch_rl_dr3.runs.retry import RefusedError, Retry
 
 LAST_STEPS = ('observation', 'transition')
 _TFDS_INFO = 'dataset_info.json'
@@ -347,22 +348,22 @@ class RluSource(Source):
     self._run = last if re.fullmatch(r'run_\d+', last) else None
     self._is_tfds = self._run is None
     self._layout = _TFDS if self._is_tfds else _BUCKET
-    self._storage = open_storage(
+    self._storage = place.open_data(
       self.name if self._is_tfds else folder or '.',
+      Retry() if retry is None else retry,
       endpoint_url,
       google_token,
       timeout,
-      Retry() if retry is None else retry,
     )
     self.count = self._storage.count
-    self.endpoint = sources.find_endpoint(self._storage.url, endpoint_url)
+    self.endpoint = sources.find_endpoint(self._storage.name, endpoint_url)
 
   @functools.cached_property
   def _shards(self) -> dict[int, list[_Shard]]:
     """The files of each suffix, as listed once."""
     if _SHUFFLED_LOCATION.search(f'{self.name}/'):
       raise errors.DataError(f'{self.name} {_SHUFFLED}')
-    infos = self._storage.list(
+    infos = self._storage.listing(
       lambda name: bool(_RUN_FILE.fullmatch(name) or _TFDS_FILE.fullmatch(name))
     )
     shards: dict[int, list[_Shard]] = {}
@@ -387,8 +388,8 @@ class RluSource(Source):
     if not shards and runs:
       named = ', '.join(sorted(runs, key=lambda run: int(run[4:])))
       raise errors.DataError(
-        f'{self._storage.url} holds {named}. Name one of them, such as '
-        f'{self._storage.url}/{min(runs)}.'
+        f'{self._storage.name} holds {named}. Name one of them, such as '
+        f'{self._storage.name}/{min(runs)}.'
       )
     return shards
 
@@ -404,7 +405,7 @@ class RluSource(Source):
       num_parts = parts[0].num_parts if self._is_tfds else 1
       if [part.part for part in parts] != list(range(num_parts)):
         raise errors.DataError(
-          f'{self._storage.url} lacks parts of checkpoint {suffix}: there '
+          f'{self._storage.name} lacks parts of checkpoint {suffix}: there '
           f'are {len(parts)} of {num_parts}. Fetch them again.'
         )
     return sorted(self._shards)
@@ -638,13 +639,13 @@ class RluSource(Source):
   def _open_shard(self, shard: _Shard) -> Iterator[tuple[str, str]]:
     """Gives the path of a whole file, and what messages call it."""
 
-    def check(file: storage.StoredFile) -> None:
+    def check(file: place.StoredFile) -> None:
       if not self._is_tfds:
         checkpoint_format.check_gzip(file)
 
     if self._is_local:
       path = str(shard.info['name'])
-      check(storage.local_file(path))
+      check(place.local_file(path))
       yield path, path
       return
     info, spool_dir = shard.info, self._spool_dir
@@ -665,10 +666,10 @@ class RluSource(Source):
   @functools.cached_property
   def _num_episodes(self) -> dict[tuple[int, int], int]:
     """What TFDS states of its files: (suffix, part) to a number of episodes."""
-    infos = self._storage.list(lambda name: name == _TFDS_INFO)
+    infos = self._storage.listing(lambda name: name == _TFDS_INFO)
     if not infos:
       raise errors.DataError(
-        f'{self._storage.url} lacks {_TFDS_INFO}, without which nobody can '
+        f'{self._storage.name} lacks {_TFDS_INFO}, without which nobody can '
         'tell whether its files are whole. Fetch it too.'
       )
     with sources.open_whole(

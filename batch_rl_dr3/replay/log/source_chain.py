@@ -31,7 +31,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, rlu, sources
 from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import read
-from batch_rl_dr3.runs.storage import RefusedError
+from batch_rl_dr3.runs.retry import RefusedError
 
 # In the order in which they are asked.
 DEFAULT_LOCATIONS = (

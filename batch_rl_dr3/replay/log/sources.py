@@ -29,14 +29,8 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.store.validity import Segment
 from batch_rl_dr3.runs import atomic, place
-from batch_rl_dr3.runs import storage as storage_lib
-from batch_rl_dr3.runs.storage import (
-  RefusedError,
-  Retry,
-  Storage,
-  open_storage,
-  version,
-)
+from batch_rl_dr3.runs.place import Place, version
+from batch_rl_dr3.runs.retry import RefusedError, Retry
 
 _CHUNK_BYTES = 8 << 20
 _QUARANTINE = 'batch_rl_dr3_quarantine'
@@ -50,7 +44,7 @@ class Source(abc.ABC):
   """
 
   name: str  # Where it is, as messages and manifests call it.
-  count: storage_lib.ByteCount  # Out of the storage so far, compressed.
+  count: place.ByteCount  # Out of the storage so far, compressed.
   endpoint: str | None = None  # The web server that has to answer first.
 
   @abc.abstractmethod
@@ -148,7 +142,7 @@ class LogSource(Source):
     """Returns the files there: name to size, and what else tells versions."""
 
   @abc.abstractmethod
-  def _file(self, file_name: str) -> storage_lib.StoredFile:
+  def _file(self, file_name: str) -> place.StoredFile:
     """Returns a file of the log."""
 
   @override
@@ -225,7 +219,7 @@ class FolderSource(LogSource):
     except errors.DataError as error:
       raise RefusedError(str(error)) from error
     self.name = str(self._folder)
-    self.count = storage_lib.ByteCount()
+    self.count = place.ByteCount()
 
   @override
   def _versions(self) -> dict[str, list[Any]]:
@@ -239,8 +233,8 @@ class FolderSource(LogSource):
     return {n: [stat.st_size, stat.st_mtime_ns] for n, stat in stats.items()}
 
   @override
-  def _file(self, file_name: str) -> storage_lib.StoredFile:
-    return storage_lib.local_file(self._folder / file_name, self.count)
+  def _file(self, file_name: str) -> place.StoredFile:
+    return place.local_file(self._folder / file_name, self.count)
 
 
 @gin.configurable
@@ -272,10 +266,10 @@ class FsspecSource(LogSource):
       retry: how reads are tried again; Retry() if None.
     """
     retry = Retry() if retry is None else retry
-    self._storage = open_storage(
-      url, endpoint_url, google_token, timeout, retry
+    self._storage = place.open_data(
+      url, retry, endpoint_url, google_token, timeout
     )
-    self.name = self._storage.url
+    self.name = self._storage.name
     self.count = self._storage.count
     self.endpoint = find_endpoint(self.name, endpoint_url)
     self._spool_dir = spool_dir
@@ -287,14 +281,14 @@ class FsspecSource(LogSource):
     refusals: list[RefusedError | None] = []
     for storage in (self._storage, self._storage.folder('replay_logs')):
       try:
-        infos = storage.list(
+        infos = storage.listing(
           lambda name: bool(checkpoint_format.found_suffixes([name]))
         )
       except RefusedError as error:
         refusals.append(error)
         continue
       if infos:
-        self._storage, self.name = storage, storage.url
+        self._storage, self.name = storage, storage.name
         return infos
       refusals.append(None)
     if refusals[0] is not None:
@@ -311,7 +305,7 @@ class FsspecSource(LogSource):
     return self._infos[file_name]
 
   @override
-  def _file(self, file_name: str) -> storage_lib.StoredFile:
+  def _file(self, file_name: str) -> place.StoredFile:
     return self._storage.file(self._info(file_name))
 
   @override
@@ -354,7 +348,7 @@ class FsspecSource(LogSource):
 
   def _open_whole(
     self, file_name: str
-  ) -> contextlib.AbstractContextManager[storage_lib.StoredFile]:
+  ) -> contextlib.AbstractContextManager[place.StoredFile]:
     check, info = checkpoint_format.check_gzip, self._info(file_name)
     return open_whole(self._storage, info, self._spool_dir, check)
 
@@ -369,11 +363,11 @@ def find_endpoint(url: str, endpoint_url: str | None) -> str | None:
 
 @contextlib.contextmanager
 def open_whole(
-  storage: Storage,
+  storage: Place,
   info: dict[str, Any],
   spool_dir: str | None,
-  check: Callable[[storage_lib.StoredFile], None],
-) -> Iterator[storage_lib.StoredFile]:
+  check: Callable[[place.StoredFile], None],
+) -> Iterator[place.StoredFile]:
   """Yields an object fetched whole into a temporary file, checked before use.
 
   Where the storage states no checksum, `check` raises a DataError. A damaged
@@ -394,7 +388,7 @@ def open_whole(
   with spool:
     path = f'/proc/self/fd/{spool.fileno()}'
     file = dataclasses.replace(
-      storage_lib.local_file(path), name=name, num_bytes=info['size']
+      place.local_file(path), name=name, num_bytes=info['size']
     )
     for is_last in (False, True):
       try:
@@ -418,7 +412,7 @@ def open_whole(
 
 
 def _fetch(
-  storage: Storage, info: dict[str, Any], spool: IO[bytes], folder: pathlib.Path
+  storage: Place, info: dict[str, Any], spool: IO[bytes], folder: pathlib.Path
 ) -> tuple[Any, bytes] | None:
   """Returns the checksum of what came and the stated one, None if none is.
 

@@ -33,7 +33,7 @@ from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import shards
 from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.replay.store.validity import Segment, returns_to_go
-from batch_rl_dr3.runs import place, storage
+from batch_rl_dr3.runs import place
 
 # 1 had each element in one array; 2 had no checks of single frames.
 FORMAT_VERSION = 3
@@ -406,7 +406,7 @@ class StoreSource(Source):
       )
     self._segments = {s.suffix: s for s in self._store.segments}
     self.name = str(self._store.folder)
-    self.count = storage.ByteCount()
+    self.count = place.ByteCount()
 
   @override
   def suffixes(self) -> list[int]:

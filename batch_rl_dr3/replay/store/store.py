@@ -50,7 +50,7 @@ from batch_rl_dr3.replay.store.read import (
 from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.replay.store.validity import Segment
 from batch_rl_dr3.runs import atomic
-from batch_rl_dr3.runs.storage import RefusedError
+from batch_rl_dr3.runs.retry import RefusedError
 
 __all__ = ['ReplayStore', 'ReplayTransitions', 'open_store']
 

@@ -8,7 +8,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
-from batch_rl_dr3.runs.storage import local_file
+from batch_rl_dr3.runs.place import local_file
 
 ROW_SHAPE = (3, 2)
 

@@ -8,7 +8,7 @@ from batch_rl_dr3.replay.log import checkpoint_format, log_writer, sources
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.runs import atomic
-from batch_rl_dr3.runs.storage import local_file
+from batch_rl_dr3.runs.place import local_file
 
 
 def _arrays(folder, logs):

@@ -8,7 +8,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import rlu, source_chain, sources
-from batch_rl_dr3.runs import place, storage
+from batch_rl_dr3.runs import place, retry
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def cloud_source(cloud, log, proxy):
   return sources.FsspecSource(
     url,
     endpoint_url=proxy.endpoint,
-    retry=storage.Retry(attempts=2, sleep=lambda seconds: None),
+    retry=retry.Retry(attempts=2, sleep=lambda seconds: None),
   )
 
 
@@ -152,10 +152,10 @@ def test_games_are_known_by_name():
 def test_credentials_of_gcloud_are_used(tmp_path, monkeypatch):
   tokens = []
 
-  def google_filesystem(token, timeout, **options):
+  def open_google(token, **options):
     tokens.append(token)
 
-  monkeypatch.setattr(place, 'google_filesystem', google_filesystem)
+  monkeypatch.setattr(place, '_google', open_google)
   for name in ('GOOGLE_APPLICATION_CREDENTIALS', 'STORAGE_EMULATOR_HOST'):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv('CLOUDSDK_CONFIG', str(tmp_path))
