@@ -18,11 +18,11 @@ Each is a grid of `sweep`, studies/STUDY.gin: `sweep run` executes it on a
 cluster, and this command what is left of it here, one run after the other, in
 OUTPUT_DIR/SUITE/GAME/DATASET/METHOD/seedN-IDENTITY. It then writes STUDY.png,
 STUDY.pdf and STUDY.csv (what each quantity began and ended with), and a report,
-report/index.html. The same command goes on after it was stopped, studies with
-one OUTPUT_DIR share the runs they have in common, and --draw_only draws what
-there is. Without --replay_dir the data are those of the grid: a game of MinAtar
-is played and logged first if they are not there. With --suite=atari a game is
-trained for the paper's time, on --run=1 of the public data.
+report/index.html. Rerun it to go on after it was stopped; studies with one
+OUTPUT_DIR share the runs they have in common. Without --replay_dir the data are
+those of the grid: a game of MinAtar is played and logged first if they are not
+there. With --suite=atari a game is trained for the paper's time, on --run=1 of
+the public data.
 
 Studies of what is trained, or of nothing:
 
@@ -123,8 +123,8 @@ def load_sweep(name: str) -> 'grid.Sweep':
       raise errors.UsageError(
         'give --game and its --replay_dir, as often as there are games.'
       )
-    changes['replay_dir'] = '{data}'
-    changes['data_names'] = dict(zip(FLAGS.game, FLAGS.replay_dir, strict=True))
+    data_names = dict(zip(FLAGS.game, FLAGS.replay_dir, strict=True))
+    changes |= {'replay_dir': '{data}', 'data_names': data_names}
     changes['results_dir'] = None
   if FLAGS.dataset:
     changes['datasets'] = (FLAGS.dataset,)
@@ -136,14 +136,8 @@ def load_sweep(name: str) -> 'grid.Sweep':
   return dataclasses.replace(sweep, **changes)
 
 
-def train_runs(
-  runs: 'Sequence[grid.SweepRun]', output_dir: str, cache_dir: str
-) -> None:
-  """Trains runs one after the other, each as `train` does.
-
-  Raises:
-    BatchRLError: see the exit codes of the command.
-  """
+def _train(runs: 'Sequence[grid.SweepRun]', output_dir: str) -> None:
+  """Trains runs one after the other, each as `train` does."""
   for number, run in enumerate(runs, 1):
     base_dir = f'{output_dir}/{run.folder}'
     print(f'{number} of {len(runs)}: {base_dir}')
@@ -155,7 +149,7 @@ def train_runs(
       train.train(
         base_dir,
         run.logged_run if run.replay_dir is None else run.replay_dir,
-        cache_dir,
+        FLAGS.cache_dir,
         run.gin_files,
         bindings,
         run.seed,
@@ -184,37 +178,26 @@ def _collect(runs: 'Sequence[grid.SweepRun]') -> None:
       )
 
 
-def write(
-  output_dir: pathlib.Path, drawn: 'figures.Figure', table: 'pd.DataFrame'
-) -> None:
-  """Writes a study's figure and table, and says where.
-
-  Raises:
-    WriteError: if the file system refuses.
-  """
-  path = atomic.make_directory(output_dir) / drawn.name
-  try:
-    path.with_suffix('.png').write_bytes(drawn.wide)
-    path.with_suffix('.pdf').write_bytes(drawn.pdf)
-  except OSError as error:
-    raise atomic.FileError(path, error) from error
-  atomic.write_text(path.with_suffix('.csv'), table.to_csv(index=False))
+def _write(drawn: 'figures.Figure', table: 'pd.DataFrame') -> None:
+  """Writes a study's figure and table, and says where."""
+  path = atomic.make_directory(FLAGS.output_dir) / drawn.name
+  for suffix, data in (
+    ('.png', drawn.wide),
+    ('.pdf', drawn.pdf),
+    ('.csv', table.to_csv(index=False).encode()),
+  ):
+    with atomic.whole_file(path.with_suffix(suffix)) as file:
+      file.write(data)
   print(f'study: {path.with_suffix(".png")}')
 
 
-def _output_dir() -> pathlib.Path:
-  if not FLAGS.output_dir:
-    raise errors.UsageError('--output_dir is needed (see --help).')
-  return pathlib.Path(FLAGS.output_dir)
-
-
 def _run_training_study(name: str) -> None:
-  output_dir = _output_dir()
   sweep = load_sweep(name)
   runs = sweep.runs(cli.find_imports())
   if not FLAGS.draw_only:
     from batch_rl_dr3.sweeping import standing
 
+    output_dir = pathlib.Path(FLAGS.output_dir)
     left = [
       run
       for run in runs
@@ -223,62 +206,52 @@ def _run_training_study(name: str) -> None:
     frameworks.import_tensorflow(announce=True)
     if FLAGS.suite == 'minatar' and not FLAGS.replay_dir:
       _collect(left)
-    train_runs(left, FLAGS.output_dir, FLAGS.cache_dir)
-  _report(name, sweep, runs, output_dir)
+    _train(left, FLAGS.output_dir)
+  _report(name, sweep, runs)
 
 
 def _report(
-  name: str,
-  sweep: 'grid.Sweep',
-  runs: 'Sequence[grid.SweepRun]',
-  output_dir: pathlib.Path,
+  name: str, sweep: 'grid.Sweep', runs: 'Sequence[grid.SweepRun]'
 ) -> None:
   """Draws the runs of a study, and reports on them."""
   from batch_rl_dr3.reporting import page, run_reader, study
   from batch_rl_dr3.runs import results
   from batch_rl_dr3.studies import trained
 
-  patterns = [
-    f'{output_dir}/{run.folder}'
-    if sweep.results_dir is None or os.path.isdir(f'{output_dir}/{run.folder}')
-    else f'{sweep.results_dir}/{run.kept_folder}'
-    for run in runs
-  ]
+  patterns = []
+  for run in runs:
+    folder = f'{FLAGS.output_dir}/{run.folder}'
+    if sweep.results_dir is not None and not os.path.isdir(folder):
+      folder = f'{sweep.results_dir}/{run.kept_folder}'
+    patterns.append(folder)
   view = results.RunGlobs(
     map(glob.escape, patterns), FLAGS.cache_dir, run_reader.CONTENTS
   )
   found = [pattern for pattern in view.patterns if glob.glob(pattern)]
-  about = trained.STUDIES[name]
   collection = run_reader.load(
-    found or view.patterns, quantities=about.quantities
+    found or view.patterns, quantities=trained.STUDIES[name]
   )
   # What others start from is no part of the figure.
   sources = set((sweep.starts_from or {}).values())
   names = [method for method in sweep.methods if method not in sources]
-  write(
-    output_dir,
-    trained.make(about, collection, names),
-    trained.table(about, collection, names),
-  )
+  about = (name, collection, names)
+  _write(trained.make(*about), trained.table(*about))
   preset = f'dr3_{sweep.suite}_{name}'
   is_whole = preset in study.PRESETS and len(found) == len(runs)
   options = page.Options(
     preset=preset if is_whole and not FLAGS.game else None, allow_mixed=True
   )
-  index = page.write_report(found, str(output_dir / 'report'), options)
+  index = page.write_report(found, f'{FLAGS.output_dir}/report', options)
   print(f'report: {index}')
 
 
 def _run_theory(name: str) -> None:
-  output_dir = _output_dir()
   from batch_rl_dr3.studies import theory
 
-  drawn, table = getattr(theory, name)()
-  write(output_dir, drawn, table)
+  _write(*getattr(theory, name)())
 
 
 def _run_figure_a2() -> None:
-  output_dir = _output_dir()
   if not FLAGS.runs:
     raise errors.UsageError(
       "name trained runs, such as --runs='runs/figure1/**/seed0-*'."
@@ -290,22 +263,24 @@ def _run_figure_a2() -> None:
 
   folders, _ = targets.find(FLAGS.runs)
   measured = reinitialisation.measure(folders)
-  drawn = figures.make(
-    'figure_a2',
-    'Layers set back',
-    'Dotted: the return of the unchanged checkpoint.',
-    functools.partial(reinitialisation.draw, measured),
-  )
-  write(output_dir, drawn, measured)
+  draw = functools.partial(reinitialisation.draw, measured)
+  _write(figures.make_named('figure_a2', draw), measured)
 
 
-COMMANDS: dict[str, Callable[[], None]] = {
+def _run(study: Callable[[], None]) -> None:
+  if not FLAGS.output_dir:
+    raise errors.UsageError('--output_dir is needed (see --help).')
+  study()
+
+
+_STUDIES: dict[str, Callable[[], None]] = {
   **{name: functools.partial(_run_training_study, name) for name in TRAINED},
   'figure_a2': _run_figure_a2,
-  **{
-    name: functools.partial(_run_theory, name)
-    for name in ('proposition32', 'theorem31')
-  },
+  'proposition32': functools.partial(_run_theory, 'proposition32'),
+  'theorem31': functools.partial(_run_theory, 'theorem31'),
+}
+COMMANDS = {
+  name: functools.partial(_run, study) for name, study in _STUDIES.items()
 }
 
 if __name__ == '__main__':

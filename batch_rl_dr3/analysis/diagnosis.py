@@ -1,8 +1,8 @@
 """Looks for co-adaptation in the features and Q-values of any value network.
 
-`diagnose` takes arrays alone, so that a checkpoint of any program can be looked
-at: the columns that metrics.csv has, by the same definitions, and besides them
-the spectra, two more definitions of a rank and how far Q is from the returns.
+It takes arrays alone, so that a checkpoint of any program can be looked at: the
+columns of metrics.csv, by the same definitions, and besides them the spectra,
+two more definitions of a rank and how far Q is from the returns.
 """
 
 import dataclasses
@@ -18,37 +18,24 @@ Array = npt.NDArray[np.floating[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class LoggedOutputs:
-  """What a value network says of N logged transitions.
+  """What a value network says of N logged transitions."""
 
-  Attributes:
-    features: float [N, D], phi(s, a).
-    next_features: float [N, D], phi(s', a').
-    discounts: float [N], gamma^n (1 - terminal).
-    q_values: float [N], Q(s, a).
-    returns: float [N], the discounted return that was logged from (s, a) on,
-      NaN where the episode was cut; None if it is not known.
-  """
-
-  features: Array
-  next_features: Array
-  discounts: Array
-  q_values: Array
+  features: Array  # [N, D], phi(s, a).
+  next_features: Array  # [N, D], phi(s', a').
+  discounts: Array  # [N], gamma^n (1 - terminal).
+  q_values: Array  # [N], Q(s, a).
+  # [N], the discounted return that was logged from (s, a) on, NaN where the
+  # episode was cut; None if it is not known.
   returns: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-  """What `diagnose` finds.
+  """What `diagnose` finds."""
 
-  Attributes:
-    measures: by name, as in metrics.csv where it has them.
-    singular_values: float64 [min(N, D)] of the features, descending.
-    eigenvalues: complex128 [D] of G / N (see `linear_td`), by descending real
-      part; linear TD on the features diverges if one's is negative.
-  """
-
-  measures: dict[str, float]
-  singular_values: npt.NDArray[np.float64]
+  measures: dict[str, float]  # By name, as in metrics.csv where it has them.
+  singular_values: npt.NDArray[np.float64]  # [min(N, D)], descending.
+  # [D], of G / N (see `linear_td`), by descending real part.
   eigenvalues: npt.NDArray[np.complex128]
 
 
@@ -107,12 +94,7 @@ def measure_features(
 ) -> dict[str, float]:
   """Returns the measures of `diagnose` for arrays as `LoggedOutputs` has them.
 
-  Args:
-    features: float [N, D].
-    next_features: float [N, D].
-    discounts: float [N], or one number where no transition is terminal.
-    q_values: float [N]; without them there is no `mean_q`.
-    returns: float [N].
+  `discounts` may be one number, and without Q-values there is no `mean_q`.
   """
   num = len(features)
   found = diagnose(
@@ -134,6 +116,20 @@ def cosines(phi: Array, phi_next: Array) -> Array:
   norms = np.linalg.norm(phi, axis=1) * np.linalg.norm(phi_next, axis=1)
   dots = np.sum(phi * phi_next, axis=1)
   return np.divide(dots, norms, out=np.zeros(len(phi)), where=norms > 0)
+
+
+def compare_outputs(before: Array, after: Array) -> dict[str, float]:
+  """Returns how far two networks' Q-values [N, A] of N states are apart.
+
+  `q_change` is the mean of |Q - Q_before| over that of |Q_before|,
+  `actions_changed` the share of states with another greedy action.
+  """
+  change, size = np.abs(after - before).mean(), np.abs(before).mean()
+  is_other = after.argmax(axis=1) != before.argmax(axis=1)
+  return {
+    'q_change': float(change / max(size, 1e-12)),
+    'actions_changed': float(is_other.mean()),
+  }
 
 
 def _pca_rank(phi: Array) -> int:

@@ -16,11 +16,7 @@ def effective_rank(
 
   The smallest k for which the k largest singular values sum to at least
   (1 - delta) of all; 0 if every feature is zero. Kumar et al. 2021
-  (arXiv:2010.14498), Eq. 1.
-
-  Raises:
-    ValueError: if `features` is not a matrix of finite numbers, or delta is
-      outside [0, 1).
+  (arXiv:2010.14498), Eq. 1. What is no finite matrix is a ValueError.
   """
   features = np.asarray(features)
   if features.ndim != 2 or not np.isfinite(features).all():
@@ -45,10 +41,9 @@ def dormant_fraction(
 ) -> float:
   """Returns the share of features [N, D], a row per state, that are dormant.
 
-  The score of feature i is its mean |phi_i| over the states, divided by the
-  mean of that over all features; it is dormant at a score of at most tau.
-  Sokar et al. 2023 (arXiv:2302.12902), Definition 3.1, of one layer. At tau 0
-  it is the share of dead features, which are 0 at every state.
+  Their mean |phi_i| over the states is at most tau times its mean over all
+  features; at tau 0 they are dead, 0 at every state. Sokar et al. 2023
+  (arXiv:2302.12902), Definition 3.1, of one layer.
   """
   activity = np.abs(np.asarray(features, np.float64)).mean(axis=0)
   return float(np.mean(activity <= tau * activity.mean()))
@@ -59,10 +54,8 @@ def divergence_ratio(
 ) -> npt.NDArray[np.float64]:
   """Returns Proposition 3.2's ratio: from 1 on, linear TD does not converge.
 
-  sum_i gamma_i phi_i^T phi'_i / sum_i phi_i^T phi_i with gamma_i = gamma (1 -
-  terminal_i): where an episode ends nothing is backed up. Features that are
-  all 0 satisfy the condition with equality: 1. See `linear_td`. Numerators and
-  denominators are sums or means over the same transitions, in any shape.
+  sum_i gamma_i phi_i^T phi'_i / sum_i phi_i^T phi_i, see `linear_td`; 1 for
+  features that are all 0. Both are sums or means over the same transitions.
   """
   dots, norms = np.broadcast_arrays(
     np.asarray(discounted_dot_product, np.float64),

@@ -5,35 +5,18 @@ eps, eps ~ N(0, M), with the TD pseudo-gradient
 
   g = sum_i grad Q_i delta_i,  delta_i = Q_i - r_i - gamma Q'_i,
 
-around a theta* where every TD error delta_i is 0 (Q_i = Q(s_i, a_i), Q'_i =
-Q(s'_i, a'_i)), here in float64 with second derivatives by hand.
-
-With n data and d > n parameters, G = dg/dtheta = sum_i grad Q_i (grad Q_i -
-gamma grad Q'_i)^T has rank n. The span V of the grad Q_i is invariant under
-it, and label noise M = sum_i grad Q_i grad Q_i^T lies in V. So the parameters
-split into V, where noise is contracted to the covariance Sigma of the discrete
-Lyapunov equation, and the null space of G, where nothing acts to first order.
-To second order the mean moves there by
+around a theta* where every TD error delta_i is 0, here in float64 with second
+derivatives by hand. With n data and d > n parameters, the span V of the grad
+Q_i is invariant under G = dg/dtheta = sum_i grad Q_i (grad Q_i - gamma grad
+Q'_i)^T, and label noise M = sum_i grad Q_i grad Q_i^T lies in it. In V noise is
+contracted to the covariance Sigma of the discrete Lyapunov equation. In the
+null space of G nothing acts to first order; to second order the mean moves by
 
   drift = -eta P field,  field = sum_i H_i Sigma (grad Q_i - gamma grad Q'_i)
 
 a step, H_i the Hessian of Q_i and P the projection onto the null space along
-V. (The rest of the second-order term, grad Q_i tr(Sigma (H_i - gamma H'_i)) /
-2, lies in V and only shifts where the noise is centred.)
-
-Against the paper: the field is the gradient of first / 2 - gamma second, with
-first = sum_i grad Q_i^T Sigma grad Q_i and second = sum_i grad Q_i^T Sigma
-[[grad Q'_i]]. Eq. 4 is first - gamma second: d(x^T Sigma x) is 2 Sigma x dx,
-and with the gradient stopped d(x^T Sigma y) is Sigma y dx, so that its first
-term has twice the weight which the expansion (Eq. 5) gives it. `regulariser`
-is Eq. 4 as printed, `field` what moves the parameters; both are measured.
-
-Where R_TD is taken at the fixed point with its own Sigma it is eta tr(G Sigma)
-= eta^2 (tr(G Sigma G^T) + tr M) / 2, which is positive whatever the backups
-are. (With Sigma = I it is eta tr G, and tr G <= 0 is Proposition 3.2's
-condition.) What in-sample backups bound is R_TD over its first term: at 1 -
-gamma, where (s'_i, a'_i) are a permutation of (s_i, a_i). Out of sample it can
-be lower.
+V. That is not the gradient of Eq. 4: docs/theory.md says why, and measures both
+(`FixedPoint.regulariser` is Eq. 4 as printed).
 """
 
 import dataclasses
@@ -57,7 +40,7 @@ class Network:
 
   @property
   def num_parameters(self) -> int:
-    """Returns d = h m + h."""
+    """The length of theta."""
     return self.num_hidden * (self.num_inputs + 1)
 
   def _hidden(self, theta: Array, inputs: Array) -> tuple[Array, Array]:
@@ -70,7 +53,7 @@ class Network:
     return np.swapaxes(hidden, -1, -2), theta[..., np.newaxis, split:]
 
   def values(self, theta: Array, inputs: Array) -> Array:
-    """Returns Q: float64 [..., n] of theta [..., d] and inputs [n, m]."""
+    """Returns Q [..., n] of theta [..., d] and inputs [n, m]."""
     hidden, last = self._hidden(theta, inputs)
     return np.sum(hidden * last, axis=-1)
 
@@ -86,14 +69,14 @@ class Network:
     return np.concatenate([flat, np.sum(weights * hidden, axis=-2)], axis=-1)
 
   def gradients(self, theta: Array, inputs: Array) -> Array:
-    """Returns dQ/dtheta: float64 [n, d], of one theta."""
+    """Returns dQ/dtheta [n, d] of one theta."""
     rows = np.eye(len(inputs))
     return np.stack(
       [self.weighted_gradient(theta, inputs, row) for row in rows]
     )
 
   def hessians(self, theta: Array, inputs: Array) -> Array:
-    """Returns d^2 Q/dtheta^2: float64 [n, d, d], of one theta."""
+    """Returns d^2 Q/dtheta^2 [n, d, d] of one theta."""
     hidden, last = self._hidden(theta, inputs)
     slopes = 1.0 - hidden**2
     curvatures = -2.0 * hidden * slopes * last
@@ -101,11 +84,8 @@ class Network:
     result = np.zeros((len(inputs), self.num_parameters, self.num_parameters))
     for unit in range(self.num_hidden):
       rows = slice(unit * num_inputs, (unit + 1) * num_inputs)
-      result[:, rows, rows] = (
-        curvatures[:, unit, np.newaxis, np.newaxis]
-        * inputs[:, :, np.newaxis]
-        * inputs[:, np.newaxis, :]
-      )
+      curved = curvatures[:, unit, np.newaxis] * inputs
+      result[:, rows, rows] = curved[..., np.newaxis] * inputs[:, np.newaxis, :]
       mixed = slopes[:, unit, np.newaxis] * inputs
       result[:, rows, split + unit] = mixed
       result[:, split + unit, rows] = mixed
@@ -137,7 +117,7 @@ def problem_at(
 
 
 def pseudo_gradient(problem: Problem, theta: Array) -> Array:
-  """Returns g: float64 [..., d] of theta [..., d]."""
+  """Returns g [..., d] of theta [..., d]."""
   network = problem.network
   errors = (
     network.values(theta, problem.inputs)
@@ -148,15 +128,7 @@ def pseudo_gradient(problem: Problem, theta: Array) -> Array:
 
 
 class FixedPoint:
-  """The theorem's quantities at a theta where every TD error is 0.
-
-  Attributes:
-    gradients: float64 [n, d], grad Q_i.
-    next_gradients: float64 [n, d], grad Q'_i.
-    pseudo_hessian: float64 [d, d], G.
-    noise: float64 [d, d], M, noise_scale^2 sum_i grad Q_i grad Q_i^T.
-    covariance: float64 [d, d], Sigma.
-  """
+  """The theorem's quantities at a theta where every TD error is 0."""
 
   def __init__(
     self,
@@ -165,13 +137,7 @@ class FixedPoint:
     step_size: float,
     noise_scale: float = 1.0,
   ):
-    """Computes them.
-
-    Args:
-      problem: the data.
-      theta: float64 [d].
-      step_size: eta.
-      noise_scale: the standard deviation of the labels' noise.
+    """Computes them for eta and the standard deviation of the labels' noise.
 
     Raises:
       ValueError: if theta is no fixed point, or does not satisfy condition (1)
@@ -184,26 +150,23 @@ class FixedPoint:
     self.theta = theta
     self.step_size = step_size
     self.noise_scale = noise_scale
-    self.gradients = network.gradients(theta, problem.inputs)
+    self.gradients = network.gradients(theta, problem.inputs)  # [n, d]
     self.next_gradients = network.gradients(theta, problem.next_inputs)
     self._differences = self.gradients - problem.gamma * self.next_gradients
     self._hessians = network.hessians(theta, problem.inputs)
-    self.pseudo_hessian = self.gradients.T @ self._differences
-    self.noise = noise_scale**2 * self.gradients.T @ self.gradients
-    self.covariance = self._solve_covariance()
-
-  def _solve_covariance(self) -> Array:
-    """Returns Sigma, which lies in V: solved there, in n dimensions."""
+    self.pseudo_hessian = self.gradients.T @ self._differences  # G [d, d]
+    self.noise = noise_scale**2 * self.gradients.T @ self.gradients  # M [d, d]
+    # Sigma [d, d] lies in V, and is solved for there, in n dimensions.
     basis = scipy.linalg.orth(self.gradients.T)
     inner = linear_td.stationary_covariance(
       basis.T @ self.pseudo_hessian @ basis,
       basis.T @ self.noise @ basis,
-      self.step_size,
+      step_size,
     )
-    return basis @ inner @ basis.T
+    self.covariance = basis @ inner @ basis.T
 
   def null_projection(self) -> Array:
-    """Returns P: float64 [d, d], onto G's null space along V.
+    """Returns P [d, d], onto G's null space along V.
 
     G = J^T D with J the gradients and D their differences, both [n, d]: P = I
     - J^T (D J^T)^-1 D keeps what D maps to 0 and removes V.
@@ -221,18 +184,13 @@ class FixedPoint:
     """Returns sum_i grad Q_i^T Sigma grad Q_i."""
     return float(np.sum(self.gradients @ self.covariance * self.gradients))
 
-  def second_term(self) -> float:
-    """Returns sum_i grad Q_i^T Sigma grad Q'_i."""
-    return float(np.sum(self.gradients @ self.covariance * self.next_gradients))
-
   def regulariser(self) -> float:
     """Returns R_TD(theta*) of Eq. 4."""
-    return self.step_size * (
-      self.first_term() - self.problem.gamma * self.second_term()
-    )
+    mixed = self.gradients @ self.covariance
+    return self.step_size * float(np.sum(mixed * self._differences))
 
   def regulariser_gradient(self) -> Array:
-    """Returns Eq. 4's gradient: float64 [d]; Sigma is constant in it."""
+    """Returns Eq. 4's gradient [d]; Sigma is constant in it."""
     vectors = (
       2.0 * self.gradients - self.problem.gamma * self.next_gradients
     ) @ self.covariance
@@ -247,7 +205,7 @@ class FixedPoint:
     return self._contract(self.gradients @ self.covariance)
 
   def field(self) -> Array:
-    """Returns sum_i H_i Sigma (grad Q_i - gamma grad Q'_i): float64 [d]."""
+    """Returns sum_i H_i Sigma (grad Q_i - gamma grad Q'_i), [d]."""
     return self._contract(self._differences @ self.covariance)
 
   def dr3_gradient(
@@ -283,15 +241,8 @@ def simulate_drift(
 
   It is to be compared with -eta P field. An even number of chains start at the
   fixed point and take Eq. 3's step, in pairs with opposite noise, so that what
-  is odd in it cancels.
-
-  Args:
-    point: the fixed point, with eta and M.
-    num_chains: how many.
-    num_steps: steps after the burn-in.
-    burn_in: steps in which the covariance settles.
-    seed: of the noise.
-    extra_gradient: float64 [d], added to g at every step.
+  is odd in it cancels. The covariance settles in `burn_in` steps;
+  `extra_gradient` [d] is added to g at every step.
   """
   rng = np.random.default_rng(seed)
   thetas = np.repeat(point.theta[np.newaxis], num_chains, axis=0)

@@ -2,28 +2,19 @@
 
 Linear TD repeats w <- w + eta (b - G w) with b = Phi^T r and
 
-  G = sum_i phi_i (phi_i - gamma phi'_i)^T,
+  G = sum_i phi_i (phi_i - gamma_i phi'_i)^T,
 
-phi_i = phi(s_i, a_i) and phi'_i = phi(s'_i, a'_i). Proposition 3.2 of Kumar et
-al. 2022 (arXiv:2112.04716) says that it does not converge if
+phi_i = phi(s_i, a_i), phi'_i = phi(s'_i, a'_i), gamma_i = gamma (1 - terminal):
+where an episode ends nothing is backed up. Proposition 3.2 of Kumar et al. 2022
+(arXiv:2112.04716) says that it does not converge if
 
-  sum_i phi_i^T phi'_i >= (1 / gamma) sum_i phi_i^T phi_i.
+  sum_i phi_i^T phi'_i >= (1 / gamma) sum_i phi_i^T phi_i,
 
-The condition is trace(G) <= 0, the sum of G's eigenvalues:
-
-* With >, one of them has a negative real part. I - eta G then has an
-  eigenvalue outside the unit circle for every step size eta > 0, and w
-  diverges from all starting points but those of one hyperplane.
-* With =, all real parts may be 0. An imaginary pair diverges as above. If all
-  eigenvalues are 0, w grows no faster than a polynomial; if G = 0 it is
-  w_0 + k eta b, which stands still if b = 0. So at the boundary the proposition
-  needs b or w_0 in general position.
-* The condition is sufficient and not necessary: an eigenvalue can be negative
-  while the trace is positive.
-
-Where an episode ends nothing is backed up: `discounts`, gamma (1 - terminal_i),
-take the place of gamma. Where TD converges, noise in each update makes w settle
-into a stationary distribution (Theorem 3.1).
+which is trace(G) <= 0. With >, an eigenvalue has a negative real part, so that
+w diverges for every eta > 0. With =, the proposition needs b or w_0 in general
+position: if G = 0, w is w_0 + k eta b, which stands still if b = 0. The
+condition is not necessary: an eigenvalue can be negative while the trace is
+positive.
 """
 
 from typing import Any, NamedTuple
@@ -59,10 +50,7 @@ def update_matrix(sides: Features) -> npt.NDArray[np.float64]:
 
 
 def lowest_real_part(sides: Features) -> float:
-  """Returns the lowest real part of G's eigenvalues; diverges if negative.
-
-  If it is positive, linear TD converges for step sizes that are small enough.
-  """
+  """Returns the lowest real part of G's eigenvalues; diverges if negative."""
   return float(np.linalg.eigvals(update_matrix(sides)).real.min())
 
 
@@ -112,11 +100,10 @@ def stationary_covariance(
       noise adds up without end.
   """
   hessian, noise = (np.asarray(a, np.float64) for a in (pseudo_hessian, noise))
-  if hessian.ndim != 2 or hessian.shape != hessian.T.shape:
-    raise ValueError(f'G must be a square matrix, got {hessian.shape}.')
-  if noise.shape != hessian.shape:
+  if hessian.ndim != 2 or not hessian.shape == hessian.T.shape == noise.shape:
     raise ValueError(
-      f'G and M must have one shape, got {hessian.shape} and {noise.shape}.'
+      'G and M must be square matrices of one shape, got '
+      f'{hessian.shape} and {noise.shape}.'
     )
   transition = np.eye(len(hessian)) - step_size * hessian
   radius = float(np.abs(np.linalg.eigvals(transition)).max())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import functools
 import io
+import pathlib
 from typing import Any
 
 from matplotlib import axes as mpl_axes
@@ -14,77 +15,45 @@ import numpy as np
 from numpy import typing as npt
 from PIL import Image
 
-from batch_rl_dr3.reporting import run_reader, words
+from batch_rl_dr3.reporting import run_reader, statistics, words
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_HUES = {
-  'dqn': '#0072B2',
-  'rem': '#D55E00',
-  'cql': '#009E73',
-  'brac': '#CC79A7',
-  'regression': '#555555',
-  'sarsa': '#0072B2',
-  'td': '#E69F00',
-  'q_learning': '#D55E00',
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and grey.
+PALETTE = (
+  *('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'),
+  '#555555',
+)
+# Of base methods, by their place in the palette; others have the last four.
+_HUES = {'dqn': 0, 'rem': 1, 'cql': 2, 'cog': 2, 'brac': 3}
+# Backups that are drawn in one panel, without DR3: a hue and a dash each.
+_BACKUPS: dict[str, tuple[int, Any]] = {
+  'regression': (6, (0, (1, 1.2))),
+  'sarsa': (0, (0, (5, 1.5))),
+  'td': (4, (0, (6, 1.2, 1.2, 1.2))),
+  'q_learning': (1, '-'),
 }
-# Backups that are drawn in one panel, without DR3: a dash each.
-_DASHES: dict[str, Any] = {
-  'regression': (0, (1, 1.2)),
-  'sarsa': (0, (5, 1.5)),
-  'td': (0, (6, 1.2, 1.2, 1.2)),
-  'q_learning': '-',
-}
-_MORE_HUES = ('#CC79A7', '#E69F00', '#56B4E9', '#555555')
-# Above this ratio of its ends, a logarithmic axis has powers of ten as ticks.
-_NARROW_LOG_SPAN = 300.0
+_STYLE = pathlib.Path(__file__).parent / 'templates' / 'figures.mplstyle'
 _DPI = 160
 _NUM_COLORS = 128
-_STYLE: dict[str, Any] = {
-  'font.size': 9,
-  'axes.titlesize': 10,
-  'axes.titleweight': 'bold',
-  'axes.titlelocation': 'left',
-  'axes.spines.top': False,
-  'axes.spines.right': False,
-  'axes.edgecolor': '#888888',
-  'axes.grid': True,
-  'axes.axisbelow': True,
-  'grid.color': '#e6e6e6',
-  'grid.linewidth': 0.6,
-  'legend.frameon': False,
-  'axes.formatter.useoffset': False,
-  # Text stays text in PDF files.
-  'pdf.fonttype': 42,
-}
 # Points beyond which raw lines hide each other, and a running mean is drawn.
 MAX_RAW_POINTS = 200
 _WINDOWS_PER_CURVE = 20
 # Points up to which each gets a marker.
 _MAX_MARKERS = 15
 # Ratio of largest to smallest value, one and a half decades, from which an
-# axis is logarithmic.
-_LOG_SPAN = 30.0
+# axis is logarithmic; and below which it has not only powers of ten as ticks.
+_LOG_SPAN, _NARROW_LOG_SPAN = 30.0, 300.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Figure:
-  """A figure, for wide and for narrow screens and for paper.
+  """A figure, for wide and for narrow screens and for paper."""
 
-  Attributes:
-    name: of the files.
-    title: above it.
-    caption: what is drawn, and what was done to it.
-    wide: PNG, for at least 600 pixels.
-    narrow: PNG, for a phone.
-    pdf: what `wide` shows.
-  """
-
-  name: str
+  name: str  # Of the files.
   title: str
-  caption: str
-  wide: bytes
-  narrow: bytes
-  pdf: bytes
+  caption: str  # What is drawn, and what was done to it.
+  wide: bytes  # PNG, for at least 600 pixels.
+  narrow: bytes  # PNG, for a phone.
+  pdf: bytes  # What `wide` shows.
 
 
 def make(
@@ -107,6 +76,11 @@ def make(
   return Figure(name, title, caption, wide, narrow, pdf.getvalue())
 
 
+def make_named(name: str, draw: Callable[[bool], mpl_figure.Figure]) -> Figure:
+  """Returns a figure whose title and caption words.toml has by its name."""
+  return make(name, words.say(name, 'title'), words.say(name, 'caption'), draw)
+
+
 def _png(figure: mpl_figure.Figure) -> bytes:
   """Returns a PNG of few colours, a quarter of the size of one of many."""
   figure.set_dpi(_DPI)
@@ -118,21 +92,33 @@ def _png(figure: mpl_figure.Figure) -> bytes:
   return buffer.getvalue()
 
 
+def pair(narrow: bool) -> tuple[mpl_figure.Figure, list[mpl_axes.Axes]]:
+  """Returns a figure of two panels: below each other if it is narrow."""
+  figure = mpl_figure.Figure(
+    figsize=(4.2, 6.6) if narrow else (8.0, 3.4), layout='constrained'
+  )
+  return figure, list(
+    np.ravel(figure.subplots(*((2, 1) if narrow else (1, 2))))
+  )
+
+
 def line_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
   """Returns one style per method: a hue per base, solid and dark with DR3."""
   bases = dict.fromkeys(words.base_of(name) for name in names)
-  others = [base for base in bases if base not in _HUES]
-  hues = _HUES | {
-    base: _MORE_HUES[i % len(_MORE_HUES)] for i, base in enumerate(others)
+  others = [b for b in bases if b not in _HUES and b not in _BACKUPS]
+  hues = _HUES | {name: hue for name, (hue, _) in _BACKUPS.items()}
+  hues |= {base: 3 + i % 4 for i, base in enumerate(others)}
+  return {
+    name: _line_style(name, PALETTE[hues[words.base_of(name)]])
+    for name in names
   }
-  return {name: _line_style(name, hues[words.base_of(name)]) for name in names}
 
 
 def _line_style(method: str, hue: str) -> dict[str, Any]:
   if words.has_dr3(method):
     return {'color': hue, 'linestyle': '-', 'linewidth': 1.9, 'zorder': 3.0}
-  if method in _DASHES:
-    dashes = _DASHES[method]
+  if method in _BACKUPS:
+    _, dashes = _BACKUPS[method]
     return {'color': hue, 'linestyle': dashes, 'linewidth': 1.8, 'zorder': 2.5}
   return {
     # Mixed with white; the hue stays.
@@ -153,13 +139,11 @@ def set_steps_axis(axes: mpl_axes.Axes, num_ticks: int = 6) -> None:
   """
   axes.set_xlabel('gradient steps')
   axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
-  measured = np.unique(
-    np.concatenate([[], *(line.get_xdata() for line in axes.lines)])
-  )
   nice = ticker.MaxNLocator(num_ticks)
-  if not measured.size:
-    axes.xaxis.set_major_locator(nice)
+  axes.xaxis.set_major_locator(nice)
+  if not axes.lines:
     return
+  measured = np.unique(np.concatenate([x.get_xdata() for x in axes.lines]))
   ticks = np.intersect1d(nice.tick_values(0, measured[-1]), measured)
   if ticks.size < min(3, measured.size):
     every = -(-measured.size // num_ticks)
@@ -192,13 +176,12 @@ def add_legend(
     lines, labels = axes.get_legend_handles_labels()
     handles |= dict(zip(labels, lines, strict=True))
   labels = [name for name in map(words.display_name, names) if name in handles]
+  # Outside of the panels only where these are placed around it.
+  outside = 'outside ' if figure.get_layout_engine() else ''
   figure.legend(
     [handles[label] for label in labels],
     labels,
-    # Outside of the panels only where these are placed around it.
-    loc='outside upper center'
-    if figure.get_layout_engine()
-    else 'upper center',
+    loc=f'{outside}upper center',
     ncols=min(num_columns, max(1, len(labels))),
     handlelength=2.6,
   )
@@ -207,12 +190,9 @@ def add_legend(
 def draw_levels(
   axes: mpl_axes.Axes, levels: Mapping[str, float], right: float
 ) -> None:
-  """Draws what returns are compared with, on an axis that begins at 0 or below.
+  """Draws values that returns are compared with, from 0 to the `right` end.
 
-  Args:
-    axes: where returns are drawn.
-    levels: values by their names; those that are NaN are left out.
-    right: the end of the horizontal axis.
+  Those that are NaN are left out.
   """
   known = {name: value for name, value in levels.items() if value == value}
   axes.hlines(
@@ -234,14 +214,8 @@ def draw_levels(
 def say_not_measured(axes: mpl_axes.Axes) -> None:
   """Says in an empty panel that it is empty for want of data."""
   axes.set_yticks([])
-  axes.text(
-    0.5,
-    0.5,
-    'not measured',
-    transform=axes.transAxes,
-    ha='center',
-    color='#666666',
-  )
+  where = {'transform': axes.transAxes, 'ha': 'center'}
+  axes.text(0.5, 0.5, 'not measured', color='#666666', **where)
 
 
 Replicate = tuple[str, str]
@@ -253,16 +227,11 @@ class Curve:
 
   A mean over seeds that come and go would jump for that reason alone, so a
   step that one seed lacks is left out.
-
-  Attributes:
-    steps: int64 [T], gradient steps, rising.
-    values: float64 [S, T], one row per seed; NaN where not finite.
-    replicates: the logged run and the seed of each row.
   """
 
-  steps: npt.NDArray[np.int64]
-  values: npt.NDArray[np.float64]
-  replicates: tuple[Replicate, ...]
+  steps: npt.NDArray[np.int64]  # [T], gradient steps, rising.
+  values: npt.NDArray[np.float64]  # [S, T], NaN where not finite.
+  replicates: tuple[Replicate, ...]  # The logged run and the seed of each row.
 
   @property
   def num_seeds(self) -> int:
@@ -294,12 +263,8 @@ def curve_of(
 ) -> Curve:
   """Returns a quantity over gradient steps, without seeds that have none.
 
-  Args:
-    collection: the runs.
-    setting: which game and data set.
-    method: which method.
-    quantity: one of `run_reader.METRICS`, or `run_reader.RETURN`.
-    replicates: only these logged runs and seeds; None for all.
+  It is one of `run_reader.METRICS`, or `run_reader.RETURN`. If `replicates` are
+  named, it is of these logged runs and seeds alone.
   """
   series = {
     run.replicate: values
@@ -327,37 +292,41 @@ def at_last_common_step(a: Curve, b: Curve) -> tuple[int, float, float] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """One quantity of a figure.
+  """One quantity of a figure."""
 
-  Attributes:
-    quantity: its name in the run directory.
-    title: above the panel.
-    label: of the vertical axis, with the unit.
-    may_be_log: whether a wide span makes the axis logarithmic.
-  """
-
-  quantity: str
-  title: str
-  label: str
-  may_be_log: bool
+  quantity: str  # Its name in the run directory.
+  title: str  # Above the panel.
+  label: str  # Of the vertical axis, with the unit.
+  may_be_log: bool = False  # Whether a wide span makes the axis logarithmic.
+  # Bands are Student's 95% intervals of the mean, not from lowest to highest.
+  has_intervals: bool = False
 
 
-_OF_SAMPLE = 'mean over a data sample'
+_SAMPLE = 'mean over a data sample'
+_RETURN = Panel(run_reader.RETURN, 'Return', 'return, points per episode')
+_DOTS = Panel(
+  run_reader.DOT_PRODUCT,
+  'Feature dot product',
+  f'dot product, {_SAMPLE}',
+  may_be_log=True,
+)
 PANELS = (
-  Panel(run_reader.RETURN, 'Return', 'return, points per episode', False),
-  Panel(run_reader.TD_LOSS, 'TD loss', f'TD loss, {_OF_SAMPLE}', True),
+  _RETURN,
+  Panel(run_reader.TD_LOSS, 'TD loss', f'TD loss, {_SAMPLE}', may_be_log=True),
+  _DOTS,
   Panel(
-    run_reader.DOT_PRODUCT,
-    'Feature dot product',
-    f'dot product, {_OF_SAMPLE}',
-    True,
+    run_reader.EFFECTIVE_RANK, 'Effective rank', 'effective rank, directions'
   ),
-  Panel(
-    run_reader.EFFECTIVE_RANK,
-    'Effective rank',
-    'effective rank, directions',
-    False,
+)
+# The paper's Figure 3, of image-based manipulation.
+COG_PANELS = (
+  dataclasses.replace(
+    _RETURN,
+    title='Success',
+    label='share of episodes that succeed',
+    has_intervals=True,
   ),
+  dataclasses.replace(_DOTS, has_intervals=True),
 )
 
 
@@ -374,26 +343,46 @@ def running_mean(
   )
 
 
-def _draw_curve(
-  axes: mpl_axes.Axes, curve: Curve, line: dict[str, Any], label: str
+def draw_curve(
+  axes: mpl_axes.Axes,
+  horizontal: npt.NDArray[Any],
+  estimate: statistics.Estimate,
+  line: dict[str, Any],
+  method: str,
+  marker: str = '',
 ) -> None:
-  mean = curve.mean
-  if len(mean) > MAX_RAW_POINTS:
-    axes.plot(curve.steps, mean, color=line['color'], alpha=0.22, linewidth=0.7)
-    mean = running_mean(mean, len(mean) // _WINDOWS_PER_CURVE // 2 * 2 + 1)
-  marker = 'o' if len(mean) <= _MAX_MARKERS else ''
+  """Draws a method's line and the band around it, in the style of its line."""
   axes.plot(
-    curve.steps, mean, label=label, marker=marker, markersize=4.2, **line
+    horizontal,
+    estimate.value,
+    label=words.display_name(method),
+    marker=marker,
+    markersize=4.2,
+    **line,
   )
-  if curve.num_seeds > 1:
+  if np.isfinite(estimate.high).any():
     axes.fill_between(
-      curve.steps,
-      curve.values.min(axis=0),
-      curve.values.max(axis=0),
+      horizontal,
+      estimate.low,
+      estimate.high,
       color=line['color'],
-      alpha=0.14,
+      alpha=0.15,
       linewidth=0,
     )
+
+
+def _ends(curve: Curve, panel: Panel) -> tuple[Any, Any]:
+  """Returns the ends of a curve's band, NaN of a single seed."""
+  if curve.num_seeds < 2:
+    return (np.full(curve.steps.shape, np.nan),) * 2
+  if not panel.has_intervals:
+    return curve.values.min(axis=0), curve.values.max(axis=0)
+  # Imported here because SciPy's statistics take a second.
+  from scipy import stats
+
+  quantile = stats.t.ppf((1 + statistics.CONFIDENCE) / 2, curve.num_seeds - 1)
+  half = quantile * stats.sem(curve.values)
+  return curve.mean - half, curve.mean + half
 
 
 def spans_decades(drawn: Sequence[Curve]) -> bool:
@@ -409,54 +398,78 @@ def spans_decades(drawn: Sequence[Curve]) -> bool:
   return bool(values.max() / values.min() >= _LOG_SPAN)
 
 
-def draw_panel(
+def _draw_panel(
   axes: mpl_axes.Axes,
   panel: Panel,
   drawn: dict[str, Curve],
   lines: dict[str, dict[str, Any]],
 ) -> None:
-  """Draws one quantity: a curve and the style of its line by method."""
-  axes.set_title(panel.title)
   label = panel.label
+  drawn = {method: curve for method, curve in drawn.items() if curve.num_seeds}
   for method, curve in drawn.items():
-    if curve.steps.size:
-      _draw_curve(axes, curve, lines[method], words.display_name(method))
+    mean, line = curve.mean, lines[method]
+    if len(mean) > MAX_RAW_POINTS:
+      faint = {'color': line['color'], 'alpha': 0.22, 'linewidth': 0.7}
+      axes.plot(curve.steps, mean, **faint)
+      mean = running_mean(mean, len(mean) // _WINDOWS_PER_CURVE // 2 * 2 + 1)
+    marker = 'o' if len(mean) <= _MAX_MARKERS else ''
+    estimate = statistics.Estimate(mean, *_ends(curve, panel))
+    draw_curve(axes, curve.steps, estimate, line, method, marker)
   set_steps_axis(axes)
   if panel.may_be_log and spans_decades(list(drawn.values())):
     set_log_scale(axes)
     label += ' (log scale)'
   axes.set_ylabel(label)
-  if not any(curve.steps.size for curve in drawn.values()):
+  if not drawn:
     say_not_measured(axes)
+
+
+def draw_panels(
+  collection: run_reader.Collection,
+  panels: Sequence[Panel],
+  settings: Sequence[run_reader.Setting],
+  names: Sequence[str],
+  narrow: bool,
+) -> mpl_figure.Figure:
+  """Returns a figure of methods: a row a panel, a column a setting.
+
+  Of one setting, more than two panels take two columns; a narrow figure is one
+  column.
+  """
+  num_columns = len(settings)
+  if narrow:
+    num_columns = 1
+  elif num_columns == 1 and len(panels) > 2:
+    num_columns = 2
+  places = [(panel, setting) for panel in panels for setting in settings]
+  num_rows = -(-len(places) // num_columns)
+  width = 4.2 if num_columns == 1 else 4.0 * num_columns
+  figure = mpl_figure.Figure(
+    (width, 3.0 * num_rows + 0.4), layout='constrained'
+  )
+  lines = line_styles(names)
+  grid = np.ravel(figure.subplots(num_rows, num_columns, squeeze=False))
+  for axes, (panel, setting) in zip(grid, places, strict=False):
+    quantity = panel.quantity
+    drawn = {n: curve_of(collection, setting, n, quantity) for n in names}
+    _draw_panel(axes, panel, drawn, lines)
+    where = f': {setting.label}' if len(settings) > 1 else ''
+    axes.set_title(panel.title + where)
+    of_setting = [run for run in collection.runs if run.setting == setting]
+    last_step = max(1, *(run.num_gradient_steps for run in of_setting))
+    axes.set_xlim(-0.02 * last_step, 1.03 * last_step)
+  for axes in grid[len(places) :]:
+    axes.remove()
+  add_legend(figure, names, 2 if num_columns == 1 else 3 * num_columns)
+  return figure
 
 
 def draw(
   collection: run_reader.Collection, setting: run_reader.Setting, narrow: bool
 ) -> mpl_figure.Figure:
-  """Returns the Matplotlib figure of a setting, its methods side by side.
-
-  Args:
-    collection: the runs.
-    setting: which game and data set.
-    narrow: True for four panels below each other, False for two by two.
-  """
-  figure = mpl_figure.Figure(
-    figsize=(4.2, 12.4) if narrow else (8.0, 6.4), layout='constrained'
-  )
-  grid = figure.subplots(*((4, 1) if narrow else (2, 2)))
-  runs = [run for run in collection.runs if run.setting == setting]
-  last_step = max(1, *(run.num_gradient_steps for run in runs))
+  """Returns the Matplotlib figure of a setting, its methods side by side."""
   names = collection.methods(setting)
-  lines = line_styles(names)
-  for axes, panel in zip(np.ravel(grid), PANELS, strict=True):
-    drawn = {
-      method: curve_of(collection, setting, method, panel.quantity)
-      for method in names
-    }
-    draw_panel(axes, panel, drawn, lines)
-    axes.set_xlim(-0.02 * last_step, 1.03 * last_step)
-  add_legend(figure, names, 2 if narrow else 6)
-  return figure
+  return draw_panels(collection, PANELS, [setting], names, narrow)
 
 
 def caption(
@@ -494,3 +507,11 @@ def all_figures(collection: run_reader.Collection) -> list[Figure]:
     )
     for setting in collection.settings
   ]
+
+
+def figure_3(collection: run_reader.Collection) -> Figure:
+  """Returns success and dot product of COG against steps, data side by side."""
+  settings = collection.settings
+  names = words.ordered(run.method for run in collection.runs)
+  draw = functools.partial(draw_panels, collection, COG_PANELS, settings, names)
+  return make_named('figure_3', draw)

@@ -2,15 +2,14 @@
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import datetime
 from functools import partial
 import itertools
-import os
 import pathlib
 import re
 import shlex
-import shutil
 from typing import Any
 
 import jinja2
@@ -63,67 +62,44 @@ _Lines = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A part of a page.
+  """A part of a page."""
 
-  Attributes:
-    title: its heading; empty where each block has its own.
-    blocks: what is in it, in order.
-    is_folded: whether the page shows it only when it is asked for.
-  """
-
-  title: str
+  title: str  # Empty where each block has its own.
   blocks: Sequence[Block]
-  is_folded: bool = False
+  is_folded: bool = False  # Whether the page shows it only when asked for.
 
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-  """Something that runs share.
-
-  Attributes:
-    heading: what it is about.
-    runs: whom it is true of; empty for all.
-    lines: names and values; a plain value has no name.
-  """
+  """Something that runs share."""
 
   heading: str
-  runs: str
-  lines: _Lines
+  runs: str  # Whom it is true of; empty for all.
+  lines: _Lines  # Names and values; a plain value has no name.
 
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-  """All that a page says of its runs.
-
-  Attributes:
-    title: of the page.
-    summary: what it is about, in a line.
-    notes: what limits the meaning of its numbers, a sentence each.
-    sections: in order.
-    glossary: what its words mean.
-    facts: what the runs were made from and with.
-  """
+  """All that a page says of its runs."""
 
   title: str
   summary: str
-  notes: Sequence[str]
+  notes: Sequence[str]  # What limits the meaning of its numbers.
   sections: Sequence[Section]
   glossary: Mapping[str, str]
-  facts: Sequence[Fact]
+  facts: Sequence[Fact]  # What the runs were made from and with.
 
   @property
   def tables(self) -> list[tables.Table]:
     """Every table."""
-    return [b for b in self._blocks if isinstance(b, tables.Table)]
+    blocks = itertools.chain(*(section.blocks for section in self.sections))
+    return [block for block in blocks if isinstance(block, tables.Table)]
 
   @property
   def figures(self) -> list[figures.Figure]:
     """Every figure."""
-    return [b for b in self._blocks if isinstance(b, figures.Figure)]
-
-  @property
-  def _blocks(self) -> list[Block]:
-    return [block for section in self.sections for block in section.blocks]
+    blocks = itertools.chain(*(section.blocks for section in self.sections))
+    return [block for block in blocks if isinstance(block, figures.Figure)]
 
 
 def runs_content(collection: Collection) -> Content:
@@ -174,15 +150,16 @@ def _selection_section(collection: Collection) -> Section:
   return Section(table.title, blocks, is_folded=True)
 
 
-# Suite, what it is, title and first tables of the pages of continuous control.
-_CONTROL: dict[str, tuple[str, str, str, tuple[Callable[..., Any], ...]]] = {
+# Suite, what it is, title and first blocks of the pages of continuous control.
+_CONTROL: dict[str, tuple[str, str, str, Callable[[Collection], list[Block]]]]
+_CONTROL = {
   study_lib.DR3_D4RL: (
     *('d4rl', 'continuous control', 'DR3 on D4RL'),
-    (tables.table_2, tables.brac_table),
+    lambda found: [tables.table_2(found.runs), tables.brac_table(found.runs)],
   ),
   study_lib.DR3_COG: (
     *('cog', 'manipulation from images', 'DR3 on COG'),
-    (tables.cog_table,),
+    lambda found: [tables.cog_table(found.runs), figures.figure_3(found)],
   ),
 }
 
@@ -193,30 +170,23 @@ def control_content(preset: str, collection: Collection) -> Content:
   Raises:
     DataError: if no run is of the preset's suite.
   """
-  suite, subject, title, first = _CONTROL[preset]
-  runs = [run for run in collection.runs if run.setting.suite == suite]
+  suite, subject, title, make_blocks = _CONTROL[preset]
+  runs = tuple(run for run in collection.runs if run.setting.suite == suite)
   if not runs:
     raise errors.DataError(
       f'no run is of {subject}, which --preset={preset} is about. Leave '
       '--preset out, or name other --runs.'
     )
+  first = Section('', make_blocks(dataclasses.replace(collection, runs=runs)))
   plain = runs_content(collection)
-  section = Section('', [make_table(runs) for make_table in first])
-  return dataclasses.replace(
-    plain, title=title, sections=[section, *plain.sections]
-  )
+  sections = [first, *plain.sections]
+  return dataclasses.replace(plain, title=title, sections=sections)
 
 
 def study_content(
   study: Study, collection: Collection, num_processes: int
 ) -> Content:
-  """Returns what a page says of a study.
-
-  Args:
-    study: the runs that it is about.
-    collection: all that were read.
-    num_processes: how many figures are drawn at a time.
-  """
+  """Returns what a page says of a study, of all the runs that were read."""
   # First, so that the processes that draw find rliable loaded.
   table_1 = study_tables.table_1(study)
   other = study_tables.statistics_table(study)
@@ -339,22 +309,10 @@ def _fact_line(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What a report is about, and how.
+  """What a report is about, and how."""
 
-  Attributes:
-    preset: the name of the study that the runs are taken for; None reports on
-      each game and data set on its own.
-    normalisation: the scale of a study's scores.
-    bootstrap: makes a study's intervals.
-    allow_mixed: whether runs that cannot be compared are reported on all the
-      same, with a warning on the page.
-    cache: where what was read of runs is kept; None keeps nothing.
-    num_processes: how many runs are read, and figures of a study drawn, at a
-      time.
-    refresh_seconds: after which the page loads itself again, and begins with
-      how each run stands; None for a page of runs as they are.
-  """
-
+  # The study that the runs are taken for; None reports on each game and data
+  # set on its own.
   preset: str | None = None
   normalisation: reference.Normalisation = dataclasses.field(
     default_factory=reference.Normalisation
@@ -362,9 +320,13 @@ class Options:
   bootstrap: statistics.Bootstrap = dataclasses.field(
     default_factory=statistics.Bootstrap
   )
+  # Whether runs that cannot be compared are reported on all the same, with a
+  # warning on the page.
   allow_mixed: bool = False
-  cache: run_reader.RunCache | None = None
-  num_processes: int = 1
+  cache: run_reader.RunCache | None = None  # None keeps nothing that was read.
+  num_processes: int = 1  # Runs read, and figures of a study drawn, at a time.
+  # After which the page loads itself again, and begins with how each run
+  # stands; None for a page of runs as they are.
   refresh_seconds: float | None = None
 
 
@@ -375,11 +337,9 @@ def write_report(
 ) -> pathlib.Path:
   """Reads runs, writes their report, whole or not at all, and returns its page.
 
-  Args:
-    patterns: globs of run directories.
-    output_dir: where the report goes; None for `report` beside the runs. An
-      earlier report there is replaced.
-    options: what it is about; None for each game and data set on its own.
+  It goes into `output_dir`, or into `report` beside the runs; an earlier report
+  there is replaced. One that is followed is replaced file by file, the page
+  last, so that a browser finds one at any moment.
 
   Raises:
     DataError: if the runs cannot be read, or cannot share a table.
@@ -402,17 +362,11 @@ def write_report(
   if not options.allow_mixed:
     reference.refuse(mixed)
   html, content = make(collection, options, [d.sentence for d in mixed])
-  new = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-  try:
-    _write(new, html, content)
-    if is_followed and target.is_dir():
-      _update(target, new)
-    else:
-      _replace(target, new)
-  except OSError as error:
-    raise atomic.FileError(target, error) from error
-  finally:
-    shutil.rmtree(new, ignore_errors=True)
+  with contextlib.ExitStack() as stack:
+    folder = target
+    if not (is_followed and target.is_dir()):
+      folder = stack.enter_context(atomic.whole_folder(target))
+    _write(folder, html, content)
   return target / INDEX
 
 
@@ -421,10 +375,7 @@ def make(
 ) -> tuple[str, Content]:
   """Returns the page, with its figures inside it, and what it says.
 
-  Args:
-    collection: the runs.
-    options: what the page is about.
-    warnings: why the runs may not be compared.
+  The `warnings` are why the runs may not be compared.
 
   Raises:
     DataError: if no run belongs to the preset.
@@ -451,6 +402,8 @@ def make(
 
 def _refuse_foreign(target: pathlib.Path) -> None:
   """Raises unless replacing `target` can destroy nothing but a report."""
+  if target.exists() and not target.is_dir():
+    raise atomic.FileError(target, NotADirectoryError(20, 'it is a file'))
   for path in target.iterdir() if target.is_dir() else ():
     if path.name not in (INDEX, _FIGURES, _TABLES):
       raise errors.UsageError(
@@ -460,47 +413,23 @@ def _refuse_foreign(target: pathlib.Path) -> None:
 
 
 def _write(folder: pathlib.Path, html: str, content: Content) -> None:
+  """Writes each file of a report whole, the page last, and removes others."""
   in_figures = atomic.make_directory(folder / _FIGURES)
   in_tables = atomic.make_directory(folder / _TABLES)
+  files: dict[pathlib.Path, bytes] = {}
   for figure in content.figures:
-    (in_figures / f'{figure.name}.png').write_bytes(figure.wide)
-    (in_figures / f'{figure.name}_narrow.png').write_bytes(figure.narrow)
-    (in_figures / f'{figure.name}.pdf').write_bytes(figure.pdf)
+    files[in_figures / f'{figure.name}.png'] = figure.wide
+    files[in_figures / f'{figure.name}_narrow.png'] = figure.narrow
+    files[in_figures / f'{figure.name}.pdf'] = figure.pdf
   for table in content.tables:
-    csv, latex = table.to_csv(), table.to_latex()
-    (in_tables / f'{table.name}.csv').write_text(csv, encoding='utf-8')
-    (in_tables / f'{table.name}.tex').write_text(latex, encoding='utf-8')
-  (folder / INDEX).write_text(html, encoding='utf-8')
-
-
-def _replace(target: pathlib.Path, new: pathlib.Path) -> None:
-  """Puts `new` in the place of `target`, which moves aside in between."""
-  old = target.with_name(f'.{target.name}.{os.getpid()}.old')
-  if not target.exists():
-    new.rename(target)
-    return
-  if not target.is_dir():
-    raise NotADirectoryError(20, 'it is a file, not a folder')
-  target.rename(old)
-  try:
-    new.rename(target)
-  except OSError:
-    old.rename(target)
-    raise
-  shutil.rmtree(old, ignore_errors=True)
-
-
-def _update(target: pathlib.Path, new: pathlib.Path) -> None:
-  """Puts the files of `new` into `target` one by one, the page last.
-
-  A page that loads itself again finds one at any moment.
-  """
-  kept = {path.relative_to(new) for path in new.rglob('*') if path.is_file()}
-  for name in sorted(kept, key=lambda name: name.name == INDEX):
-    (target / name).parent.mkdir(exist_ok=True)
-    (new / name).replace(target / name)
-  for path in target.rglob('*'):
-    if path.is_file() and path.relative_to(target) not in kept:
+    files[in_tables / f'{table.name}.csv'] = table.to_csv().encode()
+    files[in_tables / f'{table.name}.tex'] = table.to_latex().encode()
+  files[folder / INDEX] = html.encode()
+  for path, data in files.items():
+    with atomic.whole_file(path, durable=False) as file:
+      file.write(data)
+  for path in folder.rglob('*'):
+    if path.is_file() and path not in files:
       path.unlink()
 
 

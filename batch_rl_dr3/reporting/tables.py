@@ -1,6 +1,6 @@
 """What a table is, and the tables of runs: exact as CSV, rounded elsewhere."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -84,24 +84,54 @@ def spread(mean: Any, deviation: Any) -> str:
   return f'{number(mean)} ± {number(deviation)}'
 
 
+def duration(seconds: float | None) -> str:
+  """Returns '40 s', '12 min', '3.5 h' or a dash."""
+  if seconds is None or pd.isna(seconds):
+    return MISSING
+  if seconds < 120:
+    return f'{seconds:.0f} s'
+  return (
+    f'{seconds / 60:.0f} min' if seconds < 7200 else f'{seconds / 3600:.1f} h'
+  )
+
+
+def _of_total(steps: int, total: float | None) -> str:
+  return f'{steps:,}' + ('' if pd.isna(total) else f' of {total:,.0f}')
+
+
+# What words.toml calls the ways to show a cell: of numbers, and of words.
+_OF_NUMBERS: dict[str, Callable[..., str]] = {
+  'number': number,
+  'signed': signed,
+  'exact': exact,
+  'count': str,
+  'spread': spread,
+  'interval': interval,
+  'duration': duration,
+  'ago': lambda seconds: f'{duration(seconds)} ago',
+  'of_total': _of_total,
+}
+_OF_WORDS: dict[str, Callable[..., str]] = {
+  'text': str,
+  'method': words.display_name,
+  'or_unknown': lambda value: value or 'unknown',
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Column:
-  """A column of a table.
+  """A column of a table: of the page, and of the CSV file, which has them all.
 
-  Attributes:
-    name: in the CSV file; several, where a cell of the page is made of them.
-    heading: on the page.
-    show: makes the text of a cell of as many values as there are names.
-    when: whether the page shows it: 'always', 'never', if its cells 'vary',
-      or if any of them is 'known'. The CSV file has every column.
-    is_text: whether its cells are words, not numbers.
+  The page shows it 'always', 'never', if its cells 'vary', or if any is
+  'known'.
   """
 
+  # In the CSV file; several, where a cell of the page is made of them.
   name: str | tuple[str, ...]
   heading: str
-  show: Callable[..., str] = number
+  show: Callable[..., str] = number  # Of as many values as there are names.
   when: str = 'always'
-  is_text: bool = False
+  is_text: bool = False  # Whether its cells are words, not numbers.
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -128,25 +158,28 @@ def text(
   return Column(name, heading, show, when, is_text=True)
 
 
+def columns(section: str) -> list[Column]:
+  """Returns the columns that words.toml has for a section."""
+  return [_column(*entry) for entry in words.entries(section, 'columns')]
+
+
+def _column(
+  names: str, heading: str, show: str = 'number', when: str = 'always'
+) -> Column:
+  shown = (_OF_NUMBERS | _OF_WORDS)[show]
+  return Column(tuple(names.split()), heading, shown, when, show in _OF_WORDS)
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table, for the page, for LaTeX and for a CSV file.
+  """A table, for the page, for LaTeX and for a CSV file."""
 
-  Attributes:
-    name: of the files, without their endings.
-    title: above the table.
-    caption: below it: what the columns mean.
-    empty: the sentence that stands in place of a table without rows.
-    columns: in order.
-    frame: one row per line, exact numbers.
-  """
-
-  name: str
+  name: str  # Of the files, without their endings.
   title: str
-  caption: str
-  empty: str
+  caption: str  # What the columns mean.
+  empty: str  # What stands in place of a table without rows.
   columns: tuple[Column, ...]
-  frame: pd.DataFrame
+  frame: pd.DataFrame  # Exact numbers.
 
   @functools.cached_property
   def shown(self) -> list[Column]:
@@ -182,18 +215,14 @@ class Table:
 def build(
   section: str,
   columns: Iterable[Column],
-  rows: pd.DataFrame | list[Row],
+  rows: pd.DataFrame | Sequence[Row],
   name: str = '',
   **values: Any,
 ) -> Table:
-  """Returns a table of rows that say each name of each column.
+  """Returns a table of rows of exact values by the names of its columns.
 
-  Args:
-    section: where words.toml has its title, its caption and `empty`.
-    columns: in order.
-    rows: exact values by name.
-    name: of the files; '' for the section.
-    **values: what stands in braces in the caption and the title.
+  words.toml has its title, caption and `empty` in the `section`, which names
+  its files, too, unless there is a `name`; `values` stand in their braces.
   """
   columns = tuple(columns)
   names = dict.fromkeys(name for c in columns for name in c.names)
@@ -206,16 +235,6 @@ def build(
     words.say(section, part, **values) for part in ('title', 'caption', 'empty')
   )
   return Table(name or section, title, caption, empty, columns, frame)
-
-
-_SETTING = (
-  text('suite', 'Suite', when='vary'),
-  text('game', 'Game', when='vary'),
-  text('dataset', 'Data set', when='vary'),
-)
-_METHOD = text('method', 'Method', words.display_name)
-_SEEDS = Column('seeds', 'Seeds')
-_STEPS = Column('gradient_steps', 'Gradient steps')
 
 
 def final_scores(collection: Collection) -> Table:
@@ -247,24 +266,7 @@ def final_scores(collection: Collection) -> Table:
         'gradient_steps': curve.last_step,
       }
     )
-  return build(
-    'final_scores',
-    (
-      *_SETTING,
-      _METHOD,
-      Column('last_return', 'Last return'),
-      Column('interval_low', '95% from', when='known'),
-      Column('interval_high', 'to', when='known'),
-      Column('best_return', 'Best return'),
-      Column('average_return', 'Average return'),
-      Column('evaluations', 'Evalu\u00adations'),
-      Column('episodes', 'Episodes'),
-      Column('truncated', 'Cut short'),
-      _SEEDS,
-      _STEPS,
-    ),
-    rows,
-  )
+  return build('final_scores', columns('final_scores'), rows)
 
 
 def final_metrics(collection: Collection) -> Table:
@@ -286,31 +288,15 @@ def final_metrics(collection: Collection) -> Table:
           'gradient_steps': max(steps),
         }
       )
-  return build(
-    'final_metrics',
-    (
-      *_SETTING,
-      _METHOD,
-      Column(run_reader.TD_LOSS, 'TD loss'),
-      Column(run_reader.DOT_PRODUCT, 'Feature dot product'),
-      Column(run_reader.NORM_SQUARED, 'Feature norm²'),
-      Column(run_reader.EFFECTIVE_RANK, 'Effective rank'),
-      Column(run_reader.MEAN_Q, 'Mean Q'),
-      _SEEDS,
-      _STEPS,
-    ),
-    rows,
-  )
+  return build('final_metrics', columns('final_metrics'), rows)
 
 
-# The quantities that DR3 is compared on: prefix in the CSV file, heading, and
-# how with and without are compared.
+# The quantities that DR3 is compared on, by their prefix in the CSV file.
 _EFFECTS = {
-  run_reader.DOT_PRODUCT: ('dot_product', 'Dot product', 'ratio'),
-  run_reader.EFFECTIVE_RANK: ('effective_rank', 'Effective rank', 'difference'),
-  run_reader.RETURN: ('return', 'Return', 'difference'),
+  'dot_product': run_reader.DOT_PRODUCT,
+  'effective_rank': run_reader.EFFECTIVE_RANK,
+  'return': run_reader.RETURN,
 }
-_COMPARED = {'ratio': number, 'difference': signed}
 
 
 def dr3_effect(collection: Collection) -> Table:
@@ -324,7 +310,7 @@ def dr3_effect(collection: Collection) -> Table:
     if not shared:
       continue
     row: Row = setting._asdict() | {'method': base, 'seeds': len(shared)}
-    for quantity, (prefix, _, _) in _EFFECTS.items():
+    for prefix, quantity in _EFFECTS.items():
       both = figures.at_last_common_step(
         figures.curve_of(collection, setting, base, quantity, shared),
         figures.curve_of(collection, setting, dr3, quantity, shared),
@@ -335,22 +321,18 @@ def dr3_effect(collection: Collection) -> Table:
       row[f'{prefix}_dr3'] = having
       row[f'{prefix}_difference'] = having - without
       row[f'{prefix}_ratio'] = having / without if without > 0 else np.nan
-    steps = {row[f'{p}_gradient_steps'] for p, *_ in _EFFECTS.values()} - {None}
+    steps = {row[f'{prefix}_gradient_steps'] for prefix in _EFFECTS} - {None}
     row['gradient_steps'] = steps.pop() if len(steps) == 1 else None
     rows.append(row)
   # One column of steps on the page, unless the quantities differ in it.
   agree = all(row['gradient_steps'] is not None for row in rows)
-  apart, together = ('never', 'always') if agree else ('always', 'never')
-  columns = [*_SETTING, _METHOD]
-  for prefix, heading, how in _EFFECTS.values():
-    columns += [
-      Column(f'{prefix}_base', heading),
-      Column(f'{prefix}_dr3', 'with DR3'),
-      Column(f'{prefix}_{how}', how.capitalize(), _COMPARED[how]),
-      Column(f'{prefix}_gradient_steps', 'at step', when=apart),
-    ]
-  steps_column = dataclasses.replace(_STEPS, when=together)
-  return build('dr3_effect', (*columns, _SEEDS, steps_column), rows)
+  hidden = {f'{prefix}_gradient_steps' for prefix in _EFFECTS}
+  hidden = hidden if agree else {'gradient_steps'}
+  shown = [
+    dataclasses.replace(c, when='never') if hidden & {*c.names} else c
+    for c in columns('dr3_effect')
+  ]
+  return build('dr3_effect', shown, rows)
 
 
 def gamma_of(run: Run) -> float:
@@ -384,22 +366,7 @@ def co_adaptation(collection: Collection) -> Table:
         'seeds': len(ratios),
       }
     )
-  return build(
-    'co_adaptation',
-    (
-      *_SETTING,
-      _METHOD,
-      text('met', 'Criterion met'),
-      Column('rows_meeting', 'in logged steps'),
-      Column('rows', 'of'),
-      Column('first_gradient_steps', 'first at step', when='known'),
-      Column('largest_ratio', 'Largest ratio'),
-      Column('last_ratio', 'Last ratio'),
-      Column('gamma', 'Gamma', exact),
-      _SEEDS,
-    ),
-    rows,
-  )
+  return build('co_adaptation', columns('co_adaptation'), rows)
 
 
 def all_tables(collection: Collection) -> list[Table]:
@@ -416,46 +383,24 @@ def runs_table(collection: Collection) -> Table:
     part = 'skipped_one' if len(names) == 1 else 'skipped'
     listed = words.listed(names)
     skipped = '. ' + words.say('runs', part, count=len(names), names=listed)
-  return build(
-    'runs',
-    (
-      text('folder', 'Folder'),
-      _METHOD,
-      text('suite', 'Suite', when='never'),
-      text('game', 'Game'),
-      text('dataset', 'Data set', _or_unknown),
-      text('run', 'Logged run', _or_unknown),
-      text('seed', 'Seed', _or_unknown),
-      _STEPS,
-      Column('evaluations', 'Evaluations'),
-      text('finished', 'Finished'),
-      text('data_hash', 'Data', when='never'),
-      text('rom_md5', 'ROM (MD5)', when='never'),
-      text('version', 'Version', when='never'),
-    ),
-    [
-      run.setting._asdict()
-      | {
-        'folder': run.name,
-        'method': run.method,
-        'run': run.logged_run,
-        'seed': run.seed,
-        'gradient_steps': run.num_gradient_steps,
-        'evaluations': len(run.evaluations),
-        'finished': 'yes' if run.finished else 'no',
-        'data_hash': run.data_hash,
-        'rom_md5': run.provenance.get('rom_md5'),
-        'version': run.recorded('versions').get('batch_rl_dr3'),
-      }
-      for run in collection.runs
-    ],
-    parent=collection.parent,
-    skipped=skipped,
-  )
-
-
-def _or_unknown(value: str) -> str:
-  return value or 'unknown'
+  rows = [
+    run.setting._asdict()
+    | {
+      'folder': run.name,
+      'method': run.method,
+      'run': run.logged_run,
+      'seed': run.seed,
+      'gradient_steps': run.num_gradient_steps,
+      'evaluations': len(run.evaluations),
+      'finished': 'yes' if run.finished else 'no',
+      'data_hash': run.data_hash,
+      'rom_md5': run.provenance.get('rom_md5'),
+      'version': run.recorded('versions').get('batch_rl_dr3'),
+    }
+    for run in collection.runs
+  ]
+  parent = collection.parent
+  return build('runs', columns('runs'), rows, parent=parent, skipped=skipped)
 
 
 @functools.cache
@@ -482,44 +427,32 @@ def _final_d4rl(
 ) -> Row:
   """Returns mean and deviation over the finished runs of one method."""
   of_method = [r for r in runs if r.method == method and r.finished]
-  found = [s for s in map(final_d4rl_score, of_method) if s is not None]
+  scores = [s for s in map(final_d4rl_score, of_method) if s is not None]
+  found = factor * np.array(scores)
   return {
-    f'{name}_mean': factor * float(np.mean(found)) if found else None,
-    f'{name}_deviation': factor * float(np.std(found))
-    if len(found) > 1
-    else None,
+    f'{name}_mean': float(found.mean()) if len(found) else None,
+    f'{name}_deviation': float(found.std()) if len(found) > 1 else None,
     f'{name}_runs': len(found),
   }
 
 
-def table_2(runs: Iterable[Run]) -> Table:
+def table_2(runs: Sequence[Run]) -> Table:
   """Returns CQL and CQL + DR3 on the seven tasks, beside the paper's."""
   rows = []
-  compared = ('cql', 'cql_dr3')
   for game, numbers in published_d4rl().groupby('game', sort=False):
     factor = 0.01 if str(game).startswith('antmaze') else 1.0
     of_game = [run for run in runs if run.setting.game == game]
     row: Row = {'game': game}
-    for method in compared:
+    for method in ('cql', 'cql_dr3'):
       row |= _final_d4rl(of_game, method, method, factor)
       (paper,) = numbers[numbers['method'] == method].to_dict('records')
       row[f'paper_{method}_mean'] = paper['mean']
       row[f'paper_{method}_deviation'] = paper['deviation']
     rows.append(row)
-  columns = [text('game', 'Task')]
-  for method in compared:
-    name = words.display_name(method)
-    ends = (f'{method}_mean', f'{method}_deviation')
-    paper_ends = tuple(f'paper_{end}' for end in ends)
-    columns += [
-      Column(ends, name, spread),
-      Column(f'{method}_runs', 'Runs', str),
-      Column(paper_ends, f'{name}, paper', spread),
-    ]
-  return build('table_2', columns, rows)
+  return build('table_2', columns('table_2'), rows)
 
 
-def brac_table(runs: Iterable[Run]) -> Table:
+def brac_table(runs: Sequence[Run]) -> Table:
   """Returns BRAC and the others on MuJoCo, and what DR3 adds to each."""
   groups: dict[tuple[run_reader.Setting, str], list[Run]] = {}
   others = set(published_d4rl()['game'])
@@ -547,21 +480,7 @@ def brac_table(runs: Iterable[Run]) -> Table:
       base=number(medians['base_mean']),
       with_dr3=number(medians['dr3_mean']),
     )
-  return build(
-    'brac',
-    (
-      text('game', 'Game'),
-      text('dataset', 'Data set'),
-      _METHOD,
-      Column(('base_mean', 'base_deviation'), 'Without DR3', spread),
-      Column('base_runs', 'Runs', str),
-      Column(('dr3_mean', 'dr3_deviation'), 'With DR3', spread),
-      Column('dr3_runs', 'Runs with', str),
-      Column('gain', 'DR3 adds', signed),
-    ),
-    rows,
-    here=here,
-  )
+  return build('brac', columns('brac'), rows, here=here)
 
 
 # What COG's table compares: the name, and how it is taken from a run. Both are
@@ -569,7 +488,7 @@ def brac_table(runs: Iterable[Run]) -> Table:
 _OF_COG: dict[str, Callable[[Run], float]] = {
   'average': lambda run: 100 * run.evaluations[run_reader.RETURN].mean(),
   'final': lambda run: 100 * run.evaluations[run_reader.RETURN].tail(5).mean(),
-  'dot_product': lambda run: _last_half(run.series('feature_dot_product')),
+  'dot_product': lambda run: _last_half(run.series(run_reader.DOT_PRODUCT)),
 }
 
 
@@ -577,41 +496,25 @@ def _last_half(series: pd.Series) -> float:
   return float(series.iloc[len(series) // 2 :].mean())
 
 
-def cog_table(runs: Iterable[Run]) -> Table:
+def cog_table(runs: Sequence[Run]) -> Table:
   """Returns COG's success rates and dot products, without and with DR3."""
-  groups: dict[run_reader.Setting, list[Run]] = {}
-  for run in runs:
-    if run.finished and len(run.evaluations):
-      groups.setdefault(run.setting, []).append(run)
+  whole = [run for run in runs if run.finished and len(run.evaluations)]
   rows: list[Row] = []
-  for setting, found in groups.items():
+  for setting in dict.fromkeys(run.setting for run in whole):
     for quantity, measure in _OF_COG.items():
-      base, dr3 = (
-        np.array([[measure(run)] for run in found if run.method == method])
-        for method in ('cog', 'cog_dr3')
-      )
-      row: Row = setting._asdict() | {
-        'quantity': words.say('cog', quantity),
-        **{'cog_runs': len(base), 'cog_dr3_runs': len(dr3)},
-        'cog': base.mean() if len(base) else None,
-        'cog_dr3': dr3.mean() if len(dr3) else None,
-      }
-      if len(base) and len(dr3):
-        compared = statistics.compare(dr3, base)
-        names = ('difference', 'low', 'high', 'p_value')
-        row |= zip(names, dataclasses.astuple(compared), strict=True)
+      row: Row = {**setting._asdict(), 'quantity': words.say('cog', quantity)}
+      values = {}
+      for method in ('cog', 'cog_dr3'):
+        found = [r for r in whole if (r.setting, r.method) == (setting, method)]
+        values[method] = np.array([[measure(run)] for run in found])
+        row[f'{method}_runs'] = len(found)
+        row[method] = values[method].mean() if found else None
+      if row['cog_runs'] and row['cog_dr3_runs']:
+        compared = statistics.compare(values['cog_dr3'], values['cog'])
+        row |= {'difference': compared.value, 'low': compared.low}
+        row |= {'high': compared.high, 'p_value': compared.p_value}
       rows.append(row)
   frame = pd.DataFrame(rows)
   if 'p_value' in frame:
     frame['p_value'] = statistics.holm(frame['p_value'].to_list())
-  columns = (
-    *_SETTING,
-    text('quantity', 'Quantity'),
-    Column('cog', words.display_name('cog')),
-    Column('cog_runs', 'Runs', str),
-    Column('cog_dr3', words.display_name('cog_dr3')),
-    Column('cog_dr3_runs', 'Runs', str),
-    Column(('difference', 'low', 'high'), 'DR3 adds', interval),
-    Column('p_value', 'p (Holm)'),
-  )
-  return build('cog', columns, frame)
+  return build('cog', columns('cog'), frame)

@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from batch_rl_dr3.config import errors, signals
 from batch_rl_dr3.reporting import run_reader, tables, words
@@ -32,31 +31,18 @@ _FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """How a run stands, as the page shows it.
+  """How a run stands, as the page shows it."""
 
-  Attributes:
-    name: the folder.
-    method: as it is shown; '' of an unreadable run.
-    game: and its data set.
-    seed: of training, as text.
-    state: the word for it.
-    error: why it failed or cannot be read; '' of others.
-    steps: gradient steps done.
-    total_steps: to do; None if unknown.
-    rate: gradient steps a second; None unless it runs and one is known.
-    quiet_seconds: since one of its files changed.
-  """
-
-  name: str
-  method: str = ''
-  game: str = ''
+  name: str  # The folder.
+  method: str = ''  # As it is shown; '' of an unreadable run.
+  game: str = ''  # And its data set.
   seed: str = ''
   state: State = State.UNREADABLE
-  error: str = ''
-  steps: int = 0
-  total_steps: int | None = None
-  rate: float | None = None
-  quiet_seconds: float = 0.0
+  error: str = ''  # Why it failed or cannot be read.
+  steps: int = 0  # Gradient steps done.
+  total_steps: int | None = None  # To do; None if unknown.
+  rate: float | None = None  # Gradient steps a second, if it runs.
+  quiet_seconds: float = 0.0  # Since one of its files changed.
 
   @property
   def seconds_left(self) -> float | None:
@@ -74,16 +60,9 @@ def progress(run: run_reader.Run) -> Progress:
   is_finished = run.finished and (total is None or done >= total)
   found = state.read(run.folder, is_finished)
   return Progress(
-    run.name,
-    words.display_name(run.method),
-    run.setting.label,
-    run.seed,
-    found.state,
-    found.error,
-    done,
-    total,
-    found.rate,
-    found.quiet_seconds,
+    *(run.name, words.display_name(run.method), run.setting.label, run.seed),
+    *(found.state, found.error, done, total),
+    *(found.rate, found.quiet_seconds),
   )
 
 
@@ -92,41 +71,12 @@ def progress_table(collection: run_reader.Collection) -> tables.Table:
   found = [progress(run) for run in collection.runs]
   found += [Progress(n, error=reason) for n, reason in collection.unreadable]
   found.sort(key=lambda p: (list(State).index(p.state), p.name))
-  return tables.build(
-    'progress',
-    (
-      tables.text('name', 'Run'),
-      tables.text('state', 'State'),
-      tables.text('method', 'Method'),
-      tables.text('game', 'Game'),
-      tables.text('seed', 'Seed'),
-      tables.Column(('steps', 'total_steps'), 'Gradient steps', _of_total),
-      tables.Column('rate', 'Rate'),
-      tables.Column('seconds_left', 'Left', duration),
-      tables.Column('quiet_seconds', 'Changed', lambda s: f'{duration(s)} ago'),
-      tables.text('error', 'Why', when='known'),
-    ),
-    [
-      dataclasses.asdict(p)
-      | {'seconds_left': p.seconds_left, 'error': p.error or None}
-      for p in found
-    ],
-  )
-
-
-def _of_total(steps: int, total: float | None) -> str:
-  return f'{steps:,}' + ('' if pd.isna(total) else f' of {total:,.0f}')
-
-
-def duration(seconds: float | None) -> str:
-  """Returns '40 s', '12 min', '3.5 h' or a dash."""
-  if seconds is None or pd.isna(seconds):
-    return tables.MISSING
-  if seconds < 120:
-    return f'{seconds:.0f} s'
-  if seconds < 7200:
-    return f'{seconds / 60:.0f} min'
-  return f'{seconds / 3600:.1f} h'
+  rows = [
+    dataclasses.asdict(p)
+    | {'seconds_left': p.seconds_left, 'error': p.error or None}
+    for p in found
+  ]
+  return tables.build('progress', tables.columns('progress'), rows)
 
 
 def _signature(patterns: Sequence[str]) -> dict[str, Any]:
@@ -224,11 +174,8 @@ def follow(
 ) -> None:
   """Keeps a report up to date, serves its folder, or both, until stopped.
 
-  Args:
-    patterns: globs of run directories.
-    write: writes the report and returns its page.
-    seconds: between looks at the runs; None writes it once.
-    port: where its folder is served once it is there; None serves nothing.
+  Without `seconds` between looks at the runs it is written once; without a
+  `port` its folder is not served, once it is there.
 
   Raises:
     UsageError: if it cannot be served there.

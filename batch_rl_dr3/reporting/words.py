@@ -19,6 +19,12 @@ def _words() -> dict[str, Any]:
   return tomllib.loads(path.read_text(encoding='utf-8'))
 
 
+def entries(section: str, part: str) -> list[list[str]]:
+  """Returns a list of words.toml."""
+  found: list[list[str]] = _words()[section][part]
+  return found
+
+
 def say(section: str, part: str, **values: Any) -> str:
   """Returns a text of words.toml on one line, with `values` in its braces."""
   return ' '.join(_words()[section][part].format(**values).split())

@@ -9,7 +9,7 @@ the run's own rule of play, and predictions are compared on states that the
 unchanged checkpoint visits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import hashlib
 import pathlib
@@ -25,11 +25,12 @@ import pandas as pd
 import tensorflow as tf
 
 from batch_rl_dr3.agents import checkpoint_weights
+from batch_rl_dr3.analysis import diagnosis
 from batch_rl_dr3.config import errors, progress
 from batch_rl_dr3.evaluation import evaluator as evaluator_lib
 from batch_rl_dr3.evaluation import pool, targets
 from batch_rl_dr3.games import play
-from batch_rl_dr3.reporting import words
+from batch_rl_dr3.reporting import figures, words
 from batch_rl_dr3.runs import run_tables
 from batch_rl_dr3.training import discrete
 
@@ -37,7 +38,16 @@ INITIAL, FRESH = 'initial', 'fresh'
 # Added to the run's seed for the fresh draw.
 _FRESH_STREAM = 104_729
 _NUM_STATES = 2048
-_COLOURS = {INITIAL: '#0072B2', FRESH: '#D55E00'}
+# Offset, colour and label of each kind.
+_KINDS = {
+  INITIAL: (-0.12, figures.PALETTE[0], 'reset to initial value'),
+  FRESH: (0.12, figures.PALETTE[1], 'fresh draw'),
+}
+_QUANTITIES = {
+  'return': 'return, points',
+  'q_change': 'change of Q-values,\nover their size',
+  'actions_changed': 'greedy actions\nchanged, share',
+}
 
 Weights = list[checkpoint_weights.WeightArray]
 
@@ -90,89 +100,55 @@ def measure(folders: Sequence[pathlib.Path]) -> pd.DataFrame:
   Returns:
     A row a run, layer and kind: suite, game, method, seed, gradient_steps,
     layer, kind; return and return_before (of the unchanged checkpoint);
-    q_change, the mean of |Q - Q_before| over that of |Q_before|;
-    actions_changed, the share of states with another greedy action.
+    q_change and actions_changed, see `diagnosis.compare_outputs`.
   """
-  rows = []
-  for folder in folders:
-    target = targets.of_run(folder)
-    if not target.checkpoints:
-      raise errors.DataError(f'{folder} has no checkpoint.')
-    iteration = max(target.checkpoints)
-    checkpoint = target.checkpoints[iteration]
-    evaluator = discrete.create_evaluator(
-      pool.Setup(target.config, target.protocol)
-    )
-    seed = int(target.provenance['seed'])
-    names = ('suite', 'game', 'method', 'dataset', 'seed')
-    identity = {name: target.provenance[name] for name in names}
-    identity['gradient_steps'] = checkpoint.gradient_steps
-    rows += [
-      identity | row
-      for row in _measure_checkpoint(
-        evaluator,
-        checkpoint.prefix,
-        seed,
-        play.evaluation_seed(seed, iteration),
-        str(folder),
-      )
-    ]
-  return pd.DataFrame(rows)
+  return pd.DataFrame([row for f in folders for row in _measure_run(f)])
 
 
-def _measure_checkpoint(
-  evaluator: evaluator_lib.GameEvaluator,
-  prefix: str,
-  seed: int,
-  evaluation_seed: int,
-  name: str,
-) -> list[dict[str, object]]:
-  trained = checkpoint_weights.read(prefix)
-  states, return_before = _visit(evaluator, prefix, evaluation_seed)
-  q_before = evaluator.load(prefix).outputs(states).q_values
+def _measure_run(folder: pathlib.Path) -> Iterator[dict[str, object]]:
+  target = targets.of_run(folder)
+  if not target.checkpoints:
+    raise errors.DataError(f'{folder} has no checkpoint.')
+  iteration = max(target.checkpoints)
+  checkpoint = target.checkpoints[iteration]
+  evaluator = discrete.create_evaluator(
+    pool.Setup(target.config, target.protocol)
+  )
+  seed = int(target.provenance['seed'])
+  evaluation_seed = play.evaluation_seed(seed, iteration)
+  trained = checkpoint_weights.read(checkpoint.prefix)
+  states, return_before = _visit(evaluator, checkpoint.prefix, evaluation_seed)
+  q_before = evaluator.load(checkpoint.prefix).outputs(states).q_values
   start = None  # The run may have begun with a checkpoint.
   with contextlib.suppress(ValueError):
     start = gin.query_parameter('OfflineAgent.init_checkpoint')
-  first = (
+  changes = resets(
+    trained,
     initial_weights(evaluator, trained, seed)
     if start is None
-    else checkpoint_weights.read(start)
+    else checkpoint_weights.read(start),
+    initial_weights(evaluator, trained, seed + _FRESH_STREAM),
   )
-  fresh = initial_weights(evaluator, trained, seed + _FRESH_STREAM)
-  changes = resets(trained, first, fresh)
-  rows: list[dict[str, object]] = []
+  names = ('suite', 'game', 'method', 'dataset', 'seed')
   with (
-    tempfile.TemporaryDirectory() as folder,
-    progress.bar(len(changes), name, 'reset') as bar,
+    tempfile.TemporaryDirectory() as scratch,
+    progress.bar(len(changes), str(folder), 'reset') as bar,
   ):
     for number, change in enumerate(changes):
-      changed = f'{folder}/tf_ckpt-{number}'
+      changed = f'{scratch}/tf_ckpt-{number}'
       checkpoint_weights.write(changed, change.weights)
       q_values = evaluator.load(changed).outputs(states).q_values
       episodes = evaluator.evaluate(changed, evaluation_seed)
-      rows.append(
-        {
-          'layer': change.layer,
-          'kind': change.kind,
-          'return': _mean_return(episodes),
-          'return_before': return_before,
-          **compare(q_before, q_values),
-        }
-      )
+      yield {
+        **{name: target.provenance[name] for name in names},
+        'gradient_steps': checkpoint.gradient_steps,
+        'layer': change.layer,
+        'kind': change.kind,
+        'return': _mean_return(episodes),
+        'return_before': return_before,
+        **diagnosis.compare_outputs(q_before, q_values),
+      }
       bar.update()
-  return rows
-
-
-def compare(
-  before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]
-) -> dict[str, float]:
-  """Returns q_change and actions_changed of Q-values [N, A]; see `measure`."""
-  return {
-    'q_change': float(np.abs(after - before).mean() / np.abs(before).mean()),
-    'actions_changed': float(
-      np.mean(before.argmax(axis=1) != after.argmax(axis=1))
-    ),
-  }
 
 
 class StateSample:
@@ -222,21 +198,12 @@ def _mean_return(episodes: Sequence[run_tables.Episode]) -> float:
 def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
   """Returns the figure of `measure`: a column a method, layers along x."""
   names = words.ordered(measured['method'])
-  quantities = (
-    ('return', 'return, points'),
-    ('q_change', 'change of Q-values,\nover their size'),
-    ('actions_changed', 'greedy actions\nchanged, share'),
+  width = (2.2 if narrow else 2.9) * len(names) + 0.6
+  figure = mpl_figure.Figure((width, 6.8), layout='constrained')
+  grid = figure.subplots(
+    len(_QUANTITIES), len(names), squeeze=False, sharey='row'
   )
-  num_rows, num_columns = len(quantities), len(names)
-  figure = mpl_figure.Figure(
-    figsize=(
-      (2.2 if narrow else 2.9) * num_columns + 0.6,
-      2.1 * num_rows + 0.5,
-    ),
-    layout='constrained',
-  )
-  grid = figure.subplots(num_rows, num_columns, squeeze=False, sharey='row')
-  for row, (quantity, label) in zip(grid, quantities, strict=True):
+  for row, (quantity, label) in zip(grid, _QUANTITIES.items(), strict=True):
     row[0].set_ylabel(label)
     shown = [quantity, 'return_before'] if quantity == 'return' else [quantity]
     row[0].set_ylim(0, 1.08 * max(measured[shown].max(axis=None), 1e-9))
@@ -253,17 +220,10 @@ def _draw_panel(
   axes: mpl_axes.Axes, chosen: pd.DataFrame, quantity: str
 ) -> None:
   layers = list(dict.fromkeys(chosen['layer']))
-  for offset, (kind, colour) in zip(
-    (-0.12, 0.12), _COLOURS.items(), strict=True
-  ):
+  for kind, (offset, colour, label) in _KINDS.items():
     of_kind = chosen[chosen['kind'] == kind]
-    axes.scatter(
-      of_kind['layer'].map(layers.index) + offset,
-      of_kind[quantity],
-      s=20,
-      color=colour,
-      label=f'reset to {kind} value' if kind == INITIAL else 'fresh draw',
-    )
+    places = of_kind['layer'].map(layers.index) + offset
+    axes.scatter(places, of_kind[quantity], s=20, color=colour, label=label)
   if quantity == 'return':
     for value in chosen['return_before'].unique():
       axes.axhline(value, color='#888888', linestyle=':', label=None)

@@ -1,5 +1,6 @@
 """The paper's two theoretical results, measured: no data and no training."""
 
+from collections.abc import Iterator
 import functools
 import itertools
 
@@ -7,14 +8,11 @@ from matplotlib import figure as mpl_figure
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3.analysis import (
-  implicit_regulariser,
-  linear_td,
-)
+from batch_rl_dr3.analysis import implicit_regulariser, linear_td
 from batch_rl_dr3.config import progress
 from batch_rl_dr3.reporting import figures
 
-_BLUE, _RED, _GREEN, _GREY = '#0072B2', '#D55E00', '#009E73', '#888888'
+_BLUE, _RED, _GREY = figures.PALETTE[0], figures.PALETTE[1], '#888888'
 _GAMMA = 0.9
 
 # Proposition 3.2.
@@ -41,50 +39,41 @@ def feature_sets(num_sets: int, seed: int = 0) -> pd.DataFrame:
   for _ in range(num_sets):
     phi = rng.normal(size=(20, rng.integers(2, 9)))
     successors = rng.uniform(0, 1) * rng.normal(size=phi.shape)
-    discounts = np.full(len(phi), _GAMMA)
     squares = np.sum(phi**2)
     gap = rng.uniform(0, 2) * squares - _GAMMA * np.sum(phi * successors)
     sides = linear_td.Features(
-      phi, successors + gap / (_GAMMA * squares) * phi, discounts
+      phi,
+      successors + gap / (_GAMMA * squares) * phi,
+      np.full(len(phi), _GAMMA),
     )
     lowest = linear_td.lowest_real_part(sides)
     norm = np.linalg.norm(linear_td.update_matrix(sides), 2)
-    rows.append(
-      {
-        'ratio': linear_td.divergence_ratio(sides),
-        'lowest_real_part': lowest / norm,
-        'diverges': lowest < 0,
-      }
-    )
-  return pd.DataFrame(rows)
+    rows.append((linear_td.divergence_ratio(sides), lowest / norm, lowest < 0))
+  return pd.DataFrame(rows, columns=['ratio', 'lowest_real_part', 'diverges'])
 
 
 def draw_feature_sets(
   sets: pd.DataFrame, narrow: bool = False
 ) -> mpl_figure.Figure:
   """Returns the figure of `feature_sets`, and of linear TD on one family."""
-  figure = mpl_figure.Figure(
-    figsize=(4.2, 6.4) if narrow else (8.0, 3.4), layout='constrained'
-  )
-  left, right = np.ravel(figure.subplots(*((2, 1) if narrow else (1, 2))))
-  for diverges, colour, label in (
-    (False, _BLUE, 'converges'),
-    (True, _RED, 'diverges'),
-  ):
+  figure, (left, right) = figures.pair(narrow)
+  for diverges, colour in ((False, _BLUE), (True, _RED)):
     chosen = sets[sets['diverges'] == diverges]
     left.scatter(
       chosen['ratio'],
       chosen['lowest_real_part'],
       s=9,
       color=colour,
-      label=label,
+      label='diverges' if diverges else 'converges',
       linewidth=0,
     )
   left.axvline(1.0, color=_GREY, linestyle=':')
   left.axhline(0.0, color=_GREY, linewidth=0.8)
-  left.set_title('Random features')
-  left.set_xlabel("Proposition 3.2's ratio")
-  left.set_ylabel('lowest Re eigenvalue of G, over |G|')
+  left.set(
+    title='Random features',
+    xlabel="Proposition 3.2's ratio",
+    ylabel='lowest Re eigenvalue of G, over |G|',
+  )
   left.legend()
   phi = np.random.default_rng(0).normal(size=(20, 4))
   shades = np.linspace(0.15, 0.85, len(_RATIOS))
@@ -95,23 +84,25 @@ def draw_feature_sets(
     weights = linear_td.iterate(
       sides, np.zeros(20), np.ones(4), 0.02, _NUM_TD_STEPS
     )
-    right.plot(
-      np.linalg.norm(weights, axis=1),
-      label=f'{ratio:g}',
-      color=(shade, 0.45, 1 - shade),
-    )
-  right.set_yscale('log')
-  right.set_title("gamma phi' = ratio * phi, rewards 0")
-  right.set_xlabel('steps of linear TD')
-  right.set_ylabel('|w|')
+    norms = np.linalg.norm(weights, axis=1)
+    right.plot(norms, label=f'{ratio:g}', color=(shade, 0.45, 1 - shade))
+  right.set(
+    yscale='log',
+    title="gamma phi' = ratio * phi, rewards 0",
+    xlabel='steps of linear TD',
+    ylabel='|w|',
+  )
   right.legend(title='ratio')
   return figure
 
 
-def _draw_point(
+def draw_point(
   seed: int, in_sample: bool = False
 ) -> implicit_regulariser.FixedPoint | None:
-  """Returns a fixed point, None where TD leaves it: the theorem is silent."""
+  """Returns a fixed point, None where TD leaves it: the theorem is silent.
+
+  In sample the (s', a') are a permutation of the (s, a); else they lie beside.
+  """
   network = implicit_regulariser.Network(_NUM_INPUTS, _NUM_HIDDEN)
   rng = np.random.default_rng(seed)
   inputs = rng.normal(size=(_NUM_DATA, _NUM_INPUTS))
@@ -132,11 +123,11 @@ def _draw_point(
 
 def fixed_points(
   num_points: int,
-) -> list[tuple[int, implicit_regulariser.FixedPoint]]:
-  """Returns fixed points that TD does not leave, with the seed of each."""
-  drawn = ((seed, _draw_point(seed)) for seed in itertools.count())
+) -> Iterator[tuple[int, implicit_regulariser.FixedPoint]]:
+  """Yields fixed points that TD does not leave, with the seed of each."""
+  drawn = ((seed, draw_point(seed)) for seed in itertools.count())
   stable = ((seed, point) for seed, point in drawn if point is not None)
-  return list(itertools.islice(stable, num_points))
+  return itertools.islice(stable, num_points)
 
 
 def drifts(num_points: int) -> pd.DataFrame:
@@ -151,31 +142,22 @@ def drifts(num_points: int) -> pd.DataFrame:
     R_TD falls. Cosines with the field of supervised learning: of TD (`td`), of
     TD + DR3 with the gradient stopped (`dr3_stopped`) and without (`dr3`), each
     with coefficient gamma. The same by the expansion, for the penalties of
-    `_simpler_penalties`.
+    `simpler_penalties`.
   """
   rows = []
-  points = fixed_points(num_points)
-  with progress.bar(3 * len(points), 'theorem31', 'simulation') as bar:
-    for seed, point in points:
+  with progress.bar(num_points, 'theorem31', 'fixed point') as bar:
+    for seed, point in fixed_points(num_points):
+      drift = functools.partial(
+        implicit_regulariser.simulate_drift,
+        *(point, _NUM_CHAINS, _NUM_STEPS, _BURN_IN, seed),
+      )
       projection = point.null_projection()
-
-      def drift(
-        extra: implicit_regulariser.Array | None = None,
-        point: implicit_regulariser.FixedPoint = point,
-        seed: int = seed,
-      ) -> implicit_regulariser.Array:
-        bar.update()
-        return implicit_regulariser.simulate_drift(
-          point, _NUM_CHAINS, _NUM_STEPS, _BURN_IN, seed, extra
-        )
-
       moved = drift()
       predicted = -point.step_size * projection @ point.field()
       gradient = point.regulariser_gradient()
       supervised = -projection @ point.first_field()
       stopped, free = (
-        drift(_GAMMA * point.dr3_gradient(stop_gradient=stop))
-        for stop in (True, False)
+        drift(_GAMMA * point.dr3_gradient(stop)) for stop in (True, False)
       )
       rows.append(
         {
@@ -188,13 +170,14 @@ def drifts(num_points: int) -> pd.DataFrame:
           'td': _cosine(moved, supervised),
           'dr3_stopped': _cosine(stopped, supervised),
           'dr3': _cosine(free, supervised),
-          **_simpler_penalties(point),
+          **simpler_penalties(point),
         }
       )
+      bar.update()
   return pd.DataFrame(rows)
 
 
-def _simpler_penalties(
+def simpler_penalties(
   point: implicit_regulariser.FixedPoint,
 ) -> dict[str, float]:
   """Returns cosines with supervised learning of DR3 with another Sigma.
@@ -225,73 +208,36 @@ def _simpler_penalties(
   }
 
 
-def stability(num_points: int) -> pd.DataFrame:
-  """Returns how often TD stays at a fixed point, in sample and out of it.
-
-  In sample the (s', a') are a permutation of the (s, a); out of sample, points
-  beside them. Both are drawn until `num_points` are stable.
-
-  Returns:
-    A row a kind of backup: kind; stable, the points that TD does not leave; of
-    how many drawn; dot_product_rises, the share of stable points at which noise
-    moves the dot product of the features upwards.
-  """
-  rows = []
-  for kind in ('in_sample', 'out_of_sample'):
-    stable = drawn = rises = 0
-    while stable < num_points:
-      point = _draw_point(drawn, in_sample=kind == 'in_sample')
-      drawn += 1
-      if point is None:
-        continue
-      stable += 1
-      features = np.eye(point.problem.network.num_parameters)
-      features[: -point.problem.network.num_hidden] = 0.0
-      moved = -point.null_projection() @ point.field()
-      rises += bool(moved @ point.dr3_gradient(False, features) > 0)
-    rows.append(
-      {
-        'kind': kind,
-        'stable': stable,
-        'drawn': drawn,
-        'dot_product_rises': rises / stable,
-      }
-    )
-  return pd.DataFrame(rows)
-
-
 def _cosine(
   a: implicit_regulariser.Array, b: implicit_regulariser.Array
 ) -> float:
   return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
+# The panels of `drifts`: what stands below each column of dots.
+_DRIFT_PANELS = {
+  'Noisy TD against what is predicted': {
+    'field': 'expansion',
+    'eq4': 'Eq. 4',
+    'slope': 'gradient\nof R_TD',
+  },
+  'Against supervised learning': {
+    'td': 'TD',
+    'dr3_stopped': 'DR3,\nstopped',
+    'dr3': 'DR3',
+    'identity': 'DR3,\nSigma = I',
+    'last_layer': 'DR3, last\nlayer',
+  },
+}
+
+
 def draw_drifts(
   measured: pd.DataFrame, narrow: bool = False
 ) -> mpl_figure.Figure:
   """Returns the figure of `drifts`: a dot a fixed point, a bar the median."""
-  figure = mpl_figure.Figure(
-    figsize=(4.2, 6.8) if narrow else (8.0, 3.4), layout='constrained'
-  )
-  axes = np.ravel(figure.subplots(*((2, 1) if narrow else (1, 2))))
-  panels = (
-    (
-      'Noisy TD against what is predicted',
-      {'field': 'expansion', 'eq4': 'Eq. 4', 'slope': 'gradient\nof R_TD'},
-    ),
-    (
-      'Against supervised learning',
-      {
-        'td': 'TD',
-        'dr3_stopped': 'DR3,\nstopped',
-        'dr3': 'DR3',
-        'identity': 'DR3,\nSigma = I',
-        'last_layer': 'DR3, last\nlayer',
-      },
-    ),
-  )
+  figure, axes = figures.pair(narrow)
   rng = np.random.default_rng(0)
-  for panel, (title, columns) in zip(axes, panels, strict=True):
+  for panel, (title, columns) in zip(axes, _DRIFT_PANELS.items(), strict=True):
     for place, column in enumerate(columns):
       values = measured[column].to_numpy()
       panel.scatter(
@@ -304,33 +250,25 @@ def draw_drifts(
       )
       panel.hlines(np.median(values), place - 0.3, place + 0.3, color=_RED)
     panel.set_xticks(range(len(columns)), list(columns.values()))
-    panel.set_xlim(-0.5, len(columns) - 0.5)
-    panel.set_ylim(-1.05, 1.05)
     panel.axhline(0.0, color=_GREY, linewidth=0.8)
-    panel.set_ylabel('cosine in the null space of G')
-    panel.set_title(title)
+    panel.set(
+      title=title,
+      xlim=(-0.5, len(columns) - 0.5),
+      ylim=(-1.05, 1.05),
+      ylabel='cosine in the null space of G',
+    )
   return figure
 
 
 def proposition32() -> tuple[figures.Figure, pd.DataFrame]:
   """Returns the figure and the table of Proposition 3.2."""
   table = feature_sets(600)
-  drawn = figures.make(
-    'proposition32',
-    'Linear TD-learning on co-adapted features',
-    'No set of features right of the line converges; left of it some do not.',
-    functools.partial(draw_feature_sets, table),
-  )
-  return drawn, table
+  draw = functools.partial(draw_feature_sets, table)
+  return figures.make_named('proposition32', draw), table
 
 
 def theorem31() -> tuple[figures.Figure, pd.DataFrame]:
   """Returns the figure and the table of Theorem 3.1."""
   table = drifts(20)
-  drawn = figures.make(
-    'theorem31',
-    'Noisy TD-learning around its fixed points',
-    'Cosines of the simulated movement with what is predicted.',
-    functools.partial(draw_drifts, table),
-  )
-  return drawn, table
+  draw = functools.partial(draw_drifts, table)
+  return figures.make_named('theorem31', draw), table

@@ -343,9 +343,8 @@ def sensitivity(policy: Policy, states: Array, seed: int = 0) -> pd.DataFrame:
   """Returns how much each layer's weights matter: a row a layer.
 
   A layer is drawn afresh, uniformly as Glorot has it and without bias, all
-  others stay (Zhang et al. 2019, arXiv:1902.01996). `q_change` is the mean of
-  |Q - Q_before| over that of |Q_before|, `actions_changed` the share of states
-  with another greedy action.
+  others stay (Zhang et al. 2019, arXiv:1902.01996): its name, and
+  `diagnosis.compare_outputs`.
 
   Raises:
     DataError: if the network has other layers than convolutions and dense
@@ -356,7 +355,6 @@ def sensitivity(policy: Policy, states: Array, seed: int = 0) -> pd.DataFrame:
     raise errors.DataError('the layers of the network are not known.')
   rng = np.random.default_rng(seed)
   before, _ = network.outputs(states)
-  scale = max(float(np.abs(before).mean()), 1e-12)
   rows = []
   for i, layer in enumerate(network.layers):
     *field, fan_in, fan_out = layer.kernel.shape
@@ -368,12 +366,6 @@ def sensitivity(policy: Policy, states: Array, seed: int = 0) -> pd.DataFrame:
     )
     after, _ = network.with_layer(i, fresh).outputs(states)
     rows.append(
-      {
-        'layer': layer.name,
-        'q_change': float(np.abs(after - before).mean()) / scale,
-        'actions_changed': float(
-          np.mean(after.argmax(axis=1) != before.argmax(axis=1))
-        ),
-      }
+      {'layer': layer.name, **diagnosis.compare_outputs(before, after)}
     )
   return pd.DataFrame(rows)

@@ -72,3 +72,13 @@ def test_features_that_are_not_finite_are_refused():
     diagnosis.diagnose(
       diagnosis.LoggedOutputs(phi, phi, np.zeros(1), np.zeros(1))
     )
+
+
+def test_changes_of_predictions_by_hand():
+  before = np.array([[1.0, 2.0], [4.0, -1.0]])
+  after = np.array([[1.0, 0.0], [5.0, -1.0]])
+  # |0|, |-2|, |1|, |0| over 1, 2, 4, 1; the first state's action changes.
+  assert diagnosis.compare_outputs(before, after) == {
+    'q_change': pytest.approx((3 / 4) / (8 / 4)),
+    'actions_changed': 0.5,
+  }

@@ -162,7 +162,7 @@ def test_a_damaged_run_is_an_error_unless_it_may_be_left_out(
   ],
 )
 def test_durations(seconds, text):
-  assert watch.duration(seconds) == text
+  assert tables.duration(seconds) == text
 
 
 def test_a_silence_that_doubles_is_a_change(make_run, patterns):

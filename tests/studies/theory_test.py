@@ -43,7 +43,7 @@ def test_drifts_are_of_fixed_points_that_td_keeps(monkeypatch):
 
 def test_what_is_penalised_and_how_little_of_it_the_last_layer_is():
   points = [point for _, point in theory.fixed_points(20)]
-  found = pd.DataFrame([theory._simpler_penalties(p) for p in points])
+  found = pd.DataFrame([theory.simpler_penalties(p) for p in points])
   # docs/theory.md states these.
   assert found.median().to_dict() == pytest.approx(
     {'identity': 0.95, 'last_layer': 0.50, 'last_layer_best': 0.89}, abs=0.006
@@ -53,18 +53,36 @@ def test_what_is_penalised_and_how_little_of_it_the_last_layer_is():
   )
 
 
+def stability(num_points, in_sample):
+  """Returns how many points are drawn until so many are stable.
+
+  And at what share of these noise moves the features' dot product upwards.
+  """
+  stable = drawn = rises = 0
+  while stable < num_points:
+    point = theory.draw_point(drawn, in_sample)
+    drawn += 1
+    if point is None:
+      continue
+    stable += 1
+    features = np.eye(point.problem.network.num_parameters)
+    features[: -point.problem.network.num_hidden] = 0.0
+    moved = -point.null_projection() @ point.field()
+    rises += bool(moved @ point.dr3_gradient(False, features) > 0)
+  return drawn, rises / stable
+
+
 def test_backups_in_sample_are_the_stable_ones():
-  found = theory.stability(30).set_index('kind')
-  assert list(found['stable']) == [30, 30]
-  assert found.loc['in_sample', 'drawn'] < 40
-  assert found.loc['out_of_sample', 'drawn'] > 80
+  # docs/theory.md has these of 300 points.
+  assert stability(30, in_sample=True)[0] < 40
+  assert stability(30, in_sample=False)[0] > 80
 
 
 def test_in_sample_g_is_bounded_by_the_gradients_along_any_direction():
   # v^T G v >= (1 - gamma) sum (v . grad Q_i)^2: of a = (v . grad Q_i), a' is a
   # permutation, so that a . a' <= a . a.
   rng = np.random.default_rng(0)
-  points = [theory._draw_point(seed, in_sample=True) for seed in range(10)]
+  points = [theory.draw_point(seed, in_sample=True) for seed in range(10)]
   for point in filter(None, points):
     for direction in rng.normal(size=(50, 32)):
       along = point.gradients @ direction

@@ -50,9 +50,9 @@ def test_a_run_is_what_gin_calls_it(clear_gin, name, bindings):
     assert run.start is None or run.start.method in sweep.methods[: run.index]
 
 
-@pytest.mark.parametrize('study', trained.STUDIES.values(), ids=str)
-def test_a_study_has_quantities_that_can_be_drawn(study):
-  assert set(study.quantities) <= set(trained.PANELS)
+@pytest.mark.parametrize('name', trained.STUDIES)
+def test_a_study_has_quantities_that_can_be_drawn(name):
+  assert set(trained.STUDIES[name]) <= set(trained.PANELS)
 
 
 def test_the_four_backups_are_those_of_the_paper(clear_gin):
