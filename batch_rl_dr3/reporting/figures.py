@@ -176,12 +176,13 @@ def add_legend(
     lines, labels = axes.get_legend_handles_labels()
     handles |= dict(zip(labels, lines, strict=True))
   labels = [name for name in map(words.display_name, names) if name in handles]
-  # Outside of the panels only where these are placed around it.
-  outside = 'outside ' if figure.get_layout_engine() else ''
   figure.legend(
     [handles[label] for label in labels],
     labels,
-    loc=f'{outside}upper center',
+    # Outside of the panels only where these are placed around it.
+    loc='outside upper center'
+    if figure.get_layout_engine()
+    else 'upper center',
     ncols=min(num_columns, max(1, len(labels))),
     handlelength=2.6,
   )
@@ -214,8 +215,8 @@ def draw_levels(
 def say_not_measured(axes: mpl_axes.Axes) -> None:
   """Says in an empty panel that it is empty for want of data."""
   axes.set_yticks([])
-  where = {'transform': axes.transAxes, 'ha': 'center'}
-  axes.text(0.5, 0.5, 'not measured', color='#666666', **where)
+  where, grey = axes.transAxes, '#666666'
+  axes.text(0.5, 0.5, 'not measured', transform=where, ha='center', color=grey)
 
 
 Replicate = tuple[str, str]
