@@ -39,44 +39,36 @@ def episodes(source: Source, stack_size: int) -> Iterator[LogEpisode]:
   Raises:
     DataError: if a file is damaged, or its rows are not in time order.
   """
-  parts: list[tuple[npt.NDArray[Any], ...]] = []
+  parts: list[list[npt.NDArray[Any]]] = []
 
-  def join(is_whole: bool) -> LogEpisode:
-    observations, actions, rewards, _ = map(
-      np.concatenate, zip(*parts, strict=True)
-    )
+  def end(is_whole: bool) -> Iterator[LogEpisode]:
+    if not parts:
+      return
+    elements = [*map(np.concatenate, zip(*parts, strict=True))]
     parts.clear()
-    has_start = not observations[: stack_size - 1].any()
-    first = stack_size - 1 if has_start else 0
-    return LogEpisode(
-      observations[first:],
-      actions[first:],
-      rewards[first:],
-      is_whole,
-      has_start,
-    )
-
-  def broken_off() -> Iterator[LogEpisode]:
-    if parts and len((episode := join(is_whole=False)).actions):
-      yield episode
+    has_start = not elements[0][: stack_size - 1].any()
+    if has_start:
+      elements = [element[stack_size - 1 :] for element in elements]
+    if is_whole or len(elements[0]):
+      observations, actions, rewards = elements
+      yield LogEpisode(observations, actions, rewards, is_whole, has_start)
 
   before: Segment | None = None
   for suffix in source.suffixes():
     segment = source.segment(suffix)
     if before is not None and not before.is_followed_by(segment):
-      yield from broken_off()
+      yield from end(is_whole=False)
     first_row = 0
-    cut_rows = set(source.cut_rows(suffix))
-    for rows in _row_blocks(source, segment):
+    for *elements, terminals in _row_blocks(source, segment):
       start = 0
-      for end in np.flatnonzero(rows[3]) + 1:
-        parts.append(tuple(element[start:end] for element in rows))
-        yield join(is_whole=first_row + int(end) - 1 not in cut_rows)
-        start = end
-      parts.append(tuple(element[start:] for element in rows))
-      first_row += len(rows[3])
+      for stop in (np.flatnonzero(terminals) + 1).tolist():
+        parts.append([element[start:stop] for element in elements])
+        yield from end(first_row + stop - 1 not in segment.cut_rows)
+        start = stop
+      parts.append([element[start:] for element in elements])
+      first_row += len(terminals)
     before = segment
-  yield from broken_off()
+  yield from end(is_whole=False)
 
 
 def _row_blocks(
@@ -84,7 +76,10 @@ def _row_blocks(
 ) -> Iterator[tuple[npt.NDArray[Any], ...]]:
   """Yields observations, actions, rewards and terminals, block by block."""
   suffix, num_rows = segment.suffix, segment.num_rows
-  frame_shape = source.header('observation', suffix).shape[1:]
+  header = source.header('observation', suffix)
+  checkpoint_format.check_frames(
+    source.name, header, header.shape[1:], np.uint8
+  )
   if segment.is_circular and segment.cursor:
     raise errors.DataError(
       f'file {suffix} of {source.name} was saved with its cursor at row '
@@ -92,11 +87,10 @@ def _row_blocks(
       'joined to the files around it.'
     )
   columns = [
-    np.concatenate([*source.rows(name, suffix, dtype, ())])
-    for name, dtype in checkpoint_format.ELEMENT_DTYPES.items()
+    source.column(name, suffix) for name in checkpoint_format.ELEMENT_DTYPES
   ]
   start = 0
-  for frames in source.rows('observation', suffix, np.uint8, frame_shape):
+  for frames in source.rows('observation', suffix):
     end = min(start + len(frames), num_rows)
     yield frames[: end - start], *(column[start:end] for column in columns)
     start = end

@@ -115,8 +115,8 @@ def _summarise_file(
       'Move it away.'
     )
   actions, rewards, terminals = (
-    np.concatenate([*source.rows(name, suffix, dtype, ())])[:num_rows]
-    for name, dtype in checkpoint_format.ELEMENT_DTYPES.items()
+    source.column(name, suffix)[:num_rows]
+    for name in checkpoint_format.ELEMENT_DTYPES
   )
   digest = hashlib.sha256().hexdigest()
   changes: list[FrameChange] = []
@@ -168,13 +168,15 @@ def _windows(
   source: Source, segment: Segment, all_frames: bool
 ) -> Iterator[npt.NDArray[np.uint8]]:
   """Yields frames of a file, _WINDOW_ROWS at a time."""
-  length, *frame_shape = source.header('observation', segment.suffix).shape
+  header = source.header('observation', segment.suffix)
+  length, *frame_shape = header.shape
+  checkpoint_format.check_frames(
+    source.name, header, tuple(frame_shape), np.uint8
+  )
   wanted = None if all_frames else min(length, _WINDOW_ROWS)
   left = segment.num_rows
   held = np.zeros((0, math.prod(frame_shape)), np.uint8)
-  for frames in source.rows(
-    'observation', segment.suffix, np.uint8, tuple(frame_shape), wanted
-  ):
+  for frames in source.rows('observation', segment.suffix, wanted):
     rows = frames[:left].reshape(-1, held.shape[1])
     left -= len(rows)
     held = np.concatenate([held, rows])
@@ -414,10 +416,9 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
 
 def _probe(source: Source, suffix: int) -> float:
   """Returns the seconds that reading and decompressing one row took."""
-  length, *shape = source.header('observation', suffix).shape
-  count = min(length, _PROBE_ROWS)
+  count = min(source.header('observation', suffix).shape[0], _PROBE_ROWS)
   start = time.perf_counter()
-  for _ in source.rows('observation', suffix, 'uint8', tuple(shape), count):
+  for _ in source.rows('observation', suffix, count):
     pass
   return (time.perf_counter() - start) / count
 

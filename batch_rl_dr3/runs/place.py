@@ -44,7 +44,7 @@ _VERSION_KEYS = (
   *('crc32c', 'md5Hash', 'generation', 'ETag', 'etag'),
   *('LastModified', 'mtime', 'created'),
 )
-_BUFFER_BYTES = 256 << 10
+_BUFFER_BYTES = 128 << 10
 _FIRST_CHUNK_BYTES = 256 << 10
 _CHUNK_BYTES = 8 << 20
 

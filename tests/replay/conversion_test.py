@@ -11,13 +11,9 @@ from batch_rl_dr3.replay.log import log_writer, sources
 
 def read_all(folder, element, dtype, shape=()):
   source = sources.FolderSource(folder)
-  return np.concatenate(
-    [
-      block
-      for suffix in source.suffixes()
-      for block in source.rows(element, suffix, dtype, shape)
-    ]
-  )
+  rows = np.concatenate([source.column(element, s) for s in source.suffixes()])
+  assert (rows.dtype, rows.shape[1:]) == (dtype, shape)
+  return rows
 
 
 @pytest.fixture

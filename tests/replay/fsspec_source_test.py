@@ -63,9 +63,7 @@ def make_source(proxy, url, delays, tmp_path, monkeypatch):
 
 
 def _rows(source, name, suffix, num_rows=None):
-  header = source.header(name, suffix)
-  blocks = source.rows(name, suffix, header.dtype, header.shape[1:], num_rows)
-  return np.concatenate(list(blocks))
+  return np.concatenate(list(source.rows(name, suffix, num_rows)))
 
 
 def _assert_equal(source, log):
@@ -245,7 +243,7 @@ def test_a_damaged_prefix_is_read_once_more(
   source.header('observation', 1)
   # Half of a range, which leaves a hole in the stream of gzip.
   proxy.faults = {OBSERVATION: ['cut']}
-  source._storage._retry = lambda name, read: read()
+  source._files.storage._retry = lambda name, read: read()
   assert build(source, 'mended').data_hash == expected.data_hash
   assert proxy.log['cut'] == 1
 
@@ -275,13 +273,13 @@ def test_a_prefix_reads_a_part(make_source, proxy, tmp_path, logs, cloud):
   source = make_source(url)
   source.header('observation', 0)
   read = []
-  cat_file = source._storage._filesystem.cat_file
+  cat_file = source._files.storage._filesystem.cat_file
 
   def counted(path, start, end):
     read.append(end - start)
     return cat_file(path, start=start, end=end)
 
-  source._storage._filesystem.cat_file = counted
+  source._files.storage._filesystem.cat_file = counted
   _rows(source, 'observation', 0, 30)
   size = (tmp_path / 'long' / '$store$_observation_ckpt.0.gz').stat().st_size
   assert sum(read) < 0.05 * size
@@ -297,7 +295,7 @@ def test_a_missing_file_is_named(make_source, cloud, log, tmp_path):
 
 def test_no_room_for_the_temporary_file(make_source, tmp_path):
   source = make_source()
-  source._spool_dir = str(tmp_path / 'absent')
+  source._files.spool_dir = str(tmp_path / 'absent')
   with pytest.raises(errors.WriteError, match='absent'):
     source.attribute('add_count', 0)
 

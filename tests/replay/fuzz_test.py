@@ -35,10 +35,15 @@ def _read(log, name):
   source = sources.FolderSource(log)
   if name in checkpoint_format.ATTRIBUTES:
     return source.attribute(name, 0)
-  shape = source.header('observation', 1).shape[1:]
-  dtype = checkpoint_format.ELEMENT_DTYPES.get(name, np.dtype(np.uint8))
-  row_shape = shape if name == 'observation' else ()
-  return np.concatenate(list(source.rows(name, 0, dtype, row_shape)))
+  if name == 'observation':
+    shape, dtype = source.header(name, 1)
+    checkpoint_format.check_frames(
+      checkpoint_format.file_name(name, 0),
+      source.header(name, 0),
+      shape[1:],
+      dtype,
+    )
+  return np.concatenate(list(source.rows(name, 0)))
 
 
 class _Damaged:

@@ -23,14 +23,13 @@ gives 1.6. ISA-L in a thread of its own is no faster.
 
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
-import dataclasses
 import gzip
 import math
 import os
 import pathlib
 import re
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 import urllib.parse
 import zlib
 
@@ -144,25 +143,6 @@ def read_collection(
   )
 
 
-def find_replay_logs(replay_dir: str | os.PathLike[str]) -> pathlib.Path:
-  """Returns the folder of a log's files: this one, or `replay_logs` in it."""
-  given = pathlib.Path(replay_dir)
-  for folder in (given, given / 'replay_logs'):
-    try:
-      if folder.is_dir() and found_suffixes(os.listdir(folder)):
-        return folder
-    except OSError as error:
-      raise errors.DataError(
-        f'cannot read {folder}: {error.strerror}.'
-      ) from error
-  state = 'holds no replay logs' if given.is_dir() else 'is not a folder'
-  raise errors.DataError(
-    f'{given} {state}. It must hold files such as '
-    f'{file_path("", "observation", 0)}, itself or in a folder replay_logs '
-    'within it; download or collect a log there, or correct the path.'
-  )
-
-
 def missing_suffixes(present: Iterable[int]) -> list[int]:
   """Returns the suffixes missing from 0..max."""
   there = set(present)
@@ -200,12 +180,22 @@ def list_suffixes(folder: str | os.PathLike[str]) -> list[int]:
   return complete_suffixes(folder, os.listdir(folder))
 
 
-@dataclasses.dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
   """What the header of an array file says; dtype is never object."""
 
   shape: tuple[int, ...]
   dtype: np.dtype[Any]
+
+
+def check_frames(
+  name: object, found: Header, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> None:
+  """Raises a DataError if the frames of `name` are not those of a game."""
+  if (found.shape[1:], found.dtype) != (shape, np.dtype(dtype)):
+    raise errors.DataError(
+      f'{name} has frames of {found.dtype} {found.shape[1:]}; '
+      f'{np.dtype(dtype)} {shape} is needed. Is it the data of another game?'
+    )
 
 
 @contextlib.contextmanager
@@ -283,10 +273,16 @@ def read_header(file: StoredFile) -> Header:
     return _parse_header(stream, file)
 
 
-def _fill(
-  block: npt.NDArray[Any], stream: gzip.GzipFile, file: StoredFile
-) -> None:
-  view = block.reshape(-1).view(np.uint8).data
+def _read_array(
+  stream: gzip.GzipFile,
+  file: StoredFile,
+  shape: tuple[int, ...],
+  dtype: np.dtype[Any],
+  is_last: bool,
+) -> npt.NDArray[Any]:
+  """Returns the next values of a stream, which ends there if `is_last`."""
+  array = np.empty(shape, dtype)
+  view = array.reshape(-1).view(np.uint8).data
   while view:
     count = stream.readinto(view)
     if not count:
@@ -295,6 +291,11 @@ def _fill(
         'again.'
       )
     view = view[count:]
+  if is_last and stream.read(1):
+    raise errors.DataError(
+      f'{file.name} goes on after its last row: it is damaged. Fetch it again.'
+    )
+  return array
 
 
 def read_rows(
@@ -316,16 +317,10 @@ def read_rows(
     wanted = total if num_rows is None else num_rows
     row_bytes = max(1, math.prod(row_shape) * header.dtype.itemsize)
     block_rows = max(1, _BLOCK_BYTES // row_bytes)
-    for start in range(0, wanted, block_rows):
-      count = min(block_rows, wanted - start)
-      block = np.empty((count, *row_shape), header.dtype)
-      _fill(block, stream, file)
-      yield block
-    if wanted == total and stream.read(1):
-      raise errors.DataError(
-        f'{file.name} goes on after its last row: it is damaged. Fetch it '
-        'again.'
-      )
+    for start in range(0, max(1, wanted), block_rows):
+      shape = (min(block_rows, wanted - start), *row_shape)
+      is_last = start + shape[0] == total
+      yield _read_array(stream, file, shape, header.dtype, is_last)
 
 
 def check_rows(
@@ -355,20 +350,14 @@ def read_attribute(file: StoredFile, name: str) -> npt.NDArray[np.int64]:
   """Returns add_count (int64 []) or another's rows (int64 [any]) in a file."""
   ndim = _ATTRIBUTE_NDIM[name]
   with decompressed(file) as stream:
-    header = _parse_header(stream, file)
+    shape, dtype = _parse_header(stream, file)
     if (
-      header.dtype != np.dtype(np.int64)
-      or len(header.shape) != ndim
-      or math.prod(header.shape) > _MAX_ATTRIBUTE_SIZE
+      dtype != np.dtype(np.int64)
+      or len(shape) != ndim
+      or math.prod(shape) > _MAX_ATTRIBUTE_SIZE
     ):
       raise errors.DataError(
-        f'{file.name} holds {header.dtype} of shape {header.shape}; a small '
-        f'array of int64 with {ndim} dimensions is needed.'
+        f'{file.name} holds {dtype} of shape {shape}; a small array of int64 '
+        f'with {ndim} dimensions is needed.'
       )
-    values = np.empty(header.shape, header.dtype)
-    _fill(values, stream, file)
-    if stream.read(1):
-      raise errors.DataError(
-        f'{file.name} goes on after its array: it is damaged.'
-      )
-  return values
+    return _read_array(stream, file, shape, dtype, is_last=True)

@@ -31,15 +31,10 @@ clipped to [-1, 1].
 from collections.abc import Iterator, Sequence
 import contextlib
 import functools
-import itertools
 import json
-import logging
 import os
 import pathlib
 import re
-import struct
-import tempfile
-import threading
 from typing import Any, NamedTuple, cast
 
 import gin
@@ -48,12 +43,12 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import checkpoint_format, sources
-from batch_rl_dr3.replay.log.sources import Source
+from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.replay.log.sources import RemoteFiles, Source
 from batch_rl_dr3.replay.store import validity
 from batch_rl_dr3.runs import place
 from batch_rl_dr3.runs.place import version
-from batch_rl_dr3.runs.retry import RefusedError, Retry
+from batch_rl_dr3.runs.retry import RefusedError
 
 LAST_STEPS = ('observation', 'transition')
 _TFDS_INFO = 'dataset_info.json'
@@ -79,8 +74,6 @@ _BLOCK_ROWS = 1024
 # A prefix of a file that is fetched is longer than its share of the rows.
 _PREFIX_MARGIN = 1.25
 _PREFIX_BYTES = 1 << 20
-_PNG_START = b'\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR'
-_PNG_GREY_8_BIT = bytes([8, 0])  # Bit depth and colour type.
 
 
 class _Layout(NamedTuple):
@@ -145,6 +138,10 @@ class _Steps(NamedTuple):
   is_terminal: bool  # Else it was cut.
 
 
+def _is_file(name: str) -> bool:
+  return bool(_RUN_FILE.fullmatch(name) or _TFDS_FILE.fullmatch(name))
+
+
 def is_location(location: str) -> bool:
   """Whether a path or URL is of RL Unplugged's Atari data.
 
@@ -158,26 +155,20 @@ def is_location(location: str) -> bool:
   if re.fullmatch(r'run_\d+', folder.name) and not folder.is_dir():
     folder = folder.parent
   try:
-    names = os.listdir(folder)
+    return any(map(_is_file, os.listdir(folder)))
   except OSError:
     return False
-  return any(_RUN_FILE.fullmatch(n) or _TFDS_FILE.fullmatch(n) for n in names)
 
 
 def _tf_records(path: str, is_gzip: bool, name: str) -> Iterator[bytes]:
   """Yields the records of a TFRecord file, each checked by its CRC-32C."""
   # TensorFlow takes seconds to import, and other sources do without it.
   import tensorflow as tf
+  from tensorflow.python.util import deprecation
 
   options = tf.io.TFRecordOptions(compression_type='GZIP' if is_gzip else '')
-  # All that it says is that eager code should use another reader.
-  logger = tf.get_logger()
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
+  with deprecation.silence():  # Eager code should use another reader.
     records = tf.compat.v1.io.tf_record_iterator(path, options)
-  finally:
-    logger.setLevel(level)
   try:
     yield from records
   except tf.errors.OpError as error:
@@ -278,28 +269,22 @@ def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
   return episode
 
 
-def _frame_shape(png: bytes, name: str) -> tuple[int, int]:
-  """Returns height and width of a frame, read from its header only."""
-  if not png.startswith(_PNG_START) or png[24:26] != _PNG_GREY_8_BIT:
-    raise errors.DataError(f'{name} holds a frame that is no 8-bit grey PNG.')
-  width, height = struct.unpack('>II', png[16:24])
-  return height, width
-
-
-def _decode_frame(
-  png: bytes, shape: tuple[int, ...], name: str
-) -> npt.NDArray[np.uint8]:
+def _decode_frame(png: bytes, name: str) -> npt.NDArray[np.uint8]:
   import cv2
 
-  # Before decoding: what a header claims is what is allocated.
-  if _frame_shape(png, name) != shape:
-    raise errors.DataError(
-      f'{name} holds frames of shapes {shape} and {_frame_shape(png, name)}.'
-    )
   frame = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-  if frame is None or frame.shape != shape or frame.dtype != np.uint8:
-    raise errors.DataError(f'{name} holds a frame that cannot be decoded.')
+  if frame is None or frame.ndim != 2 or frame.dtype != np.uint8:
+    raise errors.DataError(f'{name} holds a frame that is no 8-bit grey PNG.')
   return cast(npt.NDArray[np.uint8], frame)
+
+
+class _Index(NamedTuple):
+  """All of a checkpoint but its frames."""
+
+  elements: dict[str, npt.NDArray[Any]]
+  cut_rows: list[int]
+  frame_shape: tuple[int, ...]
+  part_rows: list[int]  # The rows of each file.
 
 
 @gin.configurable
@@ -312,13 +297,9 @@ class RluSource(Source):
     last_step: str = 'observation',
     stack_size: int = 4,
     update_horizon: int = 1,
-    endpoint_url: str | None = None,
-    google_token: str | None = None,
-    timeout: float = 60.0,
-    spool_dir: str | None = None,
-    retry: Retry | None = None,
+    **storage: Any,
   ):
-    """Reads nothing yet; the last five arguments are as FsspecSource has them.
+    """Reads nothing yet; the further arguments are those of RemoteFiles.
 
     Args:
       url: .../atari_episodes_ordered/<Game>/run_<n>, or the folder of
@@ -326,11 +307,7 @@ class RluSource(Source):
       last_step: what an episode's last step is: 'observation' or 'transition'.
       stack_size: frames in a state; stack_size - 1 rows are padding.
       update_horizon: steps in a transition, for invalid_range.
-      endpoint_url: where gs:// is served.
-      google_token: gcsfs's token.
-      timeout: of a connection, in seconds.
-      spool_dir: it also takes 9 bytes per row read so far.
-      retry: how reads are tried again.
+      **storage: see above.
     """
     if last_step not in LAST_STEPS:
       raise errors.ConfigError(
@@ -340,45 +317,37 @@ class RluSource(Source):
     self._last_step = last_step
     self._stack_size = stack_size
     self._update_horizon = update_horizon
-    self._spool_dir = spool_dir
-    self._index_lock = threading.Lock()
     self._is_local = '://' not in url
     self.name = url.rstrip('/')
     folder, _, last = self.name.rpartition('/')
     self._run = last if re.fullmatch(r'run_\d+', last) else None
     self._is_tfds = self._run is None
-    self._layout = _TFDS if self._is_tfds else _BUCKET
-    self._storage = place.open_data(
-      self.name if self._is_tfds else folder or '.',
-      Retry() if retry is None else retry,
-      endpoint_url,
-      google_token,
-      timeout,
+    self._files = RemoteFiles(
+      self.name if self._is_tfds else folder or '.', **storage
     )
-    self.count = self._storage.count
-    self.endpoint = sources.find_endpoint(self._storage.name, endpoint_url)
+    self.count = self._files.storage.count
+    self.endpoint = self._files.endpoint
+    self._indexes: dict[int, _Index] = {}
 
   @functools.cached_property
   def _shards(self) -> dict[int, list[_Shard]]:
     """The files of each suffix, as listed once."""
+    url = self._files.storage.name
     if _SHUFFLED_LOCATION.search(f'{self.name}/'):
       raise errors.DataError(f'{self.name} {_SHUFFLED}')
-    infos = self._storage.listing(
-      lambda name: bool(_RUN_FILE.fullmatch(name) or _TFDS_FILE.fullmatch(name))
-    )
+    infos = self._files.storage.listing(_is_file)
     shards: dict[int, list[_Shard]] = {}
     runs: set[str] = set()
     for name, info in sorted(infos.items()):
-      if match := _TFDS_FILE.fullmatch(name):
-        if self._is_tfds:
-          kind, part, num_parts = match.group(2, 3, 4)
-          shards.setdefault(int(match[1]), []).append(
-            _Shard(int(part), int(num_parts), kind == 'array_record', info)
-          )
-      elif match := _RUN_FILE.fullmatch(name):
+      if match := _RUN_FILE.fullmatch(name):
         runs.add(match[1])
         if match[1] == self._run:
           shards[int(match[2])] = [_Shard(0, int(match[3]), False, info)]
+      elif self._is_tfds and (match := _TFDS_FILE.fullmatch(name)):
+        kind, part, num_parts = match.group(2, 3, 4)
+        shards.setdefault(int(match[1]), []).append(
+          _Shard(int(part), int(num_parts), kind == 'array_record', info)
+        )
     totals = {part.num_parts for parts in shards.values() for part in parts}
     if not self._is_tfds and len(totals) > 1:
       raise errors.DataError(
@@ -388,8 +357,7 @@ class RluSource(Source):
     if not shards and runs:
       named = ', '.join(sorted(runs, key=lambda run: int(run[4:])))
       raise errors.DataError(
-        f'{self._storage.name} holds {named}. Name one of them, such as '
-        f'{self._storage.name}/{min(runs)}.'
+        f'{url} holds {named}. Name one of them, such as {url}/{min(runs)}.'
       )
     return shards
 
@@ -405,8 +373,8 @@ class RluSource(Source):
       num_parts = parts[0].num_parts if self._is_tfds else 1
       if [part.part for part in parts] != list(range(num_parts)):
         raise errors.DataError(
-          f'{self._storage.name} lacks parts of checkpoint {suffix}: there '
-          f'are {len(parts)} of {num_parts}. Fetch them again.'
+          f'{self._files.storage.name} lacks parts of checkpoint {suffix}: '
+          f'there are {len(parts)} of {num_parts}. Fetch them again.'
         )
     return sorted(self._shards)
 
@@ -414,12 +382,12 @@ class RluSource(Source):
   def missing_suffixes(self) -> list[int]:
     # How many there are is in the names of the bucket's files, and in TFDS's
     # dataset_info.json.
+    there = self.suffixes()
     if self._is_tfds:
       expected = {suffix for suffix, _ in self._num_episodes}
     else:
-      totals = {shards[0].num_parts for shards in self._shards.values()}
-      expected = set(range(max(totals)))
-    return sorted(expected - set(self.suffixes()))
+      expected = set(range(self._shards[there[0]][0].num_parts))
+    return sorted(expected - set(there))
 
   @override
   def fingerprint(self) -> list[Any]:
@@ -442,30 +410,26 @@ class RluSource(Source):
 
   @override
   def header(self, element: str, suffix: int) -> checkpoint_format.Header:
-    num_rows = len(self._index(suffix)['action'])
+    index = self._index(suffix)
+    shape = (len(index.elements['action']),)
     if element == 'observation':
-      shape = self._index(suffix)['frame_shape'].tolist()
-      return checkpoint_format.Header((num_rows, *shape), np.dtype(np.uint8))
+      return checkpoint_format.Header(
+        shape + index.frame_shape, np.dtype(np.uint8)
+      )
     dtype = checkpoint_format.ELEMENT_DTYPES[element]
-    return checkpoint_format.Header((num_rows,), dtype)
+    return checkpoint_format.Header(shape, dtype)
 
   @override
   def rows(
-    self,
-    element: str,
-    suffix: int,
-    dtype: npt.DTypeLike,
-    row_shape: tuple[int, ...],
-    num_rows: int | None = None,
+    self, element: str, suffix: int, num_rows: int | None = None
   ) -> Iterator[npt.NDArray[Any]]:
-    header = self.header(element, suffix)
-    name = f'{self.name}, checkpoint {suffix},'
-    checkpoint_format.check_rows(name, header, dtype, row_shape, num_rows)
-    left = header.shape[0] if num_rows is None else num_rows
+    index = self._index(suffix)
     if element != 'observation':
-      yield self._index(suffix)[element][:left]
+      yield index.elements[element][:num_rows]
       return
-    for block in self._frame_blocks(suffix, left, row_shape, name):
+    name = f'{self.name}, checkpoint {suffix},'
+    left = len(index.elements['action']) if num_rows is None else num_rows
+    for block in self._frame_blocks(suffix, index, left, name):
       yield block[:left]
       left -= min(left, len(block))
       if not left and num_rows is not None:
@@ -474,72 +438,44 @@ class RluSource(Source):
       raise errors.DataError(f'{name} ends {left} rows early. Fetch it again.')
 
   @override
-  def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
-    # Those of a buffer that was as large as the file, filled once.
-    num_rows = self.header('action', suffix).shape[0]
-    if name == 'add_count':
-      return np.array(num_rows, np.int64)
+  def segment(self, suffix: int) -> validity.Segment:
+    # That of a buffer that was as large as the file, filled once.
+    index = self._index(suffix)
+    num_rows = len(index.elements['action'])
     around_cursor = validity.cursor_range(
       0, num_rows, self._stack_size, self._update_horizon
     )
-    return np.concatenate([around_cursor, self._index(suffix)['cut']])
-
-  @override
-  def cut_rows(self, suffix: int) -> list[int]:
-    cuts: list[int] = self._index(suffix)['cut'].tolist()
-    return cuts
-
-  def _num_rows(self, episode: _Steps) -> int:
-    """Returns how many of an episode's steps become rows."""
-    num_steps = len(episode.actions)
-    return num_steps - 1 if self._last_step == 'observation' else num_steps
-
-  def _index(self, suffix: int) -> Any:
-    """Returns all but the frames of a suffix by name, from a file made once."""
-    path = pathlib.Path(self._index_dir.name, f'{suffix}.npz')
-    with self._index_lock:
-      if not path.exists():
-        np.savez(path, **self._make_index(suffix))
-    return np.load(path)
-
-  @functools.cached_property
-  def _index_dir(self) -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(
-      prefix='batch_rl_dr3_', dir=self._spool_dir
+    return validity.Segment(
+      suffix=suffix,
+      first_row=0,
+      num_rows=num_rows,
+      num_rows_in_source=num_rows,
+      add_count=num_rows,
+      invalid_range=[*around_cursor.tolist(), *index.cut_rows],
+      read_to_end=True,
+      cut_rows=index.cut_rows,
     )
 
-  def _make_index(self, suffix: int) -> dict[str, npt.NDArray[Any]]:
-    """Returns all rows but the frames, and part_rows, the rows of each file."""
+  def _index(self, suffix: int) -> _Index:
+    if suffix not in self._indexes:
+      self._indexes[suffix] = self._make_index(suffix)
+    return self._indexes[suffix]
+
+  def _make_index(self, suffix: int) -> _Index:
     name = f'{self.name}, checkpoint {suffix},'
-    num_padding = self._stack_size - 1
     columns: dict[str, list[npt.NDArray[Any]]] = {
       element: [] for element in checkpoint_format.ELEMENT_DTYPES
     }
-    cut: list[int] = []
+    cut_rows: list[int] = []
     part_rows: list[int] = []
     num_rows = 0
     shape = before = None
     for shard in self._parts(suffix):
-      start = num_rows
-      for episode in self._whole_episodes(suffix, shard):
-        if before is not None and episode.checkpoint != before.checkpoint:
-          raise errors.DataError(
-            f'{name} mixes the checkpoints {before.checkpoint} and '
-            f'{episode.checkpoint}; a file of one checkpoint is needed.'
-          )
-        if before is not None and episode.number <= before.number:
-          raise errors.DataError(
-            f'{name} holds episode {episode.number} after episode '
-            f'{before.number}; they are needed in the order of play.'
-          )
-        if self._last_step == 'observation' and episode.rewards[-1] != 0:
-          raise errors.DataError(
-            f'{name}: the last step of episode {episode.number} has the reward '
-            f'{episode.rewards[-1]}, which counts in its return, so it is more '
-            "than an observation. Set RluSource.last_step = 'transition'."
-          )
+      part_rows.append(-num_rows)
+      for episode in self._episodes(suffix, shard):
+        self._check_order(name, before, episode)
         before = episode
-        shape = shape or _frame_shape(episode.frames[0], name)
+        shape = shape or _decode_frame(episode.frames[0], name).shape
         count = self._num_rows(episode)
         if not count:
           continue
@@ -549,132 +485,139 @@ class RluSource(Source):
         values = [episode.actions[:count], rewards, terminals]
         own: npt.NDArray[Any]
         for column, own in zip(columns.values(), values, strict=True):
-          column += [np.zeros(num_padding, own.dtype), own]
-        num_rows += num_padding + count
+          column += [np.zeros(self._stack_size - 1, own.dtype), own]
+        num_rows += self._stack_size - 1 + count
         if not episode.is_terminal:
-          cut.append(num_rows - 1)
-      part_rows.append(num_rows - start)
-    if not num_rows:
+          cut_rows.append(num_rows - 1)
+      part_rows[-1] += num_rows
+    if shape is None or not num_rows:
       raise errors.DataError(f'{name} holds no transition.')
-    return {
-      **{element: np.concatenate(found) for element, found in columns.items()},
-      'cut': np.array(cut, np.int64),
-      'frame_shape': np.array(shape, np.int64),
-      'part_rows': np.array(part_rows, np.int64),
-    }
+    elements = {e: np.concatenate(found) for e, found in columns.items()}
+    return _Index(elements, cut_rows, shape, part_rows)
+
+  def _check_order(
+    self, name: str, before: _Steps | None, episode: _Steps
+  ) -> None:
+    if before is not None and episode.checkpoint != before.checkpoint:
+      raise errors.DataError(
+        f'{name} mixes the checkpoints {before.checkpoint} and '
+        f'{episode.checkpoint}; a file of one checkpoint is needed.'
+      )
+    if before is not None and episode.number <= before.number:
+      raise errors.DataError(
+        f'{name} holds episode {episode.number} after episode '
+        f'{before.number}; they are needed in the order of play.'
+      )
+    if self._last_step == 'observation' and episode.rewards[-1] != 0:
+      raise errors.DataError(
+        f'{name}: the last step of episode {episode.number} has the reward '
+        f'{episode.rewards[-1]}, which counts in its return, so it is more '
+        "than an observation. Set RluSource.last_step = 'transition'."
+      )
+
+  def _num_rows(self, episode: _Steps) -> int:
+    """Returns how many of an episode's steps become rows."""
+    return len(episode.actions) - (self._last_step == 'observation')
 
   def _frame_blocks(
-    self, suffix: int, num_rows: int, shape: tuple[int, ...], name: str
+    self, suffix: int, index: _Index, num_rows: int, name: str
   ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yields the frames of at least the first rows of a checkpoint."""
-    all_part_rows = self._index(suffix)['part_rows'].tolist()
+    shape = index.frame_shape
     for shard, part_rows in zip(
-      self._parts(suffix), all_part_rows, strict=True
+      self._parts(suffix), index.part_rows, strict=True
     ):
       if num_rows <= 0:
         return
       share = min(1.0, num_rows / max(1, part_rows))
       num_rows -= part_rows
-      for episode in self._first_episodes(suffix, shard, share):
+      for episode in self._episodes(suffix, shard, share):
         count = self._num_rows(episode)
         if count:
           yield np.zeros((self._stack_size - 1, *shape), np.uint8)
         for start in range(0, count, _BLOCK_ROWS):
-          frames = episode.frames[start : min(count, start + _BLOCK_ROWS)]
-          yield np.stack([_decode_frame(png, shape, name) for png in frames])
+          pngs = episode.frames[start : min(count, start + _BLOCK_ROWS)]
+          frames = [_decode_frame(png, name) for png in pngs]
+          shapes = {frame.shape for frame in frames}
+          if shapes != {shape}:
+            raise errors.DataError(f'{name} holds frames of shapes {shapes}.')
+          yield np.stack(frames)
 
   def _parts(self, suffix: int) -> list[_Shard]:
     if suffix not in self._shards:
       raise errors.DataError(f'{self.name} has no checkpoint {suffix}.')
     return self._shards[suffix]
 
-  def _whole_episodes(self, suffix: int, shard: _Shard) -> Iterator[_Steps]:
-    """Yields the episodes of a file that was fetched whole and checked."""
-    num_episodes = 0
-    with self._open_shard(shard) as (path, name):
-      for episode in self._episodes(path, shard, name):
+  def _episodes(
+    self, suffix: int, shard: _Shard, share: float | None = None
+  ) -> Iterator[_Steps]:
+    """Yields the episodes of a file that is fetched whole and checked.
+
+    With the `share` of its rows that is wanted, the file has been checked
+    before. Of a far one, only a prefix is fetched first; its records' checksums
+    vouch for it.
+    """
+    num_done = num_episodes = 0
+    size = shard.info['size']
+    num_bytes = int(_PREFIX_MARGIN * (share or 0) * size) + _PREFIX_BYTES
+    is_far = not (self._is_local or shard.is_array_record)
+    if share is not None and is_far and num_bytes < size:
+      # It ends within a record; where that is too early, all is fetched.
+      with contextlib.suppress(errors.DataError):
+        for episode in self._read(shard, num_bytes):
+          yield episode
+          num_done += 1
+    is_known = share is not None
+    for num_episodes, episode in enumerate(
+      self._read(shard, None, is_known), 1
+    ):
+      if num_episodes > num_done:
         yield episode
-        num_episodes += 1
     # gzip knows its end; TFDS's files do not.
     if self._is_tfds:
       stated = self._num_episodes.get((suffix, shard.part))
       if num_episodes != stated:
         raise errors.DataError(
-          f'{name} holds {num_episodes} episodes; {_TFDS_INFO} states '
-          f'{stated}. Fetch it again.'
+          f'{self._files.storage.file(shard.info).name} holds {num_episodes} '
+          f'episodes; {_TFDS_INFO} states {stated}. Fetch it again.'
         )
 
-  def _first_episodes(
-    self, suffix: int, shard: _Shard, share: float
+  def _read(
+    self, shard: _Shard, num_bytes: int | None, is_known: bool = False
   ) -> Iterator[_Steps]:
-    """Yields episodes until the caller has a share of the file's rows.
-
-    Of a far file only a prefix is fetched first; its records' checksums vouch.
-    """
-    size = shard.info['size']
-    num_bytes = int(_PREFIX_MARGIN * share * size) + _PREFIX_BYTES
-    num_done = 0
-    if self._is_local:
-      path = str(shard.info['name'])
-      yield from self._episodes(path, shard, path)
-      return
-    if num_bytes < size and not shard.is_array_record:
-      file = self._storage.file(shard.info)
-      with (
-        tempfile.NamedTemporaryFile(dir=self._spool_dir) as prefix,
-        file.open() as stream,
-      ):
-        while prefix.tell() < num_bytes:
-          prefix.write(stream.read(num_bytes - prefix.tell()))
-        prefix.flush()
-        # It ends within a record; where that is too early, all is fetched.
-        with contextlib.suppress(errors.DataError):
-          for episode in self._episodes(prefix.name, shard, file.name):
-            yield episode
-            num_done += 1
-    episodes = self._whole_episodes(suffix, shard)
-    yield from itertools.islice(episodes, num_done, None)
-
-  @contextlib.contextmanager
-  def _open_shard(self, shard: _Shard) -> Iterator[tuple[str, str]]:
-    """Gives the path of a whole file, and what messages call it."""
+    """Yields the episodes of a file, or of its first bytes."""
 
     def check(file: place.StoredFile) -> None:
       if not self._is_tfds:
         checkpoint_format.check_gzip(file)
 
-    if self._is_local:
-      path = str(shard.info['name'])
-      check(place.local_file(path))
-      yield path, path
-      return
-    info, spool_dir = shard.info, self._spool_dir
-    with (
-      sources.open_whole(self._storage, info, spool_dir, check) as file,
-      file.open() as stream,
-    ):
-      yield f'/proc/self/fd/{stream.fileno()}', file.name
-
-  def _episodes(self, path: str, shard: _Shard, name: str) -> Iterator[_Steps]:
-    if shard.is_array_record:
-      records = _array_records(path, name)
-    else:
-      records = _tf_records(path, not self._is_tfds, name)
-    for record in records:
-      yield _parse(record, self._layout, name)
+    with contextlib.ExitStack() as stack:
+      if self._is_local:
+        path = name = str(shard.info['name'])
+        if not is_known:
+          check(place.local_file(path))
+      else:
+        fetched = self._files.fetch(shard.info, check, num_bytes)
+        file = stack.enter_context(fetched)
+        stream = stack.enter_context(file.open())
+        path, name = f'/proc/self/fd/{stream.fileno()}', file.name
+      if shard.is_array_record:
+        records = _array_records(path, name)
+      else:
+        records = _tf_records(path, not self._is_tfds, name)
+      for record in records:
+        yield _parse(record, _TFDS if self._is_tfds else _BUCKET, name)
 
   @functools.cached_property
   def _num_episodes(self) -> dict[tuple[int, int], int]:
     """What TFDS states of its files: (suffix, part) to a number of episodes."""
-    infos = self._storage.listing(lambda name: name == _TFDS_INFO)
+    infos = self._files.storage.listing(lambda name: name == _TFDS_INFO)
     if not infos:
       raise errors.DataError(
-        f'{self._storage.name} lacks {_TFDS_INFO}, without which nobody can '
-        'tell whether its files are whole. Fetch it too.'
+        f'{self._files.storage.name} lacks {_TFDS_INFO}, without which nobody '
+        'can tell whether its files are whole. Fetch it too.'
       )
-    with sources.open_whole(
-      self._storage, infos[_TFDS_INFO], self._spool_dir, lambda _: None
-    ) as file:
+    with self._files.fetch(infos[_TFDS_INFO], lambda _: None) as file:
       try:
         with file.open() as stream:
           splits = json.loads(stream.read(_MAX_INFO_BYTES))['splits']

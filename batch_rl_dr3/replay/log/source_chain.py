@@ -177,7 +177,7 @@ def open_source(
             f'{source.name} is out of reach: {endpoint} does not answer '
             f'({answers[endpoint]}).'
           )
-      source.attribute('add_count', source.suffixes()[0])
+      source.segment(source.suffixes()[0])
     except RefusedError as error:
       refusals.append(str(error))
       if len(locations) > 1:

@@ -177,10 +177,7 @@ class ReplayStore:
     self.stack_size = stack_size
     self.manifest: dict[str, Any] = verify(folder)
     try:
-      self.segments = tuple(
-        Segment(**{**file, 'invalid_range': tuple(file['invalid_range'])})
-        for file in self.manifest['files']
-      )
+      self.segments = tuple(Segment(**f) for f in self.manifest['files'])
       first_row = 0
       for segment in self.segments:
         segment.check_counts(folder / MANIFEST)
@@ -193,6 +190,7 @@ class ReplayStore:
       self.rewards = self._load('reward')
       self.terminals = self._load('terminal')
       self._drawn = self._load('drawn') if self.is_drawn else None
+      self.observation_shape = self.header('observation').shape[1:]
       self._frames = self._open_frames()
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise _damaged(folder, str(error)) from error
@@ -202,9 +200,8 @@ class ReplayStore:
     self._num_rows = np.array([s.num_rows for s in self.segments])
 
   def _parts(self) -> Iterator[tuple[pathlib.Path, int, shards.Records]]:
-    for segment, part in zip(
-      self.segments, self.manifest['parts'], strict=True
-    ):
+    parts = self.manifest['parts']
+    for segment, part in zip(self.segments, parts, strict=True):
       folder = self.folder / str(segment.suffix)
       yield folder, segment.num_rows, part['files']
 
@@ -216,20 +213,25 @@ class ReplayStore:
         for folder, _, records in self._parts()
       ]
     )
-    described = {'dtype': array.dtype.str, 'shape': list(array.shape)}
-    if described != self.manifest['arrays'][name]:
+    if checkpoint_format.Header(array.shape, array.dtype) != self.header(name):
       raise ValueError(f'{file} is not what the manifest says')
     return array
 
   def _open_frames(self) -> shards.Frames:
-    described = self.manifest['arrays']['observation']
-    self.observation_shape = tuple(described['shape'][1:])
+    shape, dtype = self.header('observation')
     return shards.open_frames(
       self.manifest['codec'],
       self._parts(),
       self.manifest['shard_rows'],
-      self.observation_shape,
-      np.dtype(described['dtype']),
+      shape[1:],
+      dtype,
+    )
+
+  def header(self, element: str) -> checkpoint_format.Header:
+    """Returns the shape and dtype of one element of all rows."""
+    array = self.manifest['arrays'][element]
+    return checkpoint_format.Header(
+      tuple(array['shape']), np.dtype(array['dtype'])
     )
 
   @property
@@ -250,8 +252,8 @@ class ReplayStore:
   @property
   def num_frame_bytes(self) -> int:
     """The bytes of all frames."""
-    pixels = math.prod(self.observation_shape)
-    return self.num_rows * pixels * self._frames.dtype.itemsize
+    shape, dtype = self.header('observation')
+    return math.prod(shape) * dtype.itemsize
 
   def frames(self, rows: npt.ArrayLike) -> npt.NDArray[Any]:
     """Returns the single frames at any rows, [n, *observation_shape]."""
@@ -390,10 +392,7 @@ class ReplayStore:
 
 
 class StoreSource(Source):
-  """What a store took of each file of a log, as the files of a source.
-
-  A prefix of a file reads as if its buffer had been stopped there.
-  """
+  """What a store took of each file of a log, as the files of a source."""
 
   def __init__(self, folder: str | os.PathLike[str]):
     self._store = ReplayStore(
@@ -418,11 +417,6 @@ class StoreSource(Source):
     return missing
 
   @override
-  def cut_rows(self, suffix: int) -> list[int]:
-    segment = self.segment(suffix)
-    return [row for row in segment.cut_rows if row < segment.num_rows]
-
-  @override
   def fingerprint(self) -> list[Any]:
     return [self._store.data_hash]
 
@@ -439,26 +433,14 @@ class StoreSource(Source):
 
   @override
   def header(self, element: str, suffix: int) -> checkpoint_format.Header:
-    array = self._store.manifest['arrays'][element]
-    shape = (self.segment(suffix).num_rows, *array['shape'][1:])
-    return checkpoint_format.Header(shape, np.dtype(array['dtype']))
+    (_, *row_shape), dtype = self._store.header(element)
+    shape = (self.segment(suffix).num_rows, *row_shape)
+    return checkpoint_format.Header(shape, dtype)
 
   @override
   def rows(
-    self,
-    element: str,
-    suffix: int,
-    dtype: npt.DTypeLike,
-    row_shape: tuple[int, ...],
-    num_rows: int | None = None,
+    self, element: str, suffix: int, num_rows: int | None = None
   ) -> Iterator[npt.NDArray[Any]]:
-    checkpoint_format.check_rows(
-      f'{element} of suffix {suffix} in {self.name}',
-      self.header(element, suffix),
-      dtype,
-      row_shape,
-      num_rows,
-    )
     segment = self.segment(suffix)
     start = segment.first_row
     end = start + (segment.num_rows if num_rows is None else num_rows)
@@ -467,12 +449,3 @@ class StoreSource(Source):
       return
     for row in range(start, end, _BLOCK_FRAMES):
       yield self._store.frames(np.arange(row, min(row + _BLOCK_FRAMES, end)))
-
-  @override
-  def attribute(self, name: str, suffix: int) -> npt.NDArray[np.int64]:
-    segment = self.segment(suffix)
-    if name == 'add_count':
-      count = segment.add_count if segment.is_whole else segment.num_rows
-      return np.array(count, np.int64)
-    invalid = np.array(segment.invalid_range, np.int64)
-    return invalid[invalid < segment.num_rows]

@@ -28,7 +28,7 @@ import shutil
 import socket
 import threading
 import time
-from typing import Any
+from typing import IO, Any
 import uuid
 
 from absl import logging
@@ -41,13 +41,12 @@ from batch_rl_dr3.config import progress as progress_bars
 from batch_rl_dr3.replay.log import checkpoint_format, source_chain, sources
 from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import read, shards
-from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.replay.store.read import (
   MAX_RESIDENT_BYTES,
   ReplayStore,
   ReplayTransitions,
 )
-from batch_rl_dr3.replay.store.subset import Subset
+from batch_rl_dr3.replay.store.subset import Subset, draw, rows_needed
 from batch_rl_dr3.replay.store.validity import Segment
 from batch_rl_dr3.runs import atomic
 from batch_rl_dr3.runs.retry import RefusedError
@@ -67,8 +66,6 @@ _TRIVIAL_BYTES = 256 << 20
 _MAX_THREADS = 4
 # What nothing was written to for so long is left over from another machine.
 _ABANDONED_SECONDS = 86_400
-# Keeps the draw of held-out rows apart from the subset's of the same seed.
-_HELD_OUT_STREAM = 1
 # What a part of a subset that is drawn has besides.
 _TABLE_DTYPES: dict[str, np.dtype[Any]] = {
   'source_row': np.dtype(np.int64),
@@ -138,9 +135,7 @@ def open_store(
       f'open_store.codec is {codec!r}; it must be one of '
       f'{", ".join(shards.CODECS)}.'
     )
-  check_frame = functools.partial(
-    _check_frame, (tuple(observation_shape), np.dtype(observation_dtype))
-  )
+  shape = tuple(observation_shape)
   if isinstance(replay, str | os.PathLike):
     replay = checkpoint_format.local_path(os.fspath(replay))
   if isinstance(replay, str) and read.is_store(replay):
@@ -148,7 +143,9 @@ def open_store(
   else:
     source = source_chain.make_source(replay)
     header = source.header('observation', source.suffixes()[0])
-    check_frame(source.name, header.shape[1:], header.dtype)
+    checkpoint_format.check_frames(
+      source.name, header, shape, observation_dtype
+    )
     key = _store_key(source, subset, stack_size, codec)
     folder = pathlib.Path(cache_dir) / key
     if not folder.exists():
@@ -161,8 +158,9 @@ def open_store(
       f'{subset.record()} is asked for. Name another store, or bind Subset as '
       'it is.'
     )
-  dtype = np.dtype(manifest['arrays']['observation']['dtype'])
-  check_frame(str(store.folder), store.observation_shape, dtype)
+  checkpoint_format.check_frames(
+    store.folder, store.header('observation'), shape, observation_dtype
+  )
   _check_actions(manifest['source'], manifest['max_action'], num_actions)
   if manifest['format_version'] < read.FORMAT_VERSION:
     logging.warning(
@@ -179,19 +177,6 @@ def open_store(
       checkpoint_format.format_suffixes(manifest['missing_suffixes']),
     )
   return store
-
-
-def _check_frame(
-  wanted: tuple[tuple[int, ...], np.dtype[Any]],
-  name: str,
-  shape: tuple[int, ...],
-  dtype: np.dtype[Any],
-) -> None:
-  if (shape, dtype) != wanted:
-    raise errors.DataError(
-      f'{name} has frames of {dtype} {shape}; {wanted[1]} {wanted[0]} is '
-      'needed. Is it the data of another game?'
-    )
 
 
 def _check_actions(
@@ -239,11 +224,11 @@ def build(
   are whole, unless the disk is full, which is left as it was.
   """
   cache_dir = folder.parent
-  lock = cache_dir / f'.{folder.name[:_NAME_LENGTH]}.lock'
   building = cache_dir / f'.{folder.name}.building'
-  try:
+  with atomic.file_errors(folder):
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _lock(lock) as is_alone:
+    with open(cache_dir / f'.{folder.name[:_NAME_LENGTH]}.lock', 'w') as file:
+      is_alone = _lock(file)
       if folder.exists():
         return
       _remove_leftovers(building, is_alone)
@@ -252,11 +237,9 @@ def build(
       try:
         building.mkdir(exist_ok=True)
         parts.extract(progress)
-        manifest = _manifest(parts, subset, stack_size)
-        atomic.write_text(
-          building / read.MANIFEST, read.manifest_text(manifest)
-        )
-        _rename(building, folder)
+        text = read.manifest_text(_manifest(parts))
+        atomic.write_text(building / read.MANIFEST, text)
+        os.rename(building, folder)
       except (OSError, errors.WriteError):
         shutil.rmtree(building, ignore_errors=True)
         # Where locks do not work, another builder may have won.
@@ -265,24 +248,15 @@ def build(
       finally:
         with contextlib.suppress(OSError):
           building.rmdir()  # Nothing is kept of a build that came to nothing.
-  except OSError as error:
-    raise atomic.FileError(folder, error) from error
 
 
-def _rename(temporary: pathlib.Path, folder: pathlib.Path) -> None:
-  os.rename(temporary, folder)
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[bool]:
-  """Waits for other builders; yields False where locks do not work."""
-  with open(path, 'w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX)
-      is_alone = True
-    except OSError:
-      is_alone = False
-    yield is_alone
+def _lock(file: IO[str]) -> bool:
+  """Waits for other builders; returns False where locks do not work."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX)
+  except OSError:
+    return False
+  return True
 
 
 def _remove_leftovers(building: pathlib.Path, is_alone: bool) -> None:
@@ -311,14 +285,11 @@ def _is_abandoned(path: pathlib.Path) -> bool:
 class _FilePlan:
   """What one file of the log gives to the store."""
 
-  segment: dict[str, Any]  # The fields of its Segment, as in the manifest.
+  segment: Segment
   num_held: int  # Its rows that are read; those behind them are ignored.
-  drawn: npt.NDArray[np.bool_] | None = None  # Whether a row's transition was.
-  kept: npt.NDArray[np.int64] | None = None  # Ascending rows; None is all.
-
-  @property
-  def suffix(self) -> int:
-    return int(self.segment['suffix'])
+  # Of a draw, ascending rows: where transitions start, and all they need.
+  drawn: npt.NDArray[np.int64] | None = None
+  kept: npt.NDArray[np.int64] | None = None
 
 
 def _plan(
@@ -330,125 +301,43 @@ def _plan(
     counts = pool.map(functools.partial(sources.count_rows, source), suffixes)
     lengths = dict(zip(suffixes, counts, strict=True))
     wanted = subset.rows_per_file(list(lengths.items()), stack_size)
-    wholes = list(
-      pool.map(functools.partial(sources.whole_segment, source), wanted)
-    )
-  files: list[_FilePlan] = []
+    wholes = list(pool.map(source.segment, wanted))
+  segments = []
   for whole in wholes:
     whole.check_counts(source.name)
     if isinstance(source, sources.LogSource):  # Others say no cursor's range.
       whole.check_cursor(source.name)
-    rows = wanted[whole.suffix]
-    segment = {
-      **dataclasses.asdict(whole),
-      'num_rows': min(rows, whole.num_rows),
-      'read_to_end': rows == lengths[whole.suffix],
-    }
-    del segment['num_drawn']
-    if not whole.cut_rows:  # As in stores that were made before it was known.
-      del segment['cut_rows']
-    if segment['num_rows']:
-      files.append(_FilePlan(segment, segment['num_rows']))
-  if not files:
+    count = wanted[whole.suffix]
+    segment = dataclasses.replace(
+      whole,
+      first_row=0,
+      num_rows=min(count, whole.num_rows),
+      read_to_end=count == lengths[whole.suffix],
+    )
+    if segment.num_rows:
+      segments.append(segment)
+  if not segments:
     raise errors.DataError(
       f'{source.name} holds no rows: its buffers are empty.'
     )
+  drawn: list[Any] = [None] * len(segments)
   if subset.is_drawn:
-    files = _draw(source, files, subset, lengths, stack_size)
+    terminals = [
+      source.column('terminal', s.suffix)[: s.num_rows] for s in segments
+    ]
+    drawn = draw(subset, segments, terminals, lengths, stack_size)
+  files: list[_FilePlan] = []
   first_row = 0
-  for file in files:
-    file.segment['first_row'] = first_row
-    first_row += file.segment['num_rows']
-  files = [file for file in files if file.segment['num_rows']]
-  used = {file.suffix for file in files}
+  for segment, rows in zip(segments, drawn, strict=True):
+    own, kept = dataclasses.replace(segment, first_row=first_row), None
+    if rows is not None:
+      kept = rows_needed(rows, segment.num_rows, stack_size)
+      own = dataclasses.replace(own, num_rows=len(kept), num_drawn=len(rows))
+    if own.num_rows:
+      files.append(_FilePlan(own, segment.num_rows, rows, kept))
+    first_row += own.num_rows
+  used = {file.segment.suffix for file in files}
   return files, [suffix for suffix in lengths if suffix not in used]
-
-
-def _draw(
-  source: Source,
-  files: list[_FilePlan],
-  subset: Subset,
-  lengths: dict[int, int],
-  stack_size: int,
-) -> list[_FilePlan]:
-  base = dataclasses.replace(subset, num_held_out=0)
-  assert isinstance(base.seed, int)
-  valid: list[npt.NDArray[np.bool_]] = []
-  drawn: list[npt.NDArray[np.int64]] = []
-  for number, file in enumerate(files):
-    dtype = checkpoint_format.ELEMENT_DTYPES['terminal']
-    blocks = source.rows('terminal', file.suffix, dtype, ())
-    terminals = np.concatenate(list(blocks))[: file.num_held]
-    segment = Segment(**file.segment)
-    rows = segment.valid_rows(
-      terminals, stack_size, replay_subset.UPDATE_HORIZON
-    )
-    valid.append(_mask(rows, file.num_held))
-    if base.rule == 'episodes':
-      in_time = segment.rows_in_time()
-      places = replay_subset.draw_episodes(
-        terminals[in_time], base.num_drawn(file.num_held), [base.seed, number]
-      )
-      rows = np.sort(in_time[places])
-      drawn.append(rows[valid[-1][rows]])
-  if base.rule == 'episodes' and not any(map(len, drawn)):
-    raise errors.ConfigError(
-      f'no file of {source.name} holds a whole episode, so that none can be '
-      "drawn. Use another Subset.rule, such as 'prefix'."
-    )
-  if base.rule == 'uniform':
-    count = base.num_drawn(sum(file.num_held for file in files))
-    drawn = replay_subset.draw_rows(valid, count, [base.seed])
-  if subset.num_held_out:
-    if base.is_drawn:
-      horizon = replay_subset.UPDATE_HORIZON
-      learnt = [np.concatenate([rows, rows + horizon]) for rows in drawn]
-    else:
-      counts = base.rows_per_file(list(lengths.items()), stack_size)
-      learnt = [
-        np.arange(min(counts.get(file.suffix, 0), file.num_held))
-        for file in files
-      ]
-    drawn = _draw_others(valid, learnt, subset.num_held_out, base.seed)
-  plans = []
-  for file, rows in zip(files, drawn, strict=True):
-    kept = replay_subset.rows_needed(rows, file.num_held, stack_size)
-    fields = {**file.segment, 'num_rows': len(kept), 'num_drawn': len(rows)}
-    mask = _mask(rows, file.num_held)
-    plans.append(_FilePlan(fields, file.num_held, mask, kept))
-  return plans
-
-
-def _mask(rows: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
-  mask = np.zeros(length, np.bool_)
-  mask[rows] = True
-  return mask
-
-
-def _draw_others(
-  valid: list[npt.NDArray[np.bool_]],
-  learnt: list[npt.NDArray[np.int64]],
-  count: int,
-  seed: int,
-) -> list[npt.NDArray[np.int64]]:
-  """Returns up to `count` rows in all whose states are not learnt from."""
-  others = [
-    mask & ~_mask(rows % len(mask), len(mask))
-    for mask, rows in zip(valid, learnt, strict=True)
-  ]
-  num_others = sum(map(np.count_nonzero, others))
-  if not num_others:
-    raise errors.ConfigError(
-      'the subset leaves no transition of the log to hold out. Use a smaller '
-      'Subset.fraction, or hold out 0.'
-    )
-  return replay_subset.draw_rows(
-    others, min(count, num_others), [seed, _HELD_OUT_STREAM]
-  )
-
-
-class _StoppedError(Exception):
-  """Another part failed, and with it the build."""
 
 
 class _Parts:
@@ -468,10 +357,12 @@ class _Parts:
     building: pathlib.Path,
   ):
     self.source = source
+    self.subset = subset
+    self.stack_size = stack_size
     self.building = building
     self.files, self.unused = _plan(source, subset, stack_size)
-    self.header = source.header('observation', self.files[0].suffix)
-    self.num_rows = sum(int(f.segment['num_rows']) for f in self.files)
+    self.header = source.header('observation', self.files[0].segment.suffix)
+    self.num_rows = sum(file.segment.num_rows for file in self.files)
     self._row_bytes = (
       math.prod(self.header.shape[1:]) * self.header.dtype.itemsize
     )
@@ -490,9 +381,9 @@ class _Parts:
       d.itemsize for d in checkpoint_format.ELEMENT_DTYPES.values()
     )
     needed = per_row * sum(
-      file.segment['num_rows']
+      file.segment.num_rows
       for file in self.files
-      if not (self.building / str(file.suffix)).exists()
+      if not self.folder(file).exists()
     )
     available = shutil.disk_usage(self.building.parent).free
     if needed > available:
@@ -502,14 +393,18 @@ class _Parts:
         "or store frames compressed: open_store.codec = 'zstd'."
       )
 
+  def folder(self, file: _FilePlan) -> pathlib.Path:
+    """Returns where a part is once it is whole."""
+    return self.building / str(file.segment.suffix)
+
+  def record(self, file: _FilePlan) -> dict[str, Any] | None:
+    """Returns the record of a part; None if it is not all there."""
+    return read.read_part(self.folder(file), file.segment.record())
+
   def extract(self, progress: bool) -> None:
-    files = []
-    for file in self.files:
-      final = self.building / str(file.suffix)
-      if read.read_part(final, file.segment) is None:
-        files.append(file)
-        if final.exists():
-          shutil.rmtree(final)
+    files = [file for file in self.files if self.record(file) is None]
+    for file in files:
+      shutil.rmtree(self.folder(file), ignore_errors=True)
     num_rows = sum(file.num_held for file in files)
     is_trivial = num_rows * self._row_bytes < _TRIVIAL_BYTES
     bar = progress_bars.bar(
@@ -553,43 +448,41 @@ class _Parts:
     temporary: pathlib.Path,
     on_rows: Callable[[int], None],
   ) -> None:
-    folder = temporary / str(file.suffix)
-    folder.mkdir()
-    try:
-      self._write_part(file, folder, on_rows)
-    except RefusedError:
-      raise
-    except errors.DataError as error:
-      # Whole files were fetched twice already, if need be; of a prefix nobody
-      # knew on the way that it is damaged.
-      if file.segment['read_to_end']:
-        raise
-      logging.warning('%s It is read once more.', error)
-      shutil.rmtree(folder)
+    folder = temporary / str(file.segment.suffix)
+    # Whole files were fetched twice already, if need be; of a prefix nobody
+    # knew on the way that it is damaged.
+    for is_last in (file.segment.read_to_end, True):
       folder.mkdir()
-      self._write_part(file, folder, on_rows)
-    final = self.building / str(file.suffix)
+      try:
+        self._write_part(file, folder, on_rows)
+        break
+      except RefusedError:
+        raise
+      except errors.DataError as error:
+        if is_last:
+          raise
+        logging.warning('%s It is read once more.', error)
+        shutil.rmtree(folder)
     try:
-      os.rename(folder, final)
+      os.rename(folder, self.folder(file))
     except OSError:
       # Where locks do not work, another builder may have been faster.
-      if read.read_part(final, file.segment) is None:
+      if self.record(file) is None:
         raise
 
   def _write_part(
     self, file: _FilePlan, folder: pathlib.Path, on_rows: Callable[[int], None]
   ) -> None:
     tables: dict[str, npt.NDArray[Any]] = {}
-    max_action = -1
     # The small arrays come first: they tell of a wrong game at once.
-    for name, dtype in reversed(checkpoint_format.ELEMENT_DTYPES.items()):
-      rows = np.concatenate(list(self._blocks(file, name, dtype, ())))
-      if name == 'action':
-        max_action = int(rows.max())
-        _check_actions(self.source.name, max_action, self._num_actions)
-      tables[name] = rows if file.kept is None else rows[file.kept]
+    for name in reversed(checkpoint_format.ELEMENT_DTYPES):
+      tables[name] = np.concatenate([*self._blocks(file, name)])
+    max_action = int(tables['action'].max())
+    _check_actions(self.source.name, max_action, self._num_actions)
     if file.kept is not None and file.drawn is not None:
-      tables |= {'source_row': file.kept, 'drawn': file.drawn[file.kept]}
+      tables = {name: rows[file.kept] for name, rows in tables.items()}
+      tables['source_row'] = file.kept
+      tables['drawn'] = np.isin(file.kept, file.drawn)
     records: shards.Records = {}
     content: dict[str, str] = {}
     for name, table in tables.items():
@@ -598,12 +491,12 @@ class _Parts:
     frame_records, content['observation'] = shards.write_frames(
       folder,
       self.codec,
-      (file.segment['num_rows'], *self.header.shape[1:]),
+      (file.segment.num_rows, *self.header.shape[1:]),
       self.header.dtype,
       self._frames(file, on_rows),
     )
     part = {
-      'segment': file.segment,
+      'segment': file.segment.record(),
       'max_action': max_action,
       'files': records | frame_records,
       'content': content,
@@ -613,9 +506,15 @@ class _Parts:
   def _frames(
     self, file: _FilePlan, on_rows: Callable[[int], None]
   ) -> Iterator[npt.NDArray[Any]]:
+    suffix = file.segment.suffix
+    checkpoint_format.check_frames(
+      self._name('observation', file),
+      self.source.header('observation', suffix),
+      self.header.shape[1:],
+      self.header.dtype,
+    )
     row = 0
-    shape, dtype = self.header.shape[1:], self.header.dtype
-    for block in self._blocks(file, 'observation', dtype, shape):
+    for block in self._blocks(file, 'observation'):
       if file.kept is None:
         yield block
       else:
@@ -624,30 +523,25 @@ class _Parts:
       row += len(block)
       on_rows(len(block))
 
-  def _blocks(
-    self,
-    file: _FilePlan,
-    name: str,
-    dtype: np.dtype[Any],
-    row_shape: tuple[int, ...],
-  ) -> Iterator[npt.NDArray[Any]]:
+  def _blocks(self, file: _FilePlan, name: str) -> Iterator[npt.NDArray[Any]]:
     # Reads whole files to their end, though rows may lie there that the
     # buffer did not hold yet, for the sake of the checksum.
-    to_read = None if file.segment['read_to_end'] else file.num_held
+    to_read = None if file.segment.read_to_end else file.num_held
     left = file.num_held
-    for whole in self.source.rows(name, file.suffix, dtype, row_shape, to_read):
+    for whole in self.source.rows(name, file.segment.suffix, to_read):
       if self._stop.is_set():
-        raise _StoppedError
+        raise futures.CancelledError  # Another part failed, and so the build.
       block = whole[:left]
       if len(block):
         problem = _find_problem(name, block)
         if problem is not None:
-          file_name = checkpoint_format.file_name(name, file.suffix)
-          raise errors.DataError(
-            f'{self.source.name}/{file_name} holds {problem}.'
-          )
+          raise errors.DataError(f'{self._name(name, file)} holds {problem}.')
         yield block
       left -= len(block)
+
+  def _name(self, element: str, file: _FilePlan) -> str:
+    name = checkpoint_format.file_name(element, file.segment.suffix)
+    return f'{self.source.name}/{name}'
 
 
 def _find_problem(name: str, block: npt.NDArray[Any]) -> str | None:
@@ -661,29 +555,29 @@ def _find_problem(name: str, block: npt.NDArray[Any]) -> str | None:
   return None
 
 
-def _manifest(parts: _Parts, subset: Subset, stack_size: int) -> dict[str, Any]:
-  segments = [file.segment for file in parts.files]
-  records, described = [], []
-  for segment in segments:
-    folder = parts.building / str(segment['suffix'])
-    record = read.read_part(folder, segment)
+def _manifest(parts: _Parts) -> dict[str, Any]:
+  segments, records, described = [], [], []
+  for file in parts.files:
+    record = parts.record(file)
     if record is None:
-      raise FileNotFoundError(2, 'a part vanished', str(folder))
-    own = shards.content_record((folder / read.RECORD).read_bytes())
-    files = {**record['files'], read.RECORD: own}
+      raise FileNotFoundError(2, 'a part vanished', str(parts.folder(file)))
+    own = (parts.folder(file) / read.RECORD).read_bytes()
+    files = {**record['files'], read.RECORD: shards.content_record(own)}
+    segments.append(record['segment'])
     records.append(record)
     described.append({'files': files, 'content': record['content']})
-  dtypes = {
+  is_drawn = parts.subset.is_drawn
+  frame_shape = parts.header.shape[1:]
+  arrays = {
     'observation': parts.header.dtype,
     **checkpoint_format.ELEMENT_DTYPES,
-    **(_TABLE_DTYPES if subset.is_drawn else {}),
+    **(_TABLE_DTYPES if is_drawn else {}),
   }
-  frame_shape = parts.header.shape[1:]
   return {
     'format_version': read.FORMAT_VERSION,
     'source': parts.source.name,
-    'subset': subset.record(),
-    'stack_size': stack_size if subset.is_drawn else None,
+    'subset': parts.subset.record(),
+    'stack_size': parts.stack_size if is_drawn else None,
     'codec': parts.codec,
     'shard_rows': shards.SHARD_ROWS,
     'num_rows': parts.num_rows,
@@ -691,12 +585,9 @@ def _manifest(parts: _Parts, subset: Subset, stack_size: int) -> dict[str, Any]:
     'arrays': {
       name: {
         'dtype': dtype.str,
-        'shape': [
-          parts.num_rows,
-          *(frame_shape if name == 'observation' else ()),
-        ],
+        'shape': [parts.num_rows, *(frame_shape * (name == 'observation'))],
       }
-      for name, dtype in dtypes.items()
+      for name, dtype in arrays.items()
     },
     'missing_suffixes': parts.source.missing_suffixes(),
     'unused_suffixes': parts.unused,

@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors, ranges
+from batch_rl_dr3.replay.store.validity import Segment
 
 RULES = ('all', 'prefix', 'uniform', 'first', 'episodes')
 # Those that read every row and keep what a draw names.
 DRAWN_RULES = ('uniform', 'episodes')
 # Steps in the transitions that are drawn.
 UPDATE_HORIZON = 1
+# Keeps the draw of held-out rows apart from the subset's of the same seed.
+_HELD_OUT_STREAM = 1
 
 
 @gin.configurable(denylist=['num_held_out'])
@@ -157,16 +160,79 @@ def is_drawn(record: Mapping[str, Any]) -> bool:
   return record['rule'] in DRAWN_RULES or 'held_out' in record
 
 
+def draw(
+  subset: Subset,
+  segments: Sequence[Segment],
+  terminals: Sequence[npt.NDArray[np.uint8]],
+  lengths: Mapping[int, int],
+  stack_size: int,
+) -> list[npt.NDArray[np.int64]]:
+  """Returns the rows of each file where a drawn transition starts, ascending.
+
+  Args:
+    subset: one that is drawn.
+    segments: the files, each with its own row 0 first.
+    terminals: those of each file.
+    lengths: the rows of all files of the log, by suffix.
+    stack_size: frames in a state.
+  """
+  base = dataclasses.replace(subset, num_held_out=0)
+  assert isinstance(base.seed, int)
+  valid = [
+    segment.valid_rows(ends, stack_size, UPDATE_HORIZON)
+    for segment, ends in zip(segments, terminals, strict=True)
+  ]
+  if base.rule == 'uniform':
+    count = base.num_drawn(sum(map(len, terminals)))
+    drawn = draw_rows(valid, count, [base.seed])
+  elif base.rule == 'episodes':
+    drawn = []
+    for number, segment in enumerate(segments):
+      in_time = segment.rows_in_time()
+      places = draw_episodes(
+        terminals[number][in_time],
+        base.num_drawn(segment.num_rows),
+        [base.seed, number],
+      )
+      drawn.append(np.intersect1d(in_time[places], valid[number]))
+    if not any(map(len, drawn)):
+      raise errors.ConfigError(
+        'no file of the log holds a whole episode, so that none can be drawn. '
+        "Use another Subset.rule, such as 'prefix'."
+      )
+  else:
+    counts = base.rows_per_file(list(lengths.items()), stack_size)
+    drawn = [
+      np.arange(min(counts.get(segment.suffix, 0), segment.num_rows))
+      for segment in segments
+    ]
+  if not subset.num_held_out:
+    return drawn
+  # The states learnt from, and the next states of those that are drawn.
+  horizon = UPDATE_HORIZON if base.is_drawn else 0
+  others = [
+    np.setdiff1d(rows, np.concatenate([own, (own + horizon) % len(ends)]))
+    for rows, own, ends in zip(valid, drawn, terminals, strict=True)
+  ]
+  count = min(subset.num_held_out, sum(map(len, others)))
+  if not count:
+    raise errors.ConfigError(
+      'the subset leaves no transition of the log to hold out. Use a smaller '
+      'Subset.fraction, or hold out 0.'
+    )
+  return draw_rows(others, count, [base.seed, _HELD_OUT_STREAM])
+
+
 def draw_rows(
-  valid: Sequence[npt.NDArray[np.bool_]], count: int, seed: int | Sequence[int]
+  valid: Sequence[npt.NDArray[np.int64]], count: int, seed: int | Sequence[int]
 ) -> list[npt.NDArray[np.int64]]:
   """Returns `count` rows drawn uniformly without replacement, by file.
 
   How many each file gives is drawn first (multivariate hypergeometric), and
   then which: the same distribution as one draw from all files at once. `valid`
-  says of each file's rows where a transition may start; rows ascend, int64.
+  are each file's rows where a transition may start; rows ascend, int64.
   """
-  num_valid = [np.count_nonzero(mask) for mask in valid]
+  num_valid = [*map(len, valid)]
   if count > sum(num_valid):
     raise errors.ConfigError(
       f'a uniform subset of {count} transitions was asked for; the log has '
@@ -180,10 +246,10 @@ def draw_rows(
   return [
     np.sort(
       np.random.default_rng(child).choice(
-        np.flatnonzero(mask), number, replace=False, shuffle=False
+        rows, number, replace=False, shuffle=False
       )
     )
-    for mask, number, child in zip(valid, counts, seeds, strict=True)
+    for rows, number, child in zip(valid, counts, seeds, strict=True)
   ]
 
 

@@ -6,6 +6,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +107,12 @@ class Segment:
   num_drawn: int | None = None  # Of a draw: all that can be sampled.
   # Rows marked as terminals although their episodes were cut by time.
   cut_rows: Sequence[int] = ()
+
+  def record(self) -> dict[str, Any]:
+    """Returns its fields as manifests have them, without what is not known."""
+    fields = dataclasses.asdict(self)
+    optional = ('num_drawn', 'cut_rows')
+    return {k: v for k, v in fields.items() if v or k not in optional}
 
   @property
   def is_whole(self) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.replay.log import checkpoint_format, sources
 from batch_rl_dr3.runs.place import local_file
 
 ROW_SHAPE = (3, 2)
@@ -60,17 +60,17 @@ def test_header(path):
 
 
 def test_folder_or_its_parent(log, tmp_path):
-  assert checkpoint_format.find_replay_logs(log) == log
+  assert sources.FolderSource(log).name == str(log)
   log.rename(tmp_path / 'replay_logs')
-  found = checkpoint_format.find_replay_logs(tmp_path)
-  assert found == tmp_path / 'replay_logs'
+  found = sources.FolderSource(tmp_path)
+  assert found.name == str(tmp_path / 'replay_logs')
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):
   with pytest.raises(errors.DataError, match=r'absent is not a folder'):
-    checkpoint_format.find_replay_logs(tmp_path / 'absent')
+    sources.FolderSource(tmp_path / 'absent')
   with pytest.raises(errors.DataError, match='holds no replay logs'):
-    checkpoint_format.find_replay_logs(tmp_path)
+    sources.FolderSource(tmp_path)
 
 
 def test_suffixes_are_sorted_as_numbers(tmp_path, logs):

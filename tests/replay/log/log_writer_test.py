@@ -107,7 +107,7 @@ def test_an_episode_that_is_cut_keeps_its_last_transition(tmp_path):
     writer.add(np.full(2, number / 8, np.float32), number, 0.25, terminal)
   writer.close()
   source = sources.FolderSource(tmp_path / 'log')
-  assert source.cut_rows(0) == [4]
+  assert source.segment(0).cut_rows == [4]
   names = [version[0] for version in source.fingerprint()]
   assert 'cut_rows_ckpt.0.gz' in names
   store = replay_store.open_store(

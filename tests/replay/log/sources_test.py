@@ -21,7 +21,7 @@ def test_a_folder_is_a_source(log, logs):
   for name in checkpoint_format.ELEMENTS:
     path = checkpoint_format.file_path(log, name, 1)
     expected = logs.read_array(path)
-    rows = source.rows(name, 1, expected.dtype, expected.shape[1:])
+    rows = source.rows(name, 1)
     np.testing.assert_array_equal(np.concatenate(list(rows)), expected)
 
 
