@@ -5,6 +5,7 @@ import contextlib
 import functools
 import math
 import os
+import pathlib
 import sys
 
 from absl import flags
@@ -41,6 +42,14 @@ QR-DQN's quantiles, or (--atoms=categorical --support=-10,10) the logits of
 C51 and Rainbow. Pickles are never opened. --output_dir becomes a run directory
 with scores.csv and provenance.json, as report takes it.
 
+Anybody's policy in an ONNX file or a SavedModel, `export`'s among them:
+
+  python -m batch_rl_dr3.evaluate --policy=model.onnx --game=Pong \
+    --method=mine --dataset=1pct --output_dir=RUNS/mine_pong
+
+It takes states, [n, 84, 84, 4] of Atari and [n, 10, 10, C] of MinAtar or either
+with the channels first, and gives q_values [n, A] or an action [n].
+
 Exit codes: 0 finished, 64 usage, 65 data, 70 a process died, 73 cannot write,
 75 stopped and can go on, or another worker is at work there, 78 configuration.
 """
@@ -52,7 +61,8 @@ _WORKER_BYTES = 1_500_000_000
 _POLL_SECONDS = 0.5
 # Flags for another program's checkpoints alone.
 _FOREIGN_FLAGS = (
-  *('gin_files', 'gin_bindings', 'output_dir', 'method', 'atoms', 'support'),
+  *('gin_files', 'gin_bindings', 'game', 'output_dir', 'method', 'atoms'),
+  'support',
 )
 
 
@@ -65,6 +75,15 @@ def define_flags() -> None:
     [],
     'Run directories or folders of checkpoints, on a disk or in a bucket; ** '
     'stands for any folders. Repeat the flag for several.',
+  )
+  flags.DEFINE_string(
+    'policy', None, 'A policy in an ONNX file or the folder of a SavedModel.'
+  )
+  flags.DEFINE_string(
+    'game',
+    None,
+    'The game of --policy or of another program, by its name in ALE (Pong) or '
+    'MinAtar (breakout), played as published; short for files and bindings.',
   )
   flags.DEFINE_enum(
     'which', 'all', ['all', 'last'], 'Which checkpoints of each are played.'
@@ -107,7 +126,7 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'gradient_steps_per_iteration',
     62_500,
-    'Gradient steps between two of their checkpoints.',
+    'Gradient steps between two of their checkpoints, or of a --policy.',
     lower_bound=1,
   )
 
@@ -134,7 +153,8 @@ def evaluate(
     for open_target in targets:
       try:
         target = open_target()
-        if target.is_continuous and not target.is_run:
+        is_played = target.is_run or pool_lib.is_exported(str(target.source))
+        if target.is_continuous and not is_played:
           raise errors.ConfigError(
             f'{target.source} holds checkpoints of continuous control by '
             "another program, which cannot be read: only this package's runs "
@@ -218,20 +238,31 @@ def _default_workers(num_cores: int) -> int:
 
 def _targets() -> list[Callable[[], targets_lib.Target]]:
   """Returns what the flags name."""
-  view = results.RunGlobs(
-    FLAGS.checkpoints, FLAGS.cache_dir, targets_lib.CONTENTS
-  )
-  view.refresh()
-  runs, folders = targets_lib.find(view.patterns)
   imports = cli.find_imports()
-  trusts_gin = cli.trusts_gin()
-  targets: list[Callable[[], targets_lib.Target]] = [
-    functools.partial(
-      targets_lib.of_run, run, trusts_gin, view.name_of(str(run)), imports
+  targets: list[Callable[[], targets_lib.Target]] = []
+  others = []
+  if FLAGS.policy:
+    if not pool_lib.is_exported(FLAGS.policy):
+      raise errors.DataError(
+        f'{FLAGS.policy} is no policy: neither a file that ends in .onnx nor '
+        'the folder of a SavedModel.'
+      )
+    others.append(FLAGS.policy)
+  if FLAGS.checkpoints:
+    view = results.RunGlobs(
+      FLAGS.checkpoints, FLAGS.cache_dir, targets_lib.CONTENTS
     )
-    for run in runs
-  ]
-  if not folders:
+    view.refresh()
+    runs, folders = targets_lib.find(view.patterns)
+    others += [view.name_of(str(folder)) for folder in folders]
+    trusts_gin = cli.trusts_gin()
+    targets += [
+      functools.partial(
+        targets_lib.of_run, run, trusts_gin, view.name_of(str(run)), imports
+      )
+      for run in runs
+    ]
+  if not others:
     for name in _FOREIGN_FLAGS:
       if FLAGS[name].value:
         raise errors.UsageError(
@@ -239,20 +270,27 @@ def _targets() -> list[Callable[[], targets_lib.Target]]:
           'says itself what it is (see --help).'
         )
     return targets
-  for name in ('gin_files', 'output_dir', 'method', 'dataset'):
+  if not FLAGS.game and not FLAGS.gin_files:
+    raise errors.UsageError(
+      f'--game or --gin_files is needed: {others[0]} does not say its game '
+      '(see --help).'
+    )
+  for name in ('output_dir', 'method', 'dataset'):
     if not FLAGS[name].value:
       raise errors.UsageError(
-        f"--{name} is needed: {folders[0]} holds another program's "
+        f"--{name} is needed: {others[0]} holds another program's "
         'checkpoints, which say neither game nor method (see --help).'
       )
-  if len(folders) > 1:
+  if len(others) > 1:
     raise errors.UsageError(
-      f'--output_dir takes one run, and there are {len(folders)} folders of '
-      f"other programs' checkpoints: {folders[0]}, {folders[1]}."
+      f'--output_dir takes one run, and there are {len(others)} folders of '
+      f"other programs' checkpoints: {others[0]}, {others[1]}."
     )
-  name = view.name_of(str(folders[0]))
   atoms = parse_atoms(FLAGS.atoms, FLAGS.support)
-  return [*targets, functools.partial(_foreign_target, name, atoms, imports)]
+  return [
+    *targets,
+    functools.partial(_foreign_target, others[0], atoms, imports),
+  ]
 
 
 def parse_atoms(
@@ -278,22 +316,25 @@ def parse_atoms(
 def _foreign_target(
   folder: str, atoms: pool_lib.Atoms, imports: Sequence[own_code.OwnCode]
 ) -> targets_lib.Target:
-  """Returns the target of a folder or URL of another program's checkpoints."""
-  source, target = (
-    mirror.Mirror(place, FLAGS.cache_dir, contents)
-    for place, contents in (
-      (folder, targets_lib.FOREIGN_CONTENTS),
-      (FLAGS.output_dir, targets_lib.CONTENTS),
-    )
-  )
-  source.refresh()
-  target.refresh()
-  identity = ('method', 'dataset', 'run', 'seed')
+  """Returns the target of another program's checkpoints, or of a policy."""
+
+  def fetch(place: str, contents: mirror.Contents) -> pathlib.Path:
+    runs = mirror.Mirror(place, FLAGS.cache_dir, contents)
+    runs.refresh()
+    return runs.folder
+
+  source = pathlib.Path(folder)
+  if not pool_lib.is_exported(folder):
+    source = fetch(folder, targets_lib.FOREIGN_CONTENTS)
+  files, bindings = FLAGS.gin_files, FLAGS.gin_bindings
+  if FLAGS.game:
+    of_game = targets_lib.protocol_of(FLAGS.game)
+    files, bindings = [*of_game[0], *files], [*of_game[1], *bindings]
   return targets_lib.of_folder(
-    source.folder,
-    target.folder,
-    cli.gin_text(FLAGS.gin_files, FLAGS.gin_bindings, imports),
-    {name: FLAGS[name].value for name in identity},
+    source,
+    fetch(FLAGS.output_dir, targets_lib.CONTENTS),
+    cli.gin_text(files, bindings, imports),
+    {name: FLAGS[name].value for name in ('method', 'dataset', 'run', 'seed')},
     FLAGS.gradient_steps_per_iteration,
     FLAGS.output_dir,
     atoms,
@@ -303,8 +344,10 @@ def _foreign_target(
 
 def main() -> None:
   """Runs the command that the flags ask for."""
-  if not FLAGS.checkpoints:
-    raise errors.UsageError('--checkpoints is needed (see --help).')
+  if not FLAGS.checkpoints and not FLAGS.policy:
+    raise errors.UsageError(
+      '--checkpoints is needed, or --policy (see --help).'
+    )
   evaluate(
     _targets(), FLAGS.which, FLAGS.num_workers, FLAGS.video, FLAGS.cache_dir
   )

@@ -13,6 +13,10 @@ import tensorflow as tf
 
 from batch_rl_dr3.agents import checkpoint_weights, networks
 
+# What the tensors of `Actor.graph_def` are called.
+INPUT = 'states'
+OUTPUTS = ('q_values', 'features', 'action')
+
 
 class Outputs(NamedTuple):
   """What the network says of n states."""
@@ -40,7 +44,8 @@ class Actor:
 
   The weights are constants of its graph: oneDNN then arranges them for its
   kernels once and not in every call, a fifth of the time of small batches.
-  Threads may share it. `num_atoms` is K, the checkpoint's outputs per action.
+  Threads may share it. `num_atoms` is K, the checkpoint's outputs per action;
+  `graph_def` is that graph.
   """
 
   def __init__(
@@ -78,11 +83,13 @@ class Actor:
         weights = checkpoint_weights.mean_over_atoms(weights, num_actions)
         model = network(num_actions, num_atoms=1, name='Online')
       states = tf.compat.v1.placeholder(
-        tf.uint8, (None, *observation_shape, stack_size)
+        tf.uint8, (None, *observation_shape, stack_size), INPUT
       )
       outputs = model(states)
-      greedy = tf.argmax(outputs.q_values, axis=1)
-      tensors = (states, greedy, outputs.q_values, outputs.features)
+      action = tf.argmax(outputs.q_values, axis=1)
+      results = (outputs.q_values, outputs.features, action)
+      for result, name in zip(results, OUTPUTS, strict=True):
+        tf.identity(result, name)
       cpu = tf.compat.v1.ConfigProto(device_count={'GPU': 0})
       with tf.compat.v1.Session(config=cpu) as session:
         checkpoint_weights.assign(
@@ -92,15 +99,18 @@ class Actor:
           f"{prefix} does not fit the configuration's network and game",
         )
         frozen = tf.compat.v1.graph_util.convert_variables_to_constants(
-          session, graph.as_graph_def(), [t.op.name for t in tensors[1:]]
+          session, graph.as_graph_def(), OUTPUTS
         )
+    self.graph_def = frozen
     config = tf.compat.v1.ConfigProto(
       allow_soft_placement=True, intra_op_parallelism_threads=num_threads
     )
     config.gpu_options.allow_growth = True
     with tf.Graph().as_default():
-      states, greedy, q_values, features = tf.import_graph_def(
-        frozen, return_elements=[tensor.name for tensor in tensors], name=''
+      states, q_values, features, greedy = tf.import_graph_def(
+        frozen,
+        return_elements=[f'{name}:0' for name in (INPUT, *OUTPUTS)],
+        name='',
       )
       self._session = tf.compat.v1.Session(config=config)
     self._greedy = self._session.make_callable(greedy, [states])

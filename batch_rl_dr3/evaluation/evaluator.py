@@ -4,9 +4,8 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
-from typing import Any
 
-import gin
+import numpy as np
 import tensorflow as tf
 
 # Everything that a run's configuration may name.
@@ -20,7 +19,7 @@ from batch_rl_dr3.agents import (
   rem,  # noqa: F401
 )
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.evaluation import pool, video
+from batch_rl_dr3.evaluation import exported, pool, video
 from batch_rl_dr3.games import (
   atari,  # noqa: F401
   minatar,  # noqa: F401
@@ -28,6 +27,51 @@ from batch_rl_dr3.games import (
 )
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.runs import run_tables
+
+
+class ExportedActor:
+  """A file that chooses actions, in the place of an `acting.Actor`."""
+
+  def __init__(
+    self,
+    path: str,
+    state_shape: exported.Shape,
+    num_actions: int,
+    num_threads: int = 0,
+  ):
+    """Opens a file; see `exported.Model`."""
+    self._path = path
+    self._num_actions = num_actions
+    self._model = exported.Model(
+      path,
+      state_shape,
+      {'q_values': (num_actions,), 'action': ()},
+      num_threads,
+    )
+    self.close = self._model.close
+
+  def greedy_actions(self, states: exported.Array) -> exported.Array:
+    """Returns int64 [n]; a DataError if the game has no such action."""
+    found = self._model(states)
+    if 'q_values' in found:
+      return np.argmax(found['q_values'], axis=1)
+    actions = found['action'].astype(np.int64)
+    if not 0 <= actions.min() <= actions.max() < self._num_actions:
+      raise errors.DataError(
+        f'{self._path} chose action {actions.max()}, and the game has '
+        f'{self._num_actions}.'
+      )
+    return actions
+
+  def outputs(self, states: exported.Array) -> acting.Outputs:
+    """Returns Q-values and features; a ConfigError if one is missing."""
+    found = self._model(states)
+    try:
+      return acting.Outputs(found['q_values'], found['features'])
+    except KeyError as error:
+      raise errors.ConfigError(
+        f'{self._path} does not give {error}, which a video shows.'
+      ) from error
 
 
 class GameEvaluator:
@@ -66,13 +110,20 @@ class GameEvaluator:
   def num_agent_steps(self) -> int:  # noqa: D102
     return self.rule.num_agent_steps
 
-  def load(self, prefix: str) -> acting.Actor:
-    """Returns who acts by a checkpoint.
+  def load(self, prefix: str) -> acting.Actor | ExportedActor:
+    """Returns who acts by a checkpoint, or by the file of an exported policy.
 
     Raises:
-      DataError: if the checkpoint cannot be read or is of another network.
+      DataError: if it cannot be read or is of another network or game.
       UsageError: if nobody has said what its outputs are.
     """
+    if pool.is_exported(prefix):
+      game = self.lanes.game
+      shape = (*game.observation_shape, game.stack_size)
+      return ExportedActor(prefix, shape, game.num_actions, self._num_threads)
+    return self._load_checkpoint(prefix)
+
+  def _load_checkpoint(self, prefix: str) -> acting.Actor:
     game = self.lanes.game
     support = None if self._atoms is None else self._atoms.support
     actor = acting.Actor(
@@ -93,6 +144,20 @@ class GameEvaluator:
         'v_min and v_max that they were trained with).'
       )
     return actor
+
+  def freeze(self, prefix: str) -> exported.FrozenGraph:
+    """Returns the graph of a checkpoint; errors are those of `load`."""
+    with contextlib.closing(self._load_checkpoint(prefix)) as actor:
+      game = self.lanes.game
+      state = (*game.observation_shape, game.stack_size)
+      values, phi = actor.outputs(np.zeros((1, *state), np.uint8))
+      shapes = (values.shape[1:], phi.shape[1:], ())
+      return exported.FrozenGraph(
+        actor.graph_def,
+        state,
+        dict(zip(acting.OUTPUTS, shapes, strict=True)),
+        {name: name for name in (acting.INPUT, *acting.OUTPUTS)},
+      )
 
   def evaluate(  # noqa: D102
     self,
@@ -137,8 +202,9 @@ def create(setup: pool.Setup) -> GameEvaluator:
   Raises:
     ConfigError: if the configuration cannot be parsed or names no game.
   """
+  bound = pool.bound
   with pool.gin_config(setup.config):
-    create_lanes = _bound('FixedReplayRunner.create_lanes', None)
+    create_lanes = bound('FixedReplayRunner.create_lanes', None)
     if create_lanes is None:
       raise ValueError('FixedReplayRunner.create_lanes names no game')
     lanes = create_lanes()
@@ -148,31 +214,18 @@ def create(setup: pool.Setup) -> GameEvaluator:
     published = play.PUBLISHED
     rule = play.PlayRule(
       # A run that was trained without evaluation says 0.
-      _bound('FixedReplayRunner.num_evaluation_agent_steps', 0)
+      bound('FixedReplayRunner.num_evaluation_agent_steps', 0)
       or published.num_agent_steps,
-      _bound('OfflineAgent.epsilon_eval', published.epsilon),
-      _bound(
+      bound('OfflineAgent.epsilon_eval', published.epsilon),
+      bound(
         'FixedReplayRunner.max_agent_steps_per_episode',
         published.max_agent_steps_per_episode,
       ),
     )
-  return GameEvaluator(lanes, _network(), rule, setup.num_threads, setup.atoms)
-
-
-def _bound(name: str, default: Any) -> Any:
-  """Returns what gin binds to a parameter, else the default."""
-  try:
-    value = gin.query_parameter(name)
-  except ValueError:
-    return default
-  return getattr(value, 'scoped_configurable_fn', value)
-
-
-def _network() -> Callable[..., tf.keras.Model]:
-  """Returns the network of the configuration's agent."""
-  agent = _bound('FixedReplayRunner.agent', None)
-  default = _bound('OfflineAgent.network', networks.NatureNetwork)
-  if agent is None:
-    return default
-  network = _bound(f'{agent.__name__}.network', default)
-  return functools.partial(network, q_values=agent.q_values)
+  agent = bound('FixedReplayRunner.agent', None)
+  network = bound('OfflineAgent.network', networks.NatureNetwork)
+  if agent is not None:
+    network = functools.partial(
+      bound(f'{agent.__name__}.network', network), q_values=agent.q_values
+    )
+  return GameEvaluator(lanes, network, rule, setup.num_threads, setup.atoms)

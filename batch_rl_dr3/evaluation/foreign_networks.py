@@ -1,5 +1,7 @@
 """Value networks of other programs, read without executing anything of theirs.
 
+What this package has trained is written for them by `write`, as safetensors.
+
 Three kinds of files are known by their content: those of `torch.save` (a
 d3rlpy DiscreteCQL or DQN, or a state dict), safetensors, and the pickles of
 Dopamine's JAX agents (`ckpt.N`). A pickle is read by an unpickler that knows
@@ -26,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import atomic
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +43,8 @@ _TORCH_DTYPES = {
   'BoolStorage': '?',
 }
 _SAFETENSORS_DTYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'I64': '<i8'}
+# What `write` says of a network in the metadata of safetensors, as text.
+_SETTINGS = {'num_actions': int, 'scale': float}
 _CHUNK = 64  # States of one pass.
 # Above it, a header is none.
 _MAX_HEADER_BYTES = 100_000_000
@@ -54,38 +59,36 @@ class Layer:
   bias: Array
 
 
+@dataclasses.dataclass
 class ForeignNetwork:
-  """The Q-values and features of a network that another program trained."""
+  """The Q-values and features of a network that another program trained.
 
-  def __init__(
-    self,
-    layers: Sequence[Layer],
-    num_actions: int | None = None,
-    scale: float = 255.0,
-    is_channels_first: bool = False,
-  ):
-    """Takes convolutions, then dense layers, in order.
+  Attributes:
+    layers: convolutions, then dense layers, in order.
+    num_actions: A; 0 is one output per action.
+    scale: what observations are divided by.
+    is_channels_first: whether the first dense layer's rows are ordered channel,
+      row, column, as in torch.
 
-    Without `num_actions` there is one output per action; observations are
-    divided by `scale`. In torch, channels first, the first dense layer's rows
-    are ordered channel, row, column.
+  Raises:
+    DataError: if the layers do not follow one another, or the last one's
+      outputs cannot be shared out over the actions.
+  """
 
-    Raises:
-      DataError: if the layers do not follow one another, or the last one's
-        outputs cannot be shared out over the actions.
-    """
-    self.layers = list(layers)
-    self._scale = scale
-    self._is_channels_first = is_channels_first
-    num_outputs = len(layers[-1].bias)
-    self.num_actions = num_actions or num_outputs
+  layers: Sequence[Layer]
+  num_actions: int = 0
+  scale: float = 255.0
+  is_channels_first: bool = False
+
+  def __post_init__(self) -> None:
+    num_outputs = len(self.layers[-1].bias)
+    self.num_actions = self.num_actions or num_outputs
     if num_outputs % self.num_actions:
       raise errors.DataError(
         f'the network has {num_outputs} outputs, which is no multiple of '
         f'{self.num_actions} actions.'
       )
-    self.num_atoms = num_outputs // self.num_actions
-    for before, after in itertools.pairwise(layers):
+    for before, after in itertools.pairwise(self.layers):
       units = len(before.bias)
       fits = after.kernel.shape[-2] == units
       if before.kernel.ndim == 4 and after.kernel.ndim == 2:
@@ -95,17 +98,10 @@ class ForeignNetwork:
           f'{after.name} {list(after.kernel.shape)} does not follow '
           f'{before.name} {list(before.kernel.shape)}.'
         )
-
-  def with_layer(self, position: int, layer: Layer) -> 'ForeignNetwork':
-    """Returns this network with another layer in one place."""
-    layers = [*self.layers]
-    layers[position] = layer
-    return ForeignNetwork(
-      layers, self.num_actions, self._scale, self._is_channels_first
-    )
+    self._num_convolutions = sum(la.kernel.ndim == 4 for la in self.layers)
 
   def outputs(self, states: Array) -> tuple[Array, Array]:
-    """Returns Q-values, float32 [n, A] (means over K), and features [n, D].
+    """Returns Q-values, float32 [n, A] and features [n, D].
 
     States are [n, height, width, channels], or [n, d] without convolutions.
 
@@ -120,44 +116,49 @@ class ForeignNetwork:
     return np.concatenate(q_values), np.concatenate(features)
 
   def _forward(self, states: Array) -> tuple[Array, Array]:
-    x = states.astype(np.float32) / np.float32(self._scale)
-    convolutions = [layer for layer in self.layers if layer.kernel.ndim == 4]
-    if convolutions:
+    x = states.astype(np.float32) / np.float32(self.scale)
+    if self._num_convolutions:
       # Channels of several frames are one axis.
       x = x.reshape(*x.shape[:3], -1)
-      padding = self._padding(convolutions, x.shape)
-      for layer in convolutions:
-        x = np.maximum(_convolve(x, layer.kernel, padding) + layer.bias, 0)
-      if self._is_channels_first:
+      is_padded, _ = self.padding(x.shape[1:])
+      for layer in self.layers[: self._num_convolutions]:
+        x = np.maximum(_convolve(x, layer.kernel, is_padded) + layer.bias, 0)
+      if self.is_channels_first:
         x = x.transpose(0, 3, 1, 2)
     x = x.reshape(len(x), -1)
-    *hidden, last = self.layers[len(convolutions) :]
+    *hidden, last = self.layers[self._num_convolutions :]
     for layer in hidden:
       x = np.maximum(x @ layer.kernel + layer.bias, 0)
     atoms = (x @ last.kernel + last.bias).reshape(len(x), self.num_actions, -1)
     return atoms.mean(axis=2), x
 
-  def _padding(self, convolutions: Sequence[Layer], shape: Any) -> bool:
-    """Returns whether edges are padded; raises DataError if neither fits."""
-    dense = self.layers[len(convolutions)]
+  def padding(self, shape: Sequence[int]) -> tuple[bool, list[int]]:
+    """Returns whether edges are padded, and the sides of the last maps.
+
+    `shape` is an observation's: height, width, channels. DataError if neither
+    fits.
+    """
+    if not self._num_convolutions:
+      return False, []
+    first, dense = self.layers[0], self.layers[self._num_convolutions]
     for is_padded in (True, False):
-      sides = list(shape[1:3])
-      for layer in convolutions:
+      sides = list(shape[:2])
+      for layer in self.layers[: self._num_convolutions]:
         size = layer.kernel.shape[0]
         missing = 0 if is_padded else size - 1
         sides = [
           -(-(side - missing) // _STRIDES.get(size, 1)) for side in sides
         ]
-      filters = len(convolutions[-1].bias)
+      filters = len(self.layers[self._num_convolutions - 1].bias)
       if (
         math.prod(sides) * filters == dense.kernel.shape[0]
-        and convolutions[0].kernel.shape[2] == shape[3]
+        and first.kernel.shape[2] == shape[2]
       ):
-        return is_padded
+        return is_padded, sides
     raise errors.DataError(
-      f'the network is not of observations {list(shape[1:])}: {dense.name} has '
-      f'{dense.kernel.shape[0]} inputs, {convolutions[0].name} '
-      f'{convolutions[0].kernel.shape[2]} channels.'
+      f'the network is not of observations {list(shape)}: {dense.name} has '
+      f'{dense.kernel.shape[0]} inputs, {first.name} {first.kernel.shape[2]} '
+      'channels.'
     )
 
 
@@ -190,18 +191,20 @@ def read(
   The last layer has K outputs for each of `num_actions`. `names` are the
   layers, in order, without `.weight` and `.bias`, where a safetensors file or a
   state dict holds more than one network. Observations are divided by `scale`.
+  What `write` has said of a file need not be said again.
 
   Raises:
     DataError: if the file is of another kind, damaged, holds code, or its
       network has other layers.
   """
+  said: dict[str, Any] = {}
   try:
     with path.open('rb') as file:
       beginning = file.read(9)
     if beginning.startswith(b'PK'):
       weights, is_torch = _torch_weights(path), True
     elif beginning[8:9] == b'{':
-      weights, is_torch = _safetensors(path), True
+      (weights, said), is_torch = _safetensors(path), True
     elif beginning.startswith(b'\x80'):
       weights, is_torch = _jax_weights(path), False
     else:
@@ -220,7 +223,8 @@ def read(
     layers = list(_layers(weights, names, is_torch))
     if not layers:
       raise errors.DataError('it has no layer with a weight and a bias.')
-    return ForeignNetwork(layers, num_actions, scale, is_torch)
+    settings = {'num_actions': num_actions or 0, 'scale': scale, **said}
+    return ForeignNetwork(layers, is_channels_first=is_torch, **settings)
   except errors.DataError as error:
     raise errors.DataError(f'{path}: {error}') from error
 
@@ -251,6 +255,47 @@ def _layers(
     yield Layer(
       name, np.asarray(kernel, np.float32), np.asarray(bias, np.float32)
     )
+
+
+def write(
+  path: pathlib.Path, network: ForeignNetwork, shape: Sequence[int]
+) -> None:
+  """Writes a network of TensorFlow as safetensors, in torch's order of axes.
+
+  `shape` is that of its observations: height, width, channels. The metadata
+  hold what the weights do not say: num_actions, scale, and the padding, where
+  'same' is TensorFlow's: an odd row of zeros goes to the end.
+  """
+  is_padded, sides = network.padding(shape)
+  header: dict[str, Any] = {
+    '__metadata__': {
+      'format': 'pt',
+      'padding': 'same' if is_padded else 'valid',
+      **{name: str(getattr(network, name)) for name in _SETTINGS},
+    }
+  }
+  content = bytearray()
+  for before, layer in zip(
+    [None, *network.layers], network.layers, strict=False
+  ):
+    kernel = layer.kernel
+    if before is not None and kernel.ndim < before.kernel.ndim:
+      # From row, column, channel to channel, row, column.
+      maps = kernel.reshape(*sides, len(before.bias), -1)
+      kernel = maps.transpose(2, 0, 1, 3).reshape(kernel.shape)
+    kernel = kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
+    for part, array in (('weight', kernel), ('bias', layer.bias)):
+      start = len(content)
+      content += array.astype('<f4').tobytes()
+      header[f'{layer.name}.{part}'] = {
+        'dtype': 'F32',
+        'shape': array.shape,
+        'data_offsets': [start, len(content)],
+      }
+  text = json.dumps(header).encode()
+  text += b' ' * (-len(text) % 8)
+  with atomic.whole_path(path) as temporary:
+    temporary.write_bytes(struct.pack('<Q', len(text)) + text + content)
 
 
 class _Opaque:
@@ -352,12 +397,15 @@ def _torch_weights(path: pathlib.Path) -> dict[str, Array]:
   return {k: v for k, v in content.items() if isinstance(v, np.ndarray)}
 
 
-def _safetensors(path: pathlib.Path) -> dict[str, Array]:
+def _safetensors(
+  path: pathlib.Path,
+) -> tuple[dict[str, Array], dict[str, Any]]:
   content = path.read_bytes()
   (length,) = struct.unpack('<Q', content[:8])
   if length > min(len(content) - 8, _MAX_HEADER_BYTES):
     raise errors.DataError(f'{path} is cut.')
   header = json.loads(content[8 : 8 + length])
+  metadata = header.get('__metadata__', {})
   weights = {}
   for name, entry in header.items():
     if name != '__metadata__' and entry['dtype'] in _SAFETENSORS_DTYPES:
@@ -366,7 +414,11 @@ def _safetensors(path: pathlib.Path) -> dict[str, Array]:
         content[8 + length + start : 8 + length + end],
         _SAFETENSORS_DTYPES[entry['dtype']],
       ).reshape(entry['shape'])
-  return weights
+  return weights, {
+    name: read_setting(metadata[name])
+    for name, read_setting in _SETTINGS.items()
+    if name in metadata
+  }
 
 
 def _jax_weights(path: pathlib.Path) -> dict[str, Array]:

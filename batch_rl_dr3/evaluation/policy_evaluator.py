@@ -6,12 +6,12 @@ import dataclasses
 from typing import Any
 
 import gin
-import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import convert_to_constants
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import environments, networks, tasks
-from batch_rl_dr3.evaluation import pool, video
+from batch_rl_dr3.evaluation import exported, pool, video
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import run_tables
 
@@ -56,11 +56,12 @@ class PolicyEvaluator:
     agent = networks.build(create_agent, task, seed=0)
     agent.initialize()
     self._checkpoint = tf.train.Checkpoint(agent=agent)
-    self._act = tf.function(
+    self._mean_action = tf.function(
       lambda states: agent.policy.distribution(
         networks.time_steps(states)
       ).action.mode()
     )
+    self._actions: environments.Policy
     self.identity = play.GameIdentity(
       task.suite, task.game, None, protocol(task, num_episodes)
     )
@@ -79,6 +80,14 @@ class PolicyEvaluator:
     )
 
   def _load(self, prefix: str) -> None:
+    """Has `_actions` be those of a checkpoint, or of an exported policy."""
+    task = self._task
+    if pool.is_exported(prefix):
+      model = exported.Model(
+        prefix, task.observation_shape, {'action': (task.action_size,)}
+      )
+      self._actions = lambda states: model(states)['action']
+      return
     try:
       status = self._checkpoint.read(prefix)
       status.assert_existing_objects_matched().expect_partial()
@@ -87,9 +96,23 @@ class PolicyEvaluator:
         f'{prefix} is no checkpoint of such an agent: '
         f'{str(error).splitlines()[0]}'
       ) from error
+    act = self._mean_action
+    self._actions = lambda states: act(tf.constant(states)).numpy()
 
-  def _actions(self, states: environments.FloatArray) -> Any:
-    return np.asarray(self._act(tf.constant(states)))
+  def freeze(self, prefix: str) -> exported.FrozenGraph:
+    """Returns the graph of the mean action; DataError if it cannot be read."""
+    self._load(prefix)
+    states = tf.TensorSpec((None, *self._task.observation_shape), tf.float32)
+    function = convert_to_constants.convert_variables_to_constants_v2(
+      self._mean_action.get_concrete_function(states)
+    )
+    (states,), (action,) = function.inputs, function.outputs
+    return exported.FrozenGraph(
+      function.graph.as_graph_def(),
+      self._task.observation_shape,
+      {'action': (self._task.action_size,)},
+      {exported.INPUT: states.op.name, 'action': action.op.name},
+    )
 
   def record_video(  # noqa: D102
     self,
@@ -126,23 +149,28 @@ def create(setup: pool.Setup) -> PolicyEvaluator:
   threading = tf.config.threading
   if threading.get_intra_op_parallelism_threads() != setup.num_threads:
     threading.set_intra_op_parallelism_threads(setup.num_threads)
-  protocol = setup.protocol or {}
-  try:
-    environment = protocol['environment']
-    num_episodes = protocol['num_evaluation_episodes'] or _NUM_EPISODES
-  except KeyError as error:
-    raise errors.DataError(
-      'the protocol of a continuous run names its environment and the '
-      f'number of episodes; that is missing: {error}.'
-    ) from error
   with pool.gin_config(setup.config):
-    game, create_agent, num_lanes = (
-      gin.query_parameter(f'ContinuousRunner.{name}')
-      for name in ('game', 'create_agent', 'num_lanes')
-    )
-  task = tasks.played_in(game, environment)
-  if scale := protocol.get('scale'):  # The data's own, where they had one.
-    task = dataclasses.replace(task, scale=tuple(scale))
+    game = gin.query_parameter('ContinuousRunner.game')
+    create_agent = pool.bound('ContinuousRunner.create_agent', None)
+    num_lanes = pool.bound('ContinuousRunner.num_lanes', _NUM_EPISODES)
+  num_episodes = 0
+  if setup.protocol is None:
+    played = [t for t in tasks.TASKS.values() if t.game == game]
+    task = next((t for t in played if t.environment), None)
+    if task is None:
+      raise errors.ConfigError(f'no game {game!r} can be played here.')
+    num_episodes = pool.bound('ContinuousRunner.num_evaluation_episodes', 0)
+  else:
+    try:
+      task = tasks.played_in(game, setup.protocol['environment'])
+      num_episodes = setup.protocol['num_evaluation_episodes']
+    except KeyError as error:
+      raise errors.DataError(
+        'the protocol of a continuous run names its environment and the '
+        f'number of episodes; that is missing: {error}.'
+      ) from error
+    if scale := setup.protocol.get('scale'):  # The data's own, if any.
+      task = dataclasses.replace(task, scale=tuple(scale))
   return PolicyEvaluator(
-    task, create_agent.scoped_configurable_fn, num_episodes, num_lanes
+    task, create_agent, num_episodes or _NUM_EPISODES, num_lanes
   )

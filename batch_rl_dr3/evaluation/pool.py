@@ -23,9 +23,6 @@ from batch_rl_dr3.config import errors, frameworks, gin_files, own_code
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import run_tables
 
-# What a worker process holds: see _start.
-_worker: Any = None
-
 # The functions (module:function) that make the evaluators of each kind of run.
 # They are named by strings, as their modules import this one, and TensorFlow.
 GAMES = 'batch_rl_dr3.training.discrete:create_evaluator'
@@ -58,19 +55,17 @@ class Setup:
 
 
 class Evaluator(Protocol):
-  """Plays the checkpoints of one kind of run.
+  """Plays the checkpoints of one kind of run, and exported policies.
 
-  A checkpoint is named by its path without `.index`, and what is played is a
-  function of it and the seed.
+  A checkpoint is named by its path without `.index`; how it is played is a
+  function of it and the seed. `num_agent_steps` is None where only playing
+  tells.
   """
 
   @property
-  def num_agent_steps(self) -> int | None:
-    """How many an evaluation has; None where only playing it tells."""
-
+  def num_agent_steps(self) -> int | None: ...  # noqa: D102
   @property
-  def identity(self) -> play.GameIdentity:
-    """What is played, and how."""
+  def identity(self) -> play.GameIdentity: ...  # noqa: D102
 
   def evaluate(
     self,
@@ -94,8 +89,7 @@ class Evaluator(Protocol):
   ) -> run_tables.Episode:
     """Writes an MP4 of an evaluation's first episode, whole or not at all."""
 
-  def close(self) -> None:
-    """Frees the games."""
+  def close(self) -> None: ...  # noqa: D102
 
 
 @contextlib.contextmanager
@@ -114,6 +108,22 @@ def gin_config(config: str) -> Iterator[None]:
   except (ValueError, TypeError, RuntimeError, SyntaxError) as error:
     message = ' '.join(str(error).split())
     raise errors.ConfigError(f'gin: {message}') from error
+
+
+def bound(name: str, default: Any) -> Any:
+  """Returns what gin binds to a parameter, else the default."""
+  import gin
+
+  try:
+    value = gin.query_parameter(name)
+  except ValueError:
+    return default
+  return getattr(value, 'scoped_configurable_fn', value)
+
+
+def is_exported(path: str) -> bool:
+  """Returns whether a path is an ONNX file or a SavedModel; see `exported`."""
+  return path.endswith('.onnx') or os.path.isfile(f'{path}/saved_model.pb')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +205,51 @@ def result_of(future: PendingResult) -> Result:
     ) from error
 
 
+@dataclasses.dataclass
+class _Worker:
+  """What a worker process holds: it plays one job after another."""
+
+  num_played: Any
+  stopped: Any
+  create_evaluator: Callable[[Setup], Evaluator]
+  setup: Setup | None = None
+  evaluator: Evaluator | None = None
+
+  def run(self, job: CheckpointJob) -> Result:
+    from batch_rl_dr3.agents import accelerator
+    from batch_rl_dr3.runs import provenance
+
+    if self.evaluator is None or self.setup != job.setup:
+      if self.evaluator is not None:
+        self.evaluator.close()
+        self.evaluator = None
+      own_code.load(job.setup.imports)
+      self.evaluator = self.create_evaluator(job.setup)
+      self.setup = job.setup
+    evaluator, is_stopped = self.evaluator, self.stopped.is_set
+    if job.video is not None:  # First: it is short, and scores are not lost.
+      evaluator.record_video(job.prefix, job.seed, job.video, is_stopped)
+    episodes = []
+    if job.with_scores:
+      self._before = 0
+      episodes = evaluator.evaluate(
+        job.prefix, job.seed, self._count, is_stopped
+      )
+    device = accelerator.find_device('auto').name
+    return Result(evaluator.identity, episodes, provenance.of_process(device))
+
+  def _count(self, num_played: int, num_episodes: int) -> None:
+    del num_episodes
+    with self.num_played.get_lock():
+      self.num_played.value += num_played - self._before
+    self._before = num_played
+
+
+_worker: _Worker  # Of a process that plays.
+
+
 def _start(num_played: Any, stopped: Any, worker: str, niceness: int) -> None:
+  """Imports the worker's function, and what it stands on, quietly."""
   global _worker
   parent = multiprocessing.parent_process()
   assert parent is not None
@@ -206,20 +260,16 @@ def _start(num_played: Any, stopped: Any, worker: str, niceness: int) -> None:
 
   threading.Thread(target=end_with_parent, daemon=True).start()
   os.nice(niceness)
-  _worker = _Worker(num_played, stopped, _load(worker))
-
-
-def _load(worker: str) -> Callable[[Setup], Evaluator]:
-  """Imports the worker's function, and what it stands on, quietly."""
-  module, _, name = worker.partition(':')
   frameworks.import_tensorflow()
   import gin
 
   gin.add_config_file_search_path(str(gin_files.shipped_configs()))
   # The old gym, which Dopamine and TF-Agents import, announces its end.
   warnings.filterwarnings('ignore', category=SyntaxWarning)
+  module, _, name = worker.partition(':')
   with contextlib.redirect_stderr(io.StringIO()):
-    return getattr(importlib.import_module(module), name)
+    create_evaluator = getattr(importlib.import_module(module), name)
+  _worker = _Worker(num_played, stopped, create_evaluator)
 
 
 def _run(job: CheckpointJob) -> Result:
@@ -227,53 +277,3 @@ def _run(job: CheckpointJob) -> Result:
     return _worker.run(job)
   except errors.BatchRLError as error:
     raise errors.picklable(error) from error
-
-
-class _Worker:
-  """A process that plays one job after another."""
-
-  def __init__(
-    self,
-    num_played: Any,
-    stopped: Any,
-    create_evaluator: Callable[[Setup], Evaluator],
-  ):
-    self._num_played = num_played
-    self._stopped = stopped
-    self._create_evaluator = create_evaluator
-    self._setup: Setup | None = None
-    self._evaluator: Evaluator | None = None
-
-  def run(self, job: CheckpointJob) -> Result:
-    from batch_rl_dr3.agents import accelerator
-    from batch_rl_dr3.runs import provenance
-
-    evaluator = self._evaluator_of(job.setup)
-    play_job = (job.prefix, job.seed)
-    before = 0
-
-    def on_progress(num_played: int, num_episodes: int) -> None:
-      nonlocal before
-      del num_episodes
-      with self._num_played.get_lock():
-        self._num_played.value += num_played - before
-      before = num_played
-
-    is_stopped = self._stopped.is_set
-    if job.video is not None:  # First: it is short, and scores are not lost.
-      evaluator.record_video(*play_job, job.video, is_stopped)
-    episodes = []
-    if job.with_scores:
-      episodes = evaluator.evaluate(*play_job, on_progress, is_stopped)
-    device = accelerator.find_device('auto').name
-    return Result(evaluator.identity, episodes, provenance.of_process(device))
-
-  def _evaluator_of(self, setup: Setup) -> Evaluator:
-    if self._evaluator is None or self._setup != setup:
-      if self._evaluator is not None:
-        self._evaluator.close()
-        self._evaluator = None
-      own_code.load(setup.imports)
-      self._evaluator = self._create_evaluator(setup)
-      self._setup = setup
-    return self._evaluator

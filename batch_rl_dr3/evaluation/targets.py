@@ -1,13 +1,15 @@
 """What there is to play: the checkpoints of run directories, and others'.
 
-A checkpoint of another program (Dopamine, batch_rl) says only its iteration, so
-the game comes from gin and the rest from the caller.
+A checkpoint of another program (Dopamine, batch_rl) says only its iteration,
+and the file of an exported policy not even that: the game comes from gin and
+the rest from the caller.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import functools
 import glob
+import hashlib
 import os
 import pathlib
 import re
@@ -16,7 +18,7 @@ from typing import Any
 
 from batch_rl_dr3.config import errors, frameworks, gin_files, own_code
 from batch_rl_dr3.evaluation import pool, scoring
-from batch_rl_dr3.games import play
+from batch_rl_dr3.games import minatar, play
 from batch_rl_dr3.runs import (
   atomic,
   checkpoints,
@@ -67,6 +69,12 @@ class Target:
   def is_continuous(self) -> bool:
     """Whether it is continuous control."""
     return frameworks.is_continuous(self.config)
+
+  def setup(self, num_threads: int = 0) -> pool.Setup:
+    """Returns what an evaluator of it is made from."""
+    return pool.Setup(
+      self.config, self.protocol, num_threads, self.atoms, self.imports
+    )
 
   def open_home(
     self, cache_dir: str, names: Collection[str]
@@ -171,6 +179,30 @@ def of_run(
   )
 
 
+def of_checkpoint(
+  path: pathlib.Path, imports: Sequence[own_code.OwnCode] = ()
+) -> tuple[Target, str, int | None] | None:
+  """Returns the run of a checkpoint, its prefix and its gradient steps.
+
+  The path is that of a run, whose newest one is meant, or of a checkpoint
+  without `.index`; None if it is of no run. The steps of one within an
+  iteration are not known. Errors are those of `of_run`.
+  """
+  for folder in (path, path.parent.parent):
+    if (folder / run_directory.PROVENANCE).exists():
+      break
+  else:
+    return None
+  target = of_run(folder, imports=imports)
+  found = list(target.checkpoints.values())
+  if folder != path:
+    steps = {c.prefix: c.gradient_steps for c in found}
+    return target, str(path), steps.get(str(path))
+  if not found:
+    raise errors.DataError(f'{folder} has no checkpoint.')
+  return target, found[-1].prefix, found[-1].gradient_steps
+
+
 def of_folder(
   folder: pathlib.Path,
   output_dir: str | os.PathLike[str],
@@ -185,33 +217,60 @@ def of_folder(
 
   `config` is gin text that names the game and the network; `identity` is
   method, dataset, run and seed; `home` is where `output_dir` is, if that
-  mirrors it.
+  mirrors it. `folder` may also be an exported policy, which is iteration 0.
   """
-  found = {
-    int(match[1]): checkpoints.Checkpoint(
-      name=match[1],
-      gradient_steps=(int(match[1]) + 1) * gradient_steps_per_iteration,
-      prefix=str(path.with_suffix('')),
-    )
-    for path in folder.glob('tf_ckpt-*.index')
-    if (match := _FOREIGN.fullmatch(path.name))
-  }
+  provenance = {**identity, 'checkpoints': os.path.abspath(folder)}
+  if atoms.support is not None:
+    provenance['support'] = list(atoms.support)
+  if pool.is_exported(str(folder)):
+    prefixes = {0: str(folder)}
+    provenance['policy_sha256'] = _sha256(folder)
+  else:
+    prefixes = {
+      int(match[1]): str(path.with_suffix(''))
+      for path in folder.glob('tf_ckpt-*.index')
+      if (match := _FOREIGN.fullmatch(path.name))
+    }
   return Target(
     source=folder,
     output_dir=pathlib.Path(output_dir),
     home=home or str(output_dir),
     config=config,
     protocol=None,
-    provenance={
-      **identity,
-      **({} if atoms.support is None else {'support': list(atoms.support)}),
-      'checkpoints': os.path.abspath(folder),
+    provenance=provenance,
+    checkpoints={
+      i: checkpoints.Checkpoint(
+        str(i), (i + 1) * gradient_steps_per_iteration, prefixes[i]
+      )
+      for i in sorted(prefixes)
     },
-    checkpoints=dict(sorted(found.items())),
     is_run=False,
     atoms=atoms,
     imports=tuple(imports),
   )
+
+
+def _sha256(path: pathlib.Path) -> str:
+  """Returns the digest of a file, or of a folder's files in order."""
+  digest = hashlib.sha256()
+  for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
+    if file.is_file():
+      digest.update(file.read_bytes())
+  return digest.hexdigest()
+
+
+def protocol_of(game: str) -> tuple[list[str], list[str]]:
+  """Returns the gin files and bindings of a game, played as published.
+
+  The game is one of MinAtar or, in camel case, of ALE.
+  """
+  if game in minatar.GAMES:
+    return ['minatar/protocol.gin'], [
+      f'create_minatar_lanes.game_name = {game!r}'
+    ]
+  return ['atari/protocol.gin'], [
+    f'atari_lib.create_atari_environment.game_name = {game!r}'
+  ]
 
 
 def write_provenance(
@@ -276,9 +335,8 @@ class RemainingEvaluation:
     target = self.target
     if target.is_run:
       checkpoints.check_whole(self.checkpoint)
-    of_run = (target.config, target.protocol)
     return pool.CheckpointJob(
-      pool.Setup(*of_run, num_threads, target.atoms, target.imports),
+      target.setup(num_threads),
       prefix=self.checkpoint.prefix,
       seed=play.evaluation_seed(target.provenance['seed'], self.iteration),
       with_scores=self.with_scores,
@@ -340,14 +398,14 @@ def remaining_evaluations(
 
 
 def _num_agent_steps(target: Target) -> int:
+  if target.is_continuous:
+    return 0
   if target.protocol is None:
     bound = gin_files.read_bindings((), target.config.splitlines())
     steps = bound.get('FixedReplayRunner.num_evaluation_agent_steps', 0)
     if isinstance(steps, int) and steps > 0:
       return steps
     return play.PUBLISHED.num_agent_steps
-  if 'num_evaluation_episodes' in target.protocol:
-    return 0
   return play.PlayRule.recorded(target.protocol).num_agent_steps
 
 

@@ -22,13 +22,12 @@ from batch_rl_dr3.agents import checkpoint_weights
 from batch_rl_dr3.analysis import diagnosis
 from batch_rl_dr3.config import cli, errors, own_code
 from batch_rl_dr3.evaluation import foreign_networks, pool, targets
-from batch_rl_dr3.games import atari, minatar, play
 from batch_rl_dr3.games import lanes as lanes_lib
+from batch_rl_dr3.games import play
 from batch_rl_dr3.replay import batches
 from batch_rl_dr3.replay.log import checkpoint_format, source_chain
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store.subset import Subset
-from batch_rl_dr3.runs import run_directory
 from batch_rl_dr3.training import discrete
 
 Array = npt.NDArray[Any]
@@ -110,9 +109,9 @@ def load_policy(
     DataError: if there is none, or it cannot be read.
   """
   path = pathlib.Path(checkpoint)
-  for folder in (path, path.parent.parent):
-    if (folder / run_directory.PROVENANCE).exists():
-      return _policy_of_run(folder, None if folder == path else path, imports)
+  found = targets.of_checkpoint(path, imports)
+  if found is not None:
+    return _policy_of_run(*found)
   if path.with_name(f'{path.name}.index').exists():
     network = _network(str(path), num_actions)
     if network is None:
@@ -138,30 +137,28 @@ def _network(
   ]
   # MinAtar's observations are 0 and 1.
   scale = 255.0 if len(weights[0]) == 8 else 1.0
-  return foreign_networks.ForeignNetwork(layers, num_actions, scale)
+  return foreign_networks.ForeignNetwork(layers, num_actions or 0, scale)
 
 
 def _policy_of_run(
-  folder: pathlib.Path,
-  prefix: pathlib.Path | None,
-  imports: Sequence[own_code.OwnCode],
+  target: targets.Target, prefix: str, gradient_steps: int | None
 ) -> Policy:
-  target = targets.of_run(folder, imports=imports)
-  steps = {c.prefix: c.gradient_steps for c in target.checkpoints.values()}
-  if prefix is None:
-    if not target.checkpoints:
-      raise errors.DataError(f'{folder} has no checkpoint.')
-    prefix = pathlib.Path(target.checkpoints[max(target.checkpoints)].prefix)
-  player = discrete.create_evaluator(
-    pool.Setup(target.config, target.protocol, imports=target.imports)
+  player = discrete.create_evaluator(target.setup())
+  game = player.lanes.game
+  outputs = player.load(prefix).outputs
+  network = _network(prefix, game.num_actions)
+  states = np.random.default_rng(0).integers(
+    256, size=(8, *game.observation_shape, game.stack_size), dtype=np.uint8
   )
+  try:  # Of other networks than chains of layers, the layers say little.
+    if network is None or not np.allclose(
+      network.outputs(states)[0], outputs(states)[0], rtol=1e-3, atol=1e-4
+    ):
+      network = None
+  except errors.DataError:
+    network = None
   return Policy(
-    player.load(str(prefix)).outputs,
-    player.lanes,
-    player.rule,
-    _network(str(prefix), player.lanes.game.num_actions),
-    target,
-    steps.get(str(prefix)),
+    outputs, player.lanes, player.rule, network, target, gradient_steps
   )
 
 
@@ -204,13 +201,9 @@ def create_lanes(game: str) -> lanes_lib.Lanes:
   Raises:
     ConfigError: if there is no such game.
   """
-  if game in minatar.GAMES:
-    return minatar.create_minatar_lanes(game)
-  cli.load_gin(
-    ['atari/protocol.gin'],
-    [f'atari_lib.create_atari_environment.game_name = {game!r}'],
-  )
-  return atari.create_atari_lanes()
+  cli.load_gin(*targets.protocol_of(game))
+  lanes: lanes_lib.Lanes = pool.bound('FixedReplayRunner.create_lanes', None)()
+  return lanes
 
 
 class LoggedData:
@@ -364,7 +357,9 @@ def sensitivity(policy: Policy, states: Array, seed: int = 0) -> pd.DataFrame:
       rng.uniform(-limit, limit, layer.kernel.shape).astype(np.float32),
       np.zeros_like(layer.bias),
     )
-    after, _ = network.with_layer(i, fresh).outputs(states)
+    layers = [*network.layers]
+    layers[i] = fresh
+    after, _ = dataclasses.replace(network, layers=layers).outputs(states)
     rows.append(
       {'layer': layer.name, **diagnosis.compare_outputs(before, after)}
     )

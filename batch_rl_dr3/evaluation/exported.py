@@ -1,0 +1,288 @@
+"""Policies in files that other programs read: SavedModel and ONNX.
+
+What is written takes `states`, stacked as the game's evaluation does it, and
+gives `q_values`, `features` and `action`; of continuous control `action` alone.
+Anybody's file is played that takes such states, in this order or with the
+channels first, and gives `q_values` or an `action`; a single output of another
+name is known by its shape. Pixels reach it as they are, 0 to 255.
+
+A SavedModel is a program: play those of people you trust. ONNX executes
+nothing but arithmetic.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import functools
+import importlib
+import io
+import os
+import pathlib
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from batch_rl_dr3.config import errors, frameworks
+from batch_rl_dr3.runs import atomic
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+INPUT = 'states'
+_SIGNATURE = 'serving_default'
+_OPSET = 17
+_ONNX_DTYPES = {
+  'tensor(uint8)': 'uint8',
+  'tensor(float)': 'float32',
+  'tensor(double)': 'float64',
+  'tensor(float16)': 'float16',
+}
+
+
+class FrozenGraph(NamedTuple):
+  """A TensorFlow graph without variables.
+
+  `state` is the shape of one state, `results` those of the outputs for it, by
+  name; `nodes` has the node of each name, with INPUT's.
+  """
+
+  graph_def: Any
+  state: Shape
+  results: Mapping[str, Shape]
+  nodes: Mapping[str, str]
+
+
+def write_saved_model(frozen: FrozenGraph, folder: pathlib.Path) -> None:
+  """Writes a SavedModel, whole or not at all, in place of what was there."""
+  tf.get_logger().setLevel('ERROR')  # The builder calls itself deprecated.
+  v1 = tf.compat.v1
+
+  def tensors(*names: str) -> dict[str, Any]:
+    return {
+      name: v1.saved_model.build_tensor_info(
+        graph.get_tensor_by_name(f'{frozen.nodes[name]}:0')
+      )
+      for name in names
+    }
+
+  with (
+    atomic.file_errors(folder),
+    tempfile.TemporaryDirectory(dir=folder.parent) as temporary,
+    tf.Graph().as_default() as graph,
+    v1.Session() as session,
+  ):
+    tf.import_graph_def(frozen.graph_def, name='')
+    whole = f'{temporary}/model'
+    builder = v1.saved_model.Builder(whole)
+    signature = v1.saved_model.build_signature_def(
+      tensors(INPUT),
+      tensors(*frozen.results),
+      v1.saved_model.signature_constants.PREDICT_METHOD_NAME,
+    )
+    builder.add_meta_graph_and_variables(
+      session, [v1.saved_model.tag_constants.SERVING], {_SIGNATURE: signature}
+    )
+    try:
+      builder.save()
+    except tf.errors.OpError as error:
+      raise frameworks.disk_error(error) from error
+    atomic.remove_tree(folder)
+    os.replace(whole, folder)
+
+
+def write_onnx(frozen: FrozenGraph, path: pathlib.Path) -> None:
+  """Writes an ONNX file, whole or not at all.
+
+  Raises:
+    ConfigError: if tf2onnx is not installed.
+  """
+  tf2onnx = _import('tf2onnx', 'to write')
+  tensors = {name: f'{node}:0' for name, node in frozen.nodes.items()}
+  with contextlib.redirect_stderr(io.StringIO()):  # It tells of its progress.
+    model, _ = tf2onnx.convert.from_graph_def(
+      frozen.graph_def,
+      input_names=[tensors[INPUT]],
+      output_names=[tensors[name] for name in frozen.results],
+      opset=_OPSET,
+      tensors_to_rename={tensor: name for name, tensor in tensors.items()},
+    )
+  with atomic.whole_path(path) as temporary:
+    temporary.write_bytes(model.SerializeToString())
+
+
+def _import(package: str, purpose: str) -> Any:
+  try:
+    return importlib.import_module(package)
+  except ImportError as error:
+    raise errors.ConfigError(
+      f'{purpose} ONNX takes {package}: pip install "batch-rl-dr3[export]".'
+    ) from error
+
+
+class _Program(NamedTuple):
+  """What a file holds, whatever its format."""
+
+  inputs: Mapping[str, tuple[Sequence[Any], Any]]  # Shape [n, ...] and dtype.
+  outputs: Sequence[str]
+  call: Callable[[Array], Sequence[Any]]
+  close: Callable[[], object]
+
+
+def _read_onnx(path: str, num_threads: int) -> _Program:
+  onnxruntime = _import('onnxruntime', 'to read')
+  options = onnxruntime.SessionOptions()
+  options.intra_op_num_threads = num_threads
+  session = onnxruntime.InferenceSession(
+    path, options, providers=['CPUExecutionProvider']
+  )
+  inputs = session.get_inputs()
+  return _Program(
+    {i.name: (i.shape, _ONNX_DTYPES.get(i.type, i.type)) for i in inputs},
+    [output.name for output in session.get_outputs()],
+    lambda states: session.run(None, {inputs[0].name: states}),
+    lambda: None,
+  )
+
+
+def _read_saved_model(path: str, num_threads: int) -> _Program:
+  tf.get_logger().setLevel('ERROR')  # The loader calls itself deprecated.
+  v1 = tf.compat.v1
+  config = v1.ConfigProto(
+    allow_soft_placement=True, intra_op_parallelism_threads=num_threads
+  )
+  config.gpu_options.allow_growth = True
+  with tf.Graph().as_default() as graph:
+    session = v1.Session(config=config)
+    loaded = v1.saved_model.load(
+      session, [v1.saved_model.tag_constants.SERVING], path
+    )
+  signature = loaded.signature_def[_SIGNATURE]
+  inputs, outputs = (
+    {name: graph.get_tensor_by_name(info.name) for name, info in infos.items()}
+    for infos in (signature.inputs, signature.outputs)
+  )
+  states = next(iter(inputs.values()))
+  return _Program(
+    {
+      name: (tensor.shape.as_list(), tensor.dtype.as_numpy_dtype)
+      for name, tensor in inputs.items()
+    },
+    list(outputs),
+    session.make_callable(list(outputs.values()), [states]),
+    session.close,
+  )
+
+
+class Model:
+  """The function of states in an ONNX file or a SavedModel.
+
+  Threads may share it.
+  """
+
+  def __init__(
+    self,
+    path: str,
+    state_shape: Shape,
+    results: Mapping[str, Shape],
+    num_threads: int = 0,
+  ):
+    """Opens a file and has it look at two states of zeros.
+
+    `results` are the outputs that are understood, at least one of which must be
+    there, with their shapes for one state.
+
+    Raises:
+      ConfigError: if it is ONNX and onnxruntime is not installed.
+      DataError: if it cannot be read, or takes or gives something else.
+    """
+    self._path = path
+    read = _read_onnx if path.endswith('.onnx') else _read_saved_model
+    with self._errors('cannot be read'):
+      self._program = read(path, num_threads)
+    if len(self._program.inputs) != 1:
+      names = ', '.join(self._program.inputs)
+      raise self._error(f'has the inputs {names}, not the states alone')
+    ((shape, self._dtype),) = self._program.inputs.values()
+    self._arrange = self._arrangement(shape[1:], state_shape)
+    with self._errors('cannot look at two states'):
+      states = np.zeros((2, *state_shape), np.uint8)
+      outputs = [np.asarray(output) for output in self._call(states)]
+    self._names = self._understood(outputs, results)
+
+  def _error(self, what: str) -> errors.DataError:
+    return errors.DataError(f'{self._path} {what}.')
+
+  @contextlib.contextmanager
+  def _errors(self, what: str) -> Iterator[None]:
+    try:
+      yield
+    except errors.BatchRLError:
+      raise
+    except Exception as error:  # Each library has kinds of its own.
+      first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+      raise self._error(f'{what}: {first}') from error
+
+  def _arrangement(
+    self, shape: Sequence[Any], state_shape: Shape
+  ) -> Callable[[Array], Array]:
+    """Returns what brings states into the shape that the file takes."""
+    known = list(_arrangements(state_shape))
+    for taken, arrange in known:
+      if len(taken) == len(shape) and all(
+        size == own or not isinstance(size, int)
+        for size, own in zip(shape, taken, strict=True)
+      ):
+        return arrange
+    own = ' or '.join(str(list(taken)) for taken, _ in known)
+    raise self._error(f'takes states {list(shape)}, and the game has {own}')
+
+  def _call(self, states: Array) -> Sequence[Any]:
+    return self._program.call(self._arrange(states).astype(self._dtype))
+
+  def _understood(
+    self, outputs: Sequence[Array], results: Mapping[str, Shape]
+  ) -> Sequence[str]:
+    """Returns the outputs' names; raises DataError if none is understood."""
+    names = list(self._program.outputs)
+    shapes = [output.shape[1:] for output in outputs]
+    if len(names) == 1 and names[0] not in results:
+      fitting = (n for n, shape in results.items() if shape == shapes[0])
+      names = [next(fitting, next(iter(results)))]
+    for name, shape in zip(names, shapes, strict=True):
+      if shape != results.get(name, shape):
+        raise self._error(
+          f'gives {name} {list(shape)} of a state, and the game has '
+          f'{list(results[name])}'
+        )
+    if not results.keys() & set(names):
+      raise self._error(
+        f'gives {", ".join(names)}, none of which is {" or ".join(results)}'
+      )
+    return names
+
+  def __call__(self, states: Array) -> dict[str, Array]:
+    """Returns the outputs, by name, of states [n, *state_shape]."""
+    return dict(zip(self._names, self._call(states), strict=True))
+
+  def close(self) -> None:
+    """Frees what it holds."""
+    self._program.close()
+
+
+def _arrangements(
+  shape: Shape,
+) -> Iterator[tuple[Shape, Callable[[Array], Array]]]:
+  """Yields the shapes that states can have, and what makes them so."""
+  yield shape, lambda states: states
+  if len(shape) < 3:
+    return
+  yield (shape[-1], *shape[:-1]), lambda states: np.moveaxis(states, -1, 1)
+  if shape[-1] == 1:  # One frame.
+    for taken, arrange in _arrangements(shape[:-1]):
+      yield taken, functools.partial(_without_stack, arrange)
+
+
+def _without_stack(arrange: Callable[[Array], Array], states: Array) -> Array:
+  return arrange(states[..., 0])
