@@ -23,41 +23,33 @@ from batch_rl_dr3.runs import atomic, place, records
 
 _PREFIX = 'tf_ckpt-'
 _DAMAGED = '.damaged'
-_WRITING = '.writing.'
 # How many checkpoints within the iteration in progress are kept.
 _KEEP_WITHIN = 2
+_MEND = 'Remove it; the checkpoint before it is then used.'
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """A whole checkpoint on disk."""
+  """A checkpoint, as its manifest describes it."""
 
   # The iteration, or <iteration>_<gradient steps> within one.
   name: str
   gradient_steps: int
   prefix: str  # What TensorFlow's Saver takes.
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-  """What a checkpoint's manifest says."""
-
-  path: pathlib.Path
-  name: str
-  gradient_steps: int
-  # By name, with their 'bytes' and 'sha256'.
-  files: Mapping[str, Mapping[str, Any]]
+  # By name, with their 'bytes' and 'sha256'; none of another program's.
+  files: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
-  def checkpoint(self) -> Checkpoint:
-    """The checkpoint that it describes."""
-    prefix = str(self.path.parent / f'{_PREFIX}{self.name}')
-    return Checkpoint(self.name, self.gradient_steps, prefix)
+  def manifest(self) -> pathlib.Path:
+    """The file that vouches for it."""
+    return pathlib.Path(self.prefix).with_name(f'ckpt.{self.name}.json')
 
   def damage(self, with_content: bool = True) -> str | None:
     """Returns how the files, or their sizes alone, differ; None if not."""
     for file_name, expected in self.files.items():
-      path = self.path.parent / file_name
+      path = self.manifest.with_name(file_name)
       try:
         if not path.is_file():
           return f'{file_name} is missing'
@@ -70,40 +62,65 @@ class Manifest:
     return None
 
 
-def read_manifest(path: pathlib.Path) -> Manifest | None:
-  """Returns a manifest; None if it is not there.
+def _read(path: pathlib.Path) -> Checkpoint | None:
+  """Returns the checkpoint of a manifest; None if it is not there.
 
   Raises:
     DataError: if it is damaged, or names a file that is not the checkpoint's.
   """
-  mend = 'Remove it; the checkpoint before it is then used.'
-  record = records.read(path, records.CHECKPOINT, mend)
+  record = records.read(path, records.CHECKPOINT, _MEND)
   if record is None:
     return None
-  name = record['name']
+  name, files = record['name'], record['files']
   if path.name != f'ckpt.{name}.json':
-    raise errors.DataError(f'{path}: name is {name!r}, not its own. {mend}')
-  for file_name in record['files']:
+    raise errors.DataError(f'{path}: name is {name!r}, not its own. {_MEND}')
+  for file_name in files:
     place.path_below(path.parent, file_name, path, 'files')
     if not file_name.startswith(f'{_PREFIX}{name}.') or '/' in file_name:
       raise errors.DataError(
-        f'{path}: files names {file_name!r}, no file of the checkpoint. {mend}'
+        f'{path}: files names {file_name!r}, no file of the checkpoint. {_MEND}'
       )
-  if not record['files']:
-    raise errors.DataError(f'{path}: files names no file. {mend}')
-  return Manifest(path, name, record['gradient_steps'], record['files'])
+  if not files:
+    raise errors.DataError(f'{path}: files names no file. {_MEND}')
+  prefix = str(path.with_name(f'{_PREFIX}{name}'))
+  return Checkpoint(name, record['gradient_steps'], prefix, files)
 
 
-def manifests(directory: pathlib.Path) -> Iterator[Manifest]:
-  """Yields a folder's undamaged manifests; another process may write to it."""
+def manifests(
+  directory: pathlib.Path,
+  on_damage: Callable[[pathlib.Path, errors.DataError], None] = (
+    lambda _, error: logging.warning('%s', error)
+  ),
+) -> Iterator[Checkpoint]:
+  """Yields what the undamaged manifests of a folder say.
+
+  Another process may write to the folder meanwhile.
+  """
   for path in sorted(directory.glob('ckpt.*.json')):
     try:
-      manifest = read_manifest(path)
+      checkpoint = _read(path)
     except errors.DataError as error:
-      logging.warning('%s', error)
+      on_damage(path, error)
     else:
-      if manifest is not None:
-        yield manifest
+      if checkpoint is not None:
+        yield checkpoint
+
+
+def of_iterations(directory: pathlib.Path) -> dict[int, Checkpoint]:
+  """Returns the checkpoints that end an iteration, whole or not, in order."""
+  found = {int(c.name): c for c in manifests(directory) if c.name.isdigit()}
+  return dict(sorted(found.items()))
+
+
+def check_whole(checkpoint: Checkpoint) -> None:
+  """Raises DataError if a checkpoint's files are not as its manifest says."""
+  found = _read(checkpoint.manifest)
+  reason = 'it has no manifest' if found is None else found.damage()
+  if reason is not None:
+    raise errors.DataError(
+      f'{checkpoint.prefix} is damaged: {reason}. Restore it from a backup, or '
+      'play the others.'
+    )
 
 
 class Checkpoints:
@@ -128,16 +145,6 @@ class Checkpoints:
     self._check = check
     self._protected: set[str] = set()
 
-  def _remove_leftovers(self) -> None:
-    """Removes temporary files and files without a manifest, left by a kill."""
-    for leftover in self._directory.glob('.*'):
-      atomic.remove_tree(leftover)
-    for path in self._directory.glob(f'{_PREFIX}*'):
-      name = path.name.removeprefix(_PREFIX).partition('.')[0]
-      manifest = self._manifest(name)
-      if not manifest.exists() and not _set_aside(manifest).exists():
-        atomic.remove_file(path)
-
   def save(
     self, write: Callable[[str], None], name: str, gradient_steps: int
   ) -> None:
@@ -148,17 +155,15 @@ class Checkpoints:
     """
     target = self._directory / f'{_PREFIX}{name}'
     # Of no other process's name, wherever that runs.
-    temporary = self._directory / f'{_WRITING}{name}.{secrets.token_hex(8)}'
+    temporary = self._directory / f'.writing.{name}.{secrets.token_hex(8)}'
     try:
       temporary.mkdir()
       write(str(temporary / target.name))
       files = {}
       for path in sorted(temporary.iterdir()):
         atomic.sync(path)
-        files[path.name] = {
-          'bytes': path.stat().st_size,
-          'sha256': _sha256(path),
-        }
+        size = path.stat().st_size
+        files[path.name] = {'bytes': size, 'sha256': _sha256(path)}
       self._check()
       for file_name in files:
         os.replace(temporary / file_name, self._directory / file_name)
@@ -170,7 +175,7 @@ class Checkpoints:
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
     atomic.write_json(
-      self._manifest(name),
+      self._directory / f'ckpt.{name}.json',
       {'name': name, 'gradient_steps': gradient_steps, 'files': files},
       self._check,
     )
@@ -197,18 +202,16 @@ class Checkpoints:
         never started over silently.
     """
     self._remove_leftovers()
-    found = self._manifests()
-    for manifest in found:
-      reason = manifest.damage()
+    for checkpoint in self._newest_first():
+      reason = checkpoint.damage()
       if reason is None:
-        return manifest.checkpoint
+        return checkpoint
       logging.warning(
         'Checkpoint %s is damaged (%s) and set aside; trying the one before.',
-        manifest.path,
-        reason,
+        *(checkpoint.manifest, reason),
       )
-      _put_aside(manifest.path)
-    if found or any(self._directory.glob(f'ckpt.*{_DAMAGED}')):
+      _put_aside(checkpoint.manifest)
+    if any(self._directory.glob(f'ckpt.*{_DAMAGED}')):
       raise errors.DataError(
         f'every checkpoint in {self._directory} is damaged, and a run is not '
         'started over by itself. Restore one from a backup, or start over '
@@ -216,37 +219,40 @@ class Checkpoints:
       )
     return None
 
-  def _manifests(self) -> list[Manifest]:
-    """Returns the manifests, most gradient steps first; sets others aside."""
-    found = []
-    for path in self._directory.glob('ckpt.*.json'):
-      try:
-        manifest = read_manifest(path)
-      except errors.DataError as error:
-        logging.warning('%s It is set aside.', error)
-        _put_aside(path)
-      else:
-        if manifest is not None:
-          found.append(manifest)
-    return sorted(found, key=lambda m: m.gradient_steps, reverse=True)
+  def _remove_leftovers(self) -> None:
+    """Removes temporary files and files without a manifest, left by a kill."""
+    for leftover in self._directory.glob('.*'):
+      atomic.remove_tree(leftover)
+    for path in self._directory.glob(f'{_PREFIX}*'):
+      name = path.name.removeprefix(_PREFIX).partition('.')[0]
+      manifest = self._directory / f'ckpt.{name}.json'
+      if not manifest.exists() and not _set_aside(manifest).exists():
+        atomic.remove_file(path)
+
+  def _newest_first(self) -> list[Checkpoint]:
+    """Returns the checkpoints; sets those with a damaged manifest aside."""
+
+    def set_aside(path: pathlib.Path, error: errors.DataError) -> None:
+      logging.warning('%s It is set aside.', error)
+      _put_aside(path)
+
+    found = manifests(self._directory, set_aside)
+    return sorted(found, key=lambda c: c.gradient_steps, reverse=True)
 
   def _prune(self) -> None:
-    found = self._manifests()
-    written = [manifest.name for manifest in found]
+    found = self._newest_first()
+    written = [checkpoint.name for checkpoint in found]
     ends = [name for name in written if name.isdigit()]
     within = written[: written.index(ends[0])] if ends else written
     kept = {*ends[: self._keep_last], *within[:_KEEP_WITHIN], *self._protected}
     if self._keep_every is not None:
       kept |= {name for name in ends if int(name) % self._keep_every == 0}
-    for manifest in found:
-      if manifest.name not in kept:
+    for checkpoint in found:
+      if checkpoint.name not in kept:
         # The manifest goes first: without it the rest does not exist.
-        atomic.remove_file(manifest.path)
-        for file_name in manifest.files:
+        atomic.remove_file(checkpoint.manifest)
+        for file_name in checkpoint.files:
           atomic.remove_file(self._directory / file_name)
-
-  def _manifest(self, name: str) -> pathlib.Path:
-    return self._directory / f'ckpt.{name}.json'
 
 
 def _set_aside(manifest: pathlib.Path) -> pathlib.Path:
@@ -256,28 +262,6 @@ def _set_aside(manifest: pathlib.Path) -> pathlib.Path:
 def _put_aside(manifest: pathlib.Path) -> None:
   with atomic.file_errors(manifest):
     manifest.rename(_set_aside(manifest))
-
-
-def of_iterations(directory: pathlib.Path) -> dict[int, Checkpoint]:
-  """Returns the checkpoints that end an iteration, whole or not, in order."""
-  found = {
-    int(manifest.name): manifest.checkpoint
-    for manifest in manifests(directory)
-    if manifest.name.isdigit()
-  }
-  return dict(sorted(found.items()))
-
-
-def check_whole(checkpoint: Checkpoint) -> None:
-  """Raises DataError if a checkpoint's files are not as its manifest says."""
-  folder = pathlib.Path(checkpoint.prefix).parent
-  manifest = read_manifest(folder / f'ckpt.{checkpoint.name}.json')
-  reason = 'it has no manifest' if manifest is None else manifest.damage()
-  if reason is not None:
-    raise errors.DataError(
-      f'{checkpoint.prefix} is damaged: {reason}. Restore it from a backup, or '
-      'play the others.'
-    )
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -163,11 +163,12 @@ def local_file(path: _Path, count: ByteCount | None = None) -> StoredFile:
   `count` counts the bytes that are read of it.
   """
   path = pathlib.Path(path)
-  count = count or ByteCount()
   try:
     num_bytes = path.stat().st_size
   except OSError as error:
     raise errors.DataError(f'cannot read {path}: {error.strerror}.') from error
+  if count is None:
+    return StoredFile(str(path), num_bytes, lambda: open(path, 'rb'))
   return StoredFile(
     str(path),
     num_bytes,

@@ -1,12 +1,15 @@
 """Reads a run's JSON files and checks every value against its schema.
 
 A file that cannot be read is an error that names it, the field and the mend.
+
+A schema is one of `KINDS`, with a ? if null will do; a list of the schema of
+its items; or an object's schemas by field, with a ! where the field has to be
+there, and * for fields that are not named, which may be anything without it. Of
+a tuple, the first schema is for texts and the second for what is no text.
 """
 
-from collections.abc import Mapping
-import dataclasses
+from collections.abc import Callable, Mapping
 import json
-import math
 import os
 import pathlib
 import re
@@ -18,89 +21,59 @@ from batch_rl_dr3.runs import run_directory
 _Path = str | os.PathLike[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
-  """What a value may be."""
-
-  types: tuple[type, ...]  # True and False are no numbers.
-  words: str  # The same for messages, such as 'a whole number'.
-  minimum: float | None = None
-  pattern: str = ''  # That a text matches whole.
-  required: bool = False
-  # Of an object, by name; others may be there.
-  fields: Mapping[str, 'Field'] = dataclasses.field(default_factory=dict)
-  values: 'Field | None' = None  # Of an object or a list.
-  length: int | None = None
-
-  def must(self) -> 'Field':
-    """Returns the field as one that has to be there."""
-    return dataclasses.replace(self, required=True)
+def _is_count(value: Any) -> bool:
+  return type(value) is int and value >= 0  # True and False are no numbers.
 
 
-_NONE = type(None)
-COUNT = Field((int,), 'a whole number from 0 on', minimum=0)
-CODE = Field((int, _NONE), 'a whole number or null')
-FLAG = Field((bool,), 'true or false')
-TEXT = Field((str,), 'a text')
-WORD = Field((str,), 'a text that is not empty', pattern='.+')
-TEXT_OR_NONE = Field((str, _NONE), 'a text or null')
-OBJECT = Field((dict,), 'an object')
-_LOGGED_RUN = Field((int, str, _NONE), 'a number, a text or null')
-_OBJECT_OR_NONE = Field((dict, _NONE), 'an object or null')
+def _matches(pattern: str) -> Callable[[Any], bool]:
+  return lambda value: (
+    isinstance(value, str) and re.fullmatch(pattern, value) is not None
+  )
 
 
-def _object(**fields: Field) -> Field:
-  return dataclasses.replace(OBJECT, fields=fields)
-
-
-PROVENANCE = _object(
-  suite=TEXT_OR_NONE,
-  game=WORD,
-  method=WORD,
-  dataset=TEXT_OR_NONE,
-  run=_LOGGED_RUN,
-  seed=_LOGGED_RUN,
-  total_gradient_steps=COUNT,
-  data_hash=TEXT_OR_NONE,
-  data=_OBJECT_OR_NONE,
-  protocol=OBJECT,
-  numbers_version=COUNT,
-  versions=dataclasses.replace(OBJECT, values=TEXT_OR_NONE),
-  rom_md5=TEXT_OR_NONE,
-  device=TEXT_OR_NONE,
-  git_revision=TEXT_OR_NONE,
-  imports=dataclasses.replace(OBJECT, values=TEXT),
-  command=Field((list,), 'a list of texts', values=TEXT),
-)
-FINISHED = _object(
-  num_iterations=COUNT.must(), gradient_steps=COUNT, num_evaluations=COUNT
-)
-FAILED = _object(
-  error=WORD, message=TEXT.must(), exit_code=COUNT, gradient_steps=COUNT
-)
-ATTEMPT = _object(
-  attempts=COUNT,
-  without_progress=COUNT,
-  progress=Field(
-    (list,), 'a list of two counts', values=COUNT, length=2, required=True
+# What a value may be: the words for messages, and whether it is.
+KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+  'count': ('a whole number from 0 on', _is_count),
+  'positive': ('a positive number', lambda v: _is_count(v) and v > 0),
+  'code': ('a whole number', lambda v: type(v) is int),
+  'flag': ('true or false', lambda v: type(v) is bool),
+  'text': ('a text', lambda v: isinstance(v, str)),
+  'word': ('a text that is not empty', _matches('.+')),
+  'object': ('an object', lambda v: isinstance(v, dict)),
+  'name': ('a number, a text', lambda v: type(v) in (int, str)),
+  'sha256': ('a SHA-256', _matches('[0-9a-f]{64}')),
+  'checkpoint': ('the name of a checkpoint', _matches(r'\d+(_\d+)?')),
+  'progress': (
+    'a list of two counts',
+    lambda v: isinstance(v, list) and [_is_count(n) for n in v] == [True] * 2,
   ),
-  began=TEXT,
-  host=TEXT,
-  exit_code=CODE,
-  error=TEXT,
-  is_set_aside=FLAG,
-)
-_FILE = _object(
-  bytes=COUNT.must(),
-  sha256=Field((str,), 'a SHA-256', pattern='[0-9a-f]{64}', required=True),
-)
-CHECKPOINT = _object(
-  name=Field(
-    (str,), 'the name of a checkpoint', pattern=r'\d+(_\d+)?', required=True
-  ),
-  gradient_steps=COUNT.must(),
-  files=dataclasses.replace(OBJECT, values=_FILE, required=True),
-)
+}
+PROVENANCE = {
+  **dict.fromkeys(('game', 'method'), 'word'),
+  **dict.fromkeys(('suite', 'dataset', 'device'), 'text?'),
+  **dict.fromkeys(('data_hash', 'rom_md5', 'git_revision'), 'text?'),
+  **dict.fromkeys(('run', 'seed'), 'name?'),
+  **dict.fromkeys(('total_gradient_steps', 'numbers_version'), 'count'),
+  **{'data': 'object?', 'protocol': 'object', 'command': ['text']},
+  **{'versions': {'*': 'text?'}, 'imports': {'*': 'text'}},
+}
+FINISHED = {
+  'num_iterations!': 'count',
+  **dict.fromkeys(('gradient_steps', 'num_evaluations'), 'count'),
+}
+FAILED = {
+  **{'error': 'word', 'message!': 'text'},
+  **dict.fromkeys(('exit_code', 'gradient_steps'), 'count'),
+}
+ATTEMPT = {
+  **dict.fromkeys(('attempts', 'without_progress'), 'count'),
+  **dict.fromkeys(('began', 'host', 'error'), 'text'),
+  **{'progress!': 'progress', 'exit_code': 'code?', 'is_set_aside': 'flag'},
+}
+CHECKPOINT = {
+  **{'name!': 'checkpoint', 'gradient_steps!': 'count'},
+  'files!': {'*': {'bytes!': 'count', 'sha256!': 'sha256'}},
+}
 
 
 def read_text(path: _Path, mend: str) -> str | None:
@@ -117,7 +90,10 @@ def read_text(path: _Path, mend: str) -> str | None:
 
 
 def read(
-  path: _Path, schema: Field, mend: str, required: tuple[str, ...] = ()
+  path: _Path,
+  schema: Mapping[str, Any],
+  mend: str,
+  required: tuple[str, ...] = (),
 ) -> dict[str, Any] | None:
   """Returns what a JSON file says; None if there is no such file.
 
@@ -135,51 +111,42 @@ def read(
     raise errors.DataError(
       f'cannot read {path}: it is no JSON ({reason}). {mend}'
     ) from error
-  fields = {**schema.fields}
-  for name in required:
-    fields[name] = fields[name].must()
-  wrong = _wrong(value, dataclasses.replace(schema, fields=fields), '')
+  needed = {f'{n}!' if n in required else n: s for n, s in schema.items()}
+  wrong = _wrong(value, needed)
   if wrong is not None:
     raise errors.DataError(f'{path}: {wrong}. {mend}')
   return dict(value)
 
 
-def _wrong(value: Any, field: Field, name: str) -> str | None:
-  """Returns which value is not as its field says; None if all are."""
-  told = f'{name or "it"} is {_short(value)}, not {field.words}'
-  if not _is_one(value, field):
-    return told
-  if isinstance(value, dict):
-    for key, one in field.fields.items():
-      if key not in value:
-        if one.required:
-          return f'{_join(name, key)} is missing'
-      elif wrong := _wrong(value[key], one, _join(name, key)):
-        return wrong
-  if field.values is not None and isinstance(value, dict | list):
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, item in pairs:
-      if wrong := _wrong(item, field.values, _join(name, str(key))):
-        return wrong
-  return None
-
-
-def _is_one(value: Any, field: Field) -> bool:
-  if isinstance(value, bool) and bool not in field.types:
-    return False
-  if not isinstance(value, field.types):
-    return False
-  if isinstance(value, int | float) and field.minimum is not None:
-    return math.isfinite(value) and value >= field.minimum
-  if isinstance(value, str) and field.pattern:
-    return re.fullmatch(field.pattern, value) is not None
-  if isinstance(value, list) and field.length is not None:
-    return len(value) == field.length
-  return True
-
-
-def _join(name: str, key: str) -> str:
-  return f'{name}.{key}' if name else key
+def _wrong(value: Any, schema: Any, name: str = '') -> str | None:
+  """Returns which value is not as its schema says; None if all are."""
+  if isinstance(schema, tuple):
+    schema = schema[0 if isinstance(value, str) else 1]
+  prefix = f'{name}.' if name else ''
+  items: Mapping[Any, tuple[Any, Any]] = {}
+  if isinstance(schema, str):
+    kind = schema.removesuffix('?')
+    words, accepts = KINDS[kind]
+    is_one = accepts(value)
+    if schema != kind:
+      words, is_one = f'{words} or null', is_one or value is None
+  elif isinstance(schema, list):
+    words, is_one = 'a list', isinstance(value, list)
+    items = {i: (v, schema[0]) for i, v in enumerate(value if is_one else ())}
+  else:
+    words, is_one = KINDS['object'][0], isinstance(value, dict)
+    fields = {field.removesuffix('!'): s for field, s in schema.items()}
+    for field in fields if is_one else ():
+      if f'{field}!' in schema and field not in value:
+        return f'{prefix}{field} is missing'
+    rest = fields.get('*')
+    items = {
+      k: (v, fields.get(k, rest)) for k, v in (value if is_one else {}).items()
+    }
+  if not is_one:
+    return f'{name or "it"} is {_short(value)}, not {words}'
+  wrong = (_wrong(v, s, f'{prefix}{k}') for k, (v, s) in items.items() if s)
+  return next(filter(None, wrong), None)
 
 
 def _short(value: Any) -> str:

@@ -4,11 +4,12 @@ scores.csv has a row per evaluation episode; the rows of an iteration say how
 many they are and are written all or none. metrics.csv grows row by row, so a
 kill can tear its last one, which readers leave out. Damage is an error that
 names the file and the line: pandas' C engine reads whole columns, and what it
-cannot read as numbers is read again cell by cell.
+cannot read as numbers is read again row by row.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
 import csv
 import dataclasses
 import io
@@ -36,12 +37,7 @@ NUM_EPISODES = 'num_episodes'
 IDENTITY = ('suite', 'game', 'method', 'dataset', 'run', 'seed')
 SCORE_COLUMNS = (
   *IDENTITY,
-  'iteration',
-  STEPS,
-  'episode',
-  RETURN,
-  'length',
-  'truncated',
+  *('iteration', STEPS, 'episode', RETURN, 'length', 'truncated'),
 )
 
 _Path = str | os.PathLike[str]
@@ -53,6 +49,7 @@ _MEND = 'Mend or remove the line.'
 
 
 def _whole_text(path: _Path) -> str:
+  """Returns a file up to its last line feed; '' if there is none."""
   try:
     content = pathlib.Path(path).read_bytes()
     return content[: content.rfind(b'\n') + 1].decode()
@@ -76,17 +73,25 @@ def read_rows(path: _Path, required: Sequence[str] = ()) -> list[_Row]:
   Raises:
     DataError: if the file is damaged.
   """
-  text = _whole_text(path)
-  reader = csv.DictReader(io.StringIO(text), strict=True)
+  return _parse_rows(path, _whole_text(path), required)
+
+
+def _parse_rows(
+  path: _Path, text: str, required: Sequence[str] = ()
+) -> list[_Row]:
+  reader = csv.DictReader(io.StringIO(text), strict=True, skipinitialspace=True)
   rows: list[_Row] = []
   try:
     for row in reader:
+      where = f'{path}, line {reader.line_num}'
       if None in row:
+        width = len(reader.fieldnames or ())
         raise errors.DataError(
-          f'{path}, line {reader.line_num}: more cells than the header. {_MEND}'
+          f'{where}: {len(row) - 1 + len(row[None])} cells under a header of '
+          f'{width}. {_MEND}'
         )
       for name in required:
-        _check_count(path, reader.line_num, name, row.get(name))
+        _check_count(where, name, row.get(name))
       rows.append(row)
   except csv.Error as error:
     raise errors.DataError(
@@ -95,11 +100,10 @@ def read_rows(path: _Path, required: Sequence[str] = ()) -> list[_Row]:
   return rows
 
 
-def _check_count(path: _Path, line: int, name: str, cell: str | None) -> None:
+def _check_count(where: str, name: str, cell: str | None) -> None:
   if cell is None or not (cell.isascii() and cell.isdigit()):
     raise errors.DataError(
-      f'{path}, line {line}: {name} is {cell or ""!r}, not a whole number. '
-      f'{_MEND}'
+      f'{where}: {name} is {cell or ""!r}, not a whole number. {_MEND}'
     )
 
 
@@ -130,14 +134,14 @@ class CsvLog:
   def append(self, row: Mapping[str, Any]) -> None:
     """Adds one row. A kill can tear it; `read_rows` leaves a torn row out."""
     self._check()
-    try:
-      with open(self.path, 'a', newline='') as file:
-        writer = csv.DictWriter(file, self._columns)
-        if file.tell() == 0:
-          writer.writeheader()
-        writer.writerow(row)
-    except OSError as error:
-      raise atomic.FileError(self.path, error) from error
+    with (
+      atomic.file_errors(self.path),
+      open(self.path, 'a', newline='') as file,
+    ):
+      writer = csv.DictWriter(file, self._columns)
+      if file.tell() == 0:
+        writer.writeheader()
+      writer.writerow(row)
 
   def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes `rows` in place of all that was there.
@@ -197,7 +201,7 @@ class ScoreLog:
     for line, row in enumerate(rows, 2):
       iteration, stated = int(row['iteration']), row.get(NUM_EPISODES)
       if stated:
-        _check_count(self._csv.path, line, NUM_EPISODES, stated)
+        _check_count(f'{self._csv.path}, line {line}', NUM_EPISODES, stated)
         if int(stated) != counts[iteration]:
           wrong.add(iteration)
     return wrong
@@ -242,7 +246,7 @@ class ScoreLog:
       return None
     last = max(int(row['iteration']) for row in rows)
     returns = [
-      _number(self._csv.path, line, RETURN, row.get(RETURN) or '')
+      _number(self._csv.path, line, RETURN, row.get(RETURN))
       for line, row in enumerate(rows, 2)
       if int(row['iteration']) == last
     ]
@@ -265,59 +269,38 @@ def read_columns(
     DataError: if the file cannot be read, a cell of `numbers` is no number, or
       a row does not say its step.
   """
-  content = _whole_text(path).encode()
-  there = _header(content)
-  present = [name for name in numbers if name in there and name != STEPS]
-  words = [name for name in words if name in there]
-  if content.count(b'\n') > 1 and STEPS not in there:
-    raise errors.DataError(f'{path}, line 2: no {STEPS}.')
-  if STEPS not in there:
-    there = [STEPS]
-    present = words = []
-    content = f'{STEPS}\n'.encode()
-  _refuse_uneven_rows(path, content, len(there))
-  try:
-    frame = _parse(content, [STEPS, *present], words, 'float64')
-  except ValueError:
-    frame = _cell_by_cell(path, content, [STEPS, *present], words)
+  text = _whole_text(path)
+  num_lines = text.count('\n')
+  first_line = text.partition('\n')[0]
+  header = next(csv.reader([first_line], skipinitialspace=True), [])
+  if STEPS not in header:
+    if num_lines > 1:
+      raise errors.DataError(f'{path}, line 2: no {STEPS}.')
+    text, num_lines, header = f'{STEPS}\n', 1, [STEPS]
+  present = [STEPS, *(n for n in numbers if n in header and n != STEPS)]
+  words = [name for name in words if name in header]
+  frame = None
+  # pandas would leave out the cells of a row that has too many.
+  if '"' not in text and text.count(',') <= (len(header) - 1) * num_lines:
+    with contextlib.suppress(ValueError):
+      frame = _parse_columns(text, present, words)
+  if frame is None:
+    frame = _parse_cells(path, text, present, words)
   steps = frame[STEPS].to_numpy()
   is_count = (steps >= 0) & (steps < _MAX_COUNT) & (np.floor(steps) == steps)
-  wrong = np.flatnonzero(~is_count)
-  if wrong.size:
-    raise errors.DataError(f'{path}, line {wrong[0] + 2}: no {STEPS}. {_MEND}')
+  _refuse(path, ~is_count, f'no {STEPS}. {_MEND}')
   return frame.astype({STEPS: 'int64'})
 
 
-def _header(content: bytes) -> list[str]:
-  first_line = content[: content.find(b'\n') + 1].decode()
-  return next(csv.reader([first_line], skipinitialspace=True), [])
-
-
-def _refuse_uneven_rows(path: _Path, content: bytes, num_cells: int) -> None:
-  """Raises if a row has more cells than the header: two rows run together."""
-  if b'"' in content:  # Cells may hold commas, and pandas counts them.
-    return
-  most = (num_cells - 1) * content.count(b'\n')
-  if content.count(b',') <= most:
-    return
-  for number, line in enumerate(content.splitlines(), 1):
-    if line.count(b',') >= num_cells:
-      raise errors.DataError(
-        f'{path}, line {number}: {line.count(b",") + 1} cells under a header '
-        f'of {num_cells}. {_MEND}'
-      )
-
-
-def _parse(
-  content: bytes, numbers: list[str], words: list[str], number_type: str
+def _parse_columns(
+  text: str, numbers: list[str], words: list[str]
 ) -> 'pd.DataFrame':
   import pandas as pd
 
   frame = pd.read_csv(
-    io.BytesIO(content),
+    io.BytesIO(text.encode()),
     usecols=[*numbers, *words],
-    dtype=dict.fromkeys(numbers, number_type)
-    | dict.fromkeys(words, 'category'),
+    dtype=dict.fromkeys(numbers, 'float64') | dict.fromkeys(words, 'category'),
     na_values={name: [''] for name in numbers},
     keep_default_na=False,
     # Numbers as Python reads them, to the last bit.
@@ -329,24 +312,24 @@ def _parse(
   return frame[[*numbers, *words]]
 
 
-def _cell_by_cell(
-  path: _Path, content: bytes, numbers: list[str], words: list[str]
+def _parse_cells(
+  path: _Path, text: str, numbers: list[str], words: list[str]
 ) -> 'pd.DataFrame':
-  try:
-    frame = _parse(content, numbers, words, 'str')
-  except ValueError as error:
-    reason = ' '.join(str(error).split())
-    raise errors.DataError(f'cannot read {path}: {reason}') from error
-  for name in numbers:
-    frame[name] = [
-      _number(path, line, name, cell)
-      for line, cell in enumerate(frame[name], 2)
-    ]
-  return frame.astype(dict.fromkeys(numbers, 'float64'))
+  import pandas as pd
+
+  rows = _parse_rows(path, text)
+  columns: dict[str, Any] = {
+    name: np.array(
+      [_number(path, line, name, row[name]) for line, row in enumerate(rows, 2)]
+    )
+    for name in numbers
+  }
+  columns |= {n: pd.Categorical([row[n] for row in rows]) for n in words}
+  return pd.DataFrame(columns)
 
 
-def _number(path: _Path, line: int, column: str, cell: str | float) -> float:
-  text = cell.strip() if isinstance(cell, str) else ''
+def _number(path: _Path, line: int, column: str, cell: str | None) -> float:
+  text = (cell or '').strip()
   if not text:
     return np.nan
   if text.lower().lstrip('+-') in _NOT_FINITE:
@@ -357,6 +340,18 @@ def _number(path: _Path, line: int, column: str, cell: str | float) -> float:
     raise errors.DataError(
       f'{path}, line {line}: {column} is {text!r}, not a number. {_MEND}'
     ) from error
+
+
+def _refuse(
+  path: _Path,
+  is_wrong: npt.NDArray[np.bool_],
+  message: str | Callable[[int], str],
+) -> None:
+  """Raises DataError if a row is wrong, with what is said of the first."""
+  if is_wrong.any():
+    row = int(np.argmax(is_wrong))
+    said = message if isinstance(message, str) else message(row)
+    raise errors.DataError(f'{path}, line {row + 2}: {said}')
 
 
 def read_metrics(path: pathlib.Path, columns: Iterable[str]) -> 'pd.DataFrame':
@@ -382,38 +377,54 @@ def read_evaluations(
   Raises:
     DataError: if the file is damaged, or holds rows of another run.
   """
+  import pandas as pd
+
   episodes = read_columns(
     path,
     (RETURN, 'episode', EPISODES, NUM_EPISODES),
     ('truncated', *IDENTITY),
   )
-  if RETURN not in episodes:
-    episodes[RETURN] = np.nan
-  wrong = np.flatnonzero(~np.isfinite(episodes[RETURN].to_numpy()))
-  if wrong.size:
-    raise errors.DataError(
-      f'{path}, line {wrong[0] + 2}: an episode without a return. Remove the '
-      'line, or evaluate the run again.'
-    )
+  missing = np.full(len(episodes), np.nan)
+  numbers = episodes.select_dtypes('number')
+  columns = {name: numbers[name].to_numpy() for name in numbers}
+  returns = columns.get(RETURN, missing)
+  _refuse(
+    path,
+    ~np.isfinite(returns),
+    'an episode without a return. Remove the line, or evaluate the run again.',
+  )
   _refuse_strangers(path, episodes, identity)
-  _refuse_repeated_episodes(path, episodes)
-  weights = np.ones(len(episodes))
-  if EPISODES in episodes:
-    weights = episodes[EPISODES].to_numpy()
-  _refuse_partial_evaluations(path, episodes, weights)
   # pandas' own grouping costs more than the rest of reading a small file.
-  steps, rows = np.unique(episodes[STEPS].to_numpy(), return_inverse=True)
+  steps, rows = np.unique(columns[STEPS], return_inverse=True)
+  weights = columns.get(EPISODES, np.ones(len(episodes)))
   counts = np.bincount(rows, weights, len(steps))
-  returns = weights * episodes[RETURN].to_numpy()
-  cut_short = np.bincount(rows, _cut_short(episodes), len(steps))
+  if 'episode' in episodes:
+    _refuse(
+      path,
+      episodes.duplicated([STEPS, 'episode']).to_numpy(),
+      lambda row: (
+        f'episode {columns["episode"][row]:.0f} of gradient step '
+        f'{columns[STEPS][row]:,} is there twice. Remove one evaluation of it.'
+      ),
+    )
+  # Rows of an older version, which are empty there, say nothing.
+  stated = columns.get(NUM_EPISODES, missing)
+  _refuse(
+    path,
+    ~np.isnan(stated) & (stated != counts[rows]),
+    lambda row: (
+      f'gradient step {columns[STEPS][row]:,} has {counts[rows][row]:g} of '
+      f'{stated[row]:g} episodes. Rerun `train` or `evaluate`, which plays it '
+      'again.'
+    ),
+  )
   lowest = np.full(len(steps), np.inf)
-  np.minimum.at(lowest, rows, episodes[RETURN].to_numpy())
-  import pandas as pd
-
+  np.minimum.at(lowest, rows, returns)
+  cut_short = np.bincount(rows, _cut_short(episodes), len(steps))
   return pd.DataFrame(
     {
       STEPS: steps,
-      RETURN: np.bincount(rows, returns, len(steps)) / counts,
+      RETURN: np.bincount(rows, weights * returns, len(steps)) / counts,
       'episodes': counts.astype(np.int64),
       'truncated': cut_short.astype(np.int64),
       'lowest': lowest,
@@ -421,71 +432,32 @@ def read_evaluations(
   )
 
 
+def _refuse_strangers(
+  path: pathlib.Path, episodes: 'pd.DataFrame', identity: dict[str, str]
+) -> None:
+  """Raises if a row is of another run than provenance.json says."""
+  for name in IDENTITY:
+    for value in episodes[name].cat.categories if name in episodes else ():
+      if value != identity[name]:
+        _refuse(
+          path,
+          (episodes[name] == value).to_numpy(),
+          f'{name} is {value!r}, but provenance.json says {identity[name]!r}. '
+          'Give every run a folder of its own.',
+        )
+
+
 def _cut_short(episodes: 'pd.DataFrame') -> npt.NDArray[np.float64]:
   """Returns how many episodes of each row were cut short: float64 [rows]."""
+  import pandas as pd
+
   if 'truncated' not in episodes:
     return np.zeros(len(episodes))
   column = episodes['truncated'].cat
   words = {'true': '1', 'false': '0'}
-  import pandas as pd
-
   numbers = pd.to_numeric(
     [words.get(word.lower(), word) for word in column.categories],
     errors='coerce',
   )
   # The last is what an empty cell's code, -1, stands for.
   return np.nan_to_num(np.append(numbers, 0.0))[column.codes]
-
-
-def _refuse_strangers(
-  path: pathlib.Path, episodes: 'pd.DataFrame', identity: dict[str, str]
-) -> None:
-  """Raises if a row is of another run than provenance.json says."""
-  for name in IDENTITY:
-    if name not in episodes:
-      continue
-    column = episodes[name]
-    for value in column.cat.categories:
-      if value != identity[name]:
-        line = int(np.argmax(column == value)) + 2
-        raise errors.DataError(
-          f'{path}, line {line}: {name} is {value!r}, but provenance.json '
-          f'says {identity[name]!r}. Give every run a folder of its own.'
-        )
-
-
-def _refuse_repeated_episodes(
-  path: pathlib.Path, episodes: 'pd.DataFrame'
-) -> None:
-  if 'episode' not in episodes:
-    return
-  repeated = episodes.duplicated([STEPS, 'episode'])
-  if repeated.any():
-    first = int(np.argmax(repeated))
-    row = episodes.iloc[first]
-    raise errors.DataError(
-      f'{path}, line {first + 2}: episode {row["episode"]:.0f} of gradient '
-      f'step {row[STEPS]:,.0f} is there twice. Remove one evaluation of it.'
-    )
-
-
-def _refuse_partial_evaluations(
-  path: pathlib.Path,
-  episodes: 'pd.DataFrame',
-  weights: npt.NDArray[np.float64],
-) -> None:
-  """Raises if an evaluation has other rows than they say."""
-  if NUM_EPISODES not in episodes:
-    return
-  stated = episodes[NUM_EPISODES].to_numpy()
-  steps, rows = np.unique(episodes[STEPS].to_numpy(), return_inverse=True)
-  counts = np.bincount(rows, weights, len(steps))[rows]
-  # Rows of an older version, which are empty there, say nothing.
-  wrong = np.flatnonzero(~np.isnan(stated) & (stated != counts))
-  if wrong.size:
-    first = wrong[0]
-    raise errors.DataError(
-      f'{path}, line {first + 2}: gradient step {episodes[STEPS][first]:,} has '
-      f'{counts[first]:g} of {stated[first]:g} episodes. Rerun `train` or '
-      '`evaluate`, which plays it again.'
-    )

@@ -125,7 +125,7 @@ def test_rows_that_do_not_say_how_many_they_are_still_read(tmp_path):
     (b',20', "line 3: iteration is '', not a whole number"),
     (b'-1,20', "line 3: iteration is '-1', not a whole number"),
     (b'1', "line 3: steps is '', not a whole number"),
-    (b'1,20,3', 'line 3: more cells than the header'),
+    (b'1,20,3', 'line 3: 3 cells under a header of 2'),
   ],
 )
 def test_damage_of_rows_names_the_line(tmp_path, line, told):

@@ -43,26 +43,18 @@ from batch_rl_dr3.runs.place import StoredFile
 
 # What `collect` writes beside a log.
 COLLECTION = 'collection.json'
-_POSITIVE = records.Field((int,), 'a positive number', minimum=1)
-_COLLECTION_FIELDS = records.Field(
-  (dict,),
-  'an object',
-  fields={
-    'num_rows': records.COUNT,
-    'game': records.Field(
-      (dict, str),
-      'a game',
-      required=True,
-      fields={
-        'stack_size': _POSITIVE,
-        'num_actions': _POSITIVE,
-        'observation_shape': records.Field(
-          (list,), 'a list of numbers', values=_POSITIVE
-        ),
-      },
-    ),
-  },
-)
+_COLLECTION_SCHEMA = {
+  'num_rows': 'count',
+  # Of continuous control a name.
+  'game!': (
+    'text',
+    {
+      'stack_size': 'positive',
+      'num_actions': 'positive',
+      'observation_shape': ['positive'],
+    },
+  ),
+}
 ELEMENTS = ('observation', 'action', 'reward', 'terminal')
 ATTRIBUTES = ('add_count', 'invalid_range')
 CUT_ROWS = 'cut_rows'
@@ -139,7 +131,7 @@ def read_collection(
   if not folder.is_dir():
     return None
   return records.read(
-    folder / COLLECTION, _COLLECTION_FIELDS, 'Collect the log again.'
+    folder / COLLECTION, _COLLECTION_SCHEMA, 'Collect the log again.'
   )
 
 
