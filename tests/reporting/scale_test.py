@@ -32,7 +32,7 @@ def _write_run(folder, identity, low, high, rng):
   metric_rows = ['gradient_steps,feature_dot_product,effective_rank,mean_q']
   for iteration, episodes in enumerate(scores):
     step = (iteration + 1) * 62_500
-    run_tables.append(f'{step},{1 + rng.random()},{300 - iteration},1.5')
+    metric_rows.append(f'{step},{1 + rng.random()},{300 - iteration},1.5')
     score_rows += [
       f'{start},{iteration},{step},{number},{score:.2f},1000,0'
       for number, score in enumerate(episodes)
