@@ -118,7 +118,7 @@ def _unfinished(collection: Collection) -> Iterator[str]:
   for run in collection.runs:
     if run.evaluations.empty:
       yield _note('not_evaluated', run=run.name)
-    if run.metrics.empty:
+    if not len(run.metrics):
       yield _note('not_measured', run=run.name)
 
 

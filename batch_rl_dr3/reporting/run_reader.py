@@ -69,31 +69,23 @@ def run_tasks(
   desc: str,
   unit: str,
 ) -> list[Result]:
-  """Returns the results of tasks, in their order.
-
-  Args:
-    tasks: what is done; a result is pickled on its way back.
-    num_processes: how many tasks are done at a time; 1 forks no process.
-    desc: what is under way.
-    unit: what a task makes.
-  """
+  """Returns the results of tasks, in order; `num_processes` 1 forks none."""
   global _tasks
   _tasks = tasks
-  indices = range(len(tasks))
   results = []
   with contextlib.ExitStack() as stack:
     bar = stack.enter_context(
       progress.bar(len(tasks), desc, unit, delay=_PATIENCE)
     )
-    found: Iterable[Result] = map(_run_task, indices)
+    run: Callable[..., Iterable[Result]] = map
     if num_processes > 1:
       # Parsing and drawing hold Python's lock. Few tasks are long ones; of
       # many, several are sent at a time.
       chunk = 1 + len(tasks) // (_CHUNKS_PER_PROCESS * num_processes)
       fork = multiprocessing.get_context('fork')
       pool = futures.ProcessPoolExecutor(num_processes, fork)
-      found = stack.enter_context(pool).map(_run_task, indices, chunksize=chunk)
-    for result in found:
+      run = functools.partial(stack.enter_context(pool).map, chunksize=chunk)
+    for result in run(_run_task, range(len(tasks))):
       results.append(result)
       bar.update()
   _tasks = ()
@@ -106,14 +98,11 @@ def _run_task(index: int) -> Any:
 
 def stamp(paths: Sequence[pathlib.Path]) -> Stamp:
   """Returns what changes when a file does; None for one that is not there."""
-  found: Stamp = []
-  for path in paths:
-    try:
+  found: Stamp = [None] * len(paths)
+  for index, path in enumerate(paths):
+    with contextlib.suppress(FileNotFoundError):
       status = path.stat()
-    except FileNotFoundError:
-      found.append(None)
-    else:
-      found.append([status.st_size, status.st_mtime_ns, status.st_ino])
+      found[index] = [status.st_size, status.st_mtime_ns, status.st_ino]
   return found
 
 
@@ -125,17 +114,12 @@ class RunCache:
     self._folder = pathlib.Path(folder).expanduser()
 
   def get(self, run: pathlib.Path, found: Stamp) -> list[pd.DataFrame] | None:
-    """Returns the tables of a run whose files had this very stamp.
-
-    None if there are none, if the files have changed since, or if the file of
-    the cache is damaged.
-    """
+    """Returns the tables of a run; None if absent, outdated or damaged."""
     try:
       with open(self._path(run), 'rb') as file:
         header, *tables = (np.load(file, allow_pickle=False) for _ in range(3))
-      if json.loads(header.tobytes()) != _header(found):
-        return None
-      return [pd.DataFrame(table) for table in tables]
+      is_current = header.tobytes() == _header(found)
+      return [pd.DataFrame(table) for table in tables] if is_current else None
     except (OSError, EOFError, ValueError):
       return None
 
@@ -155,8 +139,7 @@ class RunCache:
       return
     atomic.make_directory(self._folder)
     with atomic.whole_file(self._path(run), durable=False) as file:
-      header = json.dumps(_header(found)).encode()
-      np.save(file, np.frombuffer(header, np.uint8))
+      np.save(file, np.frombuffer(_header(found), np.uint8))
       for table in tables:
         np.save(file, np.asarray(table.to_records(index=False)))
 
@@ -165,8 +148,8 @@ class RunCache:
     return self._folder / f'{name}.npy'
 
 
-def _header(found: Stamp) -> dict[str, Any]:
-  return {'version': _CACHE_VERSION, 'stamp': found}
+def _header(found: Stamp) -> bytes:
+  return json.dumps({'version': _CACHE_VERSION, 'stamp': found}).encode()
 
 
 class Setting(NamedTuple):
@@ -178,12 +161,12 @@ class Setting(NamedTuple):
 
   @property
   def label(self) -> str:
-    """The setting as the reader sees it, such as 'Breakout, 1pct'."""
+    """As the reader sees it, such as 'Breakout, 1pct'."""
     return ', '.join(part for part in (self.game, self.dataset) if part)
 
   @property
   def slug(self) -> str:
-    """The setting as part of a file name."""
+    """As part of a file name."""
     parts = '_'.join(part for part in self if part)
     return re.sub(r'[^A-Za-z0-9.-]+', '_', parts).strip('_.').lower()
 
@@ -193,19 +176,12 @@ class Run:
   """One run directory.
 
   Attributes:
-    folder: where it is.
     name: the folder, short but still unique in the collection.
-    setting: suite, game and data set.
-    method: such as 'rem_dr3'.
     logged_run: which logged run the data is from, such as '1'; may be ''.
-    seed: of training, as text.
-    finished: whether training and evaluation came to their end.
-    provenance: the whole of provenance.json.
-    metrics: one row per log step: `gradient_steps` and those of `METRICS`
-      that were logged. NaN is 'not measured', infinity 'not finite'.
-    evaluations: one row per evaluation, by `gradient_steps`: the mean
-      `return` of its episodes, how many `episodes` it has, how many of them
-      were `truncated`, and the `lowest` return of one.
+    metrics: by gradient steps, those of `METRICS` that were logged. NaN is
+      'not measured', infinity 'not finite'.
+    evaluations: by gradient steps, as `run_tables.read_evaluations` returns
+      them.
     from_future: names of files that are dated later than now.
   """
 
@@ -229,7 +205,7 @@ class Run:
   @property
   def num_gradient_steps(self) -> int:
     """The last gradient step of which the run has a record."""
-    tables = (self.metrics[_STEPS], self.evaluations.index)
+    tables = (self.metrics.index, self.evaluations.index)
     return int(max((steps.max() for steps in tables if len(steps)), default=0))
 
   def series(self, quantity: str) -> pd.Series:
@@ -238,7 +214,7 @@ class Run:
       return self.evaluations[RETURN]
     if quantity not in self.metrics:
       return pd.Series(dtype=float)
-    return self.metrics.set_index(_STEPS)[quantity].dropna()
+    return self.metrics[quantity].dropna()
 
   def recorded(self, key: str) -> dict[str, Any]:
     """Returns a table of provenance.json, empty if there is none."""
@@ -259,11 +235,7 @@ class Run:
 def align(
   series: Iterable[pd.Series],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-  """Returns the steps that all of some series have, and the values there.
-
-  Returns:
-    int64 [T], rising, and float64 [len(series), T].
-  """
+  """Returns the steps that all series have, int64 [T], and values [S, T]."""
   table = pd.concat(list(series), axis=1, join='inner').sort_index()
   values = np.ascontiguousarray(table.to_numpy(float).T)
   return table.index.to_numpy(np.int64), values
@@ -271,10 +243,9 @@ def align(
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-  """The runs of one report.
+  """The runs of one report, in the order in which a reader expects them.
 
   Attributes:
-    runs: in the order in which a reader expects them.
     parent: the folder that holds them all.
     skipped: what the patterns matched that is no run directory.
     unreadable: names of damaged runs, with the reason, where these were asked
@@ -302,11 +273,8 @@ class Collection:
 
   def select(self, setting: Setting, method: str) -> list[Run]:
     """Returns the runs of a method in a setting, one per seed."""
-    return [
-      run
-      for run in self.runs
-      if run.setting == setting and run.method == method
-    ]
+    line = setting, method
+    return [run for run in self.runs if (run.setting, run.method) == line]
 
 
 def load(
@@ -348,7 +316,8 @@ def load(
     # To send tables from process to process would take as long as to read them.
     fills = [functools.partial(_fill_cache, path, cache) for path in paths]
     run_tasks(fills, num_processes, 'reading', 'run')
-  runs, damaged = [], []
+  runs: list[Run] = []
+  damaged = []
   for path in paths:
     try:
       runs.append(_read_run(path, parent, cache, quantities))
@@ -364,8 +333,7 @@ def load(
     key=lambda run: (
       run.setting,
       order.index(run.method),
-      _natural(run.logged_run),
-      _natural(run.seed),
+      *map(_natural, run.replicate),
     )
   )
   unreadable = tuple((name, str(error)) for name, error in damaged)
@@ -439,7 +407,7 @@ def _read_run(
     ]
     if cache and stamp(files) == found:
       cache.put(folder, found, tables)
-  metrics, evaluations = tables
+  metrics, evaluations = (table.set_index(_STEPS) for table in tables)
   now = time.time_ns() + _CLOCK_TOLERANCE
   return Run(
     folder=folder,
@@ -451,7 +419,7 @@ def _read_run(
     finished=records.read_finished(folder) is not None,
     provenance=provenance,
     metrics=metrics,
-    evaluations=evaluations.set_index(_STEPS),
+    evaluations=evaluations,
     from_future=tuple(
       path.name
       for path, entry in zip(files, found, strict=True)
@@ -469,8 +437,7 @@ def _fill_cache(folder: pathlib.Path, cache: RunCache) -> None:
 def _refuse_duplicates(runs: Iterable[Run]) -> None:
   seen: dict[tuple[Any, ...], Run] = {}
   for run in runs:
-    key = (run.setting, run.method, run.replicate)
-    other = seen.setdefault(key, run)
+    other = seen.setdefault((run.setting, run.method, run.replicate), run)
     if other is not run:
       raise errors.DataError(
         f'{other.folder} and {run.folder} are the same run: '
@@ -486,20 +453,10 @@ def _natural(text: str) -> list[tuple[int, str]]:
   return [(int(p), '') if p.isdigit() else (-1, p) for p in parts]
 
 
-# What says which run a row is of.
-_RUN_KEYS = (
-  'suite',
-  'game',
-  'dataset',
-  'method',
-  'logged_run',
-  'seed',
-  'folder',
-)
-
-
 class RunTables(NamedTuple):
   """The tables of several runs, each row with its run's keys.
+
+  These are suite, game, dataset, method, logged_run, seed and folder.
 
   Attributes:
     scores: one row an evaluation: gradient_steps, the mean `return` of its
@@ -522,15 +479,12 @@ class RunTables(NamedTuple):
     Raises:
       DataError: if a method has not the same number of runs on every game.
     """
+    keys = ['method', 'game', 'dataset', 'logged_run', 'seed']
+    runs = self.scores.sort_values(_STEPS).groupby(keys)[RETURN]
+    scores = runs.apply(lambda run: run.iloc[-(num_last or len(run)) :].mean())
     matrices = {}
-    for method, rows in self.scores.groupby('method'):
-      runs = rows.sort_values('gradient_steps').groupby(
-        ['game', 'dataset', 'logged_run', 'seed']
-      )['return']
-      scores = runs.apply(
-        lambda returns: returns.iloc[-(num_last or len(returns)) :].mean()
-      )
-      by_game = [part.to_numpy() for _, part in scores.groupby('game')]
+    for method, of_method in scores.groupby('method'):
+      by_game = [part.to_numpy() for _, part in of_method.groupby('game')]
       counts = sorted({len(part) for part in by_game})
       if len(counts) > 1:
         raise errors.DataError(
@@ -560,18 +514,13 @@ def read_runs(
   view = results.RunGlobs(patterns, cache_dir, CONTENTS)
   view.refresh()
   runs = load(view.patterns, quantities=quantities).runs
+  names = [*Setting._fields, 'method', 'logged_run', 'seed', 'folder', _STEPS]
+  keys = [(*r.setting, r.method, *r.replicate, str(r.folder)) for r in runs]
 
-  def labelled(run: Run, table: pd.DataFrame) -> pd.DataFrame:
-    values = (*run.setting, run.method, run.logged_run, run.seed, run.folder)
-    keys = pd.DataFrame(
-      dict(zip(_RUN_KEYS, map(str, values), strict=True)), index=table.index
-    )
-    return pd.concat([keys, table], axis=1)
+  def labelled(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(list(tables), keys=keys, names=names).reset_index()
 
   return RunTables(
-    pd.concat(
-      [labelled(run, run.evaluations.reset_index()) for run in runs],
-      ignore_index=True,
-    ),
-    pd.concat([labelled(run, run.metrics) for run in runs], ignore_index=True),
+    labelled(run.evaluations for run in runs),
+    labelled(run.metrics for run in runs),
   )

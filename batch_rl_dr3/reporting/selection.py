@@ -14,14 +14,21 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
-from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 import numpy as np
 from numpy import typing as npt
 import pandas as pd
 
 from batch_rl_dr3.reporting import reference, run_reader, statistics, words
-from batch_rl_dr3.reporting.run_reader import Collection, Run
+from batch_rl_dr3.reporting.run_reader import (
+  DOT_PRODUCT,
+  EFFECTIVE_RANK,
+  MEAN_Q,
+  RATIO,
+  TD_LOSS,
+  Collection,
+  Run,
+)
 from batch_rl_dr3.reporting.tables import (
   Column,
   Row,
@@ -58,15 +65,13 @@ _RANKED = (
   *('run', 'folder', 'rule'),
   *('place', 'checkpoint', 'gradient_steps', 'value', 'return'),
 )
-_OUTCOME = (
+_CHOSEN = (
   *(*run_reader.Setting._fields, 'method', 'run', 'rule', 'gradient_steps'),
-  *('return', 'best', 'last', 'lost_to_best', 'gained_on_last'),
-  *('kept', 'gained', 'lost_normalised'),
+  *('return', 'best', 'last', 'worst'),
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class History:
+class History(NamedTuple):
   """What a run has logged, and where in it its checkpoints are.
 
   Attributes:
@@ -124,15 +129,10 @@ class Rule:
 
 
 def line_up(run: Run, checkpoints: _Steps) -> History:
-  """Returns what a run has logged, lined up with its checkpoints.
-
-  Args:
-    run: the run.
-    checkpoints: int64 [C], the gradient steps of its checkpoints, rising.
-  """
+  """Returns a run's history at its log steps and checkpoints, int64 [C]."""
   logged = {name: run.series(name) for name in run_reader.METRICS}
   logged = {name: series for name, series in logged.items() if len(series)}
-  rows = [np.asarray(series.index, np.int64) for series in logged.values()]
+  rows = [series.index.to_numpy(np.int64) for series in logged.values()]
   steps = np.unique(np.concatenate([*rows, checkpoints]))
   values = {}
   for index, (name, series) in zip(rows, logged.items(), strict=True):
@@ -170,34 +170,26 @@ def _last_before(
   """
   steps = h.steps[h.at].astype(float)
   ever = np.logical_or.accumulate(violated | np.isinf(values))[h.at]
-  found = np.where(ever, -steps, steps)
   at = values[h.at]
-  return Judgement(at, np.where(np.isnan(at), np.nan, found))
-
-
-def _last(h: History) -> Judgement:
-  return _highest(h.steps[h.at].astype(float))
-
-
-def _dot_growth(h: History) -> Judgement:
-  dots = h.measured(run_reader.DOT_PRODUCT)
-  return _lowest(dots / np.maximum(h.steps[h.at], 1))
+  return Judgement(
+    at, np.where(np.isnan(at), np.nan, np.where(ever, -steps, steps))
+  )
 
 
 def _before_violation(h: History) -> Judgement:
-  ratio = h.values[run_reader.RATIO]
+  ratio = h.values[RATIO]
   return _last_before(ratio >= 1, ratio, h)
 
 
 def _rank_intact(h: History) -> Judgement:
-  rank = h.values[run_reader.EFFECTIVE_RANK]
+  rank = h.values[EFFECTIVE_RANK]
   highest = np.fmax.accumulate(rank)
   return _last_before(rank < INTACT_SHARE * highest, rank, h)
 
 
 def _q_settled(h: History) -> Judgement:
   """Judges by the range of mean Q since half the steps over its whole range."""
-  mean_q = h.values[run_reader.MEAN_Q]
+  mean_q = h.values[MEAN_Q]
   half = np.searchsorted(h.steps, _SETTLING_SHARE * h.steps[h.at])
   # reduceat takes starts and ends by turns; the last end needs a place.
   bounds = np.column_stack([half, h.at + 1]).ravel()
@@ -230,20 +222,24 @@ def _simple(
 
 
 _COMBINED = (
-  Rule('dot_growth', _dot_growth, (run_reader.DOT_PRODUCT,)),
-  _simple('rank_highest', _highest, run_reader.EFFECTIVE_RANK),
-  _simple('td_error', _lowest, run_reader.TD_LOSS),
-  _simple('q_peak', _highest, run_reader.MEAN_Q),
+  Rule(
+    'dot_growth',
+    lambda h: _lowest(h.measured(DOT_PRODUCT) / np.maximum(h.steps[h.at], 1)),
+    (DOT_PRODUCT,),
+  ),
+  _simple('rank_highest', _highest, EFFECTIVE_RANK),
+  _simple('td_error', _lowest, TD_LOSS),
+  _simple('q_peak', _highest, MEAN_Q),
 )
 RULES = (
-  Rule('last', _last),
+  Rule('last', lambda h: _highest(h.steps[h.at].astype(float))),
   _COMBINED[0],
-  _simple('co_adaptation', _lowest, run_reader.RATIO),
-  Rule('before_violation', _before_violation, (run_reader.RATIO,)),
+  _simple('co_adaptation', _lowest, RATIO),
+  Rule('before_violation', _before_violation, (RATIO,)),
   _COMBINED[1],
-  Rule('rank_intact', _rank_intact, (run_reader.EFFECTIVE_RANK,)),
+  Rule('rank_intact', _rank_intact, (EFFECTIVE_RANK,)),
   *_COMBINED[2:],
-  Rule('q_settled', _q_settled, (run_reader.MEAN_Q,)),
+  Rule('q_settled', _q_settled, (MEAN_Q,)),
   Rule('mean_rank', _mean_rank, sum((r.quantities for r in _COMBINED), ())),
 )
 
@@ -291,7 +287,7 @@ def ranking(
     names = checkpoints(run)
     if len(names) < 2:
       continue
-    steps = np.asarray(names.index, np.int64)
+    steps = names.index.to_numpy(np.int64)
     returns = run.evaluations[run_reader.RETURN].reindex(steps).to_numpy(float)
     for rule, judgement, best_first in _judged(run, steps, rules):
       who = (run.name, str(run.folder), rule.name)
@@ -318,45 +314,31 @@ def outcomes(
     percent of what separates random play from the online DQN's final score;
     NaN where these are not known.
   """
-  rows: list[Row] = []
+  rows: list[tuple[Any, ...]] = []
   for run in collection.runs:
     returns = run.evaluations[run_reader.RETURN].to_numpy(float)
     if len(returns) < 2 or np.ptp(returns) == 0:
       continue
-    steps = np.asarray(run.evaluations.index, np.int64)
-    chosen = {
-      rule.name: (float(steps[best[0]]), float(returns[best[0]]))
+    steps = run.evaluations.index.to_numpy(np.int64)
+    choices = [
+      (rule.name, float(steps[best[0]]), float(returns[best[0]]))
       for rule, _, best in _judged(run, steps, rules)
       if best
-    }
-    chosen[RANDOM] = (np.nan, float(returns.mean()))
-    rows += [
-      run.setting._asdict()
-      | {'method': run.method, 'run': run.name, 'rule': rule}
-      | {'gradient_steps': step, 'return': value}
-      | _worth(run, returns, value)
-      for rule, (step, value) in chosen.items()
     ]
-  return pd.DataFrame(rows, columns=list(_OUTCOME))
-
-
-def _worth(run: Run, returns: _Values, value: float) -> dict[str, float]:
-  """Returns what a choice with a return of `value` keeps and loses."""
-  best, worst, last = returns.max(), returns.min(), returns[-1]
-  share = 100 / (best - worst)
-  point = np.nan
-  if run.setting.game in reference.scores().index:
-    scale = reference.Normalisation('dqn').points((run.setting.game,))
-    point = 100 / float(scale[0])
-  return {
-    'best': best,
-    'last': last,
-    'lost_to_best': best - value,
-    'gained_on_last': value - last,
-    'kept': share * (value - worst),
-    'gained': share * (value - last),
-    'lost_normalised': point * (best - value),
-  }
+    ends = (returns.max(), returns[-1], returns.min())
+    for choice in (*choices, (RANDOM, np.nan, float(returns.mean()))):
+      rows.append((*run.setting, run.method, run.name, *choice, *ends))
+  found = pd.DataFrame(rows, columns=list(_CHOSEN))
+  worst = found.pop('worst')
+  share = 100 / (found['best'] - worst)
+  scale = reference.scores()
+  points = 100 / (scale[reference.ONLINE_DQN] - scale['random'])
+  found['lost_to_best'] = found['best'] - found['return']
+  found['gained_on_last'] = found['return'] - found['last']
+  found['kept'] = share * (found['return'] - worst)
+  found['gained'] = share * found['gained_on_last']
+  found['lost_normalised'] = found['game'].map(points) * found['lost_to_best']
+  return found
 
 
 def measure(found: pd.DataFrame) -> pd.DataFrame:
@@ -388,23 +370,18 @@ def measure(found: pd.DataFrame) -> pd.DataFrame:
       row[column] = int((sign == expected).sum())
     by_method = group.groupby('method')['kept'].mean()
     rows.append(row | by_method.add_prefix('kept_').to_dict())
-  return pd.DataFrame(rows)
+  return pd.DataFrame(rows, columns=None if rows else ['rule'])
 
 
 def worth(collection: Collection, found: pd.DataFrame | None = None) -> Table:
   """Returns what each rule would have kept, for the page and as CSV.
 
-  Args:
-    collection: the runs.
-    found: their `outcomes`, if they are known already.
+  `found` are the collection's `outcomes`, if they are known already.
   """
   found = outcomes(collection) if found is None else found
   measured = measure(found)
-  if len(measured):
-    measured['choice'] = [words.say('rules', n) for n in measured['rule']]
-    measured['source'] = [
-      words.say('rule_sources', n) for n in measured['rule']
-    ]
+  measured['choice'] = measured['rule'].map(words.parts('rules'))
+  measured['source'] = measured['rule'].map(words.parts('rule_sources'))
   methods = words.ordered(found['method'])
   num_games = len(found[['suite', 'game']].drop_duplicates())
   # Points of different games cannot be averaged.
@@ -458,8 +435,7 @@ def choices(ranked: pd.DataFrame, top: int = 1) -> Table:
   return build('choices', columns, ranked[ranked['place'] <= top])
 
 
-_COLOUR = '#0072B2'
-_BASELINE_COLOUR = '#888888'
+_COLOUR, _BASELINE_COLOUR = '#0072B2', '#888888'
 # What is measured, and the label of its axis.
 _PANELS = (
   ('kept', 'return kept, % of the range\nfrom worst to best evaluation'),
@@ -468,47 +444,36 @@ _PANELS = (
 
 
 def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
-  """Returns the Matplotlib figure: a rule a line, means with their intervals.
+  """Returns the figure: a rule a line, means with their intervals.
 
-  Args:
-    measured: `measure`, or the frame of `worth`; at least one row.
-    narrow: True for two panels below each other, False for side by side.
+  `measured` is `measure`, or the frame of `worth`; at least one row. Its two
+  panels are below each other if `narrow`.
   """
   height = 1.1 + 0.27 * len(measured)
   figure = mpl_figure.Figure(
     figsize=(4.2, 2 * height) if narrow else (8.0, height),
     layout='constrained',
   )
-  grid = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=not narrow)
-  for axes, (quantity, label) in zip(np.ravel(grid), _PANELS, strict=True):
-    _draw_panel(axes, measured, quantity)
-    axes.set_xlabel(label, fontsize=9)
-  return figure
-
-
-def _draw_panel(
-  axes: mpl_axes.Axes, measured: pd.DataFrame, quantity: str
-) -> None:
   lines = np.arange(len(measured))
   chance = (measured['rule'] == RANDOM).to_numpy()
-  low, high = measured[f'{quantity}_low'], measured[f'{quantity}_high']
   colours = list(np.where(chance, _BASELINE_COLOUR, _COLOUR))
-  axes.hlines(lines, low, high, colors=colours, linewidth=2)
-  axes.scatter(
-    measured[quantity], lines, c=colours, s=30, zorder=3, linewidth=0
-  )
-  for value in measured.loc[chance, quantity]:
-    axes.axvline(value, color=_BASELINE_COLOUR, linestyle=':', linewidth=1.2)
-  if quantity == 'kept':
-    axes.set_xlim(-3, 103)
-  else:
-    axes.axvline(0, color='#bbbbbb', linewidth=0.8, zorder=0)
-  axes.set_yticks(lines, list(measured['rule']))
-  axes.set_ylim(len(measured) - 0.5, -0.5)
-  axes.tick_params(labelsize=9)
-  axes.tick_params(axis='y', length=0)
-  axes.grid(visible=False, axis='y')
-  axes.grid(axis='x', color='#e6e6e6', linewidth=0.6)
-  axes.set_axisbelow(True)
-  axes.spines[['top', 'right', 'left']].set_visible(False)
-  axes.spines['bottom'].set_color('#888888')
+  grid = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=not narrow)
+  for axes, (quantity, label) in zip(np.ravel(grid), _PANELS, strict=True):
+    low, high = measured[f'{quantity}_low'], measured[f'{quantity}_high']
+    axes.hlines(lines, low, high, colors=colours, linewidth=2)
+    axes.scatter(
+      measured[quantity], lines, c=colours, s=30, zorder=3, linewidth=0
+    )
+    for value in measured.loc[chance, quantity]:
+      axes.axvline(value, color=_BASELINE_COLOUR, linestyle=':', linewidth=1.2)
+    if quantity == 'kept':
+      axes.set_xlim(-3, 103)
+    else:
+      axes.axvline(0, color='#bbbbbb', linewidth=0.8, zorder=0)
+    axes.set_yticks(lines, list(measured['rule']))
+    axes.set_ylim(len(measured) - 0.5, -0.5)
+    axes.tick_params(axis='y', length=0)
+    axes.grid(visible=False, axis='y')
+    axes.spines['left'].set_visible(False)
+    axes.set_xlabel(label)
+  return figure

@@ -183,12 +183,12 @@ def make_collection(tmp_path):
       )[1:].astype(np.int64)
       for game, name in enumerate(chosen.games[: values.shape[1]]):
         for run in range(len(values)):
-          frame = pd.DataFrame({'gradient_steps': steps})
+          index = pd.Index(steps, name='gradient_steps')
+          frame = pd.DataFrame(index=index)
           for quantity, numbers in (metrics or {}).items():
             frame[quantity] = numbers[run, game]
           evaluations = pd.DataFrame(
-            {'return': values[run, game], 'episodes': 1, 'truncated': 0},
-            index=pd.Index(steps, name='gradient_steps'),
+            {'return': values[run, game], 'episodes': 1, 'truncated': 0}, index
           )
           runs.append(
             run_reader.Run(
