@@ -361,7 +361,7 @@ def write_report(
   mixed = reference.differences(collection.runs)
   if not options.allow_mixed:
     reference.refuse(mixed)
-  html, content = make(collection, options, [d.sentence for d in mixed])
+  html, content = make(collection, options, mixed)
   with contextlib.ExitStack() as stack:
     folder = target
     if not (is_followed and target.is_dir()):

@@ -15,12 +15,13 @@ data set, logged run and seed, on the same data. Seeds may each have data of
 their own, as long as it is the same for every method.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import json
+import operator
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import typing as npt
@@ -33,14 +34,21 @@ from batch_rl_dr3.reporting.run_reader import Run
 
 FOLDER = pathlib.Path(__file__).parent / 'published'
 ONLINE_DQN, BEHAVIOUR = 'online_dqn', 'behaviour'
-# By name: the column of the upper end, and what it is called in the formula.
+# By name: the column of the upper end, and what labels and formulas call it.
 _UPPER_ENDS = {
-  'dqn': (ONLINE_DQN, 'final score of the online DQN'),
-  'human': ('human', 'human score'),
+  'dqn': (ONLINE_DQN, 'DQN', 'final score of the online DQN'),
+  'human': ('human', 'human', 'human score'),
 }
 # Settings of the protocol that differ between games by nature.
 _PER_GAME = ('environment', 'num_evaluation_episodes', 'rom', 'scale')
 _MAX_NAMES = 3
+_UNRECORDED = 'not recorded'
+_DATA_HASH = operator.attrgetter('data_hash')
+# The published method that a method of ours repeats.
+COUNTERPARTS = {'cql': 'QR-CQL'}
+_CONFIDENCE = 0.99
+# Between evaluations of the published curves, in gradient steps.
+_INTERVAL = 125_000
 
 
 @functools.cache
@@ -64,9 +72,7 @@ def scores() -> pd.DataFrame:
 class Normalisation:
   """Scores on a scale that games share: 0 is random play.
 
-  Attributes:
-    name: 'dqn', where 1 is the final score of the online DQN, or 'human',
-      where 1 is the score of a human.
+  1 is the final score of the online DQN of 'dqn', that of a human of 'human'.
   """
 
   name: str = 'dqn'
@@ -82,25 +88,17 @@ class Normalisation:
   @property
   def label(self) -> str:
     """The name of the scale, for axes and headings."""
-    return f'{"DQN" if self.name == "dqn" else "human"}-normalised'
+    return f'{_UPPER_ENDS[self.name][1]}-normalised'
 
   @property
   def formula(self) -> str:
     """What a reader has to compute to get it."""
-    return f'(score - random) / ({_UPPER_ENDS[self.name][1]} - random)'
+    return f'(score - random) / ({_UPPER_ENDS[self.name][2]} - random)'
 
   def __call__(
     self, returns: npt.NDArray[np.float64], games: tuple[str, ...]
   ) -> npt.NDArray[np.float64]:
-    """Returns normalised scores of returns [runs, games, ...]."""
-    low = scores().loc[list(games), 'random'].to_numpy(float)
-    shape = (-1, *[1] * (returns.ndim - 2))
-    return np.asarray(
-      (returns - low.reshape(shape)) / self.points(games).reshape(shape)
-    )
-
-  def points(self, games: tuple[str, ...]) -> npt.NDArray[np.float64]:
-    """Returns what 1 on the scale is worth in points, float64 [games].
+    """Returns normalised scores of returns [runs, games, ...].
 
     Raises:
       UsageError: if a game has no score at the scale's upper end.
@@ -113,11 +111,19 @@ class Normalisation:
         f'there is no {self.name} score of {", ".join(unknown)} to normalise '
         'by; choose another --normalisation.'
       )
-    return points.to_numpy()
+    shape = (-1, *[1] * (returns.ndim - 2))
+    low = table['random'].to_numpy(float).reshape(shape)
+    return np.asarray((returns - low) / points.to_numpy().reshape(shape))
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
+@functools.cache
+def references() -> pd.DataFrame:
+  """Returns references.csv, whose columns are its own description."""
+  path = FOLDER / 'references.csv'
+  return pd.read_csv(path, dtype={'source': str, 'game': str})
+
+
+class Published(NamedTuple):
   """A number of the paper's Table 1, in percent, and its 95% interval."""
 
   iqm: float
@@ -130,11 +136,11 @@ def published() -> dict[tuple[str, str, str], Published]:
   """Returns the paper's numbers by data set, method and measure."""
   table = references()
   table = table[table['source'] == 'arXiv:2112.04716 Table 1']
+  names = ['dataset', 'method', 'measure', 'value', 'low', 'high']
+  rows = table[names].itertuples(index=False, name=None)
   return {
-    (row['dataset'], row['method'], row['measure']): Published(
-      row['value'], row['low'], row['high']
-    )
-    for row in table.to_dict('records')
+    (dataset, method, measure): Published(*numbers)
+    for dataset, method, measure, *numbers in rows
   }
 
 
@@ -151,129 +157,103 @@ def _plain_name(game: str) -> str:
 def legacy_rom(game: str) -> str | None:
   """Returns the md5 of a game's ROM in atari-py 0.2.5, None if unknown.
 
-  Args:
-    game: as Dopamine ('SpaceInvaders') or ALE ('space_invaders') spells it.
+  Games are spelt as by Dopamine ('SpaceInvaders') or ALE ('space_invaders').
   """
   return _legacy_roms().get(_plain_name(game))
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
-  """A field in which runs differ that have to agree in it.
+def differences(runs: Sequence[Run]) -> list[str]:
+  """Returns every field in which runs differ and should not, a sentence each.
 
-  Attributes:
-    where: the suite, the game, or the game and the data.
-    field: what it is called.
-    groups: names of runs by what they say.
+  It says where, the suite, the game, or the game and the data, and which runs.
   """
-
-  where: str
-  field: str
-  groups: dict[str, list[str]]
-
-  @property
-  def sentence(self) -> str:
-    """All of it on one line."""
-    groups = '; '.join(
-      f'{value} in {words.listed(names, _MAX_NAMES)}'
-      for value, names in self.groups.items()
-    )
-    return f'{self.where}: {self.field} ({groups})'
-
-
-def differences(runs: Sequence[Run]) -> list[Difference]:
-  """Returns every field in which runs differ and should not."""
   # Data with names are told apart by these: their hashes say nothing.
-  named = [
-    found
-    for found in _differences(runs, _data, 'data set', _name_and_version)
-    if 'not recorded' not in found.groups
-  ]
-  there = {found.where for found in named}
-  rest = [run for run in runs if _data(run) not in there]
-  keys = {key for run in runs for key in run.recorded('protocol')}
+  named = {
+    where: groups
+    for where, groups in _differing(runs, _data, _name_and_version)
+    if _UNRECORDED not in groups
+  }
+  rest = [run for run in runs if _data(run) not in named]
+  found = {
+    'version of the numbers': _differing(
+      runs, _suite, lambda run: run.provenance.get('numbers_version', 1)
+    ),
+    'md5 of the ROM': _differing(runs, _game, _rom),
+    'data set': named.items(),
+    'hash of the data': _differing(
+      rest, lambda run: f'{_data(run)}, seed {run.seed}', _DATA_HASH
+    ),
+  }
+  for key in sorted({key for run in runs for key in run.recorded('protocol')}):
+    scope = _game if key in _PER_GAME else _suite
+    found[key] = _differing(runs, scope, functools.partial(_setting, key))
   return [
-    *_differences(
-      runs,
-      _suite,
-      'version of the numbers',
-      lambda run: run.provenance.get('numbers_version', 1),
-    ),
-    *_differences(runs, _game, 'md5 of the ROM', _rom),
-    *named,
-    *_differences(
-      rest,
-      lambda run: f'{_data(run)}, seed {run.seed}',
-      'hash of the data',
-      lambda run: run.data_hash,
-    ),
-    *(
-      difference
-      for key in sorted(keys)
-      for difference in _differences(
-        runs,
-        _game if key in _PER_GAME else _suite,
-        key,
-        functools.partial(_setting, key),
-      )
-    ),
+    f'{where}: {field} ({_listed(groups)})'
+    for field, differing in found.items()
+    for where, groups in differing
   ]
 
 
-def refuse(found: Sequence[Difference]) -> None:
-  """Raises DataError if runs differ, naming fields and runs."""
-  if found:
-    raise errors.DataError(
-      'these runs cannot share a table, since they differ in '
-      f'{" and in ".join(d.sentence for d in found)}. Report on them apart, or '
-      'give --allow_mixed to have this printed on the page.'
-    )
+def _listed(groups: dict[str, list[str]]) -> str:
+  return '; '.join(
+    f'{value} in {words.listed(names, _MAX_NAMES)}'
+    for value, names in groups.items()
+  )
 
 
-def _differences(
+def _differing(
   runs: Sequence[Run],
   scope: Callable[[Run], str],
-  field: str,
   value_of: Callable[[Run], Any],
-) -> Iterator[Difference]:
+) -> Iterable[tuple[str, dict[str, list[str]]]]:
+  """Returns scopes in which runs differ, with names of runs by their values."""
   scopes: dict[str, dict[str, list[str]]] = {}
   for run in runs:
     groups = scopes.setdefault(scope(run), {})
     groups.setdefault(plain(value_of(run)), []).append(run.name)
-  for where, groups in scopes.items():
-    if len(groups) > 1:
-      yield Difference(where, field, groups)
+  return [item for item in scopes.items() if len(item[1]) > 1]
+
+
+def refuse(found: Sequence[str]) -> None:
+  """Raises DataError if there are `differences`."""
+  if found:
+    raise errors.DataError(
+      'these runs cannot share a table, since they differ in '
+      f'{" and in ".join(found)}. Report on them apart, or give --allow_mixed '
+      'to have this printed on the page.'
+    )
 
 
 def rom_notes(runs: Sequence[Run]) -> Iterator[str]:
   """Yields which games were played with other ROMs than the logged data."""
-  groups: dict[str, set[str]] = {}
+  groups: dict[str, set[str]] = {'other': set(), 'unrecorded': set()}
+  groups['unknown'] = set()
   for run in runs:
-    if run.setting.suite == 'atari':
-      groups.setdefault(_judged(run), set()).add(run.setting.game)
-  for judgement in ('other', 'unrecorded', 'unknown'):
-    if games := sorted(groups.get(judgement, ())):
-      yield words.say('notes', f'rom_{judgement}', games=', '.join(games))
-
-
-def _judged(run: Run) -> str:
-  expected = legacy_rom(run.setting.game)
-  if expected is None:
-    return 'unknown'
-  if not _rom(run):
-    return 'unrecorded'
-  return 'same' if _rom(run) == expected else 'other'
+    game, rom = run.setting.game, _rom(run)
+    expected = legacy_rom(game)
+    if run.setting.suite == 'atari' and (expected is None or rom != expected):
+      judgement = 'other' if rom else 'unrecorded'
+      groups['unknown' if expected is None else judgement].add(game)
+  for judgement, games in groups.items():
+    if games:
+      listed = ', '.join(sorted(games))
+      yield words.say('notes', f'rom_{judgement}', games=listed)
 
 
 def data_notes(runs: Sequence[Run]) -> Iterator[str]:
   """Yields in which settings the seeds of a logged run differ in their data."""
-  hashes: dict[tuple[str, str], set[str]] = {}
-  for run in runs:
-    key = run.setting.label, run.logged_run
-    hashes.setdefault(key, set()).add(plain(run.data_hash))
-  mixed = {label for (label, _), found in hashes.items() if len(found) > 1}
-  if mixed:
-    yield words.say('notes', 'mixed_data', settings='; '.join(sorted(mixed)))
+  logged_runs = {run.logged_run for run in runs}
+  labels = {
+    label
+    for name in logged_runs
+    for label, _ in _differing(
+      [run for run in runs if run.logged_run == name],
+      lambda run: run.setting.label,
+      _DATA_HASH,
+    )
+  }
+  if labels:
+    yield words.say('notes', 'mixed_data', settings='; '.join(sorted(labels)))
 
 
 def shared_protocol(run: Run) -> dict[str, Any]:
@@ -285,7 +265,7 @@ def shared_protocol(run: Run) -> dict[str, Any]:
 def plain(value: Any) -> str:
   """Returns a value of provenance.json as one line of text."""
   if value is None or value == '':
-    return 'not recorded'
+    return _UNRECORDED
   return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
@@ -315,20 +295,6 @@ def _rom(run: Run) -> Any:
   return run.provenance.get('rom_md5')
 
 
-# The published method that a method of ours repeats.
-COUNTERPARTS = {'cql': 'QR-CQL'}
-_CONFIDENCE = 0.99
-# Between evaluations of the published curves, in gradient steps.
-_INTERVAL = 125_000
-
-
-@functools.cache
-def references() -> pd.DataFrame:
-  """Returns references.csv, whose columns are its own description."""
-  path = FOLDER / 'references.csv'
-  return pd.read_csv(path, dtype={'source': str, 'game': str})
-
-
 def prediction_interval(values: npt.ArrayLike) -> tuple[float, float]:
   """Returns where one more normal draw lies with 99%, by Student's t.
 
@@ -350,15 +316,14 @@ def prediction_interval(values: npt.ArrayLike) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class PublicComparison:
-  """A run's score and those of the seeds that others have published.
+  """A run's score, in points, and those of the seeds that others published.
 
   Attributes:
     measure: 'average' over training up to `gradient_steps`, or the 'score'
       there.
-    value: the run's, in points.
+    value: the run's.
     mean: of the published seeds.
-    low: of the interval in which one more seed is expected.
-    high: likewise.
+    low: of the interval in which one more seed is expected; `high` its end.
   """
 
   method: str
@@ -376,6 +341,28 @@ class PublicComparison:
     return not self.low <= self.value <= self.high
 
 
+def public_seeds(
+  method: str, game: str
+) -> dict[tuple[str, int], npt.NDArray[np.float64]]:
+  """Returns what others' seeds got, in points, by measure and gradient steps.
+
+  Args:
+    method: of references.csv, such as 'QR-CQL'.
+    game: as ALE spells it in camel case, such as 'Breakout'.
+  """
+  table = references()
+  table = table[
+    (table['method'] == method)
+    & (table['game'] == game)
+    & (table['normalisation'] == 'none')
+  ]
+  groups = table.groupby(['measure', 'gradient_steps'], sort=False)['value']
+  return {
+    (str(measure), int(steps)): values.to_numpy(float)
+    for (measure, steps), values in groups
+  }
+
+
 def compare(
   method: str,
   game: str,
@@ -385,35 +372,16 @@ def compare(
   """Returns a run's comparisons at the gradient steps that it has reached.
 
   Args:
-    method: of references.csv, such as 'QR-CQL'.
-    game: as ALE spells it in camel case, such as 'Breakout'.
+    method: as `public_seeds`, and `game`.
+    game: likewise.
     gradient_steps: int [evaluations], ascending.
     returns: mean undiscounted return of each evaluation, in points.
   """
-  table = references()
-  table = table[
-    (table['method'] == method)
-    & (table['game'] == game)
-    & (table['normalisation'] == 'none')
-  ]
   found = []
-  for (measure, steps), rows in table.groupby(
-    ['measure', 'gradient_steps'], sort=False
-  ):
+  for (measure, steps), seeds in public_seeds(method, game).items():
     reached = returns[gradient_steps <= steps]
-    if not len(reached) or gradient_steps[-1] <= steps - _INTERVAL:
-      continue
-    value = reached.mean() if measure == 'average' else reached[-1]
-    seeds = rows['value'].to_numpy(float)
-    found.append(
-      PublicComparison(
-        method,
-        game,
-        measure,
-        int(steps),
-        float(value),
-        float(seeds.mean()),
-        *prediction_interval(seeds),
-      )
-    )
+    if len(reached) and gradient_steps[-1] > steps - _INTERVAL:
+      value = reached.mean() if measure == 'average' else reached[-1]
+      numbers = (float(value), float(seeds.mean()), *prediction_interval(seeds))
+      found.append(PublicComparison(method, game, measure, steps, *numbers))
   return found

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import itertools
 import tomllib
 
 import numpy as np
@@ -57,11 +58,7 @@ NAMES = (*PRESETS, DR3_D4RL, DR3_COG)
 
 
 def find_preset(name: str) -> Preset:
-  """Returns the preset of a name.
-
-  Raises:
-    UsageError: if there is none.
-  """
+  """Returns the preset of a name; UsageError if there is none."""
   if name not in PRESETS:
     raise errors.UsageError(
       f'no preset {name!r}; choose one of {", ".join(NAMES)}.'
@@ -94,12 +91,9 @@ class Cell:
 
   def only(self, games: Sequence[str]) -> 'Cell':
     """Returns the cell without the games that are not named."""
-    kept = [index for index, game in enumerate(self.games) if game in games]
-    return dataclasses.replace(
-      self,
-      games=tuple(self.games[index] for index in kept),
-      values=self.values[:, kept],
-    )
+    at = [index for index, game in enumerate(self.games) if game in games]
+    names = tuple(self.games[index] for index in at)
+    return dataclasses.replace(self, games=names, values=self.values[:, at])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,8 +101,7 @@ class Study:
   """The runs of a collection that a preset is about.
 
   Attributes:
-    preset: which runs there should be.
-    runs: those there are, by data set, method and game.
+    runs: by data set, method and game.
     strangers: names of runs that the preset is not about, with the reason.
     normalisation: the scale of scores.
     bootstrap: makes the intervals.
@@ -128,28 +121,22 @@ class Study:
     )
 
   @functools.cached_property
+  def lines(self) -> list[tuple[str, str]]:
+    """Data sets and methods of which there are runs, in order."""
+    there = {(dataset, method) for dataset, method, _ in self.runs}
+    lines = itertools.product(self.preset.datasets, self.methods)
+    return [line for line in lines if line in there]
+
+  @functools.cached_property
   def datasets(self) -> list[str]:
     """The data sets of the preset of which there are runs."""
-    there = {dataset for dataset, _, _ in self.runs}
-    return [name for name in self.preset.datasets if name in there]
+    return list(dict.fromkeys(dataset for dataset, _ in self.lines))
 
   @property
   def measures(self) -> tuple[str, ...]:
     """The scores that are told of a run; the last where it is not the final."""
-    if self.preset.num_final_evaluations > 1:
-      return AVERAGE, FINAL, LAST
-    return AVERAGE, FINAL
-
-  @functools.cached_property
-  def lines(self) -> list[tuple[str, str]]:
-    """Data sets and methods of which there are runs, in order."""
-    there = {(dataset, method) for dataset, method, _ in self.runs}
-    return [
-      (dataset, method)
-      for dataset in self.datasets
-      for method in self.methods
-      if (dataset, method) in there
-    ]
+    last = (LAST,) if self.preset.num_final_evaluations > 1 else ()
+    return AVERAGE, FINAL, *last
 
   def methods_on(self, dataset: str) -> list[str]:
     """Returns the methods of which there are runs on a data set."""
@@ -194,8 +181,9 @@ class Study:
   def curve(self, dataset: str, method: str, quantity: str) -> Cell | None:
     """Returns a quantity at 50 steps at most, of finished runs if any."""
     key = dataset, method, quantity
-    cell = self._cell(*key, True, _MAX_POINTS)
-    return self._cell(*key, False, _MAX_POINTS) if cell is None else cell
+    return self._cell(*key, True, _MAX_POINTS) or self._cell(
+      *key, False, _MAX_POINTS
+    )
 
   def _cell(
     self,
@@ -206,16 +194,15 @@ class Study:
     max_points: int | None,
   ) -> Cell | None:
     target = self.preset.datasets[dataset]
-    series = {}
-    for game in self.preset.games:
-      found = [
-        values[values.index <= target]
+    series = {
+      game: [
+        values
         for run in self.runs.get((dataset, method, game), ())
         if self.is_finished(run) or not finished
-        for values in [run.series(quantity)]
+        if len(values := run.series(quantity).loc[:target])
       ]
-      if found := [values for values in found if len(values)]:
-        series[game] = found
+      for game in self.preset.games
+    }
     games, num_runs = _largest_block({g: len(s) for g, s in series.items()})
     if not games:
       return None
@@ -227,37 +214,29 @@ class Study:
       steps, values = steps[chosen], values[:, chosen]
     values = values.reshape(len(games), num_runs, -1).swapaxes(0, 1)
     finite = np.isfinite(values).all(axis=(0, 1))
-    left_out = sum(map(len, series.values())) - len(block)
-    lacks = [
-      *(() if finished else ('no run has finished',)),
-      *self._missing(games, num_runs),
-    ]
-    if left_out and steps.size:
-      lacks.append(f'{left_out} left out where games have more runs')
-    if not finite.all():
-      lacks.append(f'{(~finite).sum()} steps are not finite')
-    steps, values = steps[finite], values[..., finite]
-    if not steps.size:
-      lacks.append('no gradient step at which every run was measured')
-    elif steps[-1] < target:
-      lacks.append(
-        f'up to {_millions(steps[-1])} of {_millions(target)} gradient steps'
-      )
+    left_out = steps.size and sum(map(len, series.values())) - len(block)
+    shared = steps[finite]
+    last = int(shared[-1]) if shared.size else 0
+    wanted = self.preset.num_runs
+    lacks = (
+      ('no run has finished', not finished),
+      (f'{len(games)} of {len(series)} games', len(games) < len(series)),
+      (f'{num_runs} of {wanted} runs of each', num_runs < wanted),
+      (f'{left_out} left out where games have more runs', left_out),
+      (f'{(~finite).sum()} steps are not finite', not finite.all()),
+      ('no gradient step at which every run was measured', not shared.size),
+      (
+        f'up to {_millions(last)} of {_millions(target)} gradient steps',
+        shared.size and last < target,
+      ),
+    )
     return Cell(
       games,
-      steps,
-      values,
-      tuple(lacks),
+      shared,
+      values[..., finite],
+      tuple(phrase for phrase, is_so in lacks if is_so),
       self.preset.num_final_evaluations,
     )
-
-  def _missing(self, games: Sequence[str], num_runs: int) -> list[str]:
-    found = []
-    if len(games) < len(self.preset.games):
-      found.append(f'{len(games)} of {len(self.preset.games)} games')
-    if num_runs < self.preset.num_runs:
-      found.append(f'{num_runs} of {self.preset.num_runs} runs of each')
-    return found
 
 
 def select_runs(
@@ -306,22 +285,14 @@ def on_shared_games(cells: Sequence[Cell | None]) -> list[Cell]:
 
 
 def measure(cell: Cell, name: str) -> Array:
-  """Returns a score of each run, float64 [runs, games].
-
-  Args:
-    cell: of returns, in any unit.
-    name: AVERAGE, FINAL or LAST.
-  """
+  """Returns the score `name` of each run of a cell of returns, [runs, games]."""
   return run_score(cell.values, name, cell.num_final)
 
 
 def run_score(returns: Array, name: str, num_final: int) -> Array:
-  """Returns the mean over some of the evaluations of a run.
+  """Returns the mean over some of a run's evaluations, the last axis.
 
-  Args:
-    returns: float64 [..., T].
-    name: AVERAGE, over all; FINAL, over the last `num_final`; or LAST.
-    num_final: a preset's `num_final_evaluations`.
+  AVERAGE is over all of them, FINAL over the last `num_final`, LAST over one.
   """
   counts = {AVERAGE: returns.shape[-1], FINAL: num_final, LAST: 1}
   return np.asarray(returns[..., -counts[name] :].mean(axis=-1))
@@ -330,12 +301,8 @@ def run_score(returns: Array, name: str, num_final: int) -> Array:
 def stability(curves: Array, num_final: int = 1) -> Array:
   """Returns what `stability_statistics` needs of each run.
 
-  Args:
-    curves: normalised scores, float64 [runs, games, steps].
-    num_final: a preset's `num_final_evaluations`.
-
-  Returns:
-    float64 [runs, games, 3]: the final score, the best one, the area lost.
+  That is [runs, games, 3] of normalised scores [runs, games, steps]: the final
+  score, the best one and the area lost.
   """
   final = run_score(curves, FINAL, num_final)
   area = statistics.area_lost(curves)

@@ -9,7 +9,7 @@ def _load(tmp_path):
 
 
 def _sentences(tmp_path):
-  return [d.sentence for d in reference.differences(_load(tmp_path).runs)]
+  return reference.differences(_load(tmp_path).runs)
 
 
 def test_runs_that_are_alike_may_share_a_table(rem_pair):

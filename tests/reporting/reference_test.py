@@ -40,7 +40,7 @@ def test_minatar_by_hand():
   scores = reference.Normalisation()(np.array([[3.573445]]), ('breakout',))
   np.testing.assert_allclose(scores, 0.5, rtol=1e-6)
   with pytest.raises(errors.UsageError, match='no human score of breakout'):
-    reference.Normalisation('human').points(('breakout',))
+    reference.Normalisation('human')(np.ones((1, 1)), ('breakout',))
 
 
 def test_the_papers_table():
