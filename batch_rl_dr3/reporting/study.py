@@ -285,7 +285,7 @@ def on_shared_games(cells: Sequence[Cell | None]) -> list[Cell]:
 
 
 def measure(cell: Cell, name: str) -> Array:
-  """Returns the score `name` of each run of a cell of returns, [runs, games]."""
+  """Returns a score of each run of a cell of returns, [runs, games]."""
   return run_score(cell.values, name, cell.num_final)
 
 
