@@ -42,6 +42,7 @@ if TYPE_CHECKING:
   )
   from batch_rl_dr3.replay.store.subset import Subset as Subset
   from batch_rl_dr3.reporting.run_reader import read_runs as read_runs
+  from batch_rl_dr3.training.own_data import from_arrays as from_arrays
   from batch_rl_dr3.training.policies import (
     evaluate_policy as evaluate_policy,
   )
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _API = {
   'Subset': 'replay.store.subset',
   'evaluate_policy': 'training.policies',
+  'from_arrays': 'training.own_data',
   'load_policy': 'training.policies',
   'measure_features': 'analysis.diagnosis',
   'open_store': 'training.policies',

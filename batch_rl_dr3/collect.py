@@ -179,6 +179,7 @@ def _frames() -> tuple[Callable[..., dict[str, Any]], str]:
   from batch_rl_dr3.games import (
     atari,  # noqa: F401
     collection,
+    gymnasium_lanes,  # noqa: F401
     minatar,  # noqa: F401
   )
 

@@ -57,6 +57,7 @@ class Actor:
     stack_size: int,
     num_threads: int = 0,
     q_values_of: networks.QValues | None = None,
+    observation_dtype: str = 'uint8',
   ):
     """Takes over the online network of a checkpoint.
 
@@ -68,6 +69,7 @@ class Actor:
       stack_size: observations in a state.
       num_threads: CPU threads of one call; 0 is one per core.
       q_values_of: takes the place of the network's own.
+      observation_dtype: of states.
 
     Raises:
       DataError: if the checkpoint is unreadable, or of another network or game.
@@ -83,7 +85,7 @@ class Actor:
         weights = checkpoint_weights.mean_over_atoms(weights, num_actions)
         model = network(num_actions, num_atoms=1, name='Online')
       states = tf.compat.v1.placeholder(
-        tf.uint8, (None, *observation_shape, stack_size), INPUT
+        observation_dtype, (None, *observation_shape, stack_size), INPUT
       )
       outputs = model(states)
       action = tf.argmax(outputs.q_values, axis=1)
@@ -117,7 +119,7 @@ class Actor:
     self._outputs = self._session.make_callable([q_values, features], [states])
 
   def greedy_actions(self, states: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns int64 [n] of states uint8 [n, *observation_shape, stack_size]."""
+    """Returns int64 [n] of states [n, *observation_shape, stack_size]."""
     return self._greedy(states)
 
   def outputs(self, states: npt.NDArray[Any]) -> Outputs:

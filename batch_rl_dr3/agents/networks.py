@@ -1,4 +1,4 @@
-"""Value networks for Atari and MinAtar, one class for every agent.
+"""Value networks, one class for every agent.
 
 DQN, REM and QR-DQN differ only in how many outputs the last layer has per
 action: one value, K heads, or N quantiles. Layer names, order and padding are
@@ -7,6 +7,7 @@ Dopamine's, so that its TF checkpoints have the same variables.
 
 from collections.abc import Callable, Sequence
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -99,14 +100,8 @@ class ValueNetwork(tf.keras.Model):
 
   def build(self, input_shape: Sequence[int | None]) -> None:
     """Creates the variables for states of a shape, in Dopamine's order."""
-    height, width, *channels = tf.TensorShape(input_shape).as_list()[1:]
-    depth = math.prod(channels)
-    kernel_shapes: list[tuple[int, ...]] = []
-    for filters, size, stride in self.convolutions:
-      kernel_shapes.append((size, size, depth, filters))
-      height, width = (-(-side // stride) for side in (height, width))
-      depth = filters
-    kernel_shapes.append((height * width * depth, self.num_features))
+    shape = tf.TensorShape(input_shape).as_list()[1:]
+    kernel_shapes = self._encoder_shapes(shape)
     kernel_shapes.append((self.num_features, self.num_actions * self.num_atoms))
     # States are integers, and Keras would make weights of the same type.
     add_weight = functools.partial(self.add_weight, dtype=tf.float32)
@@ -121,6 +116,17 @@ class ValueNetwork(tf.keras.Model):
         add_weight('bias', shape[-1:], initializer='zeros')
     self.built = True
 
+  def _encoder_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Returns the kernels' up to the features' layer, for states of a shape."""
+    height, width, *channels = shape
+    depth = math.prod(channels)
+    kernel_shapes: list[tuple[int, ...]] = []
+    for filters, size, stride in self.convolutions:
+      kernel_shapes.append((size, size, depth, filters))
+      height, width = (-(-side // stride) for side in (height, width))
+      depth = filters
+    return [*kernel_shapes, (height * width * depth, self.num_features)]
+
   def call(self, states: tf.Tensor) -> NetworkOutput:
     """Returns the values and features of states [B, height, ..., stack]."""
     return self.output(self.weights, self.features(self.weights, states))
@@ -129,24 +135,28 @@ class ValueNetwork(tf.keras.Model):
     """Returns the features under given weights: float32 [B, D]."""
     weights = self._as_arithmetic(weights)
     activations = tf.cast(states, self.arithmetic_dtype) / self.scale
-    if states.shape.rank > 4:  # Channels and stacked frames are one axis.
-      _, height, width, *channels = states.shape.as_list()
-      activations = tf.reshape(
-        activations, [-1, height, width, math.prod(channels)]
-      )
     layers = list(zip(weights[::2], weights[1::2], strict=True))
-    num_convolutions = len(self.convolutions)
-    activations = self._convolve(layers[:num_convolutions], activations)
-    kernel, bias = layers[num_convolutions]
+    num_before = len(layers) - 2 - self._has_layer_norm
+    activations = self._encode(layers[:num_before], activations)
+    kernel, bias = layers[num_before]
     flat = tf.reshape(activations, [-1, kernel.shape.as_list()[0]])
     hidden = tf.nn.bias_add(kernels.matmul(flat, kernel), bias)
     if self._has_layer_norm:
-      scale, offset = layers[num_convolutions + 1]
+      scale, offset = layers[num_before + 1]
       mean, variance = tf.nn.moments(hidden, axes=[1], keepdims=True)
       hidden = tf.nn.batch_normalization(
         hidden, mean, variance, offset, scale, _NORM_EPSILON
       )
     return tf.cast(tf.nn.relu(hidden), tf.float32)
+
+  def _encode(
+    self, layers: Sequence[tuple[Any, Any]], states: tf.Tensor
+  ) -> tf.Tensor:
+    """Returns what the features' layer takes, of any shape [B, ...]."""
+    if states.shape.rank > 4:  # Channels and stacked frames are one axis.
+      _, height, width, *channels = states.shape.as_list()
+      states = tf.reshape(states, [-1, height, width, math.prod(channels)])
+    return self._convolve(layers, states)
 
   def _convolve(
     self, layers: Sequence[tuple[Any, Any]], activations: tf.Tensor
@@ -201,6 +211,43 @@ class MinAtarNetwork(ValueNetwork):
     """Creates a network with a feature layer of `num_features` units."""
     super().__init__(num_actions, **kwargs)
     self.num_features = num_features
+
+
+@gin.configurable
+class MLPNetwork(ValueNetwork):
+  """Dense layers with ReLUs over all numbers of a state, as they come.
+
+  For float vectors; the last of the hidden `layers` are the features.
+  """
+
+  scale = 1.0
+
+  @ranges.checked
+  def __init__(
+    self, num_actions: int, layers: Sequence[int] = (256, 256), **kwargs: Any
+  ):
+    """Creates a network with hidden layers of so many units."""
+    if not layers or min(layers) < 1:
+      raise ValueError(
+        f'MLPNetwork.layers is {layers!r}; it must hold the units of one or '
+        'more hidden layers'
+      )
+    super().__init__(num_actions, **kwargs)
+    self._hidden = tuple(layers)
+    self.num_features = layers[-1]
+
+  def _encoder_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+    return list(itertools.pairwise((math.prod(shape), *self._hidden)))
+
+  def _encode(
+    self, layers: Sequence[tuple[Any, Any]], states: tf.Tensor
+  ) -> tf.Tensor:
+    size = math.prod(states.shape.as_list()[1:])
+    activations = tf.reshape(states, [-1, size])
+    for kernel, bias in layers:
+      hidden = kernels.matmul(activations, kernel)
+      activations = tf.nn.relu(tf.nn.bias_add(hidden, bias))
+    return activations
 
 
 @gin.configurable

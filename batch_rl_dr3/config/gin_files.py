@@ -42,7 +42,7 @@ ALLOWED_REFERENCES = frozenset(
     *('OfflineAgent', 'FixedReplayDQNAgent', 'FixedReplayREMAgent'),
     *('FixedReplayQRCQLAgent', 'FixedReplayCategoricalAgent'),
     *('FixedReplayBCAgent', 'categorical_support'),
-    *('MinAtarNetwork', 'NatureNetwork', 'ImpalaNetwork'),
+    *('MinAtarNetwork', 'NatureNetwork', 'ImpalaNetwork', 'MLPNetwork'),
     *('AdaptiveFeatureDotPenalty', 'ConservativePenalty'),
     *('EffectiveRankPenalty', 'FeatureDotPenalty', 'FeatureNormPenalty'),
     'LabelNoiseFeatureDotPenalty',
@@ -50,7 +50,8 @@ ALLOWED_REFERENCES = frozenset(
     *('FixedReplayRunner', 'FixedReplayBuffer', 'Subset', 'open_store'),
     *('FolderSource', 'FsspecSource', 'RluSource', 'default_locations'),
     # Games and who plays them.
-    *('create_atari_lanes', 'create_minatar_lanes', 'collect', 'hold_action'),
+    *('create_atari_lanes', 'create_minatar_lanes', 'create_gymnasium_lanes'),
+    *('collect', 'hold_action'),
     *('UniformBehaviour', 'ScriptedBehaviour', 'OnlineDQNBehaviour'),
     # Continuous control.
     *('ContinuousRunner', 'ControlData', 'OnlineSac', 'collect_control'),

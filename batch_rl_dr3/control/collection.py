@@ -12,7 +12,6 @@ import pathlib
 from typing import Any
 
 import gin
-import h5py
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -28,7 +27,6 @@ from batch_rl_dr3.control import (
 )
 from batch_rl_dr3.control.environments import FloatArray
 
-DATA = 'data.hdf5'
 _FLAGS = ('terminals', 'timeouts')
 
 
@@ -191,7 +189,8 @@ def collect_control(
   Args:
     folder: takes data.hdf5 of D4RL's layout, or becomes a Minari data set.
     seed: fixes play and learning.
-    game: hopper, halfcheetah or walker2d; of Minari's layout, any game.
+    game: hopper, halfcheetah or walker2d, or an id of gymnasium's; of Minari's
+      layout, any game.
     kind: 'random', 'policy' or 'replay'.
     num_rows: transitions to log. For 'replay', SAC learns until it has seen
       so many or its return is reached, whichever is first.
@@ -286,9 +285,5 @@ def _write(
     name = game.replace('-', '/', 1) if '-' in game else f'{game}/collected'
     data.write_minari(folder, f'{name}-{kind}-v0', environment, arrays)
     return
-  with h5py.File(folder / DATA, 'w') as file:
-    for name, array in arrays.items():
-      file.create_dataset(name, data=array, compression='gzip')
-    file.attrs.update(
-      {'game': game, 'environment': task.environment, 'kind': kind}
-    )
+  attributes = {'game': game, 'environment': task.environment, 'kind': kind}
+  data.write_hdf5(folder / data.DATA, arrays, attributes)

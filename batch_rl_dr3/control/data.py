@@ -12,7 +12,7 @@ another episode's; so is the last row. Where it deviates:
   that it cuts such an episode a row early; here every episode gets the limit.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import errno
@@ -33,6 +33,8 @@ from batch_rl_dr3.config import errors, progress, ranges
 from batch_rl_dr3.control import tasks
 from batch_rl_dr3.runs import atomic, place, retry
 
+# A data set's file in its folder, where it is of D4RL's layout or one's own.
+DATA = 'data.hdf5'
 FloatArray = npt.NDArray[np.float32]
 _Columns = dict[str, npt.NDArray[Any]]
 _Flags = npt.NDArray[np.bool_]
@@ -109,10 +111,10 @@ class ControlData:
     """Returns the task that the data are of, and the transitions.
 
     Args:
-      path: an HDF5 file of D4RL's layout or its URL, the folder of a Minari
-        data set, or minari:ID.
+      path: an HDF5 file of D4RL's layout or its URL, the folder of a
+        data.hdf5 or of a Minari data set, or minari:ID.
       cache_dir: where what is fetched is kept.
-      game: what the data have to be of.
+      game: what the data have to be of; gymnasium's id of data of one's own.
       dataset: which data set of it, such as medium; '' takes any.
 
     Raises:
@@ -123,6 +125,8 @@ class ControlData:
       WriteError: if there is no room for what is fetched.
     """
     file = _locate(path, cache_dir)
+    if (file / DATA).is_file():
+      file /= DATA
     if file.is_dir():
       if not _is_minari(file):
         raise errors.DataError(
@@ -133,7 +137,10 @@ class ControlData:
       task, data = _read_minari(path, file, task, dataset)
     else:
       task = tasks.find(game, tasks.D4RL)
-      data = _read_d4rl(path, file, task, dataset, self.max_episode_steps)
+      if task.layout == tasks.OWN:
+        data = _read_own(path, file, task)
+      else:
+        data = _read_d4rl(path, file, task, dataset, self.max_episode_steps)
     return task, self._prepare(data)
 
   def _prepare(self, data: Transitions) -> Transitions:
@@ -228,6 +235,35 @@ def _check_transitions(
   return Transitions(**arrays, manifest=manifest)
 
 
+def _read_own(path: str, file: pathlib.Path, task: tasks.Task) -> Transitions:
+  """Reads what `write_hdf5` wrote: every row is a transition."""
+  with hdf5_errors(path), h5py.File(file, 'r') as opened:
+    environment = opened.attrs.get('environment')
+    columns = _read_columns(path, opened, COLUMNS)
+  if environment != task.environment:
+    raise errors.DataError(
+      f'{path} is data of {environment}, not of {task.environment}.'
+    )
+  manifest = {
+    **_describe(path, file),
+    'layout': tasks.OWN,
+    'num_transitions': len(columns['rewards']),
+  }
+  return _check_transitions(path, task, columns, manifest)
+
+
+def write_hdf5(
+  path: pathlib.Path,
+  columns: Mapping[str, npt.NDArray[Any]],
+  attributes: Mapping[str, Any],
+) -> None:
+  """Writes columns, one array each; the environment is an attribute."""
+  with h5py.File(path, 'w') as file:
+    for name, array in columns.items():
+      file.create_dataset(name, data=array, compression='gzip')
+    file.attrs.update(attributes)
+
+
 def _read_d4rl(
   path: str,
   file: pathlib.Path,
@@ -240,7 +276,7 @@ def _read_d4rl(
   with hdf5_errors(path), h5py.File(file, 'r') as opened:
     noted = '-'.join(str(opened.attrs.get(k, '')) for k in ('game', 'kind'))
     tasks.check_same(path, 'its attributes', noted, task, dataset)
-    columns = _read_columns(path, opened)
+    columns = _read_columns(path, opened, _NEEDED)
     goals = opened['infos/goal'][()] if 'infos/goal' in opened else None
   if 'timeouts' not in columns and max_episode_steps is None:
     raise errors.DataError(
@@ -269,13 +305,13 @@ def _read_d4rl(
   return _check_transitions(path, task, columns, manifest)
 
 
-def _read_columns(path: str, opened: Any) -> _Columns:
-  missing = [n for n in _NEEDED if not isinstance(opened.get(n), h5py.Dataset)]
+def _read_columns(path: str, opened: Any, needed: Sequence[str]) -> _Columns:
+  missing = [n for n in needed if not isinstance(opened.get(n), h5py.Dataset)]
   if missing:
     raise errors.DataError(
-      f'{path} lacks {", ".join(missing)}: it is no file of D4RL.'
+      f'{path} lacks {", ".join(missing)}: it is no such data set.'
     )
-  names = [*_NEEDED, *(name for name in _OPTIONAL if name in opened)]
+  names = {*needed, *(name for name in _OPTIONAL if name in opened)}
   columns = {name: opened[name][()] for name in names}
   for name in {'rewards', 'terminals', 'timeouts'} & columns.keys():
     if columns[name].shape[1:] == (1,):  # In the replay files of -v1.

@@ -7,12 +7,13 @@ import importlib.metadata
 from typing import Any
 import warnings
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import manipulation, tasks
-from batch_rl_dr3.games import play
+from batch_rl_dr3.games import gymnasium_lanes, play
 from batch_rl_dr3.runs import run_tables
 
 FloatArray = npt.NDArray[np.float32]
@@ -42,13 +43,16 @@ def make(task: tasks.Task, render_mode: str | None = None) -> Any:
   tasks.check_scorable(task)
   if task.layout == tasks.COG:
     return manipulation.make(task, render_mode)
+  if task.layout == tasks.OWN:
+    environment = gymnasium_lanes.make(str(task.environment), render_mode)
+    return gymnasium.wrappers.RescaleAction(
+      environment, np.float32(-1), np.float32(1)
+    )
   kwargs: dict[str, Any] = {'render_mode': render_mode}
   with warnings.catch_warnings():
     # gymnasium: that v4 is not its newest. It is the one the data are of.
     warnings.simplefilter('ignore')
     try:
-      import gymnasium
-
       if task.maze is not None or task.kitchen_tasks:
         import gymnasium_robotics
         from gymnasium_robotics.envs.maze import maps

@@ -14,6 +14,8 @@ where it cannot.
   Minari D4RL/kitchen           FrankaKitchen-v1   collected there
   Minari mujoco                 gymnasium's -v5    collected there; it is on no
                                                    scale of D4RL's
+  data of one's own             any of gymnasium   named as a game by its id;
+                                                   no score is normalised
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,14 +23,17 @@ import dataclasses
 import re
 from typing import Any
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
+from batch_rl_dr3.games import gymnasium_lanes
 
 D4RL = 'd4rl'
 MINARI = 'minari'
 COG = 'cog'
+OWN = 'own'
 
 # What x and y of the ant and its goal stay below in D4RL's own mazes.
 D4RL_MAZES = {
@@ -82,7 +87,7 @@ class Task:
   """A game with the data of one layout."""
 
   game: str  # Its name, such as hopper or antmaze-medium-diverse.
-  layout: str  # D4RL, MINARI or COG, whose data.
+  layout: str  # D4RL, MINARI, COG or OWN, whose data.
   observation_size: int  # Numbers in an observation, 0 of an image.
   action_size: int
   environment: str | None  # Gymnasium's id of what it can be scored in, if any,
@@ -105,7 +110,7 @@ class Task:
 
   @property
   def suite(self) -> str:  # noqa: D102
-    return COG if self.layout == COG else D4RL
+    return {COG: COG, OWN: 'gymnasium_control'}.get(self.layout, D4RL)
 
   def normalised(self, episode_return: float) -> float | None:
     """Returns D4RL's normalised score in percent; None without a scale."""
@@ -199,12 +204,35 @@ GAMES = tuple(sorted({game for game, layout in TASKS if layout != COG}))
 
 def find(game: str, layout: str) -> Task:
   """Returns the task of a game with data of a layout, else a ConfigError."""
-  if (game, layout) not in TASKS:
-    games = sorted(name for name, other in TASKS if other == layout)
+  if (game, layout) in TASKS:
+    return TASKS[game, layout]
+  if layout in (D4RL, OWN) and gymnasium_lanes.is_id(game):
+    return _own(game)
+  games = sorted(name for name, other in TASKS if other == layout)
+  raise errors.ConfigError(
+    f'no game {game!r}; choose one of {", ".join(games)}'
+    + (", or gymnasium's id of another." if layout == D4RL else '.')
+  )
+
+
+def _own(environment: str) -> Task:
+  env = gymnasium_lanes.make(environment)
+  observations, actions = env.observation_space, env.action_space
+  env.close()
+  is_vector = len(observations.shape) == len(actions.shape or ()) == 1
+  is_box = isinstance(actions, gymnasium.spaces.Box)
+  if not (is_vector and is_box and actions.is_bounded()):
     raise errors.ConfigError(
-      f'no game {game!r}; choose one of {", ".join(games)}.'
+      f'{environment} has observations of {observations} and actions of '
+      f'{actions}; continuous control takes a vector of each, and bounds of '
+      'all actions.'
     )
-  return TASKS[game, layout]
+  return Task(
+    gymnasium_lanes.game_name(environment),
+    OWN,
+    *(observations.shape[0], actions.shape[0], environment),
+    max_episode_steps=env.spec.max_episode_steps,
+  )
 
 
 def described(name: str) -> dict[str, str]:
@@ -249,6 +277,8 @@ def played_in(game: str, environment: str | None) -> Task:
   for task in TASKS.values():
     if (task.game, task.environment) == (game, environment):
       return task
+  if game == environment:
+    return find(game, OWN)
   raise errors.ConfigError(f'no task {game!r} is played in {environment}.')
 
 

@@ -22,6 +22,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.evaluation import exported, pool, video
 from batch_rl_dr3.games import (
   atari,  # noqa: F401
+  gymnasium_lanes,  # noqa: F401
   minatar,  # noqa: F401
   play,
 )
@@ -134,6 +135,7 @@ class GameEvaluator:
       game.stack_size,
       self._num_threads,
       None if support is None else acting.categorical_q_values(support),
+      game.observation_dtype,
     )
     if self._atoms == pool.UNSTATED and actor.num_atoms > 1:
       actor.close()
@@ -150,7 +152,8 @@ class GameEvaluator:
     with contextlib.closing(self._load_checkpoint(prefix)) as actor:
       game = self.lanes.game
       state = (*game.observation_shape, game.stack_size)
-      values, phi = actor.outputs(np.zeros((1, *state), np.uint8))
+      blank = np.zeros((1, *state), game.observation_dtype)
+      values, phi = actor.outputs(blank)
       shapes = (values.shape[1:], phi.shape[1:], ())
       return exported.FrozenGraph(
         actor.graph_def,

@@ -18,7 +18,7 @@ from typing import Any
 
 from batch_rl_dr3.config import errors, frameworks, gin_files, own_code
 from batch_rl_dr3.evaluation import pool, scoring
-from batch_rl_dr3.games import minatar, play
+from batch_rl_dr3.games import gymnasium_lanes, minatar, play
 from batch_rl_dr3.runs import (
   atomic,
   checkpoints,
@@ -262,8 +262,12 @@ def _sha256(path: pathlib.Path) -> str:
 def protocol_of(game: str) -> tuple[list[str], list[str]]:
   """Returns the gin files and bindings of a game, played as published.
 
-  The game is one of MinAtar or, in camel case, of ALE.
+  The game is one of MinAtar, gymnasium's id, or, in camel case, one of ALE.
   """
+  if gymnasium_lanes.is_id(game):
+    return ['minatar/protocol.gin', 'own/discrete.gin'], [
+      f'create_gymnasium_lanes.environment = {game!r}'
+    ]
   if game in minatar.GAMES:
     return ['minatar/protocol.gin'], [
       f'create_minatar_lanes.game_name = {game!r}'

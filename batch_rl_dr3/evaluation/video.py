@@ -183,7 +183,8 @@ def draw(
 ) -> Picture:
   """Returns one picture, uint8 [480, 854, 3] in OpenCV's order of colours.
 
-  The observation is uint8 [height, width] in 256 greys, or [height, width, C].
+  The observation is uint8 [height, width] in 256 greys, or [height, width, C];
+  of a vector every number is a bar, from its smallest in black.
   """
   picture: Picture = np.full((_HEIGHT, _WIDTH, 3), 24, np.uint8)
   side = slice(_MARGIN, _MARGIN + _SCREEN)
@@ -198,6 +199,10 @@ def draw(
 
 
 def _colours(observation: lanes_lib.FrameArray) -> Picture:
+  if observation.ndim == 1:
+    reach = max(float(np.ptp(observation)), 1e-9)
+    greys = (observation - observation.min()) / reach * 255.0
+    observation = greys.astype(np.uint8)[:, None]
   if observation.ndim == 2:
     return np.repeat(observation[..., None], 3, axis=2)
   colours = _PALETTE[np.arange(observation.shape[2]) % len(_PALETTE)]

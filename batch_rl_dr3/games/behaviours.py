@@ -139,6 +139,7 @@ class OnlineDQNBehaviour:
         None,  # It makes a session that does without a GPU where none is.
         num_actions=game.num_actions,
         observation_shape=game.observation_shape,
+        observation_dtype=tf.as_dtype(game.observation_dtype),
         stack_size=game.stack_size,
         **optional,
       )

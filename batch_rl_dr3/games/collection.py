@@ -8,20 +8,21 @@ from typing import Any, NamedTuple
 import gin
 import numpy as np
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.games import behaviours
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.replay.log import log_writer
 
 
 class _Transition(NamedTuple):
-  """One row of the log, and the return of the episode if it ends here."""
+  """One row of the log."""
 
   observation: lanes_lib.FrameArray
   action: int
   reward: float
   terminal: bool
-  episode_return: float | None
+  cut_before: lanes_lib.FrameArray | None  # What the game's time cut off.
+  episode_return: float | None  # Not scaled, where the episode ends.
 
 
 def _transitions(
@@ -29,6 +30,7 @@ def _transitions(
   player: behaviours.Behaviour,
   seed: int,
   max_agent_steps_per_episode: int,
+  reward_scale: float,
 ) -> Iterator[_Transition]:
   """Yields what happens in lane 0, without end, as Dopamine's runner plays."""
   lane = np.array([0])
@@ -39,17 +41,24 @@ def _transitions(
     step = lanes.step(lane, np.array([action]))
     length += 1
     episode_return += float(step.rewards[0])
-    reward = float(np.clip(step.rewards[0], -1.0, 1.0))
-    ended = bool(step.game_over[0]) or length == max_agent_steps_per_episode
-    terminal = ended or bool(step.terminals[0])
+    reward = float(np.clip(reward_scale * step.rewards[0], -1.0, 1.0))
+    following, game_over = step.observations[0], bool(step.game_over[0])
+    ended = game_over or length == max_agent_steps_per_episode
+    is_cut = game_over and not step.terminals[0]
+    terminal = not is_cut and (ended or bool(step.terminals[0]))
     yield _Transition(
-      observation, action, reward, terminal, episode_return if ended else None
+      observation,
+      action,
+      reward,
+      terminal,
+      following if is_cut else None,
+      episode_return if ended else None,
     )
-    observation = step.observations[0]
+    observation = following
     if ended:
       length, episode_return = 0, 0.0
       observation = lanes.reset(lane)[0]
-    if terminal:
+    if terminal or is_cut:
       player.end_episode(reward)
       action = int(player.begin_episode(observation))
     else:
@@ -80,6 +89,7 @@ def _describe_files(
 
 
 @gin.configurable(denylist=['folder', 'seed', 'should_stop', 'on_progress'])
+@ranges.checked
 def collect(
   folder: str | os.PathLike[str],
   seed: int,
@@ -88,14 +98,16 @@ def collect(
   num_rows: int = gin.REQUIRED,
   rows_per_file: int = gin.REQUIRED,
   max_agent_steps_per_episode: int = 27_000,
+  reward_scale: ranges.Positive = 1.0,
   should_stop: Callable[[], bool] = lambda: False,
   on_progress: Callable[[int, list[float]], None] = lambda rows, returns: None,
 ) -> dict[str, Any]:
   """Logs the play of one lane and returns what was collected.
 
   As Dopamine's runner does for the DQN Replay data: rewards are clipped to [-1,
-  1], for the behaviour too, and a time-limit end is logged as terminal. The log
-  ends with the last row that fits, in the middle of an episode.
+  1], for the behaviour too, and a time-limit end is logged as terminal. Only
+  where the game itself says that its time has run out is it none. The log ends
+  with the last row that fits, in the middle of an episode.
 
   Args:
     folder: a folder without a log.
@@ -105,6 +117,7 @@ def collect(
     num_rows: to log, padding included; fewer where only padding would fit.
     rows_per_file: 1,000,000 in the DQN Replay data.
     max_agent_steps_per_episode: the length at which one is cut off.
+    reward_scale: what rewards are multiplied by before they are clipped.
     should_stop: asked before every step.
     on_progress: called with the rows and the unclipped returns so far.
 
@@ -122,12 +135,17 @@ def collect(
     )
   player = behaviour(game=game, seed=seed)
   writer = log_writer.LogWriter(
-    folder, game.observation_shape, game.stack_size, rows_per_file
+    folder,
+    game.observation_shape,
+    game.stack_size,
+    rows_per_file,
+    game.observation_dtype,
   )
   returns: list[float] = []
   ends: list[int] = []  # The rows up to the end of each episode.
   num_transitions = 0
-  for row in _transitions(lanes, player, seed, max_agent_steps_per_episode):
+  limit = max_agent_steps_per_episode
+  for row in _transitions(lanes, player, seed, limit, reward_scale):
     if should_stop():
       raise errors.PreemptedError(
         f'stopped after {writer.num_rows_added} of {num_rows} rows; nothing is '
@@ -139,7 +157,10 @@ def collect(
       returns.append(row.episode_return)
       ends.append(writer.num_rows_added)
     on_progress(writer.num_rows_added, returns)
-    num_padding = game.stack_size - 1 if row.terminal else 0
+    if row.cut_before is not None and writer.num_rows_added < num_rows:
+      writer.cut(row.cut_before)
+    has_ended = row.terminal or row.cut_before is not None
+    num_padding = game.stack_size - 1 if has_ended else 0
     if writer.num_rows_added + num_padding >= num_rows:
       break
   num_logged = writer.num_rows_added

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
-FrameArray = npt.NDArray[np.uint8]
+FrameArray = npt.NDArray[Any]  # Of the game's observation_dtype.
 IntArray = npt.NDArray[np.integer[Any]]
 
 # Keeps exploration apart from the emulators' random numbers.
@@ -20,19 +20,21 @@ EXPLORATION_STREAM = 1
 class Game:
   """What is played, and under which rules."""
 
-  suite: str  # 'atari' or 'minatar'.
+  suite: str  # 'atari', 'minatar' or 'gymnasium'.
   name: str  # As its suite spells it: 'Pong', 'space_invaders'.
   num_actions: int
-  observation_shape: tuple[int, ...]  # (84, 84) or (10, 10, C).
+  observation_shape: tuple[int, ...]  # (84, 84), (10, 10, C) or (D,).
   stack_size: int  # Observations that make a state.
   rom_md5: str | None
   protocol: Mapping[str, Any]  # The settings worth recording beside a score.
+  observation_dtype: str = 'uint8'  # Or 'float32'.
 
 
 class Step(NamedTuple):
   """What one agent step in n lanes led to.
 
-  The game being over differs from a terminal only at the loss of a life.
+  The game being over differs from a terminal where a life is lost, which is
+  only a terminal, and where a game's own time runs out, which is none.
   """
 
   # [n, *observation_shape]; at a terminal they can be invalid, as Dopamine's.

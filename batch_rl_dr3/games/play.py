@@ -23,7 +23,7 @@ from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.games.lanes import BoolArray, FrameArray, IntArray
 from batch_rl_dr3.runs import run_tables
 
-# uint8 [n, *observation_shape, stack_size] -> greedy actions, int [n].
+# [n, *observation_shape, stack_size] -> greedy actions, int [n].
 Policy = Callable[[FrameArray], IntArray]
 
 # Number of agent steps played so far, number of episodes finished so far.
@@ -173,7 +173,7 @@ class _Group:
     self._returns = np.zeros(len(which), np.float64)
     game = lanes.game
     shape = (len(which), *game.observation_shape, game.stack_size)
-    self._states: FrameArray = np.zeros(shape, np.uint8)
+    self._states: FrameArray = np.zeros(shape, game.observation_dtype)
 
   def play(self, policy: Policy, watch: _Watch) -> list[run_tables.Episode]:
     episodes: list[run_tables.Episode] = []
@@ -212,7 +212,7 @@ class _Group:
     self._states[step.terminals | ended] = 0
     episodes = []
     if ended.any():
-      episodes = self._end_episodes(ended, step.game_over)
+      episodes = self._end_episodes(ended, step.game_over & step.terminals)
       restarted = ended & (self._remaining > 0)
       if restarted.any():
         observations = observations.copy()
@@ -223,14 +223,14 @@ class _Group:
     return episodes
 
   def _end_episodes(
-    self, ended: BoolArray, game_over: BoolArray
+    self, ended: BoolArray, by_itself: BoolArray
   ) -> list[run_tables.Episode]:
     episodes = [
       run_tables.Episode(
         lane=int(self._which[i]),
         episode_return=float(self._returns[i]),
         length=int(self._lengths[i]),
-        truncated=not game_over[i],
+        truncated=not by_itself[i],
       )
       for i in np.flatnonzero(ended)
     ]

@@ -47,7 +47,7 @@ class ContinuousRunner(loop.OfflineRun):
   To build one reads the data and builds the agent.
 
   Attributes:
-    game: what the data have to be of, such as hopper.
+    game: what the data have to be of, such as hopper, or gymnasium's id.
     create_agent: makes the agent from (spaces, seed).
     data: how the data are made into transitions.
     num_evaluation_episodes: whole episodes an evaluation; 0 evaluates nothing.
@@ -101,7 +101,7 @@ class ContinuousRunner(loop.OfflineRun):
     self.provenance = self.describe(
       'cpu',
       suite=self._task.suite,
-      game=self.game,
+      game=self._task.game,
       run=None,
       data_hash=transitions.manifest['hash'],
       data=transitions.manifest,

@@ -102,6 +102,7 @@ class FixedReplayRunner(loop.OfflineRun):
       observation_shape=game.observation_shape,
       num_actions=game.num_actions,
       stack_size=game.stack_size,
+      observation_dtype=game.observation_dtype,
     )
 
   def _build_agent(
@@ -124,6 +125,7 @@ class FixedReplayRunner(loop.OfflineRun):
         seed=self.seed,
         held_out_store=held_out_store,
         observation_shape=game.observation_shape,
+        observation_dtype=tf.as_dtype(game.observation_dtype),
         stack_size=game.stack_size,
       )
     except (TypeError, ValueError) as error:

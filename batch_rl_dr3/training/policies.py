@@ -31,7 +31,7 @@ from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.training import discrete
 
 Array = npt.NDArray[Any]
-# States, uint8 [n, *observation_shape, stack_size] -> float32 [n, A], [n, D].
+# States [n, *observation_shape, stack_size] -> float32 [n, A], [n, D].
 Outputs = Callable[[Array], tuple[Array, Array]]
 _CHUNK = 256
 
@@ -68,7 +68,7 @@ class Policy:
     """Returns Q-values, float32 [n, A], and features, float32 [n, D].
 
     Args:
-      states: uint8 [n, *observation_shape, stack_size].
+      states: [n, *observation_shape, stack_size], of the observations' dtype.
     """
     parts = [
       self._outputs(states[start : start + _CHUNK])
@@ -150,6 +150,7 @@ def _policy_of_run(
   states = np.random.default_rng(0).integers(
     256, size=(8, *game.observation_shape, game.stack_size), dtype=np.uint8
   )
+  states = states.astype(game.observation_dtype)
   try:  # Of other networks than chains of layers, the layers say little.
     if network is None or not np.allclose(
       network.outputs(states)[0], outputs(states)[0], rtol=1e-3, atol=1e-4
@@ -173,8 +174,9 @@ def evaluate_policy(
 
   Args:
     policy: who plays.
-    game: of ALE ('Pong', under the published protocol) or MinAtar ('breakout');
-      None is that of the policy's run, under its protocol.
+    game: of ALE ('Pong', under the published protocol) or MinAtar ('breakout'),
+      or gymnasium's id ('CartPole-v1'); None is that of the policy's run, under
+      its protocol.
     num_agent_steps: to play at least; the run's own, or 125,000, if None.
     epsilon: of random actions; the run's own, or 0.001, if None.
     seed: of the game and of the random actions.
@@ -196,7 +198,7 @@ def evaluate_policy(
 
 
 def create_lanes(game: str) -> lanes_lib.Lanes:
-  """Returns lanes of a game of MinAtar or, in camel case, of ALE.
+  """Returns lanes of a game of MinAtar, of gymnasium's id, or of ALE.
 
   Raises:
     ConfigError: if there is no such game.

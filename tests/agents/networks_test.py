@@ -127,3 +127,32 @@ def test_without_layer_norm_the_variables_are_dopamines(session):
   network(tf.zeros([1, 10, 10, 6, 1], tf.uint8))
   assert not any('layer_norm' in v.name for v in network.variables)
   assert len(network.variables) == 6
+
+
+def test_a_multilayer_perceptron_by_hand(session):
+  """s = (1, 2, 3): h = relu(4, -2) = (4, 0); phi = (3, 8.5); Q = (3.5, 17)."""
+  network = networks.MLPNetwork(2, layers=(2, 2), name='Online')
+  states = np.array([[[1.0], [2.0], [3.0]]], np.float32)
+  output = network(tf.constant(states))
+  session.run(tf.compat.v1.global_variables_initializer())
+  weights = (
+    [[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]],
+    [0.0, -1.0],
+    [[1.0, 2.0], [5.0, 5.0]],
+    [-1.0, 0.5],
+    [[1.0, 0.0], [0.0, 2.0]],
+    [0.5, 0.0],
+  )
+  for variable, value in zip(network.variables, weights, strict=True):
+    variable.load(np.array(value, np.float32), session)
+  features, q_values = session.run([output.features, output.q_values])
+  np.testing.assert_array_equal(features, [[3.0, 8.5]])
+  np.testing.assert_array_equal(q_values, [[3.5, 17.0]])
+  names = [v.name.partition('/')[2] for v in network.variables]
+  assert names[:3] == [
+    'fully_connected/kernel:0',
+    'fully_connected/bias:0',
+    'fully_connected_1/kernel:0',
+  ]
+  with pytest.raises(ValueError, match='layers'):
+    networks.MLPNetwork(2, layers=())

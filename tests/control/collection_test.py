@@ -27,7 +27,7 @@ def collect(folder, kind, num_rows, *bindings, **kwargs):
 
 
 def test_random_play_is_data_of_the_game(tmp_path):
-  path = tmp_path / collection.DATA
+  path = tmp_path / data_lib.DATA
   seen = []
   summary = collect(
     tmp_path, 'random', 200, on_progress=lambda rows, returns: seen.append(rows)
