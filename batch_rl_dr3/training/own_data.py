@@ -69,12 +69,13 @@ def from_arrays(
   space = env.action_space
   env.close()
   game: lanes_lib.Game | None = None
+  shapes: list[tuple[int, ...]]
   if isinstance(space, gymnasium.spaces.Discrete):
     lanes = gymnasium_lanes.create_gymnasium_lanes(environment, num_lanes=1)
-    game = lanes.game
     lanes.close()
-    shapes: list[tuple[int, ...]] = [game.observation_shape, ()]
-    low, high = np.array(0), np.array(game.num_actions - 1)
+    game = lanes.game
+    shapes = [lanes.game.observation_shape, ()]
+    low, high = np.array(0), np.array(lanes.game.num_actions - 1)
   else:
     task = tasks.find(environment, tasks.OWN)
     shapes = [task.observation_shape, (task.action_size,)]
