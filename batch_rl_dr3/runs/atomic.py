@@ -44,12 +44,11 @@ def file_errors(path: _Path) -> Iterator[None]:
 
 
 def make_directory(path: _Path) -> pathlib.Path:
-  """Returns `path`, a directory that exists and can be written.
+  """Returns a directory that exists and can be written; FileError if not.
 
   Raises:
     ConfigError: if it is a URL.
     UsageError: if its name is not UTF-8, which TensorFlow cannot open.
-    FileError: if it cannot be created or written.
   """
   if '://' in os.fspath(path):
     raise errors.ConfigError(
@@ -80,9 +79,9 @@ def replaced(
 ) -> Iterator[pathlib.Path]:
   """Yields a temporary path whose file becomes `path` when the block ends.
 
-  `check` is called before the rename. A `durable` file is synced to its disk
-  first, so that it outlives a power cut. The temporary name has the `ending`,
-  for writers that go by it. Raises OSError, and then keeps what was at `path`.
+  `check` is called before the rename. A `durable` file outlives a power cut.
+  The temporary name has the `ending`, for writers that go by it. OSErrors are
+  the caller's; what was at `path` is then kept.
   """
   target = pathlib.Path(path)
   temporary = target.with_name(f'.{target.name}.{secrets.token_hex(8)}{ending}')
@@ -143,8 +142,7 @@ def write_json(path: _Path, value: Any, check: Check = unchecked) -> None:
 def whole_folder(path: _Path) -> Iterator[pathlib.Path]:
   """Yields a new folder that takes the place of `path` when the block ends.
 
-  A folder that was there is removed only once the new one has its name, and
-  kept if the file system refuses, which raises FileError.
+  What was there is kept if the file system refuses, which raises FileError.
   """
   target = pathlib.Path(path)
   mark = secrets.token_hex(8)
@@ -174,10 +172,7 @@ def remove_file(path: _Path) -> None:
 
 
 def remove_tree(path: _Path) -> None:
-  """Removes a file, or a folder and all in it, if there is one.
-
-  Only for names that this program has chosen, never for those of a file.
-  """
+  """Removes a file, or a folder and all in it: never by a foreign name."""
   target = pathlib.Path(path)
   with file_errors(target):
     if target.is_dir() and not target.is_symlink():

@@ -5,8 +5,8 @@
     scores.csv   all runs' rows, with the folder in the first column
     metrics.csv  the same; a cell is empty where a run has no such column
 
-A study is read like the folders of its runs: `unpack` makes them, and
-`RunGlobs` lets a glob go on below a study.
+A study is read like the folders of its runs: `RunGlobs` makes them, and lets a
+glob go on below a study.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +17,7 @@ import functools
 import glob
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -25,14 +26,9 @@ import threading
 from typing import Any
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import (
-  atomic,
-  mirror,
-  place,
-  run_directory,
-  run_tables,
-)
+from batch_rl_dr3.runs import atomic, mirror, place, run_directory, run_tables
 
+_Path = str | os.PathLike[str]
 RUNS = 'runs.json'
 _FOLDER = 'folder'
 _TABLES = (run_directory.SCORES, run_directory.METRICS)
@@ -45,20 +41,20 @@ class KeptRun:
   """What a study holds of one run: files and tables, by their names."""
 
   files: Mapping[str, Any]  # Objects of .json files, else texts.
-  tables: Mapping[str, Rows]  # Of scores.csv and metrics.csv.
+  tables: dict[str, Rows]  # Of scores.csv and metrics.csv.
 
 
-def is_study(path: str | os.PathLike[str]) -> bool:
+def is_study(path: _Path) -> bool:
   """Returns whether a folder is a study."""
   return (pathlib.Path(path) / RUNS).is_file()
 
 
-def folders(study: str | os.PathLike[str]) -> frozenset[str]:
+def folders(study: _Path) -> frozenset[str]:
   """Returns the folders of the runs that a study holds, none if absent."""
   return frozenset(_files(study))
 
 
-def _files(study: str | os.PathLike[str]) -> Mapping[str, Mapping[str, Any]]:
+def _files(study: _Path) -> Mapping[str, Mapping[str, Any]]:
   path = pathlib.Path(study) / RUNS
   try:
     status = path.stat()
@@ -82,28 +78,24 @@ def _read_files(
   return runs
 
 
-def read(study: str | os.PathLike[str]) -> dict[str, KeptRun]:
+def read(study: _Path) -> dict[str, KeptRun]:
   """Returns the runs of a study by their folders; none if there is none.
 
   Raises:
     DataError: if it is damaged.
   """
-  files = _files(study)
-  rows: dict[str, dict[str, Rows]] = {
-    folder: {name: [] for name in _TABLES} for folder in files
+  runs = {
+    folder: KeptRun(files, {name: [] for name in _TABLES})
+    for folder, files in _files(study).items()
   }
   for name in _TABLES:
     for row in run_tables.read_rows(pathlib.Path(study) / name):
       folder = row.pop(_FOLDER, None)
-      if folder in rows:  # Else a writer was killed before it said so.
-        rows[folder][name].append(row)
-  return {
-    folder: KeptRun(
-      files[folder],
-      {name: _without_empty_columns(t) for name, t in tables.items()},
-    )
-    for folder, tables in rows.items()
-  }
+      if folder in runs:  # Else a writer was killed before it said so.
+        runs[folder].tables[name].append(row)
+    for run in runs.values():
+      run.tables[name] = _without_empty_columns(run.tables[name])
+  return runs
 
 
 def _without_empty_columns(table: Rows) -> Rows:
@@ -111,7 +103,7 @@ def _without_empty_columns(table: Rows) -> Rows:
   return [{name: row[name] for name in names} for row in table]
 
 
-def write(study: str | os.PathLike[str], runs: Mapping[str, KeptRun]) -> None:
+def write(study: _Path, runs: Mapping[str, KeptRun]) -> None:
   """Writes a study; what was there before is replaced."""
   path = atomic.make_directory(study)
   ordered = sorted(runs)
@@ -137,10 +129,11 @@ def _to_csv(rows: Iterable[Mapping[str, str]]) -> str:
   return text.getvalue()
 
 
-def unpack(study: str | os.PathLike[str], folder: pathlib.Path) -> None:
+def _unpack(study: str, folder: pathlib.Path) -> None:
   """Makes the folders of a study's runs below a folder."""
   for name, run in read(study).items():
-    target = atomic.make_directory(folder / name)
+    target = folder / name
+    target.mkdir(parents=True)
     for file_name, content in run.files.items():
       if file_name.endswith('.json'):
         atomic.write_json(target / file_name, content)
@@ -172,7 +165,7 @@ def expand(
         target = cache / _digest(study)
         if not target.is_dir():
           with atomic.whole_folder(target) as partial:
-            unpack(study, partial)
+            _unpack(study, partial)
         rest = parts[length:] or ('**',)
         found[study] = target, os.path.join(*rest)
   return found
@@ -191,14 +184,14 @@ class RunGlobs:
   def __init__(
     self,
     patterns: Iterable[str],
-    cache_dir: str | os.PathLike[str],
+    cache_dir: _Path,
     contents: mirror.Contents,
   ):
     """Unpacks studies, and reads nothing of a bucket yet.
 
     The patterns are globs of paths, or of URLs such as gs://BUCKET/RUNS/**, and
-    may name a study or go on below it. Mirrors and studies are
-    in cache_dir, or in a temporary folder if that is ''.
+    may name a study or go on below it. Mirrors and studies are in cache_dir, or
+    in a temporary folder if that is ''.
 
     Raises:
       ConfigError: if there is no file system for a URL.
@@ -206,30 +199,32 @@ class RunGlobs:
     """
     self.patterns: list[str] = []
     self._mirrors: list[mirror.Mirror] = []
-    self._studies: dict[str, pathlib.Path] = {}
+    # What is read in a folder here, and its URL or path.
+    self._names: dict[pathlib.Path, str] = {}
     if not cache_dir:
       self._scratch = tempfile.TemporaryDirectory(prefix='batch_rl_dr3.')
       cache_dir = self._scratch.name
-    studies_dir = pathlib.Path(cache_dir) / 'studies'
     for pattern in patterns:
       path = place.local_path(pattern)
       if path is None:
         base, rest = _split(pattern)
         runs = mirror.Mirror(base, cache_dir, contents)
         self._mirrors.append(runs)
-        self.patterns.append(os.path.join(glob.escape(str(runs.folder)), rest))
+        self._add(runs.name, runs.folder, rest)
         continue
-      studies = expand(path, studies_dir)
+      studies = expand(path, pathlib.Path(cache_dir) / 'studies')
       for study, (folder, rest) in studies.items():
-        self._studies[study] = folder
-        self.patterns.append(os.path.join(glob.escape(str(folder)), rest))
+        self._add(study, folder, rest)
       if not studies or _matches_runs(path):
         self.patterns.append(path)
 
+  def _add(self, name: str, folder: pathlib.Path, rest: str) -> None:
+    self._names[folder] = name
+    self.patterns.append(os.path.join(glob.escape(str(folder)), rest))
+
   def name_of(self, path: str) -> str:
     """Returns where a file of this machine is from: its URL, or itself."""
-    places = [(runs.name, runs.folder) for runs in self._mirrors]
-    for name, folder in (*places, *self._studies.items()):
+    for folder, name in self._names.items():
       rest = path.removeprefix(str(folder))
       if rest != path:
         return f'{name}{rest}'
@@ -238,7 +233,7 @@ class RunGlobs:
   @property
   def is_elsewhere(self) -> bool:
     """Whether files are read in a cache, of a bucket or of a study."""
-    return bool(self._mirrors or self._studies)
+    return bool(self._names)
 
   def refresh(self) -> None:
     """Refreshes the mirrors; raises DataError if one cannot be read."""
@@ -255,9 +250,8 @@ class RunGlobs:
         with contextlib.suppress(errors.DataError):
           self.refresh()
 
-    thread = threading.Thread(target=refresh, daemon=True)
     if self._mirrors:
-      thread.start()
+      threading.Thread(target=refresh, daemon=True).start()
     try:
       yield
     finally:
@@ -268,12 +262,12 @@ def _split(pattern: str) -> tuple[str, str]:
   """Returns the folder that a glob of a URL begins with, and the rest."""
   scheme, _, path = pattern.partition('://')
   parts = path.rstrip('/').split('/')
-  first = next(
-    (i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts)
+  fixed = list(
+    itertools.takewhile(lambda part: not glob.has_magic(part), parts)
   )
-  if first == 0:
+  if not fixed:
     raise errors.UsageError(f'{pattern} has to name a bucket.')
-  return f'{scheme}://{"/".join(parts[:first])}', '/'.join(parts[first:])
+  return f'{scheme}://{"/".join(fixed)}', '/'.join(parts[len(fixed) :])
 
 
 def _matches_runs(pattern: str) -> bool:

@@ -10,6 +10,7 @@ of anything but divergence is stalled.
 """
 
 from collections.abc import Iterable, Sequence
+import contextlib
 import csv
 import dataclasses
 import enum
@@ -30,17 +31,15 @@ from batch_rl_dr3.runs import (
   run_tables,
 )
 
+_Path = str | os.PathLike[str]
+
 NAME = 'attempt.json'
 LOG = 'train.log'
 # What is read of a run before and after an attempt.
+_MANIFESTS = f'{run_directory.CHECKPOINTS}/ckpt.*.json'
 CONTENTS = mirror.Contents(
   'attempt',
-  whole=(
-    NAME,
-    LOG,
-    run_directory.FINISHED,
-    f'{run_directory.CHECKPOINTS}/ckpt.*.json',
-  ),
+  whole=(NAME, LOG, run_directory.FINISHED, _MANIFESTS),
   sizes=(run_directory.SCORES,),
 )
 # The beats of a run's workers. To a bucket nothing else is written until a
@@ -48,13 +47,8 @@ CONTENTS = mirror.Contents(
 BEATS = f'{lease.FOLDER}/beat-*.json'
 # The files whose dates say that somebody works on a run.
 _SIGNS_OF_LIFE = (
-  run_directory.PROVENANCE,
-  run_directory.METRICS,
-  run_directory.SCORES,
-  run_directory.FAILED,
-  run_directory.FINISHED,
-  LOG,
-  BEATS,
+  *(n for n in run_directory.RUN_FILES if n != run_directory.CONFIG),
+  *(LOG, BEATS),
 )
 # A run is stalled after so many of its row intervals without a change, and not
 # before so many seconds: play between iterations writes no rows.
@@ -110,7 +104,7 @@ class RunState:
   attempts: int = 0  # How often a sweep has begun it.
 
 
-def read(folder: str | os.PathLike[str], is_finished: bool) -> RunState:
+def read(folder: _Path, is_finished: bool) -> RunState:
   """Returns how a run stands by its files, now; DataError if one is damaged."""
   root = pathlib.Path(folder)
   if not root.is_dir():
@@ -120,6 +114,11 @@ def read(folder: str | os.PathLike[str], is_finished: bool) -> RunState:
   rows = last_rows(root / run_directory.METRICS)
   rate, interval = pace(rows)
   quiet = quiet_seconds(root)
+  # What is written after the end of the last attempt is somebody else's.
+  is_over = attempts.exit_code is not None and (
+    _newest(root, _SIGNS_OF_LIFE) <= _newest(root, (NAME,))
+  )
+  is_quiet = quiet > max(STALLED_SECONDS, STALLED_INTERVALS * interval)
   state = State.RUNNING if rows else State.STARTING
   if is_finished:
     state = State.FINISHED
@@ -127,11 +126,7 @@ def read(folder: str | os.PathLike[str], is_finished: bool) -> RunState:
     state = State.SET_ASIDE
   elif failed.get('error') == 'DivergedError' or _is_not_finite(rows):
     state = State.DIVERGED
-  elif (
-    failed
-    or quiet > max(STALLED_SECONDS, STALLED_INTERVALS * interval)
-    or _is_over(root, attempts)
-  ):
+  elif failed or is_quiet or is_over:
     state = State.STALLED
   is_well = state in (State.RUNNING, State.STARTING, State.FINISHED)
   return RunState(
@@ -151,13 +146,6 @@ def _is_not_finite(rows: Sequence[dict[str, str]]) -> bool:
   )
 
 
-def _is_over(folder: pathlib.Path, attempts: Record) -> bool:
-  # What is written after the end of the last attempt is somebody else's.
-  return attempts.exit_code is not None and _newest(
-    folder, _SIGNS_OF_LIFE
-  ) <= _newest(folder, (NAME,))
-
-
 def quiet_seconds(folder: pathlib.Path) -> float:
   """Returns the seconds since a file of a run changed; 0 of a future date."""
   return max(0.0, time.time() - _newest(folder, _SIGNS_OF_LIFE))
@@ -167,10 +155,8 @@ def _newest(folder: pathlib.Path, names: Iterable[str]) -> float:
   """Returns when one of some files was last written, in seconds since 1970."""
   dates = [0.0]
   for path in (path for name in names for path in folder.glob(name)):
-    try:
+    with contextlib.suppress(OSError):
       dates.append(path.stat().st_mtime)
-    except OSError:
-      continue
   return max(dates)
 
 
@@ -180,14 +166,13 @@ def last_rows(path: pathlib.Path) -> list[dict[str, str]]:
     return []
   with open(path, 'rb') as file:
     header = file.readline()
-    end = file.seek(0, os.SEEK_END)
-    start = max(len(header), end - _TAIL_BYTES)
+    start = max(len(header), file.seek(0, os.SEEK_END) - _TAIL_BYTES)
     file.seek(start)
     lines = file.read().split(b'\n')[:-1]
   # The first line may have lost its beginning, if it is not the file's first.
   whole = lines if start == len(header) else lines[1:]
-  text = [line.decode() for line in (header, *whole[-_RATE_ROWS:])]
-  return list(csv.DictReader(text))
+  rows = (header, *whole[-_RATE_ROWS:])
+  return list(csv.DictReader(line.decode() for line in rows))
 
 
 def pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
@@ -207,7 +192,7 @@ def pace(rows: Sequence[dict[str, str]]) -> tuple[float | None, float]:
   return rate, abs(steps[-1] - steps[0]) / rate
 
 
-def read_attempts(folder: str | os.PathLike[str]) -> Record:
+def read_attempts(folder: _Path) -> Record:
   """Returns what is recorded in a run directory; of a new run, nothing."""
   value = records.read(
     pathlib.Path(folder) / NAME,
@@ -221,33 +206,29 @@ def read_attempts(folder: str | os.PathLike[str]) -> Record:
   return Record(**{**fields, 'progress': tuple(value['progress'])})
 
 
-def is_finished(folder: str | os.PathLike[str], num_iterations: int) -> bool:
+def is_finished(folder: _Path, num_iterations: int) -> bool:
   """Returns whether a run has had so many iterations, and all is written."""
-  try:
+  # Written last, and whole: what cannot be read is none.
+  with contextlib.suppress(errors.DataError):
     return records.is_finished(folder, num_iterations)
-  except errors.DataError:
-    return False  # Written last, and whole: what cannot be read is none.
+  return False
 
 
-def progress(folder: str | os.PathLike[str]) -> tuple[int, int]:
+def progress(folder: _Path) -> tuple[int, int]:
   """Returns the newest checkpoint's gradient steps, and scores.csv's bytes."""
   root = pathlib.Path(folder)
   found = checkpoints.manifests(root / run_directory.CHECKPOINTS)
-  steps = max((m.gradient_steps for m in found), default=0)
-  try:
+  steps = max((c.gradient_steps for c in found), default=0)
+  with contextlib.suppress(OSError):
     return steps, (root / run_directory.SCORES).stat().st_size
-  except OSError:
-    return steps, 0
+  return steps, 0
 
 
-def last_line(path: str | os.PathLike[str]) -> str:
+def last_line(path: _Path) -> str:
   """Returns the last line of a log that is not empty; '' if there is none."""
-  try:
-    with open(path, 'rb') as file:
-      size = file.seek(0, os.SEEK_END)
-      file.seek(max(0, size - _TAIL_BYTES))
-      text = file.read().decode(errors='replace')
-  except OSError:
-    return ''
-  lines = [line.strip() for line in text.replace('\r', '\n').split('\n')]
-  return next((line for line in reversed(lines) if line), '')
+  text = ''
+  with contextlib.suppress(OSError), open(path, 'rb') as file:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+    text = file.read().decode(errors='replace').replace('\r', '\n')
+  lines = (line.strip() for line in reversed(text.split('\n')))
+  return next(filter(None, lines), '')

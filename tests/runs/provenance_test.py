@@ -52,6 +52,24 @@ def test_another_run_is_refused_and_the_difference_named(
   assert (tmp_path / 'config.gin').read_text() == CONFIG
 
 
+def test_a_run_of_other_numbers_is_another_run(tmp_path, monkeypatch):
+  """A raised NUMBERS_VERSION refuses what was begun before, by its own name."""
+  monkeypatch.setattr(provenance, 'NUMBERS_VERSION', 2)
+  raised = {**RECORD, **provenance.of_process('cpu')}
+  assert raised['numbers_version'] == 2
+  # The first version is that of runs which do not say any.
+  provenance.claim(tmp_path, CONFIG, RECORD)
+  provenance.claim(tmp_path, CONFIG, {**RECORD, 'numbers_version': 1})
+  before = (tmp_path / 'provenance.json').read_text()
+  with pytest.raises(
+    errors.ConfigError, match='numbers_version is 1 there and 2 here'
+  ):
+    provenance.claim(tmp_path, CONFIG, raised)
+  assert (tmp_path / 'provenance.json').read_text() == before
+  provenance.claim(tmp_path, CONFIG, raised, overwrite=True)
+  provenance.claim(tmp_path, CONFIG, raised)
+
+
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
   provenance.claim(tmp_path, CONFIG, RECORD)
   (tmp_path / 'checkpoints').mkdir()

@@ -7,7 +7,7 @@ import pytest
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import run_reader
 from batch_rl_dr3.runs import results, run_tables
-from batch_rl_dr3.sweeping import kept, standing
+from batch_rl_dr3.sweeping import grid, kept, standing
 
 HEADER = ','.join(run_tables.SCORE_COLUMNS)
 
@@ -73,6 +73,20 @@ def test_what_is_kept_is_reported_like_the_run(run, folder, study, tmp_path):
     'iteration,gradient_steps,feature_dot_product,effective_rank\n'
     '0,0,1.23457,9\n0,100,4,8\n1,200,inf,\n'
   )
+
+
+def test_a_kept_run_of_other_numbers_is_not_taken_for_the_run(
+  run, study, make_sweep, monkeypatch, tmp_path
+):
+  """Nor is the run's own folder: the sweep trains it anew, beside the old."""
+  nowhere = str(tmp_path / 'nowhere')
+  assert standing.is_done(run, str(tmp_path), None)
+  assert standing.is_done(run, nowhere, study)
+  monkeypatch.setattr(grid, 'NUMBERS_VERSION', grid.NUMBERS_VERSION + 1)
+  sweep = make_sweep(methods=['rem'], games=['breakout'], seeds=[7])
+  (again,) = sweep.runs()
+  assert again.identity != run.identity
+  assert not standing.is_done(again, str(tmp_path), study)
 
 
 @pytest.mark.parametrize(
