@@ -147,7 +147,7 @@ def draw_changes(runs, path):
     for change, (label, colour) in CHANGES.items():
       run = table[
         (table.method == f'{base}_{change or start}')
-        & (table.seed == 0)
+        & (table.seed == '0')
         & (table.gradient_steps > 0)
       ]
       style = {'color': colour, 'label': label, 'linewidth': 1.4}
