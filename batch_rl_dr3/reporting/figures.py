@@ -1,6 +1,6 @@
 """How every figure here looks, and the figures of runs."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import io
@@ -15,7 +15,7 @@ import numpy as np
 from numpy import typing as npt
 from PIL import Image
 
-from batch_rl_dr3.reporting import run_reader, statistics, words
+from batch_rl_dr3.reporting import reference, run_reader, statistics, words
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and grey.
 PALETTE = (
@@ -170,12 +170,13 @@ def set_log_scale(axes: mpl_axes.Axes) -> None:
 def add_legend(
   figure: mpl_figure.Figure, names: Sequence[str], num_columns: int
 ) -> None:
-  """Puts one legend above all panels: each method that is drawn, in order."""
+  """Puts one legend above all panels: methods in order, then all others."""
   handles: dict[str, Any] = {}
   for axes in figure.axes:
     lines, labels = axes.get_legend_handles_labels()
     handles |= dict(zip(labels, lines, strict=True))
   labels = [name for name in map(words.display_name, names) if name in handles]
+  labels += [label for label in handles if label not in labels]
   figure.legend(
     [handles[label] for label in labels],
     labels,
@@ -210,6 +211,45 @@ def draw_levels(
       color='#666666',
     )
   axes.set_ylim(bottom=min(0.0, *known.values(), axes.dataLim.y0))
+
+
+def draw_public(
+  axes: mpl_axes.Axes,
+  setting: run_reader.Setting,
+  names: Sequence[str],
+  right: float,
+) -> None:
+  """Draws the returns of others' seeds beside the methods that repeat theirs.
+
+  A line with a band is their average over training, a diamond with a bar their
+  score at a gradient step: mean, lowest and highest. Averages are of the first
+  training that reaches the `right` end.
+  """
+  for method in reference.public_methods(setting, names):
+    seeds = reference.public_seeds(method, setting.game)
+    ends = sorted({steps for _, steps in seeds})
+    end = next((steps for steps in ends if steps >= right), ends[-1])
+    label = f'{method}, {len(next(iter(seeds.values())))} public seeds'
+    grey: dict[str, Any] = {'color': '#666666', 'zorder': 1.5}
+    for (measure, steps), values in seeds.items():
+      mean, low, high = values.mean(), values.min(), values.max()
+      if measure == 'average' and steps == end:
+        band = grey | {'alpha': 0.18, 'linewidth': 0, 'label': label}
+        axes.fill_between([0, steps], low, high, **band)
+        axes.hlines(mean, 0, steps, linewidth=0.8, **grey)
+      elif measure == 'score' and steps <= right:
+        shown = grey | {'clip_on': False}
+        axes.vlines(steps, low, high, linewidth=1.2, **shown)
+        axes.scatter(steps, mean, s=16, marker='D', **shown)
+
+
+def public_caption(
+  settings: Iterable[run_reader.Setting], names: Sequence[str]
+) -> str:
+  """Returns what `draw_public` draws in figures of settings, '' if nothing."""
+  found = [m for s in settings for m in reference.public_methods(s, names)]
+  methods = ', '.join(dict.fromkeys(found))
+  return words.say('public', 'caption', methods=methods) if found else ''
 
 
 def say_not_measured(axes: mpl_axes.Axes) -> None:
@@ -458,6 +498,8 @@ def draw_panels(
     axes.set_title(panel.title + where)
     of_setting = [run for run in collection.runs if run.setting == setting]
     last_step = max(1, *(run.num_gradient_steps for run in of_setting))
+    if quantity == run_reader.RETURN and axes.lines:
+      draw_public(axes, setting, names, last_step)
     axes.set_xlim(-0.02 * last_step, 1.03 * last_step)
   for axes in grid[len(places) :]:
     axes.remove()
@@ -494,6 +536,7 @@ def caption(
       max_points=MAX_RAW_POINTS,
       windows=_WINDOWS_PER_CURVE,
     ),
+    public=public_caption([setting], collection.methods(setting)),
   )
 
 

@@ -30,7 +30,7 @@ from scipy import stats
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import words
-from batch_rl_dr3.reporting.run_reader import Run
+from batch_rl_dr3.reporting.run_reader import Run, Setting
 
 FOLDER = pathlib.Path(__file__).parent / 'published'
 ONLINE_DQN, BEHAVIOUR = 'online_dqn', 'behaviour'
@@ -361,6 +361,14 @@ def public_seeds(
     (str(measure), int(steps)): values.to_numpy(float)
     for (measure, steps), values in groups
   }
+
+
+def public_methods(setting: Setting, methods: Iterable[str]) -> list[str]:
+  """Returns the published methods that ours repeat, but for DR3, in a game."""
+  if (setting.suite, setting.dataset) != ('atari', '1pct'):
+    return []
+  found = dict.fromkeys(COUNTERPARTS.get(words.base_of(m)) for m in methods)
+  return [name for name in found if name and public_seeds(name, setting.game)]
 
 
 def compare(

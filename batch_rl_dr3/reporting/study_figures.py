@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any
 
 from matplotlib import axes as mpl_axes
 from matplotlib import figure as mpl_figure
 import numpy as np
-from numpy import typing as npt
 
 from batch_rl_dr3.reporting import (
   figures,
@@ -23,30 +21,21 @@ from batch_rl_dr3.reporting.tables import INCOMPLETE
 
 # Normalised scores that profiles are drawn over: 0 to 200%.
 THRESHOLDS = np.linspace(0, 2, 81)
-_BAND = 0.16
 # Inches beside and between panels.
 _LEFT, _RIGHT, _GAP, _ROW_GAP = 0.65, 0.28, 0.58, 0.6
+
+_Line = tuple[Cell, Estimate]
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-  """What is drawn against gradient steps.
+  """What is drawn against gradient steps, over all games and of each."""
 
-  Attributes:
-    key: its name in the run directory.
-    name: of the files.
-    title: above the figure.
-    title_per_game: above the figure of each game.
-    label: of the vertical axis over games, with the unit.
-    label_per_game: of the vertical axis of one game.
-    is_log: whether the axis is logarithmic.
-  """
-
-  key: str
-  name: str
+  key: str  # Its name in the run directory.
+  name: str  # Of the files.
   title: str
   title_per_game: str
-  label: str
+  label: str  # Of the vertical axis, with the unit.
   label_per_game: str
   is_log: bool = False
 
@@ -82,7 +71,7 @@ QUANTITIES = (RETURN, RANK, DOT_PRODUCT)
 @functools.cache
 def _iqm(
   study: Study, dataset: str, method: str, quantity: Quantity
-) -> tuple[Cell, Estimate] | None:
+) -> _Line | None:
   """Returns the IQM over games and runs at each step; None without runs."""
   cell = study.curve(dataset, method, quantity.key)
   if cell is None or not cell.steps.size:
@@ -94,9 +83,7 @@ def _iqm(
 
 
 @functools.cache
-def _profile(
-  study: Study, dataset: str, method: str
-) -> tuple[Cell, Estimate] | None:
+def _profile(study: Study, dataset: str, method: str) -> _Line | None:
   """Returns the share of final scores above each of `THRESHOLDS`."""
   cell = study.scores(dataset, method)
   if cell is None or not cell.steps.size:
@@ -112,32 +99,24 @@ def over_games(study: Study, quantity: Quantity) -> figures.Figure | None:
 
   None if no run has the quantity.
   """
-  return _made(
-    quantity.name,
-    quantity.title,
-    'over_games',
-    {line: _iqm(study, *line, quantity) for line in study.lines},
-    functools.partial(draw_over_games, study, quantity),
-  )
+  lines = {line: _iqm(study, *line, quantity) for line in study.lines}
+  draw = functools.partial(draw_over_games, study, quantity)
+  return _made(quantity.name, quantity.title, 'over_games', lines, draw)
 
 
 def profiles(study: Study) -> figures.Figure | None:
   """Returns performance profiles of final scores; None without any."""
   name = 'performance_profiles'
-  return _made(
-    name,
-    words.say(name, 'title'),
-    name,
-    {line: _profile(study, *line) for line in study.lines},
-    functools.partial(draw_profiles, study),
-  )
+  lines = {line: _profile(study, *line) for line in study.lines}
+  draw = functools.partial(draw_profiles, study)
+  return _made(name, words.say(name, 'title'), name, lines, draw)
 
 
 def _made(
   name: str,
   title: str,
   section: str,
-  lines: Mapping[tuple[str, str], tuple[Cell, Estimate] | None],
+  lines: Mapping[tuple[str, str], _Line | None],
   draw: Callable[[bool], mpl_figure.Figure],
 ) -> figures.Figure | None:
   """Returns a figure of lines, its caption with what they lack."""
@@ -149,11 +128,8 @@ def _made(
     for (dataset, method), found in lines.items()
     if found and found[0].lacks
   ]
-  extent = words.say(
-    'over_games',
-    'incomplete' if lacking else 'complete',
-    lines=', '.join(lacking),
-  )
+  part = 'incomplete' if lacking else 'complete'
+  extent = words.say('over_games', part, lines=', '.join(lacking))
   caption = words.say(section, 'caption', extent=extent)
   return figures.make(name, title, caption, draw)
 
@@ -165,21 +141,20 @@ def draw_over_games(
   names, datasets = study.methods, study.datasets
   bases = dict.fromkeys(map(words.base_of, names))
   panels = [(base, dataset) for base in bases for dataset in datasets]
-  figure, grid = _panels(
-    len(panels), 1 if narrow else len(datasets), narrow, 2.6
-  )
-  lines = figures.line_styles(names)
+  num_columns = 1 if narrow else len(datasets)
+  figure, grid = _panels(len(panels), num_columns, narrow, 2.6)
+  styles = figures.line_styles(names)
   for axes, (base, dataset) in zip(grid, panels, strict=True):
     drawn = {
       method: _iqm(study, dataset, method, quantity)
       for method in study.methods_on(dataset)
       if words.base_of(method) == base
     }
-    mark = _mark(found[0] for found in drawn.values() if found)
-    axes.set_title(words.line_name(dataset, base) + mark)
-    for method, found in drawn.items():
-      if found is not None:
-        _draw_line(axes, found[0].steps, found[1], lines[method], method)
+    title = words.line_name(dataset, base)
+    axes.set_title(title + _mark(line[0] for line in drawn.values() if line))
+    for method, line in drawn.items():
+      if line is not None:
+        figures.draw_curve(axes, line[0].steps, line[1], styles[method], method)
     _finish(axes, quantity, 5)
     axes.set_ylabel(quantity.label.format(scale=study.normalisation.label))
     last_step = study.preset.datasets[dataset]
@@ -197,14 +172,16 @@ def draw_profiles(study: Study, narrow: bool) -> mpl_figure.Figure:
   datasets = study.datasets
   num_columns = 1 if narrow else len(datasets)
   figure, grid = _panels(len(datasets), num_columns, narrow, 3.0)
-  lines = figures.line_styles(study.methods)
+  styles = figures.line_styles(study.methods)
   for axes, dataset in zip(grid, datasets, strict=True):
-    drawn = {m: _profile(study, dataset, m) for m in study.methods_on(dataset)}
-    mark = _mark(study.scores(dataset, method) for method in drawn)
+    methods = study.methods_on(dataset)
+    mark = _mark(study.scores(dataset, method) for method in methods)
     axes.set_title(words.dataset_name(dataset) + mark)
-    for method, found in drawn.items():
-      if found is not None:
-        _draw_line(axes, 100 * THRESHOLDS, found[1], lines[method], method)
+    for method in methods:
+      if line := _profile(study, dataset, method):
+        figures.draw_curve(
+          axes, 100 * THRESHOLDS, line[1], styles[method], method
+        )
     axes.set_xlabel(f'{study.normalisation.label} score, %')
     axes.set_ylabel('share of runs above')
     axes.set_xlim(0, 100 * THRESHOLDS[-1])
@@ -213,21 +190,26 @@ def draw_profiles(study: Study, narrow: bool) -> mpl_figure.Figure:
   return figure
 
 
+def _settings(study: Study, dataset: str) -> list[run_reader.Setting]:
+  preset = study.preset
+  return [run_reader.Setting(preset.suite, g, dataset) for g in preset.games]
+
+
 def per_game(
   study: Study, quantity: Quantity, dataset: str
 ) -> figures.Figure | None:
   """Returns a quantity against steps, a panel a game; None without runs."""
-  cells = [
-    study.curve(dataset, method, quantity.key)
-    for method in study.methods_on(dataset)
-  ]
+  names = study.methods_on(dataset)
+  cells = [study.curve(dataset, method, quantity.key) for method in names]
   if not any(cell is not None and cell.steps.size for cell in cells):
     return None
+  is_return, settings = quantity is RETURN, _settings(study, dataset)
   caption = words.say(
     'per_game',
     'caption',
     quantity=quantity.label_per_game.capitalize(),
-    levels=words.say('per_game', 'levels') if quantity is RETURN else '',
+    levels=words.say('per_game', 'levels') if is_return else '',
+    public=figures.public_caption(settings, names) if is_return else '',
   )
   return figures.make(
     f'{quantity.key}_{dataset}',
@@ -241,13 +223,14 @@ def draw_per_game(
   study: Study, quantity: Quantity, dataset: str, narrow: bool
 ) -> mpl_figure.Figure:
   """Returns the Matplotlib figure of `per_game`."""
-  names, games = study.methods_on(dataset), study.preset.games
+  names, settings = study.methods_on(dataset), _settings(study, dataset)
   # As few rows as four side by side make, filled evenly.
-  num_columns = 2 if narrow else -(-len(games) // -(-len(games) // 4))
-  figure, grid = _panels(len(games), num_columns, narrow, 1.7)
-  lines = figures.line_styles(names)
+  num_columns = 2 if narrow else -(-len(settings) // -(-len(settings) // 4))
+  figure, grid = _panels(len(settings), num_columns, narrow, 1.7)
+  styles = figures.line_styles(names)
   last_step = study.preset.datasets[dataset]
-  for axes, game in zip(grid, games, strict=True):
+  for axes, setting in zip(grid, settings, strict=True):
+    game = setting.game
     axes.set_title(game)
     for method in names:
       cell = study.curve(dataset, method, quantity.key)
@@ -257,7 +240,7 @@ def draw_per_game(
       ends = Estimate(
         values.mean(axis=0), values.min(axis=0), values.max(axis=0)
       )
-      _draw_line(axes, cell.steps, ends, lines[method], method)
+      figures.draw_curve(axes, cell.steps, ends, styles[method], method)
     _finish(axes, quantity, 3)
     axes.set_xlabel('')
     axes.set_xlim(0, last_step)
@@ -268,6 +251,7 @@ def draw_per_game(
         'logged play': float(scores[reference.BEHAVIOUR]),
         'online DQN': float(scores[reference.ONLINE_DQN]),
       }
+      figures.draw_public(axes, setting, names, last_step)
       figures.draw_levels(axes, levels, last_step)
     axes.tick_params(labelsize=7.5)
   if quantity is RANK:
@@ -307,25 +291,6 @@ def _panels(
   for axes in grid[count:]:
     axes.remove()
   return figure, list(grid[:count])
-
-
-def _draw_line(
-  axes: mpl_axes.Axes,
-  horizontal: npt.NDArray[Any],
-  estimate: Estimate,
-  line: dict[str, Any],
-  method: str,
-) -> None:
-  label = words.display_name(method)
-  axes.plot(horizontal, estimate.value, label=label, **line)
-  axes.fill_between(
-    horizontal,
-    estimate.low,
-    estimate.high,
-    color=line['color'],
-    alpha=_BAND,
-    linewidth=0,
-  )
 
 
 def _finish(axes: mpl_axes.Axes, quantity: Quantity, num_ticks: int) -> None:
