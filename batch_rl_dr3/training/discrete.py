@@ -6,13 +6,17 @@ run that was killed at any moment and started again by the same command ends
 with the same weights and the same scores, bit for bit (on CPU).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+from typing import Any, TypeVar
 
 import gin
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3.agents import offline
+from batch_rl_dr3.analysis import feature_measures
 from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.evaluation import evaluator, pool, scoring
 from batch_rl_dr3.games import lanes as lanes_lib
@@ -21,7 +25,98 @@ from batch_rl_dr3.replay.log import source_chain, sources
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store import subset as replay_subset
 from batch_rl_dr3.runs import provenance, run_directory
-from batch_rl_dr3.training import agent_sample, loop
+from batch_rl_dr3.training import loop
+
+_HELD_OUT_RANK = f'{offline.HELD_OUT}effective_rank'
+# Keeps the held-out sample's draw apart from that of the training rows.
+_HELD_OUT_STREAM = 1
+
+_Batch = Mapping[str, npt.NDArray[Any]]
+_T = TypeVar('_T')
+
+
+class AgentSample:
+  """An agent on samples of its store, drawn once a run; see `metrics.Sample`.
+
+  Of held-out transitions, where the agent has them, there is a second sample
+  of the same size: columns that begin with `held_out_`.
+  """
+
+  def __init__(
+    self,
+    agent: offline.OfflineAgent,
+    seed: int,
+    num_batches: int,
+    effective_rank_num_states: int,
+  ):
+    self._agent = agent
+    replay = agent.replay
+    rows = replay.draw(num_batches * replay.batch_size, seed)
+    self._batches: list[_Batch] = [
+      replay.batch_at(rows[i::num_batches]) for i in range(num_batches)
+    ]
+    self._states = replay.batch_at(
+      replay.draw(min(effective_rank_num_states, replay.num_valid), seed)
+    )['state']
+    self._held_out: list[_Batch] = []
+    if agent.held_out_store is not None:
+      rng = np.random.default_rng([seed, _HELD_OUT_STREAM])
+      self._held_out = [
+        self._draw_held_out(replay.batch_size, rng) for _ in range(num_batches)
+      ]
+      self._held_out_states = self._draw_held_out(
+        effective_rank_num_states, rng
+      )['state']
+      # An agent that learns from held-out rows is measured on these.
+      self._batches = [
+        {**batch, **_prefixed(held_out)}
+        for batch, held_out in zip(self._batches, self._held_out, strict=True)
+      ]
+    # Single transitions have no return to regress on.
+    bellman = () if agent.is_monte_carlo else ('loss_bellman',)
+    held_out_metrics = (*bellman, 'feature_dot_product', 'mean_q')
+    self._held_out_metrics = held_out_metrics if self._held_out else ()
+    self.columns: Sequence[str] = (
+      *agent.metric_columns,
+      *_prefixed(dict.fromkeys(self._held_out_metrics)),
+    )
+    self.feature_columns: Sequence[str] = (
+      *('effective_rank', 'dead_fraction', 'dormant_fraction'),
+      *([_HELD_OUT_RANK] if self._held_out else ()),
+    )
+
+  def _draw_held_out(self, count: int, rng: np.random.Generator) -> _Batch:
+    store, agent = self._agent.held_out_store, self._agent
+    assert store is not None
+    valid = store.valid_indices(agent.update_horizon)
+    rows = rng.choice(valid, count, replace=count > len(valid))
+    batch = store.gather(np.sort(rows), agent.update_horizon, agent.gamma)
+    return dict(zip(agent.replay.transition, batch, strict=False))
+
+  def measure(self) -> dict[str, float]:  # noqa: D102
+    measured = self._agent.measure(self._batches)
+    if self._held_out:
+      measured |= _prefixed(
+        self._agent.measure(self._held_out, self._held_out_metrics)
+      )
+    return measured
+
+  def measure_features(self) -> dict[str, float]:  # noqa: D102
+    features = self._agent.features(self._states)
+    measured: dict[str, float] = {
+      'effective_rank': feature_measures.effective_rank(features),
+      'dead_fraction': feature_measures.dormant_fraction(features, tau=0.0),
+      'dormant_fraction': feature_measures.dormant_fraction(features),
+    }
+    if self._held_out:
+      measured[_HELD_OUT_RANK] = feature_measures.effective_rank(
+        self._agent.features(self._held_out_states)
+      )
+    return measured
+
+
+def _prefixed(values: Mapping[str, _T]) -> dict[str, _T]:
+  return {offline.HELD_OUT + name: value for name, value in values.items()}
 
 
 @gin.configurable(
@@ -35,11 +130,8 @@ class FixedReplayRunner(loop.OfflineRun):
   To build one opens the data and the game, and builds the agent.
 
   Attributes:
-    agent: the agent's class.
     create_lanes: makes the lanes of the game that are evaluated in.
-    subset: which part of the data is trained on.
     num_evaluation_agent_steps: agent steps an evaluation; 0 evaluates nothing.
-    max_agent_steps_per_episode: an episode is cut there.
     num_threads: CPU threads of the graph; 0 is one per core. Results are
       bit-identical only for the same number.
     num_held_out: transitions of the log, outside the subset, that are kept to
@@ -64,8 +156,15 @@ class FixedReplayRunner(loop.OfflineRun):
     super().__post_init__()
     self._lanes = self.create_lanes()
     game = self._lanes.game
-    log = self.replay_dir
-    self._log = _find_run(game, log) if isinstance(log, int) else log
+    log: str | int | sources.Source = self.replay_dir
+    if isinstance(log, int):
+      if game.suite != 'atari':
+        raise errors.ConfigError(
+          f'the DQN Replay data set has no runs of {game.suite}: name the data '
+          'with --replay_dir.'
+        )
+      log = source_chain.open_run(game.name, log)
+    self._log = log
     subset = self.subset.for_run(self.seed)
     store = self._open_store(subset)
     held_out = subset.held_out(self.num_held_out)
@@ -134,8 +233,8 @@ class FixedReplayRunner(loop.OfflineRun):
         f'cannot build the agent: {error}. Check its gin bindings.'
       ) from error
 
-  def draw_sample(self) -> agent_sample.AgentSample:  # noqa: D102
-    return agent_sample.AgentSample(
+  def draw_sample(self) -> AgentSample:  # noqa: D102
+    return AgentSample(
       self._agent,
       self.seed,
       self.num_metric_batches,
@@ -163,12 +262,3 @@ class FixedReplayRunner(loop.OfflineRun):
 def create_evaluator(setup: pool.Setup) -> evaluator.GameEvaluator:
   """Returns what plays checkpoints; with this module, gin knows the runner."""
   return evaluator.create(setup)
-
-
-def _find_run(game: lanes_lib.Game, run: int) -> sources.Source:
-  if game.suite != 'atari':
-    raise errors.ConfigError(
-      f'the DQN Replay data set has no runs of {game.suite}: name the data '
-      'with --replay_dir.'
-    )
-  return source_chain.open_run(game.name, run)

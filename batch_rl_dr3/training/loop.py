@@ -31,12 +31,9 @@ from batch_rl_dr3.training import metrics
 
 
 class Learner(Protocol):
-  """What is trained: weights that are a function of how often they learnt.
+  """What is trained: weights that are a function of how often they learnt."""
 
-  One call takes at most `steps_per_call` gradient steps.
-  """
-
-  steps_per_call: int
+  steps_per_call: int  # At most, of gradient steps.
 
   def num_gradient_steps(self) -> int:
     """Returns how many gradient steps the weights have had."""
@@ -66,23 +63,18 @@ class OfflineRun(abc.ABC):
     base_dir: the run directory, or a URL of one, such as gs://.
     replay_dir: the logged data: a folder, a file, a URL, the folder of a
       store, or the run's number in the DQN Replay data set.
-    cache_dir: where what is fetched or extracted of the data is kept.
-    seed: the run's seed.
-    overwrite: start over where base_dir holds a run already.
     method: the method's short name in scores and reports, such as rem_dr3.
     dataset: the data set's, such as 1pct or medium.
-    num_iterations: iterations of training and evaluation.
-    num_gradient_steps: gradient steps an iteration.
+    num_gradient_steps: an iteration.
     log_period: gradient steps between rows of metrics.csv.
     num_metric_batches: batches, drawn once, that a row is measured on.
     effective_rank_period: gradient steps between effective ranks; a multiple
       of log_period.
     effective_rank_num_states: states, drawn once, one is measured on.
-    keep_last_checkpoints: how many of the newest checkpoints are kept.
-    keep_checkpoint_every: checkpoints of every so many iterations are kept.
+    keep_last_checkpoints: of the newest.
+    keep_checkpoint_every: of every so many iterations, for good.
     checkpoint_every_minutes: a checkpoint is also written this often within an
-      iteration, so that a kill costs no more; None leaves it at one an
-      iteration, and one at SIGTERM or Ctrl-C.
+      iteration, so that a kill costs no more.
     async_evaluation: play in another process while training goes on. The
       scores are the same; it pays where there are cores to spare.
   """
@@ -143,10 +135,7 @@ class OfflineRun(abc.ABC):
   def evaluate_apart(
     self, create_evaluator: str, num_threads: int
   ) -> scoring.AsyncEvaluations:
-    """Returns a process that plays checkpoints while training goes on.
-
-    `create_evaluator`, module:function, makes what plays them.
-    """
+    """Returns a process that plays checkpoints by module:function."""
     setup = pool.Setup(
       gin.operative_config_str(),
       self.provenance['protocol'],
@@ -231,7 +220,6 @@ def recorded_failure(
 ) -> Iterator[None]:
   """Writes failed.json if the block fails; one from before is removed.
 
-  It names the error's class, the exit code, the gradient step and the message.
   A run that was asked to stop, or is somebody else's now, has not failed.
   """
   path = place.folder / run_directory.FAILED
@@ -292,8 +280,6 @@ class Loop:
     self._checkpoints = saved
     self._metrics = log
     self._scores = scores
-    minutes = run.checkpoint_every_minutes
-    self._checkpoint_seconds = math.inf if minutes is None else 60 * minutes
     self._last_save = time.monotonic()
 
   def run(self) -> None:
@@ -329,15 +315,15 @@ class Loop:
 
   def _restore(self) -> int:
     """Restores the newest checkpoint and returns its gradient steps."""
-    checkpoint = self._checkpoints.latest()
+    run, checkpoint = self._run, self._checkpoints.latest()
     steps = 0
     if checkpoint is None:
       self._check_is_new()
-      if self._run.prepare():
+      if run.prepare():
         self._save('0_0', steps)
     else:
-      self._run.learner.restore(checkpoint.prefix)
-      steps = self._run.learner.num_gradient_steps()
+      run.learner.restore(checkpoint.prefix)
+      steps = run.learner.num_gradient_steps()
       if steps != checkpoint.gradient_steps:
         raise errors.DataError(
           f'{checkpoint.prefix} has had {steps:,} gradient steps, and its '
@@ -354,8 +340,8 @@ class Loop:
     rows = run_tables.read_rows(
       self._run.home.folder / run_directory.METRICS, ('iteration',)
     )
-    reached = max((int(row['iteration']) for row in rows), default=0)
-    if reached or self._scores.iterations():
+    is_begun = any(int(row['iteration']) for row in rows)
+    if is_begun or self._scores.iterations():
       raise errors.DataError(
         f'{self._run.home.name} was trained beyond iteration 0, and '
         f'{run_directory.CHECKPOINTS}/ holds no checkpoint any more; a run is '
@@ -365,20 +351,19 @@ class Loop:
 
   def _train(self, iteration: int, step: int, end: int) -> None:
     """Takes gradient steps from `step` to `end` and writes a checkpoint."""
-    train_steps = self._run.learner.make_train_steps()
-    self._metrics.start_clock(step)
+    run, log = self._run, self._metrics
+    train_steps = run.learner.make_train_steps()
+    log.start_clock(step)
     while step < end:
-      if self._metrics.is_due(step):
-        row = self._metrics.log(iteration, step)
+      if log.is_due(step):
+        row = log.log(iteration, step)
         self._bar.set_postfix(
           loss=f'{row["loss_total"]:.3g}',
           dot=f'{row["feature_dot_product"]:.3g}',
           refresh=False,
         )
       num_steps = min(
-        self._run.learner.steps_per_call,
-        self._metrics.steps_until_due(step),
-        end - step,
+        run.learner.steps_per_call, log.steps_until_due(step), end - step
       )
       parts = train_steps(num_steps)
       if not math.isfinite(parts['loss_total']):
@@ -388,16 +373,20 @@ class Loop:
       self._look_up(iteration, step, end)
 
   def _look_up(self, iteration: int, step: int, end: int) -> None:
-    if self._run.home.is_lost():
-      self._run.home.check()
-    is_due = time.monotonic() - self._last_save >= self._checkpoint_seconds
-    stop_request = self._run.stop_request
+    """Saves if it is time to, and leaves if the run is lost or is to stop."""
+    run = self._run
+    if run.home.is_lost():
+      run.home.check()
+    minutes = run.checkpoint_every_minutes
+    is_due = minutes is not None and (
+      time.monotonic() - self._last_save >= 60 * minutes
+    )
     if step == end:
       self._save(str(iteration), end)
-    elif is_due or stop_request:
+    elif is_due or run.stop_request:
       self._save(f'{iteration}_{step}', step)
-    if stop_request:
-      raise stop_request.saved(step)
+    if run.stop_request:
+      raise run.stop_request.saved(step)
 
   def _save(self, name: str, steps: int) -> None:
     self._checkpoints.save(self._run.learner.save, name, steps)
@@ -407,7 +396,7 @@ class Loop:
   def _diverged(
     self, iteration: int, parts: dict[str, float]
   ) -> errors.DivergedError:
-    """Logs the row at which the run has diverged, and returns the error."""
+    """Logs the row at which the run has diverged."""
     reached = self._run.learner.num_gradient_steps()
     self._metrics.log_diverged(iteration, reached, parts)
     listed = ', '.join(f'{name} {value:g}' for name, value in parts.items())

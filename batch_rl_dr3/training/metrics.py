@@ -28,15 +28,15 @@ class Sample(Protocol):
   @property
   def columns(self) -> Sequence[str]: ...  # noqa: D102
 
+  @property
+  def feature_columns(self) -> Sequence[str]: ...  # noqa: D102
+
   def measure(self) -> dict[str, float]:
     """Returns what is logged, by column.
 
-    The loss is in 'loss_total'; feature_dot_product, feature_norm_squared and
-    discounted_dot_product are among the rest.
+    Among them are loss_total, feature_dot_product, feature_norm_squared and
+    discounted_dot_product.
     """
-
-  @property
-  def feature_columns(self) -> Sequence[str]: ...  # noqa: D102
 
   def measure_features(self) -> Mapping[str, float]:
     """Returns what takes a larger sample, such as `effective_rank`."""
@@ -45,8 +45,7 @@ class Sample(Protocol):
 class MetricsLog:
   """Measures a learner every so many gradient steps and logs the result.
 
-  A row says what the weights after `gradient_steps` steps make of one sample of
-  the data, drawn once for the whole run: rows can be compared, and a run that
+  All rows are of one sample of the data: they can be compared, and a run that
   measures more often is the same run. The effective rank and what is measured
   with it are of a larger sample, at a period of their own.
   """
@@ -124,7 +123,14 @@ class MetricsLog:
         row['discounted_dot_product'], row['feature_norm_squared']
       )
     )
-    self._warn_of_divergence(row[_RATIO], steps)
+    if row[_RATIO] >= 1 and not self._has_warned:
+      self._has_warned = True
+      # Linear TD on the features would not converge.
+      logging.warning(
+        "features satisfy Proposition 3.2's divergence condition at gradient "
+        'step %d: %s is %.4g.',
+        *(steps, _RATIO, row[_RATIO]),
+      )
     if steps % self._effective_rank_period == 0:
       row |= self._sample.measure_features()
     self._write(iteration, steps, row, rate)
@@ -144,28 +150,12 @@ class MetricsLog:
     counts = dict(zip(_COUNTS, (iteration, steps), strict=True))
     self._csv.append({**counts, **row, 'gradient_steps_per_second': rate})
 
-  def _warn_of_divergence(self, ratio: float, steps: int) -> None:
-    """Says, once a run, that linear TD on the features would not converge."""
-    if ratio >= 1 and not self._has_warned:
-      self._has_warned = True
-      logging.warning(
-        "features satisfy Proposition 3.2's divergence condition at gradient "
-        'step %d: %s is %.4g.',
-        steps,
-        _RATIO,
-        ratio,
-      )
-
   def scalars(self, values: dict[str, Any], steps: int) -> None:
     """Writes values to TensorBoard under Losses/, Eval/ and Features/."""
     summary = tf.compat.v1.Summary()
     for name, value in values.items():
-      summary.value.add(tag=_tag(name), simple_value=value)
+      prefix, group = next(g for g in _GROUPS if name.startswith(g[0]))
+      tag = group + name.removeprefix(prefix)
+      summary.value.add(tag=tag, simple_value=value)
     self._writer.add_summary(summary, steps)
     self._writer.flush()
-
-
-def _tag(name: str) -> str:
-  """Returns TensorBoard's name of a metric: its group, then its name."""
-  prefix, group = next(g for g in _GROUPS if name.startswith(g[0]))
-  return group + name.removeprefix(prefix)

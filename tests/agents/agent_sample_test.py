@@ -6,7 +6,7 @@ import pytest
 import batch_rl_dr3  # noqa: F401
 from batch_rl_dr3.agents import dqn
 from batch_rl_dr3.analysis import feature_measures
-from batch_rl_dr3.training import agent_sample
+from batch_rl_dr3.training import discrete
 
 HELD_OUT = {
   'held_out_loss_bellman',
@@ -19,7 +19,7 @@ def test_held_out_columns_by_hand(make_agent, held_out_store):
   agent = make_agent(
     dqn.FixedReplayDQNAgent, held_out_store=held_out_store, gamma=0.9
   )
-  sample = agent_sample.AgentSample(agent, 0, 1, 64)
+  sample = discrete.AgentSample(agent, 0, 1, 64)
   measured = sample.measure()
   assert set(sample.columns) == set(measured)
   assert {n for n in measured if n.startswith('held_out_')} == HELD_OUT
@@ -47,7 +47,7 @@ def test_held_out_columns_by_hand(make_agent, held_out_store):
 
 def test_features_of_both_samples(make_agent, held_out_store):
   agent = make_agent(dqn.FixedReplayDQNAgent, held_out_store=held_out_store)
-  sample = agent_sample.AgentSample(agent, 0, 1, 24)
+  sample = discrete.AgentSample(agent, 0, 1, 24)
   measured = sample.measure_features()
   assert set(measured) == set(sample.feature_columns)
   features = agent.features(sample._states)
@@ -61,9 +61,7 @@ def test_features_of_both_samples(make_agent, held_out_store):
 
 
 def test_without_held_out_rows_there_are_no_such_columns(make_agent):
-  sample = agent_sample.AgentSample(
-    make_agent(dqn.FixedReplayDQNAgent), 0, 1, 24
-  )
+  sample = discrete.AgentSample(make_agent(dqn.FixedReplayDQNAgent), 0, 1, 24)
   for columns in (sample.columns, sample.feature_columns):
     assert not any('held_out' in name for name in columns)
 
@@ -76,7 +74,7 @@ def test_single_transitions_have_no_return_to_regress_on(
     backup='monte_carlo',
     held_out_store=held_out_store,
   )
-  measured = agent_sample.AgentSample(agent, 0, 1, 24).measure()
+  measured = discrete.AgentSample(agent, 0, 1, 24).measure()
   names = {n for n in measured if n.startswith('held_out_')}
   assert names == HELD_OUT - {'held_out_loss_bellman'}
 
@@ -92,7 +90,7 @@ def test_what_is_measured_is_the_sample_alone(
     policy_rows=policy_rows,
     held_out_store=held_out_store,
   )
-  sample = agent_sample.AgentSample(agent, 0, 2, 24)
+  sample = discrete.AgentSample(agent, 0, 2, 24)
   before = sample.measure()
   agent.gradient_steps.load(5, agent._sess)
   assert sample.measure() == before
