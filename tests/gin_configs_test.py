@@ -13,6 +13,7 @@ from batch_rl_dr3.config import cli, gin_files
 from batch_rl_dr3.games import (
   atari,  # noqa: F401
   collection,  # noqa: F401
+  gymnasium_lanes,  # noqa: F401
   minatar,  # noqa: F401
 )
 from batch_rl_dr3.sweeping import grid  # noqa: F401
@@ -40,9 +41,10 @@ DR3_COEFFICIENT = {'dqn': 0.1, 'rem': 0.001, 'cql': 0.03}
 
 
 def all_files():
-  """Returns all but d4rl/ and cog/, which tests/control/ is about."""
+  """Returns all but those of continuous control (see tests/control/)."""
   files = (str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob('*.gin'))
-  return sorted(name for name in files if not name.startswith(('d4rl', 'cog')))
+  others = ('d4rl', 'cog', 'own/continuous')
+  return sorted(name for name in files if not name.startswith(others))
 
 
 def parse(name, *bindings):
@@ -96,6 +98,13 @@ def test_the_small_batch_preset_changes_an_experiment(clear_gin):
   cli.load_gin(['atari/cql_dr3_1pct.gin', 'atari/protocol_small_batch.gin'], [])
   assert gin.query_parameter('OfflineAgent.update_horizon') == 3
   assert gin.query_parameter('FixedReplayBuffer.batch_size') == 8
+  assert gin.query_parameter('FixedReplayRunner.method') == 'cql_dr3'
+
+
+def test_own_data_change_a_method_of_minatar(clear_gin):
+  cli.load_gin(['minatar/cql_dr3.gin', 'own/discrete.gin'], [])
+  network = gin.query_parameter('OfflineAgent.network')
+  assert network.selector.endswith('MLPNetwork')
   assert gin.query_parameter('FixedReplayRunner.method') == 'cql_dr3'
 
 

@@ -398,7 +398,7 @@ def _check_lengths(path: str, ends: _Flags, task: tasks.Task) -> None:
   limit = task.max_episode_steps
   starts = np.concatenate([[0], np.flatnonzero(ends) + 1, [len(ends)]])
   lengths = np.diff(starts)
-  if limit is not None and lengths.max(initial=0) > limit + _FLAG_REACH:
+  if limit and lengths.max(initial=0) > limit + _FLAG_REACH:
     longest = int(lengths.argmax())
     raise errors.DataError(
       f'{path}: {lengths[longest]} rows from row {starts[longest]} on have no '

@@ -121,7 +121,7 @@ def make(task: tasks.Task, render_mode: str | None = None) -> Any:
     env = gymnasium.make(str(task.environment), render_mode=render_mode)
   else:
     env = gymnasium.wrappers.TimeLimit(
-      RoboverseEnv(task, render_mode), task.max_episode_steps or 0
+      RoboverseEnv(task, render_mode), task.max_episode_steps
     )
   return SuccessAtEnd(env)
 

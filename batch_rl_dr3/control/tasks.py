@@ -2,7 +2,7 @@
 
 D4RL's environments ran on mujoco-py and are not installable here. Whether a
 data set can be scored in one of today's is a row of this table, and an error
-where it cannot.
+where it cannot. tasks.toml has the games; why, in short:
 
   data                          environment        why
   D4RL hopper, halfcheetah,     gymnasium's -v4    the port of mujoco-py's -v2
@@ -18,9 +18,11 @@ where it cannot.
                                                    no score is normalised
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import dataclasses
+import pathlib
 import re
+import tomllib
 from typing import Any
 
 import gymnasium
@@ -35,51 +37,12 @@ MINARI = 'minari'
 COG = 'cog'
 OWN = 'own'
 
-# What x and y of the ant and its goal stay below in D4RL's own mazes.
-D4RL_MAZES = {
-  'umaze': (11.5, 11.5),
-  'medium': (24.5, 24.5),
-  'large': (41.0, 29.0),
-}
 # Rows in which an ant has been everywhere.
 MANY_ROWS = 20_000
-
-# What names of data sets and environments say, by pattern: D4RL's, Minari's,
-# gymnasium's, and those of D4RL's first antmaze files.
-_FAMILIES = {
-  'maze2d': r'maze2d',
-  'antmaze': r'maze',
-  'kitchen': r'kitchen',
-  'halfcheetah': r'halfcheetah',
-  'hopper': r'hopper',
-  'walker2d': r'walker',
-}
-_PARTS = {
-  'antmaze': {
-    'maze': {
-      'umaze': r'u-?maze',
-      'medium': r'big-maze|medium',
-      'large': r'hardest-maze|large',
-    },
-    'kind': {
-      'diverse': r'diverse|multigoal-true',
-      'play': r'play|multistart-true',
-    },
-  },
-  'kitchen': {
-    'kind': {kind: kind for kind in ('complete', 'partial', 'mixed')}
-  },
-}
-# What other families are told apart by; the longer names first.
-_QUALITIES = {
-  'quality': {
-    quality: rf'(^|-){quality}(-|$)'
-    for quality in (
-      *('medium-replay', 'medium-expert', 'full-replay'),
-      *('random', 'medium', 'expert', 'simple'),
-    )
-  }
-}
+_FILE = pathlib.Path(__file__).with_name('tasks.toml')
+_TABLES: dict[str, Any] = tomllib.loads(_FILE.read_text())
+# What x and y of the ant and its goal stay below in D4RL's own mazes.
+D4RL_MAZES: dict[str, list[float]] = _TABLES['mazes']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +51,9 @@ class Task:
 
   game: str  # Its name, such as hopper or antmaze-medium-diverse.
   layout: str  # D4RL, MINARI, COG or OWN, whose data.
-  observation_size: int  # Numbers in an observation, 0 of an image.
-  action_size: int
-  environment: str | None  # Gymnasium's id of what it can be scored in, if any,
-  why_none: str = ''  # and why there is none.
+  observation_size: int = 0  # Numbers in an observation, 0 of an image.
+  action_size: int = 0
+  environment: str | None = None  # Gymnasium's id of what it can be scored in.
   # The returns that D4RL's normalised score calls 0 and 100, if it applies.
   scale: tuple[float, float] | None = None
   maze: str | None = None  # For antmaze, gymnasium-robotics' name of the map.
@@ -101,7 +63,7 @@ class Task:
   # The leading numbers of an observation that are a place or an angle, and so
   # change little in a step.
   num_positions: int = 2
-  max_episode_steps: int | None = 1000  # None if data may exceed the limit.
+  max_episode_steps: int = 1000  # 0 if data may be longer.
   image_shape: tuple[int, int, int] | None = None  # Where a camera sees it.
 
   @property
@@ -125,79 +87,15 @@ class Task:
     return 1 if str(self.environment).startswith('Widow250') else 1_000
 
 
-# d4rl/infos.py, REF_MIN_SCORE and REF_MAX_SCORE: the returns of a random and
-# of an expert policy.
-_MUJOCO = {
-  'halfcheetah': ('HalfCheetah', 17, 6, (-280.178953, 12135.0), 8),
-  'hopper': ('Hopper', 11, 3, (-20.272305, 3234.3), 5),
-  'walker2d': ('Walker2d', 17, 6, (1.629008, 4592.3), 8),
+TASKS = {
+  (game, layout): Task(
+    game,
+    layout,
+    **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()},
+  )
+  for layout in (D4RL, MINARI, COG)
+  for game, fields in _TABLES[layout].items()
 }
-# D4RL's mazes for evaluation: start and goal, row and column of the map.
-_MAZES: dict[str, tuple[Any, ...]] = {
-  'medium': ('Medium', 'MEDIUM_MAZE', (1, 1), (6, 6)),
-  'large': ('Large', 'LARGE_MAZE', (1, 1), (7, 9)),
-}
-# gymnasium-robotics' Minari sets; what D4RL's three data sets are about.
-_KITCHEN_TASKS = {
-  'complete': ('microwave', 'kettle', 'light switch', 'slide cabinet'),
-  'partial': ('microwave', 'kettle', 'light switch', 'slide cabinet'),
-  'mixed': ('microwave', 'kettle', 'bottom burner', 'light switch'),
-}
-# COG's, in roboverse, and those of `drawer`: numbers in an action, and steps.
-_COGS = {
-  'widow250-pick-tray': ('Widow250PickTray-v0', 8, 40),
-  'widow250-open-grasp': ('Widow250DoubleDrawerOpenGraspNeutral-v0', 8, 50),
-  'widow250-close-open-grasp': (
-    *('Widow250DoubleDrawerCloseOpenGraspNeutral-v0', 8, 80),
-  ),
-  'widow250-pick-place-open-grasp': (
-    *('Widow250DoubleDrawerPickPlaceOpenGraspNeutral-v0', 8, 80),
-  ),
-  'drawer-open-grasp': ('batch_rl_dr3/DrawerOpenGrasp-v0', 4, 50),
-  'drawer-blocked-grasp': ('batch_rl_dr3/DrawerBlockedGrasp-v0', 4, 80),
-}
-
-
-_NO_ANT = "D4RL's ant and maze are not those of gymnasium-robotics"
-_NO_KITCHEN = (
-  'its observations hold 60 numbers, goals among them, and those of '
-  'FrankaKitchen-v1 hold 59 others'
-)
-
-
-def _all() -> Iterator[Task]:
-  for game, (name, size, actions, scale, num_positions) in _MUJOCO.items():
-    yield Task(
-      *(game, D4RL, size, actions, f'{name}-v4', '', scale),
-      num_positions=num_positions,
-    )
-    yield Task(game, MINARI, size, actions, f'{name}-v5')
-  for maze_size, (name, *maze) in _MAZES.items():
-    for kind in ('play', 'diverse'):
-      game = f'antmaze-{maze_size}-{kind}'
-      environment, scale = f'AntMaze_{name}-v4', (0.0, 1.0)
-      yield Task(game, D4RL, 29, 8, None, _NO_ANT, scale)
-      yield Task(game, MINARI, 29, 8, environment, '', scale, *maze)
-  for kind, kitchen_tasks in _KITCHEN_TASKS.items():
-    game, scale = f'kitchen-{kind}', (0.0, 4.0)
-    yield Task(
-      *(game, D4RL, 60, 9, None, _NO_KITCHEN, scale),
-      num_positions=9,
-      max_episode_steps=None,
-    )
-    yield Task(
-      *(game, MINARI, 59, 9, 'FrankaKitchen-v1', '', scale),
-      kitchen_tasks=kitchen_tasks,
-    )
-  for game, (environment, actions, num_steps) in _COGS.items():
-    yield Task(
-      *(game, COG, 0, actions, environment, '', (0.0, 1.0)),
-      max_episode_steps=num_steps,
-      image_shape=(48, 48, 3),
-    )
-
-
-TASKS = {(task.game, task.layout): task for task in _all()}
 # Those of D4RL and Minari.
 GAMES = tuple(sorted({game for game, layout in TASKS if layout != COG}))
 
@@ -231,20 +129,21 @@ def _own(environment: str) -> Task:
     gymnasium_lanes.game_name(environment),
     OWN,
     *(observations.shape[0], actions.shape[0], environment),
-    max_episode_steps=env.spec.max_episode_steps,
+    max_episode_steps=env.spec.max_episode_steps or 0,
   )
 
 
 def described(name: str) -> dict[str, str]:
   """Returns what a name says about data: game, maze, kind, quality, version."""
   text = re.sub(r'[^a-z0-9]+', '-', name.lower())
-  game = _match(_FAMILIES, text)
+  game = _match(_TABLES['families'], text)
   version = re.search(r'-(v\d+)(-|$)', text)
+  parts = _TABLES['parts']
   found = {
     'game': game,
     **{
       part: _match(patterns, text)
-      for part, patterns in _PARTS.get(game or '', _QUALITIES).items()
+      for part, patterns in parts.get(game, parts['others']).items()
     },
     'version': version and version[1],
   }
@@ -285,10 +184,11 @@ def played_in(game: str, environment: str | None) -> Task:
 def check_scorable(task: Task) -> None:
   """Raises ConfigError if there is no environment that the data are of."""
   if task.environment is None:
+    family = described(task.game)['game']
     raise errors.ConfigError(
       f"{task.game} of D4RL's own files cannot be scored here: "
-      f'{task.why_none}. Train on the Minari data of this game, or without '
-      'evaluation: ContinuousRunner.num_evaluation_episodes = 0.'
+      f'{_TABLES["why_none"][family]}. Train on the Minari data of this game, '
+      'or without evaluation: ContinuousRunner.num_evaluation_episodes = 0.'
     )
 
 

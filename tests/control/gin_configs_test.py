@@ -38,6 +38,17 @@ def test_all_experiments_are_there():
   assert {n for n in EXPERIMENTS if 'collect' not in n} == expected
 
 
+@pytest.mark.parametrize(
+  'name', [n for n in EXPERIMENTS if re.search('full-replay|mujoco', n)]
+)
+def test_a_method_takes_data_of_ones_own(name):
+  cli.load_gin([f'd4rl/{name}', 'own/continuous.gin'], [])
+  assert gin.query_parameter('ContinuousRunner.dataset') == 'own'
+  assert gin.query_parameter('ControlData.fraction') == 1.0
+  method = name.removesuffix('.gin').rpartition('_')[0]
+  assert gin.query_parameter('ContinuousRunner.method') == method
+
+
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_an_experiment_binds_what_its_name_says(name):
   cli.load_gin([f'd4rl/{name}'], [])

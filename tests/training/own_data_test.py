@@ -1,7 +1,6 @@
 """Arrays of one's own become data sets, transition by transition."""
 
 import json
-import pathlib
 
 import h5py
 import numpy as np
@@ -14,8 +13,6 @@ from batch_rl_dr3.replay.log import sources
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.training import own_data
-
-PAGE = pathlib.Path(__file__).resolve().parents[2] / 'docs' / 'own_data.md'
 
 
 def discrete(**changed):
