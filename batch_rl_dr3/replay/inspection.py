@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import math
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -166,16 +166,13 @@ def _summarise_file(
 
 def _windows(
   source: Source, segment: Segment, all_frames: bool
-) -> Iterator[npt.NDArray[np.uint8]]:
+) -> Iterator[npt.NDArray[Any]]:
   """Yields frames of a file, _WINDOW_ROWS at a time."""
   header = source.header('observation', segment.suffix)
   length, *frame_shape = header.shape
-  checkpoint_format.check_frames(
-    source.name, header, tuple(frame_shape), np.uint8
-  )
   wanted = None if all_frames else min(length, _WINDOW_ROWS)
   left = segment.num_rows
-  held = np.zeros((0, math.prod(frame_shape)), np.uint8)
+  held = np.zeros((0, math.prod(frame_shape)), header.dtype)
   for frames in source.rows('observation', segment.suffix, wanted):
     rows = frames[:left].reshape(-1, held.shape[1])
     left -= len(rows)
@@ -187,7 +184,7 @@ def _windows(
     yield held
 
 
-def _mean_difference(frames: npt.NDArray[np.uint8], distance: int) -> float:
+def _mean_difference(frames: npt.NDArray[Any], distance: int) -> float:
   """Returns the mean absolute difference of frames so many rows apart."""
   if len(frames) <= distance:
     return 0.0
