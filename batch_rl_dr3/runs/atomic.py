@@ -165,6 +165,12 @@ def whole_folder(path: _Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def name_folder(temporary: _Path, path: _Path) -> None:
+  """Gives a whole folder its name; OSError if another is there already."""
+  os.rename(temporary, path)
+  sync(pathlib.Path(path).parent)
+
+
 def remove_file(path: _Path) -> None:
   """Removes a file, if there is one, and never a folder."""
   with file_errors(path):

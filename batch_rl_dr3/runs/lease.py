@@ -79,15 +79,11 @@ class Lease:
     self.is_lost = False
 
   def acquire(self) -> None:
-    """Begins a term.
+    """Begins a term, or raises BusyError if another worker is at work.
 
     It returns at once where the run is free, or its worker was a process of
     this machine that is dead; it takes `EXPIRY_SECONDS` where one of another
     machine was; it takes up to `HEARTBEAT_SECONDS` to see that one lives.
-
-    Raises:
-      BusyError: if another worker is at work.
-      OSError: if the storage refuses.
     """
     while not self.token:
       tokens = _tokens(self._terms)
@@ -166,12 +162,7 @@ class Lease:
 
 @contextlib.contextmanager
 def held(terms: place.Place, name: str) -> Iterator[Lease]:
-  """Yields a lease that is released at the end; see `Lease.acquire`.
-
-  Raises:
-    BusyError: if another worker is at work.
-    WriteError: if the storage refuses.
-  """
+  """Yields a lease that is released at the end; see `Lease.acquire`."""
   lease = Lease(terms, name)
   try:
     with atomic.file_errors(f'{name}/{FOLDER}'):

@@ -37,7 +37,7 @@ class Contents:
   sizes: tuple[str, ...] = ()  # Only the size and date are right.
 
   def form(self, path: str) -> str:
-    """Returns whether a path is held 'whole', by 'ends', 'sizes' or not: ''."""
+    """Returns how a path is held: 'whole', 'ends', 'sizes', or not at all."""
     for form in ('ends', 'whole', 'sizes'):
       patterns: tuple[str, ...] = getattr(self, form)
       if any(fnmatch.fnmatchcase(f'/{path}', f'*/{p}') for p in patterns):
@@ -81,11 +81,7 @@ class Mirror:
     return '' if is_out else self._contents.form(f'{self.name}/{name}')
 
   def refresh(self, below: Iterable[str] = ('',)) -> None:
-    """Fetches what has changed in these folders, which are listed in parallel.
-
-    Raises:
-      DataError: if they cannot be read.
-    """
+    """Fetches what has changed in these folders, or raises DataError."""
     if not self.is_elsewhere:
       return
     below = list(below)

@@ -1,12 +1,9 @@
-"""Folders here or in a bucket, and names of files in them.
+"""Folders here or in a bucket, one class for both, on fsspec.
 
-`Place` is the one class for both, on fsspec. Runs write to it: objects are read
-and written whole or not at all, and what the storage's client raises, once it
-has given up trying again, becomes an OSError. Logs are read from it, range by
-range, so that what `retry.Retry` tries again resumes at the byte reached.
-
-Names that come from a file or a bucket are foreign text, and may only mean a
-file below its folder.
+Runs are written there: objects are read and written whole or not at all. Logs
+are read range by range, so that what is tried again resumes at the byte
+reached. Names that come from a file or a bucket are foreign text, and may only
+mean a file below its folder.
 """
 
 import base64
@@ -62,11 +59,7 @@ def local_path(place: str) -> str | None:
 def plain(name: Any, source: object, field: str) -> str:
   """Returns `name` if it is a plain relative path, such as `a/b.npy`.
 
-  Messages say that `source`, a file or bucket, gives the name in its `field`.
-
-  Raises:
-    DataError: if it is no text, is empty or absolute, or holds `.`, `..`, an
-      empty part, a backslash or a character that no file name should hold.
+  If not, a DataError says that `source`, a file or bucket, names it in `field`.
   """
   is_plain = (
     isinstance(name, str)
@@ -86,11 +79,7 @@ def plain(name: Any, source: object, field: str) -> str:
 def path_below(
   root: _Path, name: Any, source: object, field: str
 ) -> pathlib.Path:
-  """Returns the path of a plain name below a folder; see `plain`.
-
-  Raises:
-    DataError: if the name is not plain, or a link leads out of the folder.
-  """
+  """Returns the path of a `plain` name; a link out of root is a DataError."""
   path = pathlib.Path(root) / plain(name, source, field)
   if not path.resolve().is_relative_to(pathlib.Path(root).resolve()):
     raise errors.DataError(
@@ -158,10 +147,7 @@ class _CountedFile(io.FileIO):
 
 
 def local_file(path: _Path, count: ByteCount | None = None) -> StoredFile:
-  """Returns a file of this machine, or raises DataError if there is none.
-
-  `count` counts the bytes that are read of it.
-  """
+  """Returns a file of this machine, whose bytes `count` counts."""
   path = pathlib.Path(path)
   try:
     num_bytes = path.stat().st_size
@@ -217,7 +203,7 @@ class Place:
   ):
     """Connects to a path or a URL such as gs://BUCKET/RUNS.
 
-    The options are fsspec's, of the file system. ConfigError if there is none.
+    The options are the file system's; ConfigError if there is none.
     """
     location = os.fspath(location)
     path = local_path(location)
@@ -337,9 +323,7 @@ class Place:
   ) -> dict[str, dict[str, Any]]:
     """Returns the wanted objects of the folder: name to what is said of each.
 
-    Raises:
-      RefusedError: if the storage refuses or there is no such folder.
-      DataError: if the storage does not state an object's size.
+    An object without a stated size is a DataError.
     """
     # A web server tells folders by the slash.
     root = f'{self._root}/' if '://' in self._root else self._root
@@ -446,15 +430,12 @@ def open_data(
   google_token: str | None = None,
   timeout: float = _TIMEOUT,
 ) -> Place:
-  """Returns the folder of logged data at a gs://, s3://, https:// or other URL.
+  """Returns a folder of logged data; DataError if there is no file system.
 
-  `endpoint_url` is where gs:// is served, if not by Google, and `timeout` is in
-  seconds without a byte. Where gcsfs's `google_token` is None, Google's default
-  credentials are used if GOOGLE_APPLICATION_CREDENTIALS names a file of them or
-  `gcloud auth application-default login` left one; access is anonymous if not.
-
-  Raises:
-    DataError: if no file system for this URL is installed.
+  `endpoint_url` is where gs:// is served, if not by Google. Where gcsfs's
+  `google_token` is None, Google's default credentials are used if
+  GOOGLE_APPLICATION_CREDENTIALS names a file of them or `gcloud auth
+  application-default login` left one; access is anonymous if not.
   """
   options: dict[str, Any] = {}
   if is_google(url):

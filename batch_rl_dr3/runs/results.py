@@ -79,11 +79,7 @@ def _read_files(
 
 
 def read(study: _Path) -> dict[str, KeptRun]:
-  """Returns the runs of a study by their folders; none if there is none.
-
-  Raises:
-    DataError: if it is damaged.
-  """
+  """Returns the runs of a study by their folders; DataError if damaged."""
   runs = {
     folder: KeptRun(files, {name: [] for name in _TABLES})
     for folder, files in _files(study).items()
@@ -150,9 +146,6 @@ def expand(
 
   To each belong the folder that it is unpacked in, below `cache` and once for
   each state of it, and the rest of the glob below that, such as breakout/**.
-
-  Raises:
-    DataError: if a study is damaged.
   """
   parts = pathlib.PurePath(os.path.expanduser(pattern)).parts
   if parts and parts[-1] == RUNS:

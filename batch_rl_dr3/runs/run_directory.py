@@ -49,9 +49,6 @@ class Home:
     """Opens a folder, created if need be, or a URL such as gs://BUCKET/RUNS/a.
 
     Files of a bucket that match patterns `whole` are worked on below cache_dir.
-
-    Raises:
-      ConfigError: if there is no file system for the URL.
     """
     self._lease: lease.Lease | None = None
     self._published: dict[str, mirror.Stamp] = {}

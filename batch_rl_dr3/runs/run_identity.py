@@ -1,8 +1,7 @@
-"""What makes a run this run, and not another: a pure function of texts.
+"""What makes a run this run: its bindings, data, seed and numbers' version.
 
-Two runs are the same if they have the same bindings, data, seed and version of
-the numbers. Where, how fast and how long they run is no part of it: a longer
-run continues a shorter one.
+Where, how fast and how long it runs is no part of it: a longer run continues a
+shorter one.
 """
 
 from collections.abc import Mapping
@@ -11,9 +10,8 @@ import hashlib
 import json
 from typing import Any
 
-# Bindings that may differ between two starts of one run: what is held, run,
-# kept or read where, how often it is saved, and how long it is to go on.
-# Patterns of 'name.parameter', without scope and module.
+# Bindings that may differ between two starts of one run, as patterns of
+# 'name.parameter', without scope and module.
 NOT_IDENTITY = (
   '*.device',
   '*.max_device_bytes',
@@ -52,14 +50,11 @@ def run_identity(
 ) -> str:
   """Returns the name of a run by what it is: 8 hexadecimal digits.
 
-  They are the first of the SHA-256 of its arguments as JSON, so that neither
-  the order of a mapping nor the machine changes them.
+  They are the first of the SHA-256 of its arguments as JSON.
 
   Args:
-    bindings: what gin binds, 'name.parameter' to its value; what is no literal
-      counts by its repr(). Those of NOT_IDENTITY are left out.
-    data: JSON values, the same wherever a run is named or looked for: either
-      {'data_hash': ...} of a fetched store, or what is known before, such as
+    bindings: what gin binds, 'name.parameter' to its value.
+    data: JSON values, the same wherever a run is named or looked for, such as
       {'suite': 'atari', 'game': 'Pong', 'run': 1}. Never a place on a disk.
     seed: the run's seed.
     version: of the numbers, `_version.NUMBERS_VERSION`.

@@ -239,7 +239,7 @@ def build(
         parts.extract(progress)
         text = read.manifest_text(_manifest(parts))
         atomic.write_text(building / read.MANIFEST, text)
-        os.rename(building, folder)
+        atomic.name_folder(building, folder)
       except (OSError, errors.WriteError):
         shutil.rmtree(building, ignore_errors=True)
         # Where locks do not work, another builder may have won.
@@ -464,7 +464,7 @@ class _Parts:
         logging.warning('%s It is read once more.', error)
         shutil.rmtree(folder)
     try:
-      os.rename(folder, self.folder(file))
+      atomic.name_folder(folder, self.folder(file))
     except OSError:
       # Where locks do not work, another builder may have been faster.
       if self.record(file) is None:
