@@ -1,4 +1,26 @@
-"""Looks for co-adaptation in any checkpoint, and writes a page on it."""
+r"""Measures the features and Q-values of a checkpoint on logged transitions.
+
+  python -m batch_rl_dr3.diagnose --checkpoint=RUNS/pong/rem/seed0 \
+    --replay_dir=DATA/Pong/1 --output_dir=runs/diagnosis
+  python -m batch_rl_dr3.diagnose --checkpoint=model.pt --num_actions=6 \
+    --replay_dir=DATA/Pong/1 --output_dir=runs/diagnosis
+
+The checkpoint is a run directory (its newest), a TensorFlow checkpoint of
+Dopamine or batch_rl (the path without .index), a ckpt.N of Dopamine's JAX
+agents, a d3rlpy model or a state dict of torch.save, or safetensors. Nothing of
+a file is executed. Of one's own network, --network=FILE.py:FUNCTION names a
+function of states, uint8 [n, height, width, stack], that returns Q-values
+[n, A] and features [n, D]; that file is executed.
+
+For a run the page has two columns: the transitions that it learnt from, and as
+many that it never saw, with the returns that the log has from each on. In
+--output_dir are index.html, measures.csv and, where the layers are known,
+layers.csv: how much each layer's weights matter. With --compare each number
+stands beside its percentile among the kept runs at the same gradient step.
+
+Exit codes: 0 finished, 64 usage, 65 data, 73 cannot write, 75 stopped, 78
+configuration.
+"""
 
 from collections.abc import Iterator
 import functools
@@ -12,31 +34,6 @@ from batch_rl_dr3.config import cli, errors, frameworks, own_code
 
 if TYPE_CHECKING:
   from batch_rl_dr3.training import policies
-
-_USAGE = """\
-Measures the features and Q-values of a checkpoint on logged transitions.
-
-  python -m batch_rl_dr3.diagnose --checkpoint=RUNS/pong/rem/seed0 \\
-    --replay_dir=DATA/Pong/1 --output_dir=runs/diagnosis
-  python -m batch_rl_dr3.diagnose --checkpoint=model.pt --num_actions=6 \\
-    --replay_dir=DATA/Pong/1 --output_dir=runs/diagnosis
-
-The checkpoint is a run directory (its newest), a TensorFlow checkpoint of
-Dopamine or batch_rl (the path without .index), a ckpt.N of Dopamine's JAX
-agents, a d3rlpy model or a state dict of torch.save, or safetensors. Nothing of
-a file is executed. Of one's own network, --network=FILE.py:FUNCTION names a
-function of states, uint8 [n, height, width, stack], that returns Q-values
-[n, A] and features [n, D]; that file is executed.
-
-For a run the page has two columns: the transitions that it learnt from, and as
-many that it never saw. In --output_dir are index.html, measures.csv and, where
-the layers are known, layers.csv: how much each layer's weights matter. With
---compare each number stands beside its percentile among the kept runs at the
-same gradient step.
-
-Exit codes: 0 finished, 64 usage, 65 data, 73 cannot write, 75 stopped, 78
-configuration.
-"""
 
 FLAGS = flags.FLAGS
 
@@ -140,25 +137,24 @@ def main() -> None:
   from batch_rl_dr3.training import policies
 
   policy = _policy()
-  columns: dict[str, diagnosis_page.PageColumn] = {}
+  columns: dict[str, diagnosis.Diagnosis] = {}
   layers = None
   for name, data in _samples(policy):
     batch = data.sample(FLAGS.num_transitions, _SEED)
-    transitions = policies.transitions_of(policy, data, batch, FLAGS.gamma)
-    columns[name] = diagnosis_page.PageColumn(
-      transitions, diagnosis.diagnose(transitions)
+    columns[name] = diagnosis.diagnose(
+      policies.transitions_of(policy, data, batch, FLAGS.gamma)
     )
     if layers is None and policy.network is not None:
       layers = policies.sensitivity(policy, batch.states, _SEED)
-  page = diagnosis_page.Page(
+  diagnosis_page.write(
+    pathlib.Path(FLAGS.output_dir),
     FLAGS.checkpoint or FLAGS.network,
     columns,
     layers,
     policy.gradient_steps,
-    diagnosis_page.percentiles(columns, FLAGS.compare, policy.gradient_steps),
+    FLAGS.compare,
   )
-  diagnosis_page.write(page, pathlib.Path(FLAGS.output_dir))
-  first = next(iter(columns.values())).diagnosis.measures
+  first = next(iter(columns.values())).measures
   for name in ('feature_dot_product', 'divergence_ratio', 'effective_rank'):
     print(f'{name} {first[name]:.6g}')
   print(f'{FLAGS.output_dir}/index.html')
@@ -166,4 +162,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  cli.run(main, _USAGE)
+  cli.run(main, __doc__)

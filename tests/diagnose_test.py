@@ -11,7 +11,8 @@ import pytest
 import batch_rl_dr3
 from batch_rl_dr3 import train
 from batch_rl_dr3.analysis import diagnosis
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, own_code
+from batch_rl_dr3.replay.store.subset import Subset
 
 
 @pytest.fixture(scope='module')
@@ -56,6 +57,30 @@ def test_a_batch_is_that_of_training(data):
   again = data.batch(seed=3, step=7, batch_size=5)
   np.testing.assert_array_equal(batch.indices, again.indices)
   assert (data.batch(3, 8, 5).indices != batch.indices).any()
+
+
+@pytest.mark.parametrize('held_out', [False, True])
+def test_what_was_logged_after_drawn_transitions(
+  replay_dir, cache_dir, data, held_out
+):
+  """By a loop over the log's rows, which the drawn store does not hold."""
+  subset = Subset('uniform', 0.3, seed=4)
+  subset = subset.held_out(20) if held_out else subset
+  drawn = batch_rl_dr3.open_store(replay_dir, subset, cache_dir, stack_size=1)
+  batch = drawn.sample(50, seed=2)
+  returns = drawn.returns(batch.indices, gamma=0.9)
+  rewards, terminals = data.store.rewards, data.store.terminals
+  frames = data.store.frames(np.arange(data.store.num_rows))
+  assert len(np.unique(frames, axis=0)) == len(frames)
+  for state, found in zip(batch.states, returns, strict=True):
+    (row,) = np.flatnonzero((frames == state[..., 0]).all(axis=(1, 2, 3)))
+    following = np.flatnonzero(terminals[row:])
+    if not len(following):
+      assert np.isnan(found)
+      continue
+    rest = rewards[row : row + following[0] + 1]
+    expected = sum(0.9**k * reward for k, reward in enumerate(rest))
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_run_gives_its_own_measures_of_the_same_arrays(run_dir, data):
@@ -136,6 +161,51 @@ def test_the_command_writes_what_the_functions_say(
   assert 'fully_connected' in page
 
 
+def test_a_run_of_code_of_ones_own_on_drawn_transitions(
+  replay_dir, cache_dir, tiny_bindings, tmp_path
+):
+  import gin
+  import tensorflow as tf
+
+  code = tmp_path / 'my_penalty.py'
+  code.write_text(
+    'import gin\n'
+    'from batch_rl_dr3.agents import penalties\n'
+    '@gin.configurable\n'
+    'class MyPenalty(penalties.FeatureDotPenalty):\n'
+    "  name = 'mine'\n"
+  )
+  run = tmp_path / 'run'
+  gin.clear_config()
+  with tf.Graph().as_default():
+    train.train(
+      str(run),
+      str(replay_dir),
+      str(cache_dir),
+      ['minatar/rem_dr3.gin'],
+      [
+        *tiny_bindings,
+        "Subset.rule = 'uniform'",
+        'Subset.fraction = 0.4',
+        'FixedReplayREMAgent.penalties = [@MyPenalty()]',
+      ],
+      imports=own_code.find([str(code)]),
+    )
+  gin.clear_config()
+  arguments = (
+    *(f'--checkpoint={run}', f'--replay_dir={replay_dir}'),
+    f'--cache_dir={cache_dir}',
+  )
+  done = diagnose(tmp_path, *arguments)
+  assert done.returncode == 78
+  assert 'my_penalty.py' in done.stderr
+  done = diagnose(tmp_path, *arguments, f'--import={code}')
+  assert done.returncode == 0, done.stderr
+  error = measures(tmp_path)['q_error']
+  assert float(error['learnt from']) > 0
+  assert float(error['held out']) > 0
+
+
 def test_a_network_of_ones_own_is_measured(replay_dir, cache_dir, tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text(
@@ -162,6 +232,78 @@ def test_a_network_of_ones_own_is_measured(replay_dir, cache_dir, tmp_path):
   assert 'has no function inputs' in done.stderr
   done = diagnose(tmp_path, f'--network={path}:outputs', '--checkpoint=x')
   assert done.returncode == 64
+
+
+# Trains on FOLDER/log.npz, and writes FOLDER/model.pt and what torch says.
+_D3RLPY = """
+import sys
+import d3rlpy, numpy as np, torch
+torch.set_num_threads(1)
+log = np.load(f'{sys.argv[1]}/log.npz')
+algorithm = d3rlpy.algos.DiscreteCQLConfig(
+  encoder_factory=d3rlpy.models.encoders.PixelEncoderFactory(
+    filters=[[16, 3, 1]], feature_size=32
+  ),
+  learning_rate=0.001,
+  batch_size=16,
+  target_update_interval=100,
+  observation_scaler=d3rlpy.preprocessing.PixelObservationScaler(),
+).create(device='cpu:0')
+algorithm.fit(
+  d3rlpy.dataset.MDPDataset(
+    *(log[name] for name in ('states', 'actions', 'rewards', 'terminals')),
+    action_space=d3rlpy.ActionSpace.DISCRETE,
+    action_size=6,
+  ),
+  n_steps=500,
+  n_steps_per_epoch=500,
+  show_progress=False,
+  logger_adapter=d3rlpy.logging.NoopAdapterFactory(),
+)
+algorithm.save_model(f'{sys.argv[1]}/model.pt')
+q_function = algorithm.impl.q_function[0]
+phi, phi_next = (
+  q_function.encoder(torch.tensor(log[name] / 255, dtype=torch.float32))
+  for name in ('sampled', 'next_sampled')
+)
+print((phi * phi_next).sum(dim=1).mean().item())
+"""
+
+
+@pytest.mark.slow
+def test_a_network_that_d3rlpy_trained_has_the_dot_product_that_torch_says(
+  replay_dir, cache_dir, data, tmp_path
+):
+  """d3rlpy needs a newer gym than Dopamine, and so a Python of its own."""
+  python = os.environ.get('D3RLPY_PYTHON', sys.executable)
+  command = [python, '-c']
+  if subprocess.run(
+    [*command, 'import d3rlpy'], capture_output=True, check=False
+  ).returncode:
+    pytest.skip('needs D3RLPY_PYTHON, a Python that has d3rlpy')
+  store, batch = data.store, data.sample(50)
+  np.savez(
+    tmp_path / 'log.npz',
+    states=store.frames(np.arange(200)).transpose(0, 3, 1, 2),
+    actions=store.actions[:, np.newaxis],
+    rewards=store.rewards,
+    terminals=store.terminals,
+    sampled=batch.states[..., 0].transpose(0, 3, 1, 2),
+    next_sampled=batch.next_states[..., 0].transpose(0, 3, 1, 2),
+  )
+  trained = subprocess.run(
+    [*command, _D3RLPY, tmp_path], capture_output=True, text=True, check=True
+  )
+  done = diagnose(
+    tmp_path,
+    *(f'--checkpoint={tmp_path}/model.pt', '--num_actions=6'),
+    *(f'--replay_dir={replay_dir}', f'--cache_dir={cache_dir}'),
+    '--stack_size=1',
+  )
+  assert done.returncode == 0, done.stderr
+  found = float(measures(tmp_path)['feature_dot_product']['logged'])
+  assert found == pytest.approx(float(trained.stdout.split()[-1]), rel=1e-5)
+  assert found > 0.01
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):

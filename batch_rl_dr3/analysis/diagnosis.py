@@ -33,13 +33,14 @@ class LoggedOutputs:
 class Diagnosis:
   """What `diagnose` finds."""
 
+  outputs: LoggedOutputs
   measures: dict[str, float]  # By name, as in metrics.csv where it has them.
   singular_values: npt.NDArray[np.float64]  # [min(N, D)], descending.
   # [D], of G / N (see `linear_td`), by descending real part.
   eigenvalues: npt.NDArray[np.complex128]
 
 
-def diagnose(transitions: LoggedOutputs) -> Diagnosis:
+def diagnose(outputs: LoggedOutputs) -> Diagnosis:
   """Measures features and Q-values.
 
   `threshold_rank` counts the singular values of Phi / sqrt(N) above 0.01 (Lyle
@@ -49,9 +50,9 @@ def diagnose(transitions: LoggedOutputs) -> Diagnosis:
   Raises:
     ValueError: if the shapes do not fit together or a feature is not finite.
   """
-  phi = np.asarray(transitions.features, np.float64)
-  phi_next = np.asarray(transitions.next_features, np.float64)
-  discounts = np.asarray(transitions.discounts, np.float64)
+  phi = np.asarray(outputs.features, np.float64)
+  phi_next = np.asarray(outputs.next_features, np.float64)
+  discounts = np.asarray(outputs.discounts, np.float64)
   if not (np.isfinite(phi).all() and np.isfinite(phi_next).all()):
     raise ValueError('a feature is not a finite number.')
   matrix = linear_td.update_matrix(
@@ -78,11 +79,11 @@ def diagnose(transitions: LoggedOutputs) -> Diagnosis:
     'pca_rank': _pca_rank(phi),
     'dormant_fraction': feature_measures.dormant_fraction(phi),
     'dead_fraction': feature_measures.dormant_fraction(phi, tau=0.0),
-    'mean_q': float(np.mean(transitions.q_values)),
+    'mean_q': float(np.mean(outputs.q_values)),
   }
-  if transitions.returns is not None:
-    measures |= _against_returns(transitions.q_values, transitions.returns)
-  return Diagnosis(measures, singular_values, eigenvalues)
+  if outputs.returns is not None:
+    measures |= _against_returns(outputs.q_values, outputs.returns)
+  return Diagnosis(outputs, measures, singular_values, eigenvalues)
 
 
 def measure_features(

@@ -25,8 +25,9 @@ from batch_rl_dr3.evaluation import foreign_networks, pool, targets
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.games import play
 from batch_rl_dr3.replay import batches
-from batch_rl_dr3.replay.log import checkpoint_format, source_chain
+from batch_rl_dr3.replay.log import checkpoint_format, source_chain, sources
 from batch_rl_dr3.replay.store import store as replay_store
+from batch_rl_dr3.replay.store import validity
 from batch_rl_dr3.replay.store.subset import Subset
 from batch_rl_dr3.training import discrete
 
@@ -143,6 +144,7 @@ def _network(
 def _policy_of_run(
   target: targets.Target, prefix: str, gradient_steps: int | None
 ) -> Policy:
+  own_code.load(target.imports)
   player = discrete.create_evaluator(target.setup())
   game = player.lanes.game
   outputs = player.load(prefix).outputs
@@ -209,15 +211,12 @@ def create_lanes(game: str) -> lanes_lib.Lanes:
 
 
 class LoggedData:
-  """A log that is opened: transitions by row, and training's batches.
+  """A log that is opened: transitions by row, and training's batches."""
 
-  Attributes:
-    store: see `replay.store`.
-  """
-
-  def __init__(self, store: replay_store.ReplayStore):
-    """Takes an opened store."""
+  def __init__(self, store: replay_store.ReplayStore, source: sources.Source):
+    """Takes an opened store, and the log that it is of."""
     self.store = store
+    self._source = source
 
   def batch(
     self,
@@ -254,6 +253,33 @@ class LoggedData:
     rows = np.sort(rng.choice(valid, min(count, len(valid)), replace=False))
     return self.store.gather(rows, update_horizon, gamma)
 
+  def returns(self, rows: Array, gamma: float = 0.99) -> Array:
+    """Returns the discounted return that was logged from each row on.
+
+    float32 [n], NaN where the episode was cut. A store of transitions that were
+    drawn holds none of it, so the rewards and terminals of the log are read.
+    """
+    if not self.store.is_drawn:
+      return self.store.returns_to_go(gamma)[rows]
+    first_rows, segments, rewards, terminals = {}, [], [], []
+    num_rows = 0
+    for suffix in self._source.suffixes():
+      segment = self._source.segment(suffix)
+      for name, parts in (('reward', rewards), ('terminal', terminals)):
+        whole = np.concatenate([*self._source.rows(name, suffix)])
+        parts.append(whole[: segment.num_rows])
+      segments.append(dataclasses.replace(segment, first_row=num_rows))
+      first_rows[suffix] = num_rows
+      num_rows += segment.num_rows
+    returns = validity.episode_returns(
+      segments, np.concatenate(rewards), np.concatenate(terminals), gamma
+    )
+    # Where each row of the store is in the log.
+    offsets = np.concatenate(
+      [np.full(s.num_rows, first_rows[s.suffix]) for s in self.store.segments]
+    )
+    return returns[(offsets + self.store.source_rows())[rows]]
+
 
 def open_store(
   log: str | os.PathLike[str],
@@ -286,7 +312,8 @@ def open_store(
       None,
       stack_size,
       observation_dtype=header.dtype,
-    )
+    ),
+    source,
   )
 
 
@@ -322,15 +349,12 @@ def transitions_of(
     )
   _, next_features = policy.outputs(batch.next_states)
   discounts = gamma**update_horizon * (1.0 - batch.terminals)
-  returns = None
-  if not data.store.is_drawn:  # Of single transitions nothing follows.
-    returns = data.store.returns_to_go(gamma)[batch.indices]
   return diagnosis.LoggedOutputs(
     features,
     next_features,
     discounts,
     q_values[np.arange(len(q_values)), batch.actions],
-    returns,
+    data.returns(batch.indices, gamma),
   )
 
 

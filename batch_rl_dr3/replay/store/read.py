@@ -32,7 +32,7 @@ from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import shards
 from batch_rl_dr3.replay.store import subset as replay_subset
-from batch_rl_dr3.replay.store.validity import Segment, returns_to_go
+from batch_rl_dr3.replay.store.validity import Segment, episode_returns
 from batch_rl_dr3.runs import place
 
 # 1 had each element in one array; 2 had no checks of single frames.
@@ -373,22 +373,7 @@ class ReplayStore:
         'a uniform subset holds single transitions and no episodes, so there '
         "are no Monte-Carlo returns. Use another Subset.rule, such as 'prefix'."
       )
-    returns = np.empty(self.num_rows, dtype=np.float32)
-    is_cut = np.zeros(self.num_rows, np.bool_)
-    chains: list[list[Segment]] = []
-    for segment in self.segments:
-      cut = np.array(segment.cut_rows, np.int64)
-      is_cut[segment.first_row + cut[cut < segment.num_rows]] = True
-      if chains and chains[-1][-1].is_followed_by(segment):
-        chains[-1].append(segment)
-      else:
-        chains.append([segment])
-    for chain in chains:
-      rows = np.concatenate([segment.rows_in_time() for segment in chain])
-      returns[rows] = returns_to_go(
-        self.rewards[rows], self.terminals[rows], gamma, is_cut[rows]
-      )
-    return returns
+    return episode_returns(self.segments, self.rewards, self.terminals, gamma)
 
 
 class StoreSource(Source):

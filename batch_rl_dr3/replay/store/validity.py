@@ -205,3 +205,31 @@ class Segment:
       f'{contradiction}. Fetch add_count and invalid_range of suffix '
       f'{self.suffix} again.'
     )
+
+
+def episode_returns(
+  segments: Sequence[Segment],
+  rewards: npt.NDArray[np.float32],
+  terminals: npt.NDArray[np.uint8],
+  gamma: float,
+) -> npt.NDArray[np.float32]:
+  """Returns the `returns_to_go` of the rows of segments, in the rows' order.
+
+  Episodes continue across whole files that follow each other in time.
+  """
+  returns = np.empty(len(rewards), dtype=np.float32)
+  is_cut = np.zeros(len(rewards), np.bool_)
+  chains: list[list[Segment]] = []
+  for segment in segments:
+    cut = np.array(segment.cut_rows, np.int64)
+    is_cut[segment.first_row + cut[cut < segment.num_rows]] = True
+    if chains and chains[-1][-1].is_followed_by(segment):
+      chains[-1].append(segment)
+    else:
+      chains.append([segment])
+  for chain in chains:
+    rows = np.concatenate([segment.rows_in_time() for segment in chain])
+    returns[rows] = returns_to_go(
+      rewards[rows], terminals[rows], gamma, is_cut[rows]
+    )
+  return returns
