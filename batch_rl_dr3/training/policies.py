@@ -261,22 +261,25 @@ class LoggedData:
     """
     if not self.store.is_drawn:
       return self.store.returns_to_go(gamma)[rows]
-    first_rows, segments, rewards, terminals = {}, [], [], []
+    columns: dict[str, list[Array]] = {'reward': [], 'terminal': []}
+    segments: dict[int, validity.Segment] = {}
     num_rows = 0
     for suffix in self._source.suffixes():
       segment = self._source.segment(suffix)
-      for name, parts in (('reward', rewards), ('terminal', terminals)):
+      for name, parts in columns.items():
         whole = np.concatenate([*self._source.rows(name, suffix)])
         parts.append(whole[: segment.num_rows])
-      segments.append(dataclasses.replace(segment, first_row=num_rows))
-      first_rows[suffix] = num_rows
+      segments[suffix] = dataclasses.replace(segment, first_row=num_rows)
       num_rows += segment.num_rows
     returns = validity.episode_returns(
-      segments, np.concatenate(rewards), np.concatenate(terminals), gamma
+      list(segments.values()), *map(np.concatenate, columns.values()), gamma
     )
     # Where each row of the store is in the log.
     offsets = np.concatenate(
-      [np.full(s.num_rows, first_rows[s.suffix]) for s in self.store.segments]
+      [
+        np.full(s.num_rows, segments[s.suffix].first_row)
+        for s in self.store.segments
+      ]
     )
     return returns[(offsets + self.store.source_rows())[rows]]
 
