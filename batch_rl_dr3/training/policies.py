@@ -271,8 +271,9 @@ class LoggedData:
         parts.append(whole[: segment.num_rows])
       segments[suffix] = dataclasses.replace(segment, first_row=num_rows)
       num_rows += segment.num_rows
+    rewards, terminals = map(np.concatenate, columns.values())
     returns = validity.episode_returns(
-      list(segments.values()), *map(np.concatenate, columns.values()), gamma
+      list(segments.values()), rewards, terminals, gamma
     )
     # Where each row of the store is in the log.
     offsets = np.concatenate(
