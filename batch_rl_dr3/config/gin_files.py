@@ -48,6 +48,7 @@ ALLOWED_REFERENCES = frozenset(
     'LabelNoiseFeatureDotPenalty',
     # Runs and their data.
     *('FixedReplayRunner', 'FixedReplayBuffer', 'Subset', 'open_store'),
+    *('WandbTracker', 'MlflowTracker', 'TrackioTracker'),
     *('FolderSource', 'FsspecSource', 'RluSource', 'default_locations'),
     # Games and who plays them.
     *('create_atari_lanes', 'create_minatar_lanes', 'create_gymnasium_lanes'),

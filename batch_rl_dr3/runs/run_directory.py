@@ -30,8 +30,10 @@ SCORES = 'scores.csv'
 FAILED = 'failed.json'
 # Written last, when every iteration is trained and evaluated.
 FINISHED = 'finished.json'
+# What trackers have been told.
+TRACKED = 'tracked.json'
 # All but the folders, and what others add.
-RUN_FILES = (CONFIG, PROVENANCE, METRICS, SCORES, FAILED, FINISHED)
+RUN_FILES = (CONFIG, PROVENANCE, METRICS, SCORES, FAILED, FINISHED, TRACKED)
 
 
 class Home:

@@ -25,6 +25,8 @@ NOT_IDENTITY = (
   '*Runner.num_iterations',
   '*Runner.overwrite',
   '*Runner.replay_dir',
+  '*Runner.trackers',
+  '*Tracker.*',
   'FsspecSource.*',
   'Retry.*',
   'default_locations.*',

@@ -5,7 +5,7 @@ any moment goes on from its newest whole checkpoint and ends the same.
 """
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import math
@@ -28,6 +28,7 @@ from batch_rl_dr3.runs import (
   run_tables,
 )
 from batch_rl_dr3.training import metrics
+from batch_rl_dr3.training import trackers as trackers_lib
 
 
 class Learner(Protocol):
@@ -77,6 +78,7 @@ class OfflineRun(abc.ABC):
       iteration, so that a kill costs no more.
     async_evaluation: play in another process while training goes on. The
       scores are the same; it pays where there are cores to spare.
+    trackers: what metrics and scores are also sent to.
   """
 
   base_dir: str
@@ -96,6 +98,7 @@ class OfflineRun(abc.ABC):
   keep_checkpoint_every: ranges.Count | None = None
   checkpoint_every_minutes: ranges.Positive | None = None
   async_evaluation: bool = False
+  trackers: Sequence[trackers_lib.Tracker] = ()
   learner: Learner = dataclasses.field(init=False)
   provenance: dict[str, Any] = dataclasses.field(init=False)
   home: run_directory.Home = dataclasses.field(init=False)
@@ -191,12 +194,20 @@ class OfflineRun(abc.ABC):
       self.keep_checkpoint_every,
       self.home.check,
     )
+    names = ('game', 'dataset', 'method', 'seed')
     log = metrics.MetricsLog(
       self.home.folder,
       self.draw_sample(),
       self.log_period,
       self.effective_rank_period,
       self.home.check,
+      trackers_lib.Tracking(
+        self.trackers,
+        self.home.folder,
+        ' '.join(str(self.provenance[name]) for name in names),
+        trackers_lib.settings_of(self.provenance, gin.operative_config_str()),
+        self.home.check,
+      ),
     )
     with contextlib.ExitStack() as stack:
       stack.enter_context(contextlib.closing(log))

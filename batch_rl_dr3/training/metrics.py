@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from batch_rl_dr3.analysis import feature_measures
 from batch_rl_dr3.runs import atomic, run_directory, run_tables
+from batch_rl_dr3.training import trackers
 
 _RATIO = 'divergence_ratio'
 _COUNTS = ('iteration', run_tables.STEPS)
@@ -57,8 +58,10 @@ class MetricsLog:
     log_period: int,
     effective_rank_period: int,
     check: atomic.Check = atomic.unchecked,
+    tracking: trackers.Tracking | None = None,
   ):
     self._base_dir = base_dir
+    self._tracking = tracking or trackers.Tracking()
     self._sample = sample
     self._log_period = log_period
     self._effective_rank_period = effective_rank_period
@@ -92,7 +95,8 @@ class MetricsLog:
     )
 
   def close(self) -> None:
-    """Closes TensorBoard's file."""
+    """Closes TensorBoard's file and the trackers."""
+    self._tracking.close()
     if self._writer is not None:
       self._writer.close()
 
@@ -151,11 +155,14 @@ class MetricsLog:
     self._csv.append({**counts, **row, 'gradient_steps_per_second': rate})
 
   def scalars(self, values: dict[str, Any], steps: int) -> None:
-    """Writes values to TensorBoard under Losses/, Eval/ and Features/."""
-    summary = tf.compat.v1.Summary()
+    """Tells TensorBoard and trackers, under Losses/, Eval/ and Features/."""
+    tagged = {}
     for name, value in values.items():
       prefix, group = next(g for g in _GROUPS if name.startswith(g[0]))
-      tag = group + name.removeprefix(prefix)
+      tagged[group + name.removeprefix(prefix)] = value
+    summary = tf.compat.v1.Summary()
+    for tag, value in tagged.items():
       summary.value.add(tag=tag, simple_value=value)
+    self._tracking.log(tagged, steps, is_score='eval_return' in values)
     self._writer.add_summary(summary, steps)
     self._writer.flush()

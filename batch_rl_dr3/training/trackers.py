@@ -1,0 +1,271 @@
+"""Copies a run's metrics and scores to Weights & Biases, MLflow or trackio.
+
+    FixedReplayRunner.trackers = [@WandbTracker()]
+
+No tracker is ever needed: metrics.csv and scores.csv hold all that one is told.
+tracked.json says what it has been told, so that a resumed run repeats nothing.
+A tracker that cannot be started is an error; one that fails later is left out
+with a warning, and training goes on.
+"""
+
+import abc
+from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import importlib
+import pathlib
+import secrets
+import time
+from typing import Any
+
+from absl import logging
+import gin
+
+from batch_rl_dr3.config import errors, gin_files
+from batch_rl_dr3.runs import atomic, records, run_directory
+
+# A run's settings by name, and its metrics and scores likewise.
+Settings = Mapping[str, Any]
+Values = Mapping[str, float]
+
+# What is told apart, as scores come later than the metrics of their step.
+_METRICS, _SCORES = 'metrics', 'scores'
+_SCHEMA = dataclasses.replace(
+  records.OBJECT,
+  values=dataclasses.replace(
+    records.OBJECT,
+    fields={
+      'id': records.WORD.must(),
+      **{
+        kind: records.Field((int,), 'a whole number', required=True)
+        for kind in (_METRICS, _SCORES)
+      },
+    },
+  ),
+)
+
+
+class Tracker(abc.ABC):
+  """Where numbers are copied to; `package` has to be installed for it."""
+
+  package: str
+
+  def load(self) -> Any:
+    """Returns the package's module, or raises a ConfigError."""
+    try:
+      return importlib.import_module(self.package)
+    except ImportError as error:
+      raise errors.ConfigError(
+        f'{type(self).__name__} needs {self.package}: pip install '
+        f'{self.package}, or train without it ({error}).'
+      ) from error
+
+  @abc.abstractmethod
+  def start(self, name: str, settings: Settings, known: str | None) -> str:
+    """Begins a run, or goes on with the one whose id is known; returns it."""
+
+  @abc.abstractmethod
+  def log(self, values: Values, steps: int) -> None:
+    """Adds what was measured after so many gradient steps."""
+
+  @abc.abstractmethod
+  def close(self) -> None:
+    """Says that no more comes from this process."""
+
+
+@gin.configurable
+class WandbTracker(Tracker):
+  """Weights & Biases; mode='offline' writes below ./wandb, for `wandb sync`."""
+
+  package = 'wandb'
+
+  def __init__(
+    self,
+    project: str = 'batch_rl_dr3',
+    entity: str | None = None,
+    mode: str | None = None,
+  ):
+    """Takes arguments of `wandb.init`; what is None is as wandb has it."""
+    self._arguments = {'project': project, 'entity': entity, 'mode': mode}
+
+  def start(  # noqa: D102
+    self, name: str, settings: Settings, known: str | None
+  ) -> str:
+    wandb = self.load()
+    self._run = wandb.init(
+      **self._arguments,
+      id=known or secrets.token_hex(4),
+      # Offline, wandb ignores it and says so.
+      resume=None if self._arguments['mode'] == 'offline' else 'allow',
+      name=name,
+      group=' '.join(str(settings.get(key)) for key in ('game', 'method')),
+      config=dict(settings),
+      settings=wandb.Settings(console='off', quiet=True),
+    )
+    # Scores may come late, and wandb's own steps may not go back.
+    self._run.define_metric('gradient_steps')
+    self._run.define_metric('*', step_metric='gradient_steps')
+    return str(self._run.id)
+
+  def log(self, values: Values, steps: int) -> None:  # noqa: D102
+    self._run.log({**values, 'gradient_steps': steps})
+
+  def close(self) -> None:  # noqa: D102
+    self._run.finish()
+
+
+@gin.configurable
+class MlflowTracker(Tracker):
+  """MLflow, at tracking_uri or where MLFLOW_TRACKING_URI says."""
+
+  package = 'mlflow'
+
+  def __init__(
+    self, experiment: str = 'batch_rl_dr3', tracking_uri: str | None = None
+  ):
+    """Names the experiment, which is made if there is none."""
+    self._experiment = experiment
+    self._tracking_uri = tracking_uri
+
+  def start(  # noqa: D102
+    self, name: str, settings: Settings, known: str | None
+  ) -> str:
+    mlflow = self.load()
+    self._entities = mlflow.entities
+    self._client = mlflow.MlflowClient(self._tracking_uri)
+    self._id = known or ''
+    if known is None:
+      found = self._client.get_experiment_by_name(self._experiment)
+      experiment_id = (
+        self._client.create_experiment(self._experiment)
+        if found is None
+        else found.experiment_id
+      )
+      run = self._client.create_run(experiment_id, run_name=name)
+      self._id = str(run.info.run_id)
+      params = [
+        self._entities.Param(key, str(value)) for key, value in settings.items()
+      ]
+      self._client.log_batch(self._id, params=params)
+    return self._id
+
+  def log(self, values: Values, steps: int) -> None:  # noqa: D102
+    now = int(1000 * time.time())
+    metrics = [
+      self._entities.Metric(name, float(value), now, steps)
+      for name, value in values.items()
+    ]
+    self._client.log_batch(self._id, metrics=metrics)
+
+  def close(self) -> None:  # noqa: D102
+    self._client.set_terminated(self._id)
+
+
+@gin.configurable
+class TrackioTracker(Tracker):
+  """trackio: on this machine, or in a Space of the Hugging Face Hub."""
+
+  package = 'trackio'
+
+  def __init__(
+    self, project: str = 'batch_rl_dr3', space_id: str | None = None
+  ):
+    """Takes arguments of `trackio.init`."""
+    self._arguments = {'project': project, 'space_id': space_id}
+
+  def start(  # noqa: D102
+    self, name: str, settings: Settings, known: str | None
+  ) -> str:
+    self._trackio = self.load()
+    # It knows a run by its name alone.
+    known = known or f'{name} {secrets.token_hex(4)}'
+    self._trackio.init(
+      **self._arguments, name=known, config=dict(settings), resume='allow'
+    )
+    return known
+
+  def log(self, values: Values, steps: int) -> None:  # noqa: D102
+    self._trackio.log(dict(values), step=steps)
+
+  def close(self) -> None:  # noqa: D102
+    self._trackio.finish()
+
+
+def settings_of(provenance: Settings, config: str) -> dict[str, Any]:
+  """Returns plain values: what a run is, how it is scored, what gin binds."""
+  bindings = gin_files.read_bindings((), config.splitlines())
+  plain = (str, int, float, bool)
+  return {
+    name: value
+    for name, value in {**provenance, **provenance['protocol']}.items()
+    if isinstance(value, plain)
+  } | {
+    name: value if isinstance(value, plain) else repr(value)
+    for name, value in bindings.items()
+  }
+
+
+class Tracking:
+  """The trackers of one run, told everything once."""
+
+  def __init__(
+    self,
+    trackers: Sequence[Tracker] = (),
+    folder: pathlib.Path = pathlib.Path(),
+    name: str = '',
+    settings: Settings | None = None,
+    check: atomic.Check = atomic.unchecked,
+  ):
+    """Starts them; `folder` is the run directory, locked.
+
+    Raises:
+      ConfigError: if one cannot be started, or there are two of a kind.
+    """
+    self._path = folder / run_directory.TRACKED
+    self._check = check
+    self._trackers = {type(each).__name__: each for each in trackers}
+    if len(self._trackers) != len(trackers):
+      raise errors.ConfigError('trackers has two of one kind; leave one out.')
+    self._told: dict[str, Any] = {}
+    if not trackers:
+      return
+    mend = 'Remove it; the trackers then begin new runs.'
+    self._told = records.read(self._path, _SCHEMA, mend) or {}
+    for kind, tracker in self._trackers.items():
+      entry = self._told.setdefault(kind, {_METRICS: -1, _SCORES: -1})
+      try:
+        entry['id'] = tracker.start(name, settings or {}, entry.get('id'))
+      except errors.BatchRLError:
+        raise
+      except Exception as error:  # Each package has kinds of its own.
+        raise errors.ConfigError(
+          f'{kind} cannot be started: {errors.one_line(error)}. Mend that, or '
+          'train without it.'
+        ) from error
+    atomic.write_json(self._path, self._told, check)
+
+  def log(self, values: Values, steps: int, is_score: bool) -> None:
+    """Tells those that have not been told yet of these gradient steps."""
+    kind = _SCORES if is_score else _METRICS
+    new = [name for name in self._trackers if self._told[name][kind] < steps]
+    for name in new:
+      self._told[name][kind] = steps
+    if new:  # Before it is told, so that a kill loses a row and repeats none.
+      atomic.write_json(self._path, self._told, self._check)
+    for name in new:
+      try:
+        self._trackers[name].log(values, steps)
+      except Exception as error:
+        del self._trackers[name]
+        logging.warning(
+          '%s failed at gradient step %d and is left out: %s',
+          name,
+          steps,
+          errors.one_line(error),
+        )
+
+  def close(self) -> None:
+    """Closes all of them, whatever they raise."""
+    for tracker in self._trackers.values():
+      with contextlib.suppress(Exception):
+        tracker.close()
