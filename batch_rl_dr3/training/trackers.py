@@ -11,7 +11,6 @@ with a warning, and training goes on.
 import abc
 from collections.abc import Mapping, Sequence
 import contextlib
-import dataclasses
 import importlib
 import pathlib
 import secrets
@@ -30,19 +29,9 @@ Values = Mapping[str, float]
 
 # What is told apart, as scores come later than the metrics of their step.
 _METRICS, _SCORES = 'metrics', 'scores'
-_SCHEMA = dataclasses.replace(
-  records.OBJECT,
-  values=dataclasses.replace(
-    records.OBJECT,
-    fields={
-      'id': records.WORD.must(),
-      **{
-        kind: records.Field((int,), 'a whole number', required=True)
-        for kind in (_METRICS, _SCORES)
-      },
-    },
-  ),
-)
+_SCHEMA = {
+  '*': {'id!': 'word', f'{_METRICS}!': 'code', f'{_SCORES}!': 'code'},
+}
 
 
 class Tracker(abc.ABC):
