@@ -25,7 +25,7 @@ quickstart: $(BASE)
 
 tune-minatar: $(DEV)
 	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/minatar_study.sh \
-	  sweeps/minatar_tuning_alpha sweeps/minatar_tuning
+	  sweeps/minatar_tuning
 
 reproduce-minatar: $(DEV)
 	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/minatar_study.sh \

@@ -65,7 +65,7 @@ TRAINED = ('figure1', 'figure2', 'figure5', 'figure6', 'table_a1', 'adaptive')
 _ATARI = {
   'suite': 'atari',
   'datasets': ('1pct',),
-  'gin_files': ('atari/methods/{method}.gin', 'atari/datasets/{dataset}.gin'),
+  'gin_files': ('atari/{method}_1pct.gin', 'atari/datasets/{dataset}.gin'),
   'gin_bindings': ("atari_lib.create_atari_environment.game_name='{game}'",),
   'replay_dir': None,
   'results_dir': None,

@@ -254,7 +254,7 @@ def first_step(
   process = subprocess.Popen(
     [
       *(sys.executable, '-m', 'batch_rl_dr3.train'),
-      '--gin_files=atari/methods/cql_dr3.gin',
+      '--gin_files=atari/cql_dr3_1pct.gin',
       *(f'--gin_bindings={binding}' for binding in bindings),
       *(f'--replay_dir={log}', f'--cache_dir={cache}'),
       f'--base_dir={base_dir}',

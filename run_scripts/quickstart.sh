@@ -16,7 +16,7 @@ PYTHON=${PYTHON:-python}
 
 for method in rem rem_dr3 cql cql_dr3; do
   "$PYTHON" -m batch_rl_dr3.train \
-    --gin_files="atari/methods/$method.gin" \
+    --gin_files="atari/${method}_1pct.gin" \
     --gin_files=quickstart.gin \
     --replay_dir="$RUNS/data" \
     --cache_dir="$RUNS/cache" \

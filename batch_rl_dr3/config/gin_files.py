@@ -82,7 +82,7 @@ _COUNTERPARTS = {
   'implicit_quantile': 'there is no IQN here; the agents are those of '
   f'{_DQN}, {_REM} and {_CQL}',
   'rainbow': 'there is no Rainbow here; C51 is FixedReplayCategoricalAgent, '
-  'as atari/methods/c51_cql.gin has it',
+  'as atari/c51_cql_1pct.gin has it',
   'quantile': f'use FixedReplayQRCQLAgent, as {_CQL} does (minq_weight is '
   'ConservativePenalty.coefficient; QR-DQN alone is '
   'FixedReplayQRCQLAgent.penalties = [])',

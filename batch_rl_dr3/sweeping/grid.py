@@ -153,6 +153,7 @@ class Sweep:
     gin_files: templates of gin files.
     gin_bindings: templates of bindings that override them.
     replay_dir: template of where the logs are; None for the public buckets.
+    data_bindings: further ones by the data set's name.
     data_names: {data} by game or data set; the data set's own name by default.
     results_dir: a study (see `runs.results`) whose runs count as done.
     num_cpus: processor cores of a run.
@@ -180,6 +181,7 @@ class Sweep:
   gin_files: Sequence[str] = gin.REQUIRED
   gin_bindings: Sequence[str] = ()
   replay_dir: str | None = None
+  data_bindings: Mapping[str, Sequence[str]] | None = None
   data_names: Mapping[str, str] | None = None
   results_dir: str | None = None
   num_cpus: ranges.Positive = 1.0
@@ -244,7 +246,11 @@ class Sweep:
       'data': data_names.get(game, data_names.get(dataset, dataset)),
     }
     files = tuple(_fill(text, names) for text in self.gin_files)
-    lines = (*(_fill(text, names) for text in self.gin_bindings), *changes)
+    lines = (
+      *(_fill(text, names) for text in self.gin_bindings),
+      *(self.data_bindings or {}).get(dataset, ()),
+      *changes,
+    )
     bound = gin_files.read_bindings(files, lines)
     runners = [n for n in bound if n.endswith('Runner.method')]
     if not runners:

@@ -17,7 +17,7 @@ _ATARI = (
   "Sweep.suite = 'atari'",
   "Sweep.datasets = ['5pct']",
   """Sweep.gin_files = [
-    'atari/methods/{method}.gin', 'atari/datasets/{dataset}.gin']""",
+    'atari/{method}_1pct.gin', 'atari/datasets/{dataset}.gin']""",
   'Sweep.gin_bindings = []',
 )
 
