@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3 import select, train
+from batch_rl_dr3.agents import accelerator
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import run_reader, selection, watch
 from batch_rl_dr3.runs import run_directory, run_tables
@@ -181,6 +182,41 @@ def test_what_a_run_leaves_can_be_ranked_and_shown(
     60,
     60,
   )
+
+
+def test_a_resumed_run_keeps_the_arithmetic_that_it_began_with(
+  train_here, tmp_path, monkeypatch
+):
+  import gin
+  import tensorflow as tf
+
+  processors = {name: tmp_path / name for name in ('fast', 'slow')}
+  processors['fast'].write_text('flags : avx512_bf16')
+  processors['slow'].write_text('flags : avx2')
+
+  def train_on(processor, name, dtype, num_iterations=2):
+    monkeypatch.setattr(accelerator, 'CPU_INFO', processors[processor])
+    gin.clear_config()
+    with tf.Graph().as_default():
+      train_here(
+        tmp_path / name,
+        f'OfflineAgent.compute_dtype = {dtype!r}',
+        f'FixedReplayRunner.num_iterations = {num_iterations}',
+      )
+    record = json.loads((tmp_path / name / 'provenance.json').read_text())
+    return record['compute_dtype']
+
+  assert train_on('fast', 'moved', 'auto', num_iterations=1) == 'bfloat16'
+  assert train_on('slow', 'moved', 'auto') == 'bfloat16'
+  assert train_on('slow', 'bound', 'bfloat16') == 'bfloat16'
+  expected, actual = (final_weights(tmp_path / n) for n in ('bound', 'moved'))
+  for name in expected:
+    np.testing.assert_array_equal(expected[name], actual[name], err_msg=name)
+  # It is the run of what 'auto' came to, and of no other.
+  assert train_on('slow', 'moved', 'bfloat16') == 'bfloat16'
+  with pytest.raises(errors.ConfigError, match="compute_dtype is 'bfloat16'"):
+    train_on('fast', 'moved', 'float32')
+  assert train_on('slow', 'new', 'auto', num_iterations=1) == 'float32'
 
 
 def test_evaluation_can_be_left_out(train_here, tmp_path):

@@ -7,7 +7,8 @@ CPU the agent's plain graph does the same arithmetic and is faster.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+import pathlib
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import tensorflow as tf
@@ -110,16 +111,9 @@ class CompiledSteps:
   ):
     """Reads the variables and the data in the current graph.
 
-    Args:
-      step: the step number.
-      weights: every network's variables.
-      penalties: those of their states.
-      data: tensors that the loss makes its batches of: tables to sample from,
-        or one batch, where the steps must be one.
-      loss: of one step.
-      optimizer: Adam, after it has been applied; a ConfigError if another.
-      target_update_period: gradient steps between copies of the online network.
-      part_names: the names of the loss's parts.
+    `data` are tensors that the loss makes its batches of: tables to sample
+    from, or one batch, where the steps must be one. The optimiser must be Adam,
+    and have been applied; another is a ConfigError.
     """
 
     def slots(name: str) -> dict[str, list[tf.Variable]]:
@@ -205,7 +199,12 @@ class CompiledSteps:
 
 
 DeviceName = Literal['auto', 'cpu', 'gpu', 'tpu']
-DEVICE_NAMES = ('auto', 'cpu', 'gpu', 'tpu')
+DEVICE_NAMES = get_args(DeviceName)
+# Of the networks' arithmetic.
+DtypeName = Literal['float32', 'bfloat16', 'auto']
+# What Linux says of the processor, and the words for fast bfloat16 there.
+CPU_INFO = pathlib.Path('/proc/cpuinfo')
+_BFLOAT16_FLAGS = {'avx512_bf16', 'amx_bf16'}
 
 
 class Device(NamedTuple):
@@ -252,6 +251,27 @@ def find_device(name: DeviceName) -> Device:
       '"tensorflow[and-cuda]==2.18.1").'
     )
   return _DEVICES[name]
+
+
+def find_dtype(
+  name: DtypeName, device: Device, recorded: str | None = None
+) -> str:
+  """Returns 'float32' or 'bfloat16'; 'auto' is the faster one of a device.
+
+  That is bfloat16, except on CPUs without AVX-512 BF16 and AMX. A run that goes
+  on keeps what is `recorded` of it. ValueError if the name is unknown.
+  """
+  names = get_args(DtypeName)
+  if name not in names:
+    raise ValueError(f'compute_dtype must be one of {names}, not {name!r}.')
+  if name == 'auto' and recorded in names[:2]:
+    return recorded
+  if name != 'auto':
+    return name
+  is_fast = device.name != 'cpu' or (
+    CPU_INFO.exists() and _BFLOAT16_FLAGS & set(CPU_INFO.read_text().split())
+  )
+  return 'bfloat16' if is_fast else 'float32'
 
 
 def initialise(device: Device, session: tf.compat.v1.Session) -> None:

@@ -1,8 +1,4 @@
-"""Acting alone: the online network of a checkpoint, without anything else.
-
-A checkpoint is so played where its data are not, in a graph and a session that
-share nothing with training.
-"""
+"""Acting alone: the online network of a checkpoint, without its data."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,20 +21,6 @@ class Outputs(NamedTuple):
   features: npt.NDArray[np.float32]  # [n, D]
 
 
-def categorical_q_values(support: tuple[float, float]) -> networks.QValues:
-  """Returns what makes Q-values of logits over evenly spaced returns.
-
-  They are the mean of softmax(logits), as in C51 (arXiv:1707.06887); `support`
-  is what the first and the last logit stand for.
-  """
-
-  def q_values(atoms: tf.Tensor) -> tf.Tensor:
-    returns = tf.linspace(*support, atoms.shape.as_list()[2])
-    return tf.reduce_sum(tf.nn.softmax(atoms, axis=2) * returns, axis=2)
-
-  return q_values
-
-
 class Actor:
   """A value network that chooses greedy actions.
 
@@ -59,17 +41,11 @@ class Actor:
     q_values_of: networks.QValues | None = None,
     observation_dtype: str = 'uint8',
   ):
-    """Takes over the online network of a checkpoint.
+    """Takes over the online network of a checkpoint, `<prefix>.index`.
 
-    Args:
-      network: makes a `ValueNetwork` from (num_actions, num_atoms=, name=).
-      prefix: the checkpoint's path without `.index`.
-      num_actions: A.
-      observation_shape: of one observation.
-      stack_size: observations in a state.
-      num_threads: CPU threads of one call; 0 is one per core.
-      q_values_of: takes the place of the network's own.
-      observation_dtype: of states.
+    `network` makes a `ValueNetwork`, whose own Q-values `q_values_of` replaces.
+    States are of observation_dtype. Calls use num_threads CPU threads, for 0
+    one per core.
 
     Raises:
       DataError: if the checkpoint is unreadable, or of another network or game.

@@ -1,7 +1,8 @@
-"""Offline DQN that learns a distribution over returns by classification.
+"""Offline agents that learn by classification: C51, HL-Gauss and cloning.
 
-Q(s, a) is the mean of softmax(logits) over K evenly spaced returns, the atoms.
-`loss` says what the target distribution is:
+FixedReplayCategoricalAgent learns a distribution over returns. Q(s, a) is the
+mean of softmax(logits) over K evenly spaced returns, the atoms. `loss` says
+what the target distribution is:
 
   c51       the distribution of r + gamma Z'(s', a'), projected onto the atoms
             (Bellemare et al. 2017, arXiv:1707.06887).
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal
 import gin
 import tensorflow as tf
 
-from batch_rl_dr3.agents import acting, losses, networks, offline
+from batch_rl_dr3.agents import losses, networks, offline
 from batch_rl_dr3.agents.accelerator import ONLINE
 from batch_rl_dr3.agents.penalties import UpdateBatch
 from batch_rl_dr3.config import ranges
@@ -89,7 +90,7 @@ class FixedReplayCategoricalAgent(offline.OfflineAgent):
   @staticmethod
   def q_values(atoms: tf.Tensor) -> tf.Tensor:
     """Returns the means of softmax(atoms) over the support."""
-    return acting.categorical_q_values(categorical_support())(atoms)
+    return networks.categorical_q_values(categorical_support())(atoms)
 
   def _build_next_policy(self, batch: UpdateBatch) -> tf.Tensor:
     if not self._double_q:
@@ -116,4 +117,20 @@ class FixedReplayCategoricalAgent(offline.OfflineAgent):
     return tf.nn.softmax_cross_entropy_with_logits(
       labels=tf.stop_gradient(target),
       logits=losses.chosen_values(batch.atoms, batch.actions),
+    )
+
+
+@gin.configurable
+class FixedReplayBCAgent(offline.OfflineAgent):
+  """Behaviour cloning: minimises -log softmax(logits(s))_a of logged actions.
+
+  The baseline of a table: what is learnt without rewards. The network's outputs
+  are logits, and acting is greedy in them; `mean_q` is the mean logit of the
+  logged action. Nothing is backed up: a' is the target network's greedy action,
+  which only penalties and metrics see.
+  """
+
+  def _build_bellman_loss(self, batch: UpdateBatch) -> tf.Tensor:
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(
+      labels=batch.actions, logits=batch.q_values
     )

@@ -61,8 +61,9 @@ def _layers(variables: Collection[str]) -> list[str]:
       f'variables are {", ".join(sorted(variables)[:6]) or "none"}'
     )
   norm = [f'{_SCOPE}/layer_norm/{name}' for name in _NORM]
-  has_norm = all(name in variables for name in norm)
-  return [*names[:-2], *(norm if has_norm else ()), *names[-2:]]
+  if all(name in variables for name in norm):
+    names[-2:-2] = norm
+  return names
 
 
 def num_atoms(weights: Sequence[WeightArray], num_actions: int) -> int:
@@ -82,8 +83,7 @@ def mean_over_atoms(
   """Returns the weights with one output per action, the mean of its K.
 
   The last layer is linear, so that this mean is the Q-value of heads and
-  quantiles. Its outputs [A * K] are ordered by action and then by atom. It may
-  raise `num_atoms`'s DataError.
+  quantiles. Its outputs [A * K] are ordered by action and then by atom.
   """
   kernel, bias = weights[-2:]
   shape = (num_actions, num_atoms(weights, num_actions))

@@ -16,7 +16,7 @@ The target is the expectation over that policy, as in the paper's later
 revision, or with `sample_next_action` the value of one a' drawn from it.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gin
 import tensorflow as tf
@@ -25,7 +25,7 @@ from batch_rl_dr3.agents import losses, networks, offline
 from batch_rl_dr3.agents.penalties import UpdateBatch
 
 Backup = Literal['q_learning', 'sarsa', 'td', 'uniform', 'monte_carlo']
-BACKUPS = ('q_learning', 'sarsa', 'td', 'uniform', 'monte_carlo')
+BACKUPS = get_args(Backup)
 PolicyRows = Literal['training', 'held_out']
 _BEHAVIOUR = 'behaviour'  # The network of 'td'.
 # Keeps the stream of sampled actions apart from others of the same seed.
@@ -77,7 +77,7 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
     """
     if backup not in BACKUPS:
       raise ValueError(f'backup must be one of {BACKUPS}, got {backup!r}.')
-    if policy_rows not in ('training', 'held_out'):
+    if policy_rows not in get_args(PolicyRows):
       raise ValueError(
         f"policy_rows must be 'training' or 'held_out', got {policy_rows!r}."
       )

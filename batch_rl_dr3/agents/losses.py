@@ -9,11 +9,10 @@ import tensorflow as tf
 
 
 def huber(target: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
-  """Returns the Huber loss with delta 1, as in DQN.
+  """Returns the Huber loss with delta 1, as in DQN (Mnih et al. 2015).
 
-  With e = target - prediction: 0.5 e^2 where |e| <= 1, |e| - 0.5 elsewhere.
-  Mnih et al. 2015; the same as `tf.compat.v1.losses.huber_loss`. Gradients flow
-  into the target, too: stop them where it is a bootstrap target.
+  0.5 e^2 where |e| <= 1, |e| - 0.5 elsewhere, of e = target - prediction.
+  Gradients flow into the target, too.
   """
   target.shape.assert_has_rank(1)
   target.shape.assert_is_compatible_with(prediction.shape)

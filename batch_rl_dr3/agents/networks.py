@@ -41,6 +41,20 @@ def mean_of_atoms(atoms: tf.Tensor) -> tf.Tensor:
   return tf.reduce_mean(atoms, axis=2)
 
 
+def categorical_q_values(support: tuple[float, float]) -> QValues:
+  """Returns what makes Q-values of logits: the mean of softmax(logits).
+
+  The logits stand for evenly spaced returns (arXiv:1707.06887), the first and
+  the last one for those of `support`.
+  """
+
+  def q_values(atoms: tf.Tensor) -> tf.Tensor:
+    returns = tf.linspace(*support, atoms.shape.as_list()[2])
+    return tf.reduce_sum(tf.nn.softmax(atoms, axis=2) * returns, axis=2)
+
+  return q_values
+
+
 def glorot_uniform(seed: int | None) -> tf.keras.initializers.Initializer:
   """Returns Keras' default initialiser, which Dopamine's DQN uses."""
   return tf.keras.initializers.GlorotUniform(seed=seed)
@@ -174,10 +188,8 @@ class ValueNetwork(tf.keras.Model):
     """Returns what the last layer makes of features, under given weights."""
     kernel, bias = self._as_arithmetic(weights[-2:])
     inputs = tf.cast(features, self.arithmetic_dtype)
-    atoms = tf.reshape(
-      tf.nn.bias_add(kernels.matmul(inputs, kernel), bias),
-      [-1, self.num_actions, self.num_atoms],
-    )
+    outputs = tf.nn.bias_add(kernels.matmul(inputs, kernel), bias)
+    atoms = tf.reshape(outputs, [-1, self.num_actions, self.num_atoms])
     atoms = tf.cast(atoms, tf.float32)
     return NetworkOutput(self.q_values(atoms), features, atoms)
 

@@ -1,18 +1,15 @@
 """What every offline agent shares: all but its Bellman loss.
 
-Dopamine's DQNAgent on a fixed store; a subclass says how its loss is built.
-
-The training step is one function of (weights, optimiser slots, penalties'
-states, step number, store): sampling is keyed by (seed, step), and the target
-network is copied inside the step. So a run restored at step k goes on bit for
-bit.
+Dopamine's DQNAgent on a fixed store; a subclass says how its loss is built. The
+training step is one function of (weights, optimiser slots, penalties' states,
+step number, store): sampling is keyed by (seed, step), and the target network
+is copied inside the step. So a run restored at step k goes on bit for bit.
 
 Deviations from Dopamine's DQNAgent: `target_update_period` and the step number
 count gradient steps. The target network starts equal to the online network
 (Dopamine's first copy comes after its first training step), and is copied as
-the first step to see the copy begins, not as the one before it ends: no online
-weight differs, but nothing is measured at a fresh copy, where the temporal
-difference is another.
+the first step to see the copy begins: no online weight differs, but nothing is
+measured at a fresh copy, where the temporal difference is another.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,13 +40,8 @@ from batch_rl_dr3.replay.store import store as replay_store
 # Parameters of Dopamine's constructor that mean something offline, and that
 # OfflineAgent does not replace.
 _DOPAMINES = {
-  'observation_shape',
-  'observation_dtype',
-  'stack_size',
-  'gamma',
-  'update_horizon',
-  'epsilon_eval',
-  'optimizer',
+  *('observation_shape', 'observation_dtype', 'stack_size', 'gamma'),
+  *('update_horizon', 'epsilon_eval', 'optimizer'),
 }
 # Begins the names of held-out batches' tensors and of what is measured there.
 HELD_OUT = 'held_out_'
@@ -70,7 +62,7 @@ class LossParts(NamedTuple):
   penalties: dict[str, tf.Tensor]  # Before their coefficients.
   weighted: dict[str, tf.Tensor]  # Times their coefficients.
   measures: dict[str, tf.Tensor]  # What else the penalties log, by column.
-  next_states: States
+  next_states: dict[str, State]
 
   def by_name(self) -> dict[str, tf.Tensor]:
     """Returns every part under the name that logs use, such as loss_total."""
@@ -91,8 +83,8 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     held_out_store: transitions that the value function never learns from, or
       None.
     device: what the training step runs on: 'cpu', 'gpu' or 'tpu'.
-    batch: what the next step learns from.
-    loss_parts: its loss.
+    compute_dtype: 'float32' or 'bfloat16'.
+    batch, loss_parts: what the next step learns from, and its loss.
     metrics: what is logged of a batch: tensors by column.
   """
 
@@ -115,10 +107,11 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     network: Callable[..., tf.keras.Model] = networks.NatureNetwork,
     device: accelerator.DeviceName = 'auto',
     steps_per_call: ranges.Count | None = None,
-    compute_dtype: str = 'float32',
+    compute_dtype: accelerator.DtypeName = 'float32',
     max_device_bytes: int = 8 << 30,
     init_checkpoint: str | None = None,
     held_out_store: replay_store.ReplayStore | None = None,
+    recorded_dtype: str | None = None,
     **kwargs: Any,
   ):
     """Builds the graph and initialises it.
@@ -127,7 +120,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       sess: the session; None makes one.
       num_actions: A.
       store: the logged data.
-      penalties: added to the Bellman loss, each with its own coefficient.
+      penalties: added to the Bellman loss.
       seed: fixes the initial weights and, with the step number, every batch.
       target_update_period: gradient steps between copies of the online into
         the target network.
@@ -136,13 +129,14 @@ class OfflineAgent(dopamine_compat.DQNAgent):
         compiled by XLA.
       steps_per_call: the most gradient steps in one session call; None is the
         device's own number. It changes no bit of the result.
-      compute_dtype: of the networks' arithmetic, 'float32' or 'bfloat16';
-        weights, losses and optimiser stay float32.
+      compute_dtype: of the networks' arithmetic: 'float32', 'bfloat16', or
+        'auto', the faster one; weights, losses and optimiser stay float32.
       max_device_bytes: frames up to this size are held in the memory of a GPU
         or TPU; larger stores are gathered from on the host, step by step.
       init_checkpoint: path, without `.index`, of a checkpoint whose online
         weights are the initial ones. Optimiser and step number start anew.
       held_out_store: see the class.
+      recorded_dtype: what 'auto' has been in the run that goes on.
       **kwargs: Dopamine's, those of _DOPAMINES.
 
     Raises:
@@ -152,10 +146,6 @@ class OfflineAgent(dopamine_compat.DQNAgent):
         optimiser.
       DataError: if init_checkpoint is unreadable or of another network.
     """
-    if compute_dtype not in ('float32', 'bfloat16'):
-      raise ValueError(
-        f"compute_dtype must be 'float32' or 'bfloat16', not {compute_dtype!r}."
-      )
     names = [penalty.name for penalty in penalties]
     if len(set(names)) < len(names):
       raise ValueError(f'two penalties have the same name: {names}.')
@@ -166,12 +156,14 @@ class OfflineAgent(dopamine_compat.DQNAgent):
         f'{", ".join(unusable)}.'
       )
     self.penalties = tuple(penalties)
-    self._compute_dtype = tf.as_dtype(compute_dtype)
     self._store = store
     self.held_out_store = held_out_store
     self._seed = seed
     self._device = accelerator.find_device(device)
     self.device = self._device.name
+    self.compute_dtype = accelerator.find_dtype(
+      compute_dtype, self._device, recorded_dtype
+    )
     self._max_device_bytes = max_device_bytes
     super().__init__(
       sess,
@@ -276,19 +268,16 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     bellman = tf.reduce_mean(self._build_bellman_loss(batch))
     auxiliary = self._build_auxiliary_losses(batch)
     total = tf.add_n([bellman, *auxiliary.values()])
-    values, weighted, next_states = {}, {}, {}
-    measures: dict[str, tf.Tensor] = {}
+    parts = LossParts(total, bellman, auxiliary, {}, {}, {}, {})
     for penalty in self.penalties:
       name, state = penalty.name, states[penalty.name]
-      values[name] = penalty(batch, state)
-      weighted[name] = penalty.weight(state) * values[name]
+      parts.penalties[name] = penalty(batch, state)
+      parts.weighted[name] = penalty.weight(state) * parts.penalties[name]
       if penalty.coefficient != 0:
-        total += weighted[name]
-      measures |= penalty.measures(batch, state)
-      next_states[name] = penalty.next_state(batch, state)
-    return LossParts(
-      total, bellman, auxiliary, values, weighted, measures, next_states
-    )
+        total += parts.weighted[name]
+      parts.measures.update(penalty.measures(batch, state))
+      parts.next_states[name] = penalty.next_state(batch, state)
+    return parts._replace(total=total)
 
   def _build_train_op(self) -> tf.Operation:
     """Returns a whole step: target network, gradient, optimiser, number."""
@@ -310,38 +299,29 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     self._penalty_states = self._create_states()
     self.batch = self._build_batch(values, step, self._transition_tensors)
     self.loss_parts = self._build_loss(self.batch, _read(self._penalty_states))
-    learnt = tf.nest.flatten(
-      [list(vs) for name, vs in variables.items() if name != TARGET]
-    )
+    learnt = [v for name, vs in variables.items() if name != TARGET for v in vs]
     gradients = tf.gradients(self.loss_parts.total, learnt)
     self.metrics = self._build_metrics(gradients)
     # States are of the weights before the step, and so come before it.
     next_states = tf.nest.flatten(self.loss_parts.next_states)
+    states = tf.nest.flatten(self._penalty_states)
     with tf.control_dependencies([copied, *next_states]):
       applied = [
         self.optimizer.apply_gradients(zip(gradients, learnt, strict=True)),
         *(
           variable.assign(value, read_value=False)
-          for variable, value in zip(
-            tf.nest.flatten(self._penalty_states), next_states, strict=True
-          )
+          for variable, value in zip(states, next_states, strict=True)
         ),
       ]
     with tf.control_dependencies(applied):
       return self.gradient_steps.assign_add(1, read_value=False)
 
   def _create_states(self) -> dict[str, dict[str, tf.Variable]]:
+    num_features = self.online_convnet.num_features
     return {
       penalty.name: {
-        name: tf.compat.v1.get_variable(
-          f'{penalty.name}/{name}',
-          initializer=array,
-          trainable=False,
-          use_resource=True,
-        )
-        for name, array in penalty.initial_state(
-          self.online_convnet.num_features
-        ).items()
+        name: _create_variable(f'{penalty.name}/{name}', array)
+        for name, array in penalty.initial_state(num_features).items()
       }
       for penalty in self.penalties
     }
@@ -353,25 +333,23 @@ class OfflineAgent(dopamine_compat.DQNAgent):
 
     `mean_q` is of the logged actions, `mean_target_q` of the backup's.
     """
-    batch = self.batch
+    batch, mean = self.batch, tf.reduce_mean
     sides = batch.features, batch.next_features
     squared_norms = tf.reduce_sum(tf.square(batch.features), axis=1)
     dot_products = losses.feature_dot_product(*sides)
     chosen_q = losses.chosen_values(batch.q_values, batch.actions)
-    next_values = losses.expected_values(
-      batch.target_q_values, batch.next_policy
-    )
+    next_q = losses.expected_values(batch.target_q_values, batch.next_policy)
     cosines = losses.feature_cosine(*sides)
     return {
       **self.loss_parts.by_name(),
-      'feature_dot_product': tf.reduce_mean(dot_products),
-      'discounted_dot_product': tf.reduce_mean(batch.discounts * dot_products),
-      'feature_norm_squared': tf.reduce_mean(squared_norms),
-      'feature_norm': tf.reduce_mean(tf.sqrt(squared_norms)),
-      'feature_cosine': tf.reduce_mean(cosines),
+      'feature_dot_product': mean(dot_products),
+      'discounted_dot_product': mean(batch.discounts * dot_products),
+      'feature_norm_squared': mean(squared_norms),
+      'feature_norm': mean(tf.sqrt(squared_norms)),
+      'feature_cosine': mean(cosines),
       'last_layer_norm': tf.norm(self.online_convnet.variables[-2]),
-      'mean_q': tf.reduce_mean(chosen_q),
-      'mean_target_q': tf.reduce_mean(next_values),
+      'mean_q': mean(chosen_q),
+      'mean_target_q': mean(next_q),
       'gradient_norm': tf.linalg.global_norm(gradients),
       **self.loss_parts.measures,
     }
@@ -415,19 +393,14 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       name=name,
       q_values=self.q_values,
     )
-    network.arithmetic_dtype = self._compute_dtype
+    network.arithmetic_dtype = tf.as_dtype(self.compute_dtype)
     return network
 
   def _build_replay_buffer(
     self, use_staging: bool
   ) -> batches.FixedReplayBuffer:
     del use_staging
-    self.gradient_steps = tf.compat.v1.get_variable(
-      'gradient_steps',
-      initializer=np.int64(0),
-      trainable=False,
-      use_resource=True,
-    )
+    self.gradient_steps = _create_variable('gradient_steps', np.int64(0))
     stores = {'': self._store}
     if self.learns_from_held_out:
       if self.held_out_store is None:
@@ -460,9 +433,8 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   ) -> dict[str, tf.Tensor]:
     """Returns a step's batch of the compiled step's data, by name."""
     transition: dict[str, tf.Tensor] = {}
-    for (prefix, replay), tensors in zip(
-      self._replays.items(), data, strict=True
-    ):
+    for prefix, tensors in zip(self._replays, data, strict=True):
+      replay = self._replays[prefix]
       if replay.table is not None:
         tensors = replay.transition_from(tensors, step)
       transition |= {prefix + name: tensors[name] for name in tensors}
@@ -489,13 +461,10 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   def _build_sync_op(self) -> list[tf.Operation]:
     # Dopamine's finds the variables by the name scope it is called in, which
     # inside a tf.cond is another one.
+    online, target = self.online_convnet, self.target_convnet
     return [
-      target.assign(online)
-      for online, target in zip(
-        self.online_convnet.variables,
-        self.target_convnet.variables,
-        strict=True,
-      )
+      old.assign(new)
+      for old, new in zip(target.variables, online.variables, strict=True)
     ]
 
   def _store_transition(self, *args: Any, **kwargs: Any) -> None:
@@ -556,10 +525,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     for batch in batches:
       fed = {tensors[n]: batch[n] for n in batch if n in tensors}
       measured.append(self._sess.run(metrics, {self._is_step: False, **fed}))
-    means = {
-      column: float(np.mean([values[column] for values in measured]))
-      for column in metrics
-    }
+    means = {c: float(np.mean([m[c] for m in measured])) for c in metrics}
     for column in shares.keys() & means.keys():
       bellman = means['loss_bellman']
       means[column] = means[column] / bellman if bellman else math.nan
@@ -585,10 +551,9 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   def features(self, states: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Returns phi: float32 [N, D] of states [N, *observation_shape, stack]."""
     # In chunks, which bound the memory.
-    chunks = [
-      states[i : i + _FEATURE_CHUNK]
-      for i in range(0, len(states), _FEATURE_CHUNK)
-    ]
+    chunks = np.split(
+      states, range(_FEATURE_CHUNK, len(states), _FEATURE_CHUNK)
+    )
     return np.concatenate(
       [self._sess.run(self._features, {self._states_ph: c}) for c in chunks]
     )
@@ -596,6 +561,12 @@ class OfflineAgent(dopamine_compat.DQNAgent):
 
 def _share_column(penalty: str) -> str:
   return f'share_{penalty}'
+
+
+def _create_variable(name: str, value: Any) -> tf.Variable:
+  return tf.compat.v1.get_variable(
+    name, initializer=value, trainable=False, use_resource=True
+  )
 
 
 def _read(variables: Any) -> Any:

@@ -4,8 +4,8 @@
   FeatureDotPenalty.coefficient = 0.03
 
 The agent minimises mean(Bellman loss) + sum of coefficient * penalty(batch).
-A penalty whose coefficient is 0 is measured but is no part of the training
-graph, so that it cannot change training by a single bit.
+One whose coefficient is 0 is measured but is no part of the training graph, so
+that it cannot change training by a single bit.
 """
 
 import abc
@@ -29,38 +29,24 @@ class UpdateBatch(NamedTuple):
 
   Tensors are float32 unless said otherwise. Penalties may use those up to
   `step`; the others are for the Bellman losses of discrete agents.
-
-  Attributes:
-    q_values: [B, A], the online network's at s.
-    features: [B, D], phi(s, a) by the online network.
-    next_features: [B, D], phi(s', a') by the online network.
-    actions: int32 [B], as logged.
-    next_policy: [B, A], the distribution of the backup's a': one-hot for the
-      greedy and the logged action.
-    terminals: [B], 1 where the episode ends with this transition.
-    discounts: [B], what the backup multiplies Q(s', a') by: gamma^n, and 0
-      where the episode ends.
-    step: int64 scalar, gradient steps before this one.
-    atoms: [B, A, K], the online network's at s.
-    target_q_values: [B, A], the target network's at s'.
-    target_atoms: [B, A, K], the target network's at s'.
-    transition: the batch's tensors, by Dopamine's names.
-    weights: of every network, by its name.
   """
 
-  q_values: tf.Tensor
-  features: tf.Tensor
-  next_features: tf.Tensor
-  actions: tf.Tensor
+  q_values: tf.Tensor  # [B, A], the online network's at s.
+  features: tf.Tensor  # [B, D], phi(s, a) by the online network.
+  next_features: tf.Tensor  # [B, D], phi(s', a') by the online network.
+  actions: tf.Tensor  # int32 [B], as logged.
+  # [B, A], the distribution of the backup's a': one-hot for the greedy and the
+  # logged action.
   next_policy: tf.Tensor
-  terminals: tf.Tensor
+  terminals: tf.Tensor  # [B], 1 where the episode ends with this transition.
+  # [B], what the backup multiplies Q(s', a') by: gamma^n, or 0 at an end.
   discounts: tf.Tensor
-  step: tf.Tensor
-  atoms: Any = None
-  target_q_values: Any = None
-  target_atoms: Any = None
-  transition: Any = None
-  weights: Any = None
+  step: tf.Tensor  # int64 scalar, gradient steps before this one.
+  atoms: Any = None  # [B, A, K], the online network's at s.
+  target_q_values: Any = None  # [B, A], the target network's at s'.
+  target_atoms: Any = None  # [B, A, K], the target network's at s'.
+  transition: Any = None  # The batch's tensors, by Dopamine's names.
+  weights: Any = None  # Of every network, by its name.
 
 
 class Penalty(abc.ABC):

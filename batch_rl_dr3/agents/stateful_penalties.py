@@ -7,8 +7,8 @@ weights the dot products by Sigma, the fixed point of
   Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M.
 
 Restricted to the last layer, as DR3 itself, G is the mean of
-phi (phi - gamma phi')^T and M that of phi phi^T. The paper's text does not say
-how it computes Sigma. Choices made here:
+phi (phi - gamma phi')^T and M that of phi phi^T. The paper does not say how it
+computes Sigma. Choices made here:
 
 * G and M are running means over batches, and Sigma is solved for every so
   many steps. Until the first time it is I: the penalty is FeatureDotPenalty.
@@ -20,15 +20,15 @@ how it computes Sigma. Choices made here:
   analysis/linear_td.py) there is no Sigma: the last one stays, and the column
   `label_noise_failures` counts it.
 
-AdaptiveFeatureDotPenalty is DR3's penalty with a coefficient that looks for a
-target. The paper tunes c0, and dot products have the scale of the features: a
-c0 that fits one game need not fit another. Beyond the paper, dual ascent
+AdaptiveFeatureDotPenalty is DR3's with a coefficient that looks for a target,
+beyond the paper: a c0 that fits the size of one game's features need not fit
+another's. Dual ascent
 
   log c0 <- clip(log c0 + rate * (cosine - target))
 
-finds the c0 at which the mean cosine of consecutive features, phi^T phi' /
-(|phi| |phi'|), comes down to a target, a number without a scale. With
-`normalised` the cosine itself is penalised, a Lagrangian's constraint.
+finds the c0 at which the mean cosine of consecutive features, a number without
+a scale, comes down to a target. With `normalised` the cosine itself is
+penalised, a Lagrangian's constraint.
 """
 
 import math
@@ -83,24 +83,21 @@ def lyapunov_fixed_point(
   power = identity - step_size * pseudo_hessian
   size = tf.norm(identity)
 
-  def goes_on(
-    doubling: tf.Tensor, covariance: tf.Tensor, power: tf.Tensor
-  ) -> tf.Tensor:
+  def goes_on(covariance: tf.Tensor, power: tf.Tensor) -> tf.Tensor:
     remaining = tf.norm(power)
     # Beyond size / tolerance there is nothing but overflow.
-    is_open = (remaining > tolerance * size) & (remaining < size / tolerance)
-    return (doubling < num_doublings) & is_open
+    return (remaining > tolerance * size) & (remaining < size / tolerance)
 
   def double(
-    doubling: tf.Tensor, covariance: tf.Tensor, power: tf.Tensor
-  ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    covariance: tf.Tensor, power: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
     spread = tf.matmul(tf.matmul(power, covariance), power, transpose_b=True)
-    return doubling + 1, covariance + spread, tf.matmul(power, power)
+    return covariance + spread, tf.matmul(power, power)
 
-  _, covariance, power = tf.while_loop(
+  covariance, power = tf.while_loop(
     goes_on,
     double,
-    (tf.constant(0), tf.square(step_size) * noise, power),
+    (tf.square(step_size) * noise, power),
     maximum_iterations=num_doublings,
   )
   covariance = (covariance + tf.transpose(covariance)) / 2.0
@@ -186,8 +183,12 @@ class LabelNoiseFeatureDotPenalty(Penalty):
       lambda: self._solve(hessian, noise, state),
       lambda: [tf.identity(state[name]) for name in ('covariance', 'failures')],
     )
-    means = {'pseudo_hessian': hessian, 'noise': noise}
-    return {'covariance': covariance, **means, 'failures': failures}
+    return {
+      'covariance': covariance,
+      'pseudo_hessian': hessian,
+      'noise': noise,
+      'failures': failures,
+    }
 
   def _solve(
     self, hessian: tf.Tensor, noise: tf.Tensor, state: State

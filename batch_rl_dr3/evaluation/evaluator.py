@@ -12,7 +12,6 @@ import tensorflow as tf
 from batch_rl_dr3.agents import (
   acting,
   categorical,  # noqa: F401
-  cloning,  # noqa: F401
   dqn,  # noqa: F401
   networks,
   quantile,  # noqa: F401
@@ -134,7 +133,7 @@ class GameEvaluator:
       game.observation_shape,
       game.stack_size,
       self._num_threads,
-      None if support is None else acting.categorical_q_values(support),
+      None if support is None else networks.categorical_q_values(support),
       game.observation_dtype,
     )
     if self._atoms == pool.UNSTATED and actor.num_atoms > 1:

@@ -147,4 +147,6 @@ def _bindings(config: str, provenance: dict[str, Any]) -> dict[str, str]:
     name = name.strip()
     if separator and name[:1] != '#' and run_identity.is_identity(name):
       bindings[name] = ' '.join(value.split())
+  if 'compute_dtype' in provenance:  # What 'auto' has come to.
+    bindings['OfflineAgent.compute_dtype'] = repr(provenance['compute_dtype'])
   return bindings

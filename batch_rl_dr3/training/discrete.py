@@ -7,7 +7,9 @@ with the same weights and the same scores, bit for bit (on CPU).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
+import json
 from typing import Any, TypeVar
 
 import gin
@@ -24,7 +26,7 @@ from batch_rl_dr3.games import play
 from batch_rl_dr3.replay.log import source_chain, sources
 from batch_rl_dr3.replay.store import store as replay_store
 from batch_rl_dr3.replay.store import subset as replay_subset
-from batch_rl_dr3.runs import provenance, run_directory
+from batch_rl_dr3.runs import place, provenance, run_directory
 from batch_rl_dr3.training import loop
 
 _HELD_OUT_RANK = f'{offline.HELD_OUT}effective_rank'
@@ -188,6 +190,7 @@ class FixedReplayRunner(loop.OfflineRun):
       },
       rom_md5=game.rom_md5,
       num_threads=self.num_threads,
+      compute_dtype=self._agent.compute_dtype,
     )
     if held_out_store is not None:
       self.provenance['held_out_hash'] = held_out_store.data_hash
@@ -223,6 +226,7 @@ class FixedReplayRunner(loop.OfflineRun):
         store=store,
         seed=self.seed,
         held_out_store=held_out_store,
+        recorded_dtype=self._recorded_dtype(),
         observation_shape=game.observation_shape,
         observation_dtype=tf.as_dtype(game.observation_dtype),
         stack_size=game.stack_size,
@@ -232,6 +236,15 @@ class FixedReplayRunner(loop.OfflineRun):
       raise errors.ConfigError(
         f'cannot build the agent: {error}. Check its gin bindings.'
       ) from error
+
+  def _recorded_dtype(self) -> str | None:
+    """Returns the arithmetic that a run began with, which it keeps."""
+    # What cannot be read is named when the run is claimed.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+      record = place.Place(self.base_dir).read(run_directory.PROVENANCE)
+      if record is not None and not self.overwrite:
+        return str(json.loads(record)['compute_dtype'])
+    return None
 
   def draw_sample(self) -> AgentSample:  # noqa: D102
     return AgentSample(

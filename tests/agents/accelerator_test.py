@@ -212,6 +212,34 @@ def test_a_device_that_is_not_there_is_refused(make_agent):
     make_td(make_agent, device='abacus')
 
 
+@pytest.mark.parametrize(
+  ('flags', 'expected'),
+  [
+    ('fpu avx512f avx512_bf16', 'bfloat16'),
+    ('fpu amx_tile amx_bf16', 'bfloat16'),
+    ('fpu avx2 avx512f', 'float32'),
+    (None, 'float32'),
+  ],
+)
+def test_the_fastest_dtype_is_bfloat16_where_the_processor_has_it(
+  make_agent, monkeypatch, tmp_path, flags, expected
+):
+  path = tmp_path / 'cpuinfo'
+  monkeypatch.setattr(accelerator, 'CPU_INFO', path)
+  if flags is not None:
+    path.write_text(f'processor : 0\nflags : {flags}\n')
+  assert make_rem(make_agent, compute_dtype='auto').compute_dtype == expected
+  gpu = accelerator.Device('gpu', '/gpu:0', True, 100)
+  assert accelerator.find_dtype('auto', gpu) == 'bfloat16'
+  # What is bound stays, and so does what a run began with.
+  cpu = accelerator.find_device('cpu')
+  assert accelerator.find_dtype('float32', cpu, 'bfloat16') == 'float32'
+  for recorded in ('bfloat16', 'float32'):
+    assert accelerator.find_dtype('auto', cpu, recorded) == recorded
+  with pytest.raises(ValueError, match="not 'float16'"):
+    accelerator.find_dtype('float16', cpu)
+
+
 def test_bfloat16_is_near_float32(make_agent):
   losses = [
     make_cql(make_agent, compute_dtype=dtype).measure()['loss_total']

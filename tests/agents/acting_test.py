@@ -189,7 +189,7 @@ def test_categorical_q_values_are_means_of_the_support(tmp_path):
       q_values_of=q_values_of,
     )
 
-  categorical = actor(acting.categorical_q_values((-10.0, 10.0)))
+  categorical = actor(networks.categorical_q_values((-10.0, 10.0)))
   states = random_states(2)
   outputs = categorical.outputs(states)
   np.testing.assert_allclose(outputs.q_values, [[0, 7]] * 2, atol=1e-5)
@@ -220,7 +220,7 @@ def test_categorical_q_values_are_dopamines(tmp_path):
     3,
     (84, 84),
     4,
-    q_values_of=acting.categorical_q_values((-10.0, 10.0)),
+    q_values_of=networks.categorical_q_values((-10.0, 10.0)),
   )
   np.testing.assert_allclose(
     actor.outputs(states).q_values, expected, rtol=1e-4, atol=1e-5
@@ -229,7 +229,7 @@ def test_categorical_q_values_are_dopamines(tmp_path):
 
 def test_an_agents_own_q_values_act_as_they_train(make_agent, tmp_path):
   class CategoricalAgent(quantile.FixedReplayQRCQLAgent):
-    q_values = staticmethod(acting.categorical_q_values((-2.0, 2.0)))
+    q_values = staticmethod(networks.categorical_q_values((-2.0, 2.0)))
 
   agent = make_agent(CategoricalAgent, num_quantiles=5)
   agent.make_train_step()()
