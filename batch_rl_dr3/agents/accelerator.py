@@ -264,10 +264,10 @@ def find_dtype(
   names = get_args(DtypeName)
   if name not in names:
     raise ValueError(f'compute_dtype must be one of {names}, not {name!r}.')
-  if name == 'auto' and recorded in names[:2]:
-    return recorded
   if name != 'auto':
     return name
+  if recorded is not None and recorded in names:
+    return recorded
   is_fast = device.name != 'cpu' or (
     CPU_INFO.exists() and _BFLOAT16_FLAGS & set(CPU_INFO.read_text().split())
   )
