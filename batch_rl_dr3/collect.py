@@ -1,6 +1,6 @@
 """Plays a game and logs the play, as data to train on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import json
 import os
@@ -46,11 +46,7 @@ SUMMARY = 'collection.json'
 
 
 def _is_done(
-  output_dir: pathlib.Path,
-  config: str,
-  seed: int,
-  imports: dict[str, str],
-  overwrite: bool,
+  output_dir: pathlib.Path, made_from: Mapping[str, Any], overwrite: bool
 ) -> bool:
   """Whether the folder holds this collection; another is a ConfigError."""
   if not output_dir.exists() or not any(output_dir.iterdir()):
@@ -63,16 +59,15 @@ def _is_done(
     )
   if overwrite:
     return False
-  summary = json.loads(summary_path.read_text())
   here, there = (
     {
-      f'seed = {seed}',
-      *config.splitlines(),
-      *(f'--import={name}: {sha256}' for name, sha256 in imports.items()),
+      f'seed = {made["seed"]}',
+      *made['gin_config'].splitlines(),
+      *(f'--import={n}: {digest}' for n, digest in made['imports'].items()),
     }
-    for config, seed, imports in (
-      (config, seed, imports),
-      (summary['gin_config'], summary['seed'], summary.get('imports', {})),
+    for made in (
+      made_from,
+      {'imports': {}, **json.loads(summary_path.read_text())},
     )
   )
   if there != here:
@@ -83,25 +78,6 @@ def _is_done(
       '--overwrite.'
     )
   return True
-
-
-@contextlib.contextmanager
-def _progress_bar(
-  total: int | None,
-) -> Iterator[Callable[[int, list[float]], None]]:
-  """Shows rows, rate, time left and the mean return while the block runs."""
-  num_shown = 0
-
-  def show(num_rows: int, returns: list[float]) -> None:
-    nonlocal num_shown
-    if len(returns) > num_shown:
-      num_shown = len(returns)
-      mean = sum(returns) / len(returns)
-      bar.set_postfix_str(f'mean return {mean:.2f}', refresh=False)
-    bar.update(num_rows - bar.n)
-
-  with progress.bar(total, 'collecting', 'row') as bar:
-    yield show
 
 
 def collect_into(
@@ -124,25 +100,39 @@ def collect_into(
   """
   from batch_rl_dr3.runs import provenance
 
-  continuous = frameworks.is_continuous(
-    cli.gin_text(gin_files, gin_bindings, imports)
-  )
-  collect, name = _continuous() if continuous else _frames()
-
+  gin_text = cli.gin_text(gin_files, gin_bindings, imports)
+  collect, name = _collector(frameworks.is_continuous(gin_text))
   cli.load_gin(gin_files, gin_bindings, imports)
-  config = gin.config_str()
+  made_from = {
+    'seed': seed,
+    'imports': own_code.record(imports),
+    'gin_config': gin.config_str(),
+  }
   output_dir = pathlib.Path(os.path.abspath(output_dir))
-  if _is_done(output_dir, config, seed, own_code.record(imports), overwrite):
+  if _is_done(output_dir, made_from, overwrite):
     print(f'{output_dir} is collected already, by the same configuration.')
     return
+  num_rows = None  # collect itself says if it is missing.
+  with contextlib.suppress(ValueError, TypeError):
+    num_rows = int(gin.query_parameter(f'{collect.__name__}.num_rows'))
+  num_shown = 0
   stop_request = signals.StopRequest()
   start = time.monotonic()
   with (
     stop_request.listening(),
     atomic.whole_folder(output_dir) as staging,
-    _progress_bar(_num_rows(collect.__name__)) as show,
+    progress.bar(num_rows, 'collecting', 'row') as bar,
     cli.gin_errors(),
   ):
+
+    def show(num_rows: int, returns: list[float]) -> None:
+      nonlocal num_shown
+      if len(returns) > num_shown:
+        num_shown = len(returns)
+        mean = sum(returns) / len(returns)
+        bar.set_postfix_str(f'mean return {mean:.2f}', refresh=False)
+      bar.update(num_rows - bar.n)
+
     summary = collect(
       staging / name,
       seed,
@@ -154,12 +144,10 @@ def collect_into(
       staging / SUMMARY,
       {
         **summary,
-        'seed': seed,
+        **made_from,
         'seconds': round(seconds, 1),
         'versions': provenance.versions(),
         'git_revision': provenance.git_revision(),
-        'imports': own_code.record(imports),
-        'gin_config': config,
         'gin_operative_config': gin.operative_config_str(),
       },
     )
@@ -171,10 +159,18 @@ def collect_into(
   )
 
 
-# Imported here so that --help and usage errors need no TensorFlow; each
-# registers with gin what a file can name. A process does one or the other:
-# Dopamine switches off what TF-Agents needs.
-def _frames() -> tuple[Callable[..., dict[str, Any]], str]:
+def _collector(is_continuous: bool) -> tuple[Callable[..., Any], str]:
+  """Returns what collects, and what the folder of its logs is called.
+
+  Imported here so that --help and usage errors need no TensorFlow; each
+  registers with gin what a file can name. A process does one or the other:
+  Dopamine switches off what TF-Agents needs.
+  """
+  if is_continuous:
+    frameworks.import_tf_agents()
+    from batch_rl_dr3.control import collection as continuous
+
+    return continuous.collect_control, ''  # It names its files itself.
   from batch_rl_dr3.agents import networks  # noqa: F401
   from batch_rl_dr3.games import (
     atari,  # noqa: F401
@@ -184,20 +180,6 @@ def _frames() -> tuple[Callable[..., dict[str, Any]], str]:
   )
 
   return collection.collect, LOGS
-
-
-def _continuous() -> tuple[Callable[..., dict[str, Any]], str]:
-  frameworks.import_tf_agents()
-  from batch_rl_dr3.control import collection
-
-  return collection.collect_control, ''  # It names its files itself.
-
-
-def _num_rows(configurable: str) -> int | None:
-  try:
-    return int(gin.query_parameter(f'{configurable}.num_rows'))
-  except (ValueError, TypeError):
-    return None  # collect itself says what is missing.
 
 
 def main() -> None:
