@@ -52,14 +52,7 @@ class ContinuousRunner(loop.OfflineRun):
     data: how the data are made into transitions.
     num_evaluation_episodes: whole episodes an evaluation; 0 evaluates nothing.
     num_lanes: how many are played at a time.
-    batch_size: transitions a gradient step.
     num_cloning_steps: gradient steps of cloning BRAC's behaviour policy first.
-    cloning_learning_rate: Adam's, for these.
-
-  Raises:
-    ConfigError: if the configuration does not fit together, or the data cannot
-      be scored in an environment here.
-    DataError: if the data cannot be used.
   """
 
   num_iterations: ranges.Count = 100

@@ -140,10 +140,6 @@ class FixedReplayRunner(loop.OfflineRun):
       measure on and never shown to the value function; there are none where
       the subset is the whole log. Their store is built from whole files,
       however few rows the subset takes of them.
-
-  Raises:
-    ConfigError: if the configuration does not fit together.
-    DataError: if the data cannot be used.
   """
 
   agent: Callable[..., offline.OfflineAgent] = gin.REQUIRED

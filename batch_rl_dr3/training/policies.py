@@ -6,6 +6,7 @@ checkpoint of Dopamine or batch_rl, or what `foreign_networks` reads;
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import math
 import os
@@ -37,42 +38,27 @@ Outputs = Callable[[Array], tuple[Array, Array]]
 _CHUNK = 256
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
-  """The Q-values, features and greedy actions of a checkpoint.
+  """The Q-values, features and greedy actions of a checkpoint."""
 
-  Attributes:
-    lanes: the game that its run was evaluated in; None of others.
-    rule: how that was played.
-    network: its layers, where they are convolutions and dense ones.
-    run: the run that it is of; None of others.
-    gradient_steps: after which it was written, of a run.
-  """
-
-  def __init__(
-    self,
-    outputs: Outputs,
-    lanes: lanes_lib.Lanes | None = None,
-    rule: play.PlayRule | None = None,
-    network: foreign_networks.ForeignNetwork | None = None,
-    run: targets.Target | None = None,
-    gradient_steps: int | None = None,
-  ):
-    """Takes a function of states."""
-    self._outputs = outputs
-    self.lanes = lanes
-    self.rule = rule
-    self.network = network
-    self.run = run
-    self.gradient_steps = gradient_steps
+  function: Outputs
+  # The game that its run was evaluated in and how it was played, the run, and
+  # the gradient steps of the checkpoint; None of others.
+  lanes: lanes_lib.Lanes | None = None
+  rule: play.PlayRule | None = None
+  # Its layers, where they are convolutions and dense ones.
+  network: foreign_networks.ForeignNetwork | None = None
+  run: targets.Target | None = None
+  gradient_steps: int | None = None
 
   def outputs(self, states: Array) -> tuple[Array, Array]:
     """Returns Q-values, float32 [n, A], and features, float32 [n, D].
 
-    Args:
-      states: [n, *observation_shape, stack_size], of the observations' dtype.
+    States are [n, *observation_shape, stack_size], of the observations' dtype.
     """
     parts = [
-      self._outputs(states[start : start + _CHUNK])
+      self.function(states[start : start + _CHUNK])
       for start in range(0, len(states), _CHUNK)
     ]
     q_values, features = zip(*parts, strict=True)
@@ -97,7 +83,7 @@ def load_policy(
   layers: Sequence[str] = (),
   imports: Sequence[own_code.OwnCode] = (),
 ) -> Policy:
-  """Returns the policy of a checkpoint.
+  """Returns the policy of a checkpoint; DataError if it cannot be read.
 
   Args:
     checkpoint: a run directory, whose newest checkpoint is taken; the path of
@@ -105,9 +91,6 @@ def load_policy(
     num_actions: A, where another program's network has K outputs per action.
     layers: see `foreign_networks.read`.
     imports: code of one's own that the run was made with.
-
-  Raises:
-    DataError: if there is none, or it cannot be read.
   """
   path = pathlib.Path(checkpoint)
   found = targets.of_checkpoint(path, imports)
@@ -153,15 +136,14 @@ def _policy_of_run(
     256, size=(8, *game.observation_shape, game.stack_size), dtype=np.uint8
   )
   states = states.astype(game.observation_dtype)
-  try:  # Of other networks than chains of layers, the layers say little.
-    if network is None or not np.allclose(
+  is_chain = False  # Of other networks the layers say little.
+  with contextlib.suppress(errors.DataError):
+    is_chain = network is not None and np.allclose(
       network.outputs(states)[0], outputs(states)[0], rtol=1e-3, atol=1e-4
-    ):
-      network = None
-  except errors.DataError:
-    network = None
+    )
+  layers = network if is_chain else None
   return Policy(
-    outputs, player.lanes, player.rule, network, target, gradient_steps
+    outputs, player.lanes, player.rule, layers, target, gradient_steps
   )
 
 
@@ -200,11 +182,7 @@ def evaluate_policy(
 
 
 def create_lanes(game: str) -> lanes_lib.Lanes:
-  """Returns lanes of a game of MinAtar, of gymnasium's id, or of ALE.
-
-  Raises:
-    ConfigError: if there is no such game.
-  """
+  """Returns lanes of a game of MinAtar, of gymnasium's id, or of ALE."""
   cli.load_gin(*targets.protocol_of(game))
   lanes: lanes_lib.Lanes = pool.bound('FixedReplayRunner.create_lanes', None)()
   return lanes
@@ -214,7 +192,6 @@ class LoggedData:
   """A log that is opened: transitions by row, and training's batches."""
 
   def __init__(self, store: replay_store.ReplayStore, source: sources.Source):
-    """Takes an opened store, and the log that it is of."""
     self.store = store
     self._source = source
 
@@ -291,16 +268,13 @@ def open_store(
   cache_dir: str | os.PathLike[str] | None = None,
   stack_size: int | None = None,
 ) -> LoggedData:
-  """Opens a log, or the store of one.
+  """Opens a log, or the store of one; DataError if it is damaged.
 
   Args:
     log: its folder or URL.
     subset: the part that is used; all of it if None.
     cache_dir: where stores are kept; that of the commands if None.
     stack_size: frames in a state; what collection.json says, or 4, if None.
-
-  Raises:
-    DataError: if there is no log, or it is damaged.
   """
   if stack_size is None:
     said = (checkpoint_format.read_collection(log) or {}).get('game')
@@ -339,11 +313,7 @@ def transitions_of(
   gamma: float = 0.99,
   update_horizon: int = 1,
 ) -> diagnosis.LoggedOutputs:
-  """Returns what a policy says of transitions of the data, for `diagnosis`.
-
-  Raises:
-    DataError: if an action was logged that the policy does not know.
-  """
+  """Returns what a policy says of transitions of the data, for `diagnosis`."""
   q_values, features = policy.outputs(batch.states)
   if batch.actions.max() >= q_values.shape[1]:
     raise errors.DataError(
@@ -368,10 +338,6 @@ def sensitivity(policy: Policy, states: Array, seed: int = 0) -> pd.DataFrame:
   A layer is drawn afresh, uniformly as Glorot has it and without bias, all
   others stay (Zhang et al. 2019, arXiv:1902.01996): its name, and
   `diagnosis.compare_outputs`.
-
-  Raises:
-    DataError: if the network has other layers than convolutions and dense
-      ones.
   """
   network = policy.network
   if network is None:
