@@ -53,7 +53,7 @@ from batch_rl_dr3.runs import atomic, results
 if TYPE_CHECKING:
   import pandas as pd
 
-  from batch_rl_dr3.reporting import selection, tables
+  from batch_rl_dr3.reporting import tables
 
 FLAGS = flags.FLAGS
 
@@ -78,10 +78,7 @@ def define_flags() -> None:
   )
   cli.define_cache_dir('Where what is read of runs in a bucket is kept.')
   flags.DEFINE_multi_enum(
-    'rule',
-    [],
-    RULES,
-    'Only this rule. Repeat the flag for several.',
+    'rule', [], RULES, 'Only this rule. Repeat the flag for several.'
   )
   flags.DEFINE_integer(
     'top', 1, 'How many checkpoints of each rule to print.', lower_bound=1
@@ -111,7 +108,7 @@ def select(
     DataError: if there are no runs, or none that can be ranked.
     WriteError: if `output` cannot be written.
   """
-  from batch_rl_dr3.reporting import run_reader, selection
+  from batch_rl_dr3.reporting import run_reader, selection, words
 
   view = results.RunGlobs(patterns, cache_dir, selection.CONTENTS)
   view.refresh()
@@ -126,24 +123,34 @@ def select(
       f'that differ, and metrics.csv; none of {len(collection.runs)} has them.'
     )
   measured = selection.worth(collection, outcomes)
-  if output is not None:
-    _write(output, ranked, outcomes, measured, rules)
+  if output is not None and output.endswith('.csv'):
+    text = ranked.to_csv(index=False, lineterminator='\n')
+    atomic.write_text(output, text)
+  elif output is not None:
+    content = {
+      'rules': [
+        {'name': rule.name, 'choice': rule.choice, 'source': rule.source}
+        for rule in rules
+      ],
+      'ranking': records(ranked),
+      'measured': records(measured.frame),
+      'outcomes': records(outcomes),
+    }
+    text = json.dumps(content, indent=1, allow_nan=False)
+    atomic.write_text(output, f'{text}\n')
   print(_text(selection.choices(ranked, top)))
-  ranked_runs = set(ranked['run'])
-  rest = [run.name for run in collection.runs if run.name not in ranked_runs]
+  there = set(ranked['run'])
+  rest = [run.name for run in collection.runs if run.name not in there]
   if rest:
-    listed = ', '.join(rest[:_MAX_NAMED])
-    more = f' and {len(rest) - _MAX_NAMED} more' * (len(rest) > _MAX_NAMED)
     print(
       'not ranked, since fewer than two whole checkpoints are there or '
-      f'nothing that the rules look at was logged: {listed}{more}',
+      'nothing that the rules look at was logged: '
+      f'{words.listed(rest, _MAX_NAMED)}',
       file=sys.stderr,
     )
   # What each rule chooses would fill the line, and --help says it.
-  short = dataclasses.replace(
-    measured,
-    columns=tuple(c for c in measured.columns if c.name != 'choice'),
-  )
+  columns = tuple(c for c in measured.columns if c.name != 'choice')
+  short = dataclasses.replace(measured, columns=columns)
   print(f'\n{measured.title}\n{_text(short)}\n')
   if measured.cells:
     print(textwrap.fill(measured.caption, 80))
@@ -156,29 +163,6 @@ def _text(made: 'tables.Table') -> str:
     return made.empty
   headings = [column.heading for column in made.shown]
   return pd.DataFrame(made.cells, columns=headings).to_string(index=False)
-
-
-def _write(
-  output: str,
-  ranked: 'pd.DataFrame',
-  outcomes: 'pd.DataFrame',
-  measured: 'tables.Table',
-  rules: 'Sequence[selection.Rule]',
-) -> None:
-  if output.endswith('.csv'):
-    text = ranked.to_csv(index=False, lineterminator='\n')
-  else:
-    content = {
-      'rules': [
-        {'name': rule.name, 'choice': rule.choice, 'source': rule.source}
-        for rule in rules
-      ],
-      'ranking': records(ranked),
-      'measured': records(measured.frame),
-      'outcomes': records(outcomes),
-    }
-    text = json.dumps(content, indent=1, allow_nan=False) + '\n'
-  atomic.write_text(output, text)
 
 
 def records(frame: 'pd.DataFrame') -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ and whose p-value is at most 0.05; equivalent, one whose whole interval lies
 within a margin of no effect. Below three runs of each game there is no verdict.
 A growth depends on where it is measured from, so a verdict on one stands only
 if the growth from the first measurement says the same.
+
+Notes are what limits the meaning of a page's numbers, a sentence each.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +18,19 @@ import functools
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from batch_rl_dr3.reporting import run_reader, statistics, tables, words
+from batch_rl_dr3.analysis import returns
+from batch_rl_dr3.reporting import (
+  figures,
+  reference,
+  run_reader,
+  statistics,
+  tables,
+  words,
+)
 from batch_rl_dr3.reporting import study as study_lib
+from batch_rl_dr3.reporting.run_reader import Collection
 from batch_rl_dr3.reporting.statistics import Array
 from batch_rl_dr3.reporting.study import Cell, Study
 from batch_rl_dr3.reporting.study_tables import LINE
@@ -28,6 +40,8 @@ EQUIVALENT = 'equivalent'
 DEPENDS = 'depends on the start'
 TOO_FEW = 'no verdict'
 _MIN_RUNS = 3
+# Seeds below which an interval over them is too narrow.
+_FEW_SEEDS = 5
 _ALPHA = 0.05
 # Within so many points, or such a factor, an effect is as good as none.
 _MARGIN, _FACTOR_MARGIN = 5.0, 1.25
@@ -38,7 +52,12 @@ _FLOOR = 1e-9  # Of quantities whose logarithm is taken.
 # Methods that do not choose the action of their backup by their own values.
 _IN_SAMPLE = ('sarsa', 'regression')
 
-_Measure = Callable[[Study, Cell], Array]
+# Columns of a number and the ends of its interval.
+_HERE = ('number', 'low', 'high')
+_IQM = ('iqm', 'iqm_low', 'iqm_high')
+_START = ('start_number', 'start_low', 'start_high')
+_DOT, _RANK = run_reader.DOT_PRODUCT, run_reader.EFFECTIVE_RANK
+_SCORE = run_reader.RETURN
 
 
 def _log(values: Array) -> Any:
@@ -49,7 +68,7 @@ def _end(_: Study, cell: Cell) -> Any:
   return _log(cell.values[..., -1])
 
 
-def _growth_from(share: float, _: Study, cell: Cell) -> Any:
+def _growth(_: Study, cell: Cell, share: float = _EARLY) -> Any:
   early = np.searchsorted(cell.steps, share * cell.steps[-1])
   return _log(cell.values[..., -1]) - _log(cell.values[..., early])
 
@@ -63,35 +82,28 @@ def _area_lost(study: Study, cell: Cell) -> Any:
   return 100 * statistics.area_lost(curves)
 
 
-_growth: _Measure = functools.partial(_growth_from, _EARLY)
-_whole_growth: _Measure = functools.partial(_growth_from, 0.0)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Claim:
-  """A claim of the paper about one method, or about two.
-
-  Attributes:
-    sentence: says it.
-    measure: makes float64 [runs, games] of one method's runs.
-    quantity: that it is made of, of `run_reader.METRICS` or a return.
-    side: of no effect on which the number is to be: 1 above, -1 below, 0
-      neither, which only an equivalent number supports.
-  """
+  """A claim of the paper about one method, or about two."""
 
   sentence: str
-  measure: _Measure
-  quantity: str
+  measure: Callable[[Study, Cell], Array]  # [runs, games] of a method's runs.
+  quantity: str  # That it is made of, of `run_reader.METRICS` or a return.
+  # Of no effect, on which the number is to be: 1 above, -1 below, 0 neither,
+  # which only an equivalent number supports.
   side: int
 
   @property
   def is_factor(self) -> bool:
     """Whether the number is the logarithm of a factor."""
-    return self.quantity != run_reader.RETURN
+    return self.quantity != _SCORE
 
 
-_DOT, _RANK = run_reader.DOT_PRODUCT, run_reader.EFFECTIVE_RANK
-_SCORE = run_reader.RETURN
+def _raises(name: str, measure: str) -> _Claim:
+  score = functools.partial(_score, measure)
+  return _Claim(f'DR3 raises the {name}', score, _SCORE, 1)
+
+
 _OF_ONE = (
   _Claim(
     'features co-adapt: their dot product grows in training', _growth, _DOT, 1
@@ -104,23 +116,13 @@ _OF_IN_SAMPLE = (
 _OF_DR3 = (
   _Claim('DR3 lowers the dot product', _end, _DOT, -1),
   _Claim('DR3 keeps the effective rank higher', _end, _RANK, 1),
-  *(
-    _Claim(f'DR3 raises the {name}', functools.partial(_score, key), _SCORE, 1)
-    for key, name in (
-      (study_lib.AVERAGE, 'average score'),
-      (study_lib.FINAL, 'final score'),
-    )
-  ),
+  _raises('average score', study_lib.AVERAGE),
+  _raises('final score', study_lib.FINAL),
   _Claim(
     'with DR3 less is lost after the best evaluation', _area_lost, _SCORE, -1
   ),
 )
-_LAST_SCORE = _Claim(
-  'DR3 raises the last evaluation',
-  functools.partial(_score, study_lib.LAST),
-  _SCORE,
-  1,
-)
+_LAST_SCORE = _raises('last evaluation', study_lib.LAST)
 _OF_BACKUPS = _Claim(
   'the dot product grows more than under {other}', _growth, _DOT, 1
 )
@@ -154,17 +156,12 @@ def findings(study: Study) -> tables.Table:
     [
       LINE,
       tables.text('claim', 'Claim'),
-      tables.Column(('number', 'low', 'high', 'unit'), 'Here', _shown),
+      tables.Column((*_HERE, 'unit'), 'Here', _shown),
       tables.Column('p_value', 'p', _p_value),
       tables.Column('p_holm', 'p, Holm', _p_value),
       tables.text('verdict', 'So it is'),
-      tables.Column(
-        ('start_number', 'start_low', 'start_high', 'unit'),
-        'From the start',
-        _shown,
-        'known',
-      ),
-      tables.Column(('iqm', 'iqm_low', 'iqm_high', 'unit'), 'IQM', _shown),
+      tables.Column((*_START, 'unit'), 'From the start', _shown, 'known'),
+      tables.Column((*_IQM, 'unit'), 'IQM', _shown),
       tables.Column('games', 'Games'),
       tables.Column('runs', 'Runs of each'),
       tables.text('other', 'Beside', when='never'),
@@ -197,33 +194,29 @@ def _claims(study: Study) -> Iterator[tuple[_Claim, str, str, str | None]]:
         yield claim, dataset, dr3, method
 
 
+def _row(
+  names: Sequence[str], found: statistics.Estimate | statistics.Comparison
+) -> tables.Row:
+  values = (found.value, found.low, found.high)
+  return dict(zip(names, map(float, values), strict=True))
+
+
 def _measure(claim: _Claim, study: Study, cells: Sequence[Cell]) -> tables.Row:
   """Returns the numbers of a claim, their intervals and the verdict."""
   values = [claim.measure(study, cell) for cell in cells]
-  compared = _compare(values)
+  compared = statistics.compare(*values)
   verdict = _verdict(claim, values, compared)
 
   def statistic(*drawn: Array) -> Array:
     found = [np.atleast_1d(statistics.iqm(one)) for one in drawn]
     return found[0] - found[1] if len(found) == 2 else found[0]
 
-  iqm = study.bootstrap(statistic, *values)[0]
-  row = {
-    'number': compared.value,
-    'low': compared.low,
-    'high': compared.high,
-    'iqm': float(iqm.value),
-    'iqm_low': float(iqm.low),
-    'iqm_high': float(iqm.high),
-  }
+  row = _row(_HERE, compared)
+  row |= _row(_IQM, study.bootstrap(statistic, *values)[0])
   if claim.measure == _growth:
-    values = [_whole_growth(study, cell) for cell in cells]
-    from_start = _compare(values)
-    row |= {
-      'start_number': from_start.value,
-      'start_low': from_start.low,
-      'start_high': from_start.high,
-    }
+    values = [_growth(study, cell, 0.0) for cell in cells]
+    from_start = statistics.compare(*values)
+    row |= _row(_START, from_start)
     if verdict not in (OPEN, _verdict(claim, values, from_start)):
       verdict = DEPENDS
   if claim.is_factor:
@@ -233,10 +226,6 @@ def _measure(claim: _Claim, study: Study, cells: Sequence[Cell]) -> tables.Row:
     'p_value': compared.p_value,
     'verdict': verdict,
   }
-
-
-def _compare(values: Sequence[Array]) -> statistics.Comparison:
-  return statistics.compare(values[0], values[1] if len(values) > 1 else None)
 
 
 def _verdict(
@@ -266,3 +255,151 @@ def _shown(number: Any, low: Any, high: Any, unit: str) -> str:
     for v in (number, low, high)
   ]
   return texts[0] + ('' if np.isnan(low) else f' ({texts[1]}, {texts[2]})')
+
+
+_note = functools.partial(words.say, 'notes')
+
+
+def notes_of_runs(collection: Collection) -> list[str]:
+  """Returns the notes of a page on each game and data set on its own."""
+  return [
+    *_extent(collection),
+    *_unfinished(collection),
+    *_unequal_steps(collection),
+    *_not_finite(collection),
+    *_truncated(collection),
+    *_assumed(collection),
+    *notes_of_files(collection),
+  ]
+
+
+def notes_of_study(study: Study, collection: Collection) -> list[str]:
+  """Returns the notes of a study's page."""
+  found = []
+  for dataset in study.preset.datasets:
+    name = words.dataset_name(dataset)
+    if dataset not in study.datasets:
+      found.append(_note('no_runs_on', dataset=name))
+      continue
+    lacking = [
+      f'{words.display_name(method)} ({lacks})'
+      for method in study.methods
+      if (lacks := _lacks(study, dataset, method))
+    ]
+    if lacking:
+      methods = ', '.join(lacking)
+      found.append(_note('incomplete', dataset=name, methods=methods))
+  if strangers := study.strangers:
+    reasons = words.listed(sorted({reason for _, reason in strangers}))
+    count, title = len(strangers), study.preset.name
+    found.append(_note('strangers', count=count, study=title, reasons=reasons))
+  return [*found, *notes_of_files(collection)]
+
+
+def _lacks(study: Study, dataset: str, method: str) -> str:
+  if (dataset, method) not in study.lines:
+    return 'no runs'
+  cell = study.scores(dataset, method)
+  if cell is None:
+    return 'no finished runs, so no scores'
+  return '; '.join(cell.lacks)
+
+
+def notes_of_files(collection: Collection) -> Iterator[str]:
+  """Yields what is odd about files and ROMs, whatever the report is about."""
+  dated = [run.name for run in collection.runs if run.from_future]
+  if dated:
+    yield _note('from_future', runs=words.listed(dated))
+  for run in collection.runs:
+    lowest = run.evaluations.get('lowest', pd.Series(dtype=float))
+    wrapped = lowest[returns.is_wrapped(lowest.to_numpy(float))]
+    if len(wrapped):
+      values = {'lowest': wrapped.min(), 'step': wrapped.idxmin()}
+      values |= {'count': len(wrapped), 'total': len(lowest)}
+      yield _note('wrapped', run=run.name, **values)
+  yield from reference.rom_notes(collection.runs)
+  yield from reference.data_notes(collection.runs)
+  yield from _public(collection)
+
+
+def _extent(collection: Collection) -> Iterator[str]:
+  num_games = len({setting[:2] for setting in collection.settings})
+  num_seeds = [len(collection.select(*line)) for line in collection.lines]
+  fewest = min(num_seeds)
+  if len(collection.runs) == 1:
+    yield _note('one_run')
+  if max(num_seeds) == 1 and num_games == 1:
+    yield _note('one_game_one_seed')
+  elif fewest == 1:
+    yield _note('one_seed')
+  elif fewest < _FEW_SEEDS:
+    yield _note('few_seeds', count=fewest)
+
+
+def _unfinished(collection: Collection) -> Iterator[str]:
+  unfinished = [run.name for run in collection.runs if not run.finished]
+  if unfinished:
+    yield _note('unfinished', runs=', '.join(unfinished))
+  for run in collection.runs:
+    if run.evaluations.empty:
+      yield _note('not_evaluated', run=run.name)
+    if not len(run.metrics):
+      yield _note('not_measured', run=run.name)
+
+
+def _unequal_steps(collection: Collection) -> Iterator[str]:
+  for setting in collection.settings:
+    steps: dict[str, int] = {}
+    for method in collection.methods(setting):
+      name = words.display_name(method)
+      curve = figures.curve_of(collection, setting, method, run_reader.RETURN)
+      if curve.last_step is not None:
+        steps[name] = curve.last_step
+      elif curve.num_seeds:
+        yield _note('no_shared_step', setting=setting.label, method=name)
+    if len(set(steps.values())) > 1:
+      last = ', '.join(f'{name} at {step:,}' for name, step in steps.items())
+      yield _note('unequal_steps', setting=setting.label, steps=last)
+
+
+def _not_finite(collection: Collection) -> Iterator[str]:
+  for run in collection.runs:
+    for quantity in run_reader.METRICS:
+      values = run.series(quantity)
+      wrong = values[np.isinf(values)]
+      if len(wrong):
+        names = {'run': run.name, 'quantity': quantity, 'step': wrong.index[0]}
+        counts = {'count': len(wrong), 'total': len(values)}
+        yield _note('not_finite', **names, **counts)
+
+
+def _truncated(collection: Collection) -> Iterator[str]:
+  every = [run.evaluations for run in collection.runs]
+  count = sum(int(table['truncated'].sum()) for table in every)
+  total = sum(int(table['episodes'].sum()) for table in every)
+  if count:
+    yield _note('truncated', count=count, total=total)
+
+
+def _assumed(collection: Collection) -> Iterator[str]:
+  runs = collection.runs
+  names = [run.name for run in runs if 'gamma' not in run.recorded('protocol')]
+  if names:
+    who = 'every run' if len(names) == len(runs) else ', '.join(names)
+    yield _note('no_gamma', runs=who, gamma=tables.DEFAULT_GAMMA)
+  if len({reference.plain(run.provenance.get('versions')) for run in runs}) > 1:
+    yield _note('versions')
+
+
+def _public(collection: Collection) -> Iterator[str]:
+  """Yields how runs stand to the public ones of the same settings."""
+  for run in collection.runs:
+    curve = run.series(run_reader.RETURN)
+    steps, points = curve.index.to_numpy(), curve.to_numpy()
+    methods = reference.public_methods(run.setting, [run.method])
+    # With DR3 a run has other settings.
+    for method in methods if run.method in reference.COUNTERPARTS else ():
+      for found in reference.compare(method, run.setting.game, steps, points):
+        verdict = 'outside' if found.is_outside else 'within'
+        numbers = dataclasses.asdict(found)
+        yield _note('public', run=run.name, verdict=verdict, **numbers)

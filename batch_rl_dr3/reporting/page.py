@@ -19,7 +19,6 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import (
   figures,
   findings,
-  notes,
   reference,
   run_reader,
   selection,
@@ -112,7 +111,7 @@ def runs_content(collection: Collection) -> Content:
   return Content(
     title=f'DR3 report: {title}',
     summary=_summary(collection),
-    notes=notes.of_runs(collection),
+    notes=findings.notes_of_runs(collection),
     sections=[
       Section('', [first]),
       Section('', figures.all_figures(collection)),
@@ -218,7 +217,7 @@ def study_content(
   return Content(
     title=study.preset.title,
     summary=_study_summary(study),
-    notes=notes.of_study(study, collection),
+    notes=findings.notes_of_study(study, collection),
     sections=[
       Section('', [table_1, *figure_4]),
       Section('', [findings.findings(study)]),

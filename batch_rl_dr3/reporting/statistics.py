@@ -155,6 +155,7 @@ class Comparison:
 def compare(
   scores: Array,
   others: Array | None = None,
+  *,
   num_permutations: int = 9_999,
   seed: int = 0,
 ) -> Comparison:

@@ -1,6 +1,6 @@
 """Tables of a study over all games: Table 1, other statistics, stability."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import functools
 from typing import Any
 
@@ -18,8 +18,8 @@ from batch_rl_dr3.reporting.tables import (
   Table,
   build,
   interval,
-  number,
   percent,
+  spread,
   text,
 )
 
@@ -42,34 +42,34 @@ _STATISTICS: Mapping[str, tuple[str, Callable[[Array], Array]]] = {
 _PARTS = ('mean', 'sd', 'runs', 'percent', 'complete')
 
 
-def _cells(study: Study) -> list[tuple[str, str, Cell]]:
-  """Returns the scores of each line that has any."""
-  found = [(*line, study.scores(*line)) for line in study.lines]
-  return [(d, m, cell) for d, m, cell in found if cell and cell.steps.size]
+def _cells(study: Study) -> Iterator[tuple[str, str, Cell, Row]]:
+  """Yields data set, method and scores of each line that has any, and a row."""
+  for dataset, method in study.lines:
+    cell = study.scores(dataset, method)
+    if cell is not None and cell.steps.size:
+      yield dataset, method, cell, _identity(dataset, method, cell)
 
 
 @functools.cache
-def _statistics(
-  study: Study, dataset: str, method: str, measure: str
-) -> Estimate:
+def _statistics(study: Study, cell: Cell, measure: str) -> Estimate:
   """Returns the estimates of `_STATISTICS`, made once."""
-  cell = study.scores(dataset, method)
-  assert cell is not None
   return study.bootstrap(
     lambda scores: np.array([f(scores) for _, f in _STATISTICS.values()]),
     study.normalised(cell, measure),
   )
 
 
-def _identity(dataset: str, method: str, cell: Cell) -> Row:
+def _identity(dataset: str, method: str, *cells: Cell) -> Row:
+  """Returns the columns of `LINE` and `_EXTENTS`, and if it is complete."""
+  lacks = dict.fromkeys(lack for cell in cells for lack in cell.lacks)
   return {
     'dataset': dataset,
     'method': method,
-    'games': len(cell.games),
-    'runs': cell.num_runs,
-    'gradient_steps': int(cell.steps[-1]),
-    'complete': not cell.lacks,
-    'lacks': '; '.join(cell.lacks) or None,
+    'games': len(cells[0].games),
+    'runs': cells[0].num_runs,
+    'gradient_steps': int(cells[0].steps[-1]),
+    'complete': not lacks,
+    'lacks': '; '.join(lacks) or None,
   }
 
 
@@ -95,32 +95,26 @@ def _over_games(
 ) -> Table:
   """Returns a table with a row a line, and what its marks mean if it has any.
 
-  Args:
-    section: of words.toml.
-    columns: between the line and its extent.
-    rows: with those of `_identity`.
-    **values: for the caption.
+  `columns` stand between the line and its extent; `values` are in the caption.
   """
   complete = all(row['complete'] for row in rows)
   marked = '' if complete else words.say('table_1', 'marked')
-  return build(
-    section, [LINE, *columns, *_EXTENTS], rows, marked=marked, **values
-  )
+  columns = [LINE, *columns, *_EXTENTS]
+  return build(section, columns, rows, marked=marked, **values)
 
 
 def table_1(study: Study) -> Table:
   """Returns IQM of average and final score beside the paper's numbers."""
   is_published = study.preset.is_published
   rows = []
-  for dataset, method, cell in _cells(study):
-    row = _identity(dataset, method, cell)
+  for dataset, method, cell, row in _cells(study):
     for measure in study.measures:
-      iqm = _statistics(study, dataset, method, measure)[0]
+      iqm = _statistics(study, cell, measure)[0]
       row |= _in_percent(measure, iqm)
       if is_published:
         paper = reference.published().get((dataset, method, measure))
-        numbers = (paper.iqm, paper.low, paper.high) if paper else [None] * 3
-        row |= zip(_ends(f'paper_{measure}'), numbers, strict=True)
+        names = _ends(f'paper_{measure}')
+        row |= zip(names, paper or [None] * 3, strict=True)
         verdict = _verdict(study, 100 * float(iqm.value), paper)
         row[f'{measure}_to_paper'] = verdict
     rows.append(row)
@@ -161,10 +155,10 @@ def _published(value: Any, low: Any, high: Any) -> str:
 def statistics_table(study: Study) -> Table:
   """Returns IQM, median, mean and optimality gap of both measures."""
   rows = []
-  for dataset, method, cell in _cells(study):
+  for *_, cell, identity in _cells(study):
     for measure in study.measures:
-      row = _identity(dataset, method, cell) | {'measure': measure}
-      estimate = _statistics(study, dataset, method, measure)
+      row = identity | {'measure': measure}
+      estimate = _statistics(study, cell, measure)
       for index, name in enumerate(_STATISTICS):
         row |= _in_percent(name, estimate[index])
       rows.append(row)
@@ -185,9 +179,7 @@ def improvement(study: Study) -> Table:
     cells = study_lib.on_shared_games(found)
     if not cells:
       continue
-    lacks = dict.fromkeys(lack for cell in cells for lack in cell.lacks)
-    row = _identity(dataset, base, cells[0])
-    row |= {'lacks': '; '.join(lacks) or None, 'complete': not lacks}
+    row = _identity(dataset, base, *cells)
     for measure in study.measures:
       estimate = study.bootstrap(
         statistics.probability_of_improvement,
@@ -203,13 +195,10 @@ def stability(study: Study) -> Table:
   """Returns final over best score, and the area lost after the peak."""
   headings = {'final_over_best': 'Final over best', 'area_lost': 'Area lost'}
   rows = []
-  for dataset, method, cell in _cells(study):
+  for *_, cell, row in _cells(study):
     curves = study.normalisation(cell.values, cell.games)
-    estimate = study.bootstrap(
-      study_lib.stability_statistics,
-      study_lib.stability(curves, cell.num_final),
-    )
-    row = _identity(dataset, method, cell)
+    parts = study_lib.stability(curves, cell.num_final)
+    estimate = study.bootstrap(study_lib.stability_statistics, parts)
     for index, name in enumerate(headings):
       row |= _in_percent(name, estimate[index])
     rows.append(row)
@@ -219,15 +208,10 @@ def stability(study: Study) -> Table:
 def game_scores(study: Study, dataset: str, measure: str) -> Table:
   """Returns the scores of each game and method, in points and normalised."""
   names = study.methods_on(dataset)
-  scale = reference.scores()
+  scale = reference.scores()[['random', reference.ONLINE_DQN, 'behaviour']]
   rows = []
   for game in study.preset.games:
-    row: Row = {
-      'game': game,
-      'random': scale.loc[game, 'random'],
-      'online_dqn': scale.loc[game, reference.ONLINE_DQN],
-      'behaviour': scale.loc[game, reference.BEHAVIOUR],
-    }
+    row: Row = {'game': game, **scale.loc[game]}
     for method in names:
       row |= _game_score(study, dataset, method, game, measure)
     if any(row[f'{method}_runs'] for method in names):
@@ -273,17 +257,16 @@ def _game_score(
     [
       study_lib.run_score(one.to_numpy(float), measure, num_final)
       for one in returns
-    ],
-    float,
+    ]
   )
   mean = values.mean() if count else np.nan
+  is_whole = all(one.index[-1] >= target for one in returns)
   found = (
     mean,
     values.std(ddof=1) if count > 1 else np.nan,
     count,
     100 * study.normalisation(np.array([[mean]]), (game,)).item(),
-    count >= study.preset.num_runs
-    and all(one.index[-1] >= target for one in returns),
+    count >= study.preset.num_runs and is_whole,
   )
   return {f'{method}_{p}': v for p, v in zip(_PARTS, found, strict=True)}
 
@@ -293,9 +276,8 @@ def _show_score(
 ) -> str:
   if not runs:
     return MISSING
-  spread = '' if np.isnan(sd) else f' ± {number(sd)}'
   mark = '' if complete else f' {INCOMPLETE}'
-  return f'{number(mean)}{spread} ({percent(normalised)}){mark}'
+  return f'{spread(mean, sd)} ({percent(normalised)}){mark}'
 
 
 def presence(study: Study, dataset: str) -> Table:
@@ -306,10 +288,8 @@ def presence(study: Study, dataset: str) -> Table:
     row: Row = {'game': game}
     for method in study.methods:
       is_expected = method in study.preset.methods
-      counts = (
-        *study.count(dataset, method, game),
-        study.preset.num_runs if is_expected else 0,
-      )
+      expected = study.preset.num_runs if is_expected else 0
+      counts = (*study.count(dataset, method, game), expected)
       row |= {f'{method}_{p}': n for p, n in zip(parts, counts, strict=True)}
     rows.append(row)
   columns = [
