@@ -1,6 +1,7 @@
 """Fetches logged replay, looks into it, and writes it in other forms."""
 
 from collections.abc import Callable
+import functools
 import os
 import pathlib
 import shutil
@@ -90,7 +91,18 @@ def define_flags() -> None:
     ),
   }.items():
     flags.DEFINE_string(name, None, help_text)
-  flags.DEFINE_integer('run', 1, 'With --game: the logged run.', 1, 5)
+  for name, default, lower_bound, help_text in (
+    ('rows_per_file', 1_000_000, 10, 'convert: rows of each new file.'),
+    (
+      *('max_agent_steps_per_episode', 27_000, 1),
+      'The time limit that the log was played under.',
+    ),
+    (
+      *('subset_seed', None, None),
+      'plan, fetch: names the draw of --rule=uniform or episodes.',
+    ),
+  ):
+    flags.DEFINE_integer(name, default, help_text, lower_bound)
   flags.DEFINE_integer(
     'stack_size',
     None,
@@ -107,20 +119,7 @@ def define_flags() -> None:
     'collection.json beside it.',
     lower_bound=1,
   )
-  flags.DEFINE_integer(
-    'rows_per_file', 1_000_000, 'convert: rows of each new file.', 10
-  )
-  flags.DEFINE_integer(
-    'max_agent_steps_per_episode',
-    27_000,
-    'The time limit that the log was played under.',
-    lower_bound=1,
-  )
-  flags.DEFINE_integer(
-    'subset_seed',
-    None,
-    'plan, fetch: names the draw of --rule=uniform or episodes.',
-  )
+  flags.DEFINE_integer('run', 1, 'With --game: the logged run.', 1, 5)
   flags.DEFINE_enum(
     'rule',
     None,
@@ -184,11 +183,8 @@ def _num_actions() -> int | None:
 
 def _subset() -> Subset:
   """Returns the subset that the flags name, on top of what gin binds."""
-  given = {
-    'rule': FLAGS.rule,
-    'fraction': FLAGS.fraction,
-    'seed': FLAGS.subset_seed,
-  }
+  flag_names = {'rule': 'rule', 'fraction': 'fraction', 'seed': 'subset_seed'}
+  given = {field: FLAGS[name].value for field, name in flag_names.items()}
   return Subset(**{k: value for k, value in given.items() if value is not None})
 
 
@@ -212,16 +208,13 @@ def plan() -> None:
 
 def fetch() -> None:
   """Makes the store of a part of a log, or finds it made."""
-  source = _source()
-  header = source.header('observation', source.suffixes()[0])
   opened = store.open_store(
-    source,
+    _source(),
     FLAGS.cache_dir,
     _subset(),
-    header.shape[1:],
+    None,
     _num_actions(),
     _stack_size(),
-    observation_dtype=header.dtype,
     max_resident_bytes=0,
   )
   print(
@@ -290,18 +283,7 @@ def convert() -> None:
     return
   target = FLAGS.minari_id or os.path.join(FLAGS.output_dir, 'replay_logs')
   if FLAGS.minari is not None:
-    from batch_rl_dr3.control import data
-
-    folder = data.locate_minari(FLAGS.minari)
-    with data.minari_errors(FLAGS.minari):
-      import minari
-
-      num_episodes = conversion.from_minari(
-        minari.MinariDataset(folder / 'data'),
-        target,
-        FLAGS.stack_size or 4,
-        FLAGS.rows_per_file,
-      )
+    num_episodes = _convert_minari(target)
   elif FLAGS.minari_id is None:
     num_episodes = conversion.to_log(
       _source(), target, _stack_size(), FLAGS.rows_per_file
@@ -310,14 +292,26 @@ def convert() -> None:
     source, num_actions = _source(), _num_actions()
     if num_actions is None:
       raise errors.UsageError('--minari_id needs --num_actions.')
+    description = f'Logged replay in the DQN Replay format, from {source.name}.'
     num_episodes = conversion.to_minari(
-      source,
-      target,
-      _stack_size(),
-      num_actions,
-      f'Logged replay in the DQN Replay format, from {source.name}.',
+      source, target, _stack_size(), num_actions, description
     )
   print(f'{target}: {num_episodes} episodes.')
+
+
+def _convert_minari(folder: str) -> int:
+  from batch_rl_dr3.control import data as control_data
+
+  dataset = control_data.locate_minari(FLAGS.minari) / 'data'
+  with control_data.minari_errors(FLAGS.minari):
+    import minari
+
+    return conversion.from_minari(
+      minari.MinariDataset(dataset),
+      folder,
+      FLAGS.stack_size or 4,
+      FLAGS.rows_per_file,
+    )
 
 
 def verify() -> None:
@@ -328,23 +322,15 @@ def verify() -> None:
   print(f'{FLAGS.store} is whole: data hash {manifest["data_hash"]}.')
 
 
-def _with_gin(command: Callable[[], None]) -> Callable[[], None]:
-  """Returns a command that is run under the gin bindings of the flags."""
-
-  def run() -> None:
-    cli.load_gin(FLAGS.gin_files, FLAGS.gin_bindings)
-    with cli.gin_errors():
-      command()
-
-  return run
+def _run(command: Callable[[], None]) -> None:
+  cli.load_gin(FLAGS.gin_files, FLAGS.gin_bindings)
+  with cli.gin_errors():
+    command()
 
 
 if __name__ == '__main__':
   define_flags()
+  commands = (plan, fetch, info, doctor, convert, verify)
   cli.run_subcommand(
-    {
-      command.__name__: _with_gin(command)
-      for command in (plan, fetch, info, doctor, convert, verify)
-    },
-    _USAGE,
+    {c.__name__: functools.partial(_run, c) for c in commands}, _USAGE
   )

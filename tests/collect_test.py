@@ -13,7 +13,7 @@ import pytest
 from batch_rl_dr3 import collect
 from batch_rl_dr3.config import cli, errors, gin_files
 from batch_rl_dr3.games import behaviours
-from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.replay.log import checkpoint_format, sources
 
 pytestmark = pytest.mark.usefixtures('clear_gin')
 
@@ -34,7 +34,7 @@ def test_a_collection_is_whole_and_made_once(tmp_path, capsys):
   output_dir = tmp_path / 'made' / 'here'
   collect.collect_into(output_dir, [MINATAR], SMALL, seed=0)
   logs = output_dir / 'replay_logs'
-  assert checkpoint_format.list_suffixes(logs) == [0, 1, 2]
+  assert sources.FolderSource(logs).suffixes() == [0, 1, 2]
   summary = json.loads((output_dir / 'collection.json').read_text())
   assert summary['game']['name'] == 'breakout'
   assert summary['behaviour'] == 'UniformBehaviour'
@@ -147,7 +147,7 @@ def test_every_shipped_file_collects(tmp_path, name):
     ],
     seed=0,
   )
-  assert checkpoint_format.list_suffixes(tmp_path / 'out' / collect.LOGS) == [
+  assert sources.FolderSource(tmp_path / 'out' / collect.LOGS).suffixes() == [
     0,
     1,
   ]

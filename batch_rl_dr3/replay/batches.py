@@ -21,14 +21,15 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.store import store as replay_store
+from batch_rl_dr3.replay.store.read import ReplayStore, ReplayTransitions
 
 _Positions = npt.NDArray[np.int64]
+_Transition = collections.OrderedDict[str, Any]
 
 # Dopamine's names for the fields of a batch.
-_NAMES = tuple(
-  name if name == 'indices' else name.removesuffix('s')
-  for name in replay_store.ReplayTransitions._fields
+_NAMES = (
+  *('state', 'action', 'reward', 'next_state', 'next_action', 'next_reward'),
+  *('terminal', 'indices'),
 )
 # The error of the call that failed last; `raising` clears it.
 _failures: list[Exception] = []
@@ -84,12 +85,13 @@ class StoreTable(NamedTuple):
 class TableVariables:
   """Variables that hold a table, outside of what is saved and initialised.
 
-  `tensors` is the StoreTable of their values.
+  Attributes:
+    tensors: the StoreTable of their values.
   """
 
   def __init__(
     self,
-    store: replay_store.ReplayStore,
+    store: ReplayStore,
     valid_rows: npt.NDArray[np.int64],
     returns: npt.NDArray[np.float32] | None,
   ):
@@ -150,7 +152,7 @@ def gather(
   stack_size: int,
   update_horizon: int,
   gamma: float,
-) -> replay_store.ReplayTransitions:
+) -> ReplayTransitions:
   """Returns as tensors what `ReplayStore.gather` returns of rows, int64 [B]."""
   file = tf.searchsorted(table.first_rows, rows, side='right') - 1
   first = tf.gather(table.first_rows, file)
@@ -177,7 +179,7 @@ def gather(
   )
   stacks = _stack(tf.gather(table.frames, tf.reshape(places, [-1, stack_size])))
   stacks = tf.reshape(stacks, [-1, 2, *observation_shape, stack_size])
-  return replay_store.ReplayTransitions(
+  return ReplayTransitions(
     states=stacks[:, 0],
     actions=tf.gather(table.actions, rows),
     rewards=reward,
@@ -199,19 +201,7 @@ def _stack(frames: tf.Tensor) -> tf.Tensor:
   return tf.bitcast(wide[0] + wide[1] * 256 + newer * 65_536, tf.uint8)
 
 
-@gin.configurable(
-  denylist=[
-    'store',
-    'step',
-    'seed',
-    'update_horizon',
-    'gamma',
-    'stack_size',
-    'monte_carlo',
-    'in_graph',
-    'max_device_bytes',
-  ]
-)
+@gin.configurable(allowlist=['batch_size'])
 class FixedReplayBuffer:
   """Batches of transitions, sampled uniformly and with replacement.
 
@@ -226,7 +216,7 @@ class FixedReplayBuffer:
 
   def __init__(
     self,
-    store: replay_store.ReplayStore,
+    store: ReplayStore,
     step: tf.Tensor,
     seed: int,
     batch_size: int = 32,
@@ -293,7 +283,6 @@ class FixedReplayBuffer:
     else:
       store.hold_frames()
     self.transition = self.transition_at(step)
-    tensors = list(self.transition.values())
     (
       self.states,
       self.actions,
@@ -303,7 +292,7 @@ class FixedReplayBuffer:
       self.next_rewards,
       self.terminals,
       self.indices,
-    ) = tensors[: len(_NAMES)]
+    ) = [self.transition[name] for name in _NAMES]
     self.returns = self.transition.get('return')
 
   @property
@@ -318,9 +307,7 @@ class FixedReplayBuffer:
     )
     return np.sort(rows)
 
-  def batch_at(
-    self, indices: npt.ArrayLike
-  ) -> 'collections.OrderedDict[str, npt.NDArray[Any]]':
+  def batch_at(self, indices: npt.ArrayLike) -> _Transition:
     """Returns the transitions at valid rows, int [B], as arrays by name."""
     batch = self._store.gather(indices, self._update_horizon, self._gamma)
     arrays = collections.OrderedDict(zip(_NAMES, batch, strict=True))
@@ -328,9 +315,7 @@ class FixedReplayBuffer:
       arrays['return'] = self._returns[batch.indices]
     return arrays
 
-  def transition_at(
-    self, step: tf.Tensor
-  ) -> 'collections.OrderedDict[str, tf.Tensor]':
+  def transition_at(self, step: tf.Tensor) -> _Transition:
     """Returns the tensors of the batch of a step, int64 [], by name."""
     if self.table is not None:
       return self.transition_from(self.table.tensors, step)
@@ -354,9 +339,7 @@ class FixedReplayBuffer:
       tensor.set_shape([self.batch_size, *example[name].shape[1:]])
     return transition
 
-  def transition_from(
-    self, table: StoreTable, step: tf.Tensor
-  ) -> 'collections.OrderedDict[str, tf.Tensor]':
+  def transition_from(self, table: StoreTable, step: tf.Tensor) -> _Transition:
     """Returns the tensors of one step's batch, gathered from a table's."""
     with tf.name_scope('sample_replay'):
       rows = tf.gather(table.valid_rows, self._positions(step))
@@ -374,12 +357,11 @@ class FixedReplayBuffer:
     return transition
 
   def _positions(self, step: tf.Tensor) -> tf.Tensor:
+    seed = [tf.constant(self._seed, tf.int64), tf.cast(step, tf.int64)]
     # The algorithm is named, or else it would depend on the device.
     return tf.random.stateless_uniform(
       [self.batch_size],
-      seed=tf.stack(
-        [tf.constant(self._seed, tf.int64), tf.cast(step, tf.int64)]
-      ),
+      seed=tf.stack(seed),
       maxval=self.num_valid,
       minval=0,
       dtype=tf.int64,

@@ -162,15 +162,19 @@ def to_minari(
   import gymnasium
   import minari
 
-  def write(dataset: Any, buffers: list[Any]) -> Any:
+  dataset: Any = None
+  waiting: list[Any] = []
+  num_episodes = 0
+
+  def write() -> Any:
     if dataset is not None:
-      dataset.update_dataset_from_buffer(buffers)
+      dataset.update_dataset_from_buffer(waiting)
       return dataset
-    shape = buffers[0].observations.shape[1:]
+    shape = waiting[0].observations.shape[1:]
     try:
       return minari.create_dataset_from_buffers(
         dataset_id,
-        buffers,
+        waiting,
         action_space=gymnasium.spaces.Discrete(num_actions),
         observation_space=gymnasium.spaces.Box(0, 255, shape, np.uint8),
         description=description,
@@ -179,15 +183,12 @@ def to_minari(
     except ValueError as error:
       raise errors.ConfigError(f'Minari: {error}') from error
 
-  dataset: Any = None
-  waiting: list[Any] = []
-  num_episodes = 0
   for num_episodes, episode in enumerate(episodes(source, stack_size), 1):
     waiting.append(_minari_buffer(episode, num_episodes - 1))
     if sum(len(buffer.actions) for buffer in waiting) >= _FRAMES_PER_UPDATE:
-      dataset, waiting = write(dataset, waiting), []
+      dataset, waiting = write(), []
   if waiting:
-    write(dataset, waiting)
+    write()
   return num_episodes
 
 

@@ -93,9 +93,15 @@ def summarise(
   before: Segment | None = None
   for suffix in source.suffixes():
     segment = source.segment(suffix)
+    if not segment.num_rows:
+      raise errors.DataError(
+        f'file {suffix} of {source.name} holds no rows: its buffer was empty. '
+        'Move it away.'
+      )
     follows = before is not None and before.is_followed_by(segment)
+    windows = _windows(source, segment, all_frames)
     yield _summarise_file(
-      source, segment, follows, stack_size, all_frames, on_rows
+      source, segment, follows, stack_size - 1, windows, on_rows
     )
     before = segment
 
@@ -104,27 +110,21 @@ def _summarise_file(
   source: Source,
   segment: Segment,
   follows_before: bool,
-  stack_size: int,
-  all_frames: bool,
+  num_padding: int,
+  windows: Iterator[npt.NDArray[Any]],
   on_rows: Callable[[int], object],
 ) -> FileSummary:
   suffix, num_rows = segment.suffix, segment.num_rows
-  if not num_rows:
-    raise errors.DataError(
-      f'file {suffix} of {source.name} holds no rows: its buffer was empty. '
-      'Move it away.'
-    )
   actions, rewards, terminals = (
     source.column(name, suffix)[:num_rows]
     for name in checkpoint_format.ELEMENT_DTYPES
   )
-  digest = hashlib.sha256().hexdigest()
+  digest = ''
   changes: list[FrameChange] = []
   is_blank, last_two = np.zeros(0, np.bool_), np.zeros((0, 0), np.uint8)
-  for frames in _windows(source, segment, all_frames):
+  for frames in windows:
     row, blank = len(is_blank), ~frames.any(axis=1)
-    if not row:
-      digest = hashlib.sha256(frames.tobytes()).hexdigest()
+    digest = digest or hashlib.sha256(frames.tobytes()).hexdigest()
     if not row or len(frames) > _WINDOW_ROWS // 2:  # A short rest says little.
       pictures = frames[~blank]
       near = _mean_difference(pictures, 1)
@@ -134,19 +134,16 @@ def _summarise_file(
     last_two = np.concatenate([last_two, frames[-2:]] if row else [frames])[-2:]
     on_rows(len(frames))
   is_end = len(is_blank) == num_rows and len(last_two) == 2
-  num_padding = stack_size - 1
   starts_with_padding = bool(len(is_blank) and is_blank[:num_padding].all())
   ends = np.flatnonzero(terminals)
-  starts = ends + 1
-  padded_starts = np.concatenate([[0] * starts_with_padding, starts])
+  starts = [0] * starts_with_padding + (ends + 1).tolist()
+  padding = np.clip(num_rows - np.array(starts, np.int64), 0, num_padding)
   return FileSummary(
     suffix=suffix,
     num_bytes=source.num_bytes(suffix),
     num_rows=num_rows,
-    num_padding_rows=int(
-      np.clip(num_rows - padded_starts, 0, num_padding).sum()
-    ),
-    num_valid=len(segment.valid_rows(terminals, stack_size, update_horizon=1)),
+    num_padding_rows=int(padding.sum()),
+    num_valid=len(segment.valid_rows(terminals, num_padding + 1, 1)),
     episode_lengths=np.diff(ends) - num_padding,
     episode_returns=np.diff(np.cumsum(rewards, dtype=np.float64)[ends]),
     max_action=int(actions.max()),
@@ -157,9 +154,7 @@ def _summarise_file(
     cursor=segment.cursor if segment.is_circular else 0,
     digest=digest,
     changes=tuple(changes),
-    num_unpadded=sum(
-      not is_blank[start:][:num_padding].all() for start in starts
-    ),
+    num_unpadded=sum(not is_blank[s:][:num_padding].all() for s in ends + 1),
     last_change=_mean_difference(last_two, 1) if is_end else None,
   )
 
@@ -169,10 +164,10 @@ def _windows(
 ) -> Iterator[npt.NDArray[Any]]:
   """Yields frames of a file, _WINDOW_ROWS at a time."""
   header = source.header('observation', segment.suffix)
-  length, *frame_shape = header.shape
+  length, *shape = header.shape
   wanted = None if all_frames else min(length, _WINDOW_ROWS)
   left = segment.num_rows
-  held = np.zeros((0, math.prod(frame_shape)), header.dtype)
+  held = np.zeros((0, math.prod(shape)), header.dtype)
   for frames in source.rows('observation', segment.suffix, wanted):
     rows = frames[:left].reshape(-1, held.shape[1])
     left -= len(rows)
@@ -242,21 +237,19 @@ def diagnose(
   max_agent_steps_per_episode: int = 27_000,
 ) -> list[Finding]:
   """Returns what a log shows of the format's traps, faults first."""
-  faults: list[str] = []
+  findings = [
+    Finding(True, fault)
+    for summary in summaries
+    for fault in _file_faults(summary, num_actions)
+  ]
   first: dict[str, int] = {}
-  for summary in summaries:
-    faults += _file_faults(summary, num_actions)
   for summary in summaries:
     other = first.setdefault(summary.digest, summary.suffix)
     if other != summary.suffix:
-      faults.append(
-        f'file {summary.suffix} begins with the frames of file {other}.'
-      )
+      message = f'file {summary.suffix} begins with the frames of file {other}.'
+      findings.append(Finding(True, message))
   traits = _traits(summaries, max_agent_steps_per_episode)
-  return [
-    *(Finding(True, fault) for fault in faults),
-    *(Finding(False, trait) for trait in traits),
-  ]
+  return findings + [Finding(False, trait) for trait in traits]
 
 
 def _file_faults(
@@ -365,28 +358,21 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
   """
   is_rlu = isinstance(source, rlu.RluSource)
   suffixes = source.suffixes()
-  lengths = {
-    suffix: _RLU_ROWS if is_rlu else source.header('terminal', suffix).shape[0]
-    for suffix in suffixes
-  }
   sizes = {suffix: source.num_bytes(suffix) for suffix in suffixes}
+  lengths = dict.fromkeys(suffixes, _RLU_ROWS)
+  frame_shape: tuple[int, ...] = _FRAME_SHAPE
+  if not is_rlu:
+    lengths = {s: source.header('terminal', s).shape[0] for s in suffixes}
+    frame_shape = source.header('observation', suffixes[0]).shape[1:]
   rows = subset.rows_per_file(list(lengths.items()), stack_size)
-  # RL Unplugged's files are read whole once, to count their rows.
-  num_download_bytes = sum(
-    is_rlu * sizes[suffix] + math.ceil(sizes[suffix] * count / lengths[suffix])
-    for suffix, count in rows.items()
-  )
-  num_log_rows = sum(lengths.values())
-  num_rows = sum(rows.values())
+  num_log_rows, num_read_rows = sum(lengths.values()), sum(rows.values())
+  num_rows = num_read_rows
   if subset.rule == 'episodes':
     num_rows = math.ceil(subset.fraction * num_log_rows)
   elif subset.is_drawn:
     # Each transition needs its stack and the next frame.
     share = 1 - (1 - subset.fraction) ** (stack_size + 1)
     num_rows = math.ceil(share * num_log_rows)
-  frame_shape: tuple[int, ...] = _FRAME_SHAPE
-  if not is_rlu:
-    frame_shape = source.header('observation', suffixes[0]).shape[1:]
   num_frame_bytes = num_rows * math.prod(frame_shape)
   num_element_bytes = num_rows * sum(
     dtype.itemsize for dtype in checkpoint_format.ELEMENT_DTYPES.values()
@@ -399,15 +385,17 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
     are_rows_known=not is_rlu,
     num_rows=num_rows,
     num_log_bytes=sum(sizes.values()),
-    num_download_bytes=num_download_bytes,
+    # RL Unplugged's files are read whole once, to count their rows.
+    num_download_bytes=sum(
+      is_rlu * sizes[suffix] + math.ceil(sizes[suffix] * n / lengths[suffix])
+      for suffix, n in rows.items()
+    ),
     num_spool_bytes=max(spooled, default=0),
     num_store_bytes=num_frame_bytes + num_element_bytes,
     codec=shards.RAW if is_raw else shards.ZSTD,
     num_table_bytes=num_rows * _TABLE_BYTES,
     num_frame_bytes=num_frame_bytes,
-    seconds=None
-    if is_rlu
-    else _probe(source, suffixes[0]) * sum(rows.values()),
+    seconds=None if is_rlu else _probe(source, suffixes[0]) * num_read_rows,
   )
 
 
@@ -425,36 +413,34 @@ def describe(
 ) -> list[str]:
   """Returns an estimate in words, a line each."""
   known = '' if plan.are_rows_known else ' (not stated; as the log had them)'
-  spool = 'nothing'
-  if plan.num_spool_bytes:
-    spool = f'up to {_size(plan.num_spool_bytes)} a file being fetched'
-  packed = ''
-  if plan.codec != shards.RAW:
-    packed = (
-      '; zstd is the default at this size, and was 20 to 80 times smaller'
-    )
+  spool = f'up to {_size(plan.num_spool_bytes)} a file being fetched'
+  packed = '; zstd is the default at this size, and was 20 to 80 times smaller'
   frames = f'held, {_size(plan.num_frame_bytes)}'
   if plan.num_frame_bytes > max_resident_bytes:
     frames = (
       'read from the disk as they are needed (open_store.max_resident_bytes = '
       f'{max_resident_bytes})'
     )
-  seconds = 'not known before it is fetched'
+  time_left = 'not known before it is fetched'
   if plan.seconds is not None:
-    seconds = f'{math.ceil(plan.seconds)} s'
+    duration = f'{math.ceil(plan.seconds)} s'
     if plan.seconds >= 120:
-      seconds = f'{plan.seconds / 60:,.0f} minutes'
-    seconds = f'about {seconds}, at the rate that one stream has just had'
+      duration = f'{plan.seconds / 60:,.0f} minutes'
+    time_left = f'about {duration}, at the rate that one stream has just had'
   lines = {
     'log': f'{plan.num_log_rows:,} rows{known}, {_size(plan.num_log_bytes)}',
     'taken': f'{plan.num_rows:,} rows of {plan.num_files} files',
     'download': f'about {_size(plan.num_download_bytes)}',
-    'temporary': spool,
-    'disk': f'{_size(plan.num_store_bytes)} raw{packed}; '
-    f'{_size(free_bytes)} are free',
-    'memory': f'{_size(plan.num_table_bytes)} of tables in training; frames '
-    f'{frames}',
-    'time': seconds,
+    'temporary': spool if plan.num_spool_bytes else 'nothing',
+    'disk': (
+      f'{_size(plan.num_store_bytes)} raw'
+      f'{packed if plan.codec != shards.RAW else ""}; {_size(free_bytes)} are '
+      'free'
+    ),
+    'memory': (
+      f'{_size(plan.num_table_bytes)} of tables in training; frames {frames}'
+    ),
+    'time': time_left,
   }
   return [f'{name:<10} {line}' for name, line in lines.items()]
 

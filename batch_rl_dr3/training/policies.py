@@ -280,16 +280,14 @@ def open_store(
     said = (checkpoint_format.read_collection(log) or {}).get('game')
     stack_size = said['stack_size'] if isinstance(said, dict) else 4
   source = source_chain.open_source(log)
-  header = source.header('observation', source.suffixes()[0])
   return LoggedData(
     replay_store.open_store(
       source,
       cache_dir or cli.default_cache_dir(),
       subset or Subset(),
-      header.shape[1:],
+      None,
       None,
       stack_size,
-      observation_dtype=header.dtype,
     ),
     source,
   )

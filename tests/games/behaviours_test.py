@@ -14,7 +14,7 @@ from batch_rl_dr3.games import (
   minatar,  # noqa: F401
 )
 from batch_rl_dr3.games import lanes as lanes_lib
-from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.replay.log import checkpoint_format, sources
 
 pytestmark = pytest.mark.usefixtures('clear_gin')
 
@@ -80,7 +80,7 @@ def collect(folder, seed, num_rows=400):
   )
   collection.collect(folder, seed)
   return np.concatenate(
-    [read_actions(folder, n) for n in checkpoint_format.list_suffixes(folder)]
+    [read_actions(folder, n) for n in sources.FolderSource(folder).suffixes()]
   )
 
 

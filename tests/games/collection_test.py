@@ -7,7 +7,7 @@ import pytest
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.games import collection
 from batch_rl_dr3.games import lanes as lanes_lib
-from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.replay.log import checkpoint_format, sources
 
 pytestmark = pytest.mark.usefixtures('clear_gin')
 
@@ -117,7 +117,7 @@ def test_episodes_count_in_the_file_where_they_end(tmp_path):
   summary = collect_three(tmp_path / 'log', num_rows=18, rows_per_file=9)
   assert [f['num_rows'] for f in summary['files']] == [9, 9]
   assert [f['num_episodes'] for f in summary['files']] == [1, 2]
-  assert checkpoint_format.list_suffixes(tmp_path / 'log') == [0, 1]
+  assert sources.FolderSource(tmp_path / 'log').suffixes() == [0, 1]
 
 
 def test_too_few_rows_are_refused(tmp_path):

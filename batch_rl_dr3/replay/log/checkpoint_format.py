@@ -135,12 +135,6 @@ def read_collection(
   )
 
 
-def missing_suffixes(present: Iterable[int]) -> list[int]:
-  """Returns the suffixes missing from 0..max."""
-  there = set(present)
-  return sorted(set(range(max(there))) - there)
-
-
 def format_suffixes(suffixes: Iterable[int]) -> str:
   """Returns ascending suffixes in words: [0, 1, 2, 5] as '0-2, 5'."""
   runs: list[list[int]] = []
@@ -167,11 +161,6 @@ def complete_suffixes(location: object, names: Iterable[str]) -> list[int]:
   return suffixes
 
 
-def list_suffixes(folder: str | os.PathLike[str]) -> list[int]:
-  """Returns the suffixes of a log in numeric order."""
-  return complete_suffixes(folder, os.listdir(folder))
-
-
 class Header(NamedTuple):
   """What the header of an array file says; dtype is never object."""
 
@@ -180,13 +169,22 @@ class Header(NamedTuple):
 
 
 def check_frames(
-  name: object, found: Header, shape: tuple[int, ...], dtype: npt.DTypeLike
+  name: object,
+  found: Header,
+  shape: Sequence[int] | None,
+  dtype: npt.DTypeLike,
 ) -> None:
-  """Raises a DataError if the frames of `name` are not those of a game."""
-  if (found.shape[1:], found.dtype) != (shape, np.dtype(dtype)):
+  """Raises a DataError if the frames of `name` are of another shape or dtype.
+
+  With a shape of None it accepts all.
+  """
+  if shape is None:
+    return
+  if (found.shape[1:], found.dtype) != (tuple(shape), np.dtype(dtype)):
     raise errors.DataError(
       f'{name} has frames of {found.dtype} {found.shape[1:]}; '
-      f'{np.dtype(dtype)} {shape} is needed. Is it the data of another game?'
+      f'{np.dtype(dtype)} {tuple(shape)} is needed. Is it the data of another '
+      'game?'
     )
 
 
@@ -304,8 +302,20 @@ def read_rows(
   """
   with decompressed(file) as stream:
     header = _parse_header(stream, file)
-    check_rows(file.name, header, dtype, tuple(row_shape), num_rows)
+    if (
+      header.dtype != np.dtype(dtype)
+      or not header.shape
+      or header.shape[1:] != tuple(row_shape)
+    ):
+      raise errors.DataError(
+        f'{file.name} holds {header.dtype} of shape {header.shape}; rows of '
+        f'{np.dtype(dtype)} of shape {tuple(row_shape)} are needed.'
+      )
     total = header.shape[0]
+    if num_rows is not None and num_rows > total:
+      raise errors.DataError(
+        f'{file.name} has {total} rows; {num_rows} are needed.'
+      )
     wanted = total if num_rows is None else num_rows
     row_bytes = max(1, math.prod(row_shape) * header.dtype.itemsize)
     block_rows = max(1, _BLOCK_BYTES // row_bytes)
@@ -313,29 +323,6 @@ def read_rows(
       shape = (min(block_rows, wanted - start), *row_shape)
       is_last = start + shape[0] == total
       yield _read_array(stream, file, shape, header.dtype, is_last)
-
-
-def check_rows(
-  name: str,
-  header: Header,
-  dtype: npt.DTypeLike,
-  row_shape: tuple[int, ...],
-  num_rows: int | None,
-) -> None:
-  """Checks that an array has the rows that are asked for."""
-  if (
-    header.dtype != np.dtype(dtype)
-    or not header.shape
-    or header.shape[1:] != row_shape
-  ):
-    raise errors.DataError(
-      f'{name} holds {header.dtype} of shape {header.shape}; rows of '
-      f'{np.dtype(dtype)} of shape {row_shape} are needed.'
-    )
-  if num_rows is not None and num_rows > header.shape[0]:
-    raise errors.DataError(
-      f'{name} has {header.shape[0]} rows; {num_rows} are needed.'
-    )
 
 
 def read_attribute(file: StoredFile, name: str) -> npt.NDArray[np.int64]:

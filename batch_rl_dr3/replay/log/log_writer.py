@@ -62,16 +62,13 @@ class LogWriter:
     self._stack_size = stack_size
     self._update_horizon = update_horizon
     self._rows_per_file = rows_per_file
-    self._rows: dict[str, npt.NDArray[Any]] = {
-      'observation': np.zeros(
-        (rows_per_file, *observation_shape), observation_dtype
-      ),
-      **{
-        name: np.zeros(rows_per_file, dtype)
-        for name, dtype in checkpoint_format.ELEMENT_DTYPES.items()
-      },
-    }
     self._padding = np.zeros(observation_shape, observation_dtype)
+    rows = (rows_per_file,)
+    self._rows: dict[str, npt.NDArray[Any]] = {
+      'observation': np.zeros(rows + observation_shape, observation_dtype)
+    }
+    for name, dtype in checkpoint_format.ELEMENT_DTYPES.items():
+      self._rows[name] = np.zeros(rows, dtype)
     self.num_rows_added = 0
     self._add_count = 0  # Of the buffer, since what is logged broke off.
     self._num_rows = 0  # Of the file in the making.
@@ -129,14 +126,7 @@ class LogWriter:
     """Writes the rows left over, if any, as a last, shorter file."""
     self.break_off(at_episode_start=True)
 
-  def _add_row(
-    self,
-    observation: npt.NDArray[Any],
-    action: int,
-    reward: float,
-    terminal: int,
-  ) -> None:
-    values = (observation, action, reward, terminal)
+  def _add_row(self, *values: Any) -> None:
     for rows, value in zip(self._rows.values(), values, strict=True):
       rows[self._num_rows] = value
     self._num_rows += 1

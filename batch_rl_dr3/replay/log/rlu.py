@@ -19,8 +19,6 @@ clipped to [-1, 1].
   step holds only the last observation: T steps are T - 1 transitions. But the
   original log never held an observation after a terminal transition, so the
   last step may be the log's last row. `last_step` says which reading is used.
-  Under 'observation', an episode that ends with a reward contradicts it, and is
-  an error.
 * An episode that does not end in a terminal state was cut by time. Its last row
   is marked as terminal, so that no stack reaches over it, and is one of
   `cut_rows`: never sampled, and no Monte-Carlo return ends there.
@@ -230,13 +228,10 @@ def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
   clipped = layout.rewards[0]
   pair = next((p for p in layout.rewards if p[0] in features), clipped)
   steps = {
-    field: values(field, kind)
-    for field, kind in (
-      (layout.frames, 'bytes_list'),
-      (layout.actions, 'int64_list'),
-      (pair[0], 'float_list'),
-      (layout.end, layout.end_kind),
-    )
+    layout.frames: values(layout.frames, 'bytes_list'),
+    layout.actions: values(layout.actions, 'int64_list'),
+    pair[0]: values(pair[0], 'float_list'),
+    layout.end: values(layout.end, layout.end_kind),
   }
   frames, actions, rewards, ends = steps.values()
   lengths = {field: len(found) for field, found in steps.items()}
@@ -246,16 +241,10 @@ def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
     )
   if min(actions) < 0 or max(actions) > np.iinfo(np.int32).max:
     raise errors.DataError(f'{name} holds the action {min(actions)}.')
-  episode = _Steps(
-    checkpoint=one(layout.checkpoint, 'int64_list'),
-    number=one(layout.number, 'int64_list'),
-    frames=frames,
-    actions=np.array(actions, np.int32),
-    rewards=np.array(rewards, np.float32),
-    is_terminal=ends[-1] == layout.terminal_value,
-  )
+  checkpoint = one(layout.checkpoint, 'int64_list')
+  number = one(layout.number, 'int64_list')
   stated_return = one(pair[1], 'float_list')
-  exact = episode.rewards.astype(np.float64)
+  exact = np.array(rewards, np.float64)
   if not np.isfinite(exact).all():
     raise errors.DataError(f'{name} holds a reward that is no number.')
   if pair == clipped and (np.abs(exact) > 1).any():
@@ -263,10 +252,17 @@ def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
   tolerance = 1e-3 * max(1.0, abs(stated_return))
   if not abs(exact.sum() - stated_return) <= tolerance:
     raise errors.DataError(
-      f'{name}: the rewards of episode {episode.number} sum up to '
-      f'{exact.sum()}; the file states {stated_return}.'
+      f'{name}: the rewards of episode {number} sum up to {exact.sum()}; the '
+      f'file states {stated_return}.'
     )
-  return episode
+  return _Steps(
+    checkpoint=checkpoint,
+    number=number,
+    frames=frames,
+    actions=np.array(actions, np.int32),
+    rewards=exact.astype(np.float32),
+    is_terminal=ends[-1] == layout.terminal_value,
+  )
 
 
 def _decode_frame(png: bytes, name: str) -> npt.NDArray[np.uint8]:

@@ -3,19 +3,12 @@
 The public bucket of the DQN Replay Dataset has answered 403 or 404 to many
 since 2025. Whoever refuses is named in a warning; if all do, one error lists
 them all.
-
-A run has files 0 to 49, and a short file 50 with the rest. The runs without a
-file 50 are in absent_files.csv, as users found them in the public bucket
-(github.com/google-research/batch_rl, issue 33, which looked at run 1 of all
-games; Breakout's run 5 is known too).
 """
 
 from collections.abc import Collection, Sequence
 import contextlib
-import csv
 import difflib
 import http.client
-import importlib.resources
 import os
 import pathlib
 import queue
@@ -49,7 +42,18 @@ _MEND = (
 # Within which a web server answers, if it is there at all.
 _ANSWER_SECONDS = 8.0
 NUM_RUNS = 5
+# A run has files 0 to 49, and a short one with the rest, but for these runs: as
+# users found them in the public bucket (github.com/google-research/batch_rl,
+# issue 33, which looked at run 1 of all games; Breakout's run 5 is known too).
 _LAST_SUFFIX = 50
+_WITHOUT_LAST = frozenset(
+  {
+    *(('Carnival', 1), ('Centipede', 1), ('IceHockey', 1), ('StarGunner', 1)),
+    *(('VideoPinball', 1), ('YarsRevenge', 1), ('Breakout', 5)),
+  }
+)
+
+_Location = str | os.PathLike[str] | Source
 
 
 def expected_suffixes(game: str, run: int) -> list[int]:
@@ -58,17 +62,7 @@ def expected_suffixes(game: str, run: int) -> list[int]:
     raise errors.ConfigError(
       f'run {run} of {game}: the runs are numbered 1 to {NUM_RUNS}.'
     )
-  folder = importlib.resources.files('batch_rl_dr3.replay.log')
-  text = folder.joinpath('absent_files.csv').read_text()
-  absent = {
-    (row['game'], int(row['run']), int(row['suffix']))
-    for row in csv.DictReader(text.splitlines())
-  }
-  return [
-    suffix
-    for suffix in range(_LAST_SUFFIX + 1)
-    if (game, run, suffix) not in absent
-  ]
+  return list(range(_LAST_SUFFIX + ((game, run) not in _WITHOUT_LAST)))
 
 
 def rom_path(game: str) -> pathlib.Path:
@@ -105,13 +99,12 @@ def num_actions(game: str) -> int:
 def missing_notes(game: str, run: int, present: Collection[int]) -> list[str]:
   """Returns one line per file that is not there, and whether that is known."""
   expected = expected_suffixes(game, run)
+  notes = (
+    'known to be absent from the data set',
+    'missing and should be there',
+  )
   return [
-    f'{game}/{run}: suffix {suffix} is '
-    + (
-      'missing and should be there'
-      if suffix in expected
-      else 'known to be absent from the data set'
-    )
+    f'{game}/{run}: suffix {suffix} is {notes[suffix in expected]}'
     for suffix in range(_LAST_SUFFIX + 1)
     if suffix not in present
   ]
@@ -129,7 +122,7 @@ def default_locations(
   return [template.format(game=game, run=run) for template in templates]
 
 
-def make_source(location: str | os.PathLike[str] | Source) -> Source:
+def make_source(location: _Location) -> Source:
   """Returns the source at a location; only folders are looked at yet.
 
   RL Unplugged's has atari_episodes_ordered or rlu_atari_checkpoints_ordered in
@@ -147,12 +140,7 @@ def make_source(location: str | os.PathLike[str] | Source) -> Source:
   return sources.FolderSource(text)
 
 
-def open_source(
-  locations: str
-  | os.PathLike[str]
-  | Source
-  | Sequence[str | os.PathLike[str] | Source],
-) -> Source:
+def open_source(locations: _Location | Sequence[_Location]) -> Source:
   """Returns the first source that lists all its files and gives a first one.
 
   Of several, a web server silent for seconds is not waited for.
@@ -163,27 +151,26 @@ def open_source(
   """
   if isinstance(locations, str | os.PathLike | Source):
     locations = [locations]
+  is_only = len(locations) == 1
   refusals = []
-  answers: dict[str, str] = {}
+  answers: dict[str | None, str] = {None: ''}
   for location in locations:
     try:
       source = make_source(location)
       endpoint = source.endpoint
-      if len(locations) > 1 and endpoint is not None:
-        if endpoint not in answers:
-          answers[endpoint] = _ask(endpoint)
-        if answers[endpoint]:
-          raise RefusedError(
-            f'{source.name} is out of reach: {endpoint} does not answer '
-            f'({answers[endpoint]}).'
-          )
+      if not is_only and endpoint not in answers:
+        answers[endpoint] = _ask(str(endpoint))
+      if answers.get(endpoint):
+        raise RefusedError(
+          f'{source.name} is out of reach: {endpoint} does not answer '
+          f'({answers[endpoint]}).'
+        )
       source.segment(source.suffixes()[0])
+      return source
     except RefusedError as error:
       refusals.append(str(error))
-      if len(locations) > 1:
+      if not is_only:
         logging.warning('%s The next source is asked.', error)
-    else:
-      return source
   raise errors.DataError(
     f'no source gives the data: {" | ".join(refusals)} {_MEND}'
   )

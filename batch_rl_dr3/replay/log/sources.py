@@ -53,7 +53,8 @@ class Source(abc.ABC):
 
   def missing_suffixes(self) -> list[int]:
     """Returns the suffixes that should be there and are not."""
-    return checkpoint_format.missing_suffixes(self.suffixes())
+    there = self.suffixes()
+    return sorted(set(range(there[-1])) - set(there))
 
   @abc.abstractmethod
   def fingerprint(self) -> list[Any]:

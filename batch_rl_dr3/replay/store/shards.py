@@ -192,20 +192,16 @@ def _chunks(
   blocks: Iterable[npt.NDArray[Any]], content: Any
 ) -> Iterator[npt.NDArray[Any]]:
   """Yields frames, hashed, CHUNK_ROWS at a time; a shard's end ends a chunk."""
-  row, size = 0, min(CHUNK_ROWS, SHARD_ROWS)
-  rest: npt.NDArray[Any] | None = None
+  row = 0
+  rest: list[npt.NDArray[Any]] = []
   for block in blocks:
     content.update(array_bytes(block))
-    if rest is not None and len(rest):
-      block = np.concatenate([rest, block])
-    while len(block) >= size:
+    block = np.concatenate([*rest, block])
+    while len(block) >= (size := min(CHUNK_ROWS, SHARD_ROWS - row)):
       yield block[:size]
-      block = block[size:]
-      row = (row + size) % SHARD_ROWS
-      size = min(CHUNK_ROWS, SHARD_ROWS - row)
-    rest = block
-  if rest is not None and len(rest):
-    yield rest
+      block, row = block[size:], (row + size) % SHARD_ROWS
+    rest = [block] if len(block) else []
+  yield from rest
 
 
 def _write_shard(

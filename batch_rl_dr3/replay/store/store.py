@@ -73,23 +73,12 @@ _TABLE_DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-@gin.configurable(
-  denylist=[
-    'replay',
-    'cache_dir',
-    'subset',
-    'observation_shape',
-    'num_actions',
-    'stack_size',
-    'progress',
-    'observation_dtype',
-  ]
-)
+@gin.configurable(allowlist=['max_resident_bytes', 'codec'])
 def open_store(
   replay: str | os.PathLike[str] | Source,
   cache_dir: str | os.PathLike[str],
   subset: Subset,
-  observation_shape: tuple[int, ...],
+  observation_shape: tuple[int, ...] | None,
   num_actions: int | None,
   stack_size: int,
   progress: bool = True,
@@ -99,10 +88,9 @@ def open_store(
 ) -> ReplayStore:
   """Returns the store of a log, built first if the cache lacks it.
 
-  Neither max_resident_bytes nor codec changes a bit of any batch. Measured on
-  300,000 frames of Seaquest, random play, on two shared cores, before stacking
-  became three times as fast: batches of 32 a second from one thread, with files
-  in the page cache or not (a cold start), and the bytes then read a batch:
+  Neither max_resident_bytes nor codec changes a bit of any batch. Batches of 32
+  a second from one thread, of 300,000 frames of Seaquest on two shared cores,
+  with files in the page cache or not (cold), and the bytes read a batch:
 
             size   resident   cached   cold   read a batch
       raw   2120 MB     880      590    150      1.06 MB
@@ -116,7 +104,7 @@ def open_store(
     replay: the folder or URL of a log or its parent, a Source, or a store.
     cache_dir: where stores are kept; raw, 7 GB per million Atari frames.
     subset: the part of the log that is used.
-    observation_shape: the shape of one frame of the game.
+    observation_shape: of one frame of the game; None accepts any.
     num_actions: of the game; None accepts any logged action.
     stack_size: frames in a state.
     progress: whether to show a progress bar when a build takes long.
@@ -135,7 +123,6 @@ def open_store(
       f'open_store.codec is {codec!r}; it must be one of '
       f'{", ".join(shards.CODECS)}.'
     )
-  shape = tuple(observation_shape)
   if isinstance(replay, str | os.PathLike):
     replay = checkpoint_format.local_path(os.fspath(replay))
   if isinstance(replay, str) and read.is_store(replay):
@@ -144,12 +131,14 @@ def open_store(
     source = source_chain.make_source(replay)
     header = source.header('observation', source.suffixes()[0])
     checkpoint_format.check_frames(
-      source.name, header, shape, observation_dtype
+      source.name, header, observation_shape, observation_dtype
     )
     key = _store_key(source, subset, stack_size, codec)
     folder = pathlib.Path(cache_dir) / key
     if not folder.exists():
-      build(source, folder, subset, num_actions, stack_size, codec, progress)
+      _Build(source, subset, num_actions, stack_size, codec, folder).run(
+        progress
+      )
   store = ReplayStore(folder, stack_size, max_resident_bytes)
   manifest = store.manifest
   if manifest['subset'] != subset.record():
@@ -159,7 +148,7 @@ def open_store(
       'it is.'
     )
   checkpoint_format.check_frames(
-    store.folder, store.header('observation'), shape, observation_dtype
+    folder, store.header('observation'), observation_shape, observation_dtype
   )
   _check_actions(manifest['source'], manifest['max_action'], num_actions)
   if manifest['format_version'] < read.FORMAT_VERSION:
@@ -209,47 +198,6 @@ def _store_key(
   return (name[:_NAME_LENGTH] + version)[:_KEY_LENGTH]
 
 
-def build(
-  source: Source,
-  folder: pathlib.Path,
-  subset: Subset,
-  num_actions: int | None,
-  stack_size: int,
-  codec: str | None,
-  progress: bool,
-) -> None:
-  """Builds the store `folder`, unless another process is faster.
-
-  Resumes from the parts of earlier builds. A failed build keeps the parts that
-  are whole, unless the disk is full, which is left as it was.
-  """
-  cache_dir = folder.parent
-  building = cache_dir / f'.{folder.name}.building'
-  with atomic.file_errors(folder):
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with open(cache_dir / f'.{folder.name[:_NAME_LENGTH]}.lock', 'w') as file:
-      is_alone = _lock(file)
-      if folder.exists():
-        return
-      _remove_leftovers(building, is_alone)
-      parts = _Parts(source, subset, num_actions, stack_size, codec, building)
-      parts.check_space()
-      try:
-        building.mkdir(exist_ok=True)
-        parts.extract(progress)
-        text = read.manifest_text(_manifest(parts))
-        atomic.write_text(building / read.MANIFEST, text)
-        atomic.name_folder(building, folder)
-      except (OSError, errors.WriteError):
-        shutil.rmtree(building, ignore_errors=True)
-        # Where locks do not work, another builder may have won.
-        if not read.is_store(folder):
-          raise
-      finally:
-        with contextlib.suppress(OSError):
-          building.rmdir()  # Nothing is kept of a build that came to nothing.
-
-
 def _lock(file: IO[str]) -> bool:
   """Waits for other builders; returns False where locks do not work."""
   try:
@@ -292,119 +240,139 @@ class _FilePlan:
   kept: npt.NDArray[np.int64] | None = None
 
 
-def _plan(
-  source: Source, subset: Subset, stack_size: int
-) -> tuple[list[_FilePlan], list[int]]:
-  """Returns what each file gives, in time order, and the unused suffixes."""
-  suffixes = source.suffixes()
-  with futures.ThreadPoolExecutor(_NUM_REQUESTS) as pool:  # Storages are far.
-    counts = pool.map(functools.partial(sources.count_rows, source), suffixes)
-    lengths = dict(zip(suffixes, counts, strict=True))
-    wanted = subset.rows_per_file(list(lengths.items()), stack_size)
-    wholes = list(pool.map(source.segment, wanted))
-  segments = []
-  for whole in wholes:
-    whole.check_counts(source.name)
-    if isinstance(source, sources.LogSource):  # Others say no cursor's range.
-      whole.check_cursor(source.name)
-    count = wanted[whole.suffix]
-    segment = dataclasses.replace(
-      whole,
-      first_row=0,
-      num_rows=min(count, whole.num_rows),
-      read_to_end=count == lengths[whole.suffix],
-    )
-    if segment.num_rows:
-      segments.append(segment)
-  if not segments:
-    raise errors.DataError(
-      f'{source.name} holds no rows: its buffers are empty.'
-    )
-  drawn: list[Any] = [None] * len(segments)
-  if subset.is_drawn:
-    terminals = [
-      source.column('terminal', s.suffix)[: s.num_rows] for s in segments
-    ]
-    drawn = draw(subset, segments, terminals, lengths, stack_size)
-  files: list[_FilePlan] = []
-  first_row = 0
-  for segment, rows in zip(segments, drawn, strict=True):
-    own, kept = dataclasses.replace(segment, first_row=first_row), None
-    if rows is not None:
-      kept = rows_needed(rows, segment.num_rows, stack_size)
-      own = dataclasses.replace(own, num_rows=len(kept), num_drawn=len(rows))
-    if own.num_rows:
-      files.append(_FilePlan(own, segment.num_rows, rows, kept))
-    first_row += own.num_rows
-  used = {file.segment.suffix for file in files}
-  return files, [suffix for suffix in lengths if suffix not in used]
-
-
-class _Parts:
-  """The parts of a store, and the extraction of those missing.
+@dataclasses.dataclass
+class _Build:
+  """The building of a store from the parts that its log's files give.
 
   Decompression and checksums release Python's lock, so a few threads extract;
   each holds one block of frames.
   """
 
-  def __init__(
-    self,
-    source: Source,
-    subset: Subset,
-    num_actions: int | None,
-    stack_size: int,
-    codec: str | None,
-    building: pathlib.Path,
-  ):
-    self.source = source
-    self.subset = subset
-    self.stack_size = stack_size
-    self.building = building
-    self.files, self.unused = _plan(source, subset, stack_size)
-    self.header = source.header('observation', self.files[0].segment.suffix)
-    self.num_rows = sum(file.segment.num_rows for file in self.files)
-    self._row_bytes = (
-      math.prod(self.header.shape[1:]) * self.header.dtype.itemsize
-    )
-    is_raw = self.num_rows * self._row_bytes <= MAX_RAW_BYTES
-    self.codec = codec or (shards.RAW if is_raw else shards.ZSTD)
-    self._num_actions = num_actions
-    self._stop = threading.Event()
+  source: Source
+  subset: Subset
+  num_actions: int | None
+  stack_size: int
+  codec: str | None
+  folder: pathlib.Path
 
-  def check_space(self) -> None:
+  def run(self, progress: bool) -> None:
+    """Builds the store, unless another process is faster.
+
+    Resumes from the parts of earlier builds. A failed build keeps the parts
+    that are whole, unless the disk is full, which is left as it was.
+    """
+    folder, name = self.folder, self.folder.name
+    self._building = building = folder.with_name(f'.{name}.building')
+    self._stop = threading.Event()
+    with atomic.file_errors(folder):
+      folder.parent.mkdir(parents=True, exist_ok=True)
+      lock = folder.with_name(f'.{name[:_NAME_LENGTH]}.lock')
+      with open(lock, 'w') as file:
+        is_alone = _lock(file)
+        if folder.exists():
+          return
+        _remove_leftovers(building, is_alone)
+        self._plan()
+        self._check_space()
+        try:
+          building.mkdir(exist_ok=True)
+          self._extract_missing(progress)
+          text = read.manifest_text(self._manifest())
+          atomic.write_text(building / read.MANIFEST, text)
+          atomic.name_folder(building, folder)
+        except (OSError, errors.WriteError):
+          shutil.rmtree(building, ignore_errors=True)
+          # Where locks do not work, another builder may have won.
+          if not read.is_store(folder):
+            raise
+        finally:
+          with contextlib.suppress(OSError):
+            building.rmdir()  # Nothing is kept of a build that came to nothing.
+
+  def _plan(self) -> None:
+    """Decides what each file gives, in time order."""
+    source, subset = self.source, self.subset
+    suffixes = source.suffixes()
+    with futures.ThreadPoolExecutor(_NUM_REQUESTS) as pool:  # Storages are far.
+      counts = pool.map(functools.partial(sources.count_rows, source), suffixes)
+      lengths = dict(zip(suffixes, counts, strict=True))
+      wanted = subset.rows_per_file(list(lengths.items()), self.stack_size)
+      wholes = list(pool.map(source.segment, wanted))
+    segments = []
+    for whole in wholes:
+      whole.check_counts(source.name)
+      if isinstance(source, sources.LogSource):  # Others say no cursor's range.
+        whole.check_cursor(source.name)
+      count = wanted[whole.suffix]
+      segment = dataclasses.replace(
+        whole,
+        first_row=0,
+        num_rows=min(count, whole.num_rows),
+        read_to_end=count == lengths[whole.suffix],
+      )
+      if segment.num_rows:
+        segments.append(segment)
+    if not segments:
+      raise errors.DataError(
+        f'{source.name} holds no rows: its buffers are empty.'
+      )
+    drawn: list[Any] = [None] * len(segments)
+    if subset.is_drawn:
+      terminals = [
+        source.column('terminal', s.suffix)[: s.num_rows] for s in segments
+      ]
+      drawn = draw(subset, segments, terminals, lengths, self.stack_size)
+    self._files: list[_FilePlan] = []
+    self._num_rows = 0
+    for segment, rows in zip(segments, drawn, strict=True):
+      own, kept = dataclasses.replace(segment, first_row=self._num_rows), None
+      if rows is not None:
+        kept = rows_needed(rows, segment.num_rows, self.stack_size)
+        own = dataclasses.replace(own, num_rows=len(kept), num_drawn=len(rows))
+      if own.num_rows:
+        self._files.append(_FilePlan(own, segment.num_rows, rows, kept))
+      self._num_rows += own.num_rows
+    used = {file.segment.suffix for file in self._files}
+    self._unused = [suffix for suffix in lengths if suffix not in used]
+    self._frame = source.header('observation', self._files[0].segment.suffix)
+    self._frame_shape = self._frame.shape[1:]
+    self._row_bytes = math.prod(self._frame_shape) * self._frame.dtype.itemsize
+    is_raw = self._num_rows * self._row_bytes <= MAX_RAW_BYTES
+    self._codec = self.codec or (shards.RAW if is_raw else shards.ZSTD)
+
+  def _check_space(self) -> None:
     """Raises a WriteError if the parts to come do not fit on the disk.
 
     How small zstd makes frames is not known before, so they are not counted.
     """
-    per_row = self._row_bytes if self.codec == shards.RAW else 0
+    per_row = self._row_bytes if self._codec == shards.RAW else 0
     per_row += sum(
       d.itemsize for d in checkpoint_format.ELEMENT_DTYPES.values()
     )
     needed = per_row * sum(
       file.segment.num_rows
-      for file in self.files
-      if not self.folder(file).exists()
+      for file in self._files
+      if not self._part(file).exists()
     )
-    available = shutil.disk_usage(self.building.parent).free
+    available = shutil.disk_usage(self.folder.parent).free
     if needed > available:
       raise errors.WriteError(
-        f'the store needs {needed:,} bytes in {self.building.parent}, where '
+        f'the store needs {needed:,} bytes in {self.folder.parent}, where '
         f'{available:,} are available. Free some, choose another --cache_dir, '
         "or store frames compressed: open_store.codec = 'zstd'."
       )
 
-  def folder(self, file: _FilePlan) -> pathlib.Path:
-    """Returns where a part is once it is whole."""
-    return self.building / str(file.segment.suffix)
+  def _part(self, file: _FilePlan) -> pathlib.Path:
+    return self._building / str(file.segment.suffix)
 
-  def record(self, file: _FilePlan) -> dict[str, Any] | None:
+  def _record(self, file: _FilePlan) -> dict[str, Any] | None:
     """Returns the record of a part; None if it is not all there."""
-    return read.read_part(self.folder(file), file.segment.record())
+    return read.read_part(self._part(file), file.segment.record())
 
-  def extract(self, progress: bool) -> None:
-    files = [file for file in self.files if self.record(file) is None]
+  def _extract_missing(self, progress: bool) -> None:
+    files = [file for file in self._files if self._record(file) is None]
     for file in files:
-      shutil.rmtree(self.folder(file), ignore_errors=True)
+      shutil.rmtree(self._part(file), ignore_errors=True)
     num_rows = sum(file.num_held for file in files)
     is_trivial = num_rows * self._row_bytes < _TRIVIAL_BYTES
     bar = progress_bars.bar(
@@ -424,7 +392,7 @@ class _Parts:
 
     # Whose it is can be told, and it is nobody else's.
     owner = f'{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}'
-    temporary = self.building.with_name(f'{self.building.stem}.{owner}.part')
+    temporary = self._building.with_name(f'{self._building.stem}.{owner}.part')
     temporary.mkdir()
     num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     try:
@@ -464,21 +432,22 @@ class _Parts:
         logging.warning('%s It is read once more.', error)
         shutil.rmtree(folder)
     try:
-      atomic.name_folder(folder, self.folder(file))
+      atomic.name_folder(folder, self._part(file))
     except OSError:
       # Where locks do not work, another builder may have been faster.
-      if self.record(file) is None:
+      if self._record(file) is None:
         raise
 
   def _write_part(
     self, file: _FilePlan, folder: pathlib.Path, on_rows: Callable[[int], None]
   ) -> None:
-    tables: dict[str, npt.NDArray[Any]] = {}
     # The small arrays come first: they tell of a wrong game at once.
-    for name in reversed(checkpoint_format.ELEMENT_DTYPES):
-      tables[name] = np.concatenate([*self._blocks(file, name)])
+    tables = {
+      name: np.concatenate([*self._blocks(file, name)])
+      for name in reversed(checkpoint_format.ELEMENT_DTYPES)
+    }
     max_action = int(tables['action'].max())
-    _check_actions(self.source.name, max_action, self._num_actions)
+    _check_actions(self.source.name, max_action, self.num_actions)
     if file.kept is not None and file.drawn is not None:
       tables = {name: rows[file.kept] for name, rows in tables.items()}
       tables['source_row'] = file.kept
@@ -490,9 +459,9 @@ class _Parts:
       content[name] = hashlib.sha256(shards.array_bytes(table)).hexdigest()
     frame_records, content['observation'] = shards.write_frames(
       folder,
-      self.codec,
-      (file.segment.num_rows, *self.header.shape[1:]),
-      self.header.dtype,
+      self._codec,
+      (file.segment.num_rows, *self._frame_shape),
+      self._frame.dtype,
       self._frames(file, on_rows),
     )
     part = {
@@ -506,12 +475,11 @@ class _Parts:
   def _frames(
     self, file: _FilePlan, on_rows: Callable[[int], None]
   ) -> Iterator[npt.NDArray[Any]]:
-    suffix = file.segment.suffix
     checkpoint_format.check_frames(
       self._name('observation', file),
-      self.source.header('observation', suffix),
-      self.header.shape[1:],
-      self.header.dtype,
+      self.source.header('observation', file.segment.suffix),
+      self._frame_shape,
+      self._frame.dtype,
     )
     row = 0
     for block in self._blocks(file, 'observation'):
@@ -532,16 +500,57 @@ class _Parts:
       if self._stop.is_set():
         raise futures.CancelledError  # Another part failed, and so the build.
       block = whole[:left]
+      left -= len(block)
       if len(block):
-        problem = _find_problem(name, block)
-        if problem is not None:
+        if problem := _find_problem(name, block):
           raise errors.DataError(f'{self._name(name, file)} holds {problem}.')
         yield block
-      left -= len(block)
 
   def _name(self, element: str, file: _FilePlan) -> str:
     name = checkpoint_format.file_name(element, file.segment.suffix)
     return f'{self.source.name}/{name}'
+
+  def _manifest(self) -> dict[str, Any]:
+    segments, described, max_action = [], [], 0
+    for file in self._files:
+      part, record = self._part(file), self._record(file)
+      if record is None:
+        raise FileNotFoundError(2, 'a part vanished', str(part))
+      own = shards.content_record((part / read.RECORD).read_bytes())
+      files = {**record['files'], read.RECORD: own}
+      segments.append(record['segment'])
+      described.append({'files': files, 'content': record['content']})
+      max_action = max(max_action, record['max_action'])
+    arrays = {
+      'observation': self._frame.dtype,
+      **checkpoint_format.ELEMENT_DTYPES,
+      **(_TABLE_DTYPES if self.subset.is_drawn else {}),
+    }
+    return {
+      'format_version': read.FORMAT_VERSION,
+      'source': self.source.name,
+      'subset': self.subset.record(),
+      'stack_size': self.stack_size if self.subset.is_drawn else None,
+      'codec': self._codec,
+      'shard_rows': shards.SHARD_ROWS,
+      'num_rows': self._num_rows,
+      'max_action': max_action,
+      'arrays': {
+        name: {
+          'dtype': dtype.str,
+          'shape': [
+            self._num_rows,
+            *(self._frame_shape if name == 'observation' else ()),
+          ],
+        }
+        for name, dtype in arrays.items()
+      },
+      'missing_suffixes': self.source.missing_suffixes(),
+      'unused_suffixes': self._unused,
+      'files': segments,
+      'parts': described,
+      'data_hash': read.data_hash(segments, described),
+    }
 
 
 def _find_problem(name: str, block: npt.NDArray[Any]) -> str | None:
@@ -553,45 +562,3 @@ def _find_problem(name: str, block: npt.NDArray[Any]) -> str | None:
   if name == 'reward' and not (np.abs(block) <= 1).all():
     return 'a reward outside [-1, 1]; logged rewards are clipped'
   return None
-
-
-def _manifest(parts: _Parts) -> dict[str, Any]:
-  segments, records, described = [], [], []
-  for file in parts.files:
-    record = parts.record(file)
-    if record is None:
-      raise FileNotFoundError(2, 'a part vanished', str(parts.folder(file)))
-    own = (parts.folder(file) / read.RECORD).read_bytes()
-    files = {**record['files'], read.RECORD: shards.content_record(own)}
-    segments.append(record['segment'])
-    records.append(record)
-    described.append({'files': files, 'content': record['content']})
-  is_drawn = parts.subset.is_drawn
-  frame_shape = parts.header.shape[1:]
-  arrays = {
-    'observation': parts.header.dtype,
-    **checkpoint_format.ELEMENT_DTYPES,
-    **(_TABLE_DTYPES if is_drawn else {}),
-  }
-  return {
-    'format_version': read.FORMAT_VERSION,
-    'source': parts.source.name,
-    'subset': parts.subset.record(),
-    'stack_size': parts.stack_size if is_drawn else None,
-    'codec': parts.codec,
-    'shard_rows': shards.SHARD_ROWS,
-    'num_rows': parts.num_rows,
-    'max_action': max(record['max_action'] for record in records),
-    'arrays': {
-      name: {
-        'dtype': dtype.str,
-        'shape': [parts.num_rows, *(frame_shape * (name == 'observation'))],
-      }
-      for name, dtype in arrays.items()
-    },
-    'missing_suffixes': parts.source.missing_suffixes(),
-    'unused_suffixes': parts.unused,
-    'files': segments,
-    'parts': described,
-    'data_hash': read.data_hash(segments, described),
-  }

@@ -29,13 +29,12 @@ _HELD_OUT_STREAM = 1
 class Subset:
   """The part of a logged data set that is used.
 
-  * 'prefix': the first `fraction` of the rows of each file. This is how the
-    paper's authors make a "uniform" 1% or 5%: contiguous rows, 10,000 of each
-    file of 1,000,000 at 1%.
+  * 'prefix': the first `fraction` of the rows of each file, as the paper's
+    authors make a "uniform" 1% or 5%: 10,000 rows of each 1,000,000 at 1%.
   * 'uniform': floor(fraction * num_rows) 1-step transitions drawn uniformly
     without replacement from all that can be sampled, as the paper's text says,
-    padding counted as rows. Only they can be sampled then; with the frames of
-    their stacks and next states, a 1% stores about 5 times as many frames.
+    padding counted as rows. With the frames of their stacks and next states, a
+    1% stores about 5 times as many frames.
   * 'first': the first `fraction` of all rows in time, so 0.1 is the first 5 of
     the 50 files that are there.
   * 'episodes': whole episodes of each file, drawn without replacement until
@@ -44,7 +43,6 @@ class Subset:
   * 'all': every row; `fraction` is 1.
 
   Attributes:
-    rule: one of the above.
     fraction: exact in its decimal digits: 0.29 of 100 rows is 29.
     seed: names the draw; 'run' is the run's own, another draw for each seed.
     num_held_out: see `held_out`.
@@ -169,12 +167,8 @@ def draw(
 ) -> list[npt.NDArray[np.int64]]:
   """Returns the rows of each file where a drawn transition starts, ascending.
 
-  Args:
-    subset: one that is drawn.
-    segments: the files, each with its own row 0 first.
-    terminals: those of each file.
-    lengths: the rows of all files of the log, by suffix.
-    stack_size: frames in a state.
+  The segments' own row 0 is their first; `lengths` are the rows of all files of
+  the log, by suffix.
   """
   base = dataclasses.replace(subset, num_held_out=0)
   assert isinstance(base.seed, int)
@@ -280,9 +274,8 @@ def rows_needed(
   """Returns the rows of a file whose frames the transitions hold, ascending.
 
   They are the stack_size rows up to each one and the row after it, wrapped
-  around the end of a full buffer. Each transition's rows are neighbours among
-  them (the last and the first are too), so that a stack is found by counting
-  back. With rows [4, 6] drawn of 10 and stacks of 2 it is [3, 4, 5, 6, 7].
+  around the end of a full buffer, so that a stack is found by counting back.
+  With rows [4, 6] drawn of 10 and stacks of 2 it is [3, 4, 5, 6, 7].
   """
   needed = np.zeros(num_rows, np.bool_)
   for offset in range(1 - stack_size, UPDATE_HORIZON + 1):

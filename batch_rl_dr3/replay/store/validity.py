@@ -22,9 +22,9 @@ def cursor_range(
 ) -> npt.NDArray[np.int64]:
   """Returns the rows that the write cursor makes unsampleable.
 
-  They are cursor - N, ..., cursor + K - 1 modulo the capacity, for update
-  horizon N and stack size K, as Dopamine's `invalid_range` has it. With cursor
-  0, capacity 10, K = 4, N = 1: [9, 0, 1, 2, 3].
+  For update horizon N and stack size K they are cursor - N, ..., cursor + K - 1
+  modulo the capacity. With cursor 0, capacity 10, K = 4 and N = 1 it is
+  [9, 0, 1, 2, 3].
   """
   offsets = np.arange(-update_horizon, stack_size, dtype=np.int64)
   return (cursor + offsets) % capacity
@@ -43,7 +43,6 @@ def valid_indices(
   A buffer that was given at least `capacity` rows is full: it is circular, and
   stacks wrap around its end. Otherwise it holds rows 0 ... add_count - 1. The
   capacity exceeds the number of rows where only a prefix is used; None is all.
-  `invalid_range` are rows that the file itself declares invalid.
   """
   num_rows = terminals.shape[0]
   capacity = num_rows if capacity is None else capacity
@@ -110,8 +109,8 @@ class Segment:
 
   def record(self) -> dict[str, Any]:
     """Returns its fields as manifests have them, without what is not known."""
-    fields = dataclasses.asdict(self)
     optional = ('num_drawn', 'cut_rows')
+    fields = dataclasses.asdict(self)
     return {k: v for k, v in fields.items() if v or k not in optional}
 
   @property
@@ -146,12 +145,11 @@ class Segment:
     )
     cut = np.array(self.cut_rows, np.int64)
     past_cut = (cut[:, np.newaxis] - np.arange(update_horizon)).reshape(-1)
+    own = np.array(self.invalid_range, np.int64)
     valid = valid_indices(
       terminals,
       self.add_count if self.is_circular else self.num_rows,
-      np.concatenate(
-        [np.array(self.invalid_range, np.int64), around_cursor, past_cut]
-      ),
+      np.concatenate([own, around_cursor, past_cut]),
       stack_size,
       update_horizon,
       capacity=self.num_rows_in_source,
@@ -165,9 +163,8 @@ class Segment:
     add_count. The count of a short last file starts again at 0; it follows a
     file that ended with its cursor back at 0.
     """
-    if other.suffix != self.suffix + 1:
-      return False
-    if not (self.is_whole and other.is_whole):
+    is_next = other.suffix == self.suffix + 1
+    if not (is_next and self.is_whole and other.is_whole):
       return False
     if other.add_count - other.num_rows == self.add_count:
       return True

@@ -76,7 +76,7 @@ def test_missing_and_empty_folders_are_named(tmp_path):
 def test_suffixes_are_sorted_as_numbers(tmp_path, logs):
   folder = tmp_path / 'log'
   logs.write_log(folder, logs.make_transitions(1300), rows_per_file=120)
-  suffixes = checkpoint_format.list_suffixes(folder)
+  suffixes = sources.FolderSource(folder).suffixes()
   assert suffixes == list(range(len(suffixes)))
   assert len(suffixes) > 10
 
@@ -95,7 +95,7 @@ def test_suffixes_are_sorted_as_numbers(tmp_path, logs):
 def test_a_missing_file_is_named(log, name):
   (log / f'{name}_ckpt.0.gz').unlink()
   with pytest.raises(errors.DataError) as caught:
-    checkpoint_format.list_suffixes(log)
+    sources.FolderSource(log).suffixes()
   assert f'{name}_ckpt.0.gz' in str(caught.value)
 
 

@@ -67,7 +67,7 @@ def test_atari_frames_and_closing_without_rows(tmp_path, logs):
   transitions = logs.make_transitions(9, shape=(84, 84))
   transitions = [t._replace(terminal=0) for t in transitions]
   logs.write_log(tmp_path, transitions, rows_per_file=12)
-  assert checkpoint_format.list_suffixes(tmp_path) == [0]
+  assert sources.FolderSource(tmp_path).suffixes() == [0]
   path = checkpoint_format.file_path(tmp_path, 'observation', 0)
   rows = np.concatenate(
     list(checkpoint_format.read_rows(local_file(path), np.uint8, (84, 84)))

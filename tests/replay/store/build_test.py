@@ -109,7 +109,7 @@ def test_a_build_killed_again_and_again_ends_the_same(
 
 
 def test_what_is_extracted_is_not_extracted_again(log, open_store, monkeypatch):
-  monkeypatch.setattr(replay_store, '_manifest', lambda *unused: 1 / 0)
+  monkeypatch.setattr(replay_store._Build, '_manifest', lambda _: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     open_store(log)
   monkeypatch.undo()
@@ -120,7 +120,7 @@ def test_what_is_extracted_is_not_extracted_again(log, open_store, monkeypatch):
 
 def test_a_damaged_part_is_extracted_again(log, open_store, monkeypatch):
   with monkeypatch.context() as patch:
-    patch.setattr(replay_store, '_manifest', lambda *unused: 1 / 0)
+    patch.setattr(replay_store._Build, '_manifest', lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
       open_store(log)
   (part,) = log.parent.glob('cache/.*.building/1')

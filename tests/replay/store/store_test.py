@@ -242,7 +242,7 @@ def test_rebuilding_gives_the_same_store(log, open_store, tmp_path):
 
 def test_a_store_is_built_once(log, open_store, monkeypatch):
   first = open_store(log)
-  monkeypatch.setattr(replay_store, 'build', None)
+  monkeypatch.setattr(replay_store, '_Build', None)
   assert open_store(log).data_hash == first.data_hash
 
 
@@ -294,7 +294,7 @@ from batch_rl_dr3.replay.store import store
 from batch_rl_dr3.replay.store.subset import Subset
 def die(*unused):
   os.kill(os.getpid(), 9)
-store._manifest = die
+store._Build._manifest = die
 store.open_store(sys.argv[1], sys.argv[2], Subset(), (12, 10), 6, 4)
 """
 
