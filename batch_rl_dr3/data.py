@@ -300,7 +300,8 @@ def convert() -> None:
 
 
 def _convert_minari(folder: str) -> int:
-  from batch_rl_dr3.control import data as control_data
+  with gin.unlock_config():  # It registers more than is bound here.
+    from batch_rl_dr3.control import data as control_data
 
   dataset = control_data.locate_minari(FLAGS.minari) / 'data'
   with control_data.minari_errors(FLAGS.minari):
