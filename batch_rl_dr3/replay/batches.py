@@ -205,12 +205,10 @@ def _stack(frames: tf.Tensor) -> tf.Tensor:
 class FixedReplayBuffer:
   """Batches of transitions, sampled uniformly and with replacement.
 
-  The batch of the step is `states`, `actions` and so on, as in
-  `ReplayTransitions`. `transition` has the same tensors by Dopamine's names:
-  state, action, ..., indices, and return.
-
   Attributes:
+    states: of the step's batch; it and what follows, as in `ReplayTransitions`.
     returns: float32 [batch_size], returns to go; None unless monte_carlo.
+    transition: the same tensors by Dopamine's names: state, ..., return.
     table: the variables that hold the store; None where NumPy gathers.
   """
 

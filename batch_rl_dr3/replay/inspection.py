@@ -364,7 +364,7 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
   if not is_rlu:
     lengths = {s: source.header('terminal', s).shape[0] for s in suffixes}
     frame_shape = source.header('observation', suffixes[0]).shape[1:]
-  rows = subset.rows_per_file(list(lengths.items()), stack_size)
+  rows = subset.rows_per_file(lengths, stack_size)
   num_log_rows, num_read_rows = sum(lengths.values()), sum(rows.values())
   num_rows = num_read_rows
   if subset.rule == 'episodes':

@@ -23,11 +23,8 @@ class LogWriter:
   File N is what a Dopamine `OutOfGraphReplayBuffer` with replay_capacity =
   rows_per_file, given all transitions so far, would save when full for the (N +
   1)th time. Each episode starts with stack_size - 1 rows of zero padding; both
-  cross files.
-
-  A shorter last file is what a buffer of just its rows would save: its
-  add_count starts again, as in the DQN Replay Dataset. Loaded into a buffer of
-  any size, Dopamine finds the same valid rows in it.
+  cross files. A shorter last file is what a buffer of just its rows would save:
+  its add_count starts again, as in the DQN Replay Dataset.
 
   The rows of one file are held in memory: 7 GB for a million Atari frames.
   """

@@ -37,10 +37,10 @@ _QUARANTINE = 'batch_rl_dr3_quarantine'
 
 
 class Source(abc.ABC):
-  """The rows of one logged run of one game, file by file.
+  """The rows of one logged run of one game, by the suffixes of its files.
 
-  A file is known by its suffix and has the elements of the DQN Replay format,
-  however they are stored. What is damaged is a DataError.
+  They have the elements of the DQN Replay format, however they are stored. What
+  is damaged is a DataError.
   """
 
   name: str  # Where it is, as messages and manifests call it.
@@ -256,10 +256,7 @@ class FolderSource(LogSource):
 class RemoteFiles:
   """The objects of a folder in any storage that fsspec opens.
 
-  Attributes:
-    storage: the folder; its objects, read from it, are checked by nobody.
-    endpoint: the web server that serves it, None if not known.
-    spool_dir: see below.
+  What is read from its `storage` is checked by nobody; what is fetched, is.
   """
 
   def __init__(
@@ -276,9 +273,9 @@ class RemoteFiles:
     Args:
       url: of the folder; s3:// needs the package s3fs, and https:// a page that
         links to the files.
-      endpoint_url: where gs:// is served; None for Google's own.
-      google_token: gcsfs's token; see place.open_data.
-      timeout: seconds without a byte after which a connection is given up.
+      endpoint_url: this and what follows is as for `place.open_data`.
+      google_token: see there.
+      timeout: in seconds.
       spool_dir: of temporary files, one compressed file each; None is TMPDIR.
       retry: how reads are tried again; Retry() if None.
     """
@@ -303,8 +300,8 @@ class RemoteFiles:
 
     Where the storage states no checksum, `check` raises a DataError. A damaged
     object goes to the folder batch_rl_dr3_quarantine in `spool_dir` and is
-    fetched once more. Of its first `num_bytes` alone, nobody checks a thing.
-    The temporary file has no name, so it vanishes with the process.
+    fetched once more. With `num_bytes`, only they are fetched, unchecked. The
+    temporary file has no name, so it vanishes with the process.
 
     Raises:
       DataError: if it is damaged both times.
@@ -389,8 +386,7 @@ class FsspecSource(LogSource):
   def __init__(self, url: str, **storage: Any):
     """Reads nothing yet; the further arguments are those of RemoteFiles.
 
-    `url` is the folder of the log, or its parent where it is named
-    `replay_logs`.
+    `url` is of the log's folder, or of the one above its `replay_logs`.
     """
     self._files = RemoteFiles(url, **storage)
     super().__init__(self._files.storage.name, self._files.storage.count)

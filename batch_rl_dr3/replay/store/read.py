@@ -1,8 +1,8 @@
 """Reads a local store: what can be sampled from it, and what a sample holds.
 
 A store holds a folder per file of the log, named by the file's suffix (see
-store), and manifest.json, which is there if and only if all of it is. The
-manifest holds the checksums of all other files, and of itself.
+store), and manifest.json, which is there if and only if all of it is, and holds
+the checksums of all other files and of itself.
 
 What can be sampled and a sample equal Dopamine's `OutOfGraphReplayBuffer`, file
 by file, except that

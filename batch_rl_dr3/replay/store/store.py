@@ -292,30 +292,7 @@ class _Build:
   def _plan(self) -> None:
     """Decides what each file gives, in time order."""
     source, subset = self.source, self.subset
-    suffixes = source.suffixes()
-    with futures.ThreadPoolExecutor(_NUM_REQUESTS) as pool:  # Storages are far.
-      counts = pool.map(functools.partial(sources.count_rows, source), suffixes)
-      lengths = dict(zip(suffixes, counts, strict=True))
-      wanted = subset.rows_per_file(list(lengths.items()), self.stack_size)
-      wholes = list(pool.map(source.segment, wanted))
-    segments = []
-    for whole in wholes:
-      whole.check_counts(source.name)
-      if isinstance(source, sources.LogSource):  # Others say no cursor's range.
-        whole.check_cursor(source.name)
-      count = wanted[whole.suffix]
-      segment = dataclasses.replace(
-        whole,
-        first_row=0,
-        num_rows=min(count, whole.num_rows),
-        read_to_end=count == lengths[whole.suffix],
-      )
-      if segment.num_rows:
-        segments.append(segment)
-    if not segments:
-      raise errors.DataError(
-        f'{source.name} holds no rows: its buffers are empty.'
-      )
+    lengths, segments = self._choose_segments()
     drawn: list[Any] = [None] * len(segments)
     if subset.is_drawn:
       terminals = [
@@ -339,6 +316,34 @@ class _Build:
     self._row_bytes = math.prod(self._frame_shape) * self._frame.dtype.itemsize
     is_raw = self._num_rows * self._row_bytes <= MAX_RAW_BYTES
     self._codec = self.codec or (shards.RAW if is_raw else shards.ZSTD)
+
+  def _choose_segments(self) -> tuple[dict[int, int], list[Segment]]:
+    """Returns the rows of each file, and those that the subset is of."""
+    source = self.source
+    suffixes = source.suffixes()
+    with futures.ThreadPoolExecutor(_NUM_REQUESTS) as pool:  # Storages are far.
+      counts = pool.map(functools.partial(sources.count_rows, source), suffixes)
+      lengths = dict(zip(suffixes, counts, strict=True))
+      wanted = self.subset.rows_per_file(lengths, self.stack_size)
+      wholes = list(pool.map(source.segment, wanted))
+    segments = []
+    for whole, count in zip(wholes, wanted.values(), strict=True):
+      whole.check_counts(source.name)
+      if isinstance(source, sources.LogSource):  # Others say no cursor's range.
+        whole.check_cursor(source.name)
+      segment = dataclasses.replace(
+        whole,
+        first_row=0,
+        num_rows=min(count, whole.num_rows),
+        read_to_end=count == lengths[whole.suffix],
+      )
+      if segment.num_rows:
+        segments.append(segment)
+    if not segments:
+      raise errors.DataError(
+        f'{source.name} holds no rows: its buffers are empty.'
+      )
+    return lengths, segments
 
   def _check_space(self) -> None:
     """Raises a WriteError if the parts to come do not fit on the disk.

@@ -122,25 +122,25 @@ class Subset:
     return count
 
   def rows_per_file(
-    self, files: Sequence[tuple[int, int]], stack_size: int
+    self, lengths: Mapping[int, int], stack_size: int
   ) -> dict[int, int]:
     """Returns how many rows to read from the start of each file, by suffix.
 
-    Files are (suffix, num_rows) in time order; those that give none are absent.
-    A rule that draws reads all rows.
+    The files' numbers of rows are in time order; files that give none are
+    absent. A rule that draws reads all rows.
 
     Raises:
       ConfigError: if no file gives stack_size + 1 rows, as a transition needs.
     """
     if self.is_drawn:
-      rows = dict(files)
+      rows = dict(lengths)
     elif self.rule == 'first':
-      rows, left = {}, self._floor(sum(num_rows for _, num_rows in files))
-      for suffix, num_rows in files:
+      rows, left = {}, self._floor(sum(lengths.values()))
+      for suffix, num_rows in lengths.items():
         rows[suffix] = min(num_rows, left)
         left -= rows[suffix]
     else:
-      rows = {suffix: self._floor(num_rows) for suffix, num_rows in files}
+      rows = {suffix: self._floor(n) for suffix, n in lengths.items()}
     most = max(rows.values(), default=0)
     if most < stack_size + 1:
       raise errors.ConfigError(
@@ -195,7 +195,7 @@ def draw(
         "Use another Subset.rule, such as 'prefix'."
       )
   else:
-    counts = base.rows_per_file(list(lengths.items()), stack_size)
+    counts = base.rows_per_file(lengths, stack_size)
     drawn = [
       np.arange(min(counts.get(segment.suffix, 0), segment.num_rows))
       for segment in segments

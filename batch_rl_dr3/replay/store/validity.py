@@ -214,19 +214,16 @@ def episode_returns(
 
   Episodes continue across whole files that follow each other in time.
   """
-  returns = np.empty(len(rewards), dtype=np.float32)
-  is_cut = np.zeros(len(rewards), np.bool_)
-  chains: list[list[Segment]] = []
-  for segment in segments:
+  ends, is_cut = terminals.copy(), np.zeros(len(rewards), np.bool_)
+  order = [segment.rows_in_time() for segment in segments]
+  for number, segment in enumerate(segments):
     cut = np.array(segment.cut_rows, np.int64)
     is_cut[segment.first_row + cut[cut < segment.num_rows]] = True
-    if chains and chains[-1][-1].is_followed_by(segment):
-      chains[-1].append(segment)
-    else:
-      chains.append([segment])
-  for chain in chains:
-    rows = np.concatenate([segment.rows_in_time() for segment in chain])
-    returns[rows] = returns_to_go(
-      rewards[rows], terminals[rows], gamma, is_cut[rows]
-    )
+    following = segments[number + 1 : number + 2]
+    last = order[number][-1]
+    if not any(map(segment.is_followed_by, following)) and not ends[last]:
+      ends[last], is_cut[last] = 1, True
+  rows = np.concatenate(order)
+  returns = np.empty(len(rewards), dtype=np.float32)
+  returns[rows] = returns_to_go(rewards[rows], ends[rows], gamma, is_cut[rows])
   return returns

@@ -6,7 +6,7 @@ import pytest
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.store.subset import Subset
 
-FIFTY_FILES = [(suffix, 1_000_000) for suffix in range(50)]
+FIFTY_FILES = dict.fromkeys(range(50), 1_000_000)
 
 
 def test_one_percent_is_the_first_10000_rows_of_every_file():
@@ -21,32 +21,32 @@ def test_first_ten_percent_is_the_first_five_files():
 
 def test_first_ends_within_a_file():
   # 0.25 of 100 + 200 + 100 rows is 100.
-  files = [(0, 60), (1, 240), (2, 100)]
+  files = {0: 60, 1: 240, 2: 100}
   rows = Subset('first', 0.25).rows_per_file(files, stack_size=4)
   assert rows == {0: 60, 1: 40}
 
 
 def test_all_takes_every_row():
-  files = [(0, 60), (3, 7)]
+  files = {0: 60, 3: 7}
   assert Subset().rows_per_file(files, stack_size=4) == {0: 60, 3: 7}
 
 
 def test_fractions_are_exact_in_decimal():
   assert int(0.29 * 100) == 28
-  rows = Subset('prefix', 0.29).rows_per_file([(0, 100)], stack_size=4)
+  rows = Subset('prefix', 0.29).rows_per_file({0: 100}, stack_size=4)
   assert rows == {0: 29}
 
 
 def test_fractions_of_a_row_are_dropped():
-  rows = Subset('prefix', 0.5).rows_per_file([(0, 101), (1, 1)], stack_size=4)
+  rows = Subset('prefix', 0.5).rows_per_file({0: 101, 1: 1}, stack_size=4)
   assert rows == {0: 50}
 
 
 @pytest.mark.parametrize('rule', ['prefix', 'first'])
 def test_a_fraction_without_a_transition_is_refused(rule):
   with pytest.raises(errors.ConfigError, match='at most 4 rows'):
-    Subset(rule, 0.04).rows_per_file([(0, 100)], stack_size=4)
-  rows = Subset(rule, 0.05).rows_per_file([(0, 100)], stack_size=4)
+    Subset(rule, 0.04).rows_per_file({0: 100}, stack_size=4)
+  rows = Subset(rule, 0.05).rows_per_file({0: 100}, stack_size=4)
   assert rows == {0: 5}
 
 
@@ -92,7 +92,7 @@ def test_the_manifest_has_the_seed_of_a_draw():
 
 def test_uniform_reads_every_row_and_counts_exactly():
   subset = Subset('uniform', 0.01)
-  assert subset.rows_per_file(FIFTY_FILES, stack_size=4) == dict(FIFTY_FILES)
+  assert subset.rows_per_file(FIFTY_FILES, stack_size=4) == FIFTY_FILES
   assert subset.num_drawn(50_000_000) == 500_000
   assert Subset('uniform', 0.29).num_drawn(100) == 29
   with pytest.raises(errors.ConfigError, match='not one transition'):
