@@ -7,12 +7,9 @@ prints one table: gradient steps per second of REM + DR3 and CQL + DR3 (Nature
 network, batch 32, 9 actions), what share of them is the network's arithmetic
 and what share is sampling, evaluation, start-up, memory, and what the paper's
 runs would take. The peer is Dopamine's DQNAgent on its own replay buffer with
-the same loss, DR3 term included. Both sides run in this process, in alternating
-bursts; every ratio is the median over the pairs of bursts, and stands beside
-their quartiles. The data are made up and written to a temporary folder.
-
-Close other programs first: they change rates, and ratios too. The measurements
-are not shipped: the command needs a source checkout.
+the same loss, DR3 term included. Both run here in alternating bursts; a ratio
+is the median over the pairs of bursts, beside their quartiles. The data are
+made up. Close other programs first: they change rates, and ratios too.
 
 Exit status: 0 measured; 64 wrong command line, or no source checkout; 73 the
 table cannot be written.
@@ -40,24 +37,15 @@ def define_flags() -> None:
   )
 
 
-def checkout() -> pathlib.Path:
-  """Returns the root of the source checkout that this package lies in.
-
-  Raises:
-    UsageError: if it was installed without one.
-  """
+def main() -> None:
+  """Measures, in a source checkout: the measurements are not shipped."""
   root = pathlib.Path(__file__).resolve().parent.parent
   if not (root / 'benchmarks' / 'gradient_steps.py').is_file():
     raise errors.UsageError(
       'the measurements are not shipped with the package: run this command in '
       'a source checkout (git clone).'
     )
-  return root
-
-
-def main() -> None:
-  """Measures, in a checkout."""
-  sys.path.insert(0, str(checkout()))
+  sys.path.insert(0, str(root))
   frameworks.import_tensorflow(announce=True)
   measurements = importlib.import_module('benchmarks.gradient_steps')
   measurements.measure(FLAGS.quick, FLAGS.json)

@@ -16,11 +16,9 @@ several. Runs that are still training are shown as far as they are. A report
 that is already there is replaced, once the new one is whole. Of runs in a
 bucket, --runs='gs://BUCKET/RUNS/**', what has changed is fetched first.
 
-  --watch[=SECONDS]  goes on, and writes the report again when runs change; the
-                     page loads itself again, and begins with a row a run:
-                     state, gradient steps, rate, time left, why it failed
-  --serve[=PORT]     serves the report's folder on 127.0.0.1; together with
-                     --watch it is kept up to date
+  --watch[=SECONDS]  writes the report again when runs change; the page loads
+                     itself again, and begins with how each run stands
+  --serve[=PORT]     serves the report's folder on 127.0.0.1
 
 Both go on until Ctrl-C or SIGTERM; --watch waits for runs that are not there
 yet.
@@ -28,13 +26,10 @@ yet.
   python -m batch_rl_dr3.report --preset=dr3_atari17 --runs='RUNS/**'
 
 takes the runs for the paper's Atari study, 17 games x 4 methods x 3 data sets x
-5 runs, and sets their numbers beside the published ones: Table 1 (IQM of
-normalised scores, average over training and final), Figure 4 (IQM against
-gradient steps), Figure 5 (effective rank) and the feature dot product, median,
-mean, optimality gap, probability of improvement, performance profiles and
-stability, scores and curves of each game, and which runs are missing. All
-intervals are 95% stratified bootstrap intervals by rliable. What is computed
-on an incomplete set is marked.
+5 runs, and sets their numbers beside the published ones: Table 1, Figures 4 and
+5, other statistics, what the paper finds, each game, and which runs are
+missing. All intervals are 95% stratified bootstrap intervals by rliable. What
+is computed on an incomplete set is marked.
 
 Runs are refused that cannot share a table, by their provenance.json: runs of
 one suite that differ in protocol or version of this package, of one game that
@@ -48,7 +43,9 @@ cannot be written.
 from collections.abc import Callable
 import functools
 import os
+import pathlib
 import sys
+import tomllib
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -61,11 +58,8 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 
-# Those of reporting/study.py, which takes seconds to import.
-PRESETS = (
-  *('dr3_atari17', 'dr3_minatar', 'dr3_minatar_figure1'),
-  *('dr3_d4rl', 'dr3_cog'),
-)
+_PUBLISHED = pathlib.Path(__file__).parent / 'reporting' / 'published'
+PRESETS = tuple(tomllib.loads((_PUBLISHED / 'presets.toml').read_text()))
 _DEFAULT_PORT = 8765
 _DEFAULT_WATCH_SECONDS = 30.0
 
@@ -91,14 +85,6 @@ class _OptionalNumber(flags.ArgumentParser):  # type: ignore[type-arg]
     return number
 
 
-def _define_optional_number(
-  name: str, parser: _OptionalNumber, help_text: str
-) -> None:
-  flags.DEFINE_flag(
-    flags.Flag(parser, None, name, None, help_text, boolean=True)
-  )
-
-
 def define_flags() -> None:
   """Defines what is read, what the report is about and where it goes."""
   flags.DEFINE_multi_string(
@@ -114,18 +100,21 @@ def define_flags() -> None:
     'Folder of the report (default: report, in the folder that holds the '
     'runs, unless that is in a bucket).',
   )
-  _define_optional_number(
-    'watch',
-    _OptionalNumber(_DEFAULT_WATCH_SECONDS, float, 0.1, 86_400),
+  watch = _OptionalNumber(_DEFAULT_WATCH_SECONDS, float, 0.1, 86_400)
+  serve = _OptionalNumber(_DEFAULT_PORT, int, 0, 65_535)
+  watch_help = (
     'Write the report again whenever runs change, until Ctrl-C; '
-    f'--watch=SECONDS is how often to look ({_DEFAULT_WATCH_SECONDS:g}).',
+    f'--watch=SECONDS is how often to look ({_DEFAULT_WATCH_SECONDS:g}).'
   )
-  _define_optional_number(
-    'serve',
-    _OptionalNumber(_DEFAULT_PORT, int, 0, 65_535),
+  serve_help = (
     "Serve the report's folder to this machine; --serve=PORT is where "
-    f'({_DEFAULT_PORT}; 0 takes a free one).',
+    f'({_DEFAULT_PORT}; 0 takes a free one).'
   )
+  for flag in (
+    flags.Flag(watch, None, 'watch', None, watch_help, boolean=True),
+    flags.Flag(serve, None, 'serve', None, serve_help, boolean=True),
+  ):
+    flags.DEFINE_flag(flag)
   flags.DEFINE_enum(
     'preset',
     None,
@@ -224,8 +213,7 @@ def main() -> None:
     with view.kept_fresh(FLAGS.watch or _DEFAULT_WATCH_SECONDS):
       watch.follow(view.patterns, write, FLAGS.watch, FLAGS.serve)
     return
-  index = write()
-  print(f'report: {index}')
+  print(f'report: {write()}')
 
 
 if __name__ == '__main__':

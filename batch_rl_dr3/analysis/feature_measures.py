@@ -16,7 +16,7 @@ def effective_rank(
 
   The smallest k for which the k largest singular values sum to at least
   (1 - delta) of all; 0 if every feature is zero. Kumar et al. 2021
-  (arXiv:2010.14498), Eq. 1. What is no finite matrix is a ValueError.
+  (arXiv:2010.14498), Eq. 1.
   """
   features = np.asarray(features)
   if features.ndim != 2 or not np.isfinite(features).all():
@@ -41,9 +41,8 @@ def dormant_fraction(
 ) -> float:
   """Returns the share of features [N, D], a row per state, that are dormant.
 
-  Their mean |phi_i| over the states is at most tau times its mean over all
-  features; at tau 0 they are dead, 0 at every state. Sokar et al. 2023
-  (arXiv:2302.12902), Definition 3.1, of one layer.
+  Their mean |phi_i| is at most tau times its mean over all features; at tau 0
+  they are dead. Sokar et al. 2023 (arXiv:2302.12902), Definition 3.1.
   """
   activity = np.abs(np.asarray(features, np.float64)).mean(axis=0)
   return float(np.mean(activity <= tau * activity.mean()))

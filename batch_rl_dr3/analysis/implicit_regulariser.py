@@ -168,8 +168,8 @@ class FixedPoint:
   def null_projection(self) -> Array:
     """Returns P [d, d], onto G's null space along V.
 
-    G = J^T D with J the gradients and D their differences, both [n, d]: P = I
-    - J^T (D J^T)^-1 D keeps what D maps to 0 and removes V.
+    G = J^T D with the gradients J and their differences D, both [n, d]: P = I
+    - J^T (D J^T)^-1 D.
     """
     along = self.gradients.T
     inverse = np.linalg.inv(self._differences @ along)
@@ -239,10 +239,9 @@ def simulate_drift(
 ) -> Array:
   """Returns the mean movement [d] along G's null space per noisy TD step.
 
-  It is to be compared with -eta P field. An even number of chains start at the
-  fixed point and take Eq. 3's step, in pairs with opposite noise, so that what
-  is odd in it cancels. The covariance settles in `burn_in` steps;
-  `extra_gradient` [d] is added to g at every step.
+  An even number of chains start at the fixed point and take Eq. 3's step, in
+  pairs with opposite noise, so that what is odd in it cancels. The covariance
+  settles in `burn_in` steps; `extra_gradient` [d] is added to g.
   """
   rng = np.random.default_rng(seed)
   thetas = np.repeat(point.theta[np.newaxis], num_chains, axis=0)

@@ -12,9 +12,8 @@ where an episode ends nothing is backed up. Proposition 3.2 of Kumar et al. 2022
 
 which is trace(G) <= 0. With >, an eigenvalue has a negative real part, so that
 w diverges for every eta > 0. With =, the proposition needs b or w_0 in general
-position: if G = 0, w is w_0 + k eta b, which stands still if b = 0. The
-condition is not necessary: an eigenvalue can be negative while the trace is
-positive.
+position. The condition is not necessary: an eigenvalue can be negative while
+the trace is positive.
 """
 
 from typing import Any, NamedTuple
@@ -90,10 +89,9 @@ def _check(
 def stationary_covariance(
   pseudo_hessian: FloatArray, noise: FloatArray, step_size: float
 ) -> npt.NDArray[np.float64]:
-  """Returns Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M.
+  """Returns Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M, all [D, D].
 
-  The discrete Lyapunov equation of Theorem 3.1 of Kumar et al. 2022
-  (arXiv:2112.04716), of G [D, D] and a symmetric, positive semi-definite M.
+  The discrete Lyapunov equation of Theorem 3.1 (arXiv:2112.04716).
 
   Raises:
     ValueError: if the shapes differ, or I - eta G is no contraction, so that

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 from functools import partial
 import itertools
+import math
 import pathlib
 import re
 import shlex
@@ -40,19 +41,12 @@ _FIGURES, _TABLES = 'figures', 'tables'
 _MAX_NAMED_SETTINGS = 3
 # A list or table in provenance.json that is longer is only counted.
 _MAX_NESTED_CHARACTERS = 160
-# Facts of provenance.json that the page states, with their headings.
-_FACTS = {
-  'protocol': 'Protocol',
-  'versions': 'Versions',
-  'git_revision': 'Git revision',
-  'device': 'Device',
-}
-# Those that differ between games, stated where there are few of them.
-_FACTS_OF_FEW = {
-  'data': 'Data',
-  'rom_md5': 'ROM (MD5)',
-  'command': 'Command',
-  **_FACTS,
+# Of provenance.json, with headings: what differs between games, stated where
+# there are few of them, and what does not.
+_OF_GAMES = {'data': 'Data', 'rom_md5': 'ROM (MD5)', 'command': 'Command'}
+_OF_ALL = {
+  **{'protocol': 'Protocol', 'versions': 'Versions'},
+  **{'git_revision': 'Git revision', 'device': 'Device'},
 }
 
 Block = tables.Table | figures.Figure
@@ -120,7 +114,7 @@ def runs_content(collection: Collection) -> Content:
       Section('', [tables.runs_table(collection)]),
     ],
     glossary=words.parts('quantities'),
-    facts=_facts(collection, _FACTS_OF_FEW),
+    facts=_facts(collection, _OF_GAMES | _OF_ALL),
   )
 
 
@@ -149,17 +143,10 @@ def _selection_section(collection: Collection) -> Section:
   return Section(table.title, blocks, is_folded=True)
 
 
-# Suite, what it is, title and first blocks of the pages of continuous control.
-_CONTROL: dict[str, tuple[str, str, str, Callable[[Collection], list[Block]]]]
-_CONTROL = {
-  study_lib.DR3_D4RL: (
-    *('d4rl', 'continuous control', 'DR3 on D4RL'),
-    lambda found: [tables.table_2(found.runs), tables.brac_table(found.runs)],
-  ),
-  study_lib.DR3_COG: (
-    *('cog', 'manipulation from images', 'DR3 on COG'),
-    lambda found: [tables.cog_table(found.runs), figures.figure_3(found)],
-  ),
+# The first blocks of the pages of continuous control.
+_CONTROL: dict[str, Callable[[Collection], list[Block]]] = {
+  'dr3_d4rl': lambda c: [tables.table_2(c.runs), tables.brac_table(c.runs)],
+  'dr3_cog': lambda c: [tables.cog_table(c.runs), figures.figure_3(c)],
 }
 
 
@@ -169,17 +156,17 @@ def control_content(preset: str, collection: Collection) -> Content:
   Raises:
     DataError: if no run is of the preset's suite.
   """
-  suite, subject, title, make_blocks = _CONTROL[preset]
-  runs = tuple(run for run in collection.runs if run.setting.suite == suite)
+  about = study_lib.CONTROL[preset]
+  runs = [r for r in collection.runs if r.setting.suite == about['suite']]
   if not runs:
     raise errors.DataError(
-      f'no run is of {subject}, which --preset={preset} is about. Leave '
-      '--preset out, or name other --runs.'
+      f'no run is of {about["subject"]}, which --preset={preset} is about. '
+      'Leave --preset out, or name other --runs.'
     )
-  first = Section('', make_blocks(dataclasses.replace(collection, runs=runs)))
+  own = dataclasses.replace(collection, runs=tuple(runs))
   plain = runs_content(collection)
-  sections = [first, *plain.sections]
-  return dataclasses.replace(plain, title=title, sections=sections)
+  sections = [Section('', _CONTROL[preset](own)), *plain.sections]
+  return dataclasses.replace(plain, title=about['title'], sections=sections)
 
 
 def study_content(
@@ -229,7 +216,7 @@ def study_content(
       Section('', [tables.runs_table(collection)], is_folded=True),
     ],
     glossary=_study_glossary(study),
-    facts=_facts(collection, _FACTS),
+    facts=_facts(collection, _OF_ALL),
   )
 
 
@@ -238,11 +225,11 @@ def _study_summary(study: Study) -> str:
   preset = study.preset
   counts = (len(preset.games), len(preset.methods), len(preset.datasets))
   games, methods, datasets = counts
-  num_wanted = games * methods * datasets * preset.num_runs
   num_of_paper = sum(run.method in preset.methods for run in runs)
   return (
-    f'{num_of_paper:,} of {num_wanted:,} runs ({games} games x {methods} '
-    f'methods x {datasets} data sets x {preset.num_runs} runs); '
+    f'{num_of_paper:,} of {math.prod(counts) * preset.num_runs:,} runs '
+    f'({games} games x {methods} methods x {datasets} data sets x '
+    f'{preset.num_runs} runs); '
     f'{sum(map(study.is_finished, runs)):,} of {len(runs):,} finished'
   )
 
@@ -435,16 +422,8 @@ def _write(folder: pathlib.Path, html: str, content: Content) -> None:
 def _render(
   content: Content, warnings: Sequence[str], refresh_seconds: float | None
 ) -> str:
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters['data_uri'] = _data_uri
-  environment.filters['link_papers'] = _link_papers
-  return environment.get_template('page.html').render(
+  return render(
+    'page.html',
     content=content,
     warnings=warnings,
     refresh_seconds=refresh_seconds,
@@ -452,16 +431,21 @@ def _render(
   )
 
 
-def _data_uri(png: bytes) -> markupsafe.Markup:
-  encoded = base64.b64encode(png).decode()
-  return markupsafe.Markup('data:image/png;base64,') + encoded
+def render(template: str, **values: Any) -> str:
+  """Returns an HTML page from a template; what values say is escaped."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters['base64'] = lambda data: base64.b64encode(data).decode()
+  environment.filters['link_papers'] = _link_papers
+  return environment.get_template(template).render(values)
 
 
 def _link_papers(text: str) -> markupsafe.Markup:
-  return markupsafe.Markup(
-    re.sub(
-      r'arXiv:(\d{4}\.\d{5})',
-      r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>',
-      str(markupsafe.escape(text)),
-    )
-  )
+  link = r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>'
+  escaped = str(markupsafe.escape(text))
+  return markupsafe.Markup(re.sub(r'arXiv:(\d{4}\.\d{5})', link, escaped))

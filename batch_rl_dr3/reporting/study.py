@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import tomllib
+from typing import Any
 
 import numpy as np
 from numpy import typing as npt
@@ -42,19 +43,19 @@ class Preset:
     return self.suite == 'atari'
 
 
-def _read_presets() -> dict[str, Preset]:
-  text = (reference.FOLDER / 'presets.toml').read_text(encoding='utf-8')
-  presets = {}
-  for name, fields in tomllib.loads(text).items():
-    tuples = {key: tuple(fields[key]) for key in ('games', 'methods')}
-    presets[name] = Preset(name, **(fields | tuples))
-  return presets
-
-
-PRESETS = _read_presets()
+_FIELDS: dict[str, dict[str, Any]] = tomllib.loads(
+  (reference.FOLDER / 'presets.toml').read_text(encoding='utf-8')
+)
+NAMES = tuple(_FIELDS)
 # Continuous control has no grid of games and data sets.
-DR3_D4RL, DR3_COG = 'dr3_d4rl', 'dr3_cog'
-NAMES = (*PRESETS, DR3_D4RL, DR3_COG)
+CONTROL = {name: f for name, f in _FIELDS.items() if 'subject' in f}
+PRESETS = {
+  name: Preset(
+    name, **{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()}
+  )
+  for name, f in _FIELDS.items()
+  if name not in CONTROL
+}
 
 
 def find_preset(name: str) -> Preset:

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 import pathlib
 
-import jinja2
 from matplotlib import figure as mpl_figure
 import numpy as np
 import pandas as pd
 
 from batch_rl_dr3.analysis import diagnosis
-from batch_rl_dr3.reporting import figures, run_reader, words
+from batch_rl_dr3.reporting import figures, page, run_reader, words
 from batch_rl_dr3.runs import atomic
 
 _FIGURE = 'diagnosis.png'
@@ -77,12 +76,8 @@ def write(
     atomic.write_text(folder / 'layers.csv', layers.to_csv(index=False))
   with atomic.whole_path(folder / _FIGURE) as path:
     _draw(columns).savefig(path, format='png', dpi=120)
-  templates = jinja2.Environment(
-    loader=jinja2.PackageLoader('batch_rl_dr3.reporting'),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-  )
-  html = templates.get_template('diagnosis.html').render(
+  html = page.render(
+    'diagnosis.html',
     title=title,
     columns=columns,
     layers=layers,
