@@ -341,6 +341,7 @@ class Panel:
   may_be_log: bool = False  # Whether a wide span makes the axis logarithmic.
   # Bands are Student's 95% intervals of the mean, not from lowest to highest.
   has_intervals: bool = False
+  limits: tuple[float, float] | None = None  # Of the vertical axis.
 
 
 _SAMPLE = 'mean over a data sample'
@@ -366,6 +367,7 @@ COG_PANELS = (
     title='Success',
     label='share of episodes that succeed',
     has_intervals=True,
+    limits=(0, 1.02),
   ),
   dataclasses.replace(_DOTS, has_intervals=True),
 )
@@ -461,6 +463,7 @@ def _draw_panel(
     set_log_scale(axes)
     label += ' (log scale)'
   axes.set_ylabel(label)
+  axes.set_ylim(panel.limits)
   if not drawn:
     say_not_measured(axes)
 
@@ -494,7 +497,7 @@ def draw_panels(
     quantity = panel.quantity
     drawn = {n: curve_of(collection, setting, n, quantity) for n in names}
     _draw_panel(axes, panel, drawn, lines)
-    where = f': {setting.label}' if len(settings) > 1 else ''
+    where = f'\n{setting.label}' if len(settings) > 1 else ''
     axes.set_title(panel.title + where)
     of_setting = [run for run in collection.runs if run.setting == setting]
     last_step = max(1, *(run.num_gradient_steps for run in of_setting))
