@@ -85,15 +85,12 @@ class AtariLanes:
     commands = np.asarray(actions, np.int32)[:, None]
     for environment, command in zip(environments, commands, strict=True):
       environment.send(command)
-    frames = np.empty((len(which), *self.game.observation_shape), np.uint8)
-    rewards = np.empty(len(which), np.float32)
-    game_over = np.empty(len(which), np.bool_)
-    for i, environment in enumerate(environments):
-      observations, reward, terminal, _, _ = environment.recv()
-      frames[i] = observations[0, 0]
-      rewards[i] = reward[0]
-      game_over[i] = terminal[0]
-    return lanes.Step(frames, rewards, game_over, game_over)
+    steps = [environment.recv()[:3] for environment in environments]
+    frames, rewards, ends = map(np.concatenate, zip(*steps, strict=True))
+    game_over = ends.astype(np.bool_)
+    return lanes.Step(
+      frames[:, 0], rewards.astype(np.float32), game_over, game_over
+    )
 
   def close(self) -> None:  # noqa: D102
     self._environments = []

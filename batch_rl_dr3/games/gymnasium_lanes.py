@@ -36,7 +36,11 @@ def make(environment: str, render_mode: str | None = None) -> Any:
   try:
     if ':' in environment:
       raise ValueError('a colon would import a module')
-    env: Any = gymnasium.make(environment, render_mode=render_mode)
+    # An environment of one's own may know no render_mode.
+    mode: dict[str, Any] = {}
+    if render_mode is not None:
+      mode['render_mode'] = render_mode
+    env: Any = gymnasium.make(environment, **mode)
     if not isinstance(env.observation_space, gymnasium.spaces.Box):
       env = gymnasium.wrappers.FlattenObservation(env)
   except Exception as error:  # Of as many kinds as there are environments.

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.games import lanes as lanes_lib
-from batch_rl_dr3.games.lanes import BoolArray, FrameArray, IntArray
+from batch_rl_dr3.games.lanes import FrameArray, IntArray
 from batch_rl_dr3.runs import run_tables
 
 # [n, *observation_shape, stack_size] -> greedy actions, int [n].
@@ -210,9 +210,19 @@ class _Group:
     at_limit = self._lengths >= self._rule.max_agent_steps_per_episode
     ended = step.game_over | at_limit
     self._states[step.terminals | ended] = 0
-    episodes = []
-    if ended.any():
-      episodes = self._end_episodes(ended, step.game_over & step.terminals)
+    episodes = [
+      run_tables.Episode(
+        lane=int(self._which[i]),
+        episode_return=float(self._returns[i]),
+        length=int(self._lengths[i]),
+        truncated=not (step.game_over[i] and step.terminals[i]),
+      )
+      for i in np.flatnonzero(ended)
+    ]
+    if episodes:
+      self._remaining[ended] -= self._lengths[ended]
+      self._lengths[ended] = 0
+      self._returns[ended] = 0
       restarted = ended & (self._remaining > 0)
       if restarted.any():
         observations = observations.copy()
@@ -220,23 +230,6 @@ class _Group:
     self._push(observations)
     if episodes and (self._remaining <= 0).any():
       self._keep(np.flatnonzero(self._remaining > 0))
-    return episodes
-
-  def _end_episodes(
-    self, ended: BoolArray, by_itself: BoolArray
-  ) -> list[run_tables.Episode]:
-    episodes = [
-      run_tables.Episode(
-        lane=int(self._which[i]),
-        episode_return=float(self._returns[i]),
-        length=int(self._lengths[i]),
-        truncated=not by_itself[i],
-      )
-      for i in np.flatnonzero(ended)
-    ]
-    self._remaining[ended] -= self._lengths[ended]
-    self._lengths[ended] = 0
-    self._returns[ended] = 0
     return episodes
 
   def _keep(self, indices: IntArray) -> None:

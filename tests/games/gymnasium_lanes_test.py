@@ -52,6 +52,29 @@ def test_a_discrete_observation_is_one_hot():
   np.testing.assert_array_equal(first, np.eye(16, dtype=np.float32)[0])
 
 
+class Plain(gymnasium.Env):
+  """No render_mode, and actions that begin at 5."""
+
+  observation_space = gymnasium.spaces.Box(0, 255, (2, 3), np.uint8)
+  action_space = gymnasium.spaces.Discrete(2, start=5)
+
+  def reset(self, *, seed=None, options=None):
+    return np.zeros((2, 3), np.uint8), {}
+
+  def step(self, action):
+    return np.full((2, 3), action, np.uint8), 0.0, False, False, {}
+
+
+def test_an_environment_of_ones_own_sees_its_own_actions(monkeypatch):
+  monkeypatch.setattr(gymnasium, 'registry', dict(gymnasium.registry))
+  gymnasium.register('Plain-v3', Plain)
+  lanes = gymnasium_lanes.create_gymnasium_lanes('Plain-v3', num_lanes=1)
+  assert lanes.game.observation_dtype == 'uint8'
+  lanes.reset(np.array([0]), 0)
+  step = lanes.step(np.array([0]), np.array([1]))
+  np.testing.assert_array_equal(step.observations, np.full((1, 2, 3), 6))
+
+
 def test_the_end_of_time_is_a_truncation():
   lanes = gymnasium_lanes.create_gymnasium_lanes('Mine/Short-v0', num_lanes=1)
   assert lanes.game.name == 'Mine-Short-v0'
