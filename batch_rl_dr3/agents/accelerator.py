@@ -1,9 +1,8 @@
 """Gradient steps as one pure function, which is what accelerators compile.
 
 Weights, moments, penalties' states, the step number and the data come in as
-arguments, and the new ones go out; nothing else is read or written. The loop
-over steps is inside, so that a compiled call runs many without the host. On a
-CPU the agent's plain graph does the same arithmetic and is faster.
+arguments, and the new ones go out. The loop over steps is inside, so that a
+call runs many without the host. On a CPU the plain graph is faster.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """An agent's variables on disk, and the online network's in any checkpoint.
 
 Only TensorFlow's own files (`.index`, `.data-*`) are read, never the pickles
-that Dopamine writes beside them. A layer's variables are named as by Keras
+beside Dopamine's. A layer's variables are named as by Keras
 (`Online/Conv_1/kernel`: this package, Dopamine) or by TF-Slim
 (`Online/Conv_1/weights`: Dopamine up to 2.0, batch_rl).
 """
@@ -156,11 +156,7 @@ def assign(
   weights: Sequence[WeightArray],
   complaint: str,
 ) -> None:
-  """Fills variables with weights; if shapes differ, the complaint is raised.
-
-  Raises:
-    DataError: the complaint and the shapes.
-  """
+  """Fills variables; if shapes differ, a DataError with this complaint."""
   there = [list(weight.shape) for weight in weights]
   here = [variable.shape.as_list() for variable in variables]
   if there != here:

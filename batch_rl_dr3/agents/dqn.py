@@ -69,12 +69,7 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
     policy_rows: PolicyRows = 'training',
     **kwargs: Any,
   ):
-    """Creates the agent; the module says what the options are.
-
-    Raises:
-      ValueError: if an option is unknown, or the backup has no use for it; if
-        there are no held-out transitions.
-    """
+    """Creates the agent; ValueError if options fit neither it nor the data."""
     if backup not in BACKUPS:
       raise ValueError(f'backup must be one of {BACKUPS}, got {backup!r}.')
     if policy_rows not in get_args(PolicyRows):

@@ -4,17 +4,14 @@ The gradient of a fully connected layer by its input is dy W^T. TensorFlow
 transposes W inside oneDNN, which takes 1.6 times as long on a wide W (7,744 x
 512, batch 64) as (W dy^T)^T, the same sums with W as it lies in memory.
 
-The quantile Huber loss is computed by sorting, in N log N instead of N^2. For
-one prediction p it is a sum over targets of a function of u = target - p that
-is linear below -kappa, quadratic up to 0 and up to kappa, and linear above.
-With the targets sorted, each stretch is a range, and its sums of u and u^2 are
-differences of prefix sums, taken in float64 and about the targets' mean so that
-they lose nothing that float32 could hold.
-
-That takes an eighth of the time of the loss over [N, M] pairs, whose passes
-over 1.3 million elements (batch 32, 200 quantiles) are a tenth of a training
-step. XLA fuses those passes and sorts badly: under `compiling` it is
-`losses.quantile_huber` itself.
+The quantile Huber loss is computed by sorting, in N log N. For one prediction p
+it is a sum over targets of a function of u = target - p that is linear below
+-kappa, quadratic up to 0 and up to kappa, and linear above. Of sorted targets,
+each stretch is a range, and its sums of u and u^2 are differences of prefix
+sums, in float64 and about the targets' mean so that nothing is lost that
+float32 could hold. That takes an eighth of the time of the loss over [N, M]
+pairs, a tenth of a training step. XLA fuses those passes and sorts badly: under
+`compiling` it is `losses.quantile_huber` itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -63,13 +63,11 @@ def expected_values(values: tf.Tensor, policy: tf.Tensor) -> tf.Tensor:
 def quantile_huber(
   target: tf.Tensor, prediction: tf.Tensor, kappa: float = 1.0
 ) -> tf.Tensor:
-  """Returns the quantile Huber loss of QR-DQN.
+  """Returns the quantile Huber loss of QR-DQN (arXiv:1710.10044, Eq. 10).
 
   sum_i mean_j |tau_i - 1{u_ij < 0}| huber_kappa(u_ij) / kappa, with
-  u_ij = target_j - prediction_i and tau_i = (i + 0.5) / N.
-  Dabney et al. 2018 (arXiv:1710.10044), Eq. 10 and Algorithm 1, of targets
-  [B, M], into which gradients flow, and the chosen actions' quantiles [B, N].
-  The Huber loss turns linear at kappa > 0.
+  u_ij = target_j - prediction_i and tau_i = (i + 0.5) / N, of targets [B, M],
+  into which gradients flow, and the chosen actions' quantiles [B, N].
   """
   target.shape.assert_has_rank(2)
   prediction.shape.assert_has_rank(2)
@@ -83,10 +81,9 @@ def quantile_huber(
 
 
 def conservative(q_values: tf.Tensor, actions: tf.Tensor) -> tf.Tensor:
-  """Returns logsumexp_a Q(s, a) - Q(s, a_data), the CQL(H) penalty.
+  """Returns logsumexp_a Q(s, a) - Q(s, a_data), of q_values [B, A].
 
-  Kumar et al. 2020 (arXiv:2006.04779), Eq. 4, of q_values [B, A]. It is log(A)
-  where all are equal, and never negative. Gradients flow through both terms.
+  The CQL(H) penalty (arXiv:2006.04779, Eq. 4), with a gradient in both terms.
   """
   q_values.shape.assert_has_rank(2)
   chosen_q = chosen_values(q_values, actions)
@@ -101,8 +98,8 @@ def feature_dot_product(
   """Returns phi(s, a)^T phi(s', a') of every transition.
 
   Eq. 7 of Kumar et al. 2022 (arXiv:2112.04716), before the sum over the data.
-  The paper's DR3 lets gradients flow into both factors [B, D], both by the
-  online network; with `stop_gradient` the second is constant (Table A.1).
+  Gradients flow into both factors [B, D]; with `stop_gradient` the second is
+  constant (Table A.1).
   """
   features.shape.assert_has_rank(2)
   features.shape.assert_is_compatible_with(next_features.shape)
@@ -122,9 +119,8 @@ def feature_cosine(features: tf.Tensor, next_features: tf.Tensor) -> tf.Tensor:
 def effective_rank_penalty(features: tf.Tensor) -> tf.Tensor:
   """Returns sigma_max(Phi)^2 - sigma_min(Phi)^2 of features [B, D]: a scalar.
 
-  Kumar et al. 2021 (arXiv:2010.14498), Section 6. The squared singular values
-  are the eigenvalues of the smaller Gram matrix, [B, B] or [D, D]: cheaper than
-  the singular value decomposition of [B, D], and with a gradient.
+  arXiv:2010.14498, Section 6. The squared singular values are the eigenvalues
+  of the smaller Gram matrix, which is cheaper and has a gradient.
   """
   features.shape.assert_has_rank(2)
   batch_size, dimension = features.shape.as_list()

@@ -29,11 +29,9 @@ class NetworkOutput(NamedTuple):
   """What a value network says of a batch of states, in float32."""
 
   q_values: tf.Tensor  # [B, A], what the agent says that atoms stand for.
-  # [B, D], the penultimate layer after its ReLU: the paper's phi. One row
-  # serves all actions of a state.
+  # [B, D], the paper's phi: the penultimate layer after its ReLU.
   features: tf.Tensor
-  # [B, A, K], the outputs per action: REM's heads, QR-DQN's quantiles.
-  atoms: tf.Tensor
+  atoms: tf.Tensor  # [B, A, K], REM's heads or QR-DQN's quantiles.
 
 
 def mean_of_atoms(atoms: tf.Tensor) -> tf.Tensor:

@@ -53,8 +53,7 @@ class Penalty(abc.ABC):
   """A scalar function of a batch, with a name and a coefficient.
 
   One that needs more than the batch has a state: named tensors, saved with the
-  weights. They are functions of the state before and the batch, without
-  gradient.
+  weights, functions of the state before and the batch, without gradient.
 
   Attributes:
     name: its name in logs and columns.
@@ -155,10 +154,7 @@ class ConservativePenalty(Penalty):
 
 @gin.configurable
 class FeatureNormPenalty(Penalty):
-  """The mean of |phi(s,a)|^2, which tells size from co-adaptation.
-
-  Not in the paper. It is what DR3 comes to where phi(s', a') is phi(s, a).
-  """
+  """The mean of |phi(s,a)|^2: size without co-adaptation. Not in the paper."""
 
   name = 'feature_norm_squared'
 

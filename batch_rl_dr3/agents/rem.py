@@ -33,7 +33,7 @@ class FixedReplayREMAgent(dqn.FixedReplayDQNAgent):
   initialiser = staticmethod(networks.scaled_uniform)
 
   def __init__(self, *args: Any, num_heads: int = 200, **kwargs: Any):
-    """Creates FixedReplayDQNAgent with K heads."""
+    """Creates the agent with K heads."""
     self.num_atoms = num_heads
     super().__init__(*args, **kwargs)
 

@@ -59,17 +59,11 @@ def lyapunov_fixed_point(
 ) -> LyapunovSolution:
   """Returns Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M.
 
-  The equation is iterated from Sigma = 0. With A = I - eta G, the iterate after
-  2k rounds is Sigma_2k = Sigma_k + A^k Sigma_k (A^k)^T: 24 doublings are 16
-  million rounds. If A^k does not vanish, A is no contraction.
-
-  Args:
-    pseudo_hessian: float [D, D], G.
-    noise: float [D, D], M.
-    step_size: float scalar, eta.
-    num_doublings: the most doublings.
-    tolerance: the norm of A^k, over that of I, to end at; Sigma's error is of
-      the order of its square.
+  G and M are float [D, D]. The equation is iterated from Sigma = 0. With
+  A = I - eta G, the iterate after 2k rounds is Sigma_2k = Sigma_k +
+  A^k Sigma_k (A^k)^T: 24 doublings are 16 million rounds. It ends where the
+  norm of A^k, over that of I, is below the tolerance, of whose square Sigma's
+  error is. If A^k does not vanish, A is no contraction.
 
   Raises:
     ValueError: if G is not square, or M's shape is another.

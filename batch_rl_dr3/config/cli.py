@@ -159,7 +159,7 @@ def gin_errors() -> Iterator[None]:
 
 def run(main: Callable[[], None], usage: str | None) -> None:
   """Parses the flags, runs `main`, and exits with the code its error says."""
-  sys.exit(_run({'': main}, usage or ''))
+  run_subcommand({'': main}, usage)
 
 
 def run_subcommand(

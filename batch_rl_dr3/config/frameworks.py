@@ -41,11 +41,9 @@ def is_continuous(gin_text: str) -> bool:
 def import_tensorflow(announce: bool = False) -> None:
   """Imports TensorFlow, and says so first if it is to `announce` it.
 
-  The lines that its C++ side writes to file descriptor 2, which no log level
-  reaches, are shown only if it fails. A signal ends the process meanwhile.
-
-  Raises:
-    ConfigError: if the process may not use as much address space.
+  What its C++ side writes to file descriptor 2 is shown only if it fails. A
+  signal ends the process meanwhile. ConfigError if the process may not use as
+  much address space.
   """
   if 'tensorflow' not in sys.modules:
     _check_address_space()
@@ -59,11 +57,8 @@ def import_tensorflow(announce: bool = False) -> None:
         import tensorflow as tf
 
         config = tf.compat.v1.ConfigProto(device_count={'GPU': 0})
-        with (
-          tf.Graph().as_default(),
-          tf.compat.v1.Session(config=config) as session,
-        ):
-          session.run(tf.constant(0))
+        with tf.Graph().as_default(), tf.compat.v1.Session(config=config) as s:
+          s.run(tf.constant(0))
     except BaseException:
       output.seek(0)
       os.write(stderr, output.read())

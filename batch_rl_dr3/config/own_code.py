@@ -27,13 +27,10 @@ _loaded: tuple['OwnCode', ...] = ()
 class OwnCode:
   """A file of code, as --import names it."""
 
-  # What provenance.json calls it: the name of a file without its folder, or
-  # the name of an installed module.
-  name: str
+  name: str  # Of a file without its folder, or of an installed module.
   path: str  # Absolute.
   sha256: str
-  # Its classes and functions, which gin may reference.
-  definitions: frozenset[str]
+  definitions: frozenset[str]  # Classes and functions, for gin to reference.
 
   @property
   def module(self) -> str:
@@ -73,15 +70,12 @@ def _read(name: str) -> OwnCode:
     tree = ast.parse(content)
   except (OSError, SyntaxError, ValueError) as error:
     raise errors.ConfigError(f'--import={name}: {error}.') from error
+  kinds = ast.ClassDef | ast.FunctionDef
   return OwnCode(
     path.name if name.endswith('.py') else name,
     str(path.resolve()),
     hashlib.sha256(content).hexdigest(),
-    frozenset(
-      node.name
-      for node in tree.body
-      if isinstance(node, ast.ClassDef | ast.FunctionDef)
-    ),
+    frozenset(node.name for node in tree.body if isinstance(node, kinds)),
   )
 
 
@@ -138,29 +132,25 @@ def _execute(code: OwnCode) -> None:
       f'--import={code.path}: there is another module {code.module!r}; rename '
       'the file.'
     )
+  before = sys.modules.get(code.module)
   try:
     with gin.config.interactive_mode():
-      if code.is_file:
-        _execute_file(code, content)
-      else:
+      if not code.is_file:
         importlib.import_module(code.module)
-  except Exception as error:  # Whatever the user's code raises.
-    raise errors.ConfigError(
+        return
+      module = sys.modules[code.module] = types.ModuleType(code.module)
+      module.__file__ = code.path
+      exec(compile(content, code.path, 'exec'), module.__dict__)
+  except BaseException as error:
+    if code.is_file:
+      del sys.modules[code.module]
+      if before is not None:
+        sys.modules[code.module] = before
+    if not isinstance(error, Exception):
+      raise
+    raise errors.ConfigError(  # Whatever the user's code raises.
       f'--import={code.path}: {type(error).__name__}: {errors.one_line(error)}'
     ) from error
-
-
-def _execute_file(code: OwnCode, content: bytes) -> None:
-  before = sys.modules.get(code.module)
-  module = sys.modules[code.module] = types.ModuleType(code.module)
-  module.__file__ = code.path
-  try:
-    exec(compile(content, code.path, 'exec'), module.__dict__)
-  except BaseException:
-    del sys.modules[code.module]
-    if before is not None:
-      sys.modules[code.module] = before
-    raise
 
 
 def loaded() -> tuple[OwnCode, ...]:

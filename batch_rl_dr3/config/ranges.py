@@ -9,7 +9,7 @@ A call with another type, or a number out of its range, is a ConfigError that
 names the class and the parameter, before the class does anything.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import dataclasses
 import functools
 import inspect
@@ -92,27 +92,20 @@ def _wrap(
   @functools.wraps(function)
   def wrapper(*args: Any, **kwargs: Any) -> _T:
     name = type(args[0]).__name__ if is_method else function.__name__
-    for parameter, value in _arguments(signature, args, kwargs):
-      check(f'{name}.{parameter}', value, annotations().get(parameter))
+    try:
+      bound = signature.bind(*args, **kwargs)
+    except TypeError:
+      return function(*args, **kwargs)  # Which says what is wrong.
+    for parameter, value in bound.arguments.items():
+      kind = signature.parameters[parameter].kind
+      is_rest = kind is inspect.Parameter.VAR_KEYWORD
+      for key, item in (value if is_rest else {parameter: value}).items():
+        check(f'{name}.{key}', item, annotations().get(key))
     return function(*args, **kwargs)
 
   # Gin looks at the parameters of what it calls, and not behind it.
   wrapper.__signature__ = signature  # type: ignore[attr-defined]
   return wrapper
-
-
-def _arguments(
-  signature: inspect.Signature, args: Any, kwargs: Any
-) -> Iterator[tuple[str, Any]]:
-  try:
-    bound = signature.bind(*args, **kwargs)
-  except TypeError:
-    return  # The call itself says what is wrong.
-  for name, value in bound.arguments.items():
-    if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-      yield from value.items()
-    else:
-      yield name, value
 
 
 def check(name: str, value: Any, annotation: Any) -> None:

@@ -13,7 +13,6 @@ import pathlib
 import signal
 import sys
 import threading
-from types import FrameType
 from typing import Any
 
 from batch_rl_dr3.config import errors
@@ -21,34 +20,33 @@ from batch_rl_dr3.config import errors
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-@contextlib.contextmanager
-def handling(handle: Callable[[str], None]) -> Iterator[None]:
-  """Calls a function with the name of each signal that comes meanwhile.
+def _install(handle: Callable[[str], None]) -> dict[signal.Signals, Any]:
+  """Returns the handlers that a function takes the place of.
 
   Outside the main thread, and for ignored signals, nothing changes.
   """
+  if threading.current_thread() is not threading.main_thread():
+    return {}
+  return {
+    # None is a handler that is not Python's, which it cannot put back.
+    number: signal.signal(
+      number, lambda number, _: handle(signal.Signals(number).name)
+    )
+    or signal.SIG_DFL
+    for number in _SIGNALS
+    if signal.getsignal(number) is not signal.SIG_IGN
+  }
+
+
+@contextlib.contextmanager
+def handling(handle: Callable[[str], None]) -> Iterator[None]:
+  """Calls a function with the name of each signal that comes meanwhile."""
   before = _install(handle)
   try:
     yield
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
-
-
-def _install(handle: Callable[[str], None]) -> dict[signal.Signals, Any]:
-  if threading.current_thread() is not threading.main_thread():
-    return {}
-
-  def listen(number: int, frame: FrameType | None) -> None:
-    del frame
-    handle(signal.Signals(number).name)
-
-  return {
-    # None is a handler that is not Python's, which it cannot put back.
-    number: signal.signal(number, listen) or signal.SIG_DFL
-    for number in _SIGNALS
-    if signal.getsignal(number) is not signal.SIG_IGN
-  }
 
 
 def raising() -> contextlib.AbstractContextManager[None]:
@@ -75,14 +73,14 @@ def leave_until_told_otherwise() -> None:
   Signals are ignored while Python shuts down and its handlers are gone, so that
   the exit code stays.
   """
+
+  def ignore() -> None:
+    for number in _SIGNALS:
+      if callable(signal.getsignal(number)):
+        signal.signal(number, signal.SIG_IGN)
+
   _install(functools.partial(_leave, 2))
-  atexit.register(_ignore)
-
-
-def _ignore() -> None:
-  for number in _SIGNALS:
-    if callable(signal.getsignal(number)):
-      signal.signal(number, signal.SIG_IGN)
+  atexit.register(ignore)
 
 
 def _leave(stderr: int, name: str) -> None:
