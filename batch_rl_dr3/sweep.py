@@ -15,7 +15,6 @@ from batch_rl_dr3.config import cli, errors, signals
 from batch_rl_dr3.runs import mirror, place, state
 from batch_rl_dr3.sweeping import (
   attempt,
-  estimate,
   job_arrays,
   kept,
   queue,
@@ -175,17 +174,17 @@ def _read_runs(
 def _plan() -> None:
   sweep, runs_of_sweep = _load_sweep()
   runs = _read_runs(runs_of_sweep)
-  rates: estimate.Rates | None
+  rates: standing.Rates | None
   if FLAGS.rate is not None:
-    rates = estimate.Rates({'': FLAGS.rate}, None, 'as given')
+    rates = standing.Rates({'': FLAGS.rate}, None, 'as given')
   elif FLAGS.benchmark is not None:
-    rates = estimate.of_benchmark(FLAGS.benchmark)
+    rates = standing.of_benchmark(FLAGS.benchmark)
   else:
-    rates = estimate.of_finished(runs_of_sweep, runs)
+    rates = standing.of_finished(runs_of_sweep, runs)
   if rates is not None and FLAGS.play_rate is not None:
     rates = dataclasses.replace(rates, play=FLAGS.play_rate)
   standings = standing.read(runs_of_sweep, runs.folder, sweep.results_dir)
-  plan = estimate.SweepEstimate(sweep, standings, runs, rates)
+  plan = standing.SweepEstimate(sweep, standings, runs, rates)
   print('\n'.join(plan.describe(FLAGS.price_per_hour)))
 
 
@@ -364,7 +363,14 @@ def _task() -> None:
   places: Sequence[int] = range(len(runs_of_sweep))
   if FLAGS.only is not None:
     places = job_arrays.parse_ranges(FLAGS.only)
-  index = _index()
+  index = FLAGS.index
+  if index is None:
+    said = (os.environ[n] for n in _TASK_VARIABLES if n in os.environ)
+    index = next(map(int, said), None)
+  if index is None:
+    raise errors.UsageError(
+      f'--index is needed where none of {", ".join(_TASK_VARIABLES)} is set.'
+    )
   if index >= len(places) or max(places) >= len(runs_of_sweep):
     raise errors.UsageError(
       f'there is no task {index} of {len(places)} in a grid of '
@@ -384,18 +390,6 @@ def _task() -> None:
   # A signal counts as preemption, as whoever sent it knows better.
   code = outcome.exit_code
   sys.exit(code if code >= 0 else errors.PreemptedError.exit_code)
-
-
-def _index() -> int:
-  if FLAGS.index is not None:
-    index: int = FLAGS.index
-    return index
-  for name in _TASK_VARIABLES:
-    if name in os.environ:
-      return int(os.environ[name])
-  raise errors.UsageError(
-    f'--index is needed where none of {", ".join(_TASK_VARIABLES)} is set.'
-  )
 
 
 _LEFT = (standing.STALLED, standing.WAITING)

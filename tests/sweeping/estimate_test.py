@@ -4,7 +4,7 @@ import pytest
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import mirror
-from batch_rl_dr3.sweeping import estimate, standing
+from batch_rl_dr3.sweeping import standing
 
 
 def read(sweep, runs):
@@ -17,8 +17,8 @@ def runs_in(folder):
 
 def test_time_and_money_follow_from_a_given_rate(make_sweep, tmp_path):
   sweep = make_sweep(num_gpus=0.5, num_cpus=2.0)
-  rates = estimate.Rates({'': 50.0}, 100.0, 'as given')
-  plan = estimate.SweepEstimate(
+  rates = standing.Rates({'': 50.0}, 100.0, 'as given')
+  plan = standing.SweepEstimate(
     sweep, read(sweep, tmp_path), runs_in(tmp_path), rates
   )
   # 6 runs of 100,000 gradient and 200,000 agent steps:
@@ -41,8 +41,8 @@ def test_what_is_done_is_not_paid_for_again(make_sweep, write_run, tmp_path):
   runs = sweep.runs()
   write_run(runs[0], steps=(0, 50_000), rate=20.0, finished=True)
   write_run(runs[1], steps=(0, 25_000), rate=20.0)
-  rates = estimate.of_finished(runs, runs_in(tmp_path))
-  plan = estimate.SweepEstimate(
+  rates = standing.of_finished(runs, runs_in(tmp_path))
+  plan = standing.SweepEstimate(
     sweep, read(sweep, tmp_path), runs_in(tmp_path), rates
   )
   assert plan.num_runs[standing.DONE] == 1
@@ -68,19 +68,19 @@ def test_rates_of_a_benchmark(tmp_path):
     {'quantity': 'agent_steps_per_second', 'method': None, 'value': 1300.0},
   ]
   path.write_text(json.dumps(rows))
-  rates = estimate.of_benchmark(str(path))
+  rates = standing.of_benchmark(str(path))
   assert rates.by_method == {'rem_dr3': 20.0, 'rem': 40.0}
   assert rates.play == 1300.0
   # A method that was not measured is taken for the slowest that was.
   assert rates.of('cql_dr3') == 20.0
   path.write_text(json.dumps(rows[:1]))
   with pytest.raises(errors.DataError, match='is not what `benchmark --json`'):
-    estimate.of_benchmark(str(path))
+    standing.of_benchmark(str(path))
 
 
 def test_what_is_not_known_is_said(make_sweep, tmp_path):
   sweep = make_sweep(replay_dir=None)
-  plan = estimate.SweepEstimate(
+  plan = standing.SweepEstimate(
     sweep, read(sweep, tmp_path), runs_in(tmp_path), None
   )
   text = '\n'.join(plan.describe(None))
@@ -91,7 +91,7 @@ def test_what_is_not_known_is_said(make_sweep, tmp_path):
     'run disk   not known',
   ):
     assert line in text
-  assert estimate.of_finished(sweep.runs(), runs_in(tmp_path)) is None
+  assert standing.of_finished(sweep.runs(), runs_in(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_part_of_a_log_is_a_part_of_the_download(
     log_gigabytes=10.0,
     gin_bindings=[f"Subset.rule='{rule}'", 'Subset.fraction=0.05'],
   )
-  plan = estimate.SweepEstimate(
+  plan = standing.SweepEstimate(
     sweep, read(sweep, tmp_path), runs_in(tmp_path), None
   )
   assert plan.download_bytes == pytest.approx(gigabytes * 1e9)
