@@ -70,7 +70,7 @@ def _read(name: str) -> OwnCode:
     tree = ast.parse(content)
   except (OSError, SyntaxError, ValueError) as error:
     raise errors.ConfigError(f'--import={name}: {error}.') from error
-  kinds = ast.ClassDef | ast.FunctionDef
+  kinds = (ast.ClassDef, ast.FunctionDef)
   return OwnCode(
     path.name if name.endswith('.py') else name,
     str(path.resolve()),
