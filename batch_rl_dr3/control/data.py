@@ -188,7 +188,7 @@ def _fetch(url: str, cache_dir: pathlib.Path) -> pathlib.Path:
   source = place.open_data(parent, retry.Retry())
   info = source.info(name)
   with (
-    source.open(info) as stream,
+    source.file(info).open() as stream,
     atomic.whole_file(target) as copy,
     progress.bar(info['size'], name, 'B', unit_scale=True, leave=False) as bar,
   ):

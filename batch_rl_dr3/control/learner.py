@@ -62,7 +62,7 @@ class _Saved:
 class ControlLearner(_Saved):
   """Gradient steps on transitions drawn uniformly, and measures of them.
 
-  It is a `training.loop.Learner` and a `training.metrics.Sample`.
+  It is a `training.loop.Learner` and a `training.loop.Sample`.
   """
 
   steps_per_call = 50  # Between looks at whether the run is to stop.

@@ -41,6 +41,11 @@ _VERSION_KEYS = (
   *('crc32c', 'md5Hash', 'generation', 'ETag', 'etag'),
   *('LastModified', 'mtime', 'created'),
 )
+# What exceptions without a number are; all others are EIO.
+_NUMBERS: dict[type[Exception], int] = {
+  FileNotFoundError: errno.ENOENT,
+  FileExistsError: errno.EEXIST,
+}
 _BUFFER_BYTES = 128 << 10
 _FIRST_CHUNK_BYTES = 256 << 10
 _CHUNK_BYTES = 8 << 20
@@ -178,24 +183,20 @@ def _as_os_error() -> Iterator[None]:
   except Exception as error:  # Clients of storages raise many kinds.
     if isinstance(error, OSError) and error.strerror is not None:
       raise
-    number = errno.EIO
-    if isinstance(error, FileNotFoundError):
-      number = errno.ENOENT
-    elif isinstance(error, FileExistsError):
-      number = errno.EEXIST
+    number = _NUMBERS.get(type(error), errno.EIO)
     raise OSError(number, one_line(error)) from error
 
 
 class Place:
   """A folder here or in any storage that fsspec knows.
 
-  All methods raise OSError if the storage refuses, but for `listing`, `info`,
-  `open` and `file`, which are for logs and raise what `retry` does.
+  All methods raise OSError if the storage refuses, but for `listing`, `info`
+  and `file`, which are for logs and raise what `retry` does.
 
   Attributes:
     name: its path or URL.
     path: where it is on this machine; None if it is elsewhere.
-    count: what was read by `open`, in all folders of `folder`, too.
+    count: what was read of `file`, in all folders of `folder`, too.
   """
 
   def __init__(
@@ -354,8 +355,8 @@ class Place:
       raise errors.DataError(f'{self.name}/{name} has no stated size.')
     return info
 
-  def open(self, info: dict[str, Any]) -> BinaryIO:
-    """Returns a stream of an object's bytes, read range by range."""
+  def file(self, info: dict[str, Any]) -> StoredFile:
+    """Returns an object as a file, whose bytes nobody checks."""
     name = f'{self.name}/{_last_part(info["name"])}'
 
     def read(start: int, end: int) -> bytes:
@@ -370,12 +371,10 @@ class Place:
     def read_again(start: int, end: int) -> bytes:
       return self._again(name, lambda: read(start, end))
 
-    return cast(BinaryIO, _RangeStream(read_again, info['size']))
-
-  def file(self, info: dict[str, Any]) -> StoredFile:
-    """Returns an object as a file whose bytes nobody checks: for prefixes."""
-    name = f'{self.name}/{_last_part(info["name"])}'
-    return StoredFile(name, info['size'], lambda: self.open(info))
+    size = info['size']
+    return StoredFile(
+      name, size, lambda: cast(BinaryIO, _RangeStream(read_again, size))
+    )
 
   def _again(self, name: str, read: Callable[[], _T]) -> _T:
     return read() if self._retry is None else self._retry(name, read)

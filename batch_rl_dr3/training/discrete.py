@@ -38,7 +38,7 @@ _T = TypeVar('_T')
 
 
 class AgentSample:
-  """An agent on samples of its store, drawn once a run; see `metrics.Sample`.
+  """An agent on samples of its store, drawn once a run; see `loop.Sample`.
 
   Of held-out transitions, where the agent has them, there is a second sample
   of the same size: columns that begin with `held_out_`.

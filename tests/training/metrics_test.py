@@ -6,7 +6,7 @@ from absl import logging
 import pytest
 
 from batch_rl_dr3.runs import run_directory, run_tables
-from batch_rl_dr3.training import metrics
+from batch_rl_dr3.training import loop
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def open_log(tmp_path):
   )
 
   def open_log():
-    log = metrics.MetricsLog(tmp_path, sample, 10, 10)
+    log = loop.MetricsLog(tmp_path, sample, 10, 10)
     return log, measured
 
   return open_log

@@ -354,7 +354,7 @@ class RemoteFiles:
     left = info['size'] if num_bytes is None else num_bytes
     spool.seek(0)
     spool.truncate()
-    with self.storage.open(info) as stream:
+    with self.storage.file(info).open() as stream:
       while data := stream.read(min(left, _CHUNK_BYTES)):
         spool.write(data)
         left -= len(data)
