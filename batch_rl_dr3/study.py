@@ -197,12 +197,8 @@ def _run_training_study(name: str) -> None:
   if not FLAGS.draw_only:
     from batch_rl_dr3.sweeping import standing
 
-    output_dir = pathlib.Path(FLAGS.output_dir)
-    left = [
-      run
-      for run in runs
-      if not standing.is_done(run, output_dir, sweep.results_dir)
-    ]
+    where = (pathlib.Path(FLAGS.output_dir), sweep.results_dir)
+    left = [run for run in runs if not standing.is_done(run, *where)]
     frameworks.import_tensorflow(announce=True)
     if FLAGS.suite == 'minatar' and not FLAGS.replay_dir:
       _collect(left)
@@ -245,12 +241,6 @@ def _report(
   print(f'report: {index}')
 
 
-def _run_theory(name: str) -> None:
-  from batch_rl_dr3.studies import theory
-
-  _write(*getattr(theory, name)())
-
-
 def _run_figure_a2() -> None:
   if not FLAGS.runs:
     raise errors.UsageError(
@@ -267,20 +257,22 @@ def _run_figure_a2() -> None:
   _write(figures.make_named('figure_a2', draw), measured)
 
 
-def _run(study: Callable[[], None]) -> None:
+def _run(name: str) -> None:
   if not FLAGS.output_dir:
     raise errors.UsageError('--output_dir is needed (see --help).')
-  study()
+  if name in TRAINED:
+    _run_training_study(name)
+  elif name == 'figure_a2':
+    _run_figure_a2()
+  else:
+    from batch_rl_dr3.studies import theory
+
+    _write(*getattr(theory, name)())
 
 
-_STUDIES: dict[str, Callable[[], None]] = {
-  **{name: functools.partial(_run_training_study, name) for name in TRAINED},
-  'figure_a2': _run_figure_a2,
-  'proposition32': functools.partial(_run_theory, 'proposition32'),
-  'theorem31': functools.partial(_run_theory, 'theorem31'),
-}
-COMMANDS = {
-  name: functools.partial(_run, study) for name, study in _STUDIES.items()
+COMMANDS: dict[str, Callable[[], None]] = {
+  name: functools.partial(_run, name)
+  for name in (*TRAINED, 'figure_a2', 'proposition32', 'theorem31')
 }
 
 if __name__ == '__main__':

@@ -56,11 +56,6 @@ def signed(value: Any) -> str:
   return text if text == MISSING or value < 0 else f'+{text}'
 
 
-def exact(value: Any) -> str:
-  """Returns a number that somebody has chosen, such as 0.99, as it is."""
-  return f'{value:g}'
-
-
 def percent(value: Any) -> str:
   """Returns a percentage as the paper prints it, with one decimal."""
   return MISSING if pd.isna(value) else f'{value:.1f}'
@@ -103,7 +98,7 @@ def _of_total(steps: int, total: float | None) -> str:
 _OF_NUMBERS: dict[str, Callable[..., str]] = {
   'number': number,
   'signed': signed,
-  'exact': exact,
+  'exact': '{:g}'.format,  # As somebody has chosen it, such as 0.99.
   'count': str,
   'spread': spread,
   'interval': interval,
