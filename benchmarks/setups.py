@@ -85,7 +85,6 @@ def open_store(
     problem.observation_shape,
     problem.num_actions,
     problem.stack_size,
-    progress=False,
   )
 
 

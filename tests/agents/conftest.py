@@ -41,7 +41,6 @@ def open_part(log, tmp_path_factory):
     OBSERVATION_SHAPE,
     NUM_ACTIONS,
     stack_size=1,
-    progress=False,
   )
 
 

@@ -26,7 +26,6 @@ def stores(tmp_path_factory, logs):
       shape,
       logs.NUM_ACTIONS,
       stack_size,
-      progress=False,
       **kwargs,
     )
 
@@ -177,7 +176,6 @@ def open_damaged(tmp_path_factory, logs):
       logs.SHAPE,
       logs.NUM_ACTIONS,
       4,
-      progress=False,
       max_resident_bytes=max_resident_bytes,
       codec='zstd',
     )

@@ -65,7 +65,7 @@ def test_a_log_holds_every_transition_and_no_other(
     expected[transitions_per_file]
   )
   store = replay_store.open_store(
-    source, tmp_path / 'cache', Subset(), (4,), 2, 1, True, np.float32
+    source, tmp_path / 'cache', Subset(), (4,), 2, 1, np.float32
   )
   batch = store.gather(store.valid_indices())
   np.testing.assert_array_equal(batch.states[:, 0, 0] * 16, [0, 1, 5, 7])

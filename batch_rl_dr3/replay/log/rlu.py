@@ -66,6 +66,8 @@ _SHUFFLED = (
   'is shuffled, and training needs rows in time order. Use RL '
   "Unplugged's atari_episodes_ordered/<Game>/run_<n>."
 )
+# Steps in a transition, for invalid_range; stores heed the horizon in use.
+_UPDATE_HORIZON = 1
 # Changes where the same files are read as other rows than before.
 _READING = 2
 _BLOCK_ROWS = 1024
@@ -292,7 +294,6 @@ class RluSource(Source):
     url: str,
     last_step: str = 'observation',
     stack_size: int = 4,
-    update_horizon: int = 1,
     **storage: Any,
   ):
     """Reads nothing yet; the further arguments are those of RemoteFiles.
@@ -302,7 +303,6 @@ class RluSource(Source):
         rlu_atari_checkpoints_ordered/<Game>_run_<n>/<version>; a URL or path.
       last_step: what an episode's last step is: 'observation' or 'transition'.
       stack_size: frames in a state; stack_size - 1 rows are padding.
-      update_horizon: steps in a transition, for invalid_range.
       **storage: see above.
     """
     if last_step not in LAST_STEPS:
@@ -312,7 +312,6 @@ class RluSource(Source):
       )
     self._last_step = last_step
     self._stack_size = stack_size
-    self._update_horizon = update_horizon
     self._is_local = '://' not in url
     self.name = url.rstrip('/')
     folder, _, last = self.name.rpartition('/')
@@ -387,12 +386,7 @@ class RluSource(Source):
 
   @override
   def fingerprint(self) -> list[Any]:
-    reading = [
-      _READING,
-      self._last_step,
-      self._stack_size,
-      self._update_horizon,
-    ]
+    reading = [_READING, self._last_step, self._stack_size, _UPDATE_HORIZON]
     versions = [
       [suffix, *version(shard.info)]
       for suffix in self.suffixes()
@@ -439,25 +433,20 @@ class RluSource(Source):
     index = self._index(suffix)
     num_rows = len(index.elements['action'])
     around_cursor = validity.cursor_range(
-      0, num_rows, self._stack_size, self._update_horizon
+      0, num_rows, self._stack_size, _UPDATE_HORIZON
     )
     return validity.Segment(
       suffix=suffix,
-      first_row=0,
       num_rows=num_rows,
       num_rows_in_source=num_rows,
       add_count=num_rows,
       invalid_range=[*around_cursor.tolist(), *index.cut_rows],
-      read_to_end=True,
       cut_rows=index.cut_rows,
     )
 
   def _index(self, suffix: int) -> _Index:
-    if suffix not in self._indexes:
-      self._indexes[suffix] = self._make_index(suffix)
-    return self._indexes[suffix]
-
-  def _make_index(self, suffix: int) -> _Index:
+    if suffix in self._indexes:
+      return self._indexes[suffix]
     name = f'{self.name}, checkpoint {suffix},'
     columns: dict[str, list[npt.NDArray[Any]]] = {
       element: [] for element in checkpoint_format.ELEMENT_DTYPES
@@ -489,7 +478,8 @@ class RluSource(Source):
     if shape is None or not num_rows:
       raise errors.DataError(f'{name} holds no transition.')
     elements = {e: np.concatenate(found) for e, found in columns.items()}
-    return _Index(elements, cut_rows, shape, part_rows)
+    index = _Index(elements, cut_rows, shape, part_rows)
+    return self._indexes.setdefault(suffix, index)
 
   def _check_order(
     self, name: str, before: _Steps | None, episode: _Steps

@@ -171,12 +171,10 @@ class LogSource(Source):
     # A buffer that was not full held only its first add_count rows.
     return Segment(
       suffix=suffix,
-      first_row=0,
       num_rows=min(length, add_count),
       num_rows_in_source=length,
       add_count=add_count,
       invalid_range=self.attribute('invalid_range', suffix).tolist(),
-      read_to_end=True,
       cut_rows=self.attribute(name, suffix).tolist() if has_cuts else (),
     )
 

@@ -279,6 +279,9 @@ class _RawShard(_Shard):
     self._read_into(
       frames.data.cast('B'), self._offset + start * self._row_bytes
     )
+    self._check(start, frames)
+
+  def _check(self, start: int, frames: npt.NDArray[Any]) -> None:
     end = start + len(frames)
     if self._crcs is not None and 0 in self._is_checked[start:end]:
       crcs = self._crcs[start:end].tolist()

@@ -81,7 +81,6 @@ def open_store(
   observation_shape: tuple[int, ...] | None,
   num_actions: int | None,
   stack_size: int,
-  progress: bool = True,
   observation_dtype: npt.DTypeLike = np.uint8,
   max_resident_bytes: int = MAX_RESIDENT_BYTES,
   codec: str | None = None,
@@ -107,7 +106,6 @@ def open_store(
     observation_shape: of one frame of the game; None accepts any.
     num_actions: of the game; None accepts any logged action.
     stack_size: frames in a state.
-    progress: whether to show a progress bar when a build takes long.
     observation_dtype: the dtype of frames of the game.
     max_resident_bytes: larger frames are read from the disk as needed.
     codec: 'raw' or 'zstd'; None is raw up to 32 GiB of frames, zstd above.
@@ -136,9 +134,7 @@ def open_store(
     key = _store_key(source, subset, stack_size, codec)
     folder = pathlib.Path(cache_dir) / key
     if not folder.exists():
-      _Build(source, subset, num_actions, stack_size, codec, folder).run(
-        progress
-      )
+      _Build(source, subset, num_actions, stack_size, codec, folder).run()
   store = ReplayStore(folder, stack_size, max_resident_bytes)
   manifest = store.manifest
   if manifest['subset'] != subset.record():
@@ -255,7 +251,7 @@ class _Build:
   codec: str | None
   folder: pathlib.Path
 
-  def run(self, progress: bool) -> None:
+  def run(self) -> None:
     """Builds the store, unless another process is faster.
 
     Resumes from the parts of earlier builds. A failed build keeps the parts
@@ -276,7 +272,7 @@ class _Build:
         self._check_space()
         try:
           building.mkdir(exist_ok=True)
-          self._extract_missing(progress)
+          self._extract_missing()
           text = read.manifest_text(self._manifest())
           atomic.write_text(building / read.MANIFEST, text)
           atomic.name_folder(building, folder)
@@ -374,17 +370,16 @@ class _Build:
     """Returns the record of a part; None if it is not all there."""
     return read.read_part(self._part(file), file.segment.record())
 
-  def _extract_missing(self, progress: bool) -> None:
+  def _extract_missing(self) -> None:
     files = [file for file in self._files if self._record(file) is None]
     for file in files:
       shutil.rmtree(self._part(file), ignore_errors=True)
     num_rows = sum(file.num_held for file in files)
-    is_trivial = num_rows * self._row_bytes < _TRIVIAL_BYTES
     bar = progress_bars.bar(
       num_rows,
       f'extracting {self.source.name}',
       'row',
-      disable=is_trivial or not progress,
+      disable=num_rows * self._row_bytes < _TRIVIAL_BYTES,
     )
     counting = threading.Lock()
     already = self.source.count.total

@@ -97,12 +97,14 @@ class Segment:
   """The rows that one file of the log gave to the store."""
 
   suffix: int
-  first_row: int
   num_rows: int  # From the file's row 0 on, or what drawn transitions need.
   num_rows_in_source: int  # The length of the file's arrays.
   add_count: int
   invalid_range: Sequence[int]  # Rows of the file, as it says.
-  read_to_end: bool  # Whether the file was read whole, checksum included.
+  first_row: int = 0  # Of the store.
+  read_to_end: bool = (
+    True  # Whether the file was read whole, with its checksum.
+  )
   num_drawn: int | None = None  # Of a draw: all that can be sampled.
   # Rows marked as terminals although their episodes were cut by time.
   cut_rows: Sequence[int] = ()

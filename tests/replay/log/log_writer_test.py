@@ -111,7 +111,7 @@ def test_an_episode_that_is_cut_keeps_its_last_transition(tmp_path):
   names = [version[0] for version in source.fingerprint()]
   assert 'cut_rows_ckpt.0.gz' in names
   store = replay_store.open_store(
-    source, tmp_path / 'cache', Subset(), (2,), 8, 1, True, np.float32
+    source, tmp_path / 'cache', Subset(), (2,), 8, 1, np.float32
   )
   rows = store.valid_indices()
   assert rows.tolist() == [1, 2, 3, 5, 6]
