@@ -149,7 +149,7 @@ def select(
       file=sys.stderr,
     )
   # What each rule chooses would fill the line, and --help says it.
-  columns = tuple(c for c in measured.columns if c.name != 'choice')
+  columns = tuple(c for c in measured.columns if c.names != ('choice',))
   short = dataclasses.replace(measured, columns=columns)
   print(f'\n{measured.title}\n{_text(short)}\n')
   if measured.cells:

@@ -33,7 +33,6 @@ from batch_rl_dr3.reporting import study as study_lib
 from batch_rl_dr3.reporting.run_reader import Collection
 from batch_rl_dr3.reporting.statistics import Array
 from batch_rl_dr3.reporting.study import Cell, Study
-from batch_rl_dr3.reporting.study_tables import LINE
 
 SUPPORTED, CONTRADICTED, OPEN = 'supported', 'contradicted', 'open'
 EQUIVALENT = 'equivalent'
@@ -153,19 +152,7 @@ def findings(study: Study) -> tables.Table:
     row['p_holm'] = p_value
   return tables.build(
     'findings',
-    [
-      LINE,
-      tables.text('claim', 'Claim'),
-      tables.Column((*_HERE, 'unit'), 'Here', _shown),
-      tables.Column('p_value', 'p', _p_value),
-      tables.Column('p_holm', 'p, Holm', _p_value),
-      tables.text('verdict', 'So it is'),
-      tables.Column((*_START, 'unit'), 'From the start', _shown, 'known'),
-      tables.Column((*_IQM, 'unit'), 'IQM', _shown),
-      tables.Column('games', 'Games'),
-      tables.Column('runs', 'Runs of each'),
-      tables.text('other', 'Beside', when='never'),
-    ],
+    tables.columns('findings'),
     rows,
     early=_EARLY,
     alpha=_ALPHA,
@@ -241,20 +228,6 @@ def _verdict(
   if low * high > 0 and compared.p_value <= _ALPHA:
     return SUPPORTED if claim.side * low > 0 else CONTRADICTED
   return EQUIVALENT if is_equivalent else OPEN
-
-
-def _p_value(value: float) -> str:
-  return tables.MISSING if np.isnan(value) else f'{value:.4f}'
-
-
-def _shown(number: Any, low: Any, high: Any, unit: str) -> str:
-  if np.isnan(number):
-    return tables.MISSING
-  texts = [
-    f'x {tables.number(v)}' if unit == 'factor' else f'{v:+.1f}'
-    for v in (number, low, high)
-  ]
-  return texts[0] + ('' if np.isnan(low) else f' ({texts[1]}, {texts[2]})')
 
 
 _note = functools.partial(words.say, 'notes')

@@ -298,11 +298,8 @@ def _rom(run: Run) -> Any:
 def prediction_interval(values: npt.ArrayLike) -> tuple[float, float]:
   """Returns where one more normal draw lies with 99%, by Student's t.
 
-  mean -+ t s sqrt(1 + 1 / n): wider than the range of n draws, outside which
-  one more lies in 2 of n + 1 cases.
-
-  Args:
-    values: float64 [n], at least two.
+  mean -+ t s sqrt(1 + 1 / n) of n >= 2 values: wider than their range, outside
+  which one more lies in 2 of n + 1 cases.
   """
   sample = np.asarray(values, float)
   low, high = stats.t.interval(
@@ -316,23 +313,15 @@ def prediction_interval(values: npt.ArrayLike) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class PublicComparison:
-  """A run's score, in points, and those of the seeds that others published.
-
-  Attributes:
-    measure: 'average' over training up to `gradient_steps`, or the 'score'
-      there.
-    value: the run's.
-    mean: of the published seeds.
-    low: of the interval in which one more seed is expected; `high` its end.
-  """
+  """A run's score, in points, and those of the seeds that others published."""
 
   method: str
   game: str
-  measure: str
+  measure: str  # 'average' up to `gradient_steps`, or the 'score' there.
   gradient_steps: int
   value: float
-  mean: float
-  low: float
+  mean: float  # Of the published seeds.
+  low: float  # Between these one more seed is expected.
   high: float
 
   @property
@@ -346,9 +335,8 @@ def public_seeds(
 ) -> dict[tuple[str, int], npt.NDArray[np.float64]]:
   """Returns what others' seeds got, in points, by measure and gradient steps.
 
-  Args:
-    method: of references.csv, such as 'QR-CQL'.
-    game: as ALE spells it in camel case, such as 'Breakout'.
+  The method is one of references.csv, such as 'QR-CQL'; the game is as ALE
+  spells it in camel case, such as 'Breakout'.
   """
   table = references()
   table = table[
@@ -379,11 +367,8 @@ def compare(
 ) -> list[PublicComparison]:
   """Returns a run's comparisons at the gradient steps that it has reached.
 
-  Args:
-    method: as `public_seeds`, and `game`.
-    game: likewise.
-    gradient_steps: int [evaluations], ascending.
-    returns: mean undiscounted return of each evaluation, in points.
+  `method` and `game` are those of `public_seeds`, `returns` the mean
+  undiscounted ones of the evaluations at `gradient_steps`, ascending.
   """
   found = []
   for (measure, steps), seeds in public_seeds(method, game).items():

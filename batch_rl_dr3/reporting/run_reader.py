@@ -126,13 +126,10 @@ class RunCache:
   def put(
     self, run: pathlib.Path, found: Stamp, tables: list[pd.DataFrame]
   ) -> None:
-    """Keeps what was read of a run, whole or not at all.
+    """Keeps what was read of a run; WriteError if it cannot be written.
 
     Nothing is kept of files that changed just now, or are dated in the future:
     a later change of them need not show in their stamp.
-
-    Raises:
-      WriteError: if the folder cannot be written.
     """
     latest = max((entry[1] for entry in found if entry), default=0)
     if latest >= time.time_ns() - _SETTLED:
@@ -173,29 +170,21 @@ class Setting(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-  """One run directory.
-
-  Attributes:
-    name: the folder, short but still unique in the collection.
-    logged_run: which logged run the data is from, such as '1'; may be ''.
-    metrics: by gradient steps, those of `METRICS` that were logged. NaN is
-      'not measured', infinity 'not finite'.
-    evaluations: by gradient steps, as `run_tables.read_evaluations` returns
-      them.
-    from_future: names of files that are dated later than now.
-  """
+  """One run directory; its tables are by gradient steps."""
 
   folder: pathlib.Path
-  name: str
+  name: str  # The folder, short but still unique in the collection.
   setting: Setting
   method: str
-  logged_run: str
+  logged_run: str  # That the data is from, such as '1'; may be ''.
   seed: str
   finished: bool
   provenance: dict[str, Any]
+  # Those of `METRICS` that were logged: NaN is 'not measured', infinity 'not
+  # finite'.
   metrics: pd.DataFrame
-  evaluations: pd.DataFrame
-  from_future: tuple[str, ...] = ()
+  evaluations: pd.DataFrame  # See `run_tables.read_evaluations`.
+  from_future: tuple[str, ...] = ()  # Files that are dated later than now.
 
   @property
   def replicate(self) -> tuple[str, str]:
@@ -243,18 +232,12 @@ def align(
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-  """The runs of one report, in the order in which a reader expects them.
-
-  Attributes:
-    parent: the folder that holds them all.
-    skipped: what the patterns matched that is no run directory.
-    unreadable: names of damaged runs, with the reason, where these were asked
-      to be left out.
-  """
+  """The runs of one report, in the order in which a reader expects them."""
 
   runs: tuple[Run, ...]
-  parent: pathlib.Path
-  skipped: tuple[pathlib.Path, ...]
+  parent: pathlib.Path  # The folder that holds them all.
+  skipped: tuple[pathlib.Path, ...]  # What was matched and is no run directory.
+  # Names of damaged runs, with the reason, if these were to be left out.
   unreadable: tuple[tuple[str, str], ...] = ()
 
   @property
@@ -456,12 +439,9 @@ def _natural(text: str) -> list[tuple[int, str]]:
 class RunTables(NamedTuple):
   """The tables of several runs, each row with its run's keys.
 
-  These are suite, game, dataset, method, logged_run, seed and folder.
-
-  Attributes:
-    scores: one row an evaluation: gradient_steps, the mean `return` of its
-      `episodes`.
-    metrics: one row a log step: gradient_steps and the quantities.
+  These are suite, game, dataset, method, logged_run, seed and folder. `scores`
+  has a row an evaluation: gradient_steps, the mean `return`, its `episodes`;
+  `metrics` a row a log step: gradient_steps and the quantities.
   """
 
   scores: pd.DataFrame
@@ -472,9 +452,7 @@ class RunTables(NamedTuple):
   ) -> dict[str, npt.NDArray[np.float64]]:
     """Returns what rliable takes: float64 [runs, games] by method.
 
-    Args:
-      num_last: of this many last evaluations a run's score is the mean; None
-        takes all of them, its average over training.
+    A run's score is the mean of `num_last` evaluations; None takes all of them.
 
     Raises:
       DataError: if a method has not the same number of runs on every game.

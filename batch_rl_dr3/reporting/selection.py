@@ -19,7 +19,13 @@ import numpy as np
 from numpy import typing as npt
 import pandas as pd
 
-from batch_rl_dr3.reporting import reference, run_reader, statistics, words
+from batch_rl_dr3.reporting import (
+  reference,
+  run_reader,
+  statistics,
+  tables,
+  words,
+)
 from batch_rl_dr3.reporting.run_reader import (
   DOT_PRODUCT,
   EFFECTIVE_RANK,
@@ -29,15 +35,7 @@ from batch_rl_dr3.reporting.run_reader import (
   Collection,
   Run,
 )
-from batch_rl_dr3.reporting.tables import (
-  Column,
-  Row,
-  Table,
-  build,
-  number,
-  signed,
-  text,
-)
+from batch_rl_dr3.reporting.tables import Column, Row, Table, build
 from batch_rl_dr3.runs import mirror, run_directory
 from batch_rl_dr3.runs.checkpoints import manifests
 
@@ -50,6 +48,8 @@ INTACT_SHARE = 0.5
 _SETTLING_SHARE = 0.5
 # What stands beside the rules in a table: a checkpoint drawn at random.
 RANDOM = 'random'
+# Columns in points, which have a meaning in one game alone.
+_POINTS = (('gained_on_last',), ('lost_to_best',))
 # Below so many runs the table says that it is not to be relied on.
 _FEW_RUNS = 5
 # What is read of a run.
@@ -74,17 +74,13 @@ _CHOSEN = (
 class History(NamedTuple):
   """What a run has logged, and where in it its checkpoints are.
 
-  Attributes:
-    steps: int64 [T], gradient steps, rising: those of every row and checkpoint.
-    values: by quantity of `run_reader.METRICS`, float64 [T]: the last
-      measurement at or before each step; NaN before the first, infinity if not
-      finite.
-    at: int64 [C], the positions of the checkpoints in `steps`, rising.
+  A value is the last measurement at or before a step: NaN before the first,
+  infinity if not finite.
   """
 
-  steps: _Steps
-  values: dict[str, _Values]
-  at: _Steps
+  steps: _Steps  # [T], rising: those of every row and checkpoint.
+  values: dict[str, _Values]  # [T], by quantity of `run_reader.METRICS`.
+  at: _Steps  # [C], the positions of the checkpoints in `steps`, rising.
 
   def measured(self, quantity: str) -> _Values:
     """Returns a quantity at each checkpoint, float64 [C]."""
@@ -92,30 +88,19 @@ class History(NamedTuple):
 
 
 class Judgement(NamedTuple):
-  """What a rule makes of each checkpoint.
+  """What a rule makes of each checkpoint."""
 
-  Attributes:
-    values: float64 [C], the quantity that the rule looks at.
-    scores: float64 [C], the higher the better; NaN where it cannot say.
-  """
-
-  values: _Values
-  scores: _Values
+  values: _Values  # [C], of what the rule looks at.
+  scores: _Values  # [C], the higher the better; NaN where it cannot say.
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """A way to choose a checkpoint.
+  """A way to choose a checkpoint."""
 
-  Attributes:
-    name: on the command line, in files and in words.toml.
-    judge: how it judges the checkpoints of a run.
-    quantities: what has to be logged for it.
-  """
-
-  name: str
+  name: str  # On the command line, in files and in words.toml.
   judge: Callable[[History], Judgement]
-  quantities: tuple[str, ...] = ()
+  quantities: tuple[str, ...] = ()  # What has to be logged for it.
 
   @property
   def choice(self) -> str:
@@ -275,12 +260,8 @@ def ranking(
   """Returns the checkpoints on disk of each run, as each rule ranks them.
 
   Runs with fewer than two checkpoints are left out, and, for a run, rules that
-  lack what they look at.
-
-  Returns:
-    One row per run, rule and checkpoint: `run`, `folder`, `rule`, `place` (1
-    is the choice), `checkpoint`, `gradient_steps`, `value` (of what the rule
-    looks at; NaN if not finite) and `return` (NaN if it was never evaluated).
+  lack what they look at. `place` 1 is the choice; `value` is of what the rule
+  looks at, NaN if not finite; `return` is NaN if it was never evaluated.
   """
   rows: list[tuple[Any, ...]] = []
   for run in collection.runs:
@@ -303,16 +284,11 @@ def outcomes(
   """Returns what each rule would have kept of each run's return.
 
   Only runs with evaluations that differ count: elsewhere nothing is to be lost.
-
-  Returns:
-    One row per run and rule, and one for a checkpoint drawn at random:
-    `suite`, `game`, `dataset`, `method`, `run`, `rule`, `gradient_steps`,
-    `return` of the choice, `best`, `last`, `lost_to_best` and
-    `gained_on_last` in points, and, as percentages of the range from the
-    worst to the best evaluation of the run, `kept` (100 is the best, 0 the
-    worst) and `gained` (on the last). `lost_normalised` is `lost_to_best` in
-    percent of what separates random play from the online DQN's final score;
-    NaN where these are not known.
+  A row per run and rule, and one for a checkpoint drawn at random. `kept` and
+  `gained` (on the last) are percentages of the range from the worst to the best
+  evaluation of the run; `lost_normalised` is `lost_to_best` in percent of what
+  separates random play from the online DQN's final score, NaN if unknown;
+  others are points.
   """
   rows: list[tuple[Any, ...]] = []
   for run in collection.runs:
@@ -342,14 +318,12 @@ def outcomes(
 
 
 def measure(found: pd.DataFrame) -> pd.DataFrame:
-  """Returns each rule's `outcomes`, averaged over runs.
+  """Returns each rule's `outcomes`, averaged over runs, a row per rule.
 
-  Returns:
-    One row per rule, in the order of the rules, with `runs` (how many it
-    could choose in), means and 95% bootstrap intervals over runs of `kept`
-    and `gained`, means of the points and of `lost_normalised` (NaN unless it is
-    known of all), `better`, `equal` and `worse` than the last, in runs, and
-    `kept_<method>`, the mean over the runs of a method.
+  That is `runs`, in how many it could choose; means and 95% bootstrap intervals
+  over these of `kept` and `gained`; means of the points and `lost_normalised`
+  (NaN unless it is known of all); `better`, `equal` and `worse` than the last,
+  in runs; and `kept_<method>`, the mean over the runs of a method.
   """
   rows = []
   groups = dict(iter(found.groupby('rule')))
@@ -384,35 +358,21 @@ def worth(collection: Collection, found: pd.DataFrame | None = None) -> Table:
   measured['source'] = measured['rule'].map(words.parts('rule_sources'))
   methods = words.ordered(found['method'])
   num_games = len(found[['suite', 'game']].drop_duplicates())
-  # Points of different games cannot be averaged.
-  points = 'always' if num_games <= 1 else 'never'
-  columns = (
-    text('rule', 'Rule'),
-    text('choice', 'Chooses'),
-    Column('kept', 'Kept, %'),
-    Column('kept_low', '95% from', when='known'),
-    Column('kept_high', 'to', when='known'),
-    Column('gained', 'Gained on last, %', signed),
-    Column('gained_low', '95% from', signed, when='known'),
-    Column('gained_high', 'to', signed, when='known'),
-    Column('gained_on_last', 'in points', signed, when=points),
-    Column('lost_to_best', 'Lost to best, points', when=points),
-    Column('lost_normalised', 'Lost to best, % DQN-normalised', when='known'),
-    Column('better', 'Runs better'),
-    Column('equal', 'equal'),
-    Column('worse', 'worse'),
-    *(
-      Column(f'kept_{m}', f'Kept: {words.display_name(m)}')
-      for m in (methods if len(methods) > 1 else ())
-    ),
-    Column('runs', 'Runs'),
-    text('source', 'Source', when='never'),
-  )
+  columns = tables.columns('selection')
+  if num_games > 1:  # Their points cannot be averaged.
+    columns = [
+      dataclasses.replace(c, when='never') if c.names in _POINTS else c
+      for c in columns
+    ]
+  by_method = [
+    Column(f'kept_{m}', f'Kept: {words.display_name(m)}')
+    for m in (methods if len(methods) > 1 else ())
+  ]
   num_measured = found['run'].nunique()
   few = words.say('selection', 'few') if num_measured < _FEW_RUNS else ''
   return build(
     'selection',
-    columns,
+    [*columns, *by_method, *tables.columns('selection_extent')],
     measured,
     num_measured=num_measured,
     num_runs=len(collection.runs),
@@ -423,16 +383,9 @@ def worth(collection: Collection, found: pd.DataFrame | None = None) -> Table:
 
 def choices(ranked: pd.DataFrame, top: int = 1) -> Table:
   """Returns the best `top` checkpoints of a `ranking`, for reading."""
-  columns = (
-    text('run', 'Run'),
-    text('rule', 'Rule'),
-    Column('place', 'Place', when='always' if top > 1 else 'never'),
-    text('checkpoint', 'Checkpoint'),
-    Column('gradient_steps', 'Gradient steps'),
-    Column('value', 'Value'),
-    Column('return', 'Return', number, 'known'),
-  )
-  return build('choices', columns, ranked[ranked['place'] <= top])
+  best = ranked[ranked['place'] <= top]
+  columns = tables.columns('choices' if top == 1 else 'top_choices')
+  return build('choices', columns, best)
 
 
 _COLOUR, _BASELINE_COLOUR = '#0072B2', '#888888'

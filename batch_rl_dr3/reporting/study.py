@@ -69,21 +69,13 @@ def find_preset(name: str) -> Preset:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell:
-  """One quantity of one method on one data set.
-
-  Attributes:
-    games: G names.
-    steps: int64 [T], gradient steps at which every run has the quantity.
-    values: float64 [R, G, T].
-    lacks: what is missing of the preset, one phrase each; empty if nothing.
-    num_final: evaluations whose mean is a run's final score.
-  """
+  """One quantity of one method on one data set."""
 
   games: tuple[str, ...]
-  steps: npt.NDArray[np.int64]
-  values: Array
-  lacks: tuple[str, ...]
-  num_final: int = 1
+  steps: npt.NDArray[np.int64]  # [T], at which every run has the quantity.
+  values: Array  # [runs, games, T].
+  lacks: tuple[str, ...]  # What is missing of the preset, a phrase each.
+  num_final: int = 1  # Evaluations whose mean is a run's final score.
 
   @property
   def num_runs(self) -> int:
@@ -99,18 +91,12 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Study:
-  """The runs of a collection that a preset is about.
-
-  Attributes:
-    runs: by data set, method and game.
-    strangers: names of runs that the preset is not about, with the reason.
-    normalisation: the scale of scores.
-    bootstrap: makes the intervals.
-  """
+  """The runs of a collection that a preset is about."""
 
   preset: Preset
+  # By data set, method and game.
   runs: Mapping[tuple[str, str, str], Sequence[run_reader.Run]]
-  strangers: tuple[tuple[str, str], ...]
+  strangers: tuple[tuple[str, str], ...]  # Names of other runs, with reasons.
   normalisation: reference.Normalisation
   bootstrap: statistics.Bootstrap
 
@@ -144,10 +130,7 @@ class Study:
     return [method for name, method in self.lines if name == dataset]
 
   def is_finished(self, run: run_reader.Run) -> bool:
-    """Returns whether a run was evaluated at its end.
-
-    That is the end it was given, or the preset's for its data set.
-    """
+    """Returns whether a run was evaluated at its own end or the preset's."""
     if run.evaluations.empty:
       return False
     return run.finished or bool(
@@ -246,11 +229,7 @@ def select_runs(
   normalisation: reference.Normalisation = _DQN,
   bootstrap: statistics.Bootstrap = _BOOTSTRAP,
 ) -> Study:
-  """Returns the runs of a collection that a preset is about.
-
-  Raises:
-    DataError: if it is about none of them.
-  """
+  """Returns the runs that a preset is about; DataError if it is about none."""
   runs: dict[tuple[str, str, str], list[run_reader.Run]] = {}
   strangers = []
   for run in collection.runs:
@@ -273,10 +252,9 @@ def select_runs(
 
 
 def on_shared_games(cells: Sequence[Cell | None]) -> list[Cell]:
-  """Returns as many cells, without the games that not all of them have.
+  """Returns as many cells of the games that all of them have; [] if none.
 
-  None at all if they share no game; a cell that is None, or has no step, has
-  no game.
+  A cell that is None, or has no step, has no game.
   """
   there = [cell for cell in cells if cell is not None and cell.steps.size]
   if len(there) < len(cells):

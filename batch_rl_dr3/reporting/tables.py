@@ -79,6 +79,22 @@ def spread(mean: Any, deviation: Any) -> str:
   return f'{number(mean)} ± {number(deviation)}'
 
 
+def p_value(value: float) -> str:
+  """Returns a p-value with four decimals."""
+  return MISSING if np.isnan(value) else f'{value:.4f}'
+
+
+def effect(value: Any, low: Any, high: Any, unit: str) -> str:
+  """Returns 'x 2.00 (x 1.50, x 2.50)' of a factor, else '+2.0 (+1.5, +2.5)'."""
+  if np.isnan(value):
+    return MISSING
+  texts = [
+    f'x {number(v)}' if unit == 'factor' else f'{v:+.1f}'
+    for v in (value, low, high)
+  ]
+  return texts[0] + ('' if np.isnan(low) else f' ({texts[1]}, {texts[2]})')
+
+
 def duration(seconds: float | None) -> str:
   """Returns '40 s', '12 min', '3.5 h' or a dash."""
   if seconds is None or pd.isna(seconds):
@@ -102,6 +118,8 @@ _OF_NUMBERS: dict[str, Callable[..., str]] = {
   'count': str,
   'spread': spread,
   'interval': interval,
+  'p_value': p_value,
+  'effect': effect,
   'duration': duration,
   'ago': lambda seconds: f'{duration(seconds)} ago',
   'of_total': _of_total,
@@ -109,6 +127,7 @@ _OF_NUMBERS: dict[str, Callable[..., str]] = {
 _OF_WORDS: dict[str, Callable[..., str]] = {
   'text': str,
   'method': words.display_name,
+  'line': words.line_name,
   'or_unknown': lambda value: value or 'unknown',
 }
 
