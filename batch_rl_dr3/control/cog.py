@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -37,12 +37,10 @@ FORMAT = 'cog_images'
 _VERSION = 1
 _MANIFEST = 'manifest.json'
 _ARRAYS = (
-  'images.npy',
-  'actions.npy',
-  'rewards.npy',
-  'terminals.npy',
+  *('images.npy', 'actions.npy', 'rewards.npy', 'terminals.npy'),
   'trajectories.npy',
 )
+_HEADER_SIZE = 128  # Of a .npy file: NumPy leaves room for a growing shape.
 PRIOR, TASK = 'prior', 'task'
 
 
@@ -57,7 +55,13 @@ class Trajectory:
 
 
 class Writer:
-  """Writes a store, trajectory by trajectory; it appears when it is whole."""
+  """Writes a store, trajectory by trajectory, as a context.
+
+  The store appears, and `manifest` is known, when the context ends without an
+  error.
+  """
+
+  manifest: dict[str, Any]
 
   def __init__(self, folder: pathlib.Path, made_from: Mapping[str, Any]):
     """Begins a store; its manifest is to hold `made_from`, too.
@@ -73,80 +77,79 @@ class Writer:
       tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent)
     )
     self._made_from = dict(made_from)
-    self._raw = open(self._temporary / 'images.raw', 'wb')  # noqa: SIM115
-    self._image_shape: tuple[int, ...] | None = None
-    self._columns: dict[str, list[npt.NDArray[Any]]] = {
-      'actions': [],
-      'rewards': [],
-      'terminals': [],
+    # Too large to hold until their number, which the header says, is known.
+    self._images = open(self._temporary / 'images.npy', 'wb')  # noqa: SIM115
+    self._images.write(bytes(_HEADER_SIZE))
+    self._shapes: tuple[tuple[int, ...], int] | None = None
+    self._columns: dict[str, list[npt.NDArray[np.float32]]] = {
+      name: [] for name in ('actions', 'rewards', 'terminals')
     }
-    self._trajectories: list[tuple[int, int, int]] = []
-    self._parts: list[str] = []
-    self._num_images = 0
-    self._num_transitions = 0
+    self._lengths: list[int] = []
+    self._num_prior = 0
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    try:
+      if kind is None:
+        self.manifest = self._finish()
+    finally:
+      self._images.close()
+      shutil.rmtree(self._temporary, ignore_errors=True)
 
   def add(self, trajectory: Trajectory, part: str) -> None:
     """Appends a trajectory of PRIOR, whose rewards are set to 0, or of TASK.
 
     Raises:
       DataError: if its images or actions have another shape than before.
-      ValueError: if prior data come after the task's.
     """
-    if part == PRIOR and TASK in self._parts:
-      raise ValueError('prior trajectories come before those of the task.')
-    shape = trajectory.images.shape[1:]
-    actions = self._columns['actions']
-    if self._image_shape is None:
-      self._image_shape = shape
-    if shape != self._image_shape or (
-      actions and trajectory.actions.shape[1:] != actions[0].shape[1:]
-    ):
-      raise errors.DataError(
-        f'a trajectory has images {list(shape)} and '
-        f'{trajectory.actions.shape[1]} actions; those before have '
-        f'{list(self._image_shape)} and {actions[0].shape[1]}.'
-      )
-    length = len(trajectory.actions)
-    self._trajectories.append((self._num_images, self._num_transitions, length))
-    self._parts.append(part)
-    self._raw.write(np.ascontiguousarray(trajectory.images).tobytes())
-    actions.append(trajectory.actions)
     is_prior = part == PRIOR
+    shapes = (trajectory.images.shape[1:], trajectory.actions.shape[1])
+    if self._shapes is None:
+      self._shapes = shapes
+    if shapes != self._shapes:
+      raise errors.DataError(
+        f'a trajectory has images {list(shapes[0])} and {shapes[1]} actions; '
+        f'those before have {list(self._shapes[0])} and {self._shapes[1]}.'
+      )
+    self._images.write(trajectory.images.tobytes())
+    self._columns['actions'].append(trajectory.actions)
     self._columns['rewards'].append(trajectory.rewards * (not is_prior))
     self._columns['terminals'].append(trajectory.terminals)
-    self._num_images += length + 1
-    self._num_transitions += length
+    self._lengths.append(len(trajectory.actions))
+    self._num_prior += is_prior
 
-  def close(self) -> dict[str, Any]:
-    """Ends the store and returns its manifest; DataError if it is empty."""
-    self._raw.close()
-    if self._image_shape is None:
+  def _finish(self) -> dict[str, Any]:
+    if self._shapes is None:
       raise errors.DataError('there is no trajectory to write.')
-    raw = self._temporary / 'images.raw'
-    images = np.memmap(
-      raw, np.uint8, 'r', shape=(self._num_images, *self._image_shape)
+    lengths = np.array(self._lengths, np.int64)
+    self._images.seek(0)
+    np.lib.format.write_array_header_1_0(  # type: ignore[no-untyped-call]
+      self._images,
+      {
+        'descr': '|u1',
+        'fortran_order': False,
+        'shape': (int((lengths + 1).sum()), *self._shapes[0]),
+      },
     )
-    np.save(self._temporary / 'images.npy', images)
-    del images
-    raw.unlink()
-    for name, arrays in self._columns.items():
-      np.save(
-        self._temporary / f'{name}.npy',
-        np.concatenate(arrays).astype(np.float32),
-      )
-    np.save(
-      self._temporary / 'trajectories.npy',
-      np.array(self._trajectories, np.int64),
+    self._images.close()
+    arrays = {name: np.concatenate(c) for name, c in self._columns.items()}
+    starts = np.cumsum(lengths) - lengths
+    arrays['trajectories'] = np.stack(
+      [starts + np.arange(len(lengths)), starts, lengths], axis=1
     )
+    for name, array in arrays.items():
+      np.save(self._temporary / f'{name}.npy', array)
     manifest = {
       'format': FORMAT,
       'version': _VERSION,
       **self._made_from,
-      'image_shape': list(self._image_shape),
-      'action_size': int(self._columns['actions'][0].shape[1]),
-      'num_transitions': self._num_transitions,
-      'num_trajectories': len(self._trajectories),
-      'num_prior_trajectories': self._parts.count(PRIOR),
+      'image_shape': list(self._shapes[0]),
+      'action_size': self._shapes[1],
+      'num_transitions': int(lengths.sum()),
+      'num_trajectories': len(lengths),
+      'num_prior_trajectories': self._num_prior,
       'files': {
         name: {
           'size': (self._temporary / name).stat().st_size,
@@ -158,11 +161,6 @@ class Writer:
     (self._temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     self._temporary.rename(self._folder)
     return manifest
-
-  def discard(self) -> None:
-    """Removes what was written."""
-    self._raw.close()
-    shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -233,8 +231,7 @@ class _Unpickler(pickle.Unpickler):
       ('numpy', 'dtype'): np.dtype,
       ('_codecs', 'encode'): _bytes,
     }.get((module.rpartition('core.')[2], name))
-    in_numpy = module.split('.')[0] in ('numpy', '_codecs')
-    if known is None or not in_numpy:
+    if known is None or module.split('.')[0] not in ('numpy', '_codecs'):
       raise errors.DataError(
         f'it names {module}.{name}, which a file of trajectories has no use '
         'for, and would execute it if it were loaded. Nothing of it was run.'
@@ -270,26 +267,23 @@ def read_trajectories(path: pathlib.Path) -> Iterator[Trajectory]:
   Raises:
     DataError: if it is no such file, or holds anything else.
   """
+  place = str(path)
   try:
     with open(path, 'rb') as file:
       content = _unpickled(file)
+    for number, trajectory in enumerate(content):
+      place = f'{path}: trajectory {number}'
+      yield _trajectory(trajectory)
   except errors.DataError as error:
-    raise errors.DataError(f'{path}: {error}') from error
+    raise errors.DataError(f'{place}: {error}') from error
   except Exception as error:  # A damaged pickle raises anything.
     raise errors.DataError(
-      f'{path} is truncated or damaged ({type(error).__name__}: {error}); '
+      f'{place} is truncated or damaged ({type(error).__name__}: {error}); '
       'fetch it again.'
     ) from error
-  if not isinstance(content, np.ndarray) or content.dtype != object:
-    raise errors.DataError(f'{path} holds no list of trajectories.')
-  for number, path_of_robot in enumerate(content.ravel()):
-    try:
-      yield _trajectory(path_of_robot)
-    except errors.DataError as error:
-      raise errors.DataError(f'{path}: trajectory {number}: {error}') from error
 
 
-def _unpickled(file: BinaryIO) -> Any:
+def _unpickled(file: BinaryIO) -> npt.NDArray[Any]:
   version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
   read_header: Any = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -302,13 +296,16 @@ def _unpickled(file: BinaryIO) -> Any:
     raise errors.DataError(
       f"it holds an array of {kind}, and COG's files a list of trajectories."
     )
-  return _Unpickler(file, encoding='latin1').load()
+  content = _Unpickler(file, encoding='latin1').load()
+  if not isinstance(content, np.ndarray) or content.dtype != object:
+    raise errors.DataError('it holds no list of trajectories.')
+  return content.ravel()
 
 
 def _trajectory(content: Any) -> Trajectory:
   if not isinstance(content, dict):
     raise errors.DataError(f'it is a {type(content).__name__}, no dict.')
-  wanted = ('observations', 'actions', 'rewards', 'next_observations')
+  wanted = ('observations', 'next_observations', 'actions', 'rewards')
   missing = [name for name in wanted if name not in content]
   if missing:
     raise errors.DataError(
@@ -318,29 +315,24 @@ def _trajectory(content: Any) -> Trajectory:
   actions = _floats('actions', content['actions'])
   if actions.ndim != 2 or not len(actions):
     raise errors.DataError(f'actions have shape {list(actions.shape)}.')
-  length = len(actions)
   largest = float(np.abs(actions).max())
   if largest > 1.0 + 1e-3:
     raise errors.DataError(
       f'actions reach {largest:g}, and those of the task are in [-1, 1].'
     )
-  images = _images(content['observations'])
-  next_images = _images(content['next_observations'])
-  rewards = _floats('rewards', content['rewards']).reshape(-1)
-  terminals = _floats(
-    'terminals', content.get('terminals', np.zeros(length))
-  ).reshape(-1)
-  columns: Sequence[tuple[str, npt.NDArray[Any]]] = (
-    ('observations', images),
-    ('next_observations', next_images),
-    ('rewards', rewards),
-    ('terminals', terminals),
-  )
-  for name, array in columns:
-    if len(array) != length:
+  terminals = content.get('terminals', np.zeros(len(actions)))
+  columns = {
+    'observations': _images(content['observations']),
+    'next_observations': _images(content['next_observations']),
+    'rewards': _floats('rewards', content['rewards']).reshape(-1),
+    'terminals': _floats('terminals', terminals).reshape(-1),
+  }
+  for name, array in columns.items():
+    if len(array) != len(actions):
       raise errors.DataError(
-        f'it has {length} actions and {len(array)} {name}.'
+        f'it has {len(actions)} actions and {len(array)} {name}.'
       )
+  images, next_images, rewards, terminals = columns.values()
   if not np.array_equal(images[1:], next_images[:-1]):
     raise errors.DataError('a next observation is not the one that follows.')
   return Trajectory(
@@ -369,7 +361,7 @@ def _images(observations: Any) -> npt.NDArray[np.uint8]:
         f'an image has shape {list(image.shape)}, and COG has [48, 48, 3].'
       )
     images.append(image)
-  if not images or any(image.shape != images[0].shape for image in images):
+  if len({image.shape for image in images}) != 1:
     raise errors.DataError('its images are of several sizes, or none.')
   return np.stack(images)
 
@@ -391,49 +383,22 @@ def convert(
   for source in sources:
     if not os.path.isfile(source):
       raise errors.DataError(f'no file {source}.')
+  command = [sys.executable, '-m', __name__, str(gigabytes), output_dir]
   done = subprocess.run(
-    [
-      *(sys.executable, '-m', __name__, str(gigabytes), output_dir),
-      *sources,
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
+    [*command, *sources], capture_output=True, text=True, check=False
   )
   last = (done.stderr.strip().splitlines() or [''])[-1]
-  if done.returncode == errors.WriteError.exit_code:
-    raise errors.WriteError(last)
-  if done.returncode == errors.DataError.exit_code:
-    raise errors.DataError(last)
+  for kind in (errors.WriteError, errors.DataError):
+    if done.returncode == kind.exit_code:
+      raise kind(last)
   if done.returncode:
     raise errors.DataError(
       f'reading {", ".join(sources)} ended with {done.returncode}: the file '
       f'is damaged, or needs more than {gigabytes:g} GB of memory. {last}'
     )
-  manifest: dict[str, Any] = json.loads(
-    (pathlib.Path(output_dir) / _MANIFEST).read_bytes()
-  )
+  text = (pathlib.Path(output_dir) / _MANIFEST).read_bytes()
+  manifest: dict[str, Any] = json.loads(text)
   return manifest
-
-
-def _convert_here(output_dir: str, sources: Sequence[str]) -> None:
-  made_from = [
-    {
-      'part': TASK if number else PRIOR,
-      'file': os.path.basename(source),
-      'sha256': _sha256(pathlib.Path(source)),
-    }
-    for number, source in enumerate(sources)
-  ]
-  writer = Writer(pathlib.Path(output_dir), {'sources': made_from})
-  try:
-    for record, source in zip(made_from, sources, strict=True):
-      for trajectory in read_trajectories(pathlib.Path(source)):
-        writer.add(trajectory, record['part'])
-    writer.close()
-  except BaseException:
-    writer.discard()
-    raise
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -442,8 +407,20 @@ def _main(arguments: Sequence[str]) -> int:
   gigabytes, output_dir, *sources = arguments
   limit = int(float(gigabytes) * 2**30)
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+  paths = [pathlib.Path(source) for source in sources]
+  made_from = [
+    {
+      'part': TASK if number else PRIOR,
+      'file': path.name,
+      'sha256': _sha256(path),
+    }
+    for number, path in enumerate(paths)
+  ]
   try:
-    _convert_here(output_dir, sources)
+    with Writer(pathlib.Path(output_dir), {'sources': made_from}) as writer:
+      for record, path in zip(made_from, paths, strict=True):
+        for trajectory in read_trajectories(path):
+          writer.add(trajectory, record['part'])
   except errors.BatchRLError as error:
     print(' '.join(str(error).split()), file=sys.stderr)
     return error.exit_code

@@ -21,6 +21,7 @@ authors' networks crop anew whenever they are called.
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import gin
@@ -40,19 +41,20 @@ def _encoder(convolutions: Convolutions) -> list[Any]:
   """Returns layers that make [B, k] of images [B, h, w, 3] in [0, 255]."""
   layers: list[Any] = [tf.keras.layers.Rescaling(1 / 255)]
   for filters, stride, pool in convolutions:
+    # Glorot uniform and biases of 0, as Keras has it.
     layers.append(
-      tf.keras.layers.Conv2D(
-        filters, 3, stride, 'same', activation='relu'
-      )  # Glorot uniform and biases of 0, as Keras has it.
+      tf.keras.layers.Conv2D(filters, 3, stride, 'same', activation='relu')
     )
     if pool > 1:
       layers.append(tf.keras.layers.MaxPool2D(pool))
   return [*layers, tf.keras.layers.Flatten()]
 
 
-def _small(limit: float) -> Any:
-  # One a layer: Keras draws the same numbers from one that is used again.
-  return tf.keras.initializers.RandomUniform(-limit, limit)
+def _initializers(limit: float) -> dict[str, Any]:
+  """Returns a dense layer's; of its own, or Keras draws the same numbers."""
+  names = ('kernel_initializer', 'bias_initializer')
+  uniform = tf.keras.initializers.RandomUniform
+  return {name: uniform(-limit, limit) for name in names}
 
 
 class ImageCriticNetwork(networks.FeatureCriticNetwork):
@@ -66,23 +68,14 @@ class ImageCriticNetwork(networks.FeatureCriticNetwork):
     initial_limit: float = 1e-4,
     name: str = 'ImageCritic',
   ):
-    """Creates the network; its variables appear when it is first called.
-
-    Args:
-      input_tensor_spec: the specs of (image, action).
-      convolutions: of the encoder.
-      layers: units of the dense layers; the last are the features.
-      initial_limit: dense weights and biases are drawn uniformly from
-        [-initial_limit, initial_limit].
-      name: the network's name.
-    """
+    """Creates the network, of a pair of specs; see `create_cog_agent`."""
     super().__init__(
       input_tensor_spec, joint_fc_layer_params=tuple(layers), name=name
     )
     self._observation_layers = _encoder(convolutions)
     for layer in self._joint_layers:
-      layer.kernel_initializer = _small(initial_limit)
-      layer.bias_initializer = _small(initial_limit)
+      for name, initializer in _initializers(initial_limit).items():
+        setattr(layer, name, initializer)
 
 
 def create_image_actor(
@@ -92,46 +85,24 @@ def create_image_actor(
   layers: Sequence[int] = (256, 256, 256),
   initial_limit: float = 1e-4,
 ) -> Any:
-  """Returns a network for a tanh-Normal policy, log std in [-5, 2].
+  """Returns a tanh-Normal policy's network, log std in [-5, 2].
 
-  Args:
-    spaces: the sizes of the task.
-    convolutions: of the encoder.
-    encoder_layers: units of the encoder's dense layers, the last of which is
-      linear.
-    layers: units of the hidden layers.
-    initial_limit: the encoder's dense weights and biases are drawn uniformly
-      from [-initial_limit, initial_limit].
+  Arguments are those of `create_cog_agent`.
   """
-
-  def dense(units: int, activation: str | None) -> Any:
-    return tf.keras.layers.Dense(
-      units,
-      activation,
-      kernel_initializer=_small(initial_limit),
-      bias_initializer=_small(initial_limit),
-    )
-
-  *hidden, last = encoder_layers
-  encoder = tf.keras.Sequential(
-    [
-      *_encoder(convolutions),
-      *(dense(units, 'relu') for units in hidden),
-      dense(last, None),
-    ]
-  )
+  dense = [
+    tf.keras.layers.Dense(units, 'relu', **_initializers(initial_limit))
+    for units in encoder_layers
+  ]
+  dense[-1].activation = tf.keras.activations.linear
+  encoder = tf.keras.Sequential([*_encoder(convolutions), *dense])
   return actor_distribution_network.ActorDistributionNetwork(
     spaces.time_step_spec.observation,
     spaces.action_spec,
     preprocessing_layers=encoder,
     fc_layer_params=tuple(layers),
-    continuous_projection_net=lambda spec: (
-      tanh_normal_projection_network.TanhNormalProjectionNetwork(
-        spec,
-        std_transform=lambda log_std: tf.exp(
-          tf.clip_by_value(log_std, -5.0, 2.0)
-        ),
-      )
+    continuous_projection_net=functools.partial(
+      tanh_normal_projection_network.TanhNormalProjectionNetwork,
+      std_transform=lambda x: tf.exp(tf.clip_by_value(x, -5.0, 2.0)),
     ),
   )
 

@@ -10,19 +10,18 @@ rewarded, and task data, in which the cube is grasped from an open drawer. No
 single trajectory opens and grasps, so a policy that does has put two parts
 together.
 
-  gymnasium.make('batch_rl_dr3/DrawerOpenGrasp-v0')      50 steps
-  gymnasium.make('batch_rl_dr3/DrawerBlockedGrasp-v0')   80 steps
+  gymnasium.make('batch_rl_dr3/DrawerOpenGrasp-v0')      40 steps
+  gymnasium.make('batch_rl_dr3/DrawerBlockedGrasp-v0')   60 steps
 
-are known once this module is imported. It needs PyBullet, the extra `cog`, and
-neither a robot's model nor a window: all shapes are boxes, and images come from
-PyBullet's software renderer.
+are known once this module is imported. It needs PyBullet, the extra `cog`, but
+no window: images come from PyBullet's software renderer. All shapes are boxes,
+in scene/*.urdf.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
 import math
-import os
-import tempfile
+import pathlib
 from typing import Any
 import weakref
 
@@ -35,101 +34,23 @@ from batch_rl_dr3.config import errors
 FloatArray = npt.NDArray[np.float32]
 
 IMAGE_SIZE = 48
+_SCENE = pathlib.Path(__file__).with_name('scene')
 # Metres that an action of 1 moves the gripper, and steps of 1/240 s that it
 # takes.
-_STRIDE = 0.04
+_STRIDE = 0.05
 _SUBSTEPS = 24
 # Where the fingers' tips may go, and how far above them the palm is.
 _LOW = np.array([-0.2, -0.3, 0.02])
-_HIGH = np.array([0.2, 0.14, 0.26])
+_HIGH = np.array([0.2, 0.14, 0.2])
 _PALM = np.array([0.0, 0.0, 0.09])
 _TRAVEL = 0.16  # Metres from closed to open.
 _HANDLE = np.array([0.0, -0.045, 0.045])  # Of the closed drawer.
 _DRAWER = np.array([0.0, 0.1, 0.04])  # The closed drawer's centre.
 _BLOCK = np.array([0.0, -0.13, 0.045])  # Where a block keeps it shut.
 _ASIDE = 0.14  # Metres from the middle at which a block is out of the way.
-_HELD = 0.13  # The height of a cube that counts as grasped, in metres.
-
-# Each box: position, size, colour. Sizes are full lengths in metres.
-_Box = tuple[tuple[float, float, float], tuple[float, float, float], str]
-_COLOURS = {
-  'wood': '0.55 0.36 0.2 1',
-  'pine': '0.9 0.75 0.5 1',
-  'red': '0.85 0.1 0.1 1',
-  'green': '0.1 0.7 0.2 1',
-  'blue': '0.15 0.3 0.85 1',
-  'dark': '0.15 0.15 0.18 1',
-  'grey': '0.4 0.4 0.45 1',
-  'table': '0.75 0.75 0.72 1',
-}
-_CABINET: Sequence[_Box] = (
-  ((-0.115, 0.1, 0.05), (0.01, 0.2, 0.1), 'wood'),
-  ((0.115, 0.1, 0.05), (0.01, 0.2, 0.1), 'wood'),
-  ((0.0, 0.205, 0.05), (0.24, 0.01, 0.1), 'wood'),
-  ((0.0, 0.1, 0.105), (0.24, 0.2, 0.01), 'wood'),
-)
-_DRAWER_BOXES: Sequence[_Box] = (
-  ((0.0, 0.0, -0.03), (0.2, 0.19, 0.01), 'pine'),
-  ((-0.1, 0.0, 0.0), (0.01, 0.19, 0.05), 'pine'),
-  ((0.1, 0.0, 0.0), (0.01, 0.19, 0.05), 'pine'),
-  ((0.0, 0.09, 0.0), (0.2, 0.01, 0.05), 'pine'),
-  ((0.0, -0.09, 0.005), (0.2, 0.01, 0.06), 'pine'),
-  ((0.0, -0.115, 0.0), (0.02, 0.05, 0.02), 'red'),
-  ((0.0, -0.145, 0.01), (0.024, 0.024, 0.05), 'red'),
-)
-
-
-def _link(name: str, mass: float, boxes: Sequence[_Box]) -> str:
-  shapes = ''.join(
-    f'<{kind}><origin xyz="{x} {y} {z}"/><geometry>'
-    f'<box size="{a} {b} {c}"/></geometry>'
-    + (
-      f'<material name="{colour}"><color rgba="{_COLOURS[colour]}"/></material>'
-      if kind == 'visual'
-      else ''
-    )
-    + f'</{kind}>'
-    for (x, y, z), (a, b, c), colour in boxes
-    for kind in ('visual', 'collision')
-  )
-  inertia = max(mass, 0.01) * 1e-3
-  return (
-    f'<link name="{name}"><inertial><mass value="{mass}"/><inertia '
-    f'ixx="{inertia}" iyy="{inertia}" izz="{inertia}" ixy="0" ixz="0" '
-    f'iyz="0"/></inertial>{shapes}</link>'
-  )
-
-
-def _joint(
-  child: str, origin: str, axis: str, lower: float, upper: float
-) -> str:
-  return (
-    f'<joint name="{child}_slide" type="prismatic"><parent link="base"/>'
-    f'<child link="{child}"/><origin xyz="{origin}"/><axis xyz="{axis}"/>'
-    f'<limit lower="{lower}" upper="{upper}" effort="100" velocity="2"/>'
-    '</joint>'
-  )
-
-
-def _models() -> dict[str, str]:
-  finger: Sequence[_Box] = (((0.0, 0.0, -0.035), (0.012, 0.024, 0.07), 'dark'),)
-  half = {
-    'cabinet': _link('base', 0.0, _CABINET)
-    + _link('drawer', 0.3, _DRAWER_BOXES)
-    + _joint('drawer', ' '.join(map(str, _DRAWER)), '0 -1 0', 0.0, _TRAVEL),
-    'gripper': _link('base', 1.0, [((0, 0, 0), (0.13, 0.03, 0.03), 'grey')])
-    + _link('left', 0.1, finger)
-    + _link('right', 0.1, finger)
-    + _joint('left', '0 0 -0.02', '-1 0 0', 0.006, 0.05)
-    + _joint('right', '0 0 -0.02', '1 0 0', 0.006, 0.05),
-    'cube': _link('base', 0.05, [((0, 0, 0), (0.036, 0.036, 0.036), 'green')]),
-    'block': _link('base', 0.15, [((0, 0, 0), (0.05, 0.05, 0.09), 'blue')]),
-    'table': _link('base', 0.0, [((0, 0, -0.05), (1.2, 1.2, 0.1), 'table')]),
-  }
-  return {
-    name: f'<?xml version="1.0"?><robot name="{name}">{text}</robot>'
-    for name, text in half.items()
-  }
+_HOVER = 0.16  # The height that things are approached at, in metres.
+_WANDER = 0.6  # Standard deviation of the actions of a gripper without work.
+_HELD = 0.1  # The height of a cube that counts as grasped, in metres.
 
 
 class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
@@ -176,32 +97,19 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     self._disconnect = weakref.finalize(
       self, lambda client: client.disconnect(), self._client
     )
-    self._view = self._client.computeViewMatrix(
-      (0.0, -0.5, 0.5), (0.0, -0.04, 0.06), (0.0, 0.0, 1.0)
-    )
-    self._projection = self._client.computeProjectionMatrixFOV(
-      48.0, 1.0, 0.05, 2.0
-    )
-    self._load()
-
-  def _load(self) -> None:
     client = self._client
+    self._camera = (
+      client.computeViewMatrix((0, -0.52, 0.5), (0, -0.07, 0.07), (0, 0, 1)),
+      client.computeProjectionMatrixFOV(40.0, 1.0, 0.05, 2.0),
+    )
     client.setGravity(0, 0, -9.81)
-    ids = {}
-    with tempfile.TemporaryDirectory() as folder:
-      for name, text in _models().items():
-        path = os.path.join(folder, f'{name}.urdf')
-        with open(path, 'w') as file:
-          file.write(text)
-        ids[name] = client.loadURDF(
-          path, useFixedBase=name in ('cabinet', 'table')
-        )
-    self._ids = ids
-    for name, friction in (('cube', 1.5), ('block', 1.2)):
-      client.changeDynamics(ids[name], -1, lateralFriction=friction)
-    client.changeDynamics(ids['cabinet'], 0, lateralFriction=0.8)
-    for finger in (0, 1):
-      client.changeDynamics(ids['gripper'], finger, lateralFriction=2.0)
+    # In this order: contacts are solved in that of the bodies.
+    self._ids = ids = {
+      name: client.loadURDF(
+        str(_SCENE / f'{name}.urdf'), useFixedBase=name in ('cabinet', 'table')
+      )
+      for name in ('cabinet', 'gripper', 'cube', 'block', 'table')
+    }
     self._hand = client.createConstraint(
       *(ids['gripper'], -1, -1, -1, client.JOINT_FIXED),
       *((0, 0, 0), (0, 0, 0), (0, 0, 0.3)),
@@ -212,10 +120,13 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
   @property
   def tip(self) -> npt.NDArray[np.float64]:
     """Where the fingers' tips are, float64 [3], in metres."""
-    position, _ = self._client.getBasePositionAndOrientation(
-      self._ids['gripper']
-    )
-    return np.array(position) - _PALM
+    return self.position('gripper') - _PALM
+
+  @property
+  def is_closed(self) -> bool:
+    """Whether the fingers are closed, about a thing or nothing."""
+    states = self._client.getJointStates(self._ids['gripper'], (0, 1))
+    return bool(states[0][0] + states[1][0] < 0.085)
 
   @property
   def opening(self) -> float:
@@ -228,7 +139,7 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     return _HANDLE - np.array([0.0, self.opening, 0.0])
 
   def position(self, name: str) -> npt.NDArray[np.float64]:
-    """Returns where the 'cube' or the 'block' is, float64 [3], in metres."""
+    """Returns where the 'cube', the 'block' or the palm is, float64 [3]."""
     position, _ = self._client.getBasePositionAndOrientation(self._ids[name])
     return np.array(position)
 
@@ -246,15 +157,14 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
 
   # gymnasium's methods.
 
-  def reset(
+  def reset(  # noqa: D102
     self, *, seed: int | None = None, options: dict[str, Any] | None = None
   ) -> tuple[Any, dict[str, Any]]:
-    """See gymnasium."""
     super().reset(seed=seed)
     client, ids, random = self._client, self._ids, self.np_random
-    opening = _TRAVEL if self._start == 'open' else 0.0
+    opening = random.uniform(0.85, 1.0) * _TRAVEL * (self._start == 'open')
     client.resetJointState(ids['cabinet'], 0, opening)
-    inside = random.uniform((-0.045, -0.035, 0.0), (0.045, 0.035, 0.0))
+    inside = random.uniform((-0.03, -0.035, 0.0), (0.03, 0.02, 0.0))
     self._place('cube', _DRAWER + inside - np.array([0, opening, 0.012]))
     side = random.choice((-1.0, 1.0))
     block = {
@@ -262,30 +172,27 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
       'aside': _BLOCK + side * random.uniform((0.16, 0, 0), (0.18, 0, 0)),
     }.get(self._start, np.array([0.0, 3.0, 0.045]))
     self._place('block', block)
-    self._target = random.uniform((-0.1, -0.25, 0.18), (0.1, -0.1, 0.24))
+    self._target = random.uniform((-0.1, -0.25, 0.14), (0.1, -0.1, 0.18))
     self._place('gripper', self._target + _PALM)
     for finger in (0, 1):
       client.resetJointState(ids['gripper'], finger, 0.05)
     self._move(is_closed=False)
-    return self._observe(), self._info()
+    return self._image(IMAGE_SIZE), self._info()
 
-  def step(
+  def step(  # noqa: D102
     self, action: FloatArray
   ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-    """See gymnasium."""
     movement = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
     # From where the gripper is: pushing against a wall winds nothing up.
     self._target = np.clip(self.tip + _STRIDE * movement[:3], _LOW, _HIGH)
     self._move(is_closed=bool(movement[3] > 0))
     info = self._info()
-    return self._observe(), float(info['success']), False, False, info
+    return self._image(IMAGE_SIZE), float(info['success']), False, False, info
 
-  def render(self) -> npt.NDArray[np.uint8]:
-    """Returns what the camera sees, uint8 [240, 240, 3]."""
+  def render(self) -> npt.NDArray[np.uint8]:  # noqa: D102
     return self._image(240)
 
-  def close(self) -> None:
-    """Ends the simulation."""
+  def close(self) -> None:  # noqa: D102
     self._disconnect()
 
   def _place(self, name: str, position: Sequence[float]) -> None:
@@ -322,12 +229,9 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
   def _info(self) -> dict[str, Any]:
     return {'success': self.is_grasped, 'opening': self.opening}
 
-  def _observe(self) -> npt.NDArray[np.uint8]:
-    return self._image(IMAGE_SIZE)
-
   def _image(self, size: int) -> npt.NDArray[np.uint8]:
     *_, pixels, _, _ = self._client.getCameraImage(
-      *(size, size, self._view, self._projection),
+      *(size, size, *self._camera),
       shadow=0,
       renderer=self._client.ER_TINY_RENDERER,
       flags=self._client.ER_NO_SEGMENTATION_MASK,
@@ -335,72 +239,58 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     return np.reshape(np.asarray(pixels, np.uint8), (size, size, 4))[..., :3]
 
 
-# Scripted policies: a list of stages, each a place to go to, whether the
-# fingers are closed there, and the number of steps to stay.
-_Stage = tuple[Callable[[DrawerEnv], npt.NDArray[np.float64]], bool, int]
+# Scripted policies. What a script does depends on the scene alone, not on what
+# it did before: so it can be cloned from images, and tries again when it fails.
+_Vector = npt.NDArray[np.float64]
+# Where to go, whether the fingers are closed, and whether the work is done.
+_Aim = tuple[_Vector, bool, bool]
 
 
-def _grasp(
-  where: Callable[[DrawerEnv], npt.NDArray[np.float64]], depth: float
-) -> list[_Stage]:
-  """Returns the stages that take hold of a thing from above."""
-
-  def above(env: DrawerEnv) -> npt.NDArray[np.float64]:
-    x, y, _ = where(env)
-    return np.array([x, y, 0.19])
-
-  def at(env: DrawerEnv) -> npt.NDArray[np.float64]:
-    return where(env) + np.array([0.0, 0.0, depth])
-
-  return [(above, False, 0), (at, False, 0), (at, True, 2)]
-
-
-def _stay(env: DrawerEnv) -> npt.NDArray[np.float64]:
-  return env.tip
-
-
-def _up(env: DrawerEnv) -> npt.NDArray[np.float64]:
-  return np.array([*env.tip[:2], 0.22])
+def _take(env: DrawerEnv, thing: _Vector, then: _Vector | None) -> _Aim:
+  """Takes hold of a thing from above and moves it `then`; None: lets it go."""
+  tip = env.tip
+  away = thing - tip
+  sideways = np.abs(away[:2]).max()
+  hover = np.array([*tip[:2], _HOVER])
+  if then is None and not env.is_closed:
+    return hover, False, tip[2] > 0.12
+  if env.is_closed:
+    is_held = then is not None and np.abs(away).max() < 0.04
+    return (then, True, False) if is_held else (tip, False, False)
+  if sideways > 0.05:  # Rises before it moves sideways.
+    above = np.array([*thing[:2], _HOVER])
+    return (above if tip[2] > 0.1 else hover), False, False
+  if sideways > 0.02:
+    return np.array([*thing[:2], tip[2]]), False, False
+  return thing, bool(away[2] > -0.015), False
 
 
-def _slide(opening: float) -> list[_Stage]:
-  def to(env: DrawerEnv) -> npt.NDArray[np.float64]:
-    return _HANDLE - np.array([0.0, opening, 0.01])
-
-  return [
-    *_grasp(lambda env: env.handle, -0.01),
-    (to, True, 0),
-    (_stay, False, 2),
-    (_up, False, 0),
-  ]
+def _slide(opening: float, env: DrawerEnv) -> _Aim:
+  way = opening - env.opening
+  moved = env.handle - np.array([0.0, way + math.copysign(0.01, way), 0.0])
+  return _take(env, env.handle, None if abs(way) < 0.012 else moved)
 
 
-def _clear() -> list[_Stage]:
-  def lifted(env: DrawerEnv) -> npt.NDArray[np.float64]:
-    return np.array([*env.tip[:2], 0.12])
-
-  def aside(height: float, env: DrawerEnv) -> npt.NDArray[np.float64]:
-    side = math.copysign(0.18, env.tip[0])
-    return np.array([side, _BLOCK[1], height])
-
-  return [
-    *_grasp(lambda env: env.position('block'), 0.0),
-    (lifted, True, 0),
-    (functools.partial(aside, 0.12), True, 0),
-    (functools.partial(aside, 0.05), True, 0),
-    (_stay, False, 2),
-    (_up, False, 0),
-  ]
+def _clear(env: DrawerEnv) -> _Aim:
+  block = env.position('block')
+  x, y = env.tip[:2]
+  if not env.is_blocked:
+    is_down = not env.is_closed or block[2] < 0.055
+    return _take(env, block, None if is_down else np.array([x, y, 0.03]))
+  aside = x if block[2] < 0.07 else math.copysign(_ASIDE + 0.04, x)
+  return _take(env, block, np.array([aside, y, 0.12]))
 
 
-SCRIPTS: dict[str, Callable[[], list[_Stage]]] = {
-  'open': lambda: _slide(_TRAVEL),
-  'close': lambda: _slide(0.0),
+def _grasp(env: DrawerEnv) -> _Aim:
+  cube = env.position('cube')
+  return _take(env, cube, np.array([*env.tip[:2], _HOVER]))
+
+
+SCRIPTS: dict[str, Callable[[DrawerEnv], _Aim]] = {
+  'open': functools.partial(_slide, _TRAVEL),
+  'close': functools.partial(_slide, 0.0),
   'clear': _clear,
-  'grasp': lambda: [
-    *_grasp(lambda env: env.position('cube'), 0.0),
-    (_up, True, 100),
-  ],
+  'grasp': _grasp,
 }
 
 
@@ -410,7 +300,10 @@ def scripted_actions(
   random: np.random.Generator,
   noise: float = 0.1,
 ) -> Iterator[FloatArray]:
-  """Yields the actions of scripts, one after another, then those of rest.
+  """Yields the actions of scripts, one after another.
+
+  When the last is done the gripper wanders: prior data that ended where they
+  stop would hold a cloned policy there.
 
   Args:
     env: where they are played, read at every step.
@@ -418,35 +311,22 @@ def scripted_actions(
     random: draws the noise.
     noise: standard deviation of what is added to the movement.
   """
-  for stage in (stage for name in names for stage in SCRIPTS[name]()):
-    where, is_closed, num_steps = stage
-    remaining = num_steps
-    for _ in range(25 + num_steps):
-      away = where(env) - env.tip
-      if np.abs(away).max() < 0.008:
-        if remaining <= 0:
-          break
-        remaining -= 1
-      yield _action(away / _STRIDE, is_closed, random, noise)
+  remaining = list(names)
   while True:
-    yield _action(np.zeros(3), False, random, noise)
-
-
-def _action(
-  movement: npt.NDArray[np.float64],
-  is_closed: bool,
-  random: np.random.Generator,
-  noise: float,
-) -> FloatArray:
-  noisy = movement + noise * random.standard_normal(3)
-  grip = (1.0 if is_closed else -1.0) * random.uniform(0.5, 1.0)
-  # As COG's collector: a policy's tanh cannot reach 1.
-  return np.clip([*noisy, grip], -0.9, 0.9).astype(np.float32)
+    aim, is_closed, is_done = SCRIPTS[remaining[0]](env)
+    if is_done and remaining[1:]:
+      remaining.pop(0)
+      continue
+    spread = _WANDER if is_done else noise
+    noisy = (aim - env.tip) / _STRIDE + spread * random.standard_normal(3)
+    grip = (1.0 if is_closed else -1.0) * random.uniform(0.5, 1.0)
+    # As COG's collector: a policy's tanh cannot reach 1.
+    yield np.clip([*noisy, grip], -0.9, 0.9).astype(np.float32)
 
 
 for _name, _start, _num_steps in (
-  ('DrawerOpenGrasp', 'closed', 50),
-  ('DrawerBlockedGrasp', 'blocked', 80),
+  ('DrawerOpenGrasp', 'closed', 40),
+  ('DrawerBlockedGrasp', 'blocked', 60),
 ):
   gymnasium.register(
     f'batch_rl_dr3/{_name}-v0',

@@ -51,30 +51,24 @@ class ImageTransitions:
       rows: int64 [B].
       seed: int32 [2], by which images are cropped; None crops none.
     """
-    images, next_images, *rest = tf.numpy_function(
-      self._read, [rows], [tf.uint8, tf.uint8, *[tf.float32] * 3]
+    columns = tf.numpy_function(
+      self._read, [rows], [tf.uint8, *[tf.float32] * 2, tf.uint8, tf.float32]
     )
-    actions, rewards, terminals = rest
-    size = (rows.shape[0],)
-    actions.set_shape(size + self.actions.shape[1:])
-    rewards.set_shape(size)
-    terminals.set_shape(size)
-    observations = []
-    for number, column in enumerate((images, next_images)):
-      column.set_shape(size + self.images.shape[1:])
+    sources = (self.images, self.actions, self.rewards)
+    for column, source in zip(columns, (*sources, *sources[::2]), strict=True):
+      column.set_shape(rows.shape[:1] + source.shape[1:])
+    for number, place in enumerate((0, 3)):
       if seed is not None and self.padding:
-        fold_in = tf.random.experimental.stateless_fold_in
-        column = random_crops(column, fold_in(seed, number), self.padding)
-      observations.append(tf.cast(column, tf.float32))
-    return [observations[0], actions, rewards, observations[1], terminals]
+        folded = tf.random.experimental.stateless_fold_in(seed, number)
+        columns[place] = random_crops(columns[place], folded, self.padding)
+      columns[place] = tf.cast(columns[place], tf.float32)
+    return list(columns)
 
   def _read(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
-    positions = self.positions[rows]
+    first = self.positions[rows]
+    acted = (self.actions[rows], self.rewards[rows])
     return (
-      self.images[positions],
-      self.images[positions + 1],
-      self.actions[rows],
-      self.rewards[rows],
+      *(self.images[first], *acted, self.images[first + 1]),
       self.terminals[rows],
     )
 
@@ -106,8 +100,7 @@ class ImageData:
   """How a store of images is made into transitions to learn from.
 
   Attributes:
-    fraction: the share of the trajectories that is kept, of prior and task
-      data alike.
+    fraction: of the trajectories, what is kept, of prior and task data alike.
     fraction_seed: fixes which.
     padding: pixels by which images are moved at most while training.
     max_resident_gigabytes: images that take more are memory-mapped.
@@ -121,13 +114,9 @@ class ImageData:
   def load(
     self, path: str, cache_dir: str, game: str, dataset: str = ''
   ) -> tuple[tasks.Task, ImageTransitions]:
-    """Returns the task that the data are of, and the transitions.
+    """Returns the task that the data are of, and the transitions of a store.
 
-    Args:
-      path: the folder of a store.
-      cache_dir: unused; a store is on this machine.
-      game: the game.
-      dataset: unused; a store does not say which data set it is.
+    A store is on this machine, and does not say which data set it is.
 
     Raises:
       ConfigError: if there is no such game.
@@ -146,47 +135,45 @@ class ImageData:
         f'{path} has images {list(sizes[:3])} and {sizes[3]} numbers an '
         f'action, and {game} has {list(expected[:3])} and {expected[3]}.'
       )
-    return task, self._transitions(store)
-
-  def _transitions(self, store: cog.Store) -> ImageTransitions:
-    chosen = self._choose(store)
+    rng = np.random.default_rng(self.fraction_seed)
+    numbers = np.arange(len(store.trajectories))
+    chosen = np.concatenate(
+      [
+        np.sort(
+          rng.permutation(part)[: max(1, round(self.fraction * len(part)))]
+        )
+        for part in np.split(numbers, [store.num_prior])
+      ]
+    )
     trajectories = store.trajectories[chosen]
-    steps = np.concatenate([np.arange(t) for *_, t in trajectories])
-    lengths = trajectories[:, 2]
-    rows = np.repeat(trajectories[:, 1], lengths) + steps
-    images, starts = store.images, trajectories[:, 0]
+    first_images, first_rows, lengths = trajectories.T
+    steps = np.concatenate([np.arange(length) for length in lengths])
+    rows = np.repeat(first_rows, lengths) + steps
+    images = store.images
     num_bytes = (lengths + 1).sum() * int(np.prod(images.shape[1:]))
     if num_bytes <= self.max_resident_gigabytes * 1e9:
-      ends = starts + lengths + 1
-      parts = [images[i:j] for i, j in zip(starts, ends, strict=True)]
-      images = np.concatenate(parts)
-      starts = np.cumsum(lengths + 1) - lengths - 1
+      images = np.concatenate(
+        [
+          images[first : first + length + 1]
+          for first, _, length in trajectories
+        ]
+      )
+      first_images = np.cumsum(lengths + 1) - lengths - 1
     settings = dataclasses.asdict(self)
     text = json.dumps([store.manifest['files'], settings], sort_keys=True)
-    return ImageTransitions(
+    manifest = {
+      **store.manifest,
+      'version': str(store.manifest['version']),
+      'settings': settings,
+      'num_transitions_kept': len(rows),
+      'num_prior_trajectories_kept': int((chosen < store.num_prior).sum()),
+      'num_trajectories_kept': len(chosen),
+      'hash': hashlib.sha256(text.encode()).hexdigest(),
+    }
+    return task, ImageTransitions(
       images,
-      np.repeat(starts, lengths) + steps,
-      store.actions[rows],
-      store.rewards[rows],
-      store.terminals[rows],
-      {
-        **store.manifest,
-        'version': str(store.manifest['version']),
-        'settings': settings,
-        'num_transitions_kept': len(rows),
-        'num_prior_trajectories_kept': int((chosen < store.num_prior).sum()),
-        'num_trajectories_kept': len(chosen),
-        'hash': hashlib.sha256(text.encode()).hexdigest(),
-      },
+      np.repeat(first_images, lengths) + steps,
+      *(store.actions[rows], store.rewards[rows], store.terminals[rows]),
+      manifest,
       self.padding,
     )
-
-  def _choose(self, store: cog.Store) -> npt.NDArray[np.int64]:
-    """Returns which trajectories are kept, in order."""
-    rng = np.random.default_rng(self.fraction_seed)
-    parts = np.split(np.arange(len(store.trajectories)), [store.num_prior])
-    chosen = []
-    for part in (part for part in parts if len(part)):
-      size = max(1, round(self.fraction * len(part)))
-      chosen.append(np.sort(rng.permutation(part)[:size]))
-    return np.concatenate(chosen)

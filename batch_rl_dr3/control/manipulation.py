@@ -5,7 +5,9 @@ of 0.1 on actions that stay in [-0.9, 0.9], a reward for every step at which the
 object is held.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import contextlib
+import itertools
 import pathlib
 from typing import Any
 
@@ -17,23 +19,26 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.control import cog, drawer, tasks
 
-# What scripts do in prior data, and from which start; see `drawer`.
+# What scripts do in prior data, and from which start; see `drawer`. Most leave
+# the drawer open, or a cloned policy closes again what it opened.
+_OPEN = ('closed', ('open',))
 _PRIOR = {
-  'drawer-open-grasp': (('closed', 'open'), ('open', 'close')),
+  'drawer-open-grasp': (_OPEN, _OPEN, ('closed', ('open', 'close'))),
   'drawer-blocked-grasp': (
-    ('blocked', 'clear'),
-    ('aside', 'open'),
-    ('open', 'close'),
+    ('blocked', ('clear',)),
+    ('aside', ('open',)),
+    ('aside', ('open', 'close')),
   ),
 }
-_TASK = ('open', 'grasp')
+_TASK = ('open', ('grasp',))
 
 
 class SuccessAtEnd(gymnasium.Wrapper[Any, Any, Any, Any]):
   """An episode whose return is 1 if its last step has a reward, else 0."""
 
-  def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-    """See gymnasium."""
+  def step(  # noqa: D102
+    self, action: Any
+  ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
     observation, reward, terminated, truncated, info = self.env.step(action)
     is_success = (terminated or truncated) and float(reward) > 0
     return observation, float(is_success), terminated, truncated, info
@@ -62,7 +67,8 @@ class RoboverseEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
       ) from error
     try:
       self._env = roboverse.make(task.environment, transpose_image=False)
-      sizes = [s.shape for s in (self._space('image'), self._env.action_space)]
+      image_space = self._env.observation_space.spaces['image']
+      sizes = [image_space.shape, self._env.action_space.shape]
     except Exception as error:  # Old gym's errors are as many as its versions.
       raise errors.ConfigError(
         f'this roboverse cannot make {task.environment} '
@@ -82,31 +88,27 @@ class RoboverseEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
       -1.0, 1.0, (task.action_size,), np.float32
     )
 
-  def _space(self, name: str) -> Any:
-    return self._env.observation_space.spaces[name]
-
   def _image(self, observation: Any) -> npt.NDArray[np.uint8]:
     pixels = np.uint8(np.asarray(observation['image']) * 255.0)
     return np.reshape(pixels, self.observation_space.shape or ())
 
-  def reset(
+  def reset(  # noqa: D102
     self, *, seed: int | None = None, options: dict[str, Any] | None = None
   ) -> tuple[Any, dict[str, Any]]:
-    """See gymnasium."""
     super().reset(seed=seed)
     if seed is not None:  # roboverse draws from NumPy's own generator.
       np.random.seed(seed)
     self._last = self._image(self._env.reset())
     return self._last, {}
 
-  def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-    """See gymnasium."""
+  def step(  # noqa: D102
+    self, action: Any
+  ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
     observation, reward, is_done, info = self._env.step(action)
     self._last = self._image(observation)
     return self._last, float(reward), bool(is_done), False, info
 
-  def render(self) -> npt.NDArray[np.uint8]:
-    """Returns the image that was last seen."""
+  def render(self) -> npt.NDArray[np.uint8]:  # noqa: D102
     return self._last
 
 
@@ -138,23 +140,14 @@ def collect_scripted(
   should_stop: Callable[[], bool],
   on_progress: Callable[[int, list[float]], None],
   prior_share: ranges.Share = 2 / 3,
-  num_steps: ranges.Count = 30,
+  num_steps: ranges.Count = 25,
   noise: ranges.NonNegative = 0.1,
 ) -> dict[str, Any]:
   """Writes a store of scripted play and returns what it holds.
 
-  A trajectory is a function of the seed and its number.
-
-  Args:
-    folder: becomes the store.
-    task: a task of the drawer.
-    seed: fixes scenes and noise.
-    num_rows: transitions, rounded up to whole trajectories.
-    should_stop: asked before every trajectory.
-    on_progress: called after each with the rows and returns so far.
-    prior_share: of the trajectories, those that are prior data.
-    num_steps: of a trajectory.
-    noise: standard deviation of what is added to the gripper's movement.
+  A trajectory is a function of the seed and its number. `prior_share` of them
+  are prior data; `noise` is the standard deviation of what is added to the
+  gripper's movements; other arguments are `collection.collect_control`'s.
 
   Raises:
     ConfigError: if the task is not built in.
@@ -167,38 +160,34 @@ def collect_scripted(
     )
   number = -(-num_rows // num_steps)
   num_prior = round(prior_share * number)
-  scripts = [
-    *(_PRIOR[task.game][i % len(_PRIOR[task.game])] for i in range(num_prior)),
+  plans = [
+    *itertools.islice(itertools.cycle(_PRIOR[task.game]), num_prior),
     *[_TASK] * (number - num_prior),
   ]
-  played = {start: drawer.DrawerEnv(start) for start in dict(scripts)}
-  behaviour = {'game': task.game, 'num_steps': num_steps, 'noise': noise}
-  writer = cog.Writer(folder, {'scripts': behaviour})
   returns: list[float] = []
-  try:
-    for i, (start, script) in enumerate(scripts):
+  behaviour = {'game': task.game, 'num_steps': num_steps, 'noise': noise}
+  with contextlib.ExitStack() as stack:
+    played = {
+      start: stack.enter_context(contextlib.closing(drawer.DrawerEnv(start)))
+      for start in dict(plans)
+    }
+    writer = stack.enter_context(cog.Writer(folder, {'scripts': behaviour}))
+    for i, (start, scripts) in enumerate(plans):
       if should_stop():
         raise errors.PreemptedError(
           f'stopped after {i} of {number} trajectories; nothing is kept.'
         )
-      trajectory = _play(played[start], script, num_steps, noise, (seed, i))
+      trajectory = _play(played[start], scripts, num_steps, noise, (seed, i))
       writer.add(trajectory, cog.PRIOR if i < num_prior else cog.TASK)
       returns.append(float(trajectory.rewards[-1] > 0))
       on_progress((i + 1) * num_steps, returns[num_prior:])
-    manifest = writer.close()
-  except BaseException:
-    writer.discard()
-    raise
-  finally:
-    for env in played.values():
-      env.close()
   of_task = returns[num_prior:]
   return {
     'game': task.game,
     'environment': task.environment,
     'layout': task.layout,
     'behaviour': 'scripted',
-    'num_rows': manifest['num_transitions'],
+    'num_rows': number * num_steps,
     'num_episodes': number,
     'num_prior_episodes': num_prior,
     'return_mean': float(np.mean(of_task)) if of_task else None,
@@ -207,23 +196,23 @@ def collect_scripted(
 
 def _play(
   env: drawer.DrawerEnv,
-  script: str,
+  scripts: Sequence[str],
   num_steps: int,
   noise: float,
   seed: tuple[int, int],
 ) -> cog.Trajectory:
   random = np.random.default_rng(seed)
-  image, _ = env.reset(seed=int(random.integers(2**31)))
-  images, actions, rewards = [image], [], []
-  scripted = drawer.scripted_actions(env, [script], random, noise)
-  for _ in range(num_steps):
-    action = next(scripted)
-    image, reward, *_ = env.step(action)
-    images.append(image)
-    actions.append(action)
-    rewards.append(reward)
+  first, _ = env.reset(seed=int(random.integers(2**31)))
+  scripted = drawer.scripted_actions(env, scripts, random, noise)
+  actions, images, rewards = zip(
+    *(
+      (action, *env.step(action)[:2])
+      for action in itertools.islice(scripted, num_steps)
+    ),
+    strict=True,
+  )
   return cog.Trajectory(
-    np.stack(images),
+    np.stack([first, *images]),
     np.stack(actions),
     np.array(rewards, np.float32),
     np.zeros(num_steps, np.float32),

@@ -33,17 +33,17 @@ def make_store(tmp_path):
 
   def make(image_size=48, num_actions=4, game='drawer-open-grasp'):
     rng = np.random.default_rng(0)
-    writer = cog.Writer(tmp_path / 'store', {'scripts': {'game': game}})
-    for number in range(12):
-      shape = (6, image_size, image_size, 3)
-      trajectory = cog.Trajectory(
-        rng.integers(0, 256, shape, dtype=np.uint8),
-        np.float32(rng.uniform(-0.9, 0.9, (5, num_actions))),
-        np.array([0, 0, 0, 1, 1], np.float32),
-        np.zeros(5, np.float32),
-      )
-      writer.add(trajectory, cog.PRIOR if number < 8 else cog.TASK)
-    writer.close()
+    made_from = {'scripts': {'game': game}}
+    with cog.Writer(tmp_path / 'store', made_from) as writer:
+      for number in range(12):
+        shape = (6, image_size, image_size, 3)
+        trajectory = cog.Trajectory(
+          rng.integers(0, 256, shape, dtype=np.uint8),
+          np.float32(rng.uniform(-0.9, 0.9, (5, num_actions))),
+          np.array([0, 0, 0, 1, 1], np.float32),
+          np.zeros(5, np.float32),
+        )
+        writer.add(trajectory, cog.PRIOR if number < 8 else cog.TASK)
     return str(tmp_path / 'store')
 
   return make

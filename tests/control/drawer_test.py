@@ -47,6 +47,18 @@ def test_a_script_grasps_from_an_open_drawer():
   assert sum(info['success'] for info in infos) >= 7
 
 
+def test_a_script_has_no_memory():
+  """A new script at every step: what is cloned from images is in the scene."""
+  env = drawer.DrawerEnv('open')
+  random = np.random.default_rng(0)
+  env.reset(seed=0)
+  for _ in range(20):
+    action = next(drawer.scripted_actions(env, ['grasp'], random))
+    *_, info = env.step(action)
+  assert info['success']
+  env.close()
+
+
 def test_scripts_open_and_close_and_grasp_nothing():
   opened = play('closed', ['open'], 4, 40)
   closed = play('open', ['close'], 4, 40)
@@ -68,8 +80,8 @@ def test_a_closed_drawer_lets_nobody_grasp():
 
 @pytest.mark.slow
 def test_the_parts_together_solve_both_tasks_and_chance_does_not():
-  opened = play('closed', ['open', 'grasp'], 100, 60)
-  blocked = play('blocked', ['clear', 'open', 'grasp'], 100, 90)
+  opened = play('closed', ['open', 'grasp'], 100, 40)
+  blocked = play('blocked', ['clear', 'open', 'grasp'], 100, 60)
   assert sum(info['success'] for info in opened) >= 80
   assert sum(info['success'] for info in blocked) >= 80
   env = drawer.DrawerEnv('closed')
@@ -77,14 +89,14 @@ def test_the_parts_together_solve_both_tasks_and_chance_does_not():
   num_grasped = 0
   for seed in range(100):
     env.reset(seed=seed)
-    for _ in range(60):
+    for _ in range(40):
       *_, info = env.step(random.uniform(-1, 1, 4).astype(np.float32))
     num_grasped += info['success']
   assert num_grasped < 2
 
 
 @pytest.mark.parametrize(
-  ('name', 'length'), [('DrawerOpenGrasp', 50), ('DrawerBlockedGrasp', 80)]
+  ('name', 'length'), [('DrawerOpenGrasp', 40), ('DrawerBlockedGrasp', 60)]
 )
 def test_gymnasium_knows_both_tasks(name, length):
   env = gymnasium.make(f'batch_rl_dr3/{name}-v0')

@@ -99,7 +99,7 @@ def test_the_drawer_is_played_in_lanes():
       return np.zeros((len(states), 4), np.float32)
 
     episodes = environments.play_episodes(lanes, policy, 2, seed=1)
-    assert [e.length for e in episodes] == [50, 50]
+    assert [e.length for e in episodes] == [40, 40]
     assert [e.episode_return for e in episodes] == [0.0, 0.0]
     played.append(sum(shown))
     for lane in lanes:
