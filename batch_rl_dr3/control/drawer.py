@@ -126,7 +126,7 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
   def is_closed(self) -> bool:
     """Whether the fingers are closed, about a thing or nothing."""
     states = self._client.getJointStates(self._ids['gripper'], (0, 1))
-    return bool(states[0][0] + states[1][0] < 0.085)
+    return bool(states[0][0] + states[1][0] < 0.095)
 
   @property
   def opening(self) -> float:
@@ -164,7 +164,7 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     client, ids, random = self._client, self._ids, self.np_random
     opening = random.uniform(0.85, 1.0) * _TRAVEL * (self._start == 'open')
     client.resetJointState(ids['cabinet'], 0, opening)
-    inside = random.uniform((-0.03, -0.035, 0.0), (0.03, 0.02, 0.0))
+    inside = random.uniform((-0.028, -0.035, 0.0), (0.028, 0.02, 0.0))
     self._place('cube', _DRAWER + inside - np.array([0, opening, 0.012]))
     side = random.choice((-1.0, 1.0))
     block = {
@@ -175,7 +175,7 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     self._target = random.uniform((-0.1, -0.25, 0.14), (0.1, -0.1, 0.18))
     self._place('gripper', self._target + _PALM)
     for finger in (0, 1):
-      client.resetJointState(ids['gripper'], finger, 0.05)
+      client.resetJointState(ids['gripper'], finger, 0.055)
     self._move(is_closed=False)
     return self._image(IMAGE_SIZE), self._info()
 
@@ -211,7 +211,7 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     )
     client.setJointMotorControlArray(
       *(ids['gripper'], (0, 1), client.POSITION_CONTROL),
-      targetPositions=[0.006 if is_closed else 0.05] * 2,
+      targetPositions=[0.006 if is_closed else 0.055] * 2,
       forces=[25.0, 25.0],
     )
     start = self.tip
@@ -253,16 +253,15 @@ def _take(env: DrawerEnv, thing: _Vector, then: _Vector | None) -> _Aim:
   sideways = np.abs(away[:2]).max()
   hover = np.array([*tip[:2], _HOVER])
   if then is None and not env.is_closed:
-    return hover, False, tip[2] > 0.12
+    return hover, False, True
   if env.is_closed:
-    is_held = then is not None and np.abs(away).max() < 0.04
-    return (then, True, False) if is_held else (tip, False, False)
+    if then is None or np.abs(away).max() > 0.04:
+      return tip, False, then is None
+    return then, True, False
   if sideways > 0.05:  # Rises before it moves sideways.
     above = np.array([*thing[:2], _HOVER])
     return (above if tip[2] > 0.1 else hover), False, False
-  if sideways > 0.02:
-    return np.array([*thing[:2], tip[2]]), False, False
-  return thing, bool(away[2] > -0.015), False
+  return thing, bool(sideways < 0.02 and away[2] > -0.015), False
 
 
 def _slide(opening: float, env: DrawerEnv) -> _Aim:
@@ -317,7 +316,7 @@ def scripted_actions(
     if is_done and remaining[1:]:
       remaining.pop(0)
       continue
-    spread = _WANDER if is_done else noise
+    spread = _WANDER if is_done and env.tip[2] > 0.12 else noise
     noisy = (aim - env.tip) / _STRIDE + spread * random.standard_normal(3)
     grip = (1.0 if is_closed else -1.0) * random.uniform(0.5, 1.0)
     # As COG's collector: a policy's tanh cannot reach 1.

@@ -140,7 +140,7 @@ def collect_scripted(
   should_stop: Callable[[], bool],
   on_progress: Callable[[int, list[float]], None],
   prior_share: ranges.Share = 2 / 3,
-  num_steps: ranges.Count = 25,
+  num_steps: ranges.Count = 20,
   noise: ranges.NonNegative = 0.1,
 ) -> dict[str, Any]:
   """Writes a store of scripted play and returns what it holds.
