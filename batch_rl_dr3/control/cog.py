@@ -321,7 +321,7 @@ def _trajectory(content: Any) -> Trajectory:
       f'actions reach {largest:g}, and those of the task are in [-1, 1].'
     )
   terminals = content.get('terminals', np.zeros(len(actions)))
-  columns = {
+  columns: dict[str, npt.NDArray[Any]] = {
     'observations': _images(content['observations']),
     'next_observations': _images(content['next_observations']),
     'rewards': _floats('rewards', content['rewards']).reshape(-1),

@@ -54,9 +54,11 @@ class ImageTransitions:
     columns = tf.numpy_function(
       self._read, [rows], [tf.uint8, *[tf.float32] * 2, tf.uint8, tf.float32]
     )
-    sources = (self.images, self.actions, self.rewards)
-    for column, source in zip(columns, (*sources, *sources[::2]), strict=True):
-      column.set_shape(rows.shape[:1] + source.shape[1:])
+    image, action = self.images.shape[1:], self.actions.shape[1:]
+    for column, shape in zip(
+      columns, (image, action, (), image, ()), strict=True
+    ):
+      column.set_shape(rows.shape[:1] + shape)
     for number, place in enumerate((0, 3)):
       if seed is not None and self.padding:
         folded = tf.random.experimental.stateless_fold_in(seed, number)
