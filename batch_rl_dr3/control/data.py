@@ -384,10 +384,10 @@ def _find_timeouts(
   }
   mended = {key: number for key, number in mended.items() if number}
   if mended:
+    what = ', '.join(f'{key} {number}' for key, number in mended.items())
     print(
-      f'{path}: timeouts do not stand where episodes end ('
-      + ', '.join(f'{key} {number}' for key, number in mended.items())
-      + '); no transition crosses an end.',
+      f'{path}: timeouts do not stand where episodes end ({what}); no '
+      'transition crosses an end.',
       file=sys.stderr,
     )
   return timeouts, mended
@@ -481,19 +481,14 @@ def _name_and_version(name: str) -> dict[str, str]:
 
 def _describe(path: str, file: pathlib.Path) -> dict[str, Any]:
   """Returns the source, size and sha256 of a data file, or of a folder's."""
-  files = [file]
+  files, lines = [file], []
   if file.is_dir():
     files = sorted(entry for entry in file.rglob('*') if entry.is_file())
-  digests = []
   for part in files:
     with open(part, 'rb') as opened:
-      digests.append(hashlib.file_digest(opened, 'sha256').hexdigest())
-  sha256 = digests[0]
+      sha256 = hashlib.file_digest(opened, 'sha256').hexdigest()
+    lines.append(f'{sha256} {part.relative_to(file).as_posix()}\n')
   if file.is_dir():
-    lines = (
-      f'{digest} {part.relative_to(file).as_posix()}\n'
-      for digest, part in zip(digests, files, strict=True)
-    )
     sha256 = hashlib.sha256(''.join(lines).encode()).hexdigest()
   return {
     'source': path if ':' in path else os.path.abspath(path),
