@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import os
@@ -158,6 +159,19 @@ def test_of_many_only_one_takes_over(storage, make, monkeypatch):
     thread.join()
   assert len(got) == 1
   assert got[0].token == 2
+
+
+def test_who_lost_the_race_does_not_release_the_winner(make, storage):
+  """It listed the terms before there were any, so it takes the same number."""
+  winner, loser = make(), make()
+  winner.acquire()
+  listings = [storage.names(), []]
+  loser._terms = copy.copy(storage)
+  loser._terms.names = listings.pop
+  with pytest.raises(lease.BusyError):
+    loser.acquire()
+  loser.release()
+  assert [t.released for t in lease.history(storage)] == [False]
 
 
 def test_a_record_that_was_removed_is_a_lease_that_is_lost(make, storage):

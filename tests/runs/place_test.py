@@ -1,4 +1,4 @@
-"""Tests for names that come from a file or a bucket."""
+"""Tests for folders here or in a bucket, and for names in them."""
 
 import aiohttp
 from aiohttp import client_reqrep
@@ -84,3 +84,49 @@ def test_a_host_that_is_not_there_is_left_sooner(error, most, attempts):
   with pytest.raises(retry.RefusedError, match=f'in {attempts} attempts'):
     again('a log', read)
   assert len(calls) == attempts
+
+
+@pytest.mark.parametrize('kind', ['disk', 'url', 'memory', 'bucket'])
+def test_a_folder_is_the_same_here_and_in_a_bucket(kind, tmp_path, request):
+  location = {
+    'disk': tmp_path / 'run',
+    'url': f'file://{tmp_path}/run',
+    'memory': f'memory://{tmp_path}/run',
+    'bucket': f'gs://bucket/{tmp_path.name}/run',
+  }[kind]
+  if kind == 'bucket':
+    request.getfixturevalue('bucket')
+  (tmp_path / 'run').mkdir()
+  run = place.Place(location)
+  assert (run.path is None) == (kind in ('memory', 'bucket'))
+  folder = run.folder('lease')
+  assert folder.name == f'{run.name}/lease'
+  assert folder.names() == []
+  assert folder.read('a') is None
+  assert folder.create('a', b'first')
+  assert not folder.create('a', b'second')
+  assert folder.create('a', b'first')  # The answer was lost, and it asks again.
+  folder.write('b', b'old')
+  folder.write('b', b'new')
+  assert folder.read('a') == b'first'
+  assert folder.read('b') == b'new'
+  assert sorted(folder.names()) == ['a', 'b']
+  listed = run.find()
+  assert {name: entry.size for name, entry in listed.items()} == {
+    'lease/a': 5,
+    'lease/b': 3,
+  }
+  assert run.read_part('lease/a', 1, 3) == b'ir'
+  assert run.read_part('lease/a', 1, 30) is None
+  target = tmp_path / 'copy'
+  assert run.fetch('lease/a', target, listed['lease/a']) == listed['lease/a']
+  assert target.read_bytes() == b'first'
+  folder.remove('a')
+  folder.remove('a')
+  with pytest.raises(FileNotFoundError):
+    run.fetch('lease/a', tmp_path / 'gone', listed['lease/a'])
+  folder.put(target, 'c')
+  assert sorted(folder.names()) == ['b', 'c']
+  assert run.find('lease').keys() == {'lease/b', 'lease/c'}
+  folder.remove('b')
+  folder.remove('c')
