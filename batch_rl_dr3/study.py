@@ -267,7 +267,7 @@ def _run(name: str) -> None:
   else:
     from batch_rl_dr3.studies import theory
 
-    _write(*getattr(theory, name)())
+    _write(*theory.make(name))
 
 
 COMMANDS: dict[str, Callable[[], None]] = {

@@ -140,8 +140,8 @@ class FixedPoint:
     """Computes them for eta and the standard deviation of the labels' noise.
 
     Raises:
-      ValueError: if theta is no fixed point, or does not satisfy condition (1)
-        of the theorem: TD leaves it in the span of the gradients.
+      ValueError: if theta is no fixed point, or TD leaves it in the span of the
+        gradients, against condition (1) of the theorem.
     """
     if np.abs(pseudo_gradient(problem, theta)).max() > 1e-9:
       raise ValueError('theta is no fixed point: a TD error is not 0.')

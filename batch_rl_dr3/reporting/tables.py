@@ -174,7 +174,7 @@ def text(
 
 def columns(section: str) -> list[Column]:
   """Returns the columns that words.toml has for a section."""
-  return [_column(*entry) for entry in words.entries(section, 'columns')]
+  return [_column(*entry) for entry in words.columns(section)]
 
 
 def _column(

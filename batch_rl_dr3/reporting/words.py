@@ -19,12 +19,6 @@ def _words() -> dict[str, Any]:
   return tomllib.loads(path.read_text(encoding='utf-8'))
 
 
-def entries(section: str, part: str) -> list[list[str]]:
-  """Returns a list of words.toml."""
-  found: list[list[str]] = _words()[section][part]
-  return found
-
-
 def say(section: str, part: str, **values: Any) -> str:
   """Returns a text of words.toml on one line, with `values` in its braces."""
   return ' '.join(_words()[section][part].format(**values).split())
@@ -33,6 +27,12 @@ def say(section: str, part: str, **values: Any) -> str:
 def parts(section: str, **values: Any) -> dict[str, str]:
   """Returns the texts of a section by name, in order."""
   return {part: say(section, part, **values) for part in _words()[section]}
+
+
+def columns(section: str) -> list[list[str]]:
+  """Returns what a table's columns are: see `tables.columns`."""
+  found: list[list[str]] = _words()[section]['columns']
+  return found
 
 
 def base_of(method: str) -> str:

@@ -1,6 +1,6 @@
 """The paper's two theoretical results, measured: no data and no training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import functools
 import itertools
 
@@ -14,6 +14,7 @@ from batch_rl_dr3.reporting import figures
 
 _BLUE, _RED, _GREY = figures.PALETTE[0], figures.PALETTE[1], '#888888'
 _GAMMA = 0.9
+_Draw = Callable[[pd.DataFrame, bool], mpl_figure.Figure]
 
 # Proposition 3.2.
 _RATIOS = (0.9, 0.99, 1.0, 1.01, 1.1)
@@ -260,15 +261,15 @@ def draw_drifts(
   return figure
 
 
-def proposition32() -> tuple[figures.Figure, pd.DataFrame]:
-  """Returns the figure and the table of Proposition 3.2."""
-  table = feature_sets(600)
-  draw = functools.partial(draw_feature_sets, table)
-  return figures.make_named('proposition32', draw), table
+# What is measured of each study, and how it is drawn.
+STUDIES: dict[str, tuple[Callable[[], pd.DataFrame], _Draw]] = {
+  'proposition32': (functools.partial(feature_sets, 600), draw_feature_sets),
+  'theorem31': (functools.partial(drifts, 20), draw_drifts),
+}
 
 
-def theorem31() -> tuple[figures.Figure, pd.DataFrame]:
-  """Returns the figure and the table of Theorem 3.1."""
-  table = drifts(20)
-  draw = functools.partial(draw_drifts, table)
-  return figures.make_named('theorem31', draw), table
+def make(study: str) -> tuple[figures.Figure, pd.DataFrame]:
+  """Returns the figure and the table of a study."""
+  measure, draw = STUDIES[study]
+  table = measure()
+  return figures.make_named(study, functools.partial(draw, table)), table

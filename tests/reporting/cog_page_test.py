@@ -3,7 +3,7 @@
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.reporting import page, run_reader, tables
+from batch_rl_dr3.reporting import figures, page, run_reader, tables
 
 
 @pytest.fixture
@@ -39,7 +39,30 @@ def test_the_page(collection):
   html, content = page.make(collection, page.Options(preset='dr3_cog'))
   assert content.tables[0].name == 'cog'
   assert 'COG + DR3' in html
-  assert content.figures
+  assert content.figures[0].name == 'figure_3'
+
+
+def test_figure_3_has_intervals_of_the_mean(collection):
+  figure = figures.draw_panels(
+    collection,
+    figures.COG_PANELS,
+    collection.settings,
+    ['cog', 'cog_dr3'],
+    narrow=False,
+  )
+  success, dots = figure.axes
+  assert [line.get_ydata().tolist() for line in success.lines] == [
+    pytest.approx([0.0, 0.2]),
+    pytest.approx([0.0, 0.6]),
+  ]
+  # Of 0.1 and 0.3: t(1) = 12.706 times a standard error of 0.1.
+  corners = success.collections[0].get_paths()[0].vertices
+  at_end = corners[corners[:, 0] == 20, 1]
+  assert (at_end.min(), at_end.max()) == pytest.approx(
+    (0.2 - 1.2706, 0.2 + 1.2706), abs=1e-4
+  )
+  assert success.get_ylim() == (0, 1.02)
+  assert [text.get_text() for text in dots.texts] == ['not measured']
 
 
 def test_other_runs_are_refused(make_run, tmp_path):

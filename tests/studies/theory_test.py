@@ -12,6 +12,16 @@ def drawn(figure):
   return figure.axes
 
 
+def test_a_study_is_a_figure_and_a_table():
+  drawn, table = theory.make('proposition32')
+  assert drawn.name == 'proposition32'
+  assert drawn.wide.startswith(b'\x89PNG')
+  # docs/theory.md states these.
+  beyond = table['ratio'] >= 1
+  assert (beyond.sum(), table.loc[beyond, 'diverges'].sum()) == (295, 295)
+  assert ((~beyond).sum(), table.loc[~beyond, 'diverges'].sum()) == (305, 49)
+
+
 def test_no_feature_set_beyond_the_boundary_converges():
   sets = theory.feature_sets(60)
   beyond = sets['ratio'] >= 1

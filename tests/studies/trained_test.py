@@ -9,6 +9,7 @@ from batch_rl_dr3.games import (
   atari,  # noqa: F401
   minatar,  # noqa: F401
 )
+from batch_rl_dr3.reporting import words
 from batch_rl_dr3.studies import trained
 from batch_rl_dr3.sweeping import grid
 from batch_rl_dr3.training import discrete as runner  # noqa: F401
@@ -53,6 +54,8 @@ def test_a_run_is_what_gin_calls_it(clear_gin, name, bindings):
 @pytest.mark.parametrize('name', trained.STUDIES)
 def test_a_study_has_quantities_that_can_be_drawn(name):
   assert set(trained.STUDIES[name]) <= set(trained.PANELS)
+  assert words.say(name, 'title')
+  assert words.say(name, 'caption')
 
 
 def test_the_four_backups_are_those_of_the_paper(clear_gin):
