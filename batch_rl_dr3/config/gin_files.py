@@ -1,11 +1,10 @@
 """Gin files, read and checked without resolving or executing what they name.
 
-Parsing a gin file executes it: gin imports any module and, while it builds
-objects, calls any function that a file references. Here gin's own parser reads
-a file and what it includes, one statement at a time, with references and macros
-left as text. So `check_files` and `check_text` refuse what would execute
-foreign code, and `read_bindings` tells a sweep a thousand runs in a second and
-without TensorFlow.
+Parsing a gin file executes it: gin imports any module and calls any function
+that a file references. Here gin's own parser reads a file and what it includes,
+one statement at a time, with references and macros left as text. So
+`check_files` and `check_text` refuse what would execute foreign code, and
+`read_bindings` tells a sweep a thousand runs in a second without TensorFlow.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -318,23 +317,22 @@ def _check_import(statement: Any, place: str) -> None:
 def _check_value(value: Any, place: str) -> None:
   level = [value]
   for _ in range(_MAX_DEPTH):
-    for text in level:
-      if isinstance(text, str) and _MODULE_AND_NAME.match(text):
+    inside: list[Any] = []
+    for item in level:
+      if isinstance(item, str) and _MODULE_AND_NAME.match(item):
         _refuse(
-          place, f'{text!r} may name a module, which whoever reads it imports'
+          place, f'{item!r} may name a module, which whoever reads it imports'
         )
-    level = [inner for outer in level for inner in _inside(outer)]
+      if isinstance(item, dict):
+        inside += [*item.keys(), *item.values()]
+      elif isinstance(item, list | tuple | set):
+        inside += item
+    level = inside
     if not level:
       return
   raise errors.ConfigError(
     f'{place}: lists and dicts are nested deeper than {_MAX_DEPTH}.'
   )
-
-
-def _inside(value: Any) -> Iterable[Any]:
-  if isinstance(value, dict):
-    return [*value.keys(), *value.values()]
-  return value if isinstance(value, list | tuple | set) else ()
 
 
 def _refuse(place: str, what: str) -> NoReturn:

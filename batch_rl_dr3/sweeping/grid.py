@@ -1,7 +1,7 @@
 """What a sweep consists of: games x data sets x methods x seeds, as gin says.
 
-A grid file binds `Sweep` and nothing that is trained; each run's gin files and
-bindings follow from its templates, and the same command trains it by hand.
+A grid file binds `Sweep`; each run's gin files and bindings follow from its
+templates, and the same command trains it by hand.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,7 @@ from batch_rl_dr3.config import errors, gin_files, own_code, ranges
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.runs import run_directory, run_identity
 
-# Steps of an episode of continuous control, at most: those of the kitchen are
-# 280, the others' 1,000.
+# Of an episode of continuous control, at most.
 _MAX_EPISODE_STEPS = 1_000
 # Of a logged run of the DQN Replay data set.
 _PUBLIC_ROWS = 50_000_000

@@ -118,11 +118,8 @@ class _Backend:
       keep_trailing_newline=True,
       autoescape=False,
     )
-    environment.filters |= {
-      'json': json.dumps,
-      'quote': shlex.quote,
-      'ceil': math.ceil,
-    }
+    filters = {'json': json.dumps, 'quote': shlex.quote, 'ceil': math.ceil}
+    environment.filters |= filters
     template = environment.get_template(f'{self.template}.jinja')
     _, ending = os.path.splitext(self.template)
     files = {}
@@ -162,8 +159,7 @@ class Slurm(_Backend):
 
   Attributes:
     setup: shell lines that make `python` the one with this package.
-    partition: where jobs go; None for the site's own choice.
-    time: limit of a task, as Slurm writes it.
+    partition: None is the site's own choice.
     max_array_size: the site's MaxArraySize less 1; Slurm's own is 1001.
   """
 
@@ -196,8 +192,6 @@ class Kubernetes(_Backend):
 
   Attributes:
     image: the container image, built from the shipped Dockerfile.
-    node_selector: labels of the nodes that may be used.
-    tolerations: taints of nodes that are tolerated, such as of spot ones.
     runs_claim: the PersistentVolumeClaim (ReadWriteMany) to mount at --runs,
       unless that is in a bucket; None mounts none.
     cache_gigabytes: of the node's disk that a pod may fill with its store.
@@ -220,9 +214,7 @@ class GcpBatch(_Backend):
 
   Attributes:
     image: the container image, built from the shipped Dockerfile.
-    location: the region.
-    machine_type: of the virtual machines.
-    gpu_type: what each of them has, if runs use one.
+    gpu_type: what each machine has, if runs use one.
     provisioning_model: SPOT or STANDARD.
     max_run_hours: a task is ended after so many, and can go on.
     disk_gigabytes: of a machine: image, and the stores of its tasks.
@@ -266,7 +258,7 @@ def create(
   """Returns the job array of some runs of a sweep; flags are of `sweep task`.
 
   The same runs have the same name: a system that refuses to take a name twice
-  does not execute them twice. `runs` is the folder of all runs for a task.
+  does not execute them twice.
   """
   identities = ' '.join(run.identity for run in runs_of_sweep)
   digest = hashlib.sha256(identities.encode()).hexdigest()[:8]
