@@ -4,15 +4,13 @@ published/README.md says where the numbers are from. The paper does not say how
 it normalises. `dqn` is taken to be (score - random) / (DQN - random) with the
 *final* score of the online DQN: it made the logged data, so 1 means "as good as
 the policy at the end of the log", and it is what the papers that introduced
-these data compare with. The best iteration of a curve is chosen by chance, the
-mean over training is of no policy, and the Adam agent made no data. `human` is
-(score - random) / (human - random); DoubleDunk and IceHockey span few points on
-it, so that small differences in points become large there.
+these data compare with. The best iteration of a curve is chosen by chance, and
+the mean over training is of no policy. `human` is (score - random) / (human -
+random); DoubleDunk and IceHockey span few points on it.
 
 Runs of one suite share a table only if they were played under one protocol by
 one version of the numbers; those of one game, with one ROM; those of one game,
-data set, logged run and seed, on the same data. Seeds may each have data of
-their own, as long as it is the same for every method.
+data set, logged run and seed, on the same data, which seeds may each have.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,10 +51,9 @@ _INTERVAL = 125_000
 
 @functools.cache
 def scores() -> pd.DataFrame:
-  """Returns `random`, `online_dqn`, `human`, `behaviour`, a row per game.
+  """Returns points of `random`, `online_dqn`, `human`, `behaviour`, by game.
 
-  In points; a score that nobody has measured is NaN. Games are spelt as their
-  suite does, so that Breakout is Atari's and breakout is MinAtar's.
+  NaN if nobody has measured it. Breakout is Atari's and breakout is MinAtar's.
   """
   atari, minatar = (
     pd.read_csv(FOLDER / name, index_col='game')
@@ -157,16 +154,13 @@ def _plain_name(game: str) -> str:
 def legacy_rom(game: str) -> str | None:
   """Returns the md5 of a game's ROM in atari-py 0.2.5, None if unknown.
 
-  Games are spelt as by Dopamine ('SpaceInvaders') or ALE ('space_invaders').
+  'SpaceInvaders', as Dopamine spells it, is ALE's 'space_invaders'.
   """
   return _legacy_roms().get(_plain_name(game))
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-  """Returns every field in which runs differ and should not, a sentence each.
-
-  It says where, the suite, the game, or the game and the data, and which runs.
-  """
+  """Returns every field in which runs differ and should not, in sentences."""
   # Data with names are told apart by these: their hashes say nothing.
   named = {
     where: groups

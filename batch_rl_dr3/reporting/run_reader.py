@@ -267,14 +267,13 @@ def load(
   quantities: Sequence[str] = METRICS,
   leave_out_unreadable: bool = False,
 ) -> Collection:
-  """Returns the runs that glob patterns match.
+  """Returns the runs that glob patterns match; `**` matches any depth.
 
   Args:
-    patterns: such as 'runs/quickstart/*'; `**` matches any depth.
-    cache: where unchanged runs are found again; None reads every run.
-    num_processes: how many runs are read into the cache at a time; more than
-      1 forks.
-    quantities: columns of metrics.csv to read. A cache holds `METRICS` alone.
+    patterns: such as 'runs/quickstart/*'.
+    cache: of unchanged runs, which holds `METRICS` alone; None reads every run.
+    num_processes: how many runs are read into the cache at a time, by forks.
+    quantities: columns of metrics.csv to read.
     leave_out_unreadable: whether damaged runs are named in the collection, not
       raised, as long as there are others.
 
@@ -480,8 +479,7 @@ def read_runs(
   """Returns the scores and metrics of the runs that glob patterns match.
 
   Args:
-    patterns: one or several, as `report --runs` takes them; a kept study is
-      read like the folders of its runs.
+    patterns: one or several, as `report --runs` takes them.
     quantities: columns of metrics.csv.
     cache_dir: where what is read of runs in a bucket is kept.
 

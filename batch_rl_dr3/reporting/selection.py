@@ -4,10 +4,8 @@ The paper's discussion hopes that understanding how co-adaptation arises "can
 inspire cross-validation and model selection strategies, an important, open
 challenge in offline RL" (Kumar et al. 2022, arXiv:2112.04716, Section 7), but
 gives none. These are the simplest that its quantities allow. What a rule makes
-of a checkpoint depends on what was logged up to it and on nothing later, least
-of all on returns; which checkpoint is chosen is then a comparison of all.
-
-No rule has a parameter that was fitted to returns.
+of a checkpoint depends on what was logged up to it, never on returns, and no
+rule has a parameter that was fitted to them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -232,8 +230,8 @@ RULES = (
 def checkpoints(run: Run) -> pd.Series:
   """Returns the names of a run's whole checkpoints by gradient steps, rising.
 
-  Whole is one whose manifest can be read and whose files are there with the
-  sizes that it states; their hashes are checked when one is restored.
+  Their files have the sizes that their manifests state; hashes are checked when
+  one is restored.
   """
   found = {
     manifest.gradient_steps: manifest.name

@@ -1,15 +1,12 @@
 """Statistics over runs and games: numbers, intervals and tests.
 
-Arrays are float64 [runs, games, ...]. The last axes, such as steps, stay:
-`iqm` of [runs, games, steps] is [steps]. On a matrix each statistic equals the
-function of rliable's `metrics` of that name (Agarwal et al. 2021,
-arXiv:2108.13264).
+Arrays are float64 [runs, games, ...]. The last axes, such as steps, stay. On a
+matrix each statistic equals the function of rliable's `metrics` of that name
+(Agarwal et al. 2021, arXiv:2108.13264).
 
-`Bootstrap` is rliable's: percentile intervals, runs resampled within each game.
-Of few runs they are too narrow: simulated, they cover 78 to 85% with three runs
-of a game where they say 95, 90% with five, and 93 to 95% with ten. `compare` is
-Welch's interval of differences within games, with a permutation test within
-games beside it; it covers 94 to 97% with three runs, and verdicts rest on it.
+`Bootstrap` is rliable's. Of few runs it is too narrow: simulated, it covers 78
+to 85% with three runs of a game where it says 95, 90% with five, and 93 to 95%
+with ten. `compare` covers 94 to 97% with three, and verdicts rest on it.
 
 rliable 1.2.0 draws from NumPy's global generator whatever its `random_state`
 says, so that generator is seeded around each call and put back afterwards.
@@ -161,14 +158,13 @@ def compare(
 ) -> Comparison:
   """Returns the mean over games of scores, less that of others, or of zero.
 
-  The interval is Welch's within games: variances are estimated for each game
-  and method, and their degrees of freedom combined as Satterthwaite does. The
-  test draws which runs of a game are which method's; of one method alone, the
-  sign of each run's number.
+  Variances are estimated for each game and method, and their degrees of freedom
+  combined as Satterthwaite does. The test draws which runs of a game are which
+  method's; of one method alone, the sign of each run's number.
   """
   samples = [scores] if others is None else [scores, others]
-  means = [sample.mean(axis=0) for sample in samples]
-  value = float((means[0] - (means[1] if len(means) == 2 else 0)).mean())
+  less = 0.0 if others is None else others.mean(axis=0)
+  value = float((scores.mean(axis=0) - less).mean())
   if min(map(len, samples)) < 2:
     return Comparison(value, np.nan, np.nan, np.nan)
   half = _welch_half_width(samples)

@@ -155,10 +155,7 @@ class Study:
   def measurements(
     self, dataset: str, method: str, quantity: str
   ) -> Cell | None:
-    """Returns a quantity of finished runs at every gradient step they share.
-
-    `curve` is thinned for drawing, which moves its second point.
-    """
+    """Returns a quantity of finished runs at every gradient step they share."""
     return self._cell(dataset, method, quantity, True, None)
 
   @functools.cache  # noqa: B019
@@ -278,10 +275,9 @@ def run_score(returns: Array, name: str, num_final: int) -> Array:
 
 
 def stability(curves: Array, num_final: int = 1) -> Array:
-  """Returns what `stability_statistics` needs of each run.
+  """Returns each run's final score, best score and area lost, [..., 3].
 
-  That is [runs, games, 3] of normalised scores [runs, games, steps]: the final
-  score, the best one and the area lost.
+  Of normalised scores [runs, games, steps].
   """
   final = run_score(curves, FINAL, num_final)
   area = statistics.area_lost(curves)
@@ -289,19 +285,18 @@ def stability(curves: Array, num_final: int = 1) -> Array:
 
 
 def stability_statistics(parts: Array) -> Array:
-  """Returns final over best, and the area lost after the peak.
+  """Returns final over best, and the area lost, of what `stability` returns.
 
-  The IQM of final scores over the IQM of each run's best, NaN if that is not
-  positive; the IQM of the areas lost. `parts` is what `stability` returns.
+  Each is an IQM; the ratio is NaN if the IQM of the best is not positive.
   """
   final, best, area = statistics.iqm(parts)
   return np.array([final / best if best > 0 else np.nan, area])
 
 
 def _largest_block(counts: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
-  """Returns the games and the number of runs of the most runs in all.
+  """Returns the games and runs of each that make the most runs in all.
 
-  Of blocks with as many runs, the one with more games. Games stay in order.
+  Of blocks with as many runs, the one with more games.
   """
   best: tuple[tuple[str, ...], int] = ((), 0)
   for num_runs in sorted(set(counts.values())):
