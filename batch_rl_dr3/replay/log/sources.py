@@ -268,14 +268,9 @@ class RemoteFiles:
   ):
     """Reads nothing yet.
 
-    Args:
-      url: of the folder; s3:// needs the package s3fs, and https:// a page that
-        links to the files.
-      endpoint_url: this and what follows is as for `place.open_data`.
-      google_token: see there.
-      timeout: in seconds.
-      spool_dir: of temporary files, one compressed file each; None is TMPDIR.
-      retry: how reads are tried again; Retry() if None.
+    s3:// needs the package s3fs, and https:// a page that links to the files.
+    Temporary files, one compressed file each, go to `spool_dir`, or TMPDIR. The
+    other arguments are as for `place.open_data`.
     """
     self.storage = place.open_data(
       url, retry or Retry(), endpoint_url, google_token, timeout

@@ -362,8 +362,7 @@ class ReplayStore:
   def returns_to_go(self, gamma: float) -> npt.NDArray[np.float32]:
     """Returns the discounted sum of rewards to the end of each row's episode.
 
-    float32 [num_rows], NaN where the episode does not end in the store.
-    Episodes continue across whole files that follow each other in time.
+    float32 [num_rows], NaN where it does not end in the store; see `validity`.
 
     Raises:
       ConfigError: if the store was drawn, and so has no episodes.
