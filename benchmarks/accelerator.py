@@ -22,14 +22,22 @@ takes in shorter ones is the share of the time that the device works.
 
 import argparse
 import collections
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
+import importlib
 import json
 import pathlib
 import re
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+_Array = npt.NDArray[Any]
+_Row = dict[str, Any]
 
 SETTINGS = [
   (method, dtype)
@@ -47,7 +55,9 @@ _OPERATIONS = ('while', 'fusion', 'convolution', 'dot', 'custom-call', 'sort')
 _COPIES = ('copy', 'transpose', 'convert', 'gather')
 
 
-def rate(call, num_steps: int, seconds: float = _SECONDS) -> dict[str, float]:
+def rate(
+  call: Callable[[int], object], num_steps: int, seconds: float = _SECONDS
+) -> _Row:
   """Returns steps/s of `call(num_steps)`: median and range over parts."""
   call(num_steps)  # Compiles, or warms up.
   rates = []
@@ -80,7 +90,9 @@ def worst_difference(
 # With TensorFlow and this package.
 
 
-def _agents(folder: pathlib.Path):
+def _agents(
+  folder: pathlib.Path,
+) -> tuple[Callable[..., Any], Callable[[str], Callable[[], Any]]]:
   """Returns what makes agents on one made-up log: (method, dtype, ...)."""
   from benchmarks import setups
 
@@ -88,7 +100,7 @@ def _agents(folder: pathlib.Path):
   log = setups.write_log(folder, problem, NUM_ROWS)
   store = setups.open_store(log, folder / 'cache', problem)
 
-  def make(method: str, dtype: str, **kwargs):
+  def make(method: str, dtype: str, **kwargs: Any) -> Any:
     return setups.agent(
       problem,
       store,
@@ -98,13 +110,13 @@ def _agents(folder: pathlib.Path):
       **kwargs,
     )
 
-  def make_stock(method: str):
+  def make_stock(method: str) -> Callable[[], Any]:
     return setups.stock_step(setups.stock_agent(problem, store, method))
 
   return make, make_stock
 
 
-def _plain_losses(agent) -> list[dict[str, float]]:
+def _plain_losses(agent: Any) -> list[dict[str, float]]:
   step = agent.make_train_step()
   return [
     {name: float(value) for name, value in step().items()}
@@ -112,7 +124,7 @@ def _plain_losses(agent) -> list[dict[str, float]]:
   ]
 
 
-def lower(agent, platform: str) -> tuple[list[np.ndarray], bytes]:
+def lower(agent: Any, platform: str) -> tuple[list[_Array], bytes]:
   """Returns the arguments of an agent's compiled steps, and their HLO."""
   import tensorflow as tf
   from tensorflow.python.eager import context
@@ -133,14 +145,13 @@ def portable(hlo: bytes) -> tuple[bytes, int]:
 
   HLO has one result, a tuple, where jax expects several.
   """
-  from jax._src.interpreters import mlir
-  from jaxlib import xla_client
-  from jaxlib.mlir import ir
-  from jaxlib.mlir.dialects import func, stablehlo
-
-  text = xla_client._xla.mlir.xla_computation_to_mlir_module(
-    xla_client.XlaComputation(hlo)
-  )
+  # Their stubs miss half of what is there.
+  mlir: Any = importlib.import_module('jax._src.interpreters.mlir')
+  xla: Any = importlib.import_module('jaxlib.xla_client')
+  ir: Any = importlib.import_module('jaxlib.mlir.ir')
+  func: Any = importlib.import_module('jaxlib.mlir.dialects.func')
+  stablehlo: Any = importlib.import_module('jaxlib.mlir.dialects.stablehlo')
+  text = xla._xla.mlir.xla_computation_to_mlir_module(xla.XlaComputation(hlo))
   with mlir.make_ir_context(), ir.Location.unknown():
     module = ir.Module.parse(text)
     (main,) = (f for f in module.body if ir.StringAttr(f.name).value == 'main')
@@ -161,11 +172,12 @@ def portable(hlo: bytes) -> tuple[bytes, int]:
   return artifact, len(results)
 
 
-def _save_arguments(folder: pathlib.Path, values: list[np.ndarray]) -> None:
+def _save_arguments(folder: pathlib.Path, values: list[_Array]) -> None:
   """Writes arrays, those of zeros and those that are there already by name."""
-  recipe, arrays = [], {}
+  recipe: list[_Row] = []
+  arrays: dict[str, _Array] = {}
   for index, value in enumerate(values):
-    entry = {'shape': value.shape, 'dtype': str(value.dtype)}
+    entry: _Row = {'shape': value.shape, 'dtype': str(value.dtype)}
     same = [
       name
       for name, array in arrays.items()
@@ -181,7 +193,9 @@ def _save_arguments(folder: pathlib.Path, values: list[np.ndarray]) -> None:
   (folder / 'arguments.json').write_text(json.dumps(recipe))
 
 
-def export(output: pathlib.Path, platform: str, settings) -> None:
+def export(
+  output: pathlib.Path, platform: str, settings: Sequence[Sequence[str]]
+) -> None:
   """Writes a folder for each setting that `run` reads."""
   with tempfile.TemporaryDirectory() as name:
     make, _ = _agents(pathlib.Path(name))
@@ -194,7 +208,7 @@ def export(output: pathlib.Path, platform: str, settings) -> None:
       (folder / 'steps.stablehlo').write_bytes(artifact)
       _save_arguments(folder, values)
       names = sorted(agent.loss_parts.by_name())
-      expected = {
+      expected: _Row = {
         'platform': platform,
         'part_names': names,
         'num_state': num_results - len(names),
@@ -204,7 +218,12 @@ def export(output: pathlib.Path, platform: str, settings) -> None:
       print(f'{folder}: losses {expected["losses"][-1]}')
 
 
-def measure() -> list[dict]:
+def _repeat(step: Callable[[], object], num_steps: int) -> None:
+  for _ in range(num_steps):
+    step()
+
+
+def measure() -> list[_Row]:
   """Returns rows on TensorFlow's compiled steps on this machine's GPU."""
   import tensorflow as tf
 
@@ -221,7 +240,8 @@ def measure() -> list[dict]:
     make, make_stock = _agents(pathlib.Path(name))
     for method in ('cql', 'rem'):
       step = make_stock(method)
-      stock = rate(lambda n, step=step: [step() for _ in range(n)], 10)
+      # Its steps are one a call, however many are asked for.
+      stock = rate(functools.partial(_repeat, step), 10)
       rows.append(_row(card, method, 'float32', 'stock Dopamine', 1, stock))
     for method, dtype in SETTINGS:
       with tf.device('/cpu:0'):
@@ -237,7 +257,9 @@ def measure() -> list[dict]:
   return rows
 
 
-def _row(card, method, dtype, what, count, found) -> dict:
+def _row(
+  card: str, method: str, dtype: str, what: str, count: int, found: _Row
+) -> _Row:
   row = {
     'device': card,
     'method': f'{method}_dr3',
@@ -253,7 +275,9 @@ def _row(card, method, dtype, what, count, found) -> dict:
 # With jax alone.
 
 
-def load(folder: pathlib.Path):
+def load(
+  folder: pathlib.Path,
+) -> tuple[Callable[..., Any], list[_Array], _Row, str]:
   """Returns the compiled steps, their first state, what is expected, the HLO.
 
   jax.export wraps a module of its own making; here it is one of the same
@@ -263,7 +287,7 @@ def load(folder: pathlib.Path):
   from jax import export as jax_export
   import jax.numpy as jnp
 
-  jax.config.update('jax_enable_x64', True)
+  jax.config.update('jax_enable_x64', True)  # type: ignore[no-untyped-call]
   expected = json.loads((folder / 'expected.json').read_text())
   recipe = json.loads((folder / 'arguments.json').read_text())
   arrays = np.load(folder / 'arguments.npz')
@@ -275,7 +299,7 @@ def load(folder: pathlib.Path):
   ]
   num_parts = len(expected['part_names'])
 
-  def same_signature(state, data, num_steps):
+  def same_signature(state: Any, data: Any, num_steps: Any) -> list[Any]:
     del data, num_steps
     return [*state, *(jnp.zeros([], jnp.float32) for _ in range(num_parts))]
 
@@ -287,11 +311,11 @@ def load(folder: pathlib.Path):
   )
   made = dataclasses.replace(made, mlir_module_serialized=artifact)
   # The old state's memory is the new one's.
-  steps = jax.jit(made.call, donate_argnums=0)
+  jitted: Any = jax.jit(made.call, donate_argnums=0)
   arguments = (jax.device_put(state), jax.device_put(data), np.int64(1))
-  steps = steps.lower(*arguments).compile()
+  steps = jitted.lower(*arguments).compile()
 
-  def call(state, num_steps: int):
+  def call(state: Any, num_steps: int) -> tuple[Any, dict[str, float]]:
     results = steps(state, arguments[1], np.int64(num_steps))
     parts = [float(part) for part in results[num_state:]]
     return results[:num_state], dict(
@@ -302,8 +326,10 @@ def load(folder: pathlib.Path):
 
 
 def run(
-  exported: pathlib.Path, steps_per_call=STEPS_PER_CALL, seconds=_SECONDS
-) -> list[dict]:
+  exported: pathlib.Path,
+  steps_per_call: Sequence[int] = STEPS_PER_CALL,
+  seconds: float = _SECONDS,
+) -> list[_Row]:
   """Returns rows on the steps of the folders that `export` wrote."""
   import jax
 
@@ -324,7 +350,7 @@ def run(
     for count in steps_per_call:
       state = jax.device_put(start)
 
-      def again(num_steps, call=call):
+      def again(num_steps: int, call: Callable[..., Any] = call) -> None:
         nonlocal state
         state, _ = call(state, num_steps)
 
