@@ -118,7 +118,7 @@ _TFDS = _Layout(
 )
 
 
-class _Shard(NamedTuple):
+class _Part(NamedTuple):
   """One file of a checkpoint: which part of how many, and what is listed."""
 
   part: int
@@ -325,23 +325,23 @@ class RluSource(Source):
     self._indexes: dict[int, _Index] = {}
 
   @functools.cached_property
-  def _shards(self) -> dict[int, list[_Shard]]:
+  def _shards(self) -> dict[int, list[_Part]]:
     """The files of each suffix, as listed once."""
     url = self._files.storage.name
     if _SHUFFLED_LOCATION.search(f'{self.name}/'):
       raise errors.DataError(f'{self.name} {_SHUFFLED}')
     infos = self._files.storage.listing(_is_file)
-    shards: dict[int, list[_Shard]] = {}
+    shards: dict[int, list[_Part]] = {}
     runs: set[str] = set()
     for name, info in sorted(infos.items()):
       if match := _RUN_FILE.fullmatch(name):
         runs.add(match[1])
         if match[1] == self._run:
-          shards[int(match[2])] = [_Shard(0, int(match[3]), False, info)]
+          shards[int(match[2])] = [_Part(0, int(match[3]), False, info)]
       elif self._is_tfds and (match := _TFDS_FILE.fullmatch(name)):
         kind, part, num_parts = match.group(2, 3, 4)
         shards.setdefault(int(match[1]), []).append(
-          _Shard(int(part), int(num_parts), kind == 'array_record', info)
+          _Part(int(part), int(num_parts), kind == 'array_record', info)
         )
     totals = {part.num_parts for parts in shards.values() for part in parts}
     if not self._is_tfds and len(totals) > 1:
@@ -529,13 +529,13 @@ class RluSource(Source):
             raise errors.DataError(f'{name} holds frames of shapes {shapes}.')
           yield np.stack(frames)
 
-  def _parts(self, suffix: int) -> list[_Shard]:
+  def _parts(self, suffix: int) -> list[_Part]:
     if suffix not in self._shards:
       raise errors.DataError(f'{self.name} has no checkpoint {suffix}.')
     return self._shards[suffix]
 
   def _episodes(
-    self, suffix: int, shard: _Shard, share: float | None = None
+    self, suffix: int, shard: _Part, share: float | None = None
   ) -> Iterator[_Steps]:
     """Yields the episodes of a file that is fetched whole and checked.
 
@@ -569,7 +569,7 @@ class RluSource(Source):
         )
 
   def _read(
-    self, shard: _Shard, num_bytes: int | None, is_known: bool = False
+    self, shard: _Part, num_bytes: int | None, is_known: bool = False
   ) -> Iterator[_Steps]:
     """Yields the episodes of a file, or of its first bytes."""
 
