@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 
-.PHONY: help quickstart tune-minatar reproduce-minatar test test-slow check \
+.PHONY: help quickstart tune-minatar reproduce-minatar test test-slow test-next check \
   format docs requirements clean
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make tune-minatar       what its coefficients were chosen by'
 	@echo 'make test               install and run the test suite'
 	@echo 'make test-slow          run the tests that take minutes'
+	@echo 'make test-next          the same on TensorFlow 2.21 and Python 3.12; may fail'
 	@echo 'make check              ruff, mypy and import-linter'
 	@echo 'make format             let ruff format the code'
 	@echo 'make docs               build the documentation as a site (build/site)'
@@ -43,6 +44,13 @@ test: $(DEV)
 
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow
+
+# What breaks there is written in CONTRIBUTING.md. `-` lets it fail.
+test-next: $(VENV)/.uv
+	$(BIN)/uv venv --quiet --allow-existing --python 3.12 $(VENV)-next
+	$(BIN)/uv pip install --quiet --python $(VENV)-next/bin/python \
+	  --override requirements-next.txt -r pyproject.toml --extra dev --extra d4rl
+	-BATCH_RL_DR3_NEXT=1 $(VENV)-next/bin/python -m pytest
 
 check: $(DEV)
 	$(BIN)/ruff check batch_rl_dr3 benchmarks tests run_scripts
@@ -85,4 +93,4 @@ requirements: $(VENV)/.uv
 	  -c requirements.txt -o requirements-dev.txt
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-next

@@ -12,7 +12,6 @@ nothing but arithmetic.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import functools
 import importlib
 import io
 import os
@@ -31,7 +30,6 @@ Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
 INPUT = 'states'
-_SIGNATURE = 'serving_default'
 _OPSET = 17
 _ONNX_DTYPES = {
   'tensor(uint8)': 'uint8',
@@ -56,47 +54,34 @@ class FrozenGraph(NamedTuple):
 
 def write_saved_model(frozen: FrozenGraph, folder: pathlib.Path) -> None:
   """Writes a SavedModel, whole or not at all, in place of what was there."""
-  tf.get_logger().setLevel('ERROR')  # The builder calls itself deprecated.
-  v1 = tf.compat.v1
-
-  def tensors(*names: str) -> dict[str, Any]:
-    return {
-      name: v1.saved_model.build_tensor_info(
-        graph.get_tensor_by_name(f'{frozen.nodes[name]}:0')
-      )
-      for name in names
-    }
-
+  tf.get_logger().setLevel('ERROR')  # What is called is deprecated.
   with (
     atomic.file_errors(folder),
     tempfile.TemporaryDirectory(dir=folder.parent) as temporary,
     tf.Graph().as_default() as graph,
-    v1.Session() as session,
+    tf.compat.v1.Session() as session,
   ):
     tf.import_graph_def(frozen.graph_def, name='')
-    whole = f'{temporary}/model'
-    builder = v1.saved_model.Builder(whole)
-    signature = v1.saved_model.build_signature_def(
-      tensors(INPUT),
-      tensors(*frozen.results),
-      v1.saved_model.signature_constants.PREDICT_METHOD_NAME,
-    )
-    builder.add_meta_graph_and_variables(
-      session, [v1.saved_model.tag_constants.SERVING], {_SIGNATURE: signature}
-    )
+    tensors = {
+      name: graph.get_tensor_by_name(f'{node}:0')
+      for name, node in frozen.nodes.items()
+    }
+    inputs = {INPUT: tensors.pop(INPUT)}
     try:
-      builder.save()
+      tf.compat.v1.saved_model.simple_save(
+        session, f'{temporary}/model', inputs, tensors
+      )
     except tf.errors.OpError as error:
       raise frameworks.disk_error(error) from error
     atomic.remove_tree(folder)
-    os.replace(whole, folder)
+    os.replace(f'{temporary}/model', folder)
 
 
 def write_onnx(frozen: FrozenGraph, path: pathlib.Path) -> None:
   """Writes an ONNX file, whole or not at all.
 
   Raises:
-    ConfigError: if tf2onnx is not installed.
+    ConfigError: if tf2onnx is not installed, or does not know an operation.
   """
   tf2onnx = _import('tf2onnx', 'to write')
   tensors = {name: f'{node}:0' for name, node in frozen.nodes.items()}
@@ -108,6 +93,14 @@ def write_onnx(frozen: FrozenGraph, path: pathlib.Path) -> None:
       opset=_OPSET,
       tensors_to_rename={tensor: name for name, tensor in tensors.items()},
     )
+  onnx = _import('onnx', 'to write')
+  try:
+    onnx.checker.check_model(model)
+  except onnx.checker.ValidationError as error:
+    raise errors.ConfigError(
+      f'the network cannot be written as ONNX: {str(error).splitlines()[0]} '
+      'Give --format=savedmodel.'
+    ) from error
   with atomic.whole_path(path) as temporary:
     temporary.write_bytes(model.SerializeToString())
 
@@ -147,30 +140,23 @@ def _read_onnx(path: str, num_threads: int) -> _Program:
 
 
 def _read_saved_model(path: str, num_threads: int) -> _Program:
-  tf.get_logger().setLevel('ERROR')  # The loader calls itself deprecated.
-  v1 = tf.compat.v1
-  config = v1.ConfigProto(
+  tf.get_logger().setLevel('ERROR')  # What is called is deprecated.
+  config = tf.compat.v1.ConfigProto(
     allow_soft_placement=True, intra_op_parallelism_threads=num_threads
   )
   config.gpu_options.allow_growth = True
   with tf.Graph().as_default() as graph:
-    session = v1.Session(config=config)
-    loaded = v1.saved_model.load(
-      session, [v1.saved_model.tag_constants.SERVING], path
-    )
-  signature = loaded.signature_def[_SIGNATURE]
+    session = tf.compat.v1.Session(config=config)
+    loaded = tf.compat.v1.saved_model.load(session, ['serve'], path)
+  signature = loaded.signature_def['serving_default']
   inputs, outputs = (
     {name: graph.get_tensor_by_name(info.name) for name, info in infos.items()}
     for infos in (signature.inputs, signature.outputs)
   )
-  states = next(iter(inputs.values()))
   return _Program(
-    {
-      name: (tensor.shape.as_list(), tensor.dtype.as_numpy_dtype)
-      for name, tensor in inputs.items()
-    },
+    {n: (t.shape.as_list(), t.dtype.as_numpy_dtype) for n, t in inputs.items()},
     list(outputs),
-    session.make_callable(list(outputs.values()), [states]),
+    session.make_callable(list(outputs.values()), [*inputs.values()][:1]),
     session.close,
   )
 
@@ -276,13 +262,8 @@ def _arrangements(
 ) -> Iterator[tuple[Shape, Callable[[Array], Array]]]:
   """Yields the shapes that states can have, and what makes them so."""
   yield shape, lambda states: states
-  if len(shape) < 3:
-    return
-  yield (shape[-1], *shape[:-1]), lambda states: np.moveaxis(states, -1, 1)
-  if shape[-1] == 1:  # One frame.
+  if len(shape) >= 3:
+    yield (shape[-1], *shape[:-1]), lambda states: np.moveaxis(states, -1, 1)
+  if len(shape) > 1 and shape[-1] == 1:  # One frame.
     for taken, arrange in _arrangements(shape[:-1]):
-      yield taken, functools.partial(_without_stack, arrange)
-
-
-def _without_stack(arrange: Callable[[Array], Array], states: Array) -> Array:
-  return arrange(states[..., 0])
+      yield taken, lambda states, arrange=arrange: arrange(states[..., 0])

@@ -8,6 +8,7 @@ from typing import Any
 import gin
 import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
+from tf_agents.distributions import utils as distribution_utils
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import environments, networks, tasks
@@ -56,10 +57,11 @@ class PolicyEvaluator:
     agent = networks.build(create_agent, task, seed=0)
     agent.initialize()
     self._checkpoint = tf.train.Checkpoint(agent=agent)
+    self._distribution = lambda states: (
+      agent.policy.distribution(networks.time_steps(states)).action
+    )
     self._mean_action = tf.function(
-      lambda states: agent.policy.distribution(
-        networks.time_steps(states)
-      ).action.mode()
+      lambda states: self._distribution(states).mode()
     )
     self._actions: environments.Policy
     self.identity = play.GameIdentity(
@@ -102,9 +104,18 @@ class PolicyEvaluator:
   def freeze(self, prefix: str) -> exported.FrozenGraph:
     """Returns the graph of the mean action; DataError if it cannot be read."""
     self._load(prefix)
-    states = tf.TensorSpec((None, *self._task.observation_shape), tf.float32)
+
+    def act(states: tf.Tensor) -> tf.Tensor:
+      action = self._distribution(states)
+      if isinstance(action, distribution_utils.SquashToSpecNormal):
+        # Its mode, without a broadcast that no other format knows.
+        mean = tf.tanh(action.input_distribution.loc)
+        return action.action_magnitudes * mean + action.action_means
+      return action.mode()
+
+    spec = tf.TensorSpec((None, *self._task.observation_shape), tf.float32)
     function = convert_to_constants.convert_variables_to_constants_v2(
-      self._mean_action.get_concrete_function(states)
+      tf.function(act).get_concrete_function(spec)
     )
     (states,), (action,) = function.inputs, function.outputs
     return exported.FrozenGraph(

@@ -6,6 +6,7 @@ dot product phi(s_t)^T phi(s_t+1) of the states just passed.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -90,32 +91,28 @@ class FilmedLane:
     self._outputs = outputs
     self._write = write
     self._features: npt.NDArray[np.float32] | None = None
-    self._q_values = np.zeros((1, lanes.game.num_actions), np.float32)
-    self._observation = np.zeros(lanes.game.observation_shape, np.uint8)
     self._dot_products: list[float] = []
     self._return = 0.0
 
   def act(self, states: lanes_lib.FrameArray) -> lanes_lib.IntArray:
     """Returns the greedy action and keeps what the network said."""
-    before = self._features
+    before, self._states = self._features, states[..., -1]
     self._q_values, self._features = self._outputs(states)
     if before is not None:
       self._dot_products.append(float(before[0] @ self._features[0]))
-    self._observation = states[0, ..., -1]
     return self._q_values.argmax(axis=1)
 
   def step(  # noqa: D102
     self, which: lanes_lib.IntArray, actions: lanes_lib.IntArray
   ) -> lanes_lib.Step:
-    self._write(
-      draw(
-        self._observation,
-        self._q_values[0],
-        int(actions[0]),
-        self._dot_products,
-        self._return,
-      )
+    picture = draw(
+      self._states[0],
+      self._q_values[0],
+      int(actions[0]),
+      self._dot_products,
+      self._return,
     )
+    self._write(picture)
     step = self._lanes.step(which, actions)
     self._return += float(step.rewards[0])
     return step
@@ -124,17 +121,17 @@ class FilmedLane:
     """Does nothing: whose lanes they are closes them."""
 
 
+@dataclasses.dataclass
 class FilmedEnvironment:
   """A simulated body's environment, with a picture written of every step."""
 
-  def __init__(self, environment: Any, write: Callable[[Picture], object]):
-    self._environment = environment
-    self._write = write
-    self._num_steps = 0
-    self._return = 0.0
+  environment: Any
+  write: Callable[[Picture], object]
+  _num_steps: int = 0
+  _return: float = 0.0
 
   def reset(self, seed: int) -> tuple[Any, dict[str, Any]]:  # noqa: D102
-    return self._environment.reset(seed=seed)
+    return self.environment.reset(seed=seed)
 
   def step(self, action: npt.NDArray[np.float32]) -> tuple[Any, ...]:
     """Plays one step, after a picture of where it begins.
@@ -143,15 +140,15 @@ class FilmedEnvironment:
       ConfigError: if the simulator cannot draw here.
     """
     try:
-      screen = self._environment.render()
+      screen = self.environment.render()
     except Exception as error:  # Of any kind, where OpenGL is missing.
       raise errors.ConfigError(
         'the simulator cannot draw, perhaps for lack of an OpenGL driver: '
         'install libegl1 or libosmesa6 and set MUJOCO_GL to egl or osmesa; or '
         'evaluate without --video.'
       ) from error
-    self._write(draw_body(screen, self._num_steps, self._return))
-    result = self._environment.step(action)
+    self.write(draw_body(screen, self._num_steps, self._return))
+    result = self.environment.step(action)
     self._num_steps += 1
     self._return += float(result[1])
     return result

@@ -11,21 +11,18 @@ with a warning, and training goes on.
 import abc
 from collections.abc import Mapping, Sequence
 import contextlib
+import dataclasses
 import importlib
 import pathlib
 import secrets
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from absl import logging
 import gin
 
 from batch_rl_dr3.config import errors, gin_files
 from batch_rl_dr3.runs import atomic, records, run_directory
-
-# A run's settings by name, and its metrics and scores likewise.
-Settings = Mapping[str, Any]
-Values = Mapping[str, float]
 
 # What is told apart, as scores come later than the metrics of their step.
 _METRICS, _SCORES = 'metrics', 'scores'
@@ -34,10 +31,11 @@ _SCHEMA = {
 }
 
 
+@dataclasses.dataclass
 class Tracker(abc.ABC):
   """Where numbers are copied to; `package` has to be installed for it."""
 
-  package: str
+  package: ClassVar[str]
 
   def load(self) -> Any:
     """Returns the package's module, or raises a ConfigError."""
@@ -50,11 +48,13 @@ class Tracker(abc.ABC):
       ) from error
 
   @abc.abstractmethod
-  def start(self, name: str, settings: Settings, known: str | None) -> str:
+  def start(
+    self, name: str, settings: Mapping[str, Any], known: str | None
+  ) -> str:
     """Begins a run, or goes on with the one whose id is known; returns it."""
 
   @abc.abstractmethod
-  def log(self, values: Values, steps: int) -> None:
+  def log(self, values: Mapping[str, float], steps: int) -> None:
     """Adds what was measured after so many gradient steps."""
 
   @abc.abstractmethod
@@ -63,31 +63,28 @@ class Tracker(abc.ABC):
 
 
 @gin.configurable
+@dataclasses.dataclass
 class WandbTracker(Tracker):
-  """Weights & Biases; mode='offline' writes below ./wandb, for `wandb sync`."""
+  """Weights & Biases; mode 'offline' writes below ./wandb, for `wandb sync`."""
 
   package = 'wandb'
-
-  def __init__(
-    self,
-    project: str = 'batch_rl_dr3',
-    entity: str | None = None,
-    mode: str | None = None,
-  ):
-    """Takes arguments of `wandb.init`; what is None is as wandb has it."""
-    self._arguments = {'project': project, 'entity': entity, 'mode': mode}
+  project: str = 'batch_rl_dr3'
+  entity: str | None = None
+  mode: str | None = None
 
   def start(  # noqa: D102
-    self, name: str, settings: Settings, known: str | None
+    self, name: str, settings: Mapping[str, Any], known: str | None
   ) -> str:
     wandb = self.load()
     self._run = wandb.init(
-      **self._arguments,
+      project=self.project,
+      entity=self.entity,
+      mode=self.mode,
       id=known or secrets.token_hex(4),
       # Offline, wandb ignores it and says so.
-      resume=None if self._arguments['mode'] == 'offline' else 'allow',
+      resume=None if self.mode == 'offline' else 'allow',
       name=name,
-      group=' '.join(str(settings.get(key)) for key in ('game', 'method')),
+      group=f'{settings.get("game")} {settings.get("method")}',
       config=dict(settings),
       settings=wandb.Settings(console='off', quiet=True),
     )
@@ -96,7 +93,7 @@ class WandbTracker(Tracker):
     self._run.define_metric('*', step_metric='gradient_steps')
     return str(self._run.id)
 
-  def log(self, values: Values, steps: int) -> None:  # noqa: D102
+  def log(self, values: Mapping[str, float], steps: int) -> None:  # noqa: D102
     self._run.log({**values, 'gradient_steps': steps})
 
   def close(self) -> None:  # noqa: D102
@@ -104,41 +101,34 @@ class WandbTracker(Tracker):
 
 
 @gin.configurable
+@dataclasses.dataclass
 class MlflowTracker(Tracker):
   """MLflow, at tracking_uri or where MLFLOW_TRACKING_URI says."""
 
   package = 'mlflow'
-
-  def __init__(
-    self, experiment: str = 'batch_rl_dr3', tracking_uri: str | None = None
-  ):
-    """Names the experiment, which is made if there is none."""
-    self._experiment = experiment
-    self._tracking_uri = tracking_uri
+  experiment: str = 'batch_rl_dr3'
+  tracking_uri: str | None = None
 
   def start(  # noqa: D102
-    self, name: str, settings: Settings, known: str | None
+    self, name: str, settings: Mapping[str, Any], known: str | None
   ) -> str:
     mlflow = self.load()
     self._entities = mlflow.entities
-    self._client = mlflow.MlflowClient(self._tracking_uri)
+    client = self._client = mlflow.MlflowClient(self.tracking_uri)
     self._id = known or ''
-    if known is None:
-      found = self._client.get_experiment_by_name(self._experiment)
-      experiment_id = (
-        self._client.create_experiment(self._experiment)
-        if found is None
-        else found.experiment_id
+    if not known:
+      found = client.get_experiment_by_name(self.experiment)
+      experiment = (
+        found.experiment_id
+        if found
+        else client.create_experiment(self.experiment)
       )
-      run = self._client.create_run(experiment_id, run_name=name)
-      self._id = str(run.info.run_id)
-      params = [
-        self._entities.Param(key, str(value)) for key, value in settings.items()
-      ]
-      self._client.log_batch(self._id, params=params)
+      self._id = str(client.create_run(experiment, run_name=name).info.run_id)
+      params = [mlflow.entities.Param(k, str(v)) for k, v in settings.items()]
+      client.log_batch(self._id, params=params)
     return self._id
 
-  def log(self, values: Values, steps: int) -> None:  # noqa: D102
+  def log(self, values: Mapping[str, float], steps: int) -> None:  # noqa: D102
     now = int(1000 * time.time())
     metrics = [
       self._entities.Metric(name, float(value), now, steps)
@@ -151,36 +141,37 @@ class MlflowTracker(Tracker):
 
 
 @gin.configurable
+@dataclasses.dataclass
 class TrackioTracker(Tracker):
   """trackio: on this machine, or in a Space of the Hugging Face Hub."""
 
   package = 'trackio'
-
-  def __init__(
-    self, project: str = 'batch_rl_dr3', space_id: str | None = None
-  ):
-    """Takes arguments of `trackio.init`."""
-    self._arguments = {'project': project, 'space_id': space_id}
+  project: str = 'batch_rl_dr3'
+  space_id: str | None = None
 
   def start(  # noqa: D102
-    self, name: str, settings: Settings, known: str | None
+    self, name: str, settings: Mapping[str, Any], known: str | None
   ) -> str:
     self._trackio = self.load()
     # It knows a run by its name alone.
     known = known or f'{name} {secrets.token_hex(4)}'
     self._trackio.init(
-      **self._arguments, name=known, config=dict(settings), resume='allow'
+      project=self.project,
+      space_id=self.space_id,
+      name=known,
+      config=dict(settings),
+      resume='allow',
     )
     return known
 
-  def log(self, values: Values, steps: int) -> None:  # noqa: D102
+  def log(self, values: Mapping[str, float], steps: int) -> None:  # noqa: D102
     self._trackio.log(dict(values), step=steps)
 
   def close(self) -> None:  # noqa: D102
     self._trackio.finish()
 
 
-def settings_of(provenance: Settings, config: str) -> dict[str, Any]:
+def settings_of(provenance: Mapping[str, Any], config: str) -> dict[str, Any]:
   """Returns plain values: what a run is, how it is scored, what gin binds."""
   bindings = gin_files.read_bindings((), config.splitlines())
   plain = (str, int, float, bool)
@@ -202,7 +193,7 @@ class Tracking:
     trackers: Sequence[Tracker] = (),
     folder: pathlib.Path = pathlib.Path(),
     name: str = '',
-    settings: Settings | None = None,
+    settings: Mapping[str, Any] | None = None,
     check: atomic.Check = atomic.unchecked,
   ):
     """Starts them; `folder` is the run directory, locked.
@@ -233,7 +224,9 @@ class Tracking:
         ) from error
     atomic.write_json(self._path, self._told, check)
 
-  def log(self, values: Values, steps: int, is_score: bool) -> None:
+  def log(
+    self, values: Mapping[str, float], steps: int, is_score: bool
+  ) -> None:
     """Tells those that have not been told yet of these gradient steps."""
     kind = _SCORES if is_score else _METRICS
     new = [name for name in self._trackers if self._told[name][kind] < steps]
