@@ -12,6 +12,7 @@ nothing but arithmetic.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import functools
 import importlib
 import io
 import os
@@ -266,4 +267,8 @@ def _arrangements(
     yield (shape[-1], *shape[:-1]), lambda states: np.moveaxis(states, -1, 1)
   if len(shape) > 1 and shape[-1] == 1:  # One frame.
     for taken, arrange in _arrangements(shape[:-1]):
-      yield taken, lambda states, arrange=arrange: arrange(states[..., 0])
+      yield taken, functools.partial(_without_stack, arrange)
+
+
+def _without_stack(arrange: Callable[[Array], Array], states: Array) -> Array:
+  return arrange(states[..., 0])

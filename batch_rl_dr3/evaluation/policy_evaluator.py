@@ -57,9 +57,7 @@ class PolicyEvaluator:
     agent = networks.build(create_agent, task, seed=0)
     agent.initialize()
     self._checkpoint = tf.train.Checkpoint(agent=agent)
-    self._distribution = lambda states: (
-      agent.policy.distribution(networks.time_steps(states)).action
-    )
+    self._agent = agent
     self._mean_action = tf.function(
       lambda states: self._distribution(states).mode()
     )
@@ -67,6 +65,10 @@ class PolicyEvaluator:
     self.identity = play.GameIdentity(
       task.suite, task.game, None, protocol(task, num_episodes)
     )
+
+  def _distribution(self, states: tf.Tensor) -> Any:
+    steps = networks.time_steps(states)
+    return self._agent.policy.distribution(steps).action
 
   def evaluate(  # noqa: D102
     self,
