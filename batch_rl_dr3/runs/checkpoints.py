@@ -63,11 +63,7 @@ class Checkpoint:
 
 
 def _read(path: pathlib.Path) -> Checkpoint | None:
-  """Returns the checkpoint of a manifest; None if it is not there.
-
-  Raises:
-    DataError: if it is damaged, or names a file that is not the checkpoint's.
-  """
+  """Returns the checkpoint of a manifest; None if it is not there."""
   record = records.read(path, records.CHECKPOINT, _MEND)
   if record is None:
     return None
@@ -136,8 +132,7 @@ class Checkpoints:
     """Opens the folder, and creates it if need be.
 
     Kept are the newest `keep_last` that end an iteration, the newest two that
-    were written within the one since, and those of every `keep_every`
-    iterations for good. `check` is called before anything is published.
+    were written within the one since, and every `keep_every`th for good.
     """
     self._directory = atomic.make_directory(directory)
     self._keep_last = keep_last

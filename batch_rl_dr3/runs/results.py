@@ -185,10 +185,6 @@ class RunGlobs:
     The patterns are globs of paths, or of URLs such as gs://BUCKET/RUNS/**, and
     may name a study or go on below it. Mirrors and studies are in cache_dir, or
     in a temporary folder if that is ''.
-
-    Raises:
-      ConfigError: if there is no file system for a URL.
-      DataError: if a study is damaged.
     """
     self.patterns: list[str] = []
     self._mirrors: list[mirror.Mirror] = []

@@ -1,13 +1,9 @@
 """A run directory: its files, where it lives, and who may write to it.
 
-It is all that passes from training to evaluation, and its `scores.csv` all
-that passes on to reporting.
-
 A run in a bucket is worked on in a folder here, which `lock` fills and
 `publish` uploads, object by object. Checkpoints' manifests go up after their
 files, finished.json last, and only then is removed what is no longer kept: at
-any moment the bucket holds a run as a kill could have left it. An interrupted
-upload resumes with the missing objects.
+any moment the bucket holds a run as a kill could have left it.
 """
 
 from collections.abc import Iterator

@@ -322,7 +322,6 @@ class OfflineRun(abc.ABC):
       DivergedError: if a loss is not finite.
       PreemptedError: on SIGTERM or SIGINT, after a checkpoint was written; if
         another worker is at work on the run, or has taken over.
-      WriteError: if the disk refuses.
     """
     with self.home.lock():
       provenance.claim(
