@@ -19,7 +19,7 @@ import batch_rl_dr3  # noqa: F401  (first: it selects Keras for TensorFlow)
 import numpy as np
 import tensorflow as tf
 
-from batch_rl_dr3.config import gin_files
+from batch_rl_dr3.config import cli
 from batch_rl_dr3.control import cog_agent, networks
 from batch_rl_dr3.training import control  # noqa: F401  (gin knows its names)
 from benchmarks import timing
@@ -34,8 +34,7 @@ def create(name: str) -> Callable[[], object]:
   """Returns a compiled training step on one batch."""
   files = [f'cog/{name}.gin', *['cog/small.gin'] * _SMALL.value]
   gin.clear_config()
-  paths = [gin_files.find(file) for file in files]
-  gin.parse_config_files_and_bindings(paths, None)
+  cli.load_gin(files, [])
   agent = cog_agent.create_cog_agent(_SPACES, seed=0)
   agent.initialize()
   rng = np.random.default_rng(0)
