@@ -19,7 +19,7 @@ import batch_rl_dr3  # noqa: F401  (first: it selects Keras for TensorFlow)
 import numpy as np
 import tensorflow as tf
 
-from batch_rl_dr3.config import cli
+from batch_rl_dr3.config import gin_files
 from batch_rl_dr3.control import cog_agent, networks
 from batch_rl_dr3.training import control  # noqa: F401  (gin knows its names)
 from benchmarks import timing
@@ -34,7 +34,7 @@ def create(name: str) -> Callable[[], object]:
   """Returns a compiled training step on one batch."""
   files = [f'cog/{name}.gin', *['cog/small.gin'] * _SMALL.value]
   gin.clear_config()
-  cli.load_gin(files, [])
+  gin.parse_config_files_and_bindings(files, None)
   agent = cog_agent.create_cog_agent(_SPACES, seed=0)
   agent.initialize()
   rng = np.random.default_rng(0)
@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
   del argv
   tf.config.threading.set_intra_op_parallelism_threads(1)
   tf.config.threading.set_inter_op_parallelism_threads(1)
+  gin.add_config_file_search_path(str(gin_files.shipped_configs()))
   steps = {name: create(name) for name in ('cog', 'cog_dr3')}
   times = timing.alternate(steps, _ROUNDS.value, _CALLS.value)
   for name, taken in times.items():
