@@ -31,8 +31,14 @@ tune-minatar: $(DEV)
 reproduce-minatar: $(DEV)
 	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/minatar_study.sh \
 	  sweeps/minatar studies/figure1 sweeps/minatar_pilot \
-	  sweeps/minatar_drift
+	  sweeps/minatar_drift sweeps/minatar_norm
 	$(BIN)/python run_scripts/regimes.py results/minatar_pilot
+	$(BIN)/python run_scripts/choices.py results/minatar_pilot
+	$(BIN)/python run_scripts/choices.py results/minatar
+	$(BIN)/python run_scripts/effects.py \
+	  --output=results/minatar_norm/tables/effects.csv \
+	  --pairs cql_norm:cql_dr3 cql_norm:cql cql_dr3:cql -- \
+	  results/minatar_norm results/minatar
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar \
 	  --runs=results/minatar --output_dir=runs/minatar/report
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar_figure1 \
