@@ -212,11 +212,15 @@ class MinAtarNetwork(ValueNetwork):
   """
 
   convolutions = ((16, 3, 1),)
+  num_features = 128
   scale = 1.0
 
   @ranges.checked
   def __init__(
-    self, num_actions: int, num_features: ranges.Count = 128, **kwargs: Any
+    self,
+    num_actions: int,
+    num_features: ranges.Count = num_features,
+    **kwargs: Any,
   ):
     """Creates a network with a feature layer of `num_features` units."""
     super().__init__(num_actions, **kwargs)
