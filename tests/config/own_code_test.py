@@ -25,18 +25,20 @@ def helper():
 @pytest.fixture
 def write(tmp_path):
   """Writes a file of code and returns its path; its module goes at the end."""
-  modules = []
+  before = {}
 
   def write(name, text):
     path = tmp_path / f'{name}.py'
     path.write_text(text)
-    modules.append(name)
+    before.setdefault(name, sys.modules.get(name))
     return str(path)
 
   yield write
   own_code.load([])
-  for name in modules:
+  for name, module in before.items():
     sys.modules.pop(name, None)
+    if module is not None:
+      sys.modules[name] = module
     own_code._executed.pop(name, None)
 
 
@@ -81,15 +83,13 @@ def test_an_installed_module_is_named_as_it_is_imported():
     ('json', 'x = 1', "another module 'json'"),
   ],
 )
-def test_what_cannot_be_executed_is_named(write, name, text, named, request):
+def test_what_cannot_be_executed_is_named(write, name, text, named):
   before = sys.modules.get(name)
   path = write(name, text)
   with pytest.raises(errors.ConfigError, match=named) as raised:
     own_code.load(own_code.find([path]))
   assert f'{name}.py' in str(raised.value)
   assert sys.modules.get(name) is before
-  if before is not None:  # The fixture is not to remove it.
-    request.addfinalizer(lambda: sys.modules.update({name: before}))
 
 
 def test_what_is_not_there_is_named():
