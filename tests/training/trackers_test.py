@@ -4,6 +4,7 @@ import json
 import sys
 import time
 import types
+from unittest import mock
 
 import gin
 import pytest
@@ -133,6 +134,28 @@ def test_settings_are_plain_values():
     'B.coefficient': 0.03,
     'A.name': 'x',
   }
+
+
+def test_wandb_is_told_by_gradient_steps_and_goes_on(tmp_path, monkeypatch):
+  module = mock.MagicMock()
+  module.init.side_effect = lambda **arguments: mock.MagicMock(**arguments)
+  monkeypatch.setitem(sys.modules, 'wandb', module)
+  for steps in (10, 20):
+    tracker = trackers.WandbTracker(project='mine')
+    tracking = open_tracking(tmp_path, tracker)
+    tracking.log({'Losses/total': 2.5}, 10, False)
+    tracking.log({'Losses/total': 3.5}, steps, False)
+    run = tracker._run
+    tracking.close()
+    run.define_metric.assert_called_with('*', step_metric='gradient_steps')
+    # Step 10 was told by the first, and is not told again.
+    (row,) = [call.args[0] for call in run.log.call_args_list]
+    assert row['gradient_steps'] == steps
+    run.finish.assert_called_once_with()
+  first, second = (call.kwargs for call in module.init.call_args_list)
+  assert first['id'] == second['id']
+  assert (first['project'], first['config']) == ('mine', SETTINGS)
+  assert (first['resume'], first['mode']) == ('allow', None)
 
 
 def test_wandb_offline_is_told(tmp_path, monkeypatch):
