@@ -88,6 +88,28 @@ def tiny_bindings():
   )
 
 
+@pytest.fixture(scope='module')
+def run_dir(tmp_path_factory, replay_dir, cache_dir, tiny_bindings):
+  """The run directory of a tiny REM + DR3 run, one a test module."""
+  import tensorflow as tf
+
+  from batch_rl_dr3 import train
+
+  gin.clear_config()
+  base_dir = tmp_path_factory.mktemp('run')
+  with tf.Graph().as_default():
+    train.train(
+      str(base_dir),
+      str(replay_dir),
+      str(cache_dir),
+      ['minatar/rem_dr3.gin'],
+      tiny_bindings,
+      seed=3,
+    )
+  gin.clear_config()
+  return base_dir
+
+
 @pytest.fixture
 def train_command(replay_dir, cache_dir, tiny_bindings):
   """Makes the command line of a tiny REM+DR3 run."""

@@ -15,26 +15,6 @@ from batch_rl_dr3.config import errors, own_code
 from batch_rl_dr3.replay.store.subset import Subset
 
 
-@pytest.fixture(scope='module')
-def run_dir(tmp_path_factory, replay_dir, cache_dir, tiny_bindings):
-  import gin
-  import tensorflow as tf
-
-  gin.clear_config()
-  base_dir = tmp_path_factory.mktemp('run')
-  with tf.Graph().as_default():
-    train.train(
-      str(base_dir),
-      str(replay_dir),
-      str(cache_dir),
-      ['minatar/rem_dr3.gin'],
-      tiny_bindings,
-      seed=3,
-    )
-  gin.clear_config()
-  return base_dir
-
-
 @pytest.fixture
 def data(replay_dir, cache_dir):
   return batch_rl_dr3.open_store(replay_dir, cache_dir=cache_dir, stack_size=1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import batch_rl_dr3
-from batch_rl_dr3 import export, train
+from batch_rl_dr3 import export
 from batch_rl_dr3.config import errors, gin_files
 from batch_rl_dr3.evaluation import exported, pool, targets
 from batch_rl_dr3.runs import run_directory, run_tables
@@ -23,25 +23,6 @@ STATES = np.random.default_rng(0).integers(
   0, 2, (10_000, 10, 10, 4, 1), np.uint8
 )
 RESULTS = {'q_values': (6,), 'action': ()}
-
-
-@pytest.fixture(scope='module')
-def run_dir(tmp_path_factory, replay_dir, cache_dir, tiny_bindings):
-  import tensorflow as tf
-
-  gin.clear_config()
-  base_dir = tmp_path_factory.mktemp('run')
-  with tf.Graph().as_default():
-    train.train(
-      str(base_dir),
-      str(replay_dir),
-      str(cache_dir),
-      ['minatar/rem_dr3.gin'],
-      tiny_bindings,
-      seed=3,
-    )
-  gin.clear_config()
-  return base_dir
 
 
 @pytest.fixture(scope='module')

@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
+from batch_rl_dr3.runs import atomic
 
 FORMAT = 'cog_images'
 _VERSION = 1
@@ -159,7 +160,7 @@ class Writer:
       },
     }
     (self._temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-    self._temporary.rename(self._folder)
+    atomic.name_folder(self._temporary, self._folder)
     return manifest
 
 

@@ -15,9 +15,7 @@ import contextlib
 import functools
 import importlib
 import io
-import os
 import pathlib
-import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,8 +55,7 @@ def write_saved_model(frozen: FrozenGraph, folder: pathlib.Path) -> None:
   """Writes a SavedModel, whole or not at all, in place of what was there."""
   tf.get_logger().setLevel('ERROR')  # What is called is deprecated.
   with (
-    atomic.file_errors(folder),
-    tempfile.TemporaryDirectory(dir=folder.parent) as temporary,
+    atomic.whole_folder(folder) as staging,
     tf.Graph().as_default() as graph,
     tf.compat.v1.Session() as session,
   ):
@@ -70,12 +67,10 @@ def write_saved_model(frozen: FrozenGraph, folder: pathlib.Path) -> None:
     inputs = {INPUT: tensors.pop(INPUT)}
     try:
       tf.compat.v1.saved_model.simple_save(
-        session, f'{temporary}/model', inputs, tensors
+        session, str(staging), inputs, tensors
       )
     except tf.errors.OpError as error:
       raise frameworks.disk_error(error) from error
-    atomic.remove_tree(folder)
-    os.replace(f'{temporary}/model', folder)
 
 
 def write_onnx(frozen: FrozenGraph, path: pathlib.Path) -> None:
