@@ -218,6 +218,17 @@ def test_runs_change_places_within_their_game_alone():
   assert statistics.compare(scores + 1, scores).p_value < 0.001
 
 
+@pytest.mark.parametrize(('effect', 'count'), [(1.0, 17), (0.8, 26), (0.5, 64)])
+def test_seeds_for_a_power_of_80_percent_are_cohens(effect, count):
+  # Two groups of standard deviation 1: Cohen (1988), table 2.4.1, alpha 5%.
+  group = np.array([[-1.0], [1.0]]) / np.sqrt(2)
+  assert statistics.num_seeds_for_power(group, group, effect) == count
+  # Four games alike have a fourth of the variance.
+  games = np.tile(group, 4)
+  found = statistics.num_seeds_for_power(games, games, effect / 2)
+  assert count - 2 <= found <= count
+
+
 def test_holm_adjusts_for_the_number_of_tests():
   # Sorted 0.01, 0.02, 0.04: x 3, x 2, x 1, and never falling.
   assert statistics.holm([0.04, 0.01, np.nan, 0.02]) == pytest.approx(
