@@ -13,7 +13,7 @@ from absl import flags
 from batch_rl_dr3.config import cli, errors, own_code, progress, signals
 from batch_rl_dr3.evaluation import pool as pool_lib
 from batch_rl_dr3.evaluation import targets as targets_lib
-from batch_rl_dr3.runs import mirror, results
+from batch_rl_dr3.runs import mirror, results, run_directory
 
 _USAGE = """\
 Plays checkpoints under the protocol of their run and writes their scores.
@@ -58,7 +58,8 @@ FLAGS = flags.FLAGS
 
 # Memory of one worker process, in bytes: TensorFlow, a network and emulators.
 _WORKER_BYTES = 1_500_000_000
-_POLL_SECONDS = 0.5
+# A checkpoint to play, and the home of its scores, locked.
+_Task = tuple[targets_lib.RemainingEvaluation, run_directory.Home]
 # Flags for another program's checkpoints alone.
 _FOREIGN_FLAGS = (
   *('gin_files', 'gin_bindings', 'game', 'output_dir', 'method', 'atoms'),
@@ -147,25 +148,20 @@ def evaluate(
       are printed.
   """
   problems: list[errors.BatchRLError] = []
-  tasks: list[targets_lib.RemainingEvaluation] = []
-  remaining = targets_lib.remaining_evaluations
+  tasks: list[_Task] = []
   with contextlib.ExitStack() as stack:
     for open_target in targets:
       try:
         target = open_target()
-        is_played = target.is_run or pool_lib.is_exported(str(target.source))
-        if target.is_continuous and not is_played:
-          raise errors.ConfigError(
-            f'{target.source} holds checkpoints of continuous control by '
-            "another program, which cannot be read: only this package's runs "
-            'can.'
-          )
-        if left := remaining(target, which, video):
+        left = targets_lib.remaining_evaluations(target, which, video)
+        if left:
           names = {task.checkpoint.name for task in left}
-          place = target.open_home(cache_dir, names)
-          stack.enter_context(place.lock())
+          home = target.open_home(cache_dir, names)
+          stack.enter_context(home.lock())
           # Somebody may just have done some of it.
-          tasks += remaining(target.within(place), which, video, place)
+          target = target.within(home)
+          left = targets_lib.remaining_evaluations(target, which, video)
+          tasks += [(task, home) for task in left]
       except errors.BatchRLError as error:
         problems.append(error)
     # A process plays games or continuous control, never both.
@@ -173,7 +169,7 @@ def evaluate(
       (pool_lib.GAMES, False),
       (pool_lib.CONTINUOUS_CONTROL, True),
     ):
-      of_kind = [t for t in tasks if t.target.is_continuous == is_continuous]
+      of_kind = [t for t in tasks if t[0].target.is_continuous == is_continuous]
       if of_kind:
         problems += _play(of_kind, num_workers, worker)
   if not tasks and not problems:
@@ -185,46 +181,37 @@ def evaluate(
 
 
 def _play(
-  tasks: Sequence[targets_lib.RemainingEvaluation],
-  num_workers: int,
-  worker: str,
+  tasks: Sequence[_Task], num_workers: int, worker: str
 ) -> list[errors.BatchRLError]:
   """Plays the tasks, writes their scores, and returns what went wrong."""
   num_cores = len(os.sched_getaffinity(0))
   workers = min(num_workers or _default_workers(num_cores), len(tasks))
-  stop_request = signals.StopRequest()
   problems: list[errors.BatchRLError] = []
-  pending = {}
   # Episodes of continuous control end when they end.
-  num_agent_steps = sum(task.num_agent_steps for task in tasks) or None
-  pool = pool_lib.EvaluationPool(workers, worker)
+  num_agent_steps = sum(task.num_agent_steps for task, _ in tasks) or None
+  stop_request = signals.StopRequest()
+  pool = pool_lib.EvaluationPool(workers, worker, stop_request)
   with (
     stop_request.listening(),
     progress.bar(num_agent_steps, 'playing', 'step') as bar,
     contextlib.closing(pool),
   ):
-    for task in tasks:
+    for task, home in tasks:
       try:
-        pending[pool.submit(task.job(max(1, num_cores // workers)))] = task
+        job = task.job(max(1, num_cores // workers))
+        pool.submit(job, functools.partial(task.record, home=home))
       except errors.DataError as error:
         problems.append(error)
-    while pending:
-      bar.set_postfix_str(f'{len(pending)} checkpoints left', refresh=False)
-      done = pool_lib.wait(set(pending), _POLL_SECONDS)
+
+    def show(num_left: int) -> None:
+      bar.set_postfix_str(f'{num_left} checkpoints left', refresh=False)
       bar.update(pool.num_played - bar.n)
-      for future in done:
-        task = pending.pop(future)
-        try:
-          bar.write(task.record(pool_lib.result_of(future)))
-        except pool_lib.WorkerDiedError:
-          raise
-        except errors.BatchRLError as error:
-          problems.append(error)
-      if stop_request and pending:
-        raise errors.PreemptedError(
-          f'stopped by {stop_request.signal_name}; {len(pending)} checkpoints '
-          'are left, and the same command goes on with them.'
-        )
+
+    for record, future in pool.done(on_poll=show):
+      try:
+        bar.write(record(future.result()))
+      except errors.BatchRLError as error:
+        problems.append(error)
   return problems
 
 
@@ -255,21 +242,28 @@ def _targets() -> list[Callable[[], targets_lib.Target]]:
     view.refresh()
     runs, folders = targets_lib.find(view.patterns)
     others += [view.name_of(str(folder)) for folder in folders]
-    trusts_gin = cli.trusts_gin()
     targets += [
       functools.partial(
-        targets_lib.of_run, run, trusts_gin, view.name_of(str(run)), imports
+        targets_lib.of_run, run, view.name_of(str(run)), imports
       )
       for run in runs
     ]
-  if not others:
-    for name in _FOREIGN_FLAGS:
-      if FLAGS[name].value:
-        raise errors.UsageError(
-          f"--{name} is for another program's checkpoints; a run directory "
-          'says itself what it is (see --help).'
-        )
-    return targets
+  if others:
+    _check_others(others)
+    targets.append(functools.partial(_foreign_target, others[0], imports))
+  elif given := [name for name in _FOREIGN_FLAGS if FLAGS[name].value]:
+    raise errors.UsageError(
+      f"--{given[0]} is for another program's checkpoints; a run directory "
+      'says itself what it is (see --help).'
+    )
+  return targets
+
+
+def _check_others(others: Sequence[str]) -> None:
+  """Raises UsageError if the flags do not say what other programs' files are.
+
+  They are one, as their scores go to one place.
+  """
   if not FLAGS.game and not FLAGS.gin_files:
     raise errors.UsageError(
       f'--game or --gin_files is needed: {others[0]} does not say its game '
@@ -286,11 +280,7 @@ def _targets() -> list[Callable[[], targets_lib.Target]]:
       f'--output_dir takes one run, and there are {len(others)} folders of '
       f"other programs' checkpoints: {others[0]}, {others[1]}."
     )
-  atoms = parse_atoms(FLAGS.atoms, FLAGS.support)
-  return [
-    *targets,
-    functools.partial(_foreign_target, others[0], atoms, imports),
-  ]
+  parse_atoms(FLAGS.atoms, FLAGS.support)
 
 
 def parse_atoms(
@@ -314,7 +304,7 @@ def parse_atoms(
 
 
 def _foreign_target(
-  folder: str, atoms: pool_lib.Atoms, imports: Sequence[own_code.OwnCode]
+  folder: str, imports: Sequence[own_code.OwnCode]
 ) -> targets_lib.Target:
   """Returns the target of another program's checkpoints, or of a policy."""
 
@@ -337,7 +327,7 @@ def _foreign_target(
     {name: FLAGS[name].value for name in ('method', 'dataset', 'run', 'seed')},
     FLAGS.gradient_steps_per_iteration,
     FLAGS.output_dir,
-    atoms,
+    parse_atoms(FLAGS.atoms, FLAGS.support),
     imports,
   )
 

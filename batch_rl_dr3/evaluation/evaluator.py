@@ -29,48 +29,31 @@ from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.runs import run_tables
 
 
-class ExportedActor:
+class ExportedActor(exported.Model):
   """A file that chooses actions, in the place of an `acting.Actor`."""
-
-  def __init__(
-    self,
-    path: str,
-    state_shape: exported.Shape,
-    num_actions: int,
-    num_threads: int = 0,
-  ):
-    """Opens a file; see `exported.Model`."""
-    self._path = path
-    self._num_actions = num_actions
-    self._model = exported.Model(
-      path,
-      state_shape,
-      {'q_values': (num_actions,), 'action': ()},
-      num_threads,
-    )
-    self.close = self._model.close
 
   def greedy_actions(self, states: exported.Array) -> exported.Array:
     """Returns int64 [n]; a DataError if the game has no such action."""
-    found = self._model(states)
+    found = self(states)
     if 'q_values' in found:
       return np.argmax(found['q_values'], axis=1)
     actions = found['action'].astype(np.int64)
-    if not 0 <= actions.min() <= actions.max() < self._num_actions:
+    (num_actions,) = self.results['q_values']
+    if not 0 <= actions.min() <= actions.max() < num_actions:
       raise errors.DataError(
-        f'{self._path} chose action {actions.max()}, and the game has '
-        f'{self._num_actions}.'
+        f'{self.path} chose action {actions.max()}, and the game has '
+        f'{num_actions}.'
       )
     return actions
 
   def outputs(self, states: exported.Array) -> acting.Outputs:
     """Returns Q-values and features; a ConfigError if one is missing."""
-    found = self._model(states)
+    found = self(states)
     try:
       return acting.Outputs(found['q_values'], found['features'])
     except KeyError as error:
       raise errors.ConfigError(
-        f'{self._path} does not give {error}, which a video shows.'
+        f'{self.path} does not give {error}, which a video shows.'
       ) from error
 
 
@@ -88,27 +71,20 @@ class GameEvaluator:
     self.lanes = lanes
     self.rule = rule
     self.network = network
+    self.num_agent_steps: int | None = rule.num_agent_steps
     self._num_threads = num_threads
     self._atoms = atoms
-
-  @property
-  def identity(self) -> play.GameIdentity:  # noqa: D102
-    game = self.lanes.game
-    return play.GameIdentity(
-      game.suite,
-      game.name,
-      game.rom_md5,
-      {
-        **game.protocol,
-        'epsilon_eval': self.rule.epsilon,
-        'num_evaluation_agent_steps': self.rule.num_agent_steps,
-        'max_agent_steps_per_episode': self.rule.max_agent_steps_per_episode,
-      },
+    game = lanes.game
+    protocol = {
+      **game.protocol,
+      'epsilon_eval': rule.epsilon,
+      'num_evaluation_agent_steps': rule.num_agent_steps,
+      'max_agent_steps_per_episode': rule.max_agent_steps_per_episode,
+    }
+    self.identity = play.GameIdentity(
+      game.suite, game.name, game.rom_md5, protocol
     )
-
-  @property
-  def num_agent_steps(self) -> int:  # noqa: D102
-    return self.rule.num_agent_steps
+    self.close = lanes.close
 
   def load(self, prefix: str) -> acting.Actor | ExportedActor:
     """Returns who acts by a checkpoint, or by the file of an exported policy.
@@ -117,15 +93,21 @@ class GameEvaluator:
       DataError: if it cannot be read or is of another network or game.
       UsageError: if nobody has said what its outputs are.
     """
-    if pool.is_exported(prefix):
-      game = self.lanes.game
-      shape = (*game.observation_shape, game.stack_size)
-      return ExportedActor(prefix, shape, game.num_actions, self._num_threads)
-    return self._load_checkpoint(prefix)
+    if not pool.is_exported(prefix):
+      return self._load_checkpoint(prefix)
+    game = self.lanes.game
+    return ExportedActor(
+      prefix,
+      (*game.observation_shape, game.stack_size),
+      {'q_values': (game.num_actions,), 'action': ()},
+      self._num_threads,
+    )
 
   def _load_checkpoint(self, prefix: str) -> acting.Actor:
-    game = self.lanes.game
-    support = None if self._atoms is None else self._atoms.support
+    game, atoms = self.lanes.game, self._atoms
+    q_values_of = None
+    if atoms is not None and atoms.support is not None:
+      q_values_of = networks.categorical_q_values(atoms.support)
     actor = acting.Actor(
       self.network,
       prefix,
@@ -133,10 +115,10 @@ class GameEvaluator:
       game.observation_shape,
       game.stack_size,
       self._num_threads,
-      None if support is None else networks.categorical_q_values(support),
+      q_values_of,
       game.observation_dtype,
     )
-    if self._atoms == pool.UNSTATED and actor.num_atoms > 1:
+    if atoms == pool.UNSTATED and actor.num_atoms > 1:
       actor.close()
       raise errors.UsageError(
         f'{prefix} has {actor.num_atoms} outputs per action and does not say '
@@ -191,9 +173,6 @@ class GameEvaluator:
         lane, lane.act, rule, seed, should_stop=should_stop
       )
     return episode
-
-  def close(self) -> None:  # noqa: D102
-    self.lanes.close()
 
 
 def create(setup: pool.Setup) -> GameEvaluator:

@@ -12,7 +12,6 @@ nothing but arithmetic.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import functools
 import importlib
 import io
 import pathlib
@@ -179,22 +178,23 @@ class Model:
       ConfigError: if it is ONNX and onnxruntime is not installed.
       DataError: if it cannot be read, or takes or gives something else.
     """
-    self._path = path
+    self.path, self.results = path, results
     read = _read_onnx if path.endswith('.onnx') else _read_saved_model
     with self._errors('cannot be read'):
       self._program = read(path, num_threads)
+    self.close = self._program.close
     if len(self._program.inputs) != 1:
       names = ', '.join(self._program.inputs)
       raise self._error(f'has the inputs {names}, not the states alone')
     ((shape, self._dtype),) = self._program.inputs.values()
-    self._arrange = self._arrangement(shape[1:], state_shape)
+    self._shape, self._order = self._arrangement(shape[1:], state_shape)
     with self._errors('cannot look at two states'):
       states = np.zeros((2, *state_shape), np.uint8)
       outputs = [np.asarray(output) for output in self._call(states)]
-    self._names = self._understood(outputs, results)
+    self._names = self._understood(outputs)
 
   def _error(self, what: str) -> errors.DataError:
-    return errors.DataError(f'{self._path} {what}.')
+    return errors.DataError(f'{self.path} {what}.')
 
   @contextlib.contextmanager
   def _errors(self, what: str) -> Iterator[None]:
@@ -207,27 +207,34 @@ class Model:
       raise self._error(f'{what}: {first}') from error
 
   def _arrangement(
-    self, shape: Sequence[Any], state_shape: Shape
-  ) -> Callable[[Array], Array]:
-    """Returns what brings states into the shape that the file takes."""
-    known = list(_arrangements(state_shape))
-    for taken, arrange in known:
-      if len(taken) == len(shape) and all(
-        size == own or not isinstance(size, int)
-        for size, own in zip(shape, taken, strict=True)
-      ):
-        return arrange
-    own = ' or '.join(str(list(taken)) for taken, _ in known)
-    raise self._error(f'takes states {list(shape)}, and the game has {own}')
+    self, taken: Sequence[Any], state_shape: Shape
+  ) -> tuple[Shape, Sequence[int]]:
+    """Returns a shape of a state, and the order of axes that is taken."""
+    shapes = [state_shape]
+    while len(shapes[-1]) > 1 and shapes[-1][-1] == 1:  # One frame.
+      shapes.append(shapes[-1][:-1])
+    known = []
+    for shape in shapes:
+      for channels in range(1 + (len(shape) >= 3)):  # Last, then first.
+        order = np.roll(range(len(shape)), channels)
+        own = [shape[axis] for axis in order]
+        if len(own) == len(taken) and all(
+          size == side or not isinstance(size, int)
+          for size, side in zip(taken, own, strict=True)
+        ):
+          return shape, [0, *(order + 1)]
+        known.append(str(own))
+    raise self._error(
+      f'takes states {list(taken)}, and the game has {" or ".join(known)}'
+    )
 
   def _call(self, states: Array) -> Sequence[Any]:
-    return self._program.call(self._arrange(states).astype(self._dtype))
+    ordered = states.reshape(-1, *self._shape).transpose(self._order)
+    return self._program.call(ordered.astype(self._dtype))
 
-  def _understood(
-    self, outputs: Sequence[Array], results: Mapping[str, Shape]
-  ) -> Sequence[str]:
+  def _understood(self, outputs: Sequence[Array]) -> Sequence[str]:
     """Returns the outputs' names; raises DataError if none is understood."""
-    names = list(self._program.outputs)
+    names, results = list(self._program.outputs), self.results
     shapes = [output.shape[1:] for output in outputs]
     if len(names) == 1 and names[0] not in results:
       fitting = (n for n, shape in results.items() if shape == shapes[0])
@@ -247,23 +254,3 @@ class Model:
   def __call__(self, states: Array) -> dict[str, Array]:
     """Returns the outputs, by name, of states [n, *state_shape]."""
     return dict(zip(self._names, self._call(states), strict=True))
-
-  def close(self) -> None:
-    """Frees what it holds."""
-    self._program.close()
-
-
-def _arrangements(
-  shape: Shape,
-) -> Iterator[tuple[Shape, Callable[[Array], Array]]]:
-  """Yields the shapes that states can have, and what makes them so."""
-  yield shape, lambda states: states
-  if len(shape) >= 3:
-    yield (shape[-1], *shape[:-1]), lambda states: np.moveaxis(states, -1, 1)
-  if len(shape) > 1 and shape[-1] == 1:  # One frame.
-    for taken, arrange in _arrangements(shape[:-1]):
-      yield taken, functools.partial(_without_stack, arrange)
-
-
-def _without_stack(arrange: Callable[[Array], Array], states: Array) -> Array:
-  return arrange(states[..., 0])

@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import io
 import itertools
-import json
 import math
 import pathlib
 import pickle
-import struct
 from typing import Any
 import zipfile
 
 import numpy as np
 import numpy.typing as npt
+import safetensors
+from safetensors import numpy as safetensors_numpy
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import atomic
@@ -42,12 +42,9 @@ _TORCH_DTYPES = {
   'ByteStorage': 'u1',
   'BoolStorage': '?',
 }
-_SAFETENSORS_DTYPES = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'I64': '<i8'}
 # What `write` says of a network in the metadata of safetensors, as text.
 _SETTINGS = {'num_actions': int, 'scale': float}
 _CHUNK = 64  # States of one pass.
-# Above it, a header is none.
-_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +105,8 @@ class ForeignNetwork:
     Raises:
       DataError: if the network is of other observations.
     """
-    parts = [
-      self._forward(states[start : start + _CHUNK])
-      for start in range(0, len(states), _CHUNK)
-    ]
+    starts = range(_CHUNK, len(states), _CHUNK)
+    parts = [self._forward(part) for part in np.split(states, starts)]
     q_values, features = zip(*parts, strict=True)
     return np.concatenate(q_values), np.concatenate(features)
 
@@ -197,64 +192,66 @@ def read(
     DataError: if the file is of another kind, damaged, holds code, or its
       network has other layers.
   """
-  said: dict[str, Any] = {}
   try:
-    with path.open('rb') as file:
-      beginning = file.read(9)
-    if beginning.startswith(b'PK'):
-      weights, is_torch = _torch_weights(path), True
-    elif beginning[8:9] == b'{':
-      (weights, said), is_torch = _safetensors(path), True
-    elif beginning.startswith(b'\x80'):
-      weights, is_torch = _jax_weights(path), False
-    else:
-      raise errors.DataError(
-        f'{path} is no file of torch.save, safetensors or Dopamine (JAX).'
-      )
-  except errors.DataError:
-    raise
-  except OSError as error:
-    raise errors.DataError(f'{path}: {error.strerror}.') from error
-  except Exception as error:  # A damaged pickle raises what it likes.
-    raise errors.DataError(
-      f'{path} cannot be read: {errors.one_line(error)}'
-    ) from error
-  try:
-    layers = list(_layers(weights, names, is_torch))
-    if not layers:
-      raise errors.DataError('it has no layer with a weight and a bias.')
-    settings = {'num_actions': num_actions or 0, 'scale': scale, **said}
+    weights, metadata, is_torch = _weights(path)
+    names = names or metadata.get('layers', '').split()
+    layers = [*_layers(weights, names, is_torch)]
+    settings: dict[str, Any] = {'num_actions': num_actions or 0, 'scale': scale}
+    for name in _SETTINGS.keys() & metadata.keys():
+      settings[name] = _SETTINGS[name](metadata[name])
     return ForeignNetwork(layers, is_channels_first=is_torch, **settings)
+  except OSError as error:
+    reason: object = error.strerror or error
   except errors.DataError as error:
-    raise errors.DataError(f'{path}: {error}') from error
+    reason = error
+  except Exception as error:  # A damaged pickle raises what it likes.
+    reason = f'it cannot be read: {errors.one_line(error)}'
+  raise errors.DataError(f'{path}: {reason}')
+
+
+def _weights(
+  path: pathlib.Path,
+) -> tuple[Mapping[str, Array], Mapping[str, str], bool]:
+  """Returns a file's arrays, its metadata, and whether its axes are torch's."""
+  with path.open('rb') as file:
+    beginning = file.read(9)
+  if beginning.startswith(b'PK'):
+    return _torch_weights(path), {}, True
+  if beginning.startswith(b'\x80'):
+    return _jax_weights(path), {}, False
+  if beginning[8:9] != b'{':
+    raise errors.DataError(
+      'it is no file of torch.save, safetensors or Dopamine (JAX).'
+    )
+  with safetensors.safe_open(path, 'np') as tensors:
+    weights = {name: tensors.get_tensor(name) for name in tensors.offset_keys()}
+    return weights, tensors.metadata() or {}, True
 
 
 def _layers(
   weights: Mapping[str, Array], names: Sequence[str], is_torch: bool
 ) -> Iterator[Layer]:
   weight = 'weight' if is_torch else 'kernel'
-  for name in names or [
+  names = names or [
     key.rpartition('.')[0] for key in weights if key.endswith(f'.{weight}')
-  ]:
-    missing = [
-      f'{name}.{part}'
-      for part in (weight, 'bias')
-      if f'{name}.{part}' not in weights
-    ]
-    if missing:
+  ]
+  if not names:
+    raise errors.DataError('it has no layer with a weight and a bias.')
+  for name in names:
+    try:
+      kernel, bias = (weights[f'{name}.{part}'] for part in (weight, 'bias'))
+    except KeyError as error:
       raise errors.DataError(
-        f'there is no {missing[0]}; there are {", ".join(list(weights)[:8])}.'
-      )
-    kernel, bias = weights[f'{name}.{weight}'], weights[f'{name}.bias']
+        f'there is no {error.args[0]}; there are '
+        f'{", ".join(list(weights)[:8])}.'
+      ) from error
     if kernel.ndim not in (2, 4) or bias.ndim != 1:
       raise errors.DataError(
         f'{name} is no convolution and no dense layer: {list(kernel.shape)}.'
       )
     if is_torch:  # [out, in] and [out, in, h, w] there.
       kernel = kernel.T if kernel.ndim == 2 else kernel.transpose(2, 3, 1, 0)
-    yield Layer(
-      name, np.asarray(kernel, np.float32), np.asarray(bias, np.float32)
-    )
+    yield Layer(name, kernel.astype(np.float32), bias.astype(np.float32))
 
 
 def write(
@@ -267,35 +264,26 @@ def write(
   'same' is TensorFlow's: an odd row of zeros goes to the end.
   """
   is_padded, sides = network.padding(shape)
-  header: dict[str, Any] = {
-    '__metadata__': {
-      'format': 'pt',
-      'padding': 'same' if is_padded else 'valid',
-      **{name: str(getattr(network, name)) for name in _SETTINGS},
-    }
+  metadata = {
+    'format': 'pt',
+    'padding': 'same' if is_padded else 'valid',
+    'layers': ' '.join(layer.name for layer in network.layers),
+    **{name: str(getattr(network, name)) for name in _SETTINGS},
   }
-  content = bytearray()
-  for before, layer in zip(
-    [None, *network.layers], network.layers, strict=False
-  ):
+  weights = {}
+  before = None
+  for layer in network.layers:
     kernel = layer.kernel
     if before is not None and kernel.ndim < before.kernel.ndim:
       # From row, column, channel to channel, row, column.
       maps = kernel.reshape(*sides, len(before.bias), -1)
       kernel = maps.transpose(2, 0, 1, 3).reshape(kernel.shape)
     kernel = kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)
-    for part, array in (('weight', kernel), ('bias', layer.bias)):
-      start = len(content)
-      content += array.astype('<f4').tobytes()
-      header[f'{layer.name}.{part}'] = {
-        'dtype': 'F32',
-        'shape': array.shape,
-        'data_offsets': [start, len(content)],
-      }
-  text = json.dumps(header).encode()
-  text += b' ' * (-len(text) % 8)
+    weights[f'{layer.name}.weight'] = np.ascontiguousarray(kernel)
+    weights[f'{layer.name}.bias'] = layer.bias
+    before = layer
   with atomic.whole_path(path) as temporary:
-    temporary.write_bytes(struct.pack('<Q', len(text)) + text + content)
+    temporary.write_bytes(safetensors_numpy.save(weights, metadata))
 
 
 class _Opaque:
@@ -397,44 +385,19 @@ def _torch_weights(path: pathlib.Path) -> dict[str, Array]:
   return {k: v for k, v in content.items() if isinstance(v, np.ndarray)}
 
 
-def _safetensors(
-  path: pathlib.Path,
-) -> tuple[dict[str, Array], dict[str, Any]]:
-  content = path.read_bytes()
-  (length,) = struct.unpack('<Q', content[:8])
-  if length > min(len(content) - 8, _MAX_HEADER_BYTES):
-    raise errors.DataError(f'{path} is cut.')
-  header = json.loads(content[8 : 8 + length])
-  metadata = header.get('__metadata__', {})
-  weights = {}
-  for name, entry in header.items():
-    if name != '__metadata__' and entry['dtype'] in _SAFETENSORS_DTYPES:
-      start, end = entry['data_offsets']
-      weights[name] = np.frombuffer(
-        content[8 + length + start : 8 + length + end],
-        _SAFETENSORS_DTYPES[entry['dtype']],
-      ).reshape(entry['shape'])
-  return weights, {
-    name: read_setting(metadata[name])
-    for name, read_setting in _SETTINGS.items()
-    if name in metadata
-  }
-
-
 def _jax_weights(path: pathlib.Path) -> dict[str, Array]:
-  with path.open('rb') as file:
-    content = _Unpickler(file).load()
+  content = _Unpickler(io.BytesIO(path.read_bytes())).load()
   if not isinstance(content, dict) or 'online_params' not in content:
-    raise errors.DataError(f'{path} has no online_params.')
+    raise errors.DataError('it has no online_params.')
   parameters = content['online_params']
   layers = parameters.get('params', parameters)
-  kinds = {'Conv': 0, 'Dense': 1}
+  kinds = ('Conv', 'Dense')
 
   def order(name: str) -> tuple[int, int]:
     kind, _, number = name.partition('_')
     if kind not in kinds or not number.isdigit():
-      raise errors.DataError(f'{path} has a layer {name}, which is not known.')
-    return kinds[kind], int(number)
+      raise errors.DataError(f'it has a layer {name}, which is not known.')
+    return kinds.index(kind), int(number)
 
   return {
     f'{name}.{part}': layers[name][part]

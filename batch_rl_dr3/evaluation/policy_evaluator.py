@@ -34,7 +34,7 @@ def protocol(task: tasks.Task, num_episodes: int) -> dict[str, Any]:
 class PolicyEvaluator:
   """Plays the checkpoints of an agent that never learns here."""
 
-  num_agent_steps = None
+  num_agent_steps: int | None = None
 
   def __init__(
     self,
@@ -61,7 +61,6 @@ class PolicyEvaluator:
     self._mean_action = tf.function(
       lambda states: self._distribution(states).mode()
     )
-    self._actions: environments.Policy
     self.identity = play.GameIdentity(
       task.suite, task.game, None, protocol(task, num_episodes)
     )
@@ -77,21 +76,23 @@ class PolicyEvaluator:
     on_progress: play.ProgressCallback | None = None,
     should_stop: Callable[[], bool] | None = None,
   ) -> list[run_tables.Episode]:
-    lanes, num_episodes = self._environments, self._num_episodes
-    self._load(prefix)
     return environments.play_episodes(
-      lanes, self._actions, num_episodes, seed, on_progress, should_stop
+      self._environments,
+      self._load(prefix),
+      self._num_episodes,
+      seed,
+      on_progress,
+      should_stop,
     )
 
-  def _load(self, prefix: str) -> None:
-    """Has `_actions` be those of a checkpoint, or of an exported policy."""
+  def _load(self, prefix: str) -> environments.Policy:
+    """Returns the actions of a checkpoint, or of an exported policy."""
     task = self._task
     if pool.is_exported(prefix):
       model = exported.Model(
         prefix, task.observation_shape, {'action': (task.action_size,)}
       )
-      self._actions = lambda states: model(states)['action']
-      return
+      return lambda states: model(states)['action']
     try:
       status = self._checkpoint.read(prefix)
       status.assert_existing_objects_matched().expect_partial()
@@ -100,8 +101,7 @@ class PolicyEvaluator:
         f'{prefix} is no checkpoint of such an agent: '
         f'{str(error).splitlines()[0]}'
       ) from error
-    act = self._mean_action
-    self._actions = lambda states: act(tf.constant(states)).numpy()
+    return lambda states: self._mean_action(tf.constant(states)).numpy()
 
   def freeze(self, prefix: str) -> exported.FrozenGraph:
     """Returns the graph of the mean action; DataError if it cannot be read."""
@@ -134,13 +134,13 @@ class PolicyEvaluator:
     path: str,
     should_stop: Callable[[], bool] | None = None,
   ) -> run_tables.Episode:
-    self._load(prefix)
+    policy = self._load(prefix)
     environment = environments.make(self._task, render_mode='rgb_array')
     rate = environment.metadata.get('render_fps', 30)
     with contextlib.closing(environment), video.writing(path, rate) as write:
       lane = video.FilmedEnvironment(environment, write)
       (episode,) = environments.play_episodes(
-        [lane], self._actions, 1, seed, should_stop=should_stop
+        [lane], policy, 1, seed, should_stop=should_stop
       )
     return episode
 

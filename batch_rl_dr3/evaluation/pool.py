@@ -19,7 +19,13 @@ import threading
 from typing import Any, Protocol
 import warnings
 
-from batch_rl_dr3.config import errors, frameworks, gin_files, own_code
+from batch_rl_dr3.config import (
+  errors,
+  frameworks,
+  gin_files,
+  own_code,
+  signals,
+)
 from batch_rl_dr3.games import play
 from batch_rl_dr3.runs import run_tables
 
@@ -40,6 +46,8 @@ class Atoms:
 ATOMS = ('heads', 'quantiles', 'categorical')
 CATEGORICAL = ATOMS[2]
 UNSTATED = Atoms()
+# Seconds between looks at what is done, and at whether to stop.
+_POLL_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +66,12 @@ class Evaluator(Protocol):
   """Plays the checkpoints of one kind of run, and exported policies.
 
   A checkpoint is named by its path without `.index`; how it is played is a
-  function of it and the seed. `num_agent_steps` is None where only playing
-  tells.
+  function of it and the seed. One that cannot be read is a DataError.
   """
 
-  @property
-  def num_agent_steps(self) -> int | None: ...  # noqa: D102
-  @property
-  def identity(self) -> play.GameIdentity: ...  # noqa: D102
+  # Of an evaluation; None where only playing tells.
+  num_agent_steps: int | None
+  identity: play.GameIdentity
 
   def evaluate(
     self,
@@ -74,11 +80,7 @@ class Evaluator(Protocol):
     on_progress: play.ProgressCallback | None = None,
     should_stop: Callable[[], bool] | None = None,
   ) -> list[run_tables.Episode]:
-    """Returns the episodes of a checkpoint; see `play.play`.
-
-    Raises:
-      DataError: if the checkpoint cannot be read or is of another network.
-    """
+    """Returns the episodes of a checkpoint; see `play.play`."""
 
   def record_video(
     self,
@@ -146,9 +148,6 @@ class Result:
   process: dict[str, Any]  # Versions, commit, device and command.
 
 
-PendingResult = futures.Future[Result]
-
-
 class WorkerDiedError(errors.BatchRLError):
   """A worker process ended in the middle of a job."""
 
@@ -156,11 +155,19 @@ class WorkerDiedError(errors.BatchRLError):
 class EvaluationPool:
   """Worker processes that play checkpoints."""
 
-  def __init__(self, num_workers: int, worker: str, niceness: int = 0):
+  def __init__(
+    self,
+    num_workers: int,
+    worker: str,
+    stop_request: signals.StopRequest,
+    niceness: int = 0,
+  ):
     """Makes the pool; the worker ('module:function') makes an `Evaluator`."""
     context = multiprocessing.get_context('spawn')
     self._num_played = context.Value('q', 0)
     self._stopped = context.Event()
+    self._stop_request = stop_request
+    self._pending: dict[futures.Future[Result], Any] = {}
     self._executor = futures.ProcessPoolExecutor(
       num_workers,
       mp_context=context,
@@ -173,15 +180,52 @@ class EvaluationPool:
     """Agent steps played so far, of all jobs."""
     return int(self._num_played.value)
 
-  def submit(self, job: CheckpointJob) -> PendingResult:
-    """Queues a job; if the pool is closed first, that is a PreemptedError."""
+  def submit(self, job: CheckpointJob, key: Any) -> None:
+    """Queues a job, which `done` calls by its key."""
     # A process inherits what is blocked: Ctrl-C then reaches this process
     # alone, which decides what becomes of the others.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-      return self._executor.submit(_run, job)
+      self._pending[self._executor.submit(_run, job)] = key
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+  def done(
+    self, max_pending: int = 0, on_poll: Callable[[int], object] | None = None
+  ) -> Iterator[tuple[Any, futures.Future[Result]]]:
+    """Yields jobs that are done, and waits while too many are not.
+
+    `on_poll` is called several times a second meanwhile, with the number of
+    those jobs.
+
+    Raises:
+      PreemptedError: if the process was asked to stop while it waits.
+      WorkerDiedError: if a worker did.
+    """
+    while self._pending:
+      must_wait = len(self._pending) > max_pending
+      finished, _ = futures.wait(
+        self._pending,
+        _POLL_SECONDS if must_wait else 0.0,
+        futures.FIRST_COMPLETED,
+      )
+      if on_poll is not None:
+        on_poll(len(self._pending))
+      for future in finished:
+        if isinstance(future.exception(), futures.process.BrokenProcessPool):
+          raise WorkerDiedError(
+            'a process that plays died, perhaps for lack of memory. What was '
+            'played before is kept; rerun the command to go on from there.'
+          ) from future.exception()
+        yield self._pending.pop(future), future
+      if self._stop_request and len(self._pending) > max_pending:
+        raise errors.PreemptedError(
+          f'stopped by {self._stop_request.signal_name} with '
+          f'{len(self._pending)} checkpoints not yet evaluated; they are kept. '
+          'Rerun the command to go on from there.'
+        )
+      if not finished and not must_wait:
+        return
 
   def close(self) -> None:
     """Stops what is still played and ends the processes."""
@@ -189,59 +233,43 @@ class EvaluationPool:
     self._executor.shutdown(cancel_futures=True)
 
 
-def wait(pending: set[PendingResult], seconds: float) -> set[PendingResult]:
-  """Returns those of the jobs that are done, after at most so many seconds."""
-  return futures.wait(pending, seconds, futures.FIRST_COMPLETED).done
-
-
-def result_of(future: PendingResult) -> Result:
-  """Returns what a job came to, or raises its error, or a WorkerDiedError."""
-  try:
-    return future.result()
-  except futures.process.BrokenProcessPool as error:
-    raise WorkerDiedError(
-      'a process that plays died, perhaps for lack of memory. What was played '
-      'before is kept; rerun the command to go on from there.'
-    ) from error
-
-
-@dataclasses.dataclass
 class _Worker:
   """What a worker process holds: it plays one job after another."""
 
-  num_played: Any
-  stopped: Any
-  create_evaluator: Callable[[Setup], Evaluator]
-  setup: Setup | None = None
-  evaluator: Evaluator | None = None
+  def __init__(self, num_played: Any, stopped: Any, worker: str):
+    self._num_played = num_played
+    self._is_stopped = stopped.is_set
+    module, _, name = worker.partition(':')
+    with contextlib.redirect_stderr(io.StringIO()):
+      self._create_evaluator = getattr(importlib.import_module(module), name)
+    self._setup: Setup | None = None
+    self._stack = contextlib.ExitStack()  # Holds the evaluator.
 
   def run(self, job: CheckpointJob) -> Result:
     from batch_rl_dr3.agents import accelerator
     from batch_rl_dr3.runs import provenance
 
-    if self.evaluator is None or self.setup != job.setup:
-      if self.evaluator is not None:
-        self.evaluator.close()
-        self.evaluator = None
+    if self._setup != job.setup:
+      self._setup = None
+      self._stack.close()
       own_code.load(job.setup.imports)
-      self.evaluator = self.create_evaluator(job.setup)
-      self.setup = job.setup
-    evaluator, is_stopped = self.evaluator, self.stopped.is_set
+      self._evaluator: Evaluator = self._create_evaluator(job.setup)
+      self._stack.callback(self._evaluator.close)
+      self._setup = job.setup
+    evaluator, where = self._evaluator, (job.prefix, job.seed)
     if job.video is not None:  # First: it is short, and scores are not lost.
-      evaluator.record_video(job.prefix, job.seed, job.video, is_stopped)
+      evaluator.record_video(*where, job.video, self._is_stopped)
     episodes = []
     if job.with_scores:
       self._before = 0
-      episodes = evaluator.evaluate(
-        job.prefix, job.seed, self._count, is_stopped
-      )
+      episodes = evaluator.evaluate(*where, self._count, self._is_stopped)
     device = accelerator.find_device('auto').name
     return Result(evaluator.identity, episodes, provenance.of_process(device))
 
   def _count(self, num_played: int, num_episodes: int) -> None:
     del num_episodes
-    with self.num_played.get_lock():
-      self.num_played.value += num_played - self._before
+    with self._num_played.get_lock():
+      self._num_played.value += num_played - self._before
     self._before = num_played
 
 
@@ -266,10 +294,7 @@ def _start(num_played: Any, stopped: Any, worker: str, niceness: int) -> None:
   gin.add_config_file_search_path(str(gin_files.shipped_configs()))
   # The old gym, which Dopamine and TF-Agents import, announces its end.
   warnings.filterwarnings('ignore', category=SyntaxWarning)
-  module, _, name = worker.partition(':')
-  with contextlib.redirect_stderr(io.StringIO()):
-    create_evaluator = getattr(importlib.import_module(module), name)
-  _worker = _Worker(num_played, stopped, create_evaluator)
+  _worker = _Worker(num_played, stopped, worker)
 
 
 def _run(job: CheckpointJob) -> Result:

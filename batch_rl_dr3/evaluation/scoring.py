@@ -4,7 +4,6 @@ Both play by the same code and seeds, so the scores are the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import dataclasses
 from typing import Any
 
 from batch_rl_dr3.analysis import returns
@@ -17,17 +16,9 @@ from batch_rl_dr3.runs import checkpoints, run_directory, run_tables
 _MAX_WAITING = 3
 # By how much play gives way to training, as a niceness.
 _NICENESS = 5
-# Seconds between looks at whether the run is to stop.
-_POLL_SECONDS = 0.2
 
-
-@dataclasses.dataclass(frozen=True)
-class ScoredCheckpoint:
-  """A checkpoint that has been played, and the iteration that it ends."""
-
-  iteration: int
-  checkpoint: checkpoints.Checkpoint
-  episodes: list[run_tables.Episode]
+# An iteration, the checkpoint that ends it, and how that was played.
+_Scored = tuple[int, checkpoints.Checkpoint, list[run_tables.Episode]]
 
 
 def mean_return(episodes: Sequence[run_tables.Episode]) -> float:
@@ -62,31 +53,27 @@ class SyncEvaluations:
   ):
     self._evaluator = evaluator
     self._stop_request = stop_request
-    self._waiting: dict[int, tuple[checkpoints.Checkpoint, int]] = {}
+    self._waiting: list[tuple[int, checkpoints.Checkpoint, int]] = []
 
   def submit(  # noqa: D102
     self, iteration: int, checkpoint: checkpoints.Checkpoint, seed: int
   ) -> None:
-    self._waiting[iteration] = (checkpoint, seed)
+    self._waiting.append((iteration, checkpoint, seed))
 
-  def collect(self, until_done: bool) -> Iterator[ScoredCheckpoint]:  # noqa: D102
+  def collect(self, until_done: bool) -> Iterator[_Scored]:  # noqa: D102
     del until_done
-    for iteration in sorted(self._waiting):
-      checkpoint, seed = self._waiting.pop(iteration)
-      episodes = self._play(iteration, checkpoint.prefix, seed)
-      yield ScoredCheckpoint(iteration, checkpoint, episodes)
-
-  def _play(
-    self, iteration: int, prefix: str, seed: int
-  ) -> list[run_tables.Episode]:
-    total, desc = self._evaluator.num_agent_steps, f'evaluation {iteration}'
-    with progress.bar(total, desc, 'step', leave=False) as bar:
-      return self._evaluator.evaluate(
-        prefix,
-        seed,
-        lambda num_played, _: bar.update(num_played - bar.n),
-        lambda: bool(self._stop_request),
-      )
+    total = self._evaluator.num_agent_steps
+    while self._waiting:
+      iteration, checkpoint, seed = self._waiting.pop(0)
+      title = f'evaluation {iteration}'
+      with progress.bar(total, title, 'step', leave=False) as bar:
+        episodes = self._evaluator.evaluate(
+          checkpoint.prefix,
+          seed,
+          lambda num_played, _: bar.update(num_played - bar.n),
+          lambda: bool(self._stop_request),
+        )
+      yield iteration, checkpoint, episodes
 
   def close(self) -> None:
     """Does nothing: whoever made the evaluator closes it."""
@@ -95,51 +82,27 @@ class SyncEvaluations:
 class AsyncEvaluations:
   """Evaluations in another process, while training goes on.
 
-  If play is slower, training waits in the end.
+  If play is slower, training waits in the end. What is not played when it ends,
+  the next run plays.
   """
 
   def __init__(
     self, setup: pool.Setup, worker: str, stop_request: signals.StopRequest
   ):
     self._setup = setup
-    self._stop_request = stop_request
-    self._pool = pool.EvaluationPool(1, worker, _NICENESS)
-    self._submitted: set[int] = set()
-    self._pending: dict[
-      pool.PendingResult, tuple[int, checkpoints.Checkpoint]
-    ] = {}
+    self._pool = pool.EvaluationPool(1, worker, stop_request, _NICENESS)
+    self.close = self._pool.close
 
   def submit(  # noqa: D102
     self, iteration: int, checkpoint: checkpoints.Checkpoint, seed: int
   ) -> None:
-    if iteration in self._submitted:
-      return
-    self._submitted.add(iteration)
     job = pool.CheckpointJob(self._setup, checkpoint.prefix, seed)
-    self._pending[self._pool.submit(job)] = (iteration, checkpoint)
+    self._pool.submit(job, (iteration, checkpoint))
 
-  def collect(self, until_done: bool) -> Iterator[ScoredCheckpoint]:
+  def collect(self, until_done: bool) -> Iterator[_Scored]:
     """Yields what is done, and waits while too many checkpoints do."""
-    limit = 0 if until_done else _MAX_WAITING
-    while self._pending:
-      must_wait = len(self._pending) > limit
-      done = pool.wait(set(self._pending), _POLL_SECONDS if must_wait else 0.0)
-      for future in done:
-        iteration, checkpoint = self._pending.pop(future)
-        episodes = pool.result_of(future).episodes
-        yield ScoredCheckpoint(iteration, checkpoint, episodes)
-      if self._stop_request and len(self._pending) > limit:
-        raise errors.PreemptedError(
-          f'stopped by {self._stop_request.signal_name} with '
-          f'{len(self._pending)} checkpoints not yet evaluated; they are kept. '
-          'Rerun the command to go on from there.'
-        )
-      if not done and not must_wait:
-        return
-
-  def close(self) -> None:
-    """Ends the process. The next run plays what was not finished."""
-    self._pool.close()
+    for key, future in self._pool.done(0 if until_done else _MAX_WAITING):
+      yield *key, future.result().episodes
 
 
 Evaluations = SyncEvaluations | AsyncEvaluations
@@ -171,39 +134,36 @@ class Scoring:
     self._evaluations = evaluations
     self._on_score = on_score
     self._normalised = normalised
-    self._scores = run_tables.ScoreLog(home.folder, home.check)
+    self._submitted: set[int] = set()
+    scores = run_tables.ScoreLog(home.folder, home.check)
+    self._append = scores.append
+    # Goes back to so many gradient steps, whatever was scored since.
+    self.start = scores.keep
+    # Returns the iterations that have scores.
+    self.iterations = scores.iterations
     # Prints a line; a progress bar has its own way to.
     self.write: Callable[[str], object] = print
-
-  def start(self, steps: int) -> None:
-    """Goes back to `steps` gradient steps, whatever was scored since."""
-    self._scores.keep(steps)
-
-  def iterations(self) -> set[int]:
-    """Returns the iterations that have scores."""
-    return self._scores.iterations()
 
   def play_missing(self, steps: int) -> None:
     """Plays what has no scores, up to a number of gradient steps."""
     if self._evaluations is None:
       return
-    done = self._scores.iterations()
+    done = self.iterations() | self._submitted
     for iteration, checkpoint in self._checkpoints.of_iterations().items():
       if iteration not in done and checkpoint.gradient_steps <= steps:
         # It must outlive the next ones until its scores are written.
         self._checkpoints.protect(checkpoint.name)
         seed = play.evaluation_seed(self._provenance['seed'], iteration)
         self._evaluations.submit(iteration, checkpoint, seed)
-    for scored in self._evaluations.collect(until_done=False):
-      self._record(scored)
+        self._submitted.add(iteration)
+    self._record(self._evaluations.collect(until_done=False))
 
   def finish(self, num_iterations: int) -> None:
     """Waits until every iteration has its scores; DataError if one cannot."""
     if self._evaluations is None:
       return
-    for scored in self._evaluations.collect(until_done=True):
-      self._record(scored)
-    missing = set(range(num_iterations)) - self._scores.iterations()
+    self._record(self._evaluations.collect(until_done=True))
+    missing = set(range(num_iterations)) - self.iterations()
     if missing:
       raise errors.DataError(
         f'iteration {min(missing)} has no scores in {self._home.name}, and its '
@@ -211,15 +171,15 @@ class Scoring:
         '--overwrite.'
       )
 
-  def _record(self, scored: ScoredCheckpoint) -> None:
-    checkpoint, episodes = scored.checkpoint, scored.episodes
-    steps = checkpoint.gradient_steps
-    self._scores.append(self._provenance, scored.iteration, steps, episodes)
-    self._home.publish()
-    self._checkpoints.release(checkpoint.name)
-    shown = {'eval_return': mean_return(episodes)}
-    score = self._normalised(shown['eval_return'])
-    if score is not None:
-      shown['eval_normalised_score'] = score
-    self._on_score(shown, steps)
-    self.write(f'iteration {scored.iteration}: {describe(episodes, score)}')
+  def _record(self, scored: Iterator[_Scored]) -> None:
+    for iteration, checkpoint, episodes in scored:
+      steps = checkpoint.gradient_steps
+      self._append(self._provenance, iteration, steps, episodes)
+      self._home.publish()
+      self._checkpoints.release(checkpoint.name)
+      shown = {'eval_return': mean_return(episodes)}
+      score = self._normalised(shown['eval_return'])
+      if score is not None:
+        shown['eval_normalised_score'] = score
+      self._on_score(shown, steps)
+      self.write(f'iteration {iteration}: {describe(episodes, score)}')

@@ -16,7 +16,7 @@ import re
 import sys
 from typing import Any
 
-from batch_rl_dr3.config import errors, frameworks, gin_files, own_code
+from batch_rl_dr3.config import cli, errors, frameworks, gin_files, own_code
 from batch_rl_dr3.evaluation import pool, scoring
 from batch_rl_dr3.games import gymnasium_lanes, minatar, play
 from batch_rl_dr3.runs import (
@@ -52,7 +52,6 @@ _AMOUNTS = ('num_evaluation_agent_steps', 'num_evaluation_episodes')
 class Target:
   """The checkpoints of one run; see `pool.Setup` for what is not said here."""
 
-  source: pathlib.Path  # The folder they were found by.
   output_dir: pathlib.Path  # The run directory that the scores go to.
   home: str  # Where that is: itself, or its URL.
   config: str
@@ -89,11 +88,26 @@ class Target:
 
   def within(self, home: run_directory.Home) -> 'Target':
     """Returns this target as it is in its home, once that is locked."""
-    here = dataclasses.replace(self, output_dir=home.folder)
-    if not self.is_run:
-      return here
-    found = checkpoints.of_iterations(home.folder / run_directory.CHECKPOINTS)
-    return dataclasses.replace(here, source=home.folder, checkpoints=found)
+    found = self.checkpoints
+    if self.is_run:
+      found = checkpoints.of_iterations(home.folder / run_directory.CHECKPOINTS)
+    return dataclasses.replace(self, output_dir=home.folder, checkpoints=found)
+
+  def video(self, iteration: int) -> pathlib.Path:
+    """Returns where the video of an iteration's checkpoint is or will be."""
+    return self.output_dir / VIDEOS / f'iteration_{iteration}.mp4'
+
+  def num_agent_steps(self) -> int:
+    """Returns how many an evaluation takes; 0 where episodes are counted."""
+    if self.is_continuous:
+      return 0
+    if self.protocol is not None:
+      return play.PlayRule.recorded(self.protocol).num_agent_steps
+    bound = gin_files.read_bindings((), self.config.splitlines())
+    steps = bound.get('FixedReplayRunner.num_evaluation_agent_steps')
+    if isinstance(steps, int) and steps > 0:
+      return steps
+    return play.PUBLISHED.num_agent_steps
 
 
 def find(
@@ -106,43 +120,43 @@ def find(
   Raises:
     DataError: if a pattern finds neither.
   """
-  found: set[tuple[bool, pathlib.Path]] = set()
+  runs: set[pathlib.Path] = set()
+  others: set[pathlib.Path] = set()
   for pattern in patterns:
-    paths = map(pathlib.Path, glob.glob(pattern, recursive=True))
-    here = {folder for path in paths if (folder := _folder(path))}
-    if not here:
+    is_empty = True
+    for path in map(pathlib.Path, glob.glob(pattern, recursive=True)):
+      if _FOREIGN.fullmatch(path.name):
+        path = path.parent
+      is_run = [_is_run(folder) for folder in (path, path.parent)]
+      if is_run[0]:
+        runs.add(path)
+      elif not any(path.glob('tf_ckpt-*.index')):
+        continue
+      elif is_run[1]:
+        runs.add(path.parent)
+      else:
+        others.add(path)
+      is_empty = False
+    if is_empty:
       raise errors.DataError(
         f'nothing to evaluate in {pattern!r}: neither run directories (with '
         f'{run_directory.PROVENANCE}) nor files tf_ckpt-N.index.'
       )
-    found |= here
-  return (
-    sorted(path for is_run, path in found if is_run),
-    sorted(path for is_run, path in found if not is_run),
-  )
+  return sorted(runs), sorted(others)
 
 
-def _folder(path: pathlib.Path) -> tuple[bool, pathlib.Path] | None:
-  """Returns whether a path belongs to a run, and the folder to evaluate."""
-  if (path / run_directory.PROVENANCE).is_file():
-    return True, path
-  if _FOREIGN.fullmatch(path.name):
-    path = path.parent
-  elif not path.is_dir() or not any(path.glob('tf_ckpt-*.index')):
-    return None
-  is_run = (path.parent / run_directory.PROVENANCE).is_file()
-  return is_run, path.parent if is_run else path
+def _is_run(folder: pathlib.Path) -> bool:
+  return (folder / run_directory.PROVENANCE).is_file()
 
 
 def of_run(
   folder: pathlib.Path,
-  trust_gin: bool = False,
   home: str | None = None,
   imports: Sequence[own_code.OwnCode] = (),
 ) -> Target:
   """Returns the target that a run directory is.
 
-  `home` is where it is, if the folder mirrors it; with `trust_gin` its
+  `home` is where it is, if the folder mirrors it. With --trust_gin its
   configuration may execute what it likes.
 
   Raises:
@@ -152,22 +166,20 @@ def of_run(
   """
   mend = 'Restore it from a backup, or leave the run out of --runs.'
   home = home or str(folder)
-  config_path = folder / run_directory.CONFIG
   provenance = records.read_provenance(
     folder, ('method', 'game', 'seed', 'protocol')
   )
-  config = records.read_text(config_path, mend)
+  config = records.read_text(folder / run_directory.CONFIG, mend)
   if provenance is None or config is None:
     name = run_directory.CONFIG if provenance else run_directory.PROVENANCE
     raise errors.DataError(
       f'{folder} is no whole run directory: it has no {name}. {mend}'
     )
   own = own_code.matching(provenance.get('imports', {}), imports, home)
-  if not trust_gin:
-    names = own_code.definitions(own)
-    gin_files.check_text(config, str(config_path), names)
+  if not cli.trusts_gin():
+    origin = str(folder / run_directory.CONFIG)
+    gin_files.check_text(config, origin, own_code.definitions(own))
   return Target(
-    source=folder,
     output_dir=folder,
     home=home,
     config=config,
@@ -188,19 +200,17 @@ def of_checkpoint(
   without `.index`; None if it is of no run. The steps of one within an
   iteration are not known. Errors are those of `of_run`.
   """
-  for folder in (path, path.parent.parent):
-    if (folder / run_directory.PROVENANCE).exists():
-      break
-  else:
+  if _is_run(path):
+    target = of_run(path, imports=imports)
+    if not target.checkpoints:
+      raise errors.DataError(f'{path} has no checkpoint.')
+    newest = target.checkpoints[max(target.checkpoints)]
+    return target, newest.prefix, newest.gradient_steps
+  if not _is_run(path.parent.parent):
     return None
-  target = of_run(folder, imports=imports)
-  found = list(target.checkpoints.values())
-  if folder != path:
-    steps = {c.prefix: c.gradient_steps for c in found}
-    return target, str(path), steps.get(str(path))
-  if not found:
-    raise errors.DataError(f'{folder} has no checkpoint.')
-  return target, found[-1].prefix, found[-1].gradient_steps
+  target = of_run(path.parent.parent, imports=imports)
+  steps = {c.prefix: c.gradient_steps for c in target.checkpoints.values()}
+  return target, str(path), steps.get(str(path))
 
 
 def of_folder(
@@ -218,6 +228,9 @@ def of_folder(
   `config` is gin text that names the game and the network; `identity` is
   method, dataset, run and seed; `home` is where `output_dir` is, if that
   mirrors it. `folder` may also be an exported policy, which is iteration 0.
+
+  Raises:
+    ConfigError: if such checkpoints are said to be of continuous control.
   """
   provenance = {**identity, 'checkpoints': os.path.abspath(folder)}
   if atoms.support is not None:
@@ -225,6 +238,11 @@ def of_folder(
   if pool.is_exported(str(folder)):
     prefixes = {0: str(folder)}
     provenance['policy_sha256'] = _sha256(folder)
+  elif frameworks.is_continuous(config):
+    raise errors.ConfigError(
+      f'{folder} holds checkpoints of continuous control by another program, '
+      "which cannot be read: only this package's runs can."
+    )
   else:
     prefixes = {
       int(match[1]): str(path.with_suffix(''))
@@ -232,7 +250,6 @@ def of_folder(
       if (match := _FOREIGN.fullmatch(path.name))
     }
   return Target(
-    source=folder,
     output_dir=pathlib.Path(output_dir),
     home=home or str(output_dir),
     config=config,
@@ -240,9 +257,9 @@ def of_folder(
     provenance=provenance,
     checkpoints={
       i: checkpoints.Checkpoint(
-        str(i), (i + 1) * gradient_steps_per_iteration, prefixes[i]
+        str(i), (i + 1) * gradient_steps_per_iteration, prefix
       )
-      for i in sorted(prefixes)
+      for i, prefix in sorted(prefixes.items())
     },
     is_run=False,
     atoms=atoms,
@@ -289,22 +306,7 @@ def write_provenance(
   identity = dataclasses.asdict(result.identity)
   protocol = identity.pop('protocol')
   there = records.read_provenance(target.output_dir, ('game', 'protocol'))
-  if there is not None:
-    known = {**there, **there['protocol']}
-    played = {**({} if target.is_run else target.provenance), **identity}
-    for name, value in {**played, **protocol}.items():
-      if name in _AMOUNTS and known.get(name) == 0:
-        continue  # Never evaluated before.
-      if known.get(name) != value:
-        raise errors.DataError(
-          f'{target.output_dir} has {name} {known.get(name)!r} and here it is '
-          f'{value!r}; such scores do not belong in one file. Evaluate it '
-          'where it was trained, or with the versions that it names.'
-        )
-    provenance = {**there, 'protocol': {**there['protocol'], **protocol}}
-    if provenance == there:
-      return provenance
-  else:
+  if there is None:
     provenance = {
       **target.provenance,
       **identity,
@@ -317,8 +319,22 @@ def write_provenance(
     atomic.write_text(
       target.output_dir / run_directory.CONFIG, target.config, check
     )
-  path = target.output_dir / run_directory.PROVENANCE
-  atomic.write_json(path, provenance, check)
+  else:
+    known = {**there, **there['protocol']}
+    others = {} if target.is_run else target.provenance
+    for name, value in {**others, **identity, **protocol}.items():
+      # An amount is 0 where the run was never evaluated before.
+      is_open = name in _AMOUNTS and known.get(name) == 0
+      if known.get(name) != value and not is_open:
+        raise errors.DataError(
+          f'{target.output_dir} has {name} {known.get(name)!r} and here it is '
+          f'{value!r}; such scores do not belong in one file. Evaluate it '
+          'where it was trained, or with the versions that it names.'
+        )
+    provenance = {**there, 'protocol': {**there['protocol'], **protocol}}
+  if provenance != there:
+    path = target.output_dir / run_directory.PROVENANCE
+    atomic.write_json(path, provenance, check)
   return provenance
 
 
@@ -332,7 +348,6 @@ class RemainingEvaluation:
   with_scores: bool
   with_video: bool
   num_agent_steps: int  # 0 where episodes are counted, or for a video alone.
-  home: run_directory.Home | None = None  # Of its scores, once locked.
 
   def job(self, num_threads: int) -> pool.CheckpointJob:
     """Returns what a worker is to do; a damaged checkpoint is a DataError."""
@@ -344,36 +359,29 @@ class RemainingEvaluation:
       prefix=self.checkpoint.prefix,
       seed=play.evaluation_seed(target.provenance['seed'], self.iteration),
       with_scores=self.with_scores,
-      video=str(_video(target, self.iteration)) if self.with_video else None,
+      video=str(target.video(self.iteration)) if self.with_video else None,
     )
 
-  def record(self, result: pool.Result) -> str:
+  def record(self, result: pool.Result, home: run_directory.Home) -> str:
     """Writes the scores, as `write_provenance`; returns what to say of them."""
-    assert self.home is not None
     target, episodes = self.target, result.episodes
-    name = f'{target.home} iteration {self.iteration}'
+    said = 'video written'
     if episodes:
-      check = self.home.check
-      provenance = write_provenance(target, result, check)
-      run_tables.ScoreLog(target.output_dir, check).append(
+      provenance = write_provenance(target, result, home.check)
+      run_tables.ScoreLog(target.output_dir, home.check).append(
         provenance, self.iteration, self.checkpoint.gradient_steps, episodes
       )
-    self.home.publish()
-    if not episodes:
-      return f'{name}: video written'
-    score = None
-    scale = result.identity.protocol.get('scale')
-    if scale is not None:
-      low, high = scale
-      score = 100 * (scoring.mean_return(episodes) - low) / (high - low)
-    return f'{name}: {scoring.describe(episodes, score)}'
+      score = None
+      if scale := result.identity.protocol.get('scale'):
+        low, high = scale
+        score = 100 * (scoring.mean_return(episodes) - low) / (high - low)
+      said = scoring.describe(episodes, score)
+    home.publish()
+    return f'{target.home} iteration {self.iteration}: {said}'
 
 
 def remaining_evaluations(
-  target: Target,
-  which: str,
-  video: bool,
-  home: run_directory.Home | None = None,
+  target: Target, which: str, video: bool
 ) -> list[RemainingEvaluation]:
   """Returns what is left to do for 'all' checkpoints, or the 'last'.
 
@@ -384,34 +392,15 @@ def remaining_evaluations(
     raise errors.DataError(
       f'{target.home} has no checkpoint of a finished iteration yet.'
     )
-  found = list(target.checkpoints.items())
   done = run_tables.ScoreLog(target.output_dir).iterations()
-  tasks = [
-    RemainingEvaluation(
-      target,
-      iteration,
-      checkpoint,
-      with_scores=iteration not in done,
-      with_video=video and not _video(target, iteration).exists(),
-      num_agent_steps=0 if iteration in done else _num_agent_steps(target),
-      home=home,
-    )
-    for iteration, checkpoint in (found if which == 'all' else found[-1:])
-  ]
-  return [task for task in tasks if task.with_scores or task.with_video]
-
-
-def _num_agent_steps(target: Target) -> int:
-  if target.is_continuous:
-    return 0
-  if target.protocol is None:
-    bound = gin_files.read_bindings((), target.config.splitlines())
-    steps = bound.get('FixedReplayRunner.num_evaluation_agent_steps', 0)
-    if isinstance(steps, int) and steps > 0:
-      return steps
-    return play.PUBLISHED.num_agent_steps
-  return play.PlayRule.recorded(target.protocol).num_agent_steps
-
-
-def _video(target: Target, iteration: int) -> pathlib.Path:
-  return target.output_dir / VIDEOS / f'iteration_{iteration}.mp4'
+  found = list(target.checkpoints.items())
+  tasks = []
+  for iteration, checkpoint in found if which == 'all' else found[-1:]:
+    scores = iteration not in done
+    film = video and not target.video(iteration).exists()
+    if scores or film:
+      steps = target.num_agent_steps() if scores else 0
+      tasks.append(
+        RemainingEvaluation(target, iteration, checkpoint, scores, film, steps)
+      )
+  return tasks
