@@ -1,6 +1,6 @@
 """Plays a game and logs the play, as data to train on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import json
 import os
@@ -46,9 +46,9 @@ SUMMARY = 'collection.json'
 
 
 def _is_done(
-  output_dir: pathlib.Path, made_from: Mapping[str, Any], overwrite: bool
+  output_dir: pathlib.Path, made_from: dict[str, Any], overwrite: bool
 ) -> bool:
-  """Whether the folder holds this collection; another is a ConfigError."""
+  """Returns whether this collection is there; another is a ConfigError."""
   if not output_dir.exists() or not any(output_dir.iterdir()):
     return False
   summary_path = output_dir / SUMMARY
@@ -59,16 +59,14 @@ def _is_done(
     )
   if overwrite:
     return False
+  written = {'imports': {}, **json.loads(summary_path.read_text())}
   here, there = (
     {
       f'seed = {made["seed"]}',
       *made['gin_config'].splitlines(),
       *(f'--import={n}: {digest}' for n, digest in made['imports'].items()),
     }
-    for made in (
-      made_from,
-      {'imports': {}, **json.loads(summary_path.read_text())},
-    )
+    for made in (made_from, written)
   )
   if there != here:
     difference = sorted((here - there) or (there - here))[0]
@@ -112,33 +110,33 @@ def collect_into(
   if _is_done(output_dir, made_from, overwrite):
     print(f'{output_dir} is collected already, by the same configuration.')
     return
-  num_rows = None  # collect itself says if it is missing.
+  total = None  # collect itself says if it is missing.
   with contextlib.suppress(ValueError, TypeError):
-    num_rows = int(gin.query_parameter(f'{collect.__name__}.num_rows'))
+    total = int(gin.query_parameter(f'{collect.__name__}.num_rows'))
   num_shown = 0
   stop_request = signals.StopRequest()
   start = time.monotonic()
   with (
     stop_request.listening(),
     atomic.whole_folder(output_dir) as staging,
-    progress.bar(num_rows, 'collecting', 'row') as bar,
+    progress.bar(total, 'collecting', 'row') as bar,
     cli.gin_errors(),
   ):
 
     def show(num_rows: int, returns: list[float]) -> None:
       nonlocal num_shown
+      if stop_request:
+        raise errors.PreemptedError(
+          f'stopped after {num_rows} of {total} rows; nothing is kept. Run the '
+          'same command again to collect all of them.'
+        )
       if len(returns) > num_shown:
         num_shown = len(returns)
         mean = sum(returns) / len(returns)
         bar.set_postfix_str(f'mean return {mean:.2f}', refresh=False)
       bar.update(num_rows - bar.n)
 
-    summary = collect(
-      staging / name,
-      seed,
-      should_stop=lambda: bool(stop_request),
-      on_progress=show,
-    )
+    summary = collect(staging / name, seed, on_progress=show)
     seconds = time.monotonic() - start
     atomic.write_json(
       staging / SUMMARY,

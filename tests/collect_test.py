@@ -12,7 +12,7 @@ import pytest
 
 from batch_rl_dr3 import collect
 from batch_rl_dr3.config import cli, errors, gin_files
-from batch_rl_dr3.games import behaviours
+from batch_rl_dr3.games import collection
 from batch_rl_dr3.replay.log import checkpoint_format, sources
 
 pytestmark = pytest.mark.usefixtures('clear_gin')
@@ -85,7 +85,7 @@ def test_other_files_are_never_replaced(tmp_path):
 def test_a_stop_leaves_nothing_behind(tmp_path, number, monkeypatch):
   monkeypatch.setattr(cli, 'trusts_gin', lambda: True)  # Of Interrupted.
 
-  class Interrupted(behaviours.UniformBehaviour):
+  class Interrupted(collection.UniformBehaviour):
     def step(self, reward, observation):
       os.kill(os.getpid(), number)
       return super().step(reward, observation)

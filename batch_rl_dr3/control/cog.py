@@ -15,18 +15,15 @@ A pickle can execute anything. These are read in a process of their own, by an
 unpickler that knows arrays and plain values alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent import futures
 import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
 import pickle
-import shutil
-import subprocess
-import sys
-import tempfile
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,16 +34,12 @@ from batch_rl_dr3.runs import atomic
 FORMAT = 'cog_images'
 _VERSION = 1
 _MANIFEST = 'manifest.json'
-_ARRAYS = (
-  *('images.npy', 'actions.npy', 'rewards.npy', 'terminals.npy'),
-  'trajectories.npy',
-)
+_ARRAYS = ('images', 'actions', 'rewards', 'terminals', 'trajectories')
 _HEADER_SIZE = 128  # Of a .npy file: NumPy leaves room for a growing shape.
 PRIOR, TASK = 'prior', 'task'
 
 
-@dataclasses.dataclass(frozen=True)
-class Trajectory:
+class Trajectory(NamedTuple):
   """T steps of a robot, between T + 1 images."""
 
   images: npt.NDArray[np.uint8]
@@ -55,113 +48,82 @@ class Trajectory:
   terminals: npt.NDArray[np.float32]
 
 
-class Writer:
-  """Writes a store, trajectory by trajectory, as a context.
+def write(
+  folder: pathlib.Path,
+  trajectories: Iterable[tuple[str, Trajectory]],
+  **made_from: Any,
+) -> dict[str, Any]:
+  """Writes a store, whole or not at all, and returns its manifest.
 
-  The store appears, and `manifest` is known, when the context ends without an
-  error.
+  Args:
+    folder: the store's, which holds nothing yet.
+    trajectories: PRIOR, whose rewards are set to 0, or TASK, and the
+      trajectory; those of PRIOR come first.
+    **made_from: what the manifest is to hold, too.
+
+  Raises:
+    DataError: if there are none, or their images or actions differ in shape.
+    WriteError: if the folder is not empty, or cannot be written.
   """
-
-  manifest: dict[str, Any]
-
-  def __init__(self, folder: pathlib.Path, made_from: Mapping[str, Any]):
-    """Begins a store; its manifest is to hold `made_from`, too.
-
-    Raises:
-      WriteError: if the folder exists and is not empty.
-    """
-    if folder.exists() and any(folder.iterdir()):
-      raise errors.WriteError(f'{folder} exists; give another --output_dir.')
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    self._folder = folder
-    self._temporary = pathlib.Path(
-      tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent)
-    )
-    self._made_from = dict(made_from)
-    # Too large to hold until their number, which the header says, is known.
-    self._images = open(self._temporary / 'images.npy', 'wb')  # noqa: SIM115
-    self._images.write(bytes(_HEADER_SIZE))
-    self._shapes: tuple[tuple[int, ...], int] | None = None
-    self._columns: dict[str, list[npt.NDArray[np.float32]]] = {
-      name: [] for name in ('actions', 'rewards', 'terminals')
-    }
-    self._lengths: list[int] = []
-    self._num_prior = 0
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-    try:
-      if kind is None:
-        self.manifest = self._finish()
-    finally:
-      self._images.close()
-      shutil.rmtree(self._temporary, ignore_errors=True)
-
-  def add(self, trajectory: Trajectory, part: str) -> None:
-    """Appends a trajectory of PRIOR, whose rewards are set to 0, or of TASK.
-
-    Raises:
-      DataError: if its images or actions have another shape than before.
-    """
-    is_prior = part == PRIOR
-    shapes = (trajectory.images.shape[1:], trajectory.actions.shape[1])
-    if self._shapes is None:
-      self._shapes = shapes
-    if shapes != self._shapes:
-      raise errors.DataError(
-        f'a trajectory has images {list(shapes[0])} and {shapes[1]} actions; '
-        f'those before have {list(self._shapes[0])} and {self._shapes[1]}.'
-      )
-    self._images.write(trajectory.images.tobytes())
-    self._columns['actions'].append(trajectory.actions)
-    self._columns['rewards'].append(trajectory.rewards * (not is_prior))
-    self._columns['terminals'].append(trajectory.terminals)
-    self._lengths.append(len(trajectory.actions))
-    self._num_prior += is_prior
-
-  def _finish(self) -> dict[str, Any]:
-    if self._shapes is None:
-      raise errors.DataError('there is no trajectory to write.')
-    lengths = np.array(self._lengths, np.int64)
-    self._images.seek(0)
-    np.lib.format.write_array_header_1_0(  # type: ignore[no-untyped-call]
-      self._images,
-      {
-        'descr': '|u1',
-        'fortran_order': False,
-        'shape': (int((lengths + 1).sum()), *self._shapes[0]),
-      },
-    )
-    self._images.close()
-    arrays = {name: np.concatenate(c) for name, c in self._columns.items()}
-    starts = np.cumsum(lengths) - lengths
-    arrays['trajectories'] = np.stack(
-      [starts + np.arange(len(lengths)), starts, lengths], axis=1
-    )
-    for name, array in arrays.items():
-      np.save(self._temporary / f'{name}.npy', array)
+  if folder.exists() and any(folder.iterdir()):
+    raise errors.WriteError(f'{folder} exists; give another --output_dir.')
+  with atomic.whole_folder(folder) as staging:
     manifest = {
       'format': FORMAT,
       'version': _VERSION,
-      **self._made_from,
-      'image_shape': list(self._shapes[0]),
-      'action_size': self._shapes[1],
-      'num_transitions': int(lengths.sum()),
-      'num_trajectories': len(lengths),
-      'num_prior_trajectories': self._num_prior,
+      **made_from,
+      **_write_arrays(staging, trajectories),
       'files': {
-        name: {
-          'size': (self._temporary / name).stat().st_size,
-          'sha256': _sha256(self._temporary / name),
-        }
-        for name in _ARRAYS
+        path.name: {'size': path.stat().st_size, 'sha256': _sha256(path)}
+        for path in (staging / f'{name}.npy' for name in _ARRAYS)
       },
     }
-    (self._temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-    atomic.name_folder(self._temporary, self._folder)
-    return manifest
+    (staging / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+  return manifest
+
+
+def _write_arrays(
+  folder: pathlib.Path, trajectories: Iterable[tuple[str, Trajectory]]
+) -> dict[str, Any]:
+  """Writes the arrays and returns what the manifest says of them."""
+  columns: dict[str, list[Any]] = {name: [] for name in _ARRAYS[1:-1]}
+  shapes: list[tuple[list[int], int]] = []
+  num_prior = 0
+  # Too large to hold until their number, which the header says, is known.
+  with open(folder / 'images.npy', 'wb') as file:
+    file.write(bytes(_HEADER_SIZE))
+    for part, (images, *rows) in trajectories:
+      shapes.append((list(images.shape[1:]), rows[0].shape[1]))
+      if shapes[-1] != shapes[0]:
+        (image, size), (first_image, first_size) = shapes[-1], shapes[0]
+        raise errors.DataError(
+          f'a trajectory has images {image} and {size} actions; those before '
+          f'have {first_image} and {first_size}.'
+        )
+      file.write(images.tobytes())
+      num_prior += part == PRIOR
+      rows[1] = rows[1] * (part != PRIOR)
+      for column, array in zip(columns.values(), rows, strict=True):
+        column.append(array)
+    if not shapes:
+      raise errors.DataError('there is no trajectory to write.')
+    lengths = np.array([len(rows) for rows in columns['rewards']], np.int64)
+    header = {'descr': '|u1', 'fortran_order': False}
+    header['shape'] = (int((lengths + 1).sum()), *shapes[0][0])
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+  for name, arrays in columns.items():
+    np.save(folder / f'{name}.npy', np.concatenate(arrays))
+  starts = np.cumsum(lengths) - lengths
+  places = (starts + np.arange(len(lengths)), starts, lengths)
+  np.save(folder / 'trajectories.npy', np.stack(places, axis=1))
+  return {
+    'image_shape': shapes[0][0],
+    'action_size': shapes[0][1],
+    'num_transitions': int(lengths.sum()),
+    'num_trajectories': len(lengths),
+    'num_prior_trajectories': num_prior,
+  }
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -169,25 +131,8 @@ def _sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Store:
-  """The arrays of a store by their files' names; images are memory-mapped."""
-
-  images: npt.NDArray[np.uint8]
-  actions: npt.NDArray[np.float32]
-  rewards: npt.NDArray[np.float32]
-  terminals: npt.NDArray[np.float32]
-  trajectories: npt.NDArray[np.int64]
-  manifest: dict[str, Any]
-
-  @property
-  def num_prior(self) -> int:
-    """How many of the trajectories, the first, are prior data."""
-    return int(self.manifest['num_prior_trajectories'])
-
-
-def read(folder: pathlib.Path) -> Store:
-  """Returns a store whose files are what its manifest says.
+def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the manifest of a store and its arrays, images memory-mapped.
 
   Raises:
     DataError: if it is no store, is of another version, or is damaged.
@@ -195,9 +140,9 @@ def read(folder: pathlib.Path) -> Store:
   try:
     manifest = json.loads((folder / _MANIFEST).read_bytes())
     version = (manifest['format'], manifest['version'])
-    expected = {name: manifest['files'][name]['sha256'] for name in _ARRAYS}
     manifest['num_prior_trajectories'] += 0
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    expected = {n: manifest['files'][f'{n}.npy']['sha256'] for n in _ARRAYS}
+  except (OSError, *errors.MALFORMED_JSON) as error:
     raise errors.DataError(
       f'{folder} is no store of images: make one with `data convert --cog` or '
       '`collect`.'
@@ -208,13 +153,11 @@ def read(folder: pathlib.Path) -> Store:
     )
   arrays: dict[str, Any] = {}
   for name, sha256 in expected.items():
-    path = folder / name
+    path = folder / f'{name}.npy'
     if not path.is_file() or _sha256(path) != sha256:
       raise errors.DataError(f'{path} is missing or damaged; make it anew.')
-    arrays[path.stem] = np.load(
-      path, 'r' if path.stem == 'images' else None, allow_pickle=False
-    )
-  return Store(**arrays, manifest=manifest)
+    arrays[name] = np.load(path, 'r' if name == 'images' else None)
+  return manifest, arrays
 
 
 # Reading COG's pickles.
@@ -240,10 +183,10 @@ class _Unpickler(pickle.Unpickler):
     return known
 
 
-def _empty_array(kind: Any, shape: Any, code: Any) -> npt.NDArray[Any]:
+def _empty_array(kind: Any, *_: Any) -> npt.NDArray[Any]:
+  """Returns what a pickle then says the shape, the type and the rest of."""
   if kind is not np.ndarray:
     raise errors.DataError('it holds an array that is no plain NumPy array.')
-  del shape, code  # What follows says them again.
   return np.empty(0, np.uint8)
 
 
@@ -285,14 +228,11 @@ def read_trajectories(path: pathlib.Path) -> Iterator[Trajectory]:
 
 
 def _unpickled(file: BinaryIO) -> npt.NDArray[Any]:
-  version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
-  read_header: Any = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-  }.get(version)
-  if read_header is None:
+  npy: Any = np.lib.format
+  version = npy.read_magic(file)
+  if version not in ((1, 0), (2, 0)):
     raise errors.DataError(f'it has version {version} of the .npy format.')
-  *_, kind = read_header(file)
+  *_, kind = getattr(npy, f'read_array_header_{version[0]}_0')(file)
   if not kind.hasobject:
     raise errors.DataError(
       f"it holds an array of {kind}, and COG's files a list of trajectories."
@@ -352,16 +292,16 @@ def _floats(name: str, values: Any) -> npt.NDArray[np.float32]:
 
 
 def _images(observations: Any) -> npt.NDArray[np.uint8]:
-  images = []
-  for observation in observations:
-    image = observation.get('image') if isinstance(observation, dict) else None
+  images = [
+    o.get('image') if isinstance(o, dict) else None for o in observations
+  ]
+  for image in images:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
       raise errors.DataError('an observation has no uint8 image.')
     if image.ndim != 3 or image.shape[2] != 3:
       raise errors.DataError(
         f'an image has shape {list(image.shape)}, and COG has [48, 48, 3].'
       )
-    images.append(image)
   if len({image.shape for image in images}) != 1:
     raise errors.DataError('its images are of several sizes, or none.')
   return np.stack(images)
@@ -375,7 +315,7 @@ def convert(
   Args:
     sources: the .npy files: the prior data first, then those of the task.
     output_dir: the store's folder.
-    gigabytes: the memory that the reading process may take.
+    gigabytes: the memory that the process which reads them may take.
 
   Raises:
     DataError: if a file cannot be used; nothing of it was executed.
@@ -384,49 +324,36 @@ def convert(
   for source in sources:
     if not os.path.isfile(source):
       raise errors.DataError(f'no file {source}.')
-  command = [sys.executable, '-m', __name__, str(gigabytes), output_dir]
-  done = subprocess.run(
-    [*command, *sources], capture_output=True, text=True, check=False
-  )
-  last = (done.stderr.strip().splitlines() or [''])[-1]
-  for kind in (errors.WriteError, errors.DataError):
-    if done.returncode == kind.exit_code:
-      raise kind(last)
-  if done.returncode:
-    raise errors.DataError(
-      f'reading {", ".join(sources)} ended with {done.returncode}: the file '
-      f'is damaged, or needs more than {gigabytes:g} GB of memory. {last}'
-    )
-  text = (pathlib.Path(output_dir) / _MANIFEST).read_bytes()
-  manifest: dict[str, Any] = json.loads(text)
-  return manifest
+  spawn = multiprocessing.get_context('spawn')
+  with futures.ProcessPoolExecutor(1, spawn) as process:
+    try:
+      return process.submit(_convert, sources, output_dir, gigabytes).result()
+    except futures.process.BrokenProcessPool as error:
+      raise errors.DataError(
+        f'reading {", ".join(sources)} ended its process: the file is damaged, '
+        f'or needs more than {gigabytes:g} GB of memory.'
+      ) from error
 
 
-def _main(arguments: Sequence[str]) -> int:
+def _convert(
+  sources: Sequence[str], output_dir: str, gigabytes: float
+) -> dict[str, Any]:
   import resource
 
-  gigabytes, output_dir, *sources = arguments
-  limit = int(float(gigabytes) * 2**30)
+  limit = int(gigabytes * 2**30)
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+  parts = [PRIOR, *[TASK] * (len(sources) - 1)]
   paths = [pathlib.Path(source) for source in sources]
-  made_from = [
-    {
-      'part': TASK if number else PRIOR,
-      'file': path.name,
-      'sha256': _sha256(path),
-    }
-    for number, path in enumerate(paths)
+  records = [
+    {'part': part, 'file': path.name, 'sha256': _sha256(path)}
+    for part, path in zip(parts, paths, strict=True)
   ]
+  trajectories = (
+    (part, trajectory)
+    for part, path in zip(parts, paths, strict=True)
+    for trajectory in read_trajectories(path)
+  )
   try:
-    with Writer(pathlib.Path(output_dir), {'sources': made_from}) as writer:
-      for record, path in zip(made_from, paths, strict=True):
-        for trajectory in read_trajectories(path):
-          writer.add(trajectory, record['part'])
+    return write(pathlib.Path(output_dir), trajectories, sources=records)
   except errors.BatchRLError as error:
-    print(' '.join(str(error).split()), file=sys.stderr)
-    return error.exit_code
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(_main(sys.argv[1:]))
+    raise errors.picklable(error) from error

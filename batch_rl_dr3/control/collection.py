@@ -20,14 +20,13 @@ from tf_agents.agents.sac import sac_agent
 from batch_rl_dr3.config import errors, ranges
 from batch_rl_dr3.control import (
   data,
+  drawer,
   environments,
-  manipulation,
   networks,
   tasks,
 )
 from batch_rl_dr3.control.environments import FloatArray
-
-_FLAGS = ('terminals', 'timeouts')
+from batch_rl_dr3.games import play
 
 
 class Log:
@@ -64,8 +63,9 @@ class Log:
 
   def arrays(self) -> dict[str, npt.NDArray[Any]]:
     """Returns the columns, bool or float32 [N, ...], cut after the last row."""
+    flags = ('terminals', 'timeouts')
     arrays = {
-      name: np.asarray(values, bool if name in _FLAGS else np.float32)
+      name: np.asarray(values, bool if name in flags else np.float32)
       for name, values in self.columns.items()
     }
     arrays['timeouts'][-1] = not arrays['terminals'][-1]
@@ -76,31 +76,20 @@ class Log:
 @ranges.checked
 @dataclasses.dataclass
 class OnlineSac:
-  """SAC (arXiv:1801.01290) with one gradient step per step of play.
-
-  Attributes:
-    task: what is played.
-    seed: fixes batches and random play.
-    layers: hidden units of critics and policy.
-    learning_rate: Adam's, of all three losses.
-    gamma: the discount.
-    batch_size: transitions a gradient step learns from.
-    num_random_steps: steps of uniform actions before it learns.
-    steps_per_call: gradient steps are done so many at a time.
-    max_steps: of play, then it is done.
-    until_return: done as soon as the mean return of the last episodes is as
-      high.
-    num_return_episodes: how many episodes that mean is over.
-  """
+  """SAC (arXiv:1801.01290) with one gradient step per step of play."""
 
   task: tasks.Task
   seed: int
-  layers: Sequence[int] = (256, 256)
-  learning_rate: ranges.Positive = 3e-4
+  layers: Sequence[int] = (256, 256)  # Hidden units of critics and policy.
+  learning_rate: ranges.Positive = 3e-4  # Adam's, of all three losses.
   gamma: ranges.Share = 0.99
   batch_size: ranges.Count = 256
+  # Steps of uniform actions before it learns.
   num_random_steps: ranges.Natural = 5_000
+  # Gradient steps are done so many at a time.
   steps_per_call: ranges.Count = 50
+  # It is done after so many steps of play, or as soon as the mean return of the
+  # last episodes is high enough.
   max_steps: ranges.Count = 1_000_000
   until_return: float = float('inf')
   num_return_episodes: ranges.Count = 10
@@ -110,15 +99,15 @@ class OnlineSac:
     self._rng = np.random.default_rng((self.seed, 1))
     self._num_explored = 0
     self._agent = sac_agent.SacAgent(
-      spaces.time_step_spec,
-      spaces.action_spec,
-      networks.create_critic(spaces, self.layers),
-      networks.create_actor(spaces, self.layers),
-      *(networks.adam(self.learning_rate) for _ in range(3)),
+      **networks.arguments(
+        spaces,
+        networks.create_critic(spaces, self.layers),
+        networks.create_actor(spaces, self.layers),
+        [self.learning_rate] * 3,
+      ),
       target_update_tau=0.005,
       gamma=self.gamma,
       target_entropy=-float(spaces.action_size),
-      train_step_counter=tf.Variable(0, dtype=tf.int64, trainable=False),
     )
     self._agent.initialize()
     self._learn = tf.function(self._learn_from)
@@ -135,13 +124,13 @@ class OnlineSac:
     for index in tf.range(self.steps_per_call):
       self._agent.train(networks.transition([c[index] for c in columns]))
 
-  def is_done(self, returns: Sequence[float], num_steps: int) -> bool:
+  def is_done(self, log: Log) -> bool:
     """Returns whether it has played enough, or well enough."""
-    last = returns[-self.num_return_episodes :]
+    last = log.returns[-self.num_return_episodes :]
     is_good = len(last) == self.num_return_episodes and (
       float(np.mean(last)) >= self.until_return
     )
-    return is_good or num_steps >= self.max_steps
+    return is_good or len(log) >= self.max_steps
 
   def explore(self, observation: FloatArray) -> FloatArray:
     """Returns an action of the policy, uniform at first; float32 [d]."""
@@ -171,7 +160,7 @@ class OnlineSac:
     self._learn(batches)
 
 
-@gin.configurable(denylist=['folder', 'seed', 'should_stop', 'on_progress'])
+@gin.configurable(denylist=['folder', 'seed', 'on_progress'])
 @ranges.checked
 def collect_control(
   folder: str | os.PathLike[str],
@@ -181,7 +170,6 @@ def collect_control(
   num_rows: ranges.Count = gin.REQUIRED,
   layout: str = tasks.D4RL,
   noise: ranges.NonNegative = 0.0,
-  should_stop: Callable[[], bool] = lambda: False,
   on_progress: Callable[[int, list[float]], None] = lambda rows, returns: None,
 ) -> dict[str, Any]:
   """Writes a data set and returns what it holds.
@@ -195,16 +183,14 @@ def collect_control(
     num_rows: transitions to log. For 'replay', SAC learns until it has seen
       so many or its return is reached, whichever is first.
     layout: 'd4rl' or 'minari': whose files are written, and in whose
-      environment of the game is played.
+      environment of the game is played. 'cog': see `collect_scripted`.
     noise: for 'policy', the standard deviation of Gaussian noise on actions.
-    should_stop: asked before every step.
-    on_progress: called after every step with the rows so far and the returns
-      of whole episodes.
+    on_progress: called before every step with the rows so far and the returns
+      of whole episodes; what it raises ends the collection.
 
   Raises:
     ConfigError: if the game has no environment, or the kind or the layout is
       unknown.
-    PreemptedError: if `should_stop` said so; nothing is written then.
   """
   kinds = {
     **dict.fromkeys((tasks.D4RL, tasks.MINARI), ('random', 'policy', 'replay')),
@@ -222,42 +208,36 @@ def collect_control(
   task = tasks.find(game, layout)
   folder = pathlib.Path(folder)
   if layout == tasks.COG:
-    return manipulation.collect_scripted(
-      folder, task, seed, num_rows, should_stop, on_progress
-    )
+    return drawer.collect_scripted(folder, task, seed, num_rows, on_progress)
   environment = environments.make(task)
   tf.keras.utils.set_random_seed(seed)
   learner = None
   if kind != 'random':
     learner = OnlineSac(task, seed)
     log = Log(environment, seed)
-    while not learner.is_done(log.returns, len(log)):
+    while not learner.is_done(log):
       if kind == 'replay' and len(log) >= num_rows:
         break
-      if should_stop():
-        raise errors.PreemptedError('stopped while learning; nothing is kept.')
+      # What is only learnt from is not logged.
+      on_progress(*((len(log), log.returns) if kind == 'replay' else (0, [])))
       log.step(learner.explore(log.observation))
-      if kind == 'replay':
-        on_progress(len(log), log.returns)
       learner.learn(log.columns)
   if kind != 'replay':
     log = Log(environment, seed + 1)
     rng = np.random.default_rng(seed)
     while len(log) < num_rows:
-      if should_stop():
-        raise errors.PreemptedError(
-          f'stopped after {len(log)} of {num_rows} rows; nothing is kept.'
-        )
+      on_progress(len(log), log.returns)
       if learner is None:
         action: npt.NDArray[Any] = rng.uniform(-1, 1, task.action_size)
       else:
         action = learner.act(log.observation)
         action = action + noise * rng.normal(size=action.shape)
       log.step(np.clip(action, -1, 1).astype(np.float32))
-      on_progress(len(log), log.returns)
+  on_progress(len(log), log.returns)
   _write(folder, kind, task, environment, log.arrays())
   environment.close()
-  mean = float(np.mean(log.returns)) if log.returns else None
+  statistics = play.statistics(log.returns)
+  mean = statistics['return_mean']
   return {
     'game': task.game,
     'environment': task.environment,
@@ -265,10 +245,7 @@ def collect_control(
     'simulators': environments.versions(),
     'behaviour': kind,
     'num_rows': len(log),
-    'num_episodes': len(log.returns),
-    'return_mean': mean,
-    'return_min': min(log.returns, default=None),
-    'return_max': max(log.returns, default=None),
+    **statistics,
     'normalised_mean': None if mean is None else task.normalised(mean),
   }
 

@@ -16,24 +16,33 @@ together.
 are known once this module is imported. It needs PyBullet, the extra `cog`, but
 no window: images come from PyBullet's software renderer. All shapes are boxes,
 in scene/*.urdf.
+
+Data are logged as COG's authors log theirs: trajectories of one length, noise
+of 0.1 on actions that stay in [-0.9, 0.9], a reward for every step at which the
+object is held.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import functools
+import itertools
 import math
 import pathlib
 from typing import Any
 import weakref
 
+import gin
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, ranges
+from batch_rl_dr3.control import cog, tasks
 
 FloatArray = npt.NDArray[np.float32]
+_Vector = npt.NDArray[np.float64]
 
-IMAGE_SIZE = 48
+_IMAGE_SIZE = 48
 _SCENE = pathlib.Path(__file__).with_name('scene')
 # Metres that an action of 1 moves the gripper, and steps of 1/240 s that it
 # takes.
@@ -59,25 +68,20 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
   Observations are images, uint8 [48, 48, 3]. Actions are float32 [4] in
   [-1, 1]: the gripper's movement along x, y and z, and whether its fingers
   are closed (above 0) or open. An episode ends by its time limit alone, as in
-  COG.
+  COG. Positions are float64 [3], in metres.
   """
 
   metadata = {'render_modes': ['rgb_array'], 'render_fps': 10}
   observation_space = gymnasium.spaces.Box(
-    0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8
+    0, 255, (_IMAGE_SIZE, _IMAGE_SIZE, 3), np.uint8
   )
   action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
 
   def __init__(self, start: str = 'closed', render_mode: str | None = None):
-    """Creates the scene.
+    """Creates the scene; a ConfigError without PyBullet or of another start.
 
-    Args:
-      start: of an episode: 'closed', 'blocked' (closed, and a block before the
-        drawer), 'open', or 'aside' (closed, the block out of the way).
-      render_mode: None or 'rgb_array'.
-
-    Raises:
-      ConfigError: if PyBullet is not installed, or there is no such start.
+    An episode starts 'closed', 'blocked' (closed, and a block before the
+    drawer), 'open', or 'aside' (closed, the block out of the way).
     """
     if start not in ('closed', 'blocked', 'open', 'aside'):
       raise errors.ConfigError(
@@ -118,8 +122,8 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
   # What the scripted policies see.
 
   @property
-  def tip(self) -> npt.NDArray[np.float64]:
-    """Where the fingers' tips are, float64 [3], in metres."""
+  def tip(self) -> _Vector:
+    """Where the fingers' tips are."""
     return self.position('gripper') - _PALM
 
   @property
@@ -134,12 +138,12 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     return float(self._client.getJointState(self._ids['cabinet'], 0)[0])
 
   @property
-  def handle(self) -> npt.NDArray[np.float64]:
-    """Where the drawer's handle is, float64 [3], in metres."""
+  def handle(self) -> _Vector:
+    """Where the drawer's handle is."""
     return _HANDLE - np.array([0.0, self.opening, 0.0])
 
-  def position(self, name: str) -> npt.NDArray[np.float64]:
-    """Returns where the 'cube', the 'block' or the palm is, float64 [3]."""
+  def position(self, name: str) -> _Vector:
+    """Returns where the 'cube', the 'block' or the palm is."""
     position, _ = self._client.getBasePositionAndOrientation(self._ids[name])
     return np.array(position)
 
@@ -148,12 +152,6 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     """Whether the block keeps the drawer shut."""
     x, y, _ = self.position('block')
     return bool(abs(x) < _ASIDE and -0.3 < y < 0.0)
-
-  @property
-  def is_grasped(self) -> bool:
-    """Whether the cube is held above the table."""
-    cube = self.position('cube')
-    return bool(cube[2] > _HELD and np.linalg.norm(cube - self.tip) < 0.06)
 
   # gymnasium's methods.
 
@@ -177,7 +175,7 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     for finger in (0, 1):
       client.resetJointState(ids['gripper'], finger, 0.055)
     self._move(is_closed=False)
-    return self._image(IMAGE_SIZE), self._info()
+    return self._image(_IMAGE_SIZE), self._info()
 
   def step(  # noqa: D102
     self, action: FloatArray
@@ -187,7 +185,7 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     self._target = np.clip(self.tip + _STRIDE * movement[:3], _LOW, _HIGH)
     self._move(is_closed=bool(movement[3] > 0))
     info = self._info()
-    return self._image(IMAGE_SIZE), float(info['success']), False, False, info
+    return self._image(_IMAGE_SIZE), float(info['success']), False, False, info
 
   def render(self) -> npt.NDArray[np.uint8]:  # noqa: D102
     return self._image(240)
@@ -227,7 +225,9 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
       client.stepSimulation()
 
   def _info(self) -> dict[str, Any]:
-    return {'success': self.is_grasped, 'opening': self.opening}
+    cube = self.position('cube')
+    is_held = cube[2] > _HELD and np.linalg.norm(cube - self.tip) < 0.06
+    return {'success': bool(is_held), 'opening': self.opening}
 
   def _image(self, size: int) -> npt.NDArray[np.uint8]:
     *_, pixels, _, _ = self._client.getCameraImage(
@@ -241,7 +241,6 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
 
 # Scripted policies. What a script does depends on the scene alone, not on what
 # it did before: so it can be cloned from images, and tries again when it fails.
-_Vector = npt.NDArray[np.float64]
 # Where to go, whether the fingers are closed, and whether the work is done.
 _Aim = tuple[_Vector, bool, bool]
 
@@ -299,16 +298,11 @@ def scripted_actions(
   random: np.random.Generator,
   noise: float = 0.1,
 ) -> Iterator[FloatArray]:
-  """Yields the actions of scripts, one after another.
+  """Yields the actions of SCRIPTS, one after another, in an environment.
 
   When the last is done the gripper wanders: prior data that ended where they
-  stop would hold a cloned policy there.
-
-  Args:
-    env: where they are played, read at every step.
-    names: of SCRIPTS.
-    random: draws the noise.
-    noise: standard deviation of what is added to the movement.
+  stop would hold a cloned policy there. `noise` is the standard deviation of
+  what is added to the movement.
   """
   remaining = list(names)
   while True:
@@ -321,6 +315,109 @@ def scripted_actions(
     grip = (1.0 if is_closed else -1.0) * random.uniform(0.5, 1.0)
     # As COG's collector: a policy's tanh cannot reach 1.
     yield np.clip([*noisy, grip], -0.9, 0.9).astype(np.float32)
+
+
+# What scripts do in prior data, and from which start. Most leave the drawer
+# open, or a cloned policy closes again what it opened.
+_OPEN = ('closed', ('open',))
+_PRIOR = {
+  'drawer-open-grasp': (_OPEN, _OPEN, ('closed', ('open', 'close'))),
+  'drawer-blocked-grasp': (
+    ('blocked', ('clear',)),
+    ('aside', ('open',)),
+    ('aside', ('open', 'close')),
+  ),
+}
+_TASK = ('open', ('grasp',))
+
+
+@gin.configurable(
+  denylist=['folder', 'task', 'seed', 'num_rows', 'on_progress']
+)
+@ranges.checked
+def collect_scripted(
+  folder: pathlib.Path,
+  task: tasks.Task,
+  seed: int,
+  num_rows: int,
+  on_progress: Callable[[int, list[float]], None],
+  prior_share: ranges.Share = 2 / 3,
+  num_steps: ranges.Count = 20,
+  noise: ranges.NonNegative = 0.1,
+) -> dict[str, Any]:
+  """Writes a store of scripted play and returns what it holds.
+
+  A trajectory is a function of the seed and its number. `prior_share` of them
+  are prior data; `noise` is the standard deviation of what is added to the
+  gripper's movements; other arguments are `collection.collect_control`'s.
+
+  Raises:
+    ConfigError: if the task is not built in.
+  """
+  if task.game not in _PRIOR:
+    raise errors.ConfigError(
+      f"{task.game} has no scripts here; convert COG's own files with "
+      '`data convert --cog`.'
+    )
+  number = -(-num_rows // num_steps)
+  num_prior = round(prior_share * number)
+  plans = [
+    *itertools.islice(itertools.cycle(_PRIOR[task.game]), num_prior),
+    *[_TASK] * (number - num_prior),
+  ]
+  returns: list[float] = []  # Of the task's.
+
+  def play() -> Iterator[tuple[str, cog.Trajectory]]:
+    with contextlib.ExitStack() as stack:
+      scenes = {
+        start: stack.enter_context(contextlib.closing(DrawerEnv(start)))
+        for start in dict(plans)
+      }
+      for i, (start, scripts) in enumerate(plans):
+        on_progress(i * num_steps, returns)
+        played = _play(scenes[start], scripts, num_steps, noise, (seed, i))
+        yield cog.PRIOR if i < num_prior else cog.TASK, played
+        if i >= num_prior:
+          returns.append(float(played.rewards[-1] > 0))
+
+  behaviour = {'game': task.game, 'num_steps': num_steps, 'noise': noise}
+  cog.write(folder, play(), scripts=behaviour)
+  on_progress(number * num_steps, returns)
+  return {
+    'game': task.game,
+    'environment': task.environment,
+    'layout': task.layout,
+    'behaviour': 'scripted',
+    'num_rows': number * num_steps,
+    'num_episodes': number,
+    'num_prior_episodes': num_prior,
+    'return_mean': float(np.mean(returns)) if returns else None,
+  }
+
+
+def _play(
+  env: DrawerEnv,
+  scripts: Sequence[str],
+  num_steps: int,
+  noise: float,
+  seed: tuple[int, int],
+) -> cog.Trajectory:
+  random = np.random.default_rng(seed)
+  first, _ = env.reset(seed=int(random.integers(2**31)))
+  scripted = scripted_actions(env, scripts, random, noise)
+  actions, images, rewards = zip(
+    *(
+      (action, *env.step(action)[:2])
+      for action in itertools.islice(scripted, num_steps)
+    ),
+    strict=True,
+  )
+  return cog.Trajectory(
+    np.stack([first, *images]),
+    np.stack(actions),
+    np.array(rewards, np.float32),
+    np.zeros(num_steps, np.float32),
+  )
 
 
 for _name, _start, _num_steps in (

@@ -1,6 +1,6 @@
 """Environments to score policies in, and the play of whole episodes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 import contextlib
 import copy
 import importlib.metadata
@@ -12,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import manipulation, tasks
+from batch_rl_dr3.control import (
+  drawer,  # noqa: F401  (registers its tasks)
+  tasks,
+)
 from batch_rl_dr3.games import gymnasium_lanes, play
 from batch_rl_dr3.runs import run_tables
 
@@ -20,6 +23,8 @@ FloatArray = npt.NDArray[np.float32]
 
 # Observations, float32 [n, o] -> actions, float32 [n, d].
 Policy = Callable[[FloatArray], FloatArray]
+# Yields observations, takes actions, and returns the episode at its end.
+_Play = Generator[FloatArray, FloatArray, run_tables.Episode]
 
 
 def versions() -> dict[str, str]:
@@ -42,11 +47,18 @@ def make(task: tasks.Task, render_mode: str | None = None) -> Any:
   """
   tasks.check_scorable(task)
   if task.layout == tasks.COG:
-    return manipulation.make(task, render_mode)
+    env: Any
+    if task.environment in gymnasium.registry:
+      env = gymnasium.make(task.environment, render_mode=render_mode)
+    else:
+      env = gymnasium.wrappers.TimeLimit(
+        RoboverseEnv(task, render_mode), task.max_episode_steps
+      )
+    return SuccessAtEnd(env)
   if task.layout == tasks.OWN:
-    environment = gymnasium_lanes.make(str(task.environment), render_mode)
     return gymnasium.wrappers.RescaleAction(
-      environment, np.float32(-1), np.float32(1)
+      gymnasium_lanes.make(str(task.environment), render_mode),
+      *(np.float32(-1), np.float32(1)),
     )
   kwargs: dict[str, Any] = {'render_mode': render_mode}
   with warnings.catch_warnings():
@@ -64,14 +76,88 @@ def make(task: tasks.Task, render_mode: str | None = None) -> Any:
         f'({error}).'
       ) from error
     if task.kitchen_tasks:
-      kwargs |= {'tasks_to_complete': list(task.kitchen_tasks)}
+      kwargs['tasks_to_complete'] = list(task.kitchen_tasks)
     if task.maze is not None:
       maze_map = copy.deepcopy(getattr(maps, task.maze))
       for (row, column), letter in ((task.start, 'r'), (task.goal, 'g')):
         maze_map[row][column] = letter
       kwargs |= {'continuing_task': False, 'max_episode_steps': 1000}
-      kwargs |= {'maze_map': maze_map}
+      kwargs['maze_map'] = maze_map
     return gymnasium.make(str(task.environment), **kwargs)
+
+
+class SuccessAtEnd(gymnasium.Wrapper[Any, Any, Any, Any]):
+  """An episode whose return is 1 if its last step has a reward, else 0."""
+
+  def step(  # noqa: D102
+    self, action: Any
+  ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    observation, reward, terminated, truncated, info = self.env.step(action)
+    is_success = (terminated or truncated) and float(reward) > 0
+    return observation, float(is_success), terminated, truncated, info
+
+
+class RoboverseEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
+  """A task of roboverse, which is old gym's, as gymnasium has it.
+
+  All of a process's share one simulation: play one at a time.
+  """
+
+  metadata = {'render_modes': ['rgb_array'], 'render_fps': 10}
+
+  def __init__(self, task: tasks.Task, render_mode: str | None = None):
+    """Loads the scene; a ConfigError without roboverse of COG's version."""
+    try:
+      import roboverse
+    except ImportError as error:
+      raise errors.ConfigError(
+        f'{task.game} is played in roboverse: check out '
+        f'github.com/avisingh599/roboverse and put it on PYTHONPATH ({error}).'
+      ) from error
+    try:
+      self._env = roboverse.make(task.environment, transpose_image=False)
+      image_space = self._env.observation_space.spaces['image']
+      sizes = [image_space.shape, self._env.action_space.shape]
+    except Exception as error:  # Old gym's errors are as many as its versions.
+      raise errors.ConfigError(
+        f'this roboverse cannot make {task.environment} '
+        f'({type(error).__name__}: {error}); check out the version of COG.'
+      ) from error
+    expected = [(int(np.prod(task.observation_shape)),), (task.action_size,)]
+    if sizes != expected:
+      raise errors.ConfigError(
+        f'{task.environment} of this roboverse has images and actions of sizes '
+        f'{sizes}, and COG has {expected}; check out the version of COG.'
+      )
+    self.render_mode = render_mode
+    self.observation_space = gymnasium.spaces.Box(
+      0, 255, task.observation_shape, np.uint8
+    )
+    self.action_space = gymnasium.spaces.Box(
+      -1.0, 1.0, (task.action_size,), np.float32
+    )
+
+  def _see(self, observation: Any) -> npt.NDArray[np.uint8]:
+    pixels = np.uint8(np.asarray(observation['image']) * 255.0)
+    self._last = np.reshape(pixels, self.observation_space.shape or ())
+    return self._last
+
+  def reset(  # noqa: D102
+    self, *, seed: int | None = None, options: dict[str, Any] | None = None
+  ) -> tuple[Any, dict[str, Any]]:
+    super().reset(seed=seed)
+    if seed is not None:  # roboverse draws from NumPy's own generator.
+      np.random.seed(seed)
+    return self._see(self._env.reset()), {}
+
+  def step(  # noqa: D102
+    self, action: Any
+  ) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    observation, reward, is_done, info = self._env.step(action)
+    return self._see(observation), float(reward), bool(is_done), False, info
+
+  def render(self) -> npt.NDArray[np.uint8]:  # noqa: D102
+    return self._last
 
 
 def play_episodes(
@@ -92,56 +178,48 @@ def play_episodes(
   Raises:
     PreemptedError: once `should_stop`, asked before every step, says so.
   """
-  waiting = list(range(num_episodes))
   seeds = np.random.SeedSequence(seed).generate_state(num_episodes)
+  waiting = list(enumerate(map(int, seeds)))
   episodes: dict[int, run_tables.Episode] = {}
-  running: dict[int, _Lane] = {}
+  # By lane: the episode that is played there, its number, and what it shows.
+  running: dict[int, tuple[_Play, int, FloatArray]] = {}
+
+  def start(lane: int) -> None:
+    number, own_seed = waiting.pop(0)
+    episode = _play_episode(environments[lane], lane, own_seed)
+    running[lane] = (episode, number, next(episode))
+
+  for lane in range(min(len(environments), num_episodes)):
+    start(lane)
   num_steps = 0
-  for lane, environment in enumerate(environments[:num_episodes]):
-    running[lane] = _Lane(environment, waiting.pop(0), seeds)
   while running:
     if should_stop is not None and should_stop():
       raise errors.PreemptedError(
         'stopped while playing; the same command goes on from there.'
       )
-    actions = policy(np.stack([lane.observation for lane in running.values()]))
-    for (lane, state), action in zip(
+    actions = policy(np.stack([shown for *_, shown in running.values()]))
+    for (lane, (episode, number, _)), action in zip(
       list(running.items()), actions, strict=True
     ):
       num_steps += 1
-      episode = state.step(action, lane)
-      if episode is not None:
-        episodes[state.number] = episode
+      try:
+        running[lane] = (episode, number, episode.send(action))
+      except StopIteration as end:
+        episodes[number] = end.value
         del running[lane]
         if waiting:
-          running[lane] = _Lane(environments[lane], waiting.pop(0), seeds)
+          start(lane)
     if on_progress is not None:
       on_progress(num_steps, len(episodes))
   return [episodes[number] for number in range(num_episodes)]
 
 
-class _Lane:
-  """One episode that is being played."""
-
-  def __init__(
-    self,
-    environment: Any,
-    number: int,
-    seeds: npt.NDArray[np.unsignedinteger[Any]],
-  ):
-    self._environment = environment
-    self.number = number
-    observation, _ = environment.reset(seed=int(seeds[number]))
-    self.observation = tasks.flatten(observation)
-    self._return = 0.0
-    self._length = 0
-
-  def step(self, action: FloatArray, lane: int) -> run_tables.Episode | None:
-    """Plays one step and returns the episode if it is over."""
-    following, reward, terminated, truncated, _ = self._environment.step(action)
-    self.observation = tasks.flatten(following)
-    self._return += float(reward)
-    self._length += 1
-    if not (terminated or truncated):
-      return None
-    return run_tables.Episode(lane, self._return, self._length, not terminated)
+def _play_episode(environment: Any, lane: int, seed: int) -> _Play:
+  observation, _ = environment.reset(seed=seed)
+  episode_return, length, terminated, truncated = 0.0, 0, False, False
+  while not (terminated or truncated):
+    action = yield tasks.flatten(observation)
+    observation, reward, terminated, truncated, _ = environment.step(action)
+    episode_return += float(reward)
+    length += 1
+  return run_tables.Episode(lane, episode_return, length, not terminated)

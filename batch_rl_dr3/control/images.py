@@ -19,25 +19,15 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageTransitions:
-  """N transitions whose observations are rows of one array of images.
+  """N transitions whose observations are rows of one array of images."""
 
-  Attributes:
-    images: uint8 [M, h, w, 3], in memory or memory-mapped.
-    positions: int64 [N], the image of s; that of s' is the next.
-    actions: float32 [N, d].
-    rewards: float32 [N].
-    terminals: float32 [N].
-    manifest: what the data are, for provenance.json.
-    padding: pixels by which an image is moved at most.
-  """
-
-  images: npt.NDArray[np.uint8]
-  positions: npt.NDArray[np.int64]
-  actions: FloatArray
-  rewards: FloatArray
-  terminals: FloatArray
-  manifest: dict[str, Any]
-  padding: int
+  images: npt.NDArray[np.uint8]  # [M, h, w, 3], in memory or memory-mapped.
+  positions: npt.NDArray[np.int64]  # [N], the image of s; the next is of s'.
+  actions: FloatArray  # [N, d]
+  rewards: FloatArray  # [N]
+  terminals: FloatArray  # [N]
+  manifest: dict[str, Any]  # What the data are, for provenance.json.
+  padding: int  # Pixels by which an image is moved at most.
 
   def __len__(self) -> int:
     return len(self.rewards)
@@ -69,19 +59,15 @@ class ImageTransitions:
   def _read(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
     first = self.positions[rows]
     acted = (self.actions[rows], self.rewards[rows])
-    return (
-      *(self.images[first], *acted, self.images[first + 1]),
-      self.terminals[rows],
-    )
+    following = (self.images[first + 1], self.terminals[rows])
+    return self.images[first], *acted, *following
 
 
 def random_crops(images: tf.Tensor, seed: tf.Tensor, padding: int) -> tf.Tensor:
   """Returns each image moved by up to `padding` pixels, black where it was.
 
-  Args:
-    images: [B, h, w, 3] of any number type.
-    seed: int32 [2]; the same seed moves them the same way.
-    padding: pixels.
+  Images are [B, h, w, 3] of any number type; a seed, int32 [2], always moves
+  them the same way.
   """
   _, height, width, _ = images.shape
   corners = tf.random.stateless_uniform(
@@ -99,18 +85,14 @@ def random_crops(images: tf.Tensor, seed: tf.Tensor, padding: int) -> tf.Tensor:
 @ranges.checked
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-  """How a store of images is made into transitions to learn from.
+  """How a store of images is made into transitions to learn from."""
 
-  Attributes:
-    fraction: of the trajectories, what is kept, of prior and task data alike.
-    fraction_seed: fixes which.
-    padding: pixels by which images are moved at most while training.
-    max_resident_gigabytes: images that take more are memory-mapped.
-  """
-
+  # Of the trajectories, what is kept, of prior and task data alike,
   fraction: ranges.PositiveShare = 1.0
-  fraction_seed: ranges.Natural = 0
+  fraction_seed: ranges.Natural = 0  # which fixes which.
+  # Pixels by which images are moved at most while training.
   padding: ranges.Natural = 4
+  # Images that take more are memory-mapped.
   max_resident_gigabytes: ranges.NonNegative = 4.0
 
   def load(
@@ -126,56 +108,61 @@ class ImageData:
     """
     del cache_dir, dataset
     task = tasks.find(game, tasks.COG)
-    store = cog.read(pathlib.Path(path))
-    played = store.manifest.get('scripts', {}).get('game', game)
-    if played != game:
-      raise errors.DataError(f'{path} holds play of {played}, not of {game}.')
-    sizes = (*store.images.shape[1:], store.actions.shape[1])
-    expected = (*task.observation_shape, task.action_size)
-    if sizes != expected:
-      raise errors.DataError(
-        f'{path} has images {list(sizes[:3])} and {sizes[3]} numbers an '
-        f'action, and {game} has {list(expected[:3])} and {expected[3]}.'
-      )
+    stored, arrays = cog.read(pathlib.Path(path))
+    _check_task(path, task, stored, arrays)
     rng = np.random.default_rng(self.fraction_seed)
-    numbers = np.arange(len(store.trajectories))
+    num_prior = stored['num_prior_trajectories']
+    parts = np.split(np.arange(len(arrays['trajectories'])), [num_prior])
+    sizes = [max(1, round(self.fraction * len(part))) for part in parts]
     chosen = np.concatenate(
       [
-        np.sort(
-          rng.permutation(part)[: max(1, round(self.fraction * len(part)))]
-        )
-        for part in np.split(numbers, [store.num_prior])
+        np.sort(rng.permutation(part)[:size])
+        for part, size in zip(parts, sizes, strict=True)
       ]
     )
-    trajectories = store.trajectories[chosen]
+    trajectories = arrays['trajectories'][chosen]
     first_images, first_rows, lengths = trajectories.T
     steps = np.concatenate([np.arange(length) for length in lengths])
     rows = np.repeat(first_rows, lengths) + steps
-    images = store.images
+    images = arrays['images']
     num_bytes = (lengths + 1).sum() * int(np.prod(images.shape[1:]))
     if num_bytes <= self.max_resident_gigabytes * 1e9:
       images = np.concatenate(
-        [
-          images[first : first + length + 1]
-          for first, _, length in trajectories
-        ]
+        [images[first : first + size + 1] for first, _, size in trajectories]
       )
       first_images = np.cumsum(lengths + 1) - lengths - 1
     settings = dataclasses.asdict(self)
-    text = json.dumps([store.manifest['files'], settings], sort_keys=True)
+    text = json.dumps([stored['files'], settings], sort_keys=True)
     manifest = {
-      **store.manifest,
-      'version': str(store.manifest['version']),
+      **stored,
+      'version': str(stored['version']),
       'settings': settings,
       'num_transitions_kept': len(rows),
-      'num_prior_trajectories_kept': int((chosen < store.num_prior).sum()),
+      'num_prior_trajectories_kept': int((chosen < num_prior).sum()),
       'num_trajectories_kept': len(chosen),
       'hash': hashlib.sha256(text.encode()).hexdigest(),
     }
+    columns = [arrays[n][rows] for n in ('actions', 'rewards', 'terminals')]
+    positions = np.repeat(first_images, lengths) + steps
     return task, ImageTransitions(
-      images,
-      np.repeat(first_images, lengths) + steps,
-      *(store.actions[rows], store.rewards[rows], store.terminals[rows]),
-      manifest,
-      self.padding,
+      images, positions, *columns, manifest, self.padding
+    )
+
+
+def _check_task(
+  path: str,
+  task: tasks.Task,
+  manifest: dict[str, Any],
+  arrays: dict[str, npt.NDArray[Any]],
+) -> None:
+  game = task.game
+  played = manifest.get('scripts', {}).get('game', game)
+  if played != game:
+    raise errors.DataError(f'{path} holds play of {played}, not of {game}.')
+  sizes = (*arrays['images'].shape[1:], arrays['actions'].shape[1])
+  expected = (*task.observation_shape, task.action_size)
+  if sizes != expected:
+    raise errors.DataError(
+      f'{path} has images {list(sizes[:3])} and {sizes[3]} numbers an '
+      f'action, and {game} has {list(expected[:3])} and {expected[3]}.'
     )

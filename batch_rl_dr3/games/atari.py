@@ -34,10 +34,9 @@ _NO_FRAME_LIMIT = 2**30
 
 
 class AtariLanes:
-  """Lanes on ALE's vector environment, one lane in each.
+  """Lanes on ALE's vector environment, which steps all of its lanes or none.
 
-  It steps all of its lanes or none; so a lane that is done costs nothing, and
-  every emulator has a thread of its own.
+  So there is one lane in each, with a thread of its own.
   """
 
   group_size = 16
@@ -82,15 +81,12 @@ class AtariLanes:
     self, which: lanes.IntArray, actions: lanes.IntArray
   ) -> lanes.Step:
     environments = [self._environments[lane] for lane in which]
-    commands = np.asarray(actions, np.int32)[:, None]
-    for environment, command in zip(environments, commands, strict=True):
-      environment.send(command)
+    for environment, action in zip(environments, actions, strict=True):
+      environment.send(np.array([action], np.int32))
     steps = [environment.recv()[:3] for environment in environments]
     frames, rewards, ends = map(np.concatenate, zip(*steps, strict=True))
-    game_over = ends.astype(np.bool_)
-    return lanes.Step(
-      frames[:, 0], rewards.astype(np.float32), game_over, game_over
-    )
+    over = ends.astype(np.bool_)
+    return lanes.Step(frames[:, 0], rewards.astype(np.float32), over, over)
 
   def close(self) -> None:  # noqa: D102
     self._environments = []
@@ -145,10 +141,11 @@ def create_atari_lanes(num_lanes: ranges.Count = 32) -> lanes.Lanes:
 def _create_dopamine_environment() -> Any:
   name = _bound('game_name')
   # Gymnasium would import the module of another name.
-  if name is not None and not re.fullmatch(r'[A-Za-z0-9]+', str(name)):
+  if not re.fullmatch(r'[A-Za-z0-9]+', str(name or '')):
     raise errors.ConfigError(
-      f'create_atari_environment.game_name is {name!r}; a game is named as in '
-      "Dopamine: 'Pong', 'MsPacman'."
+      f'create_atari_environment.game_name is {name!r}. Name a game as in '
+      'Dopamine, for example with --gin_bindings='
+      '"atari_lib.create_atari_environment.game_name=\'Pong\'".'
     )
   if _bound('use_legacy_gym'):
     raise errors.ConfigError(
@@ -157,17 +154,11 @@ def _create_dopamine_environment() -> Any:
     )
   try:
     environment = dopamine_compat.create_atari_environment()
-  except AssertionError as error:
-    raise errors.ConfigError(
-      'no Atari game is named. Bind it, for example with --gin_bindings='
-      '"atari_lib.create_atari_environment.game_name=\'Pong\'".'
-    ) from error
   except Exception as error:  # Of Gymnasium, or of a branch that is broken.
     raise errors.ConfigError(
       "Dopamine's create_atari_environment cannot make what is bound on it: "
       f'{" ".join(str(error).split())}. A game is named as in Dopamine '
-      "('Pong', 'MsPacman'); use_legacy_gym and use_ppo_preprocessing cannot "
-      'be used here.'
+      "('Pong', 'MsPacman'); use_ppo_preprocessing cannot be used here."
     ) from error
   if not isinstance(environment, dopamine_compat.AtariPreprocessing):
     raise errors.ConfigError(

@@ -1,17 +1,152 @@
-"""Playing one lane and logging the play in the DQN Replay format."""
+"""Play of one lane, logged in the DQN Replay format, and who plays.
+
+A behaviour is uniform, scripted, or an agent that learns online.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import os
+import random
 from typing import Any, NamedTuple
 
 import gin
 import numpy as np
+import tensorflow as tf
 
-from batch_rl_dr3.config import errors, ranges
-from batch_rl_dr3.games import behaviours
+from batch_rl_dr3.config import dopamine_compat, errors, ranges
 from batch_rl_dr3.games import lanes as lanes_lib
+from batch_rl_dr3.games import play
 from batch_rl_dr3.replay.log import log_writer
+
+# (observation, agent steps since the episode began) -> action. It knows no
+# more, so that a script works in any game that has the action.
+Script = Callable[[lanes_lib.FrameArray, int], int]
+
+
+class Behaviour:
+  """Chooses one lane's actions, as Dopamine's agents do; rewards in [-1, 1]."""
+
+  def begin_episode(self, observation: lanes_lib.FrameArray) -> int:
+    """Returns the first action of an episode."""
+    return self.step(0.0, observation)
+
+  def step(self, reward: float, observation: lanes_lib.FrameArray) -> int:
+    """Returns the action after what the last one earned and led to."""
+    raise NotImplementedError
+
+  def end_episode(self, reward: float) -> None:
+    """Ends an episode by its last reward."""
+
+
+@gin.configurable
+class UniformBehaviour(Behaviour):
+  """Every action equally often."""
+
+  def __init__(self, game: lanes_lib.Game, seed: int):
+    self._num_actions = game.num_actions
+    self._generator = np.random.default_rng(
+      (seed, lanes_lib.EXPLORATION_STREAM)
+    )
+
+  def step(  # noqa: D102
+    self, reward: float, observation: lanes_lib.FrameArray
+  ) -> int:
+    return int(self._generator.integers(self._num_actions))
+
+
+@gin.configurable
+class ScriptedBehaviour(UniformBehaviour):
+  """A script overruled by random actions, at rates taken in turn by episode."""
+
+  def __init__(
+    self,
+    game: lanes_lib.Game,
+    seed: int,
+    script: Script = gin.REQUIRED,
+    epsilons: Sequence[float] = gin.REQUIRED,
+  ):
+    """Seeds the random actions; epsilons out of [0, 1] are a ConfigError."""
+    super().__init__(game, seed)
+    if not epsilons or not all(0.0 <= epsilon <= 1.0 for epsilon in epsilons):
+      raise errors.ConfigError(
+        f'ScriptedBehaviour.epsilons is {epsilons}; it must hold one or more '
+        'numbers in [0, 1].'
+      )
+    self._script = script
+    self._epsilons = tuple(epsilons)
+    self._num_episodes = 0
+
+  def begin_episode(self, observation: lanes_lib.FrameArray) -> int:  # noqa: D102
+    self._num_agent_steps = -1
+    return super().begin_episode(observation)
+
+  def step(  # noqa: D102
+    self, reward: float, observation: lanes_lib.FrameArray
+  ) -> int:
+    self._num_agent_steps += 1
+    epsilon = self._epsilons[self._num_episodes % len(self._epsilons)]
+    if self._generator.random() < epsilon:
+      return super().step(reward, observation)
+    action = self._script(observation, self._num_agent_steps)
+    if not 0 <= action < self._num_actions:
+      raise errors.ConfigError(
+        f'the script chose action {action}; the game has the actions 0 to '
+        f'{self._num_actions - 1}.'
+      )
+    return action
+
+  def end_episode(self, reward: float) -> None:  # noqa: D102
+    self._num_episodes += 1
+
+
+@gin.configurable
+def hold_action(
+  observation: lanes_lib.FrameArray, step: int, action: int = gin.REQUIRED
+) -> int:
+  """Returns always the same action: a script for games such as Freeway.
+
+  Up is action 1 in Atari's Freeway and 2 in MinAtar's.
+  """
+  del observation, step
+  return action
+
+
+@gin.configurable
+class OnlineDQNBehaviour:
+  """Dopamine's DQN agent, training online as it plays.
+
+  The DQN Replay data (arXiv:1907.04543) was made so. Bind the agent's own
+  parameters on DQNAgent and WrappedReplayBuffer.
+  """
+
+  def __init__(
+    self,
+    game: lanes_lib.Game,
+    seed: int,
+    network: Callable[..., Any] | None = None,
+  ):
+    """Builds the agent, in a graph of its own.
+
+    The seed is also that of Python's and NumPy's global generators, as Dopamine
+    uses them. A network is (num_actions, name=...) -> Keras model with
+    q_values, float32 [B, num_actions]; None is the Nature network, for Atari.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    optional = {} if network is None else {'network': network}
+    with tf.Graph().as_default():
+      tf.compat.v1.set_random_seed(seed)
+      agent = dopamine_compat.DQNAgent(
+        None,  # It makes a session that does without a GPU where none is.
+        num_actions=game.num_actions,
+        observation_shape=game.observation_shape,
+        observation_dtype=tf.as_dtype(game.observation_dtype),
+        stack_size=game.stack_size,
+        **optional,
+      )
+    self.begin_episode = agent.begin_episode
+    self.step = agent.step
+    self.end_episode = agent.end_episode
 
 
 class _Transition(NamedTuple):
@@ -27,7 +162,7 @@ class _Transition(NamedTuple):
 
 def _transitions(
   lanes: lanes_lib.Lanes,
-  player: behaviours.Behaviour,
+  player: Behaviour,
   seed: int,
   max_agent_steps_per_episode: int,
   reward_scale: float,
@@ -47,10 +182,7 @@ def _transitions(
     is_cut = game_over and not step.terminals[0]
     terminal = not is_cut and (ended or bool(step.terminals[0]))
     yield _Transition(
-      observation,
-      action,
-      reward,
-      terminal,
+      *(observation, action, reward, terminal),
       following if is_cut else None,
       episode_return if ended else None,
     )
@@ -65,15 +197,6 @@ def _transitions(
       action = int(player.step(reward, observation))
 
 
-def _statistics(returns: Sequence[float]) -> dict[str, Any]:
-  return {
-    'num_episodes': len(returns),
-    'return_mean': float(np.mean(returns)) if returns else None,
-    'return_min': min(returns, default=None),
-    'return_max': max(returns, default=None),
-  }
-
-
 def _describe_files(
   num_rows: int, rows_per_file: int, ends: list[int], returns: list[float]
 ) -> list[dict[str, Any]]:
@@ -83,23 +206,22 @@ def _describe_files(
     size = min(rows_per_file, num_rows - start)
     own = slice(*np.searchsorted(ends, [start, start + size], side='right'))
     files.append(
-      {'suffix': suffix, 'num_rows': size, **_statistics(returns[own])}
+      {'suffix': suffix, 'num_rows': size, **play.statistics(returns[own])}
     )
   return files
 
 
-@gin.configurable(denylist=['folder', 'seed', 'should_stop', 'on_progress'])
+@gin.configurable(denylist=['folder', 'seed', 'on_progress'])
 @ranges.checked
 def collect(
   folder: str | os.PathLike[str],
   seed: int,
   create_lanes: Callable[..., lanes_lib.Lanes] = gin.REQUIRED,
-  behaviour: Callable[..., behaviours.Behaviour] = gin.REQUIRED,
+  behaviour: Callable[..., Behaviour] = gin.REQUIRED,
   num_rows: int = gin.REQUIRED,
   rows_per_file: int = gin.REQUIRED,
   max_agent_steps_per_episode: int = 27_000,
   reward_scale: ranges.Positive = 1.0,
-  should_stop: Callable[[], bool] = lambda: False,
   on_progress: Callable[[int, list[float]], None] = lambda rows, returns: None,
 ) -> dict[str, Any]:
   """Logs the play of one lane and returns what was collected.
@@ -118,12 +240,11 @@ def collect(
     rows_per_file: 1,000,000 in the DQN Replay data.
     max_agent_steps_per_episode: the length at which one is cut off.
     reward_scale: what rewards are multiplied by before they are clipped.
-    should_stop: asked before every step.
-    on_progress: called with the rows and the unclipped returns so far.
+    on_progress: called after every step with the rows and the unclipped returns
+      so far; what it raises ends the collection, and the log is not whole then.
 
   Raises:
     ConfigError: if a binding cannot be used.
-    PreemptedError: if `should_stop` said so; the log is not whole then.
     WriteError: if a file cannot be written.
   """
   lanes = create_lanes(num_lanes=1)
@@ -146,11 +267,6 @@ def collect(
   num_transitions = 0
   limit = max_agent_steps_per_episode
   for row in _transitions(lanes, player, seed, limit, reward_scale):
-    if should_stop():
-      raise errors.PreemptedError(
-        f'stopped after {writer.num_rows_added} of {num_rows} rows; nothing is '
-        'kept. Run the same command again to collect all of them.'
-      )
     writer.add(row.observation, row.action, row.reward, row.terminal)
     num_transitions += 1
     if row.episode_return is not None:
@@ -173,5 +289,5 @@ def collect(
     'num_transitions': num_transitions,
     'max_agent_steps_per_episode': max_agent_steps_per_episode,
     'files': _describe_files(num_logged, rows_per_file, ends, returns),
-    **_statistics(returns),
+    **play.statistics(returns),
   }

@@ -37,9 +37,7 @@ def make(environment: str, render_mode: str | None = None) -> Any:
     if ':' in environment:
       raise ValueError('a colon would import a module')
     # An environment of one's own may know no render_mode.
-    mode: dict[str, Any] = {}
-    if render_mode is not None:
-      mode['render_mode'] = render_mode
+    mode: Any = {} if render_mode is None else {'render_mode': render_mode}
     env: Any = gymnasium.make(environment, **mode)
     if not isinstance(env.observation_space, gymnasium.spaces.Box):
       env = gymnasium.wrappers.FlattenObservation(env)
@@ -65,12 +63,10 @@ class _Environment:
     return np.asarray(self._environment.reset(seed=seed)[0], self._dtype)
 
   def step(self, action: int) -> tuple[lanes.FrameArray, float, bool, bool]:
-    first = self._environment.action_space.start
-    following, reward, is_terminal, is_cut, _ = self._environment.step(
-      first + action
-    )
+    action += self._environment.action_space.start
+    following, reward, *ends, _ = self._environment.step(action)
     observation = np.asarray(following, self._dtype)
-    return observation, float(reward), is_terminal, is_terminal or is_cut
+    return observation, float(reward), ends[0], any(ends)
 
 
 @gin.configurable
@@ -78,18 +74,15 @@ class _Environment:
 def create_gymnasium_lanes(
   environment: str = gin.REQUIRED, num_lanes: ranges.Count = 8
 ) -> lanes.Lanes:
-  """Returns lanes of an environment with a finite number of actions.
+  """Returns lanes of an environment, named by its id, such as CartPole-v1.
 
-  Args:
-    environment: its id, such as CartPole-v1.
-    num_lanes: part of what a seed means.
+  The number of lanes is part of what a seed means.
 
   Raises:
     ConfigError: if there is none, or its actions are not numbered.
   """
   made = [make(environment) for _ in range(num_lanes)]
-  observations: Any = made[0].observation_space
-  actions: Any = made[0].action_space
+  observations, actions = made[0].observation_space, made[0].action_space
   if not isinstance(actions, gymnasium.spaces.Discrete):
     raise errors.ConfigError(
       f'{environment} has actions of {actions}, and a discrete agent numbers '
@@ -99,7 +92,7 @@ def create_gymnasium_lanes(
   game = lanes.Game(
     suite='gymnasium',
     name=game_name(environment),
-    num_actions=int(made[0].action_space.n),
+    num_actions=int(actions.n),
     observation_shape=observations.shape,
     stack_size=1,
     rom_md5=None,

@@ -85,11 +85,9 @@ class SequentialLanes:
   def reset(  # noqa: D102
     self, which: IntArray, seed: int | None = None
   ) -> FrameArray:
-    observations = []
-    for lane in which:
-      own = None if seed is None else lane_seed(seed, int(lane))
-      observations.append(self._environments[lane].reset(own))
-    return np.stack(observations)
+    seeds = [None if seed is None else lane_seed(seed, int(i)) for i in which]
+    pairs = zip(which, seeds, strict=True)
+    return np.stack([self._environments[i].reset(own) for i, own in pairs])
 
   def step(self, which: IntArray, actions: IntArray) -> Step:  # noqa: D102
     steps = [

@@ -62,16 +62,11 @@ def create_minatar_lanes(
   sticky_action_probability: ranges.Share = 0.1,
   difficulty_ramping: bool = True,
 ) -> lanes.Lanes:
-  """Returns lanes of a MinAtar game; the defaults are MinAtar's.
+  """Returns lanes of one of `GAMES`, else a ConfigError.
 
-  Args:
-    game_name: one of `GAMES`.
-    num_lanes: part of what a seed means.
-    sticky_action_probability: of repeating the last action instead.
-    difficulty_ramping: whether the game becomes faster with time.
-
-  Raises:
-    ConfigError: if there is no such game, or a number is out of range.
+  Defaults are MinAtar's. The number of lanes is part of what a seed means; a
+  sticky action is the last one, repeated; with difficulty_ramping a game
+  becomes faster with time.
   """
   if game_name not in GAMES:
     raise errors.ConfigError(

@@ -9,7 +9,7 @@ emulators run while the network looks at another's states. The result is a
 function of the seed, the policy and the number of lanes, not of time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 import dataclasses
 import threading
@@ -41,13 +41,10 @@ class PlayRule:
 
   @classmethod
   def recorded(cls, protocol: Mapping[str, Any]) -> 'PlayRule':
-    """Returns the rule of a protocol, as provenance.json has it.
+    """Returns the rule of provenance.json's protocol, else a DataError.
 
     0 agent steps, of a run trained without evaluation, are the published
     number.
-
-    Raises:
-      DataError: if the protocol does not say.
     """
     try:
       return cls(
@@ -71,6 +68,16 @@ class GameIdentity:
 
 # The protocol of the logged Atari data: 125,000 agent steps an evaluation.
 PUBLISHED = PlayRule(125_000, 0.001, 27_000)
+
+
+def statistics(returns: Sequence[float]) -> dict[str, Any]:
+  """Returns what a collection says of the returns of its episodes."""
+  return {
+    'num_episodes': len(returns),
+    'return_mean': float(np.mean(returns)) if returns else None,
+    'return_min': min(returns, default=None),
+    'return_max': max(returns, default=None),
+  }
 
 
 def evaluation_seed(seed: int, iteration: int) -> int:
@@ -101,15 +108,11 @@ def play(
   """
   if seed < 0:
     raise errors.ConfigError(f'seed is {seed}; it must be >= 0.')
-  indices = np.arange(lanes.num_lanes)
-  # Ten agent steps over four lanes are 3, 3, 2 and 2.
-  quotas = (rule.num_agent_steps + indices[::-1]) // lanes.num_lanes
   watch = _Watch(rule.num_agent_steps, on_progress, should_stop)
+  starts = range(lanes.group_size, lanes.num_lanes, lanes.group_size)
   groups = [
-    _Group(lanes, which, np.maximum(quotas[which], 1), rule, seed)
-    for which in np.split(
-      indices, list(range(lanes.group_size, lanes.num_lanes, lanes.group_size))
-    )
+    _Group(lanes, which, rule, seed)
+    for which in np.split(np.arange(lanes.num_lanes), list(starts))
   ]
   with futures.ThreadPoolExecutor(len(groups)) as pool:
     tasks = [pool.submit(group.play, policy, watch) for group in groups]
@@ -156,15 +159,17 @@ class _Group:
     self,
     lanes: lanes_lib.Lanes,
     which: npt.NDArray[np.int64],
-    quotas: npt.NDArray[np.int64],
     rule: PlayRule,
     seed: int,
   ):
     self._lanes = lanes
-    self._which = which
     self._rule = rule
     self._seed = seed
-    self._remaining = quotas
+    self._which = which
+    # Ten agent steps over four lanes are 3, 3, 2 and 2.
+    num_before = lanes.num_lanes - 1 - which
+    shares = (rule.num_agent_steps + num_before) // lanes.num_lanes
+    self._remaining = np.maximum(shares, 1)
     self._generators = [
       np.random.default_rng((seed, lane, lanes_lib.EXPLORATION_STREAM))
       for lane in which
@@ -178,9 +183,8 @@ class _Group:
   def play(self, policy: Policy, watch: _Watch) -> list[run_tables.Episode]:
     episodes: list[run_tables.Episode] = []
     self._push(self._lanes.reset(self._which, self._seed))
-    while len(self._which):
+    while num_lanes := len(self._which):
       watch.check()
-      num_lanes = len(self._which)
       ended = self._step(self._explore(policy(self._states)))
       episodes += ended
       watch.add(num_lanes, len(ended))
@@ -229,14 +233,14 @@ class _Group:
         observations[restarted] = self._lanes.reset(self._which[restarted])
     self._push(observations)
     if episodes and (self._remaining <= 0).any():
-      self._keep(np.flatnonzero(self._remaining > 0))
+      self._keep(self._remaining > 0)
     return episodes
 
-  def _keep(self, indices: IntArray) -> None:
+  def _keep(self, is_kept: npt.NDArray[np.bool_]) -> None:
     """Drops all other lanes."""
-    self._which = self._which[indices]
-    self._remaining = self._remaining[indices]
-    self._generators = [self._generators[i] for i in indices]
-    self._lengths = self._lengths[indices]
-    self._returns = self._returns[indices]
-    self._states = self._states[indices]
+    self._generators = [self._generators[i] for i in np.flatnonzero(is_kept)]
+    self._which = self._which[is_kept]
+    self._remaining = self._remaining[is_kept]
+    self._lengths = self._lengths[is_kept]
+    self._returns = self._returns[is_kept]
+    self._states = self._states[is_kept]

@@ -33,17 +33,22 @@ def make_store(tmp_path):
 
   def make(image_size=48, num_actions=4, game='drawer-open-grasp'):
     rng = np.random.default_rng(0)
-    made_from = {'scripts': {'game': game}}
-    with cog.Writer(tmp_path / 'store', made_from) as writer:
-      for number in range(12):
-        shape = (6, image_size, image_size, 3)
-        trajectory = cog.Trajectory(
-          rng.integers(0, 256, shape, dtype=np.uint8),
-          np.float32(rng.uniform(-0.9, 0.9, (5, num_actions))),
-          np.array([0, 0, 0, 1, 1], np.float32),
-          np.zeros(5, np.float32),
-        )
-        writer.add(trajectory, cog.PRIOR if number < 8 else cog.TASK)
+    shape = (6, image_size, image_size, 3)
+    trajectories = [
+      cog.Trajectory(
+        rng.integers(0, 256, shape, dtype=np.uint8),
+        np.float32(rng.uniform(-0.9, 0.9, (5, num_actions))),
+        np.array([0, 0, 0, 1, 1], np.float32),
+        np.zeros(5, np.float32),
+      )
+      for _ in range(12)
+    ]
+    parts = [cog.PRIOR] * 8 + [cog.TASK] * 4
+    cog.write(
+      tmp_path / 'store',
+      zip(parts, trajectories, strict=True),
+      scripts={'game': game},
+    )
     return str(tmp_path / 'store')
 
   return make
@@ -218,7 +223,7 @@ def test_crops_move_images_and_are_a_function_of_the_seed():
 
 def test_a_share_of_each_part_is_kept_by_seed(make_store):
   path = make_store()
-  store = cog.read(pathlib.Path(path))
+  _, arrays = cog.read(pathlib.Path(path))
   kept = []
   for seed in (0, 0, 1):
     loader = images.ImageData(fraction=0.25, fraction_seed=seed)
@@ -243,8 +248,8 @@ def test_a_share_of_each_part_is_kept_by_seed(make_store):
   ):
     np.testing.assert_array_equal(column, other)
   # The last image of a trajectory is the next one of its last step alone.
-  trajectory = store.trajectories
-  ends = {int(first + length) for first, _, length in trajectory}
+  trajectories = arrays['trajectories']
+  ends = {int(first + length) for first, _, length in trajectories}
   assert not ends & set(on_disk.positions.tolist())
 
 

@@ -60,8 +60,9 @@ def test_files_of_cog_become_one_store(save, tmp_path):
   assert np.load(folder / 'terminals.npy').nonzero()[0].tolist() == [4, 11, 15]
   actions = np.load(folder / 'actions.npy')
   np.testing.assert_array_equal(actions[5:12], np.float32(prior[1]['actions']))
-  assert cog.read(folder).num_prior == 2
-  assert json.loads((folder / 'manifest.json').read_text()) == manifest
+  read, arrays = cog.read(folder)
+  assert read == json.loads((folder / 'manifest.json').read_text()) == manifest
+  np.testing.assert_array_equal(arrays['images'], images)
 
 
 class Hostile:
@@ -191,4 +192,5 @@ def test_the_command_converts(save, tmp_path):
   )
   assert (done.returncode, done.stderr) == (0, '')
   assert '2 trajectories, 1 of them prior data, 5 transitions' in done.stdout
-  assert cog.read(folder).num_prior == 1
+  manifest, _ = cog.read(folder)
+  assert manifest['num_prior_trajectories'] == 1

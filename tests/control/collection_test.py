@@ -56,8 +56,12 @@ def test_random_play_is_data_of_the_game(tmp_path):
 
 
 def test_a_stopped_collection_leaves_nothing(tmp_path):
+  def stop(num_rows, returns):
+    if num_rows == 20:
+      raise errors.PreemptedError
+
   with pytest.raises(errors.PreemptedError):
-    collect(tmp_path, 'random', 50, should_stop=lambda: True)
+    collect(tmp_path, 'random', 50, on_progress=stop)
   assert not list(tmp_path.iterdir())
 
 

@@ -1,10 +1,14 @@
+"""The drawer as it is played, and scripted play as it is logged."""
+
+import pathlib
+
 import gymnasium
 import gymnasium.utils.env_checker
 import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import drawer
+from batch_rl_dr3.control import cog, drawer, tasks
 
 
 def play(start, scripts, num_episodes, num_steps):
@@ -111,3 +115,49 @@ def test_gymnasium_knows_both_tasks(name, length):
 def test_an_unknown_start_is_refused():
   with pytest.raises(errors.ConfigError, match='ajar'):
     drawer.DrawerEnv('ajar')
+
+
+def collect(folder, game='drawer-blocked-grasp', **kwargs):
+  return drawer.collect_scripted(
+    pathlib.Path(folder),
+    tasks.find(game, tasks.COG),
+    0,
+    150,
+    kwargs.pop('on_progress', lambda rows, returns: None),
+    num_steps=25,
+    **kwargs,
+  )
+
+
+def test_scripts_fill_a_store(tmp_path):
+  seen = []
+  summary = collect(
+    tmp_path / 'store', on_progress=lambda *now: seen.append(str(now))
+  )
+  assert seen[-2:] == ['(125, [1.0])', '(150, [1.0, 1.0])']
+  assert summary['num_episodes'] == 6
+  assert summary['num_prior_episodes'] == 4
+  assert summary['return_mean'] == 1.0
+  manifest, arrays = cog.read(tmp_path / 'store')
+  assert manifest['num_prior_trajectories'] == 4
+  assert manifest['scripts']['game'] == 'drawer-blocked-grasp'
+  assert arrays['images'].shape == (6 * 26, 48, 48, 3)
+  assert np.abs(arrays['actions']).max() <= 0.9
+  # Nothing is grasped in prior data; the task's ends with the cube in the air.
+  assert arrays['rewards'][:100].sum() == 0
+  assert arrays['rewards'][[124, 149]].tolist() == [1.0, 1.0]
+  assert collect(tmp_path / 'again') == summary
+  _, again = cog.read(tmp_path / 'again')
+  assert (again['images'] == arrays['images']).all()
+
+
+def test_what_cannot_be_collected_leaves_nothing(tmp_path):
+  def stop(num_rows, returns):
+    if num_rows == 25:
+      raise errors.PreemptedError
+
+  with pytest.raises(errors.PreemptedError):
+    collect(tmp_path / 'store', on_progress=stop)
+  with pytest.raises(errors.ConfigError, match='data convert --cog'):
+    collect(tmp_path / 'store', game='widow250-pick-tray')
+  assert not list(tmp_path.iterdir())

@@ -9,7 +9,6 @@ import tensorflow as tf
 from batch_rl_dr3.agents import networks  # noqa: F401
 from batch_rl_dr3.config import cli, errors
 from batch_rl_dr3.games import (
-  behaviours,
   collection,
   minatar,  # noqa: F401
 )
@@ -27,7 +26,7 @@ def test_scripted_behaviour_takes_the_epsilons_in_turn():
     seen.append(step)
     return 1
 
-  player = behaviours.ScriptedBehaviour(game, 0, script, (0.0, 1.0))
+  player = collection.ScriptedBehaviour(game, 0, script, (0.0, 1.0))
   shares = []
   for _ in range(4):
     actions = [player.begin_episode(np.zeros(1, np.uint8))]
@@ -45,12 +44,12 @@ def test_scripted_behaviour_takes_the_epsilons_in_turn():
 def test_wrong_epsilons_are_refused(epsilons):
   game = lanes_lib.Game('fake', 'game', 2, (1,), 1, None, {})
   with pytest.raises(errors.ConfigError, match='epsilons'):
-    behaviours.ScriptedBehaviour(game, 0, behaviours.hold_action, epsilons)
+    collection.ScriptedBehaviour(game, 0, collection.hold_action, epsilons)
 
 
 def test_a_script_may_not_leave_the_action_set():
   game = lanes_lib.Game('fake', 'game', 2, (1,), 1, None, {})
-  player = behaviours.ScriptedBehaviour(game, 0, lambda o, t: 2, (0.0,))
+  player = collection.ScriptedBehaviour(game, 0, lambda o, t: 2, (0.0,))
   with pytest.raises(errors.ConfigError, match='actions 0 to 1'):
     player.begin_episode(np.zeros(1, np.uint8))
 
@@ -95,7 +94,7 @@ def test_online_dqn_plays_atari_frames_with_dopamines_network():
   gin.parse_config('WrappedReplayBuffer.replay_capacity = 50')
   gin.parse_config('WrappedReplayBuffer.batch_size = 2')
   game = lanes_lib.Game('fake', 'game', 4, (84, 84), 4, None, {})
-  player = behaviours.OnlineDQNBehaviour(game, 0)
+  player = collection.OnlineDQNBehaviour(game, 0)
   frame = np.zeros((84, 84), np.uint8)
   assert 0 <= player.begin_episode(frame) < 4
   for _ in range(12):
@@ -119,7 +118,7 @@ def test_online_dqn_trains_the_given_network():
   gin.parse_config('DQNAgent.min_replay_history = 2')
   gin.parse_config('WrappedReplayBuffer.replay_capacity = 50')
   game = lanes_lib.Game('fake', 'game', 2, (3,), 1, None, {})
-  player = behaviours.OnlineDQNBehaviour(game, 0, network=Tiny)
+  player = collection.OnlineDQNBehaviour(game, 0, network=Tiny)
   player.begin_episode(np.ones(3, np.uint8))
   player.step(1.0, np.ones(3, np.uint8))
   assert len(built) == 2

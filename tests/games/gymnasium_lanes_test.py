@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.games import behaviours, collection, gymnasium_lanes, play
+from batch_rl_dr3.games import collection, gymnasium_lanes, play
 from batch_rl_dr3.games import lanes as lanes_lib
 from batch_rl_dr3.replay.log import sources
 
@@ -100,7 +100,7 @@ def test_a_log_says_where_time_ran_out(tmp_path):
       lambda num_lanes: gymnasium_lanes.create_gymnasium_lanes(
         'Mine/Short-v0', num_lanes
       ),
-      behaviours.UniformBehaviour,
+      collection.UniformBehaviour,
       num_rows=10,
       rows_per_file=10,
       reward_scale=scale,
