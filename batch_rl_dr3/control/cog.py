@@ -292,7 +292,7 @@ def _floats(name: str, values: Any) -> npt.NDArray[np.float32]:
 
 
 def _images(observations: Any) -> npt.NDArray[np.uint8]:
-  images = [
+  images: list[Any] = [
     o.get('image') if isinstance(o, dict) else None for o in observations
   ]
   for image in images:

@@ -142,10 +142,14 @@ class ImageData:
       'num_trajectories_kept': len(chosen),
       'hash': hashlib.sha256(text.encode()).hexdigest(),
     }
-    columns = [arrays[n][rows] for n in ('actions', 'rewards', 'terminals')]
-    positions = np.repeat(first_images, lengths) + steps
     return task, ImageTransitions(
-      images, positions, *columns, manifest, self.padding
+      images=images,
+      positions=np.repeat(first_images, lengths) + steps,
+      actions=arrays['actions'][rows],
+      rewards=arrays['rewards'][rows],
+      terminals=arrays['terminals'][rows],
+      manifest=manifest,
+      padding=self.padding,
     )
 
 

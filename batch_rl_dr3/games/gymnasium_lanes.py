@@ -82,7 +82,8 @@ def create_gymnasium_lanes(
     ConfigError: if there is none, or its actions are not numbered.
   """
   made = [make(environment) for _ in range(num_lanes)]
-  observations, actions = made[0].observation_space, made[0].action_space
+  actions: Any = made[0].action_space
+  observations: Any = made[0].observation_space
   if not isinstance(actions, gymnasium.spaces.Discrete):
     raise errors.ConfigError(
       f'{environment} has actions of {actions}, and a discrete agent numbers '
@@ -92,7 +93,7 @@ def create_gymnasium_lanes(
   game = lanes.Game(
     suite='gymnasium',
     name=game_name(environment),
-    num_actions=int(actions.n),
+    num_actions=int(made[0].action_space.n),
     observation_shape=observations.shape,
     stack_size=1,
     rom_md5=None,
