@@ -73,38 +73,24 @@ def read_rows(path: _Path, required: Sequence[str] = ()) -> list[_Row]:
   Raises:
     DataError: if the file is damaged.
   """
-  return _parse_rows(path, _whole_text(path), required)
-
-
-def _parse_rows(
-  path: _Path, text: str, required: Sequence[str] = ()
-) -> list[_Row]:
-  reader = csv.DictReader(io.StringIO(text), strict=True, skipinitialspace=True)
+  text = io.StringIO(_whole_text(path))
+  reader = csv.DictReader(text, strict=True, skipinitialspace=True)
   rows: list[_Row] = []
   try:
     for row in reader:
-      where = f'{path}, line {reader.line_num}'
       if None in row:
-        width = len(reader.fieldnames or ())
-        raise errors.DataError(
-          f'{where}: {len(row) - 1 + len(row[None])} cells under a header of '
-          f'{width}. {_MEND}'
-        )
+        count, width = len(row) - 1 + len(row[None]), len(row) - 1
+        raise csv.Error(f'{count} cells under a header of {width}')
       for name in required:
-        _check_count(where, name, row.get(name))
+        cell = row.get(name) or ''
+        if not (cell.isascii() and cell.isdigit()):
+          raise csv.Error(f'{name} is {cell!r}, not a whole number')
       rows.append(row)
   except csv.Error as error:
     raise errors.DataError(
       f'{path}, line {reader.line_num}: {error}. {_MEND}'
     ) from error
   return rows
-
-
-def _check_count(where: str, name: str, cell: str | None) -> None:
-  if cell is None or not (cell.isascii() and cell.isdigit()):
-    raise errors.DataError(
-      f'{where}: {name} is {cell or ""!r}, not a whole number. {_MEND}'
-    )
 
 
 class CsvLog:
@@ -132,7 +118,7 @@ class CsvLog:
       self.replace(row for row in self.rows() if predicate(row))
 
   def append(self, row: Mapping[str, Any]) -> None:
-    """Adds one row. A kill can tear it; `read_rows` leaves a torn row out."""
+    """Adds one row. A kill can tear it; readers leave a torn row out."""
     self._check()
     with (
       atomic.file_errors(self.path),
@@ -191,20 +177,15 @@ class ScoreLog:
   def partial(self) -> set[int]:
     """Returns the iterations that lack some of their scores.
 
-    Rows of an older version do not say how many they are: such are whole.
+    Kept rows of means do not say how many they are: such are whole.
     """
-    rows = self._csv.rows()
-    counts: Counter[int] = Counter()
-    for row in rows:
-      counts[int(row['iteration'])] += int(row.get(EPISODES) or 1)
-    wrong = set()
-    for line, row in enumerate(rows, 2):
-      iteration, stated = int(row['iteration']), row.get(NUM_EPISODES)
-      if stated:
-        _check_count(f'{self._csv.path}, line {line}', NUM_EPISODES, stated)
-        if int(stated) != counts[iteration]:
-          wrong.add(iteration)
-    return wrong
+    rows = [(int(row['iteration']), row) for row in self._csv.rows()]
+    counts = Counter(iteration for iteration, _ in rows)
+    return {
+      iteration
+      for iteration, row in rows
+      if row.get(NUM_EPISODES) not in (None, '', str(counts[iteration]))
+    }
 
   def keep(self, gradient_steps: int) -> None:
     """Drops what was scored after so many gradient steps, or only in part."""
@@ -242,15 +223,13 @@ class ScoreLog:
   def final_return(self) -> tuple[float, int] | None:
     """Returns the last iteration's mean return and number of episodes."""
     rows = self._csv.rows()
-    if not rows:
-      return None
-    last = max(int(row['iteration']) for row in rows)
+    last = max((int(row['iteration']) for row in rows), default=None)
     returns = [
       _number(self._csv.path, line, RETURN, row.get(RETURN))
       for line, row in enumerate(rows, 2)
       if int(row['iteration']) == last
     ]
-    return sum(returns) / len(returns), len(returns)
+    return (sum(returns) / len(returns), len(returns)) if returns else None
 
 
 def read_columns(
@@ -269,6 +248,8 @@ def read_columns(
     DataError: if the file cannot be read, a cell of `numbers` is no number, or
       a row does not say its step.
   """
+  import pandas as pd
+
   text = _whole_text(path)
   num_lines = text.count('\n')
   first_line = text.partition('\n')[0]
@@ -283,49 +264,31 @@ def read_columns(
   # pandas would leave out the cells of a row that has too many.
   if '"' not in text and text.count(',') <= (len(header) - 1) * num_lines:
     with contextlib.suppress(ValueError):
-      frame = _parse_columns(text, present, words)
+      kinds = dict.fromkeys(present, 'float64')
+      frame = pd.read_csv(
+        io.BytesIO(text.encode()),
+        usecols=[*present, *words],
+        dtype=kinds | dict.fromkeys(words, 'category'),
+        na_values={name: [''] for name in present},
+        keep_default_na=False,
+        # Numbers as Python reads them, to the last bit.
+        float_precision='round_trip',
+        skipinitialspace=True,
+        index_col=False,
+        low_memory=False,
+      )[[*present, *words]]
   if frame is None:
-    frame = _parse_cells(path, text, present, words)
+    rows = read_rows(path)
+    columns: dict[str, Any] = {
+      n: [_number(path, line, n, row[n]) for line, row in enumerate(rows, 2)]
+      for n in present
+    }
+    columns |= {n: pd.Categorical([row[n] for row in rows]) for n in words}
+    frame = pd.DataFrame(columns).astype(dict.fromkeys(present, 'float64'))
   steps = frame[STEPS].to_numpy()
   is_count = (steps >= 0) & (steps < _MAX_COUNT) & (np.floor(steps) == steps)
   _refuse(path, ~is_count, f'no {STEPS}. {_MEND}')
   return frame.astype({STEPS: 'int64'})
-
-
-def _parse_columns(
-  text: str, numbers: list[str], words: list[str]
-) -> 'pd.DataFrame':
-  import pandas as pd
-
-  frame = pd.read_csv(
-    io.BytesIO(text.encode()),
-    usecols=[*numbers, *words],
-    dtype=dict.fromkeys(numbers, 'float64') | dict.fromkeys(words, 'category'),
-    na_values={name: [''] for name in numbers},
-    keep_default_na=False,
-    # Numbers as Python reads them, to the last bit.
-    float_precision='round_trip',
-    skipinitialspace=True,
-    index_col=False,
-    low_memory=False,
-  )
-  return frame[[*numbers, *words]]
-
-
-def _parse_cells(
-  path: _Path, text: str, numbers: list[str], words: list[str]
-) -> 'pd.DataFrame':
-  import pandas as pd
-
-  rows = _parse_rows(path, text)
-  columns: dict[str, Any] = {
-    name: np.array(
-      [_number(path, line, name, row[name]) for line, row in enumerate(rows, 2)]
-    )
-    for name in numbers
-  }
-  columns |= {n: pd.Categorical([row[n] for row in rows]) for n in words}
-  return pd.DataFrame(columns)
 
 
 def _number(path: _Path, line: int, column: str, cell: str | None) -> float:
@@ -363,7 +326,7 @@ def read_metrics(path: pathlib.Path, columns: Iterable[str]) -> 'pd.DataFrame':
 
 
 def read_evaluations(
-  path: pathlib.Path, identity: dict[str, str]
+  path: pathlib.Path, identity: Mapping[str, str]
 ) -> 'pd.DataFrame':
   """Returns a row per evaluation: its gradient step and what it came to.
 
@@ -379,25 +342,26 @@ def read_evaluations(
   """
   import pandas as pd
 
-  episodes = read_columns(
-    path,
-    (RETURN, 'episode', EPISODES, NUM_EPISODES),
-    ('truncated', *IDENTITY),
-  )
-  missing = np.full(len(episodes), np.nan)
-  numbers = episodes.select_dtypes('number')
-  columns = {name: numbers[name].to_numpy() for name in numbers}
-  returns = columns.get(RETURN, missing)
+  numbers = (RETURN, 'episode', 'truncated', EPISODES, NUM_EPISODES)
+  episodes = read_columns(path, numbers, identity)
+  for name, own in identity.items():
+    for value in episodes[name].cat.categories if name in episodes else ():
+      if value != own:
+        _refuse(
+          path,
+          (episodes[name] == value).to_numpy(),
+          f'{name} is {value!r}, but provenance.json says {own!r}. Give every '
+          'run a folder of its own.',
+        )
+  # pandas' own grouping costs more than the rest of reading a small file.
+  columns = {n: np.full(len(episodes), np.nan) for n in numbers}
+  columns |= {n: c.to_numpy() for n, c in episodes.items() if n not in identity}
+  returns, truncated = columns[RETURN], np.nan_to_num(columns['truncated'])
   _refuse(
     path,
     ~np.isfinite(returns),
     'an episode without a return. Remove the line, or evaluate the run again.',
   )
-  _refuse_strangers(path, episodes, identity)
-  # pandas' own grouping costs more than the rest of reading a small file.
-  steps, rows = np.unique(columns[STEPS], return_inverse=True)
-  weights = columns.get(EPISODES, np.ones(len(episodes)))
-  counts = np.bincount(rows, weights, len(steps))
   if 'episode' in episodes:
     _refuse(
       path,
@@ -407,8 +371,11 @@ def read_evaluations(
         f'{columns[STEPS][row]:,} is there twice. Remove one evaluation of it.'
       ),
     )
-  # Rows of an older version, which are empty there, say nothing.
-  stated = columns.get(NUM_EPISODES, missing)
+  steps, rows = np.unique(columns[STEPS], return_inverse=True)
+  weights = np.nan_to_num(columns[EPISODES], nan=1.0)
+  counts = np.bincount(rows, weights, len(steps))
+  # Kept rows, which are means, say nothing.
+  stated = columns[NUM_EPISODES]
   _refuse(
     path,
     ~np.isnan(stated) & (stated != counts[rows]),
@@ -420,44 +387,12 @@ def read_evaluations(
   )
   lowest = np.full(len(steps), np.inf)
   np.minimum.at(lowest, rows, returns)
-  cut_short = np.bincount(rows, _cut_short(episodes), len(steps))
   return pd.DataFrame(
     {
       STEPS: steps,
       RETURN: np.bincount(rows, weights * returns, len(steps)) / counts,
       'episodes': counts.astype(np.int64),
-      'truncated': cut_short.astype(np.int64),
+      'truncated': np.bincount(rows, truncated, len(steps)).astype(np.int64),
       'lowest': lowest,
     }
   )
-
-
-def _refuse_strangers(
-  path: pathlib.Path, episodes: 'pd.DataFrame', identity: dict[str, str]
-) -> None:
-  """Raises if a row is of another run than provenance.json says."""
-  for name in IDENTITY:
-    for value in episodes[name].cat.categories if name in episodes else ():
-      if value != identity[name]:
-        _refuse(
-          path,
-          (episodes[name] == value).to_numpy(),
-          f'{name} is {value!r}, but provenance.json says {identity[name]!r}. '
-          'Give every run a folder of its own.',
-        )
-
-
-def _cut_short(episodes: 'pd.DataFrame') -> npt.NDArray[np.float64]:
-  """Returns how many episodes of each row were cut short: float64 [rows]."""
-  import pandas as pd
-
-  if 'truncated' not in episodes:
-    return np.zeros(len(episodes))
-  column = episodes['truncated'].cat
-  words = {'true': '1', 'false': '0'}
-  numbers = pd.to_numeric(
-    [words.get(word.lower(), word) for word in column.categories],
-    errors='coerce',
-  )
-  # The last is what an empty cell's code, -1, stands for.
-  return np.nan_to_num(np.append(numbers, 0.0))[column.codes]
