@@ -35,11 +35,16 @@ class FileError(errors.WriteError):
 
 
 @contextlib.contextmanager
-def file_errors(path: _Path) -> Iterator[None]:
-  """Turns an OSError into a FileError that names `path`."""
+def file_errors(path: _Path, check: Check = unchecked) -> Iterator[None]:
+  """Turns an OSError into a FileError that names `path`.
+
+  `check` is asked first: who has taken over has removed what was temporary.
+  """
   try:
     yield
   except OSError as error:
+    with contextlib.suppress(OSError, FileError):
+      check()
     raise FileError(path, error) from error
 
 
@@ -106,13 +111,11 @@ def whole_path(
   ending: str = '.tmp',
 ) -> Iterator[pathlib.Path]:
   """Yields a temporary path as `replaced` does; FileError if that fails."""
-  try:
-    with replaced(path, check, durable, ending) as temporary:
-      yield temporary
-  except OSError as error:
-    with contextlib.suppress(OSError, FileError):
-      check()  # Who has taken over has removed the temporary file.
-    raise FileError(path, error) from error
+  with (
+    file_errors(path, check),
+    replaced(path, check, durable, ending) as temporary,
+  ):
+    yield temporary
 
 
 @contextlib.contextmanager
@@ -147,22 +150,21 @@ def whole_folder(path: _Path) -> Iterator[pathlib.Path]:
   target = pathlib.Path(path)
   mark = secrets.token_hex(8)
   staging = make_directory(target.with_name(f'.{target.name}.{mark}.partial'))
-  replaced = target.with_name(f'.{target.name}.{mark}.replaced')
+  before = target.with_name(f'.{target.name}.{mark}.replaced')
   try:
-    yield staging
-    if target.exists():
-      os.replace(target, replaced)
-    try:
-      os.replace(staging, target)
-    except OSError:
-      if replaced.exists():
-        os.replace(replaced, target)
-      raise
-  except OSError as error:
-    raise FileError(target, error) from error
+    with file_errors(target):
+      yield staging
+      if target.exists():
+        os.replace(target, before)
+      try:
+        os.replace(staging, target)
+      except OSError:
+        if before.exists():
+          os.replace(before, target)
+        raise
   finally:
     shutil.rmtree(staging, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def name_folder(temporary: _Path, path: _Path) -> None:

@@ -7,7 +7,6 @@ one before it is used.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -51,12 +50,13 @@ class Checkpoint:
     for file_name, expected in self.files.items():
       path = self.manifest.with_name(file_name)
       try:
-        if not path.is_file():
-          return f'{file_name} is missing'
-        if path.stat().st_size != expected['bytes']:
-          return f'{file_name} has {path.stat().st_size} bytes, not all'
+        size = path.stat().st_size
+        if size != expected['bytes']:
+          return f'{file_name} has {size} bytes, not all'
         if with_content and _sha256(path) != expected['sha256']:
           return f'{file_name} does not match its sha256'
+      except FileNotFoundError:
+        return f'{file_name} is missing'
       except OSError as error:
         return f'{file_name} cannot be read: {error.strerror}'
     return None
@@ -68,16 +68,15 @@ def _read(path: pathlib.Path) -> Checkpoint | None:
   if record is None:
     return None
   name, files = record['name'], record['files']
+  wrong = '' if files else 'files names no file'
   if path.name != f'ckpt.{name}.json':
-    raise errors.DataError(f'{path}: name is {name!r}, not its own. {_MEND}')
+    wrong = f'name is {name!r}, not its own'
   for file_name in files:
     place.path_below(path.parent, file_name, path, 'files')
     if not file_name.startswith(f'{_PREFIX}{name}.') or '/' in file_name:
-      raise errors.DataError(
-        f'{path}: files names {file_name!r}, no file of the checkpoint. {_MEND}'
-      )
-  if not files:
-    raise errors.DataError(f'{path}: files names no file. {_MEND}')
+      wrong = wrong or f'files names {file_name!r}, no file of the checkpoint'
+  if wrong:
+    raise errors.DataError(f'{path}: {wrong}. {_MEND}')
   prefix = str(path.with_name(f'{_PREFIX}{name}'))
   return Checkpoint(name, record['gradient_steps'], prefix, files)
 
@@ -152,21 +151,18 @@ class Checkpoints:
     # Of no other process's name, wherever that runs.
     temporary = self._directory / f'.writing.{name}.{secrets.token_hex(8)}'
     try:
-      temporary.mkdir()
-      write(str(temporary / target.name))
-      files = {}
-      for path in sorted(temporary.iterdir()):
-        atomic.sync(path)
-        size = path.stat().st_size
-        files[path.name] = {'bytes': size, 'sha256': _sha256(path)}
-      self._check()
-      for file_name in files:
-        os.replace(temporary / file_name, self._directory / file_name)
-      atomic.sync(self._directory)
-    except OSError as error:
-      with contextlib.suppress(OSError, atomic.FileError):
-        self._check()  # Who has taken over has removed the temporary folder.
-      raise atomic.FileError(target, error) from error
+      with atomic.file_errors(target, self._check):
+        temporary.mkdir()
+        write(str(temporary / target.name))
+        files = {}
+        for path in sorted(temporary.iterdir()):
+          atomic.sync(path)
+          size = path.stat().st_size
+          files[path.name] = {'bytes': size, 'sha256': _sha256(path)}
+        self._check()
+        for file_name in files:
+          os.replace(temporary / file_name, self._directory / file_name)
+        atomic.sync(self._directory)
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
     atomic.write_json(
@@ -201,11 +197,7 @@ class Checkpoints:
       reason = checkpoint.damage()
       if reason is None:
         return checkpoint
-      logging.warning(
-        'Checkpoint %s is damaged (%s) and set aside; trying the one before.',
-        *(checkpoint.manifest, reason),
-      )
-      _put_aside(checkpoint.manifest)
+      _set_aside(checkpoint.manifest, f'{checkpoint.manifest}: {reason}.')
     if any(self._directory.glob(f'ckpt.*{_DAMAGED}')):
       raise errors.DataError(
         f'every checkpoint in {self._directory} is damaged, and a run is not '
@@ -220,18 +212,12 @@ class Checkpoints:
       atomic.remove_tree(leftover)
     for path in self._directory.glob(f'{_PREFIX}*'):
       name = path.name.removeprefix(_PREFIX).partition('.')[0]
-      manifest = self._directory / f'ckpt.{name}.json'
-      if not manifest.exists() and not _set_aside(manifest).exists():
+      if not any(self._directory.glob(f'ckpt.{name}.json*')):
         atomic.remove_file(path)
 
   def _newest_first(self) -> list[Checkpoint]:
     """Returns the checkpoints; sets those with a damaged manifest aside."""
-
-    def set_aside(path: pathlib.Path, error: errors.DataError) -> None:
-      logging.warning('%s It is set aside.', error)
-      _put_aside(path)
-
-    found = manifests(self._directory, set_aside)
+    found = manifests(self._directory, _set_aside)
     return sorted(found, key=lambda c: c.gradient_steps, reverse=True)
 
   def _prune(self) -> None:
@@ -250,13 +236,10 @@ class Checkpoints:
           atomic.remove_file(self._directory / file_name)
 
 
-def _set_aside(manifest: pathlib.Path) -> pathlib.Path:
-  return manifest.with_name(f'{manifest.name}{_DAMAGED}')
-
-
-def _put_aside(manifest: pathlib.Path) -> None:
+def _set_aside(manifest: pathlib.Path, reason: object) -> None:
+  logging.warning('%s It is set aside.', reason)
   with atomic.file_errors(manifest):
-    manifest.rename(_set_aside(manifest))
+    manifest.rename(manifest.with_name(f'{manifest.name}{_DAMAGED}'))
 
 
 def _sha256(path: pathlib.Path) -> str:

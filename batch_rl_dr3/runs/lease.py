@@ -69,9 +69,8 @@ class Lease:
   def __init__(self, terms: place.Place, name: str):
     self._terms = terms
     self._name = name
-    self._worker = f'{socket.gethostname()}:{os.getpid()}:' + (
-      secrets.token_hex(4)
-    )
+    mark = secrets.token_hex(4)
+    self._worker = f'{socket.gethostname()}:{os.getpid()}:{mark}'
     self._num_beats = 0
     self._ended = threading.Event()
     self._thread: threading.Thread | None = None
@@ -107,11 +106,9 @@ class Lease:
     if successor is None and self._terms.read(_term(self.token)) is not None:
       return
     self.is_lost = True
-    by = ''
-    if successor is not None:
-      by = f' by {_parse_term(self.token + 1, successor).worker}'
+    worker = _parse_term(self.token + 1, successor).worker
     raise FencedError(
-      f'{self._name} was taken over{by} while this process (term '
+      f'{self._name} was taken over by {worker} while this process (term '
       f'{self.token}) stood still; it leaves, and writes nothing more.'
     )
 
@@ -191,24 +188,26 @@ def _read_term(terms: place.Place, token: int) -> Term:
 
 def _parse_term(token: int, content: bytes | None) -> Term:
   """Returns a term; of a damaged or torn record, only that there was one."""
-  try:
-    term = Term(**json.loads(content or b''))
-  except (ValueError, TypeError, RecursionError):
-    return Term(token)
-  are_right = all(
-    type(getattr(term, field.name)) is type(field.default)
-    for field in dataclasses.fields(Term)
-    if field.name != 'token'
+  said = _parse(content)
+  kinds = {f.name: type(f.default) for f in dataclasses.fields(Term)}
+  del kinds['token']
+  is_right = said.get('token') == token and all(
+    type(said.get(name)) is kind for name, kind in kinds.items()
   )
-  return term if are_right and term.token == token else Term(token)
+  return Term(token, **{n: said[n] for n in kinds} if is_right else {})
 
 
 def _is_released(beat: bytes | None) -> bool:
-  try:
-    value = json.loads(beat or b'')
-  except (ValueError, RecursionError):
-    return False
-  return isinstance(value, dict) and value.get('released') is True
+  return _parse(beat).get('released') is True
+
+
+def _parse(content: bytes | None) -> dict[str, Any]:
+  """Returns the object that a file holds; an empty one of a damaged file."""
+  with contextlib.suppress(ValueError, RecursionError):
+    value = json.loads(content or b'')
+    if isinstance(value, dict):
+      return value
+  return {}
 
 
 def _term(token: int) -> str:

@@ -95,11 +95,9 @@ class Mirror:
         here = {n: s for name in below for n, s in self.stamps(name).items()}
         for name in here.keys() - held.keys():
           (self.folder / name).unlink(missing_ok=True)
-        changed = {
-          n: e
-          for n, e in held.items()
-          if n not in here or not _is_as_listed(here[n], e)
-        }
+        # A file here has the size and date, in ms, of its object.
+        known = {n: (size, ns // 10**6) for n, (size, ns) in here.items()}
+        changed = {n: e for n, e in held.items() if known.get(n) != e[:2]}
         for _ in pool.map(self._fetch, changed, changed.values()):
           pass
       except OSError as error:
@@ -131,11 +129,11 @@ class Mirror:
       contextlib.suppress(FileNotFoundError),  # It has gone meanwhile.
       atomic.replaced(target, durable=False) as temporary,
     ):
-      if form != 'sizes' and not (
-        form == 'ends'
-        and entry.size > 2 * _PART_BYTES
-        and self._write_ends(name, temporary, entry.size)
-      ):
+      if form == 'ends' and entry.size > 2 * _PART_BYTES:
+        is_written = self._write_ends(name, temporary, entry.size)
+      else:
+        is_written = form == 'sizes'
+      if not is_written:
         entry = self.place.fetch(name, temporary, entry)
       with open(temporary, 'ab') as file:
         file.truncate(entry.size)
@@ -146,10 +144,10 @@ class Mirror:
     with open(path, 'wb') as file:
       for start in (0, size - _PART_BYTES):
         part = self.place.read_part(name, start, start + _PART_BYTES)
+        file.seek(start)
+        file.write(part or b'')
         if part is None:
           return False
-        file.seek(start)
-        file.write(part)
     return True
 
   def publish(self, name: str) -> None:
@@ -171,7 +169,3 @@ class Mirror:
       return sum(size for size, _ in self.stamps(below).values())
     prefix = f'{below}/'
     return sum(e.size for n, e in self._listed.items() if n.startswith(prefix))
-
-
-def _is_as_listed(stamp: Stamp, entry: place_lib.Entry) -> bool:
-  return (stamp[0], stamp[1] // 10**6) == (entry.size, entry.changed)

@@ -153,13 +153,11 @@ class _CountedFile(io.FileIO):
 
 def local_file(path: _Path, count: ByteCount | None = None) -> StoredFile:
   """Returns a file of this machine, whose bytes `count` counts."""
-  path = pathlib.Path(path)
+  path, count = pathlib.Path(path), count or ByteCount()
   try:
     num_bytes = path.stat().st_size
   except OSError as error:
     raise errors.DataError(f'cannot read {path}: {error.strerror}.') from error
-  if count is None:
-    return StoredFile(str(path), num_bytes, lambda: open(path, 'rb'))
   return StoredFile(
     str(path),
     num_bytes,
@@ -169,8 +167,7 @@ def local_file(path: _Path, count: ByteCount | None = None) -> StoredFile:
 
 def one_line(error: BaseException | None) -> str:
   """Returns the class of an error and what it says, on one line."""
-  text = ' '.join(str(error).split())
-  return f'{type(error).__name__}: {text}' if text else type(error).__name__
+  return ' '.join(f'{type(error).__name__}: {error}'.split()).rstrip(':')
 
 
 @contextlib.contextmanager
@@ -346,13 +343,11 @@ class Place:
 
   def _sized(self, name: str, info: dict[str, Any]) -> dict[str, Any]:
     if info.get('size') is None:  # Listings of web servers say no sizes.
-      path = info['name']
-      info = self._again(
-        f'{self.name}/{name}',
-        lambda: {**self._filesystem.info(path), 'name': path},
-      )
-    if info.get('size') is None:
-      raise errors.DataError(f'{self.name}/{name} has no stated size.')
+      path, where = info['name'], f'{self.name}/{name}'
+      found = self._again(where, lambda: self._filesystem.info(path))
+      info = {**found, 'name': path}
+      if info.get('size') is None:
+        raise errors.DataError(f'{where} has no stated size.')
     return info
 
   def file(self, info: dict[str, Any]) -> StoredFile:
@@ -385,12 +380,10 @@ def _last_part(name: str) -> str:
 
 
 def _is_whole(path: pathlib.Path, entry: Entry) -> bool:
-  if path.stat().st_size != entry.size:
-    return False
-  if not entry.md5:
-    return True
   with open(path, 'rb') as file:
-    digest = hashlib.file_digest(file, 'md5').digest()
+    if os.fstat(file.fileno()).st_size != entry.size:
+      return False
+    digest = hashlib.file_digest(file, 'md5').digest() if entry.md5 else b''
   return base64.b64encode(digest).decode() == entry.md5
 
 
@@ -438,9 +431,9 @@ def open_data(
   """
   options: dict[str, Any] = {}
   if is_google(url):
+    default = 'google_default' if _has_credentials() else 'anon'
     options = {
-      'token': google_token
-      or ('google_default' if _has_credentials() else 'anon'),
+      'token': google_token or default,
       'timeout': timeout,
       'endpoint_url': endpoint_url,
       'consistency': 'none',  # What is read is checked by itself.
@@ -470,10 +463,9 @@ def _has_credentials() -> bool:
     return False
   if os.environ.get('GOOGLE_APPLICATION_CREDENTIALS'):
     return True
-  folder = os.environ.get('CLOUDSDK_CONFIG') or pathlib.Path.home().joinpath(
-    '.config', 'gcloud'
-  )
-  return pathlib.Path(folder, 'application_default_credentials.json').is_file()
+  folder = os.environ.get('CLOUDSDK_CONFIG') or '~/.config/gcloud'
+  path = os.path.join(folder, 'application_default_credentials.json')
+  return os.path.isfile(os.path.expanduser(path))
 
 
 def _connect(location: str, options: dict[str, Any]) -> tuple[Any, str]:

@@ -79,7 +79,11 @@ class Home:
     terms = self._mirror.place.folder(lease.FOLDER)
     with lease.held(terms, self.name) as self._lease:
       if not self._mirror.is_elsewhere:
-        _remove_temporaries(self.folder)
+        for name in RUN_FILES:
+          for temporary in self.folder.glob(f'.{name}.*.tmp'):
+            atomic.remove_file(temporary)
+        for leftover in (self.folder / CHECKPOINTS).glob('.*'):
+          atomic.remove_tree(leftover)
         yield self._lease
         return
       cache = self.folder
@@ -123,19 +127,8 @@ class Home:
       del self._published[name]
 
 
-def _rank(name: str) -> tuple[int, str]:
+def _rank(name: str) -> tuple[bool, bool, str]:
   """Returns the order of uploads: what vouches for others comes after them."""
-  path = pathlib.PurePosixPath(name)
-  is_manifest = path.match('ckpt.*.json')
-  if name == FINISHED:
-    return 2, name
+  is_manifest = pathlib.PurePosixPath(name).match('ckpt.*.json')
   # config.gin says that there is a run, as provenance.json describes it.
-  return int(is_manifest or name == CONFIG), name
-
-
-def _remove_temporaries(folder: pathlib.Path) -> None:
-  for name in RUN_FILES:
-    for temporary in folder.glob(f'.{name}.*.tmp'):
-      atomic.remove_file(temporary)
-  for leftover in (folder / CHECKPOINTS).glob('.*'):
-    atomic.remove_tree(leftover)
+  return name == FINISHED, is_manifest or name == CONFIG, name
