@@ -235,7 +235,7 @@ def _collect() -> None:
   output = FLAGS.output or os.path.join(runs.folder, name)
   num_rows = kept.write(tables, output)
   if FLAGS.output is None:
-    runs.publish(name)
+    runs.upload(name)
     output = f'{runs.name}/{name}'
   print(
     f'{output}: {num_rows:,} episodes of {len(tables):,} runs; '

@@ -189,20 +189,16 @@ def create(setup: pool.Setup) -> GameEvaluator:
     if create_lanes is None:
       raise ValueError('FixedReplayRunner.create_lanes names no game')
     lanes = create_lanes()
-  if setup.protocol is not None:
-    rule = play.PlayRule.recorded(setup.protocol)
-  else:
-    published = play.PUBLISHED
-    rule = play.PlayRule(
-      # A run that was trained without evaluation says 0.
-      bound('FixedReplayRunner.num_evaluation_agent_steps', 0)
-      or published.num_agent_steps,
-      bound('OfflineAgent.epsilon_eval', published.epsilon),
-      bound(
-        'FixedReplayRunner.max_agent_steps_per_episode',
-        published.max_agent_steps_per_episode,
-      ),
-    )
+  protocol = setup.protocol
+  if protocol is None:
+    runner, published = 'FixedReplayRunner.', play.PUBLISHED
+    names = ('num_evaluation_agent_steps', 'max_agent_steps_per_episode')
+    defaults = (0, published.max_agent_steps_per_episode)
+    protocol = {
+      'epsilon_eval': bound('OfflineAgent.epsilon_eval', published.epsilon),
+      **{n: bound(runner + n, d) for n, d in zip(names, defaults, strict=True)},
+    }
+  rule = play.PlayRule.recorded(protocol)
   agent = bound('FixedReplayRunner.agent', None)
   network = bound('OfflineAgent.network', networks.NatureNetwork)
   if agent is not None:

@@ -42,11 +42,9 @@ _PALETTE = np.array(
 )
 
 Picture = npt.NDArray[np.uint8]
-# States -> Q-values float32 [n, A] and features float32 [n, D].
-OutputsOf = Callable[
-  [lanes_lib.FrameArray],
-  tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
-]
+_Floats = npt.NDArray[np.float32]
+# States -> Q-values [n, A] and features [n, D].
+OutputsOf = Callable[[lanes_lib.FrameArray], tuple[_Floats, _Floats]]
 
 
 @contextlib.contextmanager
@@ -85,40 +83,31 @@ class FilmedLane:
     outputs: OutputsOf,
     write: Callable[[Picture], object],
   ):
-    self.game = lanes.game
-    self.reset = lanes.reset
+    self.game, self.reset, self.close = lanes.game, lanes.reset, lanes.close
     self._lanes = lanes
     self._outputs = outputs
     self._write = write
-    self._features: npt.NDArray[np.float32] | None = None
+    self._features: _Floats | None = None
     self._dot_products: list[float] = []
     self._return = 0.0
 
   def act(self, states: lanes_lib.FrameArray) -> lanes_lib.IntArray:
     """Returns the greedy action and keeps what the network said."""
-    before, self._states = self._features, states[..., -1]
-    self._q_values, self._features = self._outputs(states)
+    before, self._state = self._features, states[0, ..., -1]
+    q_values, self._features = self._outputs(states)
+    self._q_values = q_values[0]
     if before is not None:
       self._dot_products.append(float(before[0] @ self._features[0]))
-    return self._q_values.argmax(axis=1)
+    return q_values.argmax(axis=1)
 
   def step(  # noqa: D102
     self, which: lanes_lib.IntArray, actions: lanes_lib.IntArray
   ) -> lanes_lib.Step:
-    picture = draw(
-      self._states[0],
-      self._q_values[0],
-      int(actions[0]),
-      self._dot_products,
-      self._return,
-    )
-    self._write(picture)
+    said = self._q_values, int(actions[0]), self._dot_products, self._return
+    self._write(draw(self._state, *said))
     step = self._lanes.step(which, actions)
     self._return += float(step.rewards[0])
     return step
-
-  def close(self) -> None:
-    """Does nothing: whose lanes they are closes them."""
 
 
 @dataclasses.dataclass
@@ -133,7 +122,7 @@ class FilmedEnvironment:
   def reset(self, seed: int) -> tuple[Any, dict[str, Any]]:  # noqa: D102
     return self.environment.reset(seed=seed)
 
-  def step(self, action: npt.NDArray[np.float32]) -> tuple[Any, ...]:
+  def step(self, action: _Floats) -> tuple[Any, ...]:
     """Plays one step, after a picture of where it begins.
 
     Raises:
@@ -162,10 +151,11 @@ def draw_body(screen: Picture, step: int, episode_return: float) -> Picture:
   picture: Picture = np.full((_HEIGHT, _WIDTH, 3), 24, np.uint8)
   height, width = screen.shape[:2]
   scale = min(_SCREEN / height, (_WIDTH - 2 * _MARGIN) / width)
-  size = (int(width * scale), int(height * scale))
-  shown = cv2.resize(screen[..., ::-1], size, interpolation=cv2.INTER_AREA)
-  left = (_WIDTH - size[0]) // 2
-  picture[_MARGIN : _MARGIN + size[1], left : left + size[0]] = shown
+  width, height = int(width * scale), int(height * scale)
+  left = (_WIDTH - width) // 2
+  picture[_MARGIN : _MARGIN + height, left : left + width] = cv2.resize(
+    screen[..., ::-1], (width, height), interpolation=cv2.INTER_AREA
+  )
   text = f'step {step}   return {episode_return:.1f}'
   _write(picture, text, left, _HEIGHT - 10)
   return picture
@@ -173,7 +163,7 @@ def draw_body(screen: Picture, step: int, episode_return: float) -> Picture:
 
 def draw(
   observation: lanes_lib.FrameArray,
-  q_values: npt.NDArray[np.float32],
+  q_values: _Floats,
   action: int,
   dot_products: list[float],
   episode_return: float,
@@ -207,9 +197,7 @@ def _colours(observation: lanes_lib.FrameArray) -> Picture:
   return (observation[..., None] * colours).max(axis=2).astype(np.uint8)
 
 
-def _draw_q_values(
-  picture: Picture, q_values: npt.NDArray[np.float32], action: int
-) -> None:
+def _draw_q_values(picture: Picture, q_values: _Floats, action: int) -> None:
   """Draws a bar per action, from the lowest Q-value to the highest."""
   _write(picture, 'Q by action (orange: done)', _PANEL, _MARGIN)
   top, height = _MARGIN + 10, 230

@@ -150,7 +150,7 @@ class Mirror:
           return False
     return True
 
-  def publish(self, name: str) -> None:
+  def upload(self, name: str) -> None:
     """Uploads a file that was written, if it is of a bucket."""
     if self.is_elsewhere:
       with atomic.file_errors(f'{self.name}/{name}'):

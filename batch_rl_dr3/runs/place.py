@@ -42,9 +42,8 @@ _VERSION_KEYS = (
   *('LastModified', 'mtime', 'created'),
 )
 # What exceptions without a number are; all others are EIO.
-_NUMBERS: dict[type[Exception], int] = {
-  FileNotFoundError: errno.ENOENT,
-  FileExistsError: errno.EEXIST,
+_NUMBERS: dict[type, int] = {
+  **{FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST}
 }
 _BUFFER_BYTES = 128 << 10
 _FIRST_CHUNK_BYTES = 256 << 10
@@ -66,13 +65,12 @@ def plain(name: Any, source: object, field: str) -> str:
 
   If not, a DataError says that `source`, a file or bucket, names it in `field`.
   """
-  is_plain = (
+  if not (
     isinstance(name, str)
     and name.isprintable()  # So it is UTF-8, too.
     and '\\' not in name
     and all(part not in ('', '.', '..') for part in name.split('/'))
-  )
-  if not is_plain:
+  ):
     raise errors.DataError(
       f'{source}: {field} names {name!r}, which is no plain name of a file '
       'below its folder. The file is damaged or not from this program; '
@@ -108,9 +106,7 @@ def _entry(info: dict[str, Any]) -> Entry:
     changed = datetime.datetime.fromisoformat(changed)
   if isinstance(changed, datetime.datetime):
     changed = changed.timestamp()
-  return Entry(
-    int(info['size']), round(1000 * changed), str(info.get('md5Hash') or '')
-  )
+  return Entry(info['size'], round(1000 * changed), info.get('md5Hash') or '')
 
 
 def version(info: dict[str, Any]) -> list[Any]:

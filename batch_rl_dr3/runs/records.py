@@ -182,9 +182,3 @@ def read_failed(folder: _Path) -> dict[str, Any] | None:
     FAILED,
     'Remove it; the next attempt writes its own.',
   )
-
-
-def is_finished(folder: _Path, num_iterations: int) -> bool:
-  """Returns whether a run has had so many iterations, scores and all."""
-  finished = read_finished(folder)
-  return finished is not None and finished['num_iterations'] >= num_iterations

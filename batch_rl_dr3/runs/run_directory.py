@@ -32,7 +32,7 @@ TRACKED = 'tracked.json'
 RUN_FILES = (CONFIG, PROVENANCE, METRICS, SCORES, FAILED, FINISHED, TRACKED)
 
 
-class Home:
+class Home(mirror.Mirror):
   """The place of one run, called `name` in messages: a folder or a URL.
 
   This process works in `folder`, which is filled once the home is locked.
@@ -48,22 +48,15 @@ class Home:
 
     Files of a bucket that match patterns `whole` are worked on below cache_dir.
     """
+    contents = mirror.Contents('run', whole)
+    super().__init__(base_dir, cache_dir, contents, lease.FOLDER)
     self._lease: lease.Lease | None = None
     self._published: dict[str, mirror.Stamp] = {}
-    self._mirror = mirror.Mirror(
-      base_dir, cache_dir, mirror.Contents('run', whole), lease.FOLDER
-    )
-    self.name = self._mirror.name
-    if self._mirror.is_elsewhere:
+    if self.is_elsewhere:
       key = hashlib.sha256(self.name.encode()).hexdigest()[:16]
-      self._mirror.folder = pathlib.Path(cache_dir) / 'runs' / key
+      self.folder = pathlib.Path(cache_dir) / 'runs' / key
     else:
       atomic.make_directory(self.folder)
-
-  @property
-  def folder(self) -> pathlib.Path:
-    """Where this process works."""
-    return self._mirror.folder
 
   @contextlib.contextmanager
   def lock(self) -> Iterator[lease.Lease]:
@@ -76,9 +69,9 @@ class Home:
       DataError: if what is in the bucket cannot be read.
       WriteError: if nothing can be written there.
     """
-    terms = self._mirror.place.folder(lease.FOLDER)
+    terms = self.place.folder(lease.FOLDER)
     with lease.held(terms, self.name) as self._lease:
-      if not self._mirror.is_elsewhere:
+      if not self.is_elsewhere:
         for name in RUN_FILES:
           for temporary in self.folder.glob(f'.{name}.*.tmp'):
             atomic.remove_file(temporary)
@@ -86,16 +79,14 @@ class Home:
           atomic.remove_tree(leftover)
         yield self._lease
         return
-      cache = self.folder
       try:
         # Whoever was here before on this machine works no more.
-        atomic.remove_tree(cache)
+        atomic.remove_tree(self.folder)
         # The folder is of this term alone, and ends with it.
-        self._mirror.folder = atomic.make_directory(
-          cache / str(self._lease.token)
-        )
-        self._mirror.refresh()
-        self._published = self._mirror.stamps()
+        self.folder /= str(self._lease.token)
+        atomic.make_directory(self.folder)
+        self.refresh()
+        self._published = self.stamps()
         yield self._lease
       finally:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -112,18 +103,18 @@ class Home:
 
   def publish(self) -> None:
     """Uploads what has changed; FencedError if another worker took over."""
-    if not self._mirror.is_elsewhere:
+    if not self.is_elsewhere:
       return
-    found = self._mirror.stamps()
+    found = self.stamps()
     changed = [n for n, s in found.items() if self._published.get(n) != s]
     for name in sorted(changed, key=_rank):
       self.check()
-      self._mirror.publish(name)
+      self.upload(name)
       self._published[name] = found[name]
     gone = self._published.keys() - found.keys()
     for name in sorted(gone, key=_rank, reverse=True):
       self.check()
-      self._mirror.remove(name)
+      self.remove(name)
       del self._published[name]
 
 

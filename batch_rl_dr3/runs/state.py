@@ -201,17 +201,18 @@ def read_attempts(folder: _Path) -> Record:
   )
   if value is None:
     return Record()
-  known = {f.name for f in dataclasses.fields(Record)}
-  fields = {name: v for name, v in value.items() if name in known}
-  return Record(**{**fields, 'progress': tuple(value['progress'])})
+  value['progress'] = tuple(value['progress'])
+  names = [f.name for f in dataclasses.fields(Record)]
+  return Record(**{name: value[name] for name in names if name in value})
 
 
 def is_finished(folder: _Path, num_iterations: int) -> bool:
   """Returns whether a run has had so many iterations, and all is written."""
+  finished = None
   # Written last, and whole: what cannot be read is none.
   with contextlib.suppress(errors.DataError):
-    return records.is_finished(folder, num_iterations)
-  return False
+    finished = records.read_finished(folder)
+  return finished is not None and finished['num_iterations'] >= num_iterations
 
 
 def progress(folder: _Path) -> tuple[int, int]:

@@ -143,7 +143,7 @@ class Attempt:
         if self._stopped:  # Meanwhile.
           self.stop()
         exit_code = self._process.wait()
-      self._patiently(lambda: self._run.publish(state.LOG))
+      self._patiently(lambda: self._run.upload(state.LOG))
       self._patiently(self._run.refresh)
       said = {}
       with contextlib.suppress(OSError, ValueError):
@@ -239,7 +239,7 @@ class Attempt:
 
   def _write(self, record: state.Record) -> None:
     atomic.write_json(self._here / state.NAME, dataclasses.asdict(record))
-    self._patiently(lambda: self._run.publish(state.NAME))
+    self._patiently(lambda: self._run.upload(state.NAME))
 
 
 def _outcome(kind: str, record: state.Record) -> Outcome:

@@ -7,7 +7,6 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.runs import (
   mirror,
   place,
-  records,
   results,
   run_directory,
   state,
@@ -70,7 +69,7 @@ def test_a_mirror_holds_what_is_asked_for(runs):
     'a/seed0/finished.json',
     'b/seed0/metrics.csv',
   ]
-  assert records.is_finished(runs.folder / 'a/seed0', 2)
+  assert state.is_finished(runs.folder / 'a/seed0', 2)
   weights = runs.folder / 'a/seed0/checkpoints/tf_ckpt-1.index'
   assert weights.stat().st_size == 1000
   assert weights.read_bytes() == bytes(1000)
@@ -88,7 +87,7 @@ def test_only_what_has_changed_is_fetched_again(runs, remote, fetched):
   remote.remove('b/seed0/metrics.csv')
   runs.refresh()
   assert fetched == ['a/seed0/finished.json']
-  assert records.is_finished(runs.folder / 'a/seed0', 3)
+  assert state.is_finished(runs.folder / 'a/seed0', 3)
   assert 'b/seed0/metrics.csv' not in files(runs.folder)
 
 
@@ -128,7 +127,7 @@ def test_what_is_published_and_removed_is_so_for_everybody(
     assert runs.folder == tmp_path / 'disk'
     (tmp_path / 'disk/a/seed0').mkdir(parents=True)
   (runs.folder / 'a/seed0/attempt.json').write_text('{}')
-  runs.publish('a/seed0/attempt.json')
+  runs.upload('a/seed0/attempt.json')
   contents = mirror.Contents('other', whole=('attempt.json',))
   other = mirror.Mirror(place, tmp_path / 'elsewhere', contents)
   other.refresh()
@@ -163,7 +162,7 @@ def test_a_bucket_that_falters_is_read_all_the_same(bucket, tmp_path):
   bucket.read_faults = ['cut', 'cut']
   runs = mirror.Mirror(remote.name, tmp_path, CONTENTS)
   runs.refresh()
-  assert records.is_finished(runs.folder / 'a', 2)
+  assert state.is_finished(runs.folder / 'a', 2)
   assert bucket.read_faults == []
   log = (runs.folder / 'a/metrics.csv').read_bytes()
   assert (len(log), log[:100], log[-100:]) == (

@@ -11,7 +11,6 @@ from batch_rl_dr3.runs import records
 def test_a_file_that_is_not_there_says_nothing(tmp_path):
   assert records.read_provenance(tmp_path) is None
   assert records.read_finished(tmp_path) is None
-  assert not records.is_finished(tmp_path, 1)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +35,7 @@ def test_damage_names_the_file_the_field_and_the_mend(tmp_path, content, told):
   path = tmp_path / 'finished.json'
   path.write_bytes(content)
   with pytest.raises(errors.DataError, match=told) as raised:
-    records.is_finished(tmp_path, 1)
+    records.read_finished(tmp_path)
   assert raised.value.exit_code == 65
   assert str(path) in str(raised.value)
   assert 'Remove it and rerun `train`' in str(raised.value)

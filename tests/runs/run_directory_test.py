@@ -26,7 +26,7 @@ def write(place, **texts):
 
 def test_what_is_published_is_there_on_the_next_machine(open_home, bucket):
   first = open_home('one')
-  assert first._mirror.is_elsewhere
+  assert first.is_elsewhere
   with first.lock():
     (first.folder / 'checkpoints').mkdir()
     write(first, a='1', b='2')
@@ -34,7 +34,7 @@ def test_what_is_published_is_there_on_the_next_machine(open_home, bucket):
     bucket.uploaded.clear()
     write(first, b='3')  # Of what is there already nothing goes up again.
     assert [n for n in bucket.uploaded if 'lease' not in n] == [
-      f'{first._mirror.place._root.partition("/")[2]}/b.csv'
+      f'{first.place._root.partition("/")[2]}/b.csv'
     ]
     (first.folder / 'a.csv').unlink()
     first.publish()
@@ -99,7 +99,7 @@ def test_a_checkpoint_is_published_before_what_vouches_for_it(
     kept.save(save, '0', 10)
     place.publish()
     kept.save(save, '1', 20)
-    put = place._mirror.place._filesystem.put_file
+    put = place.place._filesystem.put_file
     names = []
 
     def put_until_the_manifest(path, target):
@@ -109,7 +109,7 @@ def test_a_checkpoint_is_published_before_what_vouches_for_it(
       put(path, target)
 
     monkeypatch.setattr(
-      place._mirror.place._filesystem, 'put_file', put_until_the_manifest
+      place.place._filesystem, 'put_file', put_until_the_manifest
     )
     with pytest.raises(errors.WriteError, match=r'gs://.*ckpt\.1\.json.*away'):
       place.publish()
