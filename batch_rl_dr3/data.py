@@ -272,7 +272,8 @@ def convert() -> None:
       '--replay_dir and --game, and needs --output_dir.'
     )
   if FLAGS.cog and FLAGS.minari is None:
-    from batch_rl_dr3.control import cog
+    with gin.unlock_config():  # It registers more than is bound here.
+      from batch_rl_dr3.control import cog
 
     manifest = cog.convert(FLAGS.cog, FLAGS.output_dir)
     print(
@@ -304,7 +305,7 @@ def _convert_minari(folder: str) -> int:
     from batch_rl_dr3.control import data as control_data
 
   dataset = control_data.locate_minari(FLAGS.minari) / 'data'
-  with control_data.minari_errors(FLAGS.minari):
+  with control_data.data_errors(FLAGS.minari):
     import minari
 
     return conversion.from_minari(

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from batch_rl_dr3.config import gin_files
-from batch_rl_dr3.control import cog_agent, networks
+from batch_rl_dr3.control import cql_agent, networks
 from batch_rl_dr3.training import control  # noqa: F401  (gin knows its names)
 from benchmarks import timing
 
@@ -35,7 +35,7 @@ def create(name: str) -> Callable[[], object]:
   files = [f'cog/{name}.gin', *['cog/small.gin'] * _SMALL.value]
   gin.clear_config()
   gin.parse_config_files_and_bindings(files, None)
-  agent = cog_agent.create_cog_agent(_SPACES, seed=0)
+  agent = cql_agent.create_cog_agent(_SPACES, seed=0)
   agent.initialize()
   rng = np.random.default_rng(0)
   size = gin.query_parameter('ContinuousRunner.batch_size')

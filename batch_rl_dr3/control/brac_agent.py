@@ -32,13 +32,8 @@ def kl(
 ) -> tf.Tensor:
   """Returns an estimate of KL(pi || b), which can be negative, float32 [B].
 
-  The mean of log pi(a_i|s) - log b(a_i|s), both float32 [N, B], a_i from pi;
-  a ValueError if the shapes differ.
+  The mean of log pi(a_i|s) - log b(a_i|s), both float32 [N, B], a_i from pi.
   """
-  policy_log_densities.shape.assert_has_rank(2)
-  policy_log_densities.shape.assert_is_compatible_with(
-    behaviour_log_densities.shape
-  )
   return tf.reduce_mean(policy_log_densities - behaviour_log_densities, axis=0)
 
 
@@ -51,13 +46,8 @@ def mmd(
 
   mean k(a, a') - 2 mean k(a, b) + mean k(b, b'), k(x, y) = exp(-|x-y|_1 /
   sigma), means over all pairs of the actions, float32 [N, B, d] and [M, B, d],
-  those of an action with itself included; a ValueError if the shapes do not
-  fit together.
+  those of an action with itself included.
   """
-  policy_actions.shape.assert_has_rank(3)
-  policy_actions.shape[1:].assert_is_compatible_with(
-    behaviour_actions.shape[1:]
-  )
 
   def mean_kernel(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     distances = tf.reduce_sum(tf.abs(first[None] - second[:, None]), axis=-1)
@@ -99,8 +89,8 @@ class DR3BracAgent(critics.PenalisedSacAgent):
       seed: fixes all that is sampled.
       divergence: 'kl' or 'mmd', both in their primal form.
       alpha: the weight of the divergence; where it is trained, at first.
-      train_alpha: whether alpha is adapted.
-      target_divergence: what D is then held at.
+      train_alpha: whether alpha is adapted to hold D at target_divergence.
+      target_divergence: see above.
       value_penalty: whether the backup is penalised (BRAC-v) or the policy
         alone (BRAC-p).
       num_divergence_samples: actions of each policy that D is estimated on.
@@ -137,14 +127,10 @@ class DR3BracAgent(critics.PenalisedSacAgent):
   def divergence(self, time_steps: Any, distribution: Any) -> tf.Tensor:
     """Returns D(pi(.|s), b(.|s)), float32 [B], at s with pi(.|s)."""
     behaviour, _ = self.behaviour_network(time_steps.observation, (), ())
-    samples = distribution.sample(
-      self._num_divergence_samples, seed=self._seeds()
-    )
+    number = self._num_divergence_samples
+    samples = distribution.sample(number, seed=self._seeds())
     if self._divergence == 'mmd':
-      behaviour_samples = behaviour.sample(
-        self._num_divergence_samples, seed=self._seeds()
-      )
-      return mmd(samples, behaviour_samples)
+      return mmd(samples, behaviour.sample(number, seed=self._seeds()))
     spec = self.action_spec
     inside = tf.clip_by_value(
       samples, spec.minimum + _ACTION_MARGIN, spec.maximum - _ACTION_MARGIN
@@ -171,7 +157,7 @@ class DR3BracAgent(critics.PenalisedSacAgent):
   def _loss_parts(
     self,
     transition: Any,
-    terms: critics.CriticTerms,
+    critic_loss: tf.Tensor,
     weights: tf.Tensor | None,
     training: bool,
   ) -> dict[str, tf.Tensor]:
@@ -180,7 +166,7 @@ class DR3BracAgent(critics.PenalisedSacAgent):
       distribution = self._policy.distribution(time_steps).action
       divergence = self.divergence(time_steps, distribution)
     return {
-      'loss_critic': self._critic_loss_weight * self._penalised(terms),
+      'loss_critic': self._critic_loss_weight * critic_loss,
       'loss_actor': self._actor_loss_weight
       * self.actor_loss(time_steps, weights=weights),
       'loss_alpha': self._alpha_loss_weight

@@ -4,6 +4,9 @@ Where TF-Agents' `CqlSacAgent` differs from the authors' code
 (github.com/aviralkumar2907/CQL, d4rl/rlkit/torch/sac/cql.py), there is an
 option: proposals from pi(.|s') beside pi(.|s) and uniform ones, the max-Q
 backup, and a weight inside the Lagrange form.
+
+COG (Singh et al. 2020, arXiv:2010.14500) is the same agent with networks for
+images.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +43,6 @@ def sampled_conservative(
   Returns:
     float32 [B]; a ValueError if the shapes do not fit together.
   """
-  proposal_q.shape.assert_has_rank(2)
   proposal_q.shape.assert_is_compatible_with(proposal_log_densities.shape)
   proposal_q.shape[:1].assert_is_compatible_with(data_q.shape)
   weighted = temperature * proposal_q - tf.stop_gradient(proposal_log_densities)
@@ -124,9 +126,8 @@ class DR3CqlSacAgent(critics.PenalisedSacAgent, cql_sac_agent.CqlSacAgent):
   def _cql_loss(
     self, time_steps: Any, actions: tf.Tensor, training: bool = False
   ) -> tf.Tensor:
-    return self._conservative(
-      time_steps, actions, self._next_time_steps(), training
-    )
+    following = self._next_time_steps()
+    return self._conservative(time_steps, actions, following, training)
 
   def _conservative(
     self,
@@ -142,10 +143,9 @@ class DR3CqlSacAgent(critics.PenalisedSacAgent, cql_sac_agent.CqlSacAgent):
     for critic in self.critics:
       data_q, _ = critic((time_steps.observation, actions), training=training)
       proposal_q = _values_of_samples(critic, time_steps.observation, proposals)
+      temperature = self._softmax_temperature
       losses.append(
-        sampled_conservative(
-          proposal_q, log_densities, data_q, self._softmax_temperature
-        )
+        sampled_conservative(proposal_q, log_densities, data_q, temperature)
       )
     return self._conservative_weight * tf.reduce_mean(losses)
 
@@ -153,12 +153,10 @@ class DR3CqlSacAgent(critics.PenalisedSacAgent, cql_sac_agent.CqlSacAgent):
     self, time_steps: Any, next_time_steps: Any
   ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns sampled actions [B, N, d] and their log densities [B, N]."""
-    policies = [time_steps, next_time_steps]
+    states = [time_steps, next_time_steps][: 1 + self._next_proposals]
     parts = [
-      self._sample_and_transpose_actions_and_log_probs(
-        states, self._num_cql_samples
-      )
-      for states in policies[: 1 + self._next_proposals]
+      self._sample_and_transpose_actions_and_log_probs(s, self._num_cql_samples)
+      for s in states
     ]
     sampled, densities = parts[0]
     spec = self.action_spec
@@ -172,34 +170,21 @@ class DR3CqlSacAgent(critics.PenalisedSacAgent, cql_sac_agent.CqlSacAgent):
     actions, log_densities = zip(*parts, strict=True)
     return tf.concat(actions, axis=1), tf.concat(log_densities, axis=1)
 
-  def actor_loss(  # noqa: D102
-    self,
-    time_steps: Any,
-    actions: tf.Tensor,
-    weights: tf.Tensor | None = None,
-    training: bool = True,
-  ) -> tf.Tensor:
-    with self._seeds.purpose('actor'):
-      return super().actor_loss(
-        time_steps, actions=actions, weights=weights, training=training
-      )
-
   def _loss_parts(
     self,
     transition: Any,
-    terms: critics.CriticTerms,
+    critic_loss: tf.Tensor,
     weights: tf.Tensor | None,
     training: bool,
   ) -> dict[str, tf.Tensor]:
-    time_steps, policy_steps, next_time_steps = transition
-    actions = policy_steps.action
+    time_steps, (actions, *_), next_time_steps = transition
     conservative = self._conservative(
       time_steps, actions, next_time_steps, training
     )
     alpha = self._get_cql_alpha()
     parts = {
       'loss_conservative': conservative,
-      'loss_critic': self._critic_loss_weight * self._penalised(terms)
+      'loss_critic': self._critic_loss_weight * critic_loss
       + alpha * conservative,
       'loss_actor': self._actor_loss_weight
       * self.actor_loss(time_steps, actions=actions, weights=weights),
@@ -208,11 +193,8 @@ class DR3CqlSacAgent(critics.PenalisedSacAgent, cql_sac_agent.CqlSacAgent):
     }
     if self._use_lagrange_cql_alpha:
       parts['loss_cql_alpha'] = -alpha * (conservative - self._cql_tau)
-    return {
-      **parts,
-      'cql_alpha': alpha,
-      'entropy_alpha': tf.exp(self._log_alpha),
-    }
+    entropy_alpha = tf.exp(self._log_alpha)
+    return {**parts, 'cql_alpha': alpha, 'entropy_alpha': entropy_alpha}
 
 
 def _values_of_samples(
@@ -257,5 +239,51 @@ def create_cql_agent(
     cql_alpha_learning_rate=critic_learning_rate,
     gamma=gamma,
     target_entropy=target_entropy_per_dimension * spaces.action_size,
+    seed=seed,
+  )
+
+
+@gin.configurable(denylist=['spaces', 'seed'])
+@ranges.checked
+def create_cog_agent(
+  spaces: networks.Spaces,
+  seed: ranges.Natural,
+  convolutions: networks.Convolutions = networks.COGS_CONVOLUTIONS,
+  critic_layers: Sequence[int] = (1024, 512, 256),
+  encoder_layers: Sequence[int] = (1024, 512, 256),
+  actor_layers: Sequence[int] = (256, 256, 256),
+  initial_limit: ranges.Positive = 1e-4,
+  critic_learning_rate: ranges.Positive = 3e-4,
+  actor_learning_rate: ranges.Positive = 1e-4,
+  gamma: ranges.Share = 0.99,
+) -> DR3CqlSacAgent:
+  """Returns CQL with image networks; the defaults are COG's.
+
+  Args:
+    spaces: the sizes of the task.
+    seed: fixes all that is sampled; weights are drawn by TensorFlow's seed.
+    convolutions: filters, stride and max-pool (1: none) of each.
+    critic_layers: hidden units of the critics.
+    encoder_layers: dense units of the policy's encoder, the last linear.
+    actor_layers: hidden units of the policy after its encoder.
+    initial_limit: dense weights are first drawn from [-limit, limit].
+    critic_learning_rate: Adam's.
+    actor_learning_rate: Adam's, also for the entropy's weight.
+    gamma: the discount.
+  """
+  return DR3CqlSacAgent(
+    **networks.arguments(
+      spaces,
+      networks.ImageCriticNetwork(
+        *(spaces.pair_spec, tuple(convolutions), tuple(critic_layers)),
+        initial_limit,
+      ),
+      networks.create_image_actor(
+        spaces, convolutions, encoder_layers, actor_layers, initial_limit
+      ),
+      (critic_learning_rate, actor_learning_rate, actor_learning_rate),
+    ),
+    gamma=gamma,
+    target_entropy=-float(spaces.action_size),
     seed=seed,
   )

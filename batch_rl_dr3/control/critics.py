@@ -82,10 +82,8 @@ def check_specs(time_step_spec: Any, action_spec: Any) -> None:
   It computes their upper bound plus one in uint8, which NumPy 2 wraps to
   nothing; a ConfigError.
   """
-  for name, spec in (
-    ('observation', time_step_spec.observation),
-    ('action', action_spec),
-  ):
+  specs = {'observation': time_step_spec.observation, 'action': action_spec}
+  for name, spec in specs.items():
     for part in tf.nest.flatten(spec):
       if (
         isinstance(part, tensor_spec.BoundedTensorSpec)
@@ -190,10 +188,7 @@ class PenalisedSacAgent(sac_agent.SacAgent):
       per_example_loss=td_errors_loss_fn(targets, q_values[0])
       + td_errors_loss_fn(targets, q_values[1]),
       sample_weight=weights,
-      regularization_loss=[
-        *self._critic_network_1.losses,
-        *self._critic_network_2.losses,
-      ],
+      regularization_loss=[x for critic in self.critics for x in critic.losses],
     ).total_loss
     batches = []
     if measured or any(penalty.coefficient for penalty in self.penalties):
@@ -228,6 +223,10 @@ class PenalisedSacAgent(sac_agent.SacAgent):
   # CqlSacAgent's name of it.
   _critic_loss_with_optional_entropy_term = critic_loss
 
+  def actor_loss(self, *args: Any, **kwargs: Any) -> tf.Tensor:  # noqa: D102
+    with self._seeds.purpose('actor'):
+      return super().actor_loss(*args, **kwargs)
+
   def alpha_loss(self, *args: Any, **kwargs: Any) -> tf.Tensor:  # noqa: D102
     with self._seeds.purpose('alpha'):
       return super().alpha_loss(*args, **kwargs)
@@ -252,11 +251,19 @@ class PenalisedSacAgent(sac_agent.SacAgent):
       training,
       measured=True,
     )
+    dot = losses.feature_dot_product
+    batches = terms.batches
+    dots = [dot(b.features, b.next_features) for b in batches]
+    discounted = [b.discounts * d for b, d in zip(batches, dots, strict=True)]
+    norms = [dot(b.features, b.features) for b in batches]
     parts = {
       'loss_bellman': self._critic_loss_weight * terms.loss,
-      **self._loss_parts(transition, terms, weights, training),
+      **self._loss_parts(transition, self._penalised(terms), weights, training),
       **{f'loss_{p.name}': terms.penalty(p) for p in self.penalties},
-      **_measures(terms),
+      'feature_dot_product': tf.reduce_mean(dots),
+      'discounted_dot_product': tf.reduce_mean(discounted),
+      'feature_norm_squared': tf.reduce_mean(norms),
+      'mean_q': tf.reduce_mean(terms.q_values),
     }
     total = tf.add_n([parts[name] for name in _MINIMISED if name in parts])
     return tf_agent.LossInfo(loss=total, extra={'loss_total': total, **parts})
@@ -264,24 +271,9 @@ class PenalisedSacAgent(sac_agent.SacAgent):
   def _loss_parts(
     self,
     transition: Any,
-    terms: CriticTerms,
+    critic_loss: tf.Tensor,
     weights: tf.Tensor | None,
     training: bool,
   ) -> dict[str, tf.Tensor]:
     """Returns what is minimised and the agent's own measures, by column."""
     raise NotImplementedError
-
-
-def _measures(terms: CriticTerms) -> dict[str, tf.Tensor]:
-  dot = losses.feature_dot_product
-  batches = terms.batches
-  dots = [dot(batch.features, batch.next_features) for batch in batches]
-  norms = [dot(batch.features, batch.features) for batch in batches]
-  return {
-    'feature_dot_product': tf.reduce_mean(dots),
-    'discounted_dot_product': tf.reduce_mean(
-      [b.discounts * d for b, d in zip(batches, dots, strict=True)]
-    ),
-    'feature_norm_squared': tf.reduce_mean(norms),
-    'mean_q': tf.reduce_mean(terms.q_values),
-  }

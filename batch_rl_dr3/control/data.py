@@ -85,24 +85,19 @@ class Transitions:
 @ranges.checked
 @dataclasses.dataclass(frozen=True)
 class ControlData:
-  """How logged data are made into transitions to learn from.
+  """How logged data are made into transitions to learn from."""
 
-  Attributes:
-    fraction: the share of the transitions that is kept, drawn uniformly and
-      without replacement.
-    fraction_seed: fixes which.
-    reward_scale: rewards become scale * (reward + shift).
-    reward_shift: see above; CQL's authors take 4 * (r - 0.5) on antmaze.
-    end_at_reward: count a transition with a positive reward as the end, as
-      D4RL's antmaze files do and Minari's, which play on at the goal, do not.
-    max_episode_steps: cut the episodes of a D4RL file there.
-  """
-
+  # The share of the transitions that is kept, drawn without replacement.
   fraction: ranges.PositiveShare = 1.0
-  fraction_seed: ranges.Natural = 0
+  fraction_seed: ranges.Natural = 0  # Fixes which.
+  # Rewards become scale * (reward + shift); CQL's authors take 4 * (r - 0.5) on
+  # antmaze.
   reward_scale: float = 1.0
   reward_shift: float = 0.0
+  # A transition with a positive reward counts as the end, as D4RL's antmaze
+  # files do and Minari's, which play on at the goal, do not.
   end_at_reward: bool = False
+  # The episodes of a D4RL file are cut there.
   max_episode_steps: ranges.Count | None = None
 
   def load(
@@ -127,28 +122,36 @@ class ControlData:
     file = _locate(path, cache_dir)
     if (file / DATA).is_file():
       file /= DATA
-    if file.is_dir():
-      if not _is_minari(file):
-        raise errors.DataError(
-          f'{path} is a folder and no Minari data set; of D4RL, name the '
-          '.hdf5 file.'
-        )
-      task = tasks.find(game, tasks.MINARI)
-      task, data = _read_minari(path, file, task, dataset)
+    if file.is_dir() and not _is_minari(file):
+      raise errors.DataError(
+        f'{path} is a folder and no Minari data set; of D4RL, name the .hdf5 '
+        'file.'
+      )
+    task = tasks.find(game, tasks.MINARI if file.is_dir() else tasks.D4RL)
+    if task.layout == tasks.MINARI:
+      task, columns, details = _read_minari(path, file, task, dataset)
+    elif task.layout == tasks.OWN:
+      columns, details = _read_own(path, file, task), {}
     else:
-      task = tasks.find(game, tasks.D4RL)
-      if task.layout == tasks.OWN:
-        data = _read_own(path, file, task)
-      else:
-        data = _read_d4rl(path, file, task, dataset, self.max_episode_steps)
-    return task, self._prepare(data)
+      limit = self.max_episode_steps
+      columns, details = _read_d4rl(path, file, task, dataset, limit)
+    columns = _check_columns(path, task, columns)
+    manifest = {
+      **_describe(path, file),
+      'layout': task.layout,
+      'num_transitions': len(columns['rewards']),
+      **details,
+    }
+    return task, self._prepare(columns, manifest)
 
-  def _prepare(self, data: Transitions) -> Transitions:
-    columns = dict(zip(COLUMNS, data.columns, strict=True))
+  def _prepare(
+    self, columns: _Columns, manifest: dict[str, Any]
+  ) -> Transitions:
+    num_rows = len(columns['rewards'])
     if self.fraction < 1.0:
       rng = np.random.default_rng(self.fraction_seed)
-      size = max(1, round(self.fraction * len(data)))
-      rows = np.sort(rng.permutation(len(data))[:size])
+      size = max(1, round(self.fraction * num_rows))
+      rows = np.sort(rng.permutation(num_rows)[:size])
       columns = {name: column[rows] for name, column in columns.items()}
     if self.end_at_reward:
       ends = np.maximum(columns['terminals'], columns['rewards'] > 0)
@@ -156,9 +159,8 @@ class ControlData:
     rewards = self.reward_scale * (columns['rewards'] + self.reward_shift)
     columns['rewards'] = rewards.astype(np.float32)
     settings = dataclasses.asdict(self)
-    text = json.dumps([data.manifest['sha256'], settings], sort_keys=True)
-    manifest = {
-      **data.manifest,
+    text = json.dumps([manifest['sha256'], settings], sort_keys=True)
+    manifest |= {
       'settings': settings,
       'num_transitions_kept': len(rewards),
       'hash': hashlib.sha256(text.encode()).hexdigest(),
@@ -198,20 +200,42 @@ def _fetch(url: str, cache_dir: pathlib.Path) -> pathlib.Path:
   return target
 
 
-def _check_transitions(
-  path: str, task: tasks.Task, columns: _Columns, manifest: dict[str, Any]
-) -> Transitions:
-  """Returns transitions whose every number was looked at."""
+def _describe(path: str, file: pathlib.Path) -> dict[str, Any]:
+  """Returns the source, size and sha256 of a data file, or of a folder's."""
+  main = file / 'data' / 'main_data.hdf5'
+  if file.is_dir():  # Of Minari; other formats than HDF5 have many files.
+    file = main if main.is_file() else main.parent
+  parts = [file]
+  if file.is_dir():
+    parts = sorted(entry for entry in file.rglob('*') if entry.is_file())
+  hashes = []
+  for part in parts:
+    with open(part, 'rb') as opened:
+      hashes.append(hashlib.file_digest(opened, 'sha256').hexdigest())
+  if file.is_dir():
+    names = [part.relative_to(file).as_posix() for part in parts]
+    lines = [f'{h} {name}\n' for h, name in zip(hashes, names, strict=True)]
+    hashes = [hashlib.sha256(''.join(lines).encode()).hexdigest()]
+  return {
+    'source': path if ':' in path else os.path.abspath(path),
+    'bytes': sum(part.stat().st_size for part in parts),
+    'sha256': hashes[0],
+  }
+
+
+def _check_columns(path: str, task: tasks.Task, columns: _Columns) -> _Columns:
+  """Returns float32 columns whose every number was looked at."""
   num_rows = len(columns['rewards'])
   if not num_rows:
     raise errors.DataError(f'{path} holds no transition.')
+  row_shapes = {
+    'observations': (task.observation_size,),
+    'next_observations': (task.observation_size,),
+    'actions': (task.action_size,),
+  }
   arrays = {}
   for column in COLUMNS:
-    shape: tuple[int, ...] = (num_rows,)
-    if column.endswith('observations'):
-      shape += (task.observation_size,)
-    elif column == 'actions':
-      shape += (task.action_size,)
+    shape = (num_rows, *row_shapes.get(column, ()))
     try:
       array = np.ascontiguousarray(columns[column], np.float32)
     except (TypeError, ValueError) as error:
@@ -232,24 +256,54 @@ def _check_transitions(
     )
   limit = 1.0 - _ACTION_MARGIN
   arrays['actions'] = np.clip(arrays['actions'], -limit, limit)
-  return Transitions(**arrays, manifest=manifest)
+  return arrays
 
 
-def _read_own(path: str, file: pathlib.Path, task: tasks.Task) -> Transitions:
+@contextlib.contextmanager
+def data_errors(path: str) -> Iterator[None]:
+  """Says of data that HDF5 or Minari refuses what is wrong and what helps."""
+  try:
+    yield
+  except ImportError as error:
+    raise errors.ConfigError(
+      f'{path} needs a package that is not installed ({error}): pip install '
+      '"batch-rl-dr3[d4rl]" "minari[arrow]".'
+    ) from error
+  except OSError as error:
+    if error.errno in _LOCK_ERRORS:
+      raise errors.DataError(
+        f'{path} is locked: another process has it open for writing, or its '
+        f'file system, such as NFS, refuses locks ({error}). Wait until it is '
+        'closed; where nothing writes to it, set the environment variable '
+        'HDF5_USE_FILE_LOCKING=FALSE.'
+      ) from error
+    if error.errno is not None:
+      raise errors.DataError(f'{path} cannot be read: {error}.') from error
+    raise errors.DataError(
+      f'{path} is no whole HDF5 file ({error}). Fetch it again.'
+    ) from error
+  except (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(AssertionError, StopIteration),
+  ) as error:
+    raise errors.DataError(
+      f'{path} is no whole data set ({type(error).__name__}: {error}).'
+    ) from error
+
+
+# One's own data and D4RL's.
+
+
+def _read_own(path: str, file: pathlib.Path, task: tasks.Task) -> _Columns:
   """Reads what `write_hdf5` wrote: every row is a transition."""
-  with hdf5_errors(path), h5py.File(file, 'r') as opened:
+  with data_errors(path), h5py.File(file, 'r') as opened:
     environment = opened.attrs.get('environment')
     columns = _read_columns(path, opened, COLUMNS)
   if environment != task.environment:
     raise errors.DataError(
       f'{path} is data of {environment}, not of {task.environment}.'
     )
-  manifest = {
-    **_describe(path, file),
-    'layout': tasks.OWN,
-    'num_transitions': len(columns['rewards']),
-  }
-  return _check_transitions(path, task, columns, manifest)
+  return columns
 
 
 def write_hdf5(
@@ -270,10 +324,11 @@ def _read_d4rl(
   task: tasks.Task,
   dataset: str,
   max_episode_steps: int | None,
-) -> Transitions:
+) -> tuple[_Columns, dict[str, Any]]:
+  """Returns the columns and what the manifest says of this layout alone."""
   name = path.rstrip('/').rsplit('/', 1)[-1].removesuffix('.hdf5')
   tasks.check_same(path, 'its name', name, task, dataset)
-  with hdf5_errors(path), h5py.File(file, 'r') as opened:
+  with data_errors(path), h5py.File(file, 'r') as opened:
     noted = '-'.join(str(opened.attrs.get(k, '')) for k in ('game', 'kind'))
     tasks.check_same(path, 'its attributes', noted, task, dataset)
     columns = _read_columns(path, opened, _NEEDED)
@@ -293,16 +348,17 @@ def _read_d4rl(
   )
   is_whole = ~timeouts
   is_whole[-1:] = False
-  manifest = {
-    **_describe(path, file),
-    **_name_and_version(name),
-    'layout': tasks.D4RL,
-    'num_rows': len(columns['rewards']),
-    **mended,
-    'num_transitions': int(is_whole.sum()),
-  }
-  columns = {column: columns[column][is_whole] for column in COLUMNS}
-  return _check_transitions(path, task, columns, manifest)
+  num_rows = len(columns['rewards'])
+  details = {**_name_and_version(name), 'num_rows': num_rows, **mended}
+  return {column: columns[column][is_whole] for column in COLUMNS}, details
+
+
+def _name_and_version(name: str) -> dict[str, str]:
+  """Returns what a report tells data sets apart by, as far as it is known."""
+  version = tasks.described(name).get('version')
+  if version is None:
+    return {'name': name}
+  return {'name': name.rsplit(f'-{version}', 1)[0], 'version': version}
 
 
 def _read_columns(path: str, opened: Any, needed: Sequence[str]) -> _Columns:
@@ -313,10 +369,11 @@ def _read_columns(path: str, opened: Any, needed: Sequence[str]) -> _Columns:
     )
   names = {*needed, *(name for name in _OPTIONAL if name in opened)}
   columns = {name: opened[name][()] for name in names}
-  for name in {'rewards', 'terminals', 'timeouts'} & columns.keys():
+  for name in {'rewards', 'terminals', 'timeouts'} & names:
     if columns[name].shape[1:] == (1,):  # In the replay files of -v1.
       columns[name] = columns[name][:, 0]
-  for name in {'terminals', 'timeouts'} & columns.keys():
+    if name == 'rewards':
+      continue
     array = columns[name]
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
       raise errors.DataError(
@@ -330,26 +387,6 @@ def _read_columns(path: str, opened: Any, needed: Sequence[str]) -> _Columns:
         f'{path}: {name} has {len(array)} rows and rewards {num_rows}.'
       )
   return columns
-
-
-@contextlib.contextmanager
-def hdf5_errors(path: str) -> Iterator[None]:
-  """Says of a file that HDF5 refuses what is the matter and what helps."""
-  try:
-    yield
-  except OSError as error:
-    if error.errno in _LOCK_ERRORS:
-      raise errors.DataError(
-        f'{path} is locked: another process has it open for writing, or its '
-        f'file system, such as NFS, refuses locks ({error}). Wait until it is '
-        'closed; where nothing writes to it, set the environment variable '
-        'HDF5_USE_FILE_LOCKING=FALSE.'
-      ) from error
-    if error.errno is not None:
-      raise errors.DataError(f'{path} cannot be read: {error}.') from error
-    raise errors.DataError(
-      f'{path} is no whole HDF5 file ({error}). Fetch it again.'
-    ) from error
 
 
 def _find_timeouts(
@@ -471,30 +508,7 @@ def _check_maze(
     )
 
 
-def _name_and_version(name: str) -> dict[str, str]:
-  """Returns what a report tells data sets apart by, as far as it is known."""
-  version = tasks.described(name).get('version')
-  if version is None:
-    return {'name': name}
-  return {'name': name.rsplit(f'-{version}', 1)[0], 'version': version}
-
-
-def _describe(path: str, file: pathlib.Path) -> dict[str, Any]:
-  """Returns the source, size and sha256 of a data file, or of a folder's."""
-  files, lines = [file], []
-  if file.is_dir():
-    files = sorted(entry for entry in file.rglob('*') if entry.is_file())
-  for part in files:
-    with open(part, 'rb') as opened:
-      sha256 = hashlib.file_digest(opened, 'sha256').hexdigest()
-    lines.append(f'{sha256} {part.relative_to(file).as_posix()}\n')
-  if file.is_dir():
-    sha256 = hashlib.sha256(''.join(lines).encode()).hexdigest()
-  return {
-    'source': path if ':' in path else os.path.abspath(path),
-    'bytes': sum(part.stat().st_size for part in files),
-    'sha256': sha256,
-  }
+# Minari's.
 
 
 def _is_minari(folder: pathlib.Path) -> bool:
@@ -514,7 +528,7 @@ def locate_minari(name: str) -> pathlib.Path:
   if _is_minari(pathlib.Path(name)):
     return pathlib.Path(name)
   dataset_id = name.removeprefix(_MINARI_SCHEME)
-  with minari_errors(name):
+  with data_errors(name):
     import minari
     from minari.storage import get_dataset_path
 
@@ -530,35 +544,15 @@ def locate_minari(name: str) -> pathlib.Path:
   return folder
 
 
-@contextlib.contextmanager
-def minari_errors(path: str) -> Iterator[None]:
-  """Says of a data set that Minari cannot read what is the matter."""
-  try:
-    with hdf5_errors(path):
-      yield
-  except ImportError as error:
-    raise errors.ConfigError(
-      f'{path} needs a package that is not installed ({error}): pip install '
-      '"batch-rl-dr3[d4rl]" "minari[arrow]".'
-    ) from error
-  except (
-    *(ValueError, TypeError, KeyError, IndexError, AttributeError),
-    *(AssertionError, StopIteration),
-  ) as error:
-    raise errors.DataError(
-      f'{path} is no whole Minari data set ({type(error).__name__}: {error}).'
-    ) from error
-
-
 def _read_minari(
   path: str, folder: pathlib.Path, task: tasks.Task, dataset: str
-) -> tuple[tasks.Task, Transitions]:
-  """Returns the task, on the data's own scale if any, and the transitions.
+) -> tuple[tasks.Task, _Columns, dict[str, Any]]:
+  """Returns the task, on the data's own scale if any, columns and details.
 
   An episode holds one observation more than it has steps, so that every step
   is a transition, that of a truncation too.
   """
-  with minari_errors(path):
+  with data_errors(path):
     import minari
 
     opened = minari.MinariDataset(folder / 'data')
@@ -570,17 +564,9 @@ def _read_minari(
       task = dataclasses.replace(task, scale=(float(low), float(high)))
   if not parts:
     raise errors.DataError(f'{path} holds no episode.')
-  file = folder / 'data' / 'main_data.hdf5'
   columns = {n: np.concatenate([part[n] for part in parts]) for n in COLUMNS}
-  manifest = {
-    **_describe(path, file if file.is_file() else folder / 'data'),
-    **_name_and_version(opened.id),
-    'layout': tasks.MINARI,
-    'minari_id': opened.id,
-    'num_episodes': len(parts),
-    'num_transitions': len(columns['rewards']),
-  }
-  return task, _check_transitions(path, task, columns, manifest)
+  details = {**_name_and_version(opened.id), 'minari_id': opened.id}
+  return task, columns, {**details, 'num_episodes': len(parts)}
 
 
 def _check_minari(

@@ -1,4 +1,24 @@
-"""What agents are built of: specs, networks with features, optimisers."""
+"""What agents are built of: specs, networks with features, optimisers.
+
+Those for images are COG's, with the sizes and initial weights of Singh et al.'s
+code (github.com/avisingh599/cog, examples/cog.py and
+rlkit/torch/conv_networks.py). Of images of 48x48x3 and 8 numbers an action:
+
+  layer                            critic           policy
+  3x3, 16 filters, max-pool 2         448              448
+  3x3, 16 filters, max-pool 2       2,320            2,320
+  3x3, 16 filters                   2,320            2,320
+  2304 (+ 8, the action) -> 1024  2,368,512        2,360,320
+  1024 -> 512                       524,800          524,800
+  512 -> 256                        131,328          131,328
+  256 -> 256, three times                            197,376
+  output                                257            4,112
+  all                             3,029,985        3,223,024
+
+The critic's features phi(s, a) are its layer of 256. Deviation: a state is
+cropped at random once a gradient step, and all networks see that crop; the
+authors' networks crop anew whenever they are called.
+"""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -14,6 +34,10 @@ from tf_agents.trajectories import time_step as ts
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import tasks
+
+# Filters, stride, and size of the max-pool (1: none) of each convolution.
+Convolutions = Sequence[tuple[int, int, int]]
+COGS_CONVOLUTIONS: Convolutions = ((16, 1, 2), (16, 1, 2), (16, 1, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +63,11 @@ class Spaces:
     return tensor_spec.BoundedTensorSpec(
       [self.action_size], tf.float32, -1.0, 1.0
     )
+
+  @property
+  def pair_spec(self) -> Any:
+    """TF-Agents' specs of what a critic takes."""
+    return self.time_step_spec.observation, self.action_spec
 
 
 def build(create_agent: Callable[..., Any], task: tasks.Task, seed: int) -> Any:
@@ -110,37 +139,118 @@ class FeatureCriticNetwork(critic_network.CriticNetwork):
     network_state: Any = (),
     training: bool = False,
   ) -> tuple[tf.Tensor, Any]:
-    del step_type
     return self.values(self.features(inputs, training)), network_state
 
 
 def create_critic(spaces: Spaces, layers: Sequence[int]) -> Any:
   """Returns a critic; the last of its hidden layers are the features."""
   return FeatureCriticNetwork(
-    (spaces.time_step_spec.observation, spaces.action_spec),
+    spaces.pair_spec,
     joint_fc_layer_params=tuple(layers),
     kernel_initializer='glorot_uniform',
     last_kernel_initializer='glorot_uniform',
   )
 
 
-def create_actor(spaces: Spaces, layers: Sequence[int]) -> Any:
-  """Returns a network for a tanh-Normal policy, log std in [-20, 2]."""
+def create_actor(
+  spaces: Spaces,
+  layers: Sequence[int],
+  lowest_log_std: float = -20.0,
+  highest_log_std: float = 2.0,
+  encoder: Any = None,
+) -> Any:
+  """Returns a tanh-Normal policy's network, after an encoder if any."""
 
   def project(spec: Any) -> Any:
     return tanh_normal_projection_network.TanhNormalProjectionNetwork(
       spec,
       std_transform=lambda log_std: tf.exp(
-        tf.clip_by_value(log_std, -20.0, 2.0)
+        tf.clip_by_value(log_std, lowest_log_std, highest_log_std)
       ),
     )
 
   return actor_distribution_network.ActorDistributionNetwork(
-    spaces.time_step_spec.observation,
-    spaces.action_spec,
+    *spaces.pair_spec,
+    preprocessing_layers=encoder,
     fc_layer_params=tuple(layers),
     continuous_projection_net=project,
   )
+
+
+def _encoder(convolutions: Convolutions) -> list[Any]:
+  """Returns layers that make [B, k] of images [B, h, w, 3] in [0, 255]."""
+  layers: list[Any] = [tf.keras.layers.Rescaling(1 / 255)]
+  for filters, stride, pool in convolutions:
+    # Glorot uniform and biases of 0, as Keras has it.
+    layers.append(
+      tf.keras.layers.Conv2D(filters, 3, stride, 'same', activation='relu')
+    )
+    if pool > 1:
+      layers.append(tf.keras.layers.MaxPool2D(pool))
+  return [*layers, tf.keras.layers.Flatten()]
+
+
+def _initializers(limit: float) -> dict[str, Any]:
+  """Returns a dense layer's; of its own, or Keras draws the same numbers."""
+  names = ('kernel_initializer', 'bias_initializer')
+  uniform = tf.keras.initializers.RandomUniform
+  return {name: uniform(-limit, limit) for name in names}
+
+
+class ImageCriticNetwork(FeatureCriticNetwork):
+  """A critic whose action joins after the convolutions."""
+
+  def __init__(
+    self,
+    input_tensor_spec: Any,
+    convolutions: Convolutions = COGS_CONVOLUTIONS,
+    layers: Sequence[int] = (1024, 512, 256),
+    initial_limit: float = 1e-4,
+    name: str = 'ImageCritic',
+  ):
+    """Creates the network, of a pair of specs; see `create_cog_agent`."""
+    super().__init__(
+      input_tensor_spec, joint_fc_layer_params=tuple(layers), name=name
+    )
+    self._observation_layers = _encoder(convolutions)
+    for layer in self._joint_layers:
+      for name, initializer in _initializers(initial_limit).items():
+        setattr(layer, name, initializer)
+
+
+def create_image_actor(
+  spaces: Spaces,
+  convolutions: Convolutions = COGS_CONVOLUTIONS,
+  encoder_layers: Sequence[int] = (1024, 512, 256),
+  layers: Sequence[int] = (256, 256, 256),
+  initial_limit: float = 1e-4,
+) -> Any:
+  """Returns a tanh-Normal policy of images; see `create_cog_agent`."""
+  dense = [
+    tf.keras.layers.Dense(units, 'relu', **_initializers(initial_limit))
+    for units in encoder_layers
+  ]
+  dense[-1].activation = tf.keras.activations.linear
+  encoder = tf.keras.Sequential([*_encoder(convolutions), *dense])
+  return create_actor(spaces, layers, -5.0, encoder=encoder)
+
+
+def random_crops(images: tf.Tensor, seed: tf.Tensor, padding: int) -> tf.Tensor:
+  """Returns each image moved by up to `padding` pixels, black where it was.
+
+  Images are [B, h, w, 3] of any number type; a seed, int32 [2], always moves
+  them the same way.
+  """
+  _, height, width, _ = images.shape
+  corners = tf.random.stateless_uniform(
+    [tf.shape(images)[0], 2], seed, maxval=2 * padding + 1, dtype=tf.int32
+  )
+  edges = [padding, padding]
+  padded = tf.pad(images, [[0, 0], edges, edges, [0, 0]])
+  rows = tf.gather(padded, corners[:, :1] + tf.range(height), batch_dims=1)
+  columns = corners[:, 1:] + tf.range(width)
+  cropped = tf.gather(rows, columns, axis=2, batch_dims=1)
+  return tf.ensure_shape(cropped, images.shape)
 
 
 def adam(learning_rate: float) -> Any:

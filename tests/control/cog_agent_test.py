@@ -9,14 +9,8 @@ import tensorflow as tf
 
 from batch_rl_dr3.agents import penalties
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.control import (
-  cog,
-  cog_agent,
-  cql_agent,
-  images,
-  learner,
-  networks,
-)
+from batch_rl_dr3.control import cog, cql_agent, networks
+from batch_rl_dr3.training import control as runner
 
 SMALL = {
   'convolutions': ((2, 2, 2), (2, 1, 1)),
@@ -73,7 +67,7 @@ def make_agent():
     )
     gin.bind_parameter('FeatureDotPenalty.coefficient', coefficient)
     spaces = networks.Spaces(size, 4)
-    agent = cog_agent.create_cog_agent(spaces, seed=0, **(SMALL | kwargs))
+    agent = cql_agent.create_cog_agent(spaces, seed=0, **(SMALL | kwargs))
     agent.initialize()
     return agent
 
@@ -82,10 +76,10 @@ def make_agent():
 
 def test_networks_have_the_sizes_of_cogs():
   spaces = networks.Spaces((48, 48, 3), 8)
-  critic = cog_agent.ImageCriticNetwork(
+  critic = networks.ImageCriticNetwork(
     (spaces.time_step_spec.observation, spaces.action_spec)
   )
-  actor = cog_agent.create_image_actor(spaces)
+  actor = networks.create_image_actor(spaces)
   for network in (critic, actor):
     network.create_variables()
   convolutions = [448, 2_320, 2_320]
@@ -111,7 +105,7 @@ def _pairs(network):
 
 def test_dense_weights_start_small_and_layers_differ():
   spaces = networks.Spaces((8, 8, 3), 4)
-  critic = cog_agent.ImageCriticNetwork(
+  critic = networks.ImageCriticNetwork(
     (spaces.time_step_spec.observation, spaces.action_spec), layers=(8, 8, 8)
   )
   critic.create_variables()
@@ -203,7 +197,7 @@ def test_crops_move_images_and_are_a_function_of_the_seed():
     np.random.default_rng(0).integers(1, 256, (40, 6, 6, 3)), tf.uint8
   )
   crops = [
-    images.random_crops(pixels, tf.constant(seed), 2).numpy()
+    networks.random_crops(pixels, tf.constant(seed), 2).numpy()
     for seed in ([0, 1], [0, 1], [0, 2])
   ]
   assert (crops[0] == crops[1]).all()
@@ -226,7 +220,7 @@ def test_a_share_of_each_part_is_kept_by_seed(make_store):
   _, arrays = cog.read(pathlib.Path(path))
   kept = []
   for seed in (0, 0, 1):
-    loader = images.ImageData(fraction=0.25, fraction_seed=seed)
+    loader = cog.ImageData(fraction=0.25, fraction_seed=seed)
     task, loaded = loader.load(path, '', 'drawer-open-grasp')
     assert task.suite == 'cog'
     assert loaded.manifest['num_prior_trajectories_kept'] == 2
@@ -239,12 +233,13 @@ def test_a_share_of_each_part_is_kept_by_seed(make_store):
   assert kept[0].manifest['hash'] != kept[2].manifest['hash']
   assert (kept[0].images == kept[1].images).all()
   assert kept[0].images.shape == (18, 48, 48, 3)
-  mapped = images.ImageData(fraction=0.25, max_resident_gigabytes=0.0)
+  mapped = cog.ImageData(fraction=0.25, max_resident_gigabytes=0.0)
   _, on_disk = mapped.load(path, '', 'drawer-open-grasp')
   assert isinstance(on_disk.images, np.memmap)
   rows = tf.constant([0, 4, 5, 14])
   for column, other in zip(
-    kept[0].gather(rows), on_disk.gather(rows), strict=True
+    *(runner.read_images(data, rows) for data in (kept[0], on_disk)),
+    strict=True,
   ):
     np.testing.assert_array_equal(column, other)
   # The last image of a trajectory is the next one of its last step alone.
@@ -263,7 +258,7 @@ def test_a_share_of_each_part_is_kept_by_seed(make_store):
 def test_data_of_another_task_are_refused(make_store, make, match):
   path = make_store(**make)
   with pytest.raises(errors.DataError, match=match):
-    images.ImageData().load(path, '', 'drawer-open-grasp')
+    cog.ImageData().load(path, '', 'drawer-open-grasp')
 
 
 @pytest.mark.parametrize('name', ['images.npy', 'rewards.npy', 'manifest.json'])
@@ -273,20 +268,20 @@ def test_damage_is_named(make_store, tmp_path, name):
   content[len(content) // 2] ^= 64
   (tmp_path / 'store' / name).write_bytes(content)
   with pytest.raises(errors.DataError):
-    images.ImageData().load(path, '', 'drawer-open-grasp')
+    cog.ImageData().load(path, '', 'drawer-open-grasp')
 
 
 def test_other_folders_and_games_are_refused(make_store, tmp_path):
   with pytest.raises(errors.DataError, match='no store of images'):
-    images.ImageData().load(str(tmp_path), '', 'drawer-open-grasp')
+    cog.ImageData().load(str(tmp_path), '', 'drawer-open-grasp')
   with pytest.raises(errors.ConfigError, match='drawer-blocked-grasp'):
-    images.ImageData().load(make_store(), '', 'hopper')
+    cog.ImageData().load(make_store(), '', 'hopper')
 
 
 def test_play_of_another_task_is_refused(make_store):
   path = make_store(game='drawer-blocked-grasp')
   with pytest.raises(errors.DataError, match='not of drawer-open-grasp'):
-    images.ImageData().load(path, '', 'drawer-open-grasp')
+    cog.ImageData().load(path, '', 'drawer-open-grasp')
 
 
 @pytest.mark.parametrize('binding', [{'fraction': 0.0}, {'padding': -1}])
@@ -294,7 +289,7 @@ def test_a_setting_out_of_range_is_named(binding):
   with pytest.raises(
     errors.ConfigError, match=f'ImageData.{next(iter(binding))}'
   ):
-    images.ImageData(**binding)
+    cog.ImageData(**binding)
 
 
 @pytest.mark.slow
@@ -302,12 +297,12 @@ def test_a_run_that_was_left_ends_as_the_whole_one(
   make_agent, make_store, tmp_path
 ):
   path = make_store()
-  _, loaded = images.ImageData().load(path, '', 'drawer-open-grasp')
+  _, loaded = cog.ImageData().load(path, '', 'drawer-open-grasp')
 
   def make():
     agent = make_agent((48, 48, 3), 0.001)
     assert isinstance(agent, cql_agent.DR3CqlSacAgent)
-    return learner.ControlLearner(agent, loaded, 8, 3, 1, 8)
+    return runner.ControlLearner(agent, loaded, 8, 3, 1, 8)
 
   whole = make()
   whole.make_train_steps()(3)

@@ -8,7 +8,6 @@ import pytest
 from batch_rl_dr3.config import cli, frameworks, gin_files
 from batch_rl_dr3.control import (
   brac_agent,
-  cog_agent,
   collection,  # noqa: F401
   cql_agent,
   networks,
@@ -117,7 +116,7 @@ def test_cogs_files_build_their_agents(method, size):
   for part in ('Command:', 'Expected:', 'Time:', f'{method}.gin'):
     assert part in text
   assert gin.query_parameter('ContinuousRunner.method') == method
-  agent = cog_agent.create_cog_agent(
+  agent = cql_agent.create_cog_agent(
     spaces=networks.Spaces((48, 48, 3), 8), seed=0
   )
   assert [p.coefficient for p in agent.penalties] == (

@@ -7,7 +7,7 @@ from tensorflow.python.eager import context
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.control import data as data_lib
-from batch_rl_dr3.control import learner
+from batch_rl_dr3.training import control as runner
 
 NUM_ROWS = 40
 
@@ -33,7 +33,7 @@ def make_learner(request):
     for name in ('_critic', '_actor', '_alpha'):
       adam = tf.keras.optimizers.legacy.Adam(0.1)
       setattr(agent, f'{name}_optimizer', adam)
-    return learner.ControlLearner(agent, data, 8, 0, 1, 8)
+    return runner.ControlLearner(agent, data, 8, 0, 1, 8)
 
   return make
 

@@ -102,15 +102,15 @@ def test_a_stopped_run_ends_as_one_that_was_not(method, hopper, tmp_path):
   whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
   make(method, hopper, whole).run()
   first = make(method, hopper, stopped)
-  take_steps = first._learner._take_steps
+  take_steps = first.learner._take_steps
 
   def take_steps_and_stop(num_steps):
     parts = take_steps(num_steps)
-    if first._learner.num_gradient_steps() == 150:
+    if first.learner.num_gradient_steps() == 150:
       first.stop_request.signal_name = 'SIGTERM'
     return parts
 
-  first._learner._take_steps = take_steps_and_stop
+  first.learner._take_steps = take_steps_and_stop
   with pytest.raises(errors.PreemptedError, match='gradient step 150') as error:
     first.run()
   assert error.value.exit_code == 75
@@ -137,8 +137,8 @@ LIFE = """
 import os, signal, sys
 from batch_rl_dr3.config import frameworks
 frameworks.import_tf_agents()
-from batch_rl_dr3.control import learner
 from batch_rl_dr3.runs import atomic, checkpoints
+from batch_rl_dr3.training import control as runner
 sys.path.insert(0, sys.argv[1])
 import pathlib, runner_test
 method, data, base_dir, moment = sys.argv[2:]
@@ -151,19 +151,19 @@ def counted(owner, name):
       os.kill(os.getpid(), signal.SIGKILL)
     return original(*args, **kwargs)
   setattr(owner, name, call)
-counted(learner.Cloning, '_take_step')
-counted(learner.ControlLearner, '_take_steps')
+counted(runner.Cloning, '_take_step')
+counted(runner.ControlLearner, '_take_steps')
 counted(atomic, 'sync')
 run = runner_test.make(method, data, pathlib.Path(base_dir),
   'ContinuousRunner.checkpoint_every_minutes=1e-6',
   'ContinuousRunner.num_cloning_steps=%d' % (5 if method == 'brac' else 0))
 if method == 'brac':
-  make_cloning = run._learner.make_cloning
+  make_cloning = run.learner.make_cloning
   def make(learning_rate):
     cloning = make_cloning(learning_rate)
     counted(cloning, 'take_step')
     return cloning
-  run._learner.make_cloning = make
+  run.learner.make_cloning = make
 run.run()
 """
 
@@ -209,7 +209,7 @@ def test_a_stop_within_cloning_goes_on_from_there(hopper, tmp_path):
   for folder, moments in ((whole, (5,)), (stopped, (3, 5))):
     for moment in moments:
       run = make('brac', hopper, folder)
-      make_cloning = run._learner.make_cloning
+      make_cloning = run.learner.make_cloning
 
       def make_and_stop(
         rate, run=run, make_cloning=make_cloning, moment=moment
@@ -225,7 +225,7 @@ def test_a_stop_within_cloning_goes_on_from_there(hopper, tmp_path):
         cloning.take_step = step
         return cloning
 
-      run._learner.make_cloning = make_and_stop
+      run.learner.make_cloning = make_and_stop
       with pytest.raises(errors.PreemptedError, match=f'step {moment} of clo'):
         run.run()
   expected, found = (
@@ -342,25 +342,25 @@ def test_a_run_lives_in_a_bucket_and_saves_within_an_iteration(
     return make('brac', hopper, url, *bindings, cache_dir=tmp_path)
 
   first = make_there('ContinuousRunner.checkpoint_every_minutes=1e-6')
-  take_steps = first._learner._take_steps
+  take_steps = first.learner._take_steps
 
   def take_steps_or_die(num_steps):
-    if first._learner.num_gradient_steps() == 150:
+    if first.learner.num_gradient_steps() == 150:
       raise Stop
     return take_steps(num_steps)
 
-  first._learner._take_steps = take_steps_or_die
+  first.learner._take_steps = take_steps_or_die
   with pytest.raises(Stop):
     first.run()
   again = make_there()
   steps = []
-  restore = again._learner.restore
+  restore = again.learner.restore
 
   def restore_and_note(prefix):
     restore(prefix)
-    steps.append(again._learner.num_gradient_steps())
+    steps.append(again.learner.num_gradient_steps())
 
-  again._learner.restore = restore_and_note
+  again.learner.restore = restore_and_note
   again.run()
   assert steps == [150]
   whole = tmp_path / 'whole'
