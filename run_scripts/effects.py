@@ -10,8 +10,10 @@ the table. Scores are in normalised points; what ends in _factor is the factor
 between geometric means. `seeds_for_80_power` says with how many seeds a game
 80% of studies would show a difference of 5 points, or a factor of 1.25.
 `average` is over all evaluations, `final` the mean of the last five, `lost` the
-best mean of five less the last; metrics are of the last half of training. Only
-games and as many runs of each are compared as both methods have.
+best mean of five less the last; metrics are means over the last half of
+training, `growth_factor` and `cosine_change` what the dot product and the
+cosine of phi(s, a) and phi(s', a') do over it (regimes.py). Only games and as
+many runs of each are compared as both methods have.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import pathlib
 
 import numpy as np
 import pandas as pd
+import regimes
 
 import batch_rl_dr3
 from batch_rl_dr3.reporting import reference, statistics
@@ -30,6 +33,7 @@ QUANTITIES = (
   'feature_norm_squared',
   'effective_rank',
   'mean_q',
+  'feature_cosine',
 )
 
 
@@ -62,7 +66,12 @@ def measure(runs):
   )
   table['effective_rank'] = late.effective_rank.mean()
   table['mean_q'] = late.mean_q.mean()
-  return table
+  table['growth_factor'] = late[
+    ['gradient_steps', 'feature_dot_product']
+  ].apply(lambda run: np.log(regimes.factor(*run.to_numpy(float).T)))
+  cosine = late.feature_cosine
+  table['cosine_change'] = cosine.last() - cosine.first()
+  return table.dropna(axis='columns')  # Older runs have no cosine.
 
 
 def matrices(table, methods, column):

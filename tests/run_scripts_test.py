@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import sys
 import types
 
 import numpy as np
@@ -10,6 +11,13 @@ import pytest
 
 SCRIPTS = pathlib.Path(__file__).parent.parent / 'run_scripts'
 STEPS = np.arange(0, 100_001, 10_000)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def scripts_find_each_other():
+  sys.path.insert(0, str(SCRIPTS))
+  yield
+  sys.path.remove(str(SCRIPTS))
 
 
 def load(name):
@@ -92,6 +100,7 @@ def tables(dot_products):
           'feature_norm_squared': 2.0 * dot_product,
           'effective_rank': 3.0,
           'mean_q': 1.0,
+          'feature_cosine': dot_product * step / 100,
         }
       )
   return types.SimpleNamespace(
@@ -118,6 +127,10 @@ def test_effects_by_hand(effects, monkeypatch):
   # Geometric means of 4 and 2.
   assert found.difference['feature_dot_product_factor'] == pytest.approx(2.0)
   assert (found.runs == 2).all()
+  # From step 5 to 10 a dot product stays, and the cosine rises by 5% of it: by
+  # (0.40 + 0.10) / 2 in the one and (0.20 + 0.05) / 2 in the other.
+  assert found.difference['growth_factor'] == pytest.approx(1.0)
+  assert found.difference['cosine_change'] == pytest.approx(0.25 - 0.125)
   with pytest.raises(KeyError):
     effects.effects(table, ['a:c'])
 
