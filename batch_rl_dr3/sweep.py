@@ -80,10 +80,37 @@ ended with.
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  string = functools.partial(flags.DEFINE_string, default=None)
-  integer = functools.partial(flags.DEFINE_integer, lower_bound=0)
-  number = functools.partial(flags.DEFINE_float, lower_bound=0)
-  string('grid', help='Gin file of the grid: a path, or a shipped one.')
+  for name, text in {
+    'grid': 'Gin file of the grid: a path, or a shipped one.',
+    'runs': 'Folder of all runs, seen by all nodes: on a shared disk, or in a '
+    'bucket, such as gs://BUCKET/RUNS.',
+    'benchmark': 'plan: take the rates from this file, written by `benchmark '
+    '--json`. Without it and --rate they are those of finished runs in --runs.',
+    'address': 'run: Ray cluster, such as auto or HOST:6379.',
+    'output': 'collect: the file, .parquet (needs pyarrow) or .csv (default: '
+    'scores.parquet in --runs if pyarrow is installed, else scores.csv).',
+    'output_dir': 'emit, reconcile: where the files go.',
+    'only': 'task: the runs of the array, such as 0-2,5 (all).',
+  }.items():
+    flags.DEFINE_string(name, None, text)
+  for name, lowest, text in (
+    ('rate', 1e-9, 'plan: gradient steps a second of one run.'),
+    ('play_rate', 1e-9, 'plan: agent steps a second of evaluation.'),
+    ('price_per_hour', 0, 'plan: of a GPU, or of a core without GPUs.'),
+    ('watch', 0.1, 'status: show it every so many seconds, until Ctrl-C.'),
+  ):
+    flags.DEFINE_float(name, None, text, lower_bound=lowest)
+  stop_help = 'run: how long runs have to save at a stop.'
+  flags.DEFINE_float('stop_seconds', 120.0, stop_help, lower_bound=0)
+  slots_help = (
+    'run: runs at a time on a node; 0 for as many as its cores and GPUs allow.'
+  )
+  for name, default, text in (
+    ('slots_per_node', 0, slots_help),
+    ('limit', 20, 'status: runs that are listed of each state.'),
+    ('index', None, 'task: which of them (what the job array says).'),
+  ):
+    flags.DEFINE_integer(name, default, text, lower_bound=0)
   flags.DEFINE_multi_string(
     'gin_bindings',
     [],
@@ -96,42 +123,7 @@ def define_flags() -> None:
     'Let the grid and the gin files of its runs import any module and name any '
     'function.',
   )
-  cli.define_import()
-  string(
-    'runs',
-    help='Folder of all runs, seen by all nodes: on a shared disk, or in a '
-    'bucket, such as gs://BUCKET/RUNS.',
-  )
-  cli.define_cache_dir(
-    'Where stores are kept, on each node, and what is read of runs in a bucket.'
-  )
-  rate = functools.partial(flags.DEFINE_float, lower_bound=1e-9)
-  rate('rate', None, 'plan: gradient steps a second of one run.')
-  rate('play_rate', None, 'plan: agent steps a second of evaluation.')
-  string(
-    'benchmark',
-    help='plan: take the rates from this file, written by `benchmark --json`. '
-    'Without it and --rate they are those of finished runs in --runs.',
-  )
-  number('price_per_hour', None, 'plan: of a GPU, or of a core without GPUs.')
-  string('address', help='run: Ray cluster, such as auto or HOST:6379.')
-  integer(
-    'slots_per_node',
-    0,
-    'run: runs at a time on a node; 0 for as many as its cores and GPUs allow.',
-  )
-  number('stop_seconds', 120.0, 'run: how long runs have to save at a stop.')
-  number(
-    *('watch', None, 'status: show it every so many seconds, until Ctrl-C.'),
-    lower_bound=0.1,
-  )
-  integer('limit', 20, 'status: runs that are listed of each state.')
   flags.DEFINE_boolean('json', False, 'status: print all runs as JSON.')
-  string(
-    'output',
-    help='collect: the file, .parquet (needs pyarrow) or .csv (default: '
-    'scores.parquet in --runs if pyarrow is installed, else scores.csv).',
-  )
   flags.DEFINE_enum(
     'backend',
     None,
@@ -139,20 +131,15 @@ def define_flags() -> None:
     'emit, reconcile: the system. Its gin bindings are those of GcpBatch, '
     'Slurm and Kubernetes.',
   )
-  string('output_dir', help='emit, reconcile: where the files go.')
-  string('only', help='task: the runs of the array, such as 0-2,5 (all).')
-  integer('index', None, 'task: which of them (what the job array says).')
-
-
-def _need(*names: str) -> None:
-  for name in names:
-    if not FLAGS[name].value:
-      raise errors.UsageError(f'--{name} is needed (see --help).')
+  cli.define_import()
+  cli.define_cache_dir(
+    'Where stores are kept, on each node, and what is read of runs in a bucket.'
+  )
 
 
 def _load_sweep() -> tuple[Sweep, list[SweepRun]]:
   """Returns the sweep that the flags describe, and its runs."""
-  _need('grid', 'runs')
+  cli.need('grid', 'runs')
   imports = cli.find_imports()
   cli.load_gin([FLAGS.grid], FLAGS.gin_bindings)
   with cli.gin_errors():
@@ -288,14 +275,13 @@ def _run() -> None:
     ) as cluster,
     stop_request.listening(),  # Again: Ray has handlers of its own.
   ):
-    runs_left = queue.Queue(
-      left,
-      1e9 * sweep.run_gigabytes,
-      lambda run: sweep.store_memory_share * sweep.store_bytes(run),
-    )
     tally = queue.Executor(
       cluster,
-      runs_left,
+      queue.Queue(
+        left,
+        1e9 * sweep.run_gigabytes,
+        lambda run: sweep.store_memory_share * sweep.store_bytes(run),
+      ),
       functools.partial(_attempt, sweep),
       lambda: bool(stop_request),
       FLAGS.stop_seconds,
@@ -328,7 +314,7 @@ def _trust() -> list[str]:
 
 
 def _emit(states: Sequence[str]) -> None:
-  _need('backend', 'output_dir')
+  cli.need('backend', 'output_dir')
   sweep, runs_of_sweep = _load_sweep()
   runs = _read_runs(runs_of_sweep)
   standings = standing.read(runs_of_sweep, runs.folder, sweep.results_dir)
@@ -354,8 +340,7 @@ def _emit(states: Sequence[str]) -> None:
     backend = job_arrays.BACKENDS[FLAGS.backend]()
   commands = backend.write(array, FLAGS.output_dir)
   print(f'{len(left):,} runs are left. In {FLAGS.output_dir}:')
-  for line in commands:
-    print(f'  {line}')
+  print(*(f'  {line}' for line in commands), sep='\n')
 
 
 def _task() -> None:
@@ -363,9 +348,9 @@ def _task() -> None:
   places: Sequence[int] = range(len(runs_of_sweep))
   if FLAGS.only is not None:
     places = job_arrays.parse_ranges(FLAGS.only)
+  said = (os.environ[n] for n in _TASK_VARIABLES if n in os.environ)
   index = FLAGS.index
   if index is None:
-    said = (os.environ[n] for n in _TASK_VARIABLES if n in os.environ)
     index = next(map(int, said), None)
   if index is None:
     raise errors.UsageError(

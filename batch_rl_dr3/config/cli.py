@@ -30,21 +30,16 @@ flags.DEFINE_boolean(
 
 
 def define_gin_flags() -> None:
-  """Defines --gin_files and --gin_bindings as Dopamine does."""
-  flags.DEFINE_multi_string(
-    'gin_files',
-    [],
-    'Gin configuration files, later ones winning. Each is a path or the name '
-    'of a file that ships with the package, such as atari/rem_dr3_1pct.gin. '
-    'Repeat the flag for several.',
-  )
-  flags.DEFINE_multi_string(
-    'gin_bindings',
-    [],
-    'Gin bindings that override the files, such as '
+  """Defines --gin_files, --gin_bindings and --trust_gin."""
+  for name, text in {
+    'gin_files': 'Gin configuration files, later ones winning. Each is a path '
+    'or the name of a file that ships with the package, such as '
+    'atari/rem_dr3_1pct.gin. Repeat the flag for several.',
+    'gin_bindings': 'Gin bindings that override the files, such as '
     '"atari_lib.create_atari_environment.game_name=\'Pong\'". Repeat the flag '
     'for several.',
-  )
+  }.items():
+    flags.DEFINE_multi_string(name, [], text)
   flags.DEFINE_boolean(
     'trust_gin',
     False,
@@ -63,6 +58,13 @@ def define_import() -> None:
     'file, such as my_penalties.py, or an installed module. It is executed, '
     'and its SHA-256 is part of what a run is. Repeat the flag for several.',
   )
+
+
+def need(*names: str, why: str = '') -> None:
+  """Raises UsageError unless each flag has a value."""
+  for name in names:
+    if not FLAGS[name].value:
+      raise errors.UsageError(f'--{name} is needed{why} (see --help).')
 
 
 def find_imports() -> tuple[own_code.OwnCode, ...]:
@@ -166,10 +168,6 @@ def run_subcommand(
   commands: Mapping[str, Callable[[], None]], usage: str | None
 ) -> None:
   """Like `run`, for a command whose first argument is one of several words."""
-  sys.exit(_run(commands, usage or ''))
-
-
-def _run(commands: Mapping[str, Callable[[], None]], usage: str) -> int:
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
   program = pathlib.Path(sys.argv[0]).stem
@@ -177,11 +175,16 @@ def _run(commands: Mapping[str, Callable[[], None]], usage: str) -> int:
     rest = FLAGS(sys.argv)
   except flags.Error as error:
     print(f'{program}: {errors.one_line(error)} (see --help)', file=sys.stderr)
-    return errors.UsageError.exit_code
-  if FLAGS.help:
-    text = f'{FLAGS.main_module_help()}\n{FLAGS.module_help(__name__)}'
-    return _end(program, lambda: print(f'{usage.rstrip()}\n\nFlags:\n{text}'))
-  return _end(program, lambda: _choose(commands, rest[1:])())
+    sys.exit(errors.UsageError.exit_code)
+
+  def command() -> None:
+    if FLAGS.help:
+      text = f'{FLAGS.main_module_help()}\n{FLAGS.module_help(__name__)}'
+      print(f'{(usage or "").rstrip()}\n\nFlags:\n{text}')
+    else:
+      _choose(commands, rest[1:])()
+
+  sys.exit(_end(program, command))
 
 
 def _end(program: str, command: Callable[[], None]) -> int:

@@ -46,7 +46,13 @@ def import_tensorflow(announce: bool = False) -> None:
   much address space.
   """
   if 'tensorflow' not in sys.modules:
-    _check_address_space()
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE_BYTES:
+      raise errors.ConfigError(
+        f'this process may use {limit / 2**30:.1f} GiB of address space, and '
+        f'TensorFlow needs {_ADDRESS_SPACE_BYTES / 2**30:.0f} GiB to start. '
+        'Raise the limit (`ulimit -v unlimited`, or the memory of the job).'
+      )
     if announce:
       print('Starting TensorFlow...', file=sys.stderr, flush=True)
   with tempfile.TemporaryFile() as output:
@@ -66,16 +72,6 @@ def import_tensorflow(announce: bool = False) -> None:
     finally:
       os.dup2(stderr, 2)
       os.close(stderr)
-
-
-def _check_address_space() -> None:
-  limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-  if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE_BYTES:
-    raise errors.ConfigError(
-      f'this process may use {limit / 2**30:.1f} GiB of address space, and '
-      f'TensorFlow needs {_ADDRESS_SPACE_BYTES / 2**30:.0f} GiB to start. '
-      'Raise the limit (`ulimit -v unlimited`, or the memory of the job).'
-    )
 
 
 def import_tf_agents() -> None:

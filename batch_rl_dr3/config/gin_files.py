@@ -18,7 +18,6 @@ from gin import config_parser
 from batch_rl_dr3.config import errors
 
 Binding = config_parser.BindingStatement
-Import = config_parser.ImportStatement
 
 # What a configuration may import, and why. Dopamine's other modules register
 # what would import or build something by a name that a binding gives.
@@ -135,9 +134,6 @@ def find(name: str, place: str = '') -> str:
   )
 
 
-# Statements.
-
-
 class Name(str):
   """A reference or macro as it is written, such as @DQN() or %GAMES."""
 
@@ -219,9 +215,6 @@ def statements_of_text(
     ) from error
 
 
-# Bindings.
-
-
 def read_bindings(
   files: Sequence[str], lines: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -233,34 +226,30 @@ def read_bindings(
   Raises:
     ConfigError: if a file is missing, or one is no gin.
   """
-  bound = dict(_bindings_of_files(tuple(files)))
-  bound.update(_bindings(statements_of_text('\n'.join(lines), 'gin_bindings')))
-  return bound
+  return _bindings_of_files(tuple(files)) | _bindings(
+    statements_of_text('\n'.join(lines), 'gin_bindings')
+  )
 
 
 @functools.lru_cache(maxsize=256)
 def _bindings_of_files(files: tuple[str, ...]) -> dict[str, Any]:
-  bound: dict[str, Any] = {}
-  for name in files:
-    bound.update(_bindings(statements_of_file(pathlib.Path(find(name)))))
-  return bound
+  paths = (pathlib.Path(find(name)) for name in files)
+  return _bindings(s for path in paths for s in statements_of_file(path))
 
 
-def _bindings(statements: Iterable[Statement]) -> Iterator[tuple[str, Any]]:
+def _bindings(statements: Iterable[Statement]) -> dict[str, Any]:
+  bound = {}
   for _, statement, _ in statements:
     if isinstance(statement, Binding):
       scope = f'{statement.scope}/' if statement.scope else ''
-      name = f'{scope}{statement.selector}'
-      if statement.arg_name:  # A macro has none.
-        name += f'.{statement.arg_name}'
-      yield name, statement.value
-
-
-# Checks.
+      # A macro has no parameter.
+      name = f'.{statement.arg_name}' if statement.arg_name else ''
+      bound[f'{scope}{statement.selector}{name}'] = statement.value
+  return bound
 
 
 def check_files(
-  paths: Sequence[str | pathlib.Path], own: Collection[str] = ()
+  paths: Iterable[str | pathlib.Path], own: Collection[str] = ()
 ) -> None:
   """Makes sure that parsing files would execute nothing foreign.
 
@@ -282,7 +271,7 @@ def check_text(text: str, origin: str, own: Collection[str] = ()) -> None:
 
 def _check(statements: Iterable[Statement], own: Collection[str]) -> None:
   for place, statement, references in statements:
-    if isinstance(statement, Import):
+    if isinstance(statement, config_parser.ImportStatement):
       _check_import(statement, place)
     for name in references:
       last = name.rpartition('/')[2].split('.')[-1]
@@ -301,38 +290,29 @@ def _check_import(statement: Any, place: str) -> None:
   root = module.split('.')[0]
   if root == '__gin__':
     _refuse(place, f'{line} lets gin call any function')
-  if module in ALLOWED_IMPORTS or root == _OUR_PACKAGE:
-    return
-  if root in _OTHER_PROGRAMS:
+  if root in _OTHER_PROGRAMS and module not in ALLOWED_IMPORTS:
     name = f'{module}.'
     mend = next(text for part, text in _COUNTERPARTS.items() if part in name)
     raise errors.ConfigError(f'{place}: {line} is for another program: {mend}.')
-  _refuse(
-    place,
-    f'{line} executes a module that is not among '
-    f'{", ".join((_OUR_PACKAGE, *ALLOWED_IMPORTS))}',
-  )
+  if root != _OUR_PACKAGE and module not in ALLOWED_IMPORTS:
+    allowed = ', '.join((_OUR_PACKAGE, *ALLOWED_IMPORTS))
+    _refuse(place, f'{line} executes a module that is not among {allowed}')
 
 
-def _check_value(value: Any, place: str) -> None:
-  level = [value]
-  for _ in range(_MAX_DEPTH):
-    inside: list[Any] = []
-    for item in level:
-      if isinstance(item, str) and _MODULE_AND_NAME.match(item):
-        _refuse(
-          place, f'{item!r} may name a module, which whoever reads it imports'
-        )
-      if isinstance(item, dict):
-        inside += [*item.keys(), *item.values()]
-      elif isinstance(item, list | tuple | set):
-        inside += item
-    level = inside
-    if not level:
-      return
-  raise errors.ConfigError(
-    f'{place}: lists and dicts are nested deeper than {_MAX_DEPTH}.'
-  )
+def _check_value(value: Any, place: str, depth: int = 0) -> None:
+  if depth == _MAX_DEPTH:
+    raise errors.ConfigError(
+      f'{place}: lists and dicts are nested deeper than {_MAX_DEPTH}.'
+    )
+  if isinstance(value, str) and _MODULE_AND_NAME.match(value):
+    _refuse(
+      place, f'{value!r} may name a module, which whoever reads it imports'
+    )
+  if isinstance(value, dict):
+    value = [*value, *value.values()]
+  if isinstance(value, list | tuple | set):
+    for item in value:
+      _check_value(item, place, depth + 1)
 
 
 def _refuse(place: str, what: str) -> NoReturn:

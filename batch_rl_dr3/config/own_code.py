@@ -7,6 +7,7 @@ SHA-256, which is part of what a run is; it is executed where it is needed.
 
 import ast
 from collections.abc import Iterable, Mapping, Sequence
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -64,7 +65,8 @@ def find(names: Sequence[str]) -> tuple[OwnCode, ...]:
 
 
 def _read(name: str) -> OwnCode:
-  path = pathlib.Path(name if name.endswith('.py') else _module_file(name))
+  is_file = name.endswith('.py')
+  path = pathlib.Path(name if is_file else _module_file(name))
   try:
     content = path.read_bytes()
     tree = ast.parse(content)
@@ -72,7 +74,7 @@ def _read(name: str) -> OwnCode:
     raise errors.ConfigError(f'--import={name}: {error}.') from error
   kinds = (ast.ClassDef, ast.FunctionDef)
   return OwnCode(
-    path.name if name.endswith('.py') else name,
+    path.name if is_file else name,
     str(path.resolve()),
     hashlib.sha256(content).hexdigest(),
     frozenset(node.name for node in tree.body if isinstance(node, kinds)),
@@ -80,10 +82,9 @@ def _read(name: str) -> OwnCode:
 
 
 def _module_file(name: str) -> str:
-  try:
+  spec = None
+  with contextlib.suppress(ImportError, ValueError):
     spec = importlib.util.find_spec(name)
-  except (ImportError, ValueError):
-    spec = None
   if spec is None or spec.origin is None or not spec.has_location:
     raise errors.ConfigError(
       f'--import={name}: there is no such module. A file is named by its path, '
@@ -125,14 +126,12 @@ def _execute(code: OwnCode) -> None:
     raise errors.ConfigError(
       f'--import={code.path} has changed since the command began.'
     )
-  if (
-    code.is_file and code.module in sys.modules and code.module not in _executed
-  ):
+  before = sys.modules.get(code.module)
+  if code.is_file and before and code.module not in _executed:
     raise errors.ConfigError(
       f'--import={code.path}: there is another module {code.module!r}; rename '
       'the file.'
     )
-  before = sys.modules.get(code.module)
   try:
     with gin.config.interactive_mode():
       if not code.is_file:
@@ -144,7 +143,7 @@ def _execute(code: OwnCode) -> None:
   except BaseException as error:
     if code.is_file:
       del sys.modules[code.module]
-      if before is not None:
+      if before:
         sys.modules[code.module] = before
     if not isinstance(error, Exception):
       raise

@@ -93,14 +93,11 @@ def _wrap(
   def wrapper(*args: Any, **kwargs: Any) -> _T:
     name = type(args[0]).__name__ if is_method else function.__name__
     try:
-      bound = signature.bind(*args, **kwargs)
+      given = signature.bind(*args, **kwargs).arguments
     except TypeError:
       return function(*args, **kwargs)  # Which says what is wrong.
-    for parameter, value in bound.arguments.items():
-      kind = signature.parameters[parameter].kind
-      is_rest = kind is inspect.Parameter.VAR_KEYWORD
-      for key, item in (value if is_rest else {parameter: value}).items():
-        check(f'{name}.{key}', item, annotations().get(key))
+    for parameter, value in (given | kwargs).items():
+      check(f'{name}.{parameter}', value, annotations().get(parameter))
     return function(*args, **kwargs)
 
   # Gin looks at the parameters of what it calls, and not behind it.

@@ -6,7 +6,7 @@ looks at what progress was made, so it does not matter who died of what: a
 preempted attempt costs nothing unless nothing ever comes of any.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 import contextlib
 import dataclasses
 import datetime
@@ -18,21 +18,19 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
+
+import tenacity
 
 from batch_rl_dr3.config import cli, errors, signals
 from batch_rl_dr3.runs import atomic, lease, mirror, run_directory, state
 from batch_rl_dr3.sweeping.grid import SweepRun
 
 # Exit codes after which the same command would fail again.
-OWN_FAULT = frozenset(
-  kind.exit_code
-  for kind in (
-    *(errors.UsageError, errors.DataError),
-    *(errors.DivergedError, errors.ConfigError),
-  )
-)
+OWN_FAULT = {
+  *(errors.UsageError.exit_code, errors.DataError.exit_code),
+  *(errors.DivergedError.exit_code, errors.ConfigError.exit_code),
+}
 PREEMPTED = errors.PreemptedError.exit_code
 
 # What an attempt comes to. BUSY: another process works on the run; LOST: who
@@ -77,15 +75,14 @@ class Attempt:
   arguments: Sequence[str]  # What follows `python`.
   num_iterations: int
   max_without_progress: int
-  cwd: str | None = None  # Where the process runs, if it exists here.
   key: int = 0  # The run's index in its sweep.
   # The process is pinned to these, where the system can; () for none.
   # TensorFlow makes as many threads as it may use cores.
   cores: Sequence[int] = ()
-  _process: 'subprocess.Popen[bytes] | None' = dataclasses.field(
-    default=None, init=False
-  )
-  _stopped: bool = dataclasses.field(default=False, init=False)
+  # Where the process runs, if it exists there.
+  cwd: str = dataclasses.field(default_factory=os.getcwd)
+  _process: 'subprocess.Popen[bytes] | None' = None
+  _is_stopped: bool = False
 
   @classmethod
   def of_run(
@@ -97,18 +94,15 @@ class Attempt:
     max_without_progress: int,
   ) -> 'Attempt':
     """Returns an attempt at a run of a sweep, by `python PROGRAM ...`."""
+    arguments = (*program, *run.arguments(runs, cache_dir))
+    folder = os.path.join(runs, run.folder)
     return cls(
-      os.path.join(runs, run.folder),
-      (*program, *run.arguments(runs, cache_dir)),
-      run.num_iterations,
-      max_without_progress,
-      os.getcwd(),
-      run.index,
+      folder, arguments, run.num_iterations, max_without_progress, run.index
     )
 
   def stop(self) -> None:
     """Asks the run to save and end, as SIGTERM does."""
-    self._stopped = True
+    self._is_stopped = True
     process = self._process
     if process is not None and process.poll() is None:
       process.send_signal(signal.SIGTERM)
@@ -127,59 +121,38 @@ class Attempt:
       before = state.read_attempts(self._here)
       if self._is_finished():
         return Outcome(DONE, 0)
+      if before.is_set_aside:
+        return _outcome(before)
       atomic.make_directory(self._here)
-      record = before
-      if not before.is_set_aside:
-        record = self._next(before)
-        self._write(record)
+      record = self._next(before)
+      self._write(record)
       if record.is_set_aside:
-        return _outcome(SET_ASIDE, record)
-      ending = pathlib.Path(scratch) / 'ending.json'
-      with open(self._here / state.LOG, 'ab') as log:
-        line = f'--- attempt {record.attempts}, {record.began}, {record.host}\n'
-        log.write(line.encode())
-        log.flush()
-        self._process = self._start(log, ending)
-        if self._stopped:  # Meanwhile.
-          self.stop()
-        exit_code = self._process.wait()
+        return _outcome(record)
+      exit_code, said = self._train(record, pathlib.Path(scratch, 'ending'))
       self._patiently(lambda: self._run.upload(state.LOG))
       self._patiently(self._run.refresh)
-      said = {}
-      with contextlib.suppress(OSError, ValueError):
-        said = json.loads(ending.read_text())
-      return self._end(before, record, exit_code, said)
+      error = self._error(exit_code, said.get('message', ''))
+      if error and said.get('error') == lease.BusyError.__name__:
+        self._write(before)  # It was no attempt.
+        return Outcome(BUSY, PREEMPTED, error, before.without_progress)
+      # Told to stop when all was written, a run may say that it was stopped.
+      exit_code = (exit_code or 1) if error else 0
+      aside = exit_code in OWN_FAULT
+      record = dataclasses.replace(
+        record, exit_code=exit_code, error=error, is_set_aside=aside
+      )
+      self._write(record)
+      return _outcome(record) if error else Outcome(DONE, 0)
 
   def _patiently(self, action: Callable[[], None]) -> None:
     """Does what needs a bucket, which may be away for a while."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-      try:
-        return action()
-      except errors.BatchRLError as error:
-        is_gone = isinstance(error.__cause__, FileNotFoundError)
-        if is_gone or self._stopped or time.monotonic() > deadline:
-          raise
-        time.sleep(_AGAIN_SECONDS)
-
-  def _start(self, log: Any, ending: pathlib.Path) -> 'subprocess.Popen[bytes]':
-    cores = ','.join(map(str, self.cores))
-    return subprocess.Popen(
-      [sys.executable, '-c', _BECOME, str(os.getpid()), cores, *self.arguments],
-      stdin=subprocess.DEVNULL,
-      stdout=log,
-      stderr=subprocess.STDOUT,
-      # Ctrl-C at a terminal is for whoever decides about all runs.
-      start_new_session=True,
-      cwd=self.cwd if self.cwd and os.path.isdir(self.cwd) else None,
-      env={**os.environ, 'PYTHONUNBUFFERED': '1', cli.ENDING: str(ending)},
-    )
-
-  def _is_finished(self) -> bool:
-    return state.is_finished(self._here, self.num_iterations)
-
-  def _last_line(self) -> str:
-    return state.last_line(self._here / state.LOG)
+    is_late = tenacity.stop_after_delay(_PATIENCE_SECONDS)
+    tenacity.Retrying(
+      retry=tenacity.retry_if_exception(_may_pass),
+      stop=lambda state: self._is_stopped or is_late(state),
+      wait=tenacity.wait_fixed(_AGAIN_SECONDS),
+      reraise=True,
+    )(action)
 
   def _next(self, before: state.Record) -> state.Record:
     """Returns the record of this attempt; set aside if it is not to begin."""
@@ -205,27 +178,34 @@ class Attempt:
       host=socket.gethostname(),
     )
 
-  def _end(
-    self,
-    before: state.Record,
-    record: state.Record,
-    exit_code: int,
-    said: dict[str, str],
-  ) -> Outcome:
-    error = self._error(exit_code, said.get('message', ''))
-    # Told to stop when all was written, a run may say that it was stopped.
-    exit_code = (exit_code or 1) if error else 0
-    if error and said.get('error') == lease.BusyError.__name__:
-      self._write(before)  # It was no attempt.
-      return Outcome(BUSY, PREEMPTED, error, before.without_progress)
-    aside = exit_code in OWN_FAULT
-    record = dataclasses.replace(
-      record, exit_code=exit_code, error=error, is_set_aside=aside
+  def _train(
+    self, record: state.Record, ending: pathlib.Path
+  ) -> tuple[int, dict[str, str]]:
+    """Returns the exit code of `train`, and how it says that it ended."""
+    with open(self._here / state.LOG, 'ab') as log:
+      line = f'--- attempt {record.attempts}, {record.began}, {record.host}\n'
+      log.write(line.encode())
+      log.flush()
+      self._process = self._start(log, ending)
+      if self._is_stopped:  # Meanwhile.
+        self.stop()
+      exit_code = self._process.wait()
+    with contextlib.suppress(OSError, ValueError):
+      return exit_code, json.loads(ending.read_text())
+    return exit_code, {}
+
+  def _start(self, log: Any, ending: pathlib.Path) -> 'subprocess.Popen[bytes]':
+    cores = ','.join(map(str, self.cores))
+    return subprocess.Popen(
+      [sys.executable, '-c', _BECOME, str(os.getpid()), cores, *self.arguments],
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      # Ctrl-C at a terminal is for whoever decides about all runs.
+      start_new_session=True,
+      cwd=self.cwd if os.path.isdir(self.cwd) else None,
+      env={**os.environ, 'PYTHONUNBUFFERED': '1', cli.ENDING: str(ending)},
     )
-    self._write(record)
-    if exit_code == 0:
-      return Outcome(DONE, 0)
-    return _outcome(SET_ASIDE if aside else AGAIN, record)
 
   def _error(self, exit_code: int, message: str) -> str:
     """Returns why the run is not finished; '' if it is."""
@@ -237,16 +217,38 @@ class Attempt:
       return f'ended by {signal.Signals(-exit_code).name}'
     return message or self._last_line() or f'ended with {exit_code}'
 
+  def _is_finished(self) -> bool:
+    return state.is_finished(self._here, self.num_iterations)
+
+  def _last_line(self) -> str:
+    return state.last_line(self._here / state.LOG)
+
   def _write(self, record: state.Record) -> None:
     atomic.write_json(self._here / state.NAME, dataclasses.asdict(record))
     self._patiently(lambda: self._run.upload(state.NAME))
 
 
-def _outcome(kind: str, record: state.Record) -> Outcome:
+def _may_pass(error: BaseException) -> bool:
+  is_gone = isinstance(error.__cause__, FileNotFoundError)
+  return isinstance(error, errors.BatchRLError) and not is_gone
+
+
+def _outcome(record: state.Record) -> Outcome:
+  """Returns what an attempt that did not finish its run came to."""
   code = record.exit_code
-  if code is None:
-    code = errors.BatchRLError.exit_code
-  return Outcome(kind, code, record.error, record.without_progress)
+  return Outcome(
+    SET_ASIDE if record.is_set_aside else AGAIN,
+    errors.BatchRLError.exit_code if code is None else code,
+    record.error,
+    record.without_progress,
+  )
+
+
+def cores_of_slot(
+  slot: int, num_slots: int, cores: Collection[int]
+) -> list[int]:
+  """Returns the cores of one of a node's slots: they are dealt out in turn."""
+  return sorted(cores)[slot % len(cores) :: num_slots]
 
 
 def in_foreground(attempt: Attempt) -> Outcome:

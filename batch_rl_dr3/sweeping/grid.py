@@ -112,23 +112,23 @@ class SweepRun:
 
     If `local`, files of the user's own are named by their place here.
     """
-    where = f'--replay_dir={self.replay_dir}'
+    data = ('replay_dir', self.replay_dir)
     if self.replay_dir is None:
-      where = f'--run={self.logged_run}'
-    start = self.start_checkpoint(runs)
-    return [
+      data = ('run', str(self.logged_run))
+    flags = [
       *(
-        f'--import={code.path if local and code.is_file else code.name}'
+        ('import', code.path if local and code.is_file else code.name)
         for code in self.imports
       ),
-      *(f'--gin_files={name}' for name in self.gin_files),
-      *(f'--gin_bindings={line}' for line in self.gin_bindings),
-      where,
-      *([] if start is None else [f'--init_checkpoint={start}']),
-      f'--seed={self.seed}',
-      f'--base_dir={runs.rstrip("/")}/{self.folder}',
-      f'--cache_dir={cache_dir}',
+      *(('gin_files', name) for name in self.gin_files),
+      *(('gin_bindings', line) for line in self.gin_bindings),
+      data,
+      ('init_checkpoint', self.start_checkpoint(runs)),
+      ('seed', self.seed),
+      ('base_dir', f'{runs.rstrip("/")}/{self.folder}'),
+      ('cache_dir', cache_dir),
     ]
+    return [f'--{name}={value}' for name, value in flags if value is not None]
 
 
 @gin.configurable
@@ -275,19 +275,13 @@ class Sweep:
     if imports:
       data['imports'] = own_code.record(imports)
     start = None
-    source = (self.starts_from or {}).get(method)
-    if source is not None:
+    if source := (self.starts_from or {}).get(method):
       start = self._run(-1, imports, game, dataset, dealt, source, '')
       data['start'] = start.identity
     folder = self.replay_dir
     return SweepRun(
-      index=index,
-      suite=self.suite,
-      game=game,
-      dataset=dataset,
-      method=name,
-      seed=seed,
-      logged_run=logged_run,
+      index,
+      *(self.suite, game, dataset, name, seed, logged_run),
       gin_files=files,
       gin_bindings=lines,
       replay_dir=None if folder is None else _fill(folder, names),

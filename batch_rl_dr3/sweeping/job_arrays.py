@@ -4,20 +4,21 @@ A task is `sweep task`, numbered through the runs of `--only`. What each system
 reads is a template in `templates/`, filled from its settings and the array.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 import os
 import shlex
+import sys
 from typing import ClassVar
 
 import gin
 import jinja2
 
 from batch_rl_dr3.config import errors, ranges
+from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.runs import atomic, place
 from batch_rl_dr3.sweeping import attempt
 from batch_rl_dr3.sweeping.grid import Sweep, SweepRun
@@ -32,13 +33,8 @@ _STOP_SECONDS = 180
 
 def format_ranges(indices: Iterable[int]) -> str:
   """Returns '0-2,5' for 0, 1, 2, 5."""
-  parts = []
-  for _, group in itertools.groupby(
-    enumerate(sorted(indices)), lambda pair: pair[1] - pair[0]
-  ):
-    run = [index for _, index in group]
-    parts.append(f'{run[0]}' if len(run) == 1 else f'{run[0]}-{run[-1]}')
-  return ','.join(parts)
+  words = checkpoint_format.format_suffixes(sorted(indices))
+  return words.replace(' ', '')
 
 
 def parse_ranges(text: str) -> list[int]:
@@ -65,7 +61,7 @@ class JobArray:
   runs: str
   num_cpus: float
   num_gpus: float
-  gigabytes: float
+  mebibytes: int  # Memory of a task.
 
   @property
   def command(self) -> list[str]:
@@ -82,10 +78,15 @@ class JobArray:
     """Where a shared disk has to be mounted; None if runs are in a bucket."""
     return place.local_path(self.runs)
 
-  @property
-  def mebibytes(self) -> int:
-    """Memory of a task."""
-    return math.ceil(self.gigabytes * 1e9 / 2**20)
+  def parts(self, length: int) -> Iterator['JobArray']:
+    """Yields arrays of at most `length` tasks, itself if it is none longer."""
+    starts = range(0, len(self.indices), length)
+    for number, start in enumerate(starts):
+      yield dataclasses.replace(
+        self,
+        name=self.name if len(starts) == 1 else f'{self.name}-{number}',
+        indices=self.indices[start : start + length],
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +99,8 @@ class _Backend:
 
   template: ClassVar[str]  # Ends as its files do.
   submit: ClassVar[str]  # The command, with {name}, {file} and {backend}.
+  max_array_size = sys.maxsize  # Tasks that it takes at once.
   parallelism: ranges.Count = 100
-
-  def _parts(self, array: JobArray) -> list[JobArray]:
-    """Returns an array as the system takes it, in one or more."""
-    return [array]
 
   def files(self, array: JobArray) -> dict[str, str]:
     """Returns what the system reads, by file name.
@@ -123,7 +121,7 @@ class _Backend:
     template = environment.get_template(f'{self.template}.jinja')
     _, ending = os.path.splitext(self.template)
     files = {}
-    for part in self._parts(array):
+    for part in array.parts(self.max_array_size):
       text = template.render(
         backend=self,
         array=part,
@@ -140,15 +138,12 @@ class _Backend:
   def write(self, array: JobArray, folder: str | os.PathLike[str]) -> list[str]:
     """Writes an array's files and returns the commands to submit them."""
     path = atomic.make_directory(folder)
-    files = self.files(array)
-    for name, text in files.items():
-      atomic.write_text(path / name, text)
-    return [
-      self.submit.format(
-        file=name, name=os.path.splitext(name)[0], backend=self
-      )
-      for name in files
-    ]
+    commands = []
+    for file, text in self.files(array).items():
+      atomic.write_text(path / file, text)
+      name, _ = os.path.splitext(file)
+      commands.append(self.submit.format(file=file, name=name, backend=self))
+    return commands
 
 
 @gin.configurable
@@ -169,19 +164,6 @@ class Slurm(_Backend):
   partition: str | None = None
   time: str = '2-00:00:00'
   max_array_size: ranges.Count = 1000
-
-  def _parts(self, array: JobArray) -> list[JobArray]:
-    length, indices = self.max_array_size, array.indices
-    if len(indices) <= length:
-      return [array]
-    return [
-      dataclasses.replace(
-        array,
-        name=f'{array.name}-{start // length}',
-        indices=indices[start : start + length],
-      )
-      for start in range(0, len(indices), length)
-    ]
 
 
 @gin.configurable
@@ -235,13 +217,13 @@ class GcpBatch(_Backend):
   disk_gigabytes: ranges.Count = 200
   nfs: str | None = None
 
-  def _parts(self, array: JobArray) -> list[JobArray]:
+  def files(self, array: JobArray) -> dict[str, str]:  # noqa: D102
     if self.nfs and array.mount is None:
       raise errors.ConfigError(
         f'GcpBatch.nfs={self.nfs} mounts a disk, but --runs={array.runs} is in '
         'a bucket: leave one of them out.'
       )
-    return [array]
+    return super().files(array)
 
 
 # By the names that users give.
@@ -263,6 +245,7 @@ def create(
   identities = ' '.join(run.identity for run in runs_of_sweep)
   digest = hashlib.sha256(identities.encode()).hexdigest()[:8]
   largest = max(sweep.store_bytes(run) for run in runs_of_sweep)
+  gigabytes = sweep.run_gigabytes + sweep.store_memory_share * largest / 1e9
   return JobArray(
     name=f'{name.replace("_", "-").lower()}-{digest}',
     indices=tuple(run.index for run in runs_of_sweep),
@@ -270,5 +253,5 @@ def create(
     runs=runs,
     num_cpus=sweep.num_cpus,
     num_gpus=sweep.num_gpus,
-    gigabytes=sweep.run_gigabytes + sweep.store_memory_share * largest / 1e9,
+    mebibytes=math.ceil(gigabytes * 1e9 / 2**20),
   )

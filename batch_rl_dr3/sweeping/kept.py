@@ -12,7 +12,7 @@ run. `report` reads it, and the sweep counts its runs as done. Of a run it holds
                      number in a column `episodes`
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 import importlib.util
 import itertools
 import os
@@ -46,9 +46,13 @@ CONTENTS = mirror.Contents(
 SCORE_CONTENTS = mirror.Contents('scores', whole=(run_directory.SCORES,))
 PARQUET, CSV = '.parquet', '.csv'
 _MEANS = ('return', 'length')
-_COLUMNS = (*run_tables.SCORE_COLUMNS, run_tables.EPISODES)
-# Columns of text; the others are numbers.
-_TEXT = ('suite', 'game', 'method', 'dataset')
+# The columns of the table, and their types: mostly whole numbers.
+_TYPES = {
+  **dict.fromkeys((*run_tables.SCORE_COLUMNS, run_tables.EPISODES), 'int64'),
+  **dict.fromkeys(('suite', 'game', 'method', 'dataset'), 'string'),
+  **dict.fromkeys(_MEANS, 'float64'),
+  'run': 'Int64',  # Perhaps unknown.
+}
 
 
 def keep(
@@ -74,7 +78,8 @@ def keep(
 def _condense(run: SweepRun, folder: pathlib.Path) -> results.KeptRun:
   try:
     episodes = run_tables.read_rows(folder / run_directory.SCORES)
-    evaluations = list(_evaluations(episodes))
+    by_steps = itertools.groupby(episodes, lambda row: row['gradient_steps'])
+    evaluations = [_mean(list(rows)) for _, rows in by_steps]
     partial = run_tables.ScoreLog(folder).partial()
     provenance = records.read_provenance(folder)
     finished = records.read_finished(folder)
@@ -106,20 +111,13 @@ def _condense(run: SweepRun, folder: pathlib.Path) -> results.KeptRun:
   )
 
 
-def _evaluations(
-  episodes: Iterable[Mapping[str, str]],
-) -> Iterator[dict[str, str]]:
-  """Yields a row of means for the episodes of each evaluation."""
-  by_steps = itertools.groupby(episodes, lambda row: row['gradient_steps'])
-  for _, group in by_steps:
-    rows = list(group)
-    means = {n: statistics.fmean(float(r[n]) for r in rows) for n in _MEANS}
-    yield {
-      **{n: v for n, v in rows[0].items() if n != run_tables.NUM_EPISODES},
-      **{name: f'{mean:.6g}' for name, mean in means.items()},
-      'truncated': str(sum(int(row['truncated']) for row in rows)),
-      run_tables.EPISODES: str(len(rows)),
-    }
+def _mean(episodes: list[dict[str, str]]) -> dict[str, str]:
+  """Returns a row of means for the episodes of an evaluation."""
+  row = {k: v for k, v in episodes[0].items() if k != run_tables.NUM_EPISODES}
+  for name in _MEANS:
+    row[name] = f'{statistics.fmean(float(e[name]) for e in episodes):.6g}'
+  row['truncated'] = str(sum(int(e['truncated']) for e in episodes))
+  return {**row, run_tables.EPISODES: str(len(episodes))}
 
 
 def _short(cell: str) -> str:
@@ -147,28 +145,21 @@ def collect(
     path = pathlib.Path(runs) / run.folder / run_directory.SCORES
     try:
       if path.exists():
-        yield _typed(pd.read_csv(path, dtype='string'))
+        rows = pd.read_csv(path, dtype='string')
       elif run.kept_folder in study:
-        rows = study[run.kept_folder].tables[run_directory.SCORES]
-        yield _typed(pd.DataFrame(rows))
+        kept_run = study[run.kept_folder]
+        rows = pd.DataFrame(kept_run.tables[run_directory.SCORES])
+      else:
+        continue
+      if run_tables.EPISODES not in rows:
+        rows[run_tables.EPISODES] = '1'
+      columns = {
+        name: rows[name] if kind == 'string' else pd.to_numeric(rows[name])
+        for name, kind in _TYPES.items()
+      }
+      yield pd.DataFrame(columns).astype(_TYPES)
     except (OSError, ValueError, KeyError) as error:
       raise errors.DataError(f'cannot read {path}: {error}') from error
-
-
-def _typed(rows: 'pd.DataFrame') -> 'pd.DataFrame':
-  """Returns rows of text with the columns and types of the table."""
-  import pandas as pd
-
-  if run_tables.EPISODES not in rows:
-    rows = rows.assign(**{run_tables.EPISODES: '1'})
-  numbers = {}
-  for name in _COLUMNS:
-    if name not in _TEXT:
-      kind = 'float64' if name in _MEANS else 'int64'
-      kind = 'Int64' if name == 'run' else kind
-      numbers[name] = pd.to_numeric(rows[name]).astype(kind)
-  rows = rows[list(_COLUMNS)].assign(**numbers)
-  return rows.astype(dict.fromkeys(_TEXT, 'string'))
 
 
 def write(tables: 'Iterable[pd.DataFrame]', output: str) -> int:

@@ -1,19 +1,22 @@
 """Which run goes where next, and the loop that has runs executed.
 
 `Queue` is a policy without an engine or a clock. `Executor` is the loop: a
-`Cluster` begins attempts on nodes and says what became of them. All that
+cluster begins attempts on nodes and says what became of them. All that
 outlives either is in the run directories.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import math
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from batch_rl_dr3.config import errors, progress
 from batch_rl_dr3.sweeping import attempt
 from batch_rl_dr3.sweeping.grid import SweepRun
+
+if TYPE_CHECKING:
+  from batch_rl_dr3.sweeping import ray_cluster
 
 # Seconds until a run is tried again: doubled with each attempt without
 # progress, up to the longest.
@@ -112,7 +115,7 @@ class Queue:
     stores = {run.store: self._store_bytes(run) for run in runs}
     return len(runs) * self._run_bytes + sum(stores.values())
 
-  def check_memory(self, nodes: Sequence[Node]) -> None:
+  def check_memory(self, nodes: Iterable[Node]) -> None:
     """Raises ConfigError if a run fits no node, even an empty one."""
     largest = max((node.memory for node in nodes), default=0.0)
     for run, _ in self._ready_at.values():
@@ -126,30 +129,14 @@ class Queue:
         )
 
   def put_back(
-    self, run: SweepRun, now: float, without_progress: int, busy: bool = False
+    self, run: SweepRun, now: float, outcome: attempt.Outcome
   ) -> float:
     """Queues a run again and returns the seconds until it is ready."""
-    delay = min(_FIRST_DELAY * 2**without_progress, _LONGEST_DELAY)
-    if busy:  # Another process works on it.
+    delay = min(_FIRST_DELAY * 2**outcome.without_progress, _LONGEST_DELAY)
+    if outcome.kind == attempt.BUSY:  # Another process works on it.
       delay = _BUSY_DELAY
     self._ready_at[run.index] = (run, now + delay)
     return delay
-
-
-class Cluster(Protocol):
-  """Nodes that execute attempts."""
-
-  def nodes(self) -> dict[str, tuple[int, float]]:
-    """Returns the slots and the bytes for runs of each node that lives."""
-
-  def start(self, node: str, job: attempt.Attempt) -> None:
-    """Begins an attempt in a free slot of a node."""
-
-  def wait(self, seconds: float) -> list[tuple[int, attempt.Outcome]]:
-    """Returns attempts that are over, by key, after at most so many seconds."""
-
-  def stop(self) -> None:
-    """Asks all runs to save and end."""
 
 
 @dataclasses.dataclass
@@ -165,16 +152,17 @@ class Tally:
 class Executor:
   """Executes runs, each by one attempt at a time, until none is left."""
 
-  cluster: Cluster
+  cluster: 'ray_cluster.RayCluster'
   queue: Queue
   attempt_at: Callable[[SweepRun], attempt.Attempt]
   stop_requested: Callable[[], bool]
   stop_seconds: float  # How long runs have to save when asked to stop.
 
   def __post_init__(self) -> None:
-    self.tally = Tally()
-    self._nodes: dict[str, Node] = {}
-    self._running: dict[int, tuple[str, SweepRun]] = {}
+    self._tally = Tally()
+    self._known: dict[str, Node] = {}
+    self._nodes: list[Node] = []  # Those of them that live.
+    self._running: dict[int, tuple[Node, SweepRun]] = {}
     self._looked = -_NODES_SECONDS
     self._last_seen = -_NO_NODE_SECONDS
 
@@ -186,16 +174,15 @@ class Executor:
       PreemptedError: if asked to stop, once all runs have saved.
     """
     self._look_at_nodes()
-    self.queue.check_memory(list(self._nodes.values()))
+    self.queue.check_memory(self._nodes)
     with progress.bar(len(self.queue), 'sweep', 'run') as self._bar:
       while self.queue or self._running:
         if self.stop_requested():
           self._stop()
         self._look_at_nodes()
         self._fill()
-        for ended in self.cluster.wait(_POLL_SECONDS):
-          self._record(*ended)
-    return self.tally
+        self._wait()
+    return self._tally
 
   def _look_at_nodes(self) -> None:
     """Brings what is known of the nodes up to date, now and then."""
@@ -210,66 +197,60 @@ class Executor:
       raise errors.ConfigError(
         'the cluster has no node that could execute a run.'
       )
-    known, self._nodes = self._nodes, {}
     for name, (num_slots, memory) in found.items():
-      running = [run for node, run in self._running.values() if node == name]
-      node = known.get(name) or Node(name, memory, running)
-      node.num_slots = num_slots
-      self._nodes[name] = node
+      self._known.setdefault(name, Node(name, memory)).num_slots = num_slots
+    self._nodes = [self._known[name] for name in found]
 
   def _fill(self) -> None:
     """Begins runs in all free slots, on the emptiest nodes first."""
-    nodes = list(self._nodes.values())
-    for node in sorted(nodes, key=lambda node: len(node.running)):
+    for node in sorted(self._nodes, key=lambda node: len(node.running)):
       while len(node.running) < node.num_slots:
-        run = self.queue.take(node, nodes, time.monotonic())
+        run = self.queue.take(node, self._nodes, time.monotonic())
         if run is None:
           break
-        self._running[run.index] = (node.name, run)
+        self._running[run.index] = (node, run)
         self.cluster.start(node.name, self.attempt_at(run))
     self._bar.set_postfix_str(f'{len(self._running)} running', refresh=False)
 
-  def _record(self, key: int, outcome: attempt.Outcome) -> None:
-    """Decides what becomes of a run whose attempt is over."""
-    name, run = self._running.pop(key)
-    # A node that is known no more has nothing to be noted.
-    node = self._nodes.get(name, Node(name, 0.0, [run]))
-    node.running.remove(run)
-    now = time.monotonic()
-    if outcome.kind == attempt.LOST:
-      node.lose(now)
-      delay = self.queue.put_back(run, now, 0)
-      self._again(f'{run.folder}: {outcome.error}; again in {delay:.0f} s')
-      if self._nodes and all(n.is_broken for n in self._nodes.values()):
+  def _wait(self) -> None:
+    """Decides what becomes of runs whose attempts are over, if some are."""
+    for key, outcome in self.cluster.wait(_POLL_SECONDS):
+      node, run = self._running.pop(key)
+      node.running.remove(run)
+      if outcome.kind in (attempt.DONE, attempt.SET_ASIDE):
+        self._record_end(run, outcome)
+      else:
+        self._try_again(run, outcome)
+      if outcome.kind != attempt.LOST:
+        node.num_lost = 0
+        continue
+      node.lose(time.monotonic())
+      if self._nodes and all(node.is_broken for node in self._nodes):
         raise errors.ConfigError(
           'every node loses all that it is given; the last time: '
           f'{outcome.error}. Is this package installed on the nodes?'
         )
-      return
-    node.num_lost = 0
-    if outcome.kind == attempt.DONE:
-      self.tally.num_done += 1
-      self._bar.update()
-    elif outcome.kind == attempt.SET_ASIDE:
-      self.tally.set_aside.append(run.folder)
-      self._bar.update()
-      self._bar.write(
-        f'{run.folder}: set aside, exit code {outcome.exit_code}: '
-        f'{outcome.error}'
-      )
-    elif outcome.kind == attempt.BUSY:
-      self.queue.put_back(run, now, 0, busy=True)
-    else:
-      delay = self.queue.put_back(run, now, outcome.without_progress)
-      if not self.stop_requested():
-        self._again(
-          f'{run.folder}: ended with {outcome.exit_code}: {outcome.error}; '
-          f'again in {delay:.0f} s'
-        )
 
-  def _again(self, message: str) -> None:
-    self.tally.num_again += 1
-    self._bar.write(message)
+  def _record_end(self, run: SweepRun, outcome: attempt.Outcome) -> None:
+    self._bar.update()
+    if outcome.kind == attempt.DONE:
+      self._tally.num_done += 1
+      return
+    self._tally.set_aside.append(run.folder)
+    self._bar.write(
+      f'{run.folder}: set aside, exit code {outcome.exit_code}: {outcome.error}'
+    )
+
+  def _try_again(self, run: SweepRun, outcome: attempt.Outcome) -> None:
+    is_lost = outcome.kind == attempt.LOST
+    delay = self.queue.put_back(run, time.monotonic(), outcome)
+    # That another process works on it, or that it was told to, is no news.
+    if is_lost or not (outcome.kind == attempt.BUSY or self.stop_requested()):
+      self._tally.num_again += 1
+      ended = '' if is_lost else f'ended with {outcome.exit_code}: '
+      self._bar.write(
+        f'{run.folder}: {ended}{outcome.error}; again in {delay:.0f} s'
+      )
 
   def _stop(self) -> None:
     """Has all runs save, and ends the sweep with a PreemptedError."""
@@ -277,16 +258,8 @@ class Executor:
     self.cluster.stop()
     deadline = time.monotonic() + self.stop_seconds
     while self._running and time.monotonic() < deadline:
-      for ended in self.cluster.wait(_POLL_SECONDS):
-        self._record(*ended)
+      self._wait()
     left = len(self.queue) + len(self._running)
     raise errors.PreemptedError(
       f'stopped with {left} runs left; give the same command again.'
     )
-
-
-def cores_of_slot(
-  slot: int, num_slots: int, cores: Collection[int]
-) -> list[int]:
-  """Returns the cores of one of a node's slots: they are dealt out in turn."""
-  return sorted(cores)[slot % len(cores) :: num_slots]

@@ -1,9 +1,9 @@
-"""Slots on the nodes of a Ray cluster, each an actor that executes runs.
+"""The nodes of a Ray cluster, each attempt there an actor.
 
 Ray carries attempts to nodes and says who has died; its own retries, which
 cannot tell a preemption from a fault, are off. The kernel ends an actor with
 its raylet and a run with its actor, as Ray was seen to leave workers running.
-Each slot pins its runs to cores of its own.
+Each actor pins its run to cores of its own.
 """
 
 import ctypes
@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from typing import Any
 
@@ -21,7 +20,7 @@ from ray import exceptions
 from ray.util import scheduling_strategies
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.sweeping import attempt, queue
+from batch_rl_dr3.sweeping import attempt
 
 # Of a cluster that is started here. Only outcomes pass its object store.
 _HERE: dict[str, Any] = {
@@ -32,44 +31,33 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Slot:
-  """What an actor is: a place for one run at a time."""
+  """What an actor is: a place for one attempt."""
 
-  def __init__(self, place: int, num_slots: int) -> None:
+  def __init__(self, job: attempt.Attempt, place: int, num_slots: int) -> None:
     # A raylet is the parent of its workers.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:
       sys.exit('the raylet has died')
-    self._cores: list[int] = []
+    self._job = job
     if hasattr(os, 'sched_getaffinity'):
       cores = os.sched_getaffinity(0)
-      self._cores = queue.cores_of_slot(place, num_slots, cores)
-    self._lock = threading.Lock()
-    self._attempt: attempt.Attempt | None = None
-    self._stopped = False
+      job.cores = attempt.cores_of_slot(place, num_slots, cores)
 
-  def execute(self, job: attempt.Attempt) -> attempt.Outcome:
-    """Makes an attempt and returns what came of it."""
-    with self._lock:
-      if self._stopped:
-        return attempt.Outcome(attempt.AGAIN, attempt.PREEMPTED, 'stopped')
-      job.cores = self._cores
-      self._attempt = job
+  def execute(self) -> attempt.Outcome:
+    """Makes the attempt and returns what came of it."""
     try:
-      return job.execute()
+      return self._job.execute()
     except errors.BatchRLError as error:
       # The directory cannot say so itself.
       return attempt.Outcome(attempt.SET_ASIDE, error.exit_code, str(error))
 
   def stop(self) -> None:
-    """Has the run save and end, and begins no other."""
-    with self._lock:
-      self._stopped = True
-      if self._attempt is not None:
-        self._attempt.stop()
+    """Has the run save and end."""
+    self._job.stop()
 
 
 class RayCluster:
-  """A `queue.Cluster` of Ray's nodes."""
+  """Ray's nodes, which execute attempts."""
 
   def __init__(
     self,
@@ -98,17 +86,16 @@ class RayCluster:
       raise errors.ConfigError(
         f'cannot use a Ray cluster at {address or "this machine"}: {reason}'
       ) from error
-    self._remote_slot = ray.remote(Slot)
     self._num_slots: dict[str, int] = {}
-    # Of each node, by the slots' places; running ones by what Ray promises.
-    self._idle: dict[str, dict[int, Any]] = {}
-    self._running: dict[Any, tuple[str, int, Any, attempt.Attempt]] = {}
+    # Actor, node, place there and key of a run, by what Ray promises.
+    self._running: dict[Any, tuple[Any, str, int, int]] = {}
 
   def close(self) -> None:
     """Ends the actors, and the cluster if it was started here."""
     ray.shutdown()
 
-  def nodes(self) -> dict[str, tuple[int, float]]:  # noqa: D102
+  def nodes(self) -> dict[str, tuple[int, float]]:
+    """Returns the slots and the bytes for runs of each node that lives."""
     living = {
       node['NodeID']: node['Resources']
       for node in ray.nodes()  # type: ignore[no-untyped-call]
@@ -127,52 +114,45 @@ class RayCluster:
     return int(min(slots, self._slots_per_node or slots))
 
   def start(self, node: str, job: attempt.Attempt) -> None:
-    """Begins an attempt in an idle actor of a node, or in a new one."""
-    idle = self._idle.get(node)
-    if idle:
-      place, slot = idle.popitem()
-    else:
-      taken = {p for name, p, _, _ in self._running.values() if name == node}
-      place = next(p for p in itertools.count() if p not in taken)
-      on_node = scheduling_strategies.NodeAffinitySchedulingStrategy(
-        node, False
-      )
-      slot = self._remote_slot.options(
+    """Begins an attempt in a free slot of a node."""
+    taken = {p for _, name, p, _ in self._running.values() if name == node}
+    place = next(p for p in itertools.count() if p not in taken)
+    on_node = scheduling_strategies.NodeAffinitySchedulingStrategy(node, False)
+    slot: Any = (
+      ray.remote(Slot)
+      .options(
         num_cpus=self._num_cpus,
         num_gpus=self._num_gpus,
         max_restarts=0,
         max_task_retries=0,
         max_concurrency=2,  # `stop` beside `execute`.
         scheduling_strategy=on_node,
-      ).remote(place, self._num_slots[node])
-    self._running[slot.execute.remote(job)] = (node, place, slot, job)
+      )
+      .remote(job, place, self._num_slots[node])
+    )
+    self._running[slot.execute.remote()] = (slot, node, place, job.key)
 
-  def wait(self, seconds: float) -> list[tuple[int, attempt.Outcome]]:  # noqa: D102
+  def wait(self, seconds: float) -> list[tuple[int, attempt.Outcome]]:
+    """Returns attempts that are over, by key, after at most so many seconds."""
     references = list(self._running)
     if not references:
       time.sleep(seconds)  # A run is to be tried again later.
       return []
-    done, _ = ray.wait(
-      references, num_returns=len(references), timeout=0, fetch_local=False
-    )
-    if not done:
-      done, _ = ray.wait(references, timeout=seconds, fetch_local=False)
-    return [self._ended(reference) for reference in done]
+    done, _ = ray.wait(references, timeout=seconds, fetch_local=False)
+    return [self._end(reference) for reference in done]
 
-  def _ended(self, reference: Any) -> tuple[int, attempt.Outcome]:
-    node, place, slot, job = self._running.pop(reference)
+  def _end(self, reference: Any) -> tuple[int, attempt.Outcome]:
+    slot, _, _, key = self._running.pop(reference)
     try:
       outcome = ray.get(reference)
     except exceptions.RayError as error:
-      ray.kill(slot)  # If it lives, it must not go on.
-      return job.key, attempt.Outcome(
-        attempt.LOST, attempt.PREEMPTED, _reason(error)
-      )
-    self._idle.setdefault(node, {})[place] = slot
-    return job.key, outcome
+      outcome = attempt.Outcome(attempt.LOST, attempt.PREEMPTED, _reason(error))
+    ray.kill(slot)  # If it lives, it must not go on.
+    return key, outcome
 
-  def stop(self) -> None:  # noqa: D102
-    for _, _, slot, _ in self._running.values():
+  def stop(self) -> None:
+    """Asks all runs to save and end."""
+    for slot, *_ in self._running.values():
       slot.stop.remote()
 
 

@@ -4,6 +4,7 @@ Every figure of an estimate follows from a rate that was measured; what is not
 known is said.
 """
 
+import collections
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
@@ -84,7 +85,7 @@ def read(
   return standings
 
 
-def to_json(standings: Sequence[Standing]) -> str:
+def to_json(standings: Iterable[Standing]) -> str:
   """Returns standings as JSON, a list of objects."""
   names = (
     *('state', 'steps', 'total_steps', 'steps_per_second', 'seconds_left'),
@@ -99,7 +100,15 @@ def to_json(standings: Sequence[Standing]) -> str:
 
 def to_text(standings: Sequence[Standing], limit: int) -> str:
   """Returns a summary, then unfinished runs, at most `limit` of each state."""
-  lines = [_summary(standings)]
+  done = sum(s.steps for s in standings)
+  total = sum(s.total_steps for s in standings)
+  lines = [
+    f'{len(standings):,} runs: {_listed(_count(standings))}',
+    f'{done:,} of {total:,} gradient steps',
+  ]
+  if rate := sum(s.steps_per_second or 0.0 for s in standings):
+    left = tqdm.tqdm.format_interval((total - done) / rate)
+    lines[1] += f'; {rate:,.0f} steps/s, {left} left at that rate'
   for word in _LISTED:
     found = [s for s in standings if s.state == word]
     rows = [_row(s) for s in found[:limit]]
@@ -115,20 +124,13 @@ def to_text(standings: Sequence[Standing], limit: int) -> str:
   return '\n'.join(lines)
 
 
-def _summary(standings: Sequence[Standing]) -> str:
-  counts = {word: sum(s.state == word for s in standings) for word in STATES}
-  listed = ', '.join(f'{n:,} {word}' for word, n in counts.items() if n)
-  done = sum(s.steps for s in standings)
-  total = sum(s.total_steps for s in standings)
-  rate = sum(s.steps_per_second or 0.0 for s in standings)
-  speed = ''
-  if rate:
-    left = tqdm.tqdm.format_interval((total - done) / rate)
-    speed = f'; {rate:,.0f} steps/s, {left} left at that rate'
-  return (
-    f'{len(standings):,} runs: {listed}\n'
-    f'{done:,} of {total:,} gradient steps{speed}'
-  )
+def _count(standings: Iterable[Standing]) -> dict[str, int]:
+  found = collections.Counter(s.state for s in standings)
+  return {word: found[word] for word in STATES}
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+  return ', '.join(f'{n:,} {word}' for word, n in counts.items() if n)
 
 
 def _row(one: Standing) -> tuple[str, str, str, str]:
@@ -138,12 +140,9 @@ def _row(one: Standing) -> tuple[str, str, str, str]:
     last = f'attempt {one.attempts}: {one.error}'
   elif one.seconds_left is not None:
     last = f'{tqdm.tqdm.format_interval(one.seconds_left)} left'
-  return (
-    one.run.folder,
-    f'{one.steps:,}/{one.total_steps:,}',
-    '' if rate is None else f'{rate:,.1f} steps/s',
-    last,
-  )
+  steps = f'{one.steps:,}/{one.total_steps:,}'
+  speed = '' if rate is None else f'{rate:,.1f} steps/s'
+  return one.run.folder, steps, speed, last
 
 
 # What is left.
@@ -238,9 +237,7 @@ class SweepEstimate:
       * s.run.num_evaluation_agent_steps
       for s in left
     )
-    self.num_runs = {
-      word: sum(s.state == word for s in standings) for word in STATES
-    }
+    self.num_runs = _count(standings)
     self.gradient_steps = sum(steps)
     self.agent_steps = round(agent_steps)
     self.run_hours: float | None = None  # Of runs one after the other.
@@ -255,63 +252,71 @@ class SweepEstimate:
     self.store_bytes = sum(map(sweep.store_bytes, stores))
     self.download_bytes = _download_bytes(sweep, stores)
     # Of a run directory in the end, and where that is from.
-    self.run_bytes, self.run_bytes_origin = _run_bytes(sweep, standings, runs)
+    self.run_bytes: float | None = None
+    self.run_bytes_origin = (
+      'known when one is finished, or by Sweep.run_disk_gigabytes'
+    )
+    # A few tell as much as all, and a thousand take long.
+    if finished := _finished([s.run for s in standings], runs)[:20]:
+      self.run_bytes = statistics.mean(
+        runs.num_bytes(r.folder) for r in finished
+      )
+      self.run_bytes_origin = f'mean of {len(finished)} finished runs'
+    elif sweep.run_disk_gigabytes is not None:
+      self.run_bytes = 1e9 * sweep.run_disk_gigabytes
+      self.run_bytes_origin = 'Sweep.run_disk_gigabytes'
 
   def describe(self, price: float | None) -> list[str]:
     """Returns the estimate in words, a line each.
 
     The price is of an hour of a GPU, or of a core where no GPU is used.
     """
-    total = sum(self.num_runs.values())
-    states = [f'{n:,} {word}' for word, n in self.num_runs.items() if n]
-    if self.download_bytes is None:
-      download = (
-        'not known: bind Sweep.log_gigabytes, or ask `data plan` about one log'
-      )
-    elif self.download_bytes:
+    sweep, num_runs = self._sweep, sum(self.num_runs.values())
+    unknown_rate = (
+      'not known: give --rate or --benchmark, or let one run finish in --runs'
+    )
+    download = (
+      'not known: bind Sweep.log_gigabytes, or ask `data plan` about one log'
+    )
+    if self.download_bytes is not None:
       download = f'about {_size(self.download_bytes)}'
-    else:
+    if self.download_bytes == 0:
       download = 'nothing, the logs are on this machine'
     disk = 'not known'
     if self.run_bytes is not None:
-      disk = f'about {_size(self.run_bytes * total)} for all runs'
-    time, money = self._describe_hours(price)
+      disk = f'about {_size(self.run_bytes * num_runs)} for all runs'
+    unit, number = (
+      ('GPU', sweep.num_gpus) if sweep.num_gpus else ('core', sweep.num_cpus)
+    )
+    time = money = 'not known without a rate'
+    if (hours := self.run_hours) is not None:
+      time = (
+        f'{hours * sweep.num_cpus:,.4g} core-hours, '
+        f'{hours / 24:,.4g} days of one run after the other'
+      )
+      if sweep.num_gpus:
+        time = f'{hours * sweep.num_gpus:,.4g} GPU-hours, {time}'
+      money = f'--price_per_hour, of a {unit}, tells'
+      if price is not None:
+        money = (
+          f'{hours * number * price:,.0f} at {price:g} an hour of a {unit}'
+        )
     lines = {
-      'runs': f'{total:,}: {", ".join(states)}',
+      'runs': f'{num_runs:,}: {_listed(self.num_runs)}',
       'to do': f'{self.gradient_steps:,} gradient steps, '
       f'{self.agent_steps:,} agent steps of play',
-      'rate': self._rates
-      or 'not known: give --rate or --benchmark, or let '
-      'one run finish in --runs',
+      'rate': self._rates or unknown_rate,
       'time': time,
       'money': money,
       'stores': f'{self.num_stores:,}, {_size(self.store_bytes)} uncompressed',
       'download': download,
       'run disk': f'{disk} ({self.run_bytes_origin})',
-      'memory': f'{self._sweep.run_gigabytes:g} GB a run, and its store once a '
-      'node',
+      'memory': f'{sweep.run_gigabytes:g} GB a run, and its store once a node',
     }
     return [f'{name:<10} {line}' for name, line in lines.items()]
 
-  def _describe_hours(self, price: float | None) -> tuple[str, str]:
-    """Returns what runs take, and what that costs."""
-    hours = self.run_hours
-    if hours is None:
-      return ('not known without a rate',) * 2
-    num_cpus, num_gpus = self._sweep.num_cpus, self._sweep.num_gpus
-    gpus = f'{hours * num_gpus:,.4g} GPU-hours, ' if num_gpus else ''
-    time = (
-      f'{gpus}{hours * num_cpus:,.4g} core-hours, '
-      f'{hours / 24:,.4g} days of one run after the other'
-    )
-    unit = 'GPU' if num_gpus else 'core'
-    if price is None:
-      return time, f'--price_per_hour, of a {unit}, tells'
-    amount = hours * (num_gpus or num_cpus) * price
-    return time, f'{amount:,.0f} at {price:g} an hour of a {unit}'
 
-
-def _download_bytes(sweep: Sweep, runs: Sequence[SweepRun]) -> float | None:
+def _download_bytes(sweep: Sweep, runs: Iterable[SweepRun]) -> float | None:
   """Returns what is read of the logs of runs, one for each store."""
   if sweep.replay_dir is not None and ':' not in sweep.replay_dir:
     return 0.0  # Neither a URL nor minari:ID.
@@ -323,19 +328,6 @@ def _download_bytes(sweep: Sweep, runs: Sequence[SweepRun]) -> float | None:
     for run in runs
   )
   return 1e9 * sweep.log_gigabytes * sum(shares)
-
-
-def _run_bytes(
-  sweep: Sweep, standings: Sequence[Standing], runs: mirror.Mirror
-) -> tuple[float | None, str]:
-  finished = _finished([s.run for s in standings], runs)
-  if finished:
-    # A few tell as much as all, and a thousand take long.
-    measured = [runs.num_bytes(run.folder) for run in finished[:20]]
-    return statistics.mean(measured), f'mean of {len(measured)} finished runs'
-  if sweep.run_disk_gigabytes is not None:
-    return 1e9 * sweep.run_disk_gigabytes, 'Sweep.run_disk_gigabytes'
-  return None, 'known when one is finished, or by Sweep.run_disk_gigabytes'
 
 
 def _size(num_bytes: float) -> str:

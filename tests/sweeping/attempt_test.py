@@ -303,3 +303,19 @@ def test_a_bucket_that_is_away_is_waited_for(execute_remotely, monkeypatch):
   failures += [OSError(5, 'the network is away')] * 3
   with pytest.raises(errors.WriteError, match=r'attempt\.json: the network'):
     execute_remotely(75)
+
+
+@pytest.mark.parametrize(
+  ('num_slots', 'expected'),
+  [
+    # As many runs as cores, fewer, and more: a core each at least.
+    (4, [[1], [3], [5], [7]]),
+    (3, [[1, 7], [3], [5]]),
+    (6, [[1], [3], [5], [7], [1], [3]]),
+  ],
+)
+def test_the_cores_of_a_node_are_dealt_out_to_its_slots(num_slots, expected):
+  assert [
+    attempt.cores_of_slot(slot, num_slots, {7, 1, 5, 3})
+    for slot in range(num_slots)
+  ] == expected

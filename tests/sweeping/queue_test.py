@@ -196,9 +196,12 @@ def test_delays_double_up_to_five_minutes(runs):
   waiting = make_queue([])
   node = queue.Node('a', 100.0)
   assert [
-    waiting.put_back(runs[0], 0.0, without) for without in (0, 1, 2, 7, 8, 50)
+    waiting.put_back(
+      runs[0], 0.0, attempt.Outcome(attempt.AGAIN, 75, '', without)
+    )
+    for without in (0, 1, 2, 7, 8, 50)
   ] == [2.0, 4.0, 8.0, 256.0, 300.0, 300.0]
-  waiting.put_back(runs[0], 100.0, 1)
+  waiting.put_back(runs[0], 100.0, attempt.Outcome(attempt.AGAIN, 75, '', 1))
   assert waiting.take(node, [node], 103.9) is None
   assert waiting.take(node, [node], 104.0) is runs[0]
 
@@ -236,24 +239,8 @@ def test_what_starts_from_a_run_waits_for_it(make_sweep):
   assert waiting.take(node, [node], 0.0) is None
   # Preempted, it is still to be done.
   node.running.clear()
-  waiting.put_back(runs[1], 0.0, 0)
+  waiting.put_back(runs[1], 0.0, LOST)
   assert waiting.take(node, [node], 1.0) is None
   assert waiting.take(node, [node], 2.0) is runs[1]
   node.running.clear()
   assert waiting.take(node, [node], 2.0) is runs[0]
-
-
-@pytest.mark.parametrize(
-  ('num_slots', 'expected'),
-  [
-    # As many runs as cores, fewer, and more: a core each at least.
-    (4, [[1], [3], [5], [7]]),
-    (3, [[1, 7], [3], [5]]),
-    (6, [[1], [3], [5], [7], [1], [3]]),
-  ],
-)
-def test_the_cores_of_a_node_are_dealt_out_to_its_slots(num_slots, expected):
-  assert [
-    queue.cores_of_slot(slot, num_slots, {7, 1, 5, 3})
-    for slot in range(num_slots)
-  ] == expected
