@@ -182,13 +182,9 @@ def _collector(is_continuous: bool) -> tuple[Callable[..., Any], str]:
 
 def main() -> None:
   """Runs the command."""
-  if not FLAGS.output_dir:
-    raise errors.UsageError('--output_dir is needed (see --help).')
-  if not FLAGS.gin_files:
-    raise errors.UsageError(
-      '--gin_files is needed: it says what to collect, such as '
-      'collect/freeway_scripted.gin (see --help).'
-    )
+  cli.need('output_dir')
+  example = 'collect/freeway_scripted.gin'
+  cli.need('gin_files', why=f': it says what to collect, such as {example}')
   imports = cli.find_imports()
   frameworks.import_tensorflow(announce=True)
   collect_into(

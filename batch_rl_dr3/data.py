@@ -318,8 +318,7 @@ def _convert_minari(folder: str) -> int:
 
 def verify() -> None:
   """Hashes every file of a store again."""
-  if FLAGS.store is None:
-    raise errors.UsageError('--store is needed (see --help).')
+  cli.need('store')
   manifest = read.verify(pathlib.Path(FLAGS.store), full=True)
   print(f'{FLAGS.store} is whole: data hash {manifest["data_hash"]}.')
 

@@ -42,41 +42,35 @@ _SEED = 0
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  flags.DEFINE_string('checkpoint', None, 'What is measured; see above.')
-  flags.DEFINE_string(
-    'network', None, 'FILE.py:FUNCTION of Q-values and features, instead.'
+  for name, text in {
+    'checkpoint': 'What is measured; see above.',
+    'network': 'FILE.py:FUNCTION of Q-values and features, instead.',
+    'replay_dir': 'The logged data: a folder, a URL or a store.',
+    'compare': 'Runs to compare with, such as results/minatar.',
+    'output_dir': 'Where the page goes.',
+  }.items():
+    flags.DEFINE_string(name, None, text)
+  stack_help = (
+    'Frames in a state; by default what the run or collection.json says, or 4.'
   )
-  flags.DEFINE_integer(
-    'num_actions',
-    None,
-    "A, where another program's network has several outputs per action.",
-    lower_bound=1,
+  actions_help = (
+    "A, where another program's network has several outputs per action."
   )
+  for name, default, lowest, text in (
+    ('num_actions', None, 1, actions_help),
+    ('stack_size', None, 1, stack_help),
+    ('num_transitions', 2048, 2, 'How many are measured on.'),
+  ):
+    flags.DEFINE_integer(name, default, text, lower_bound=lowest)
   flags.DEFINE_list(
     'layers',
     [],
     'Names of the layers, in order, without .weight, where a file of '
     'safetensors or torch.save holds more than one network.',
   )
-  flags.DEFINE_string(
-    'replay_dir', None, 'The logged data: a folder, a URL or a store.'
-  )
-  flags.DEFINE_integer(
-    'stack_size',
-    None,
-    'Frames in a state; by default what the run or collection.json says, or 4.',
-    lower_bound=1,
-  )
-  flags.DEFINE_integer(
-    'num_transitions', 2048, 'How many are measured on.', lower_bound=2
-  )
   flags.DEFINE_float(
     'gamma', 0.99, 'The discount factor.', lower_bound=0.0, upper_bound=1.0
   )
-  flags.DEFINE_string(
-    'compare', None, 'Runs to compare with, such as results/minatar.'
-  )
-  flags.DEFINE_string('output_dir', None, 'Where the page goes.')
   cli.define_cache_dir()
   cli.define_import()
 
@@ -126,9 +120,7 @@ def _samples(
 
 def main() -> None:
   """Runs the command that the flags ask for."""
-  for name in ('replay_dir', 'output_dir'):
-    if not FLAGS[name].value:
-      raise errors.UsageError(f'--{name} is needed (see --help).')
+  cli.need('replay_dir', 'output_dir')
   if (FLAGS.checkpoint is None) == (FLAGS.network is None):
     raise errors.UsageError('give --checkpoint or --network (see --help).')
   frameworks.import_tensorflow(announce=True)

@@ -71,29 +71,38 @@ def define_flags() -> None:
   """Defines the flags of the command."""
   cli.define_gin_flags()
   cli.define_import()
+  cli.define_cache_dir('Where what is in a bucket is worked on.')
   flags.DEFINE_multi_string(
     'checkpoints',
     [],
     'Run directories or folders of checkpoints, on a disk or in a bucket; ** '
     'stands for any folders. Repeat the flag for several.',
   )
-  flags.DEFINE_string(
-    'policy', None, 'A policy in an ONNX file or the folder of a SavedModel.'
+  for name, text in {
+    'policy': 'A policy in an ONNX file or the folder of a SavedModel.',
+    'game': 'The game of --policy or of another program, by its name in ALE '
+    '(Pong) or MinAtar (breakout), played as published; short for files and '
+    'bindings.',
+    'output_dir': "Where scores of another program's checkpoints go.",
+    'method': 'Their method, such as dqn.',
+    'dataset': 'Their dataset, such as 1pct.',
+  }.items():
+    flags.DEFINE_string(name, None, text)
+  iteration_help = (
+    'Gradient steps between two of their checkpoints, or of a --policy.'
   )
-  flags.DEFINE_string(
-    'game',
-    None,
-    'The game of --policy or of another program, by its name in ALE (Pong) or '
-    'MinAtar (breakout), played as published; short for files and bindings.',
+  workers_help = (
+    'Processes, each with a checkpoint; 0 chooses by cores and memory.'
   )
+  for name, default, lowest, text in (
+    ('num_workers', 0, 0, workers_help),
+    ('run', None, None, 'Their run of logged data, if known.'),
+    ('seed', 0, 0, 'Their seed.'),
+    ('gradient_steps_per_iteration', 62_500, 1, iteration_help),
+  ):
+    flags.DEFINE_integer(name, default, text, lower_bound=lowest)
   flags.DEFINE_enum(
     'which', 'all', ['all', 'last'], 'Which checkpoints of each are played.'
-  )
-  flags.DEFINE_integer(
-    'num_workers',
-    0,
-    'Processes, each with a checkpoint; 0 chooses by cores and memory.',
-    lower_bound=0,
   )
   flags.DEFINE_boolean(
     'video',
@@ -101,10 +110,6 @@ def define_flags() -> None:
     "Also write an MP4 of each one's first episode to "
     f'{targets_lib.VIDEOS}/; of a game, with the Q-values and the feature dot '
     'product.',
-  )
-  cli.define_cache_dir('Where what is in a bucket is worked on.')
-  flags.DEFINE_string(
-    'output_dir', None, "Where scores of another program's checkpoints go."
   )
   flags.DEFINE_enum(
     'atoms',
@@ -119,16 +124,6 @@ def define_flags() -> None:
     None,
     'The lowest and the highest return of --atoms=categorical: the v_min and '
     'v_max of the agent, such as -10,10.',
-  )
-  flags.DEFINE_string('method', None, 'Their method, such as dqn.')
-  flags.DEFINE_string('dataset', None, 'Their dataset, such as 1pct.')
-  flags.DEFINE_integer('run', None, 'Their run of logged data, if known.')
-  flags.DEFINE_integer('seed', 0, 'Their seed.', lower_bound=0)
-  flags.DEFINE_integer(
-    'gradient_steps_per_iteration',
-    62_500,
-    'Gradient steps between two of their checkpoints, or of a --policy.',
-    lower_bound=1,
   )
 
 
@@ -269,12 +264,11 @@ def _check_others(others: Sequence[str]) -> None:
       f'--game or --gin_files is needed: {others[0]} does not say its game '
       '(see --help).'
     )
-  for name in ('output_dir', 'method', 'dataset'):
-    if not FLAGS[name].value:
-      raise errors.UsageError(
-        f"--{name} is needed: {others[0]} holds another program's "
-        'checkpoints, which say neither game nor method (see --help).'
-      )
+  cli.need(
+    *('output_dir', 'method', 'dataset'),
+    why=f": {others[0]} holds another program's checkpoints, which say neither "
+    'game nor method',
+  )
   if len(others) > 1:
     raise errors.UsageError(
       f'--output_dir takes one run, and there are {len(others)} folders of '

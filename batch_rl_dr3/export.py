@@ -207,9 +207,7 @@ def _card(facts: Mapping[str, Any]) -> str:
 
 def main() -> None:
   """Runs the command that the flags ask for."""
-  for name in ('checkpoint', 'output_dir'):
-    if not FLAGS[name].value:
-      raise errors.UsageError(f'--{name} is needed (see --help).')
+  cli.need('checkpoint', 'output_dir')
   imports = cli.find_imports()
   frameworks.import_tensorflow(announce=True)
   print(export(FLAGS.checkpoint, FLAGS.format, FLAGS.output_dir, imports))

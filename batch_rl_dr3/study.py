@@ -258,8 +258,7 @@ def _run_figure_a2() -> None:
 
 
 def _run(name: str) -> None:
-  if not FLAGS.output_dir:
-    raise errors.UsageError('--output_dir is needed (see --help).')
+  cli.need('output_dir')
   if name in TRAINED:
     _run_training_study(name)
   elif name == 'figure_a2':

@@ -35,22 +35,22 @@ def define_flags() -> None:
   """Defines the flags of the command."""
   cli.define_gin_flags()
   cli.define_import()
-  flags.DEFINE_string(
-    'base_dir',
-    None,
-    'Run directory: where everything the run writes goes. A folder, or a URL '
-    'such as gs://BUCKET/RUNS/Pong/rem/seed0: then the run is worked on below '
-    '--cache_dir, and uploaded after every checkpoint and evaluation.',
-  )
-  flags.DEFINE_string(
-    'replay_dir',
-    None,
-    'Logged data of one run of one game: the folder of the .gz files, the '
-    'folder above its replay_logs, such as DATA/Pong/1, a URL of it (gs://, '
-    'https://, file://), or the folder of a store that `data fetch` made. For '
-    'continuous control: an HDF5 file of D4RL, its URL, the folder of a '
-    'Minari data set, or minari:ID.',
-  )
+  cli.define_cache_dir()
+  for name, text in {
+    'base_dir': 'Run directory: where everything the run writes goes. A '
+    'folder, or a URL such as gs://BUCKET/RUNS/Pong/rem/seed0: then the run is '
+    'worked on below --cache_dir, and uploaded after every checkpoint and '
+    'evaluation.',
+    'replay_dir': 'Logged data of one run of one game: the folder of the .gz '
+    'files, the folder above its replay_logs, such as DATA/Pong/1, a URL of it '
+    '(gs://, https://, file://), or the folder of a store that `data fetch` '
+    'made. For continuous control: an HDF5 file of D4RL, its URL, the folder '
+    'of a Minari data set, or minari:ID.',
+    'init_checkpoint': 'Start from the online network of a checkpoint, such as '
+    'RUN/checkpoints/tf_ckpt-19, with a new optimiser, from gradient step 0. '
+    'It is short for the gin binding OfflineAgent.init_checkpoint.',
+  }.items():
+    flags.DEFINE_string(name, None, text)
   flags.DEFINE_integer(
     'run',
     None,
@@ -60,16 +60,8 @@ def define_flags() -> None:
     lower_bound=1,
     upper_bound=5,
   )
-  cli.define_cache_dir()
   flags.DEFINE_integer(
     'seed', 0, 'Fixes initial weights, batches and evaluation.', lower_bound=0
-  )
-  flags.DEFINE_string(
-    'init_checkpoint',
-    None,
-    'Start from the online network of a checkpoint, such as '
-    'RUN/checkpoints/tf_ckpt-19, with a new optimiser, from gradient step 0. '
-    'It is short for the gin binding OfflineAgent.init_checkpoint.',
   )
   flags.DEFINE_boolean(
     'overwrite', False, 'Start over where --base_dir holds a run already.'
@@ -113,15 +105,12 @@ def train(
 
 def main() -> None:
   """Runs the command that the flags ask for."""
-  if not FLAGS.base_dir:
-    raise errors.UsageError('--base_dir is needed (see --help).')
+  cli.need('base_dir')
   if (not FLAGS.replay_dir) == (FLAGS.run is None):
     raise errors.UsageError('give one of --replay_dir and --run (see --help).')
-  if not FLAGS.gin_files:
-    raise errors.UsageError(
-      '--gin_files is needed: it says what to train, such as '
-      'atari/rem_dr3_1pct.gin (see --help).'
-    )
+  cli.need(
+    'gin_files', why=': it says what to train, such as atari/rem_dr3_1pct.gin'
+  )
   bindings = list(FLAGS.gin_bindings)
   if FLAGS.init_checkpoint:
     path = os.path.abspath(FLAGS.init_checkpoint)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import functools
 import pathlib
 import re
+import tomllib
 from typing import Any, NoReturn
 
 from gin import config_parser
@@ -19,80 +20,16 @@ from batch_rl_dr3.config import errors
 
 Binding = config_parser.BindingStatement
 
-# What a configuration may import, and why. Dopamine's other modules register
-# what would import or build something by a name that a binding gives.
-ALLOWED_IMPORTS = {
-  'dopamine.discrete_domains.atari_lib': 'the game and its preprocessing',
-  'dopamine.tf.agents.dqn.dqn_agent': 'the online DQN that collects data',
-  'dopamine.tf.replay_memory.circular_replay_buffer': 'its replay memory',
-  'tensorflow': 'Dopamine users import it for optimisers; it is imported here '
-  'in any case',
-  'tf_agents.agents': 'the same for continuous control',
-}
-# Every module of this package may be imported, too.
-_OUR_PACKAGE = __name__.partition('.')[0]
-
-# What a configuration may reference, by the last part of its name: what this
-# package registers, Dopamine's environment, and the optimisers.
-ALLOWED_REFERENCES = frozenset(
-  (
-    # Agents, networks and penalties.
-    *('OfflineAgent', 'FixedReplayDQNAgent', 'FixedReplayREMAgent'),
-    *('FixedReplayQRCQLAgent', 'FixedReplayCategoricalAgent'),
-    *('FixedReplayBCAgent', 'categorical_support'),
-    *('MinAtarNetwork', 'NatureNetwork', 'ImpalaNetwork', 'MLPNetwork'),
-    *('AdaptiveFeatureDotPenalty', 'ConservativePenalty'),
-    *('EffectiveRankPenalty', 'FeatureDotPenalty', 'FeatureNormPenalty'),
-    'LabelNoiseFeatureDotPenalty',
-    # Runs and their data.
-    *('FixedReplayRunner', 'FixedReplayBuffer', 'Subset', 'open_store'),
-    *('WandbTracker', 'MlflowTracker', 'TrackioTracker'),
-    *('FolderSource', 'FsspecSource', 'RluSource', 'default_locations'),
-    # Games and who plays them.
-    *('create_atari_lanes', 'create_minatar_lanes', 'create_gymnasium_lanes'),
-    *('collect', 'hold_action'),
-    *('UniformBehaviour', 'ScriptedBehaviour', 'OnlineDQNBehaviour'),
-    # Continuous control.
-    *('ContinuousRunner', 'ControlData', 'OnlineSac', 'collect_control'),
-    *('DR3BracAgent', 'DR3CqlSacAgent', 'create_brac_agent'),
-    *('ImageData', 'create_cog_agent', 'collect_scripted'),
-    'create_cql_agent',
-    # Sweeps.
-    *('Sweep', 'Retry', 'GcpBatch', 'Kubernetes', 'Slurm'),
-    # Of Dopamine and TensorFlow.
-    *('AtariPreprocessing', 'create_atari_environment', 'DQNAgent'),
-    *('OutOfGraphReplayBuffer', 'WrappedReplayBuffer', 'identity_epsilon'),
-    *('linearly_decaying_epsilon', 'AdamOptimizer', 'RMSPropOptimizer'),
-  )
+_RULES: dict[str, Any] = tomllib.loads(
+  (pathlib.Path(__file__).parent / 'gin_rules.toml').read_text()
 )
-
-# What stands here in the place of other programs' modules: a part of the
-# module's name, and what to use. The first that is found counts.
+# Modules that a configuration may import, beside those of this package; what it
+# may reference; and what stands here in the place of other programs' modules.
+ALLOWED_IMPORTS = tuple(_RULES['imports'])
+ALLOWED_REFERENCES = frozenset[str]().union(*_RULES['references'].values())
+_COUNTERPARTS: dict[str, str] = _RULES['counterparts']
 _OTHER_PROGRAMS = ('batch_rl', 'dopamine', 'gin')
-_DQN, _REM, _CQL = (
-  f'atari/{method}_1pct.gin' for method in ('dqn', 'rem', 'cql')
-)
-_COUNTERPARTS = {
-  'gin.': 'the optimisers @tf.train.AdamOptimizer() and '
-  '@tf.train.RMSPropOptimizer() are known here without it (gin.tf does not '
-  'work with this TensorFlow): remove the line',
-  'multi_head': f'use FixedReplayREMAgent, as {_REM} does',
-  'implicit_quantile': 'there is no IQN here; the agents are those of '
-  f'{_DQN}, {_REM} and {_CQL}',
-  'rainbow': 'there is no Rainbow here; C51 is FixedReplayCategoricalAgent, '
-  'as atari/c51_cql_1pct.gin has it',
-  'quantile': f'use FixedReplayQRCQLAgent, as {_CQL} does (minq_weight is '
-  'ConservativePenalty.coefficient; QR-DQN alone is '
-  'FixedReplayQRCQLAgent.penalties = [])',
-  'random_agent': 'use @UniformBehaviour(), as collect/atari_uniform.gin does',
-  'dqn': f'use FixedReplayDQNAgent, as {_DQN} does',
-  'replay': 'which part of the logs is read is bound on Subset, as '
-  'atari/datasets/1pct.gin does, and where they are is --replay_dir',
-  'run_experiment': 'use FixedReplayRunner, as atari/protocol.gin does',
-  'train': 'use FixedReplayRunner, as atari/protocol.gin does',
-  '': f'this package trains the agents of {_DQN}, {_REM} and {_CQL} on the '
-  'games of Atari and MinAtar: start from one of these files',
-}
+_OUR_PACKAGE = __name__.partition('.')[0]
 
 # What may stand before a colon in a bound text: Gymnasium and others import
 # the module of 'module:Name'.
