@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import io
 import itertools
-import math
 import pathlib
 import pickle
 from typing import Any
@@ -135,21 +134,19 @@ class ForeignNetwork:
     """
     if not self._num_convolutions:
       return False, []
+    *_, last = convolutions = self.layers[: self._num_convolutions]
     first, dense = self.layers[0], self.layers[self._num_convolutions]
     for is_padded in (True, False):
-      sides = list(shape[:2])
-      for layer in self.layers[: self._num_convolutions]:
+      sides = np.array(shape[:2])
+      for layer in convolutions:
         size = layer.kernel.shape[0]
         missing = 0 if is_padded else size - 1
-        sides = [
-          -(-(side - missing) // _STRIDES.get(size, 1)) for side in sides
-        ]
-      filters = len(self.layers[self._num_convolutions - 1].bias)
+        sides = -(-(sides - missing) // _STRIDES.get(size, 1))
       if (
-        math.prod(sides) * filters == dense.kernel.shape[0]
+        sides.prod() * len(last.bias) == dense.kernel.shape[0]
         and first.kernel.shape[2] == shape[2]
       ):
-        return is_padded, sides
+        return is_padded, sides.tolist()
     raise errors.DataError(
       f'the network is not of observations {list(shape)}: {dense.name} has '
       f'{dense.kernel.shape[0]} inputs, {first.name} {first.kernel.shape[2]} '
@@ -311,14 +308,10 @@ def _jax_array(_: Any, __: Any, state: Any, ___: Any) -> Array:
 def _torch_tensor(
   storage: Array, offset: int, shape: Any, strides: Any, *_: Any
 ) -> Array:
-  last = offset + sum(
-    (n - 1) * stride for n, stride in zip(shape, strides, strict=True)
-  )
-  if min(offset, *shape, *strides, 0) < 0 or last >= len(storage):
-    return _refuse('a tensor that is larger than its storage')
   size = storage.itemsize
-  return np.lib.stride_tricks.as_strided(
-    storage[offset:], shape, [stride * size for stride in strides]
+  # NumPy refuses a tensor that is larger than its storage.
+  return np.ndarray(
+    shape, storage.dtype, storage, offset * size, [size * s for s in strides]
   ).copy()
 
 
