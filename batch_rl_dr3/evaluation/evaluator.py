@@ -140,7 +140,6 @@ class GameEvaluator:
         actor.graph_def,
         state,
         dict(zip(acting.OUTPUTS, shapes, strict=True)),
-        {name: name for name in (acting.INPUT, *acting.OUTPUTS)},
       )
 
   def evaluate(  # noqa: D102

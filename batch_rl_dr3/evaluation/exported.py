@@ -38,16 +38,14 @@ _ONNX_DTYPES = {
 
 
 class FrozenGraph(NamedTuple):
-  """A TensorFlow graph without variables.
+  """A TensorFlow graph without variables, with nodes INPUT and the results'.
 
-  `state` is the shape of one state, `results` those of the outputs for it, by
-  name; `nodes` has the node of each name, with INPUT's.
+  `state` is the shape of one state, `results` those of the outputs for it.
   """
 
   graph_def: Any
   state: Shape
   results: Mapping[str, Shape]
-  nodes: Mapping[str, str]
 
 
 def write_saved_model(frozen: FrozenGraph, folder: pathlib.Path) -> None:
@@ -59,11 +57,10 @@ def write_saved_model(frozen: FrozenGraph, folder: pathlib.Path) -> None:
     tf.compat.v1.Session() as session,
   ):
     tf.import_graph_def(frozen.graph_def, name='')
-    tensors = {
-      name: graph.get_tensor_by_name(f'{node}:0')
-      for name, node in frozen.nodes.items()
-    }
-    inputs = {INPUT: tensors.pop(INPUT)}
+    inputs, tensors = (
+      {name: graph.get_tensor_by_name(f'{name}:0') for name in names}
+      for names in ([INPUT], frozen.results)
+    )
     try:
       tf.compat.v1.saved_model.simple_save(
         session, str(staging), inputs, tensors
@@ -79,14 +76,14 @@ def write_onnx(frozen: FrozenGraph, path: pathlib.Path) -> None:
     ConfigError: if tf2onnx is not installed, or does not know an operation.
   """
   tf2onnx = _import('tf2onnx', 'to write')
-  tensors = {name: f'{node}:0' for name, node in frozen.nodes.items()}
+  tensors = {f'{name}:0': name for name in (INPUT, *frozen.results)}
   with contextlib.redirect_stderr(io.StringIO()):  # It tells of its progress.
     model, _ = tf2onnx.convert.from_graph_def(
       frozen.graph_def,
-      input_names=[tensors[INPUT]],
-      output_names=[tensors[name] for name in frozen.results],
+      input_names=list(tensors)[:1],
+      output_names=list(tensors)[1:],
       opset=_OPSET,
-      tensors_to_rename={tensor: name for name, tensor in tensors.items()},
+      tensors_to_rename=tensors,
     )
   onnx = _import('onnx', 'to write')
   try:

@@ -112,20 +112,18 @@ class PolicyEvaluator:
       if isinstance(action, distribution_utils.SquashToSpecNormal):
         # Its mode, without a broadcast that no other format knows.
         mean = tf.tanh(action.input_distribution.loc)
-        return action.action_magnitudes * mean + action.action_means
-      return action.mode()
+        action = action.action_magnitudes * mean + action.action_means
+      else:
+        action = action.mode()
+      return tf.identity(action, 'action')
 
-    spec = tf.TensorSpec((None, *self._task.observation_shape), tf.float32)
+    shape = self._task.observation_shape
+    spec = tf.TensorSpec((None, *shape), tf.float32, exported.INPUT)
     function = convert_to_constants.convert_variables_to_constants_v2(
       tf.function(act).get_concrete_function(spec)
     )
-    (states,), (action,) = function.inputs, function.outputs
-    return exported.FrozenGraph(
-      function.graph.as_graph_def(),
-      self._task.observation_shape,
-      {'action': (self._task.action_size,)},
-      {exported.INPUT: states.op.name, 'action': action.op.name},
-    )
+    results = {'action': (self._task.action_size,)}
+    return exported.FrozenGraph(function.graph.as_graph_def(), shape, results)
 
   def record_video(  # noqa: D102
     self,

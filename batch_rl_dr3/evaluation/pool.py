@@ -148,10 +148,6 @@ class Result:
   process: dict[str, Any]  # Versions, commit, device and command.
 
 
-class WorkerDiedError(errors.BatchRLError):
-  """A worker process ended in the middle of a job."""
-
-
 class EvaluationPool:
   """Worker processes that play checkpoints."""
 
@@ -195,12 +191,11 @@ class EvaluationPool:
   ) -> Iterator[tuple[Any, futures.Future[Result]]]:
     """Yields jobs that are done, and waits while too many are not.
 
-    `on_poll` is called several times a second meanwhile, with the number of
-    those jobs.
+    `on_poll` is called several times a second meanwhile, with their number.
 
     Raises:
+      BatchRLError: if a worker died.
       PreemptedError: if the process was asked to stop while it waits.
-      WorkerDiedError: if a worker did.
     """
     while self._pending:
       must_wait = len(self._pending) > max_pending
@@ -213,7 +208,7 @@ class EvaluationPool:
         on_poll(len(self._pending))
       for future in finished:
         if isinstance(future.exception(), futures.process.BrokenProcessPool):
-          raise WorkerDiedError(
+          raise errors.BatchRLError(
             'a process that plays died, perhaps for lack of memory. What was '
             'played before is kept; rerun the command to go on from there.'
           ) from future.exception()

@@ -152,7 +152,7 @@ class Scoring:
     for iteration, checkpoint in self._checkpoints.of_iterations().items():
       if iteration not in done and checkpoint.gradient_steps <= steps:
         # It must outlive the next ones until its scores are written.
-        self._checkpoints.protect(checkpoint.name)
+        self._checkpoints.protected.add(checkpoint.name)
         seed = play.evaluation_seed(self._provenance['seed'], iteration)
         self._evaluations.submit(iteration, checkpoint, seed)
         self._submitted.add(iteration)
@@ -176,7 +176,7 @@ class Scoring:
       steps = checkpoint.gradient_steps
       self._append(self._provenance, iteration, steps, episodes)
       self._home.publish()
-      self._checkpoints.release(checkpoint.name)
+      self._checkpoints.protected.discard(checkpoint.name)
       shown = {'eval_return': mean_return(episodes)}
       score = self._normalised(shown['eval_return'])
       if score is not None:

@@ -85,8 +85,8 @@ def replaced(
   """Yields a temporary path whose file becomes `path` when the block ends.
 
   `check` is called before the rename. A `durable` file outlives a power cut.
-  The temporary name has the `ending`, for writers that go by it. OSErrors are
-  the caller's; what was at `path` is then kept.
+  The temporary name has the `ending`, for writers that go by it. If an OSError
+  is raised, what was at `path` is kept.
   """
   target = pathlib.Path(path)
   temporary = target.with_name(f'.{target.name}.{secrets.token_hex(8)}{ending}')

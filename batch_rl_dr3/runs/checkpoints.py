@@ -93,12 +93,10 @@ def manifests(
   """
   for path in sorted(directory.glob('ckpt.*.json')):
     try:
-      checkpoint = _read(path)
+      if (checkpoint := _read(path)) is not None:
+        yield checkpoint
     except errors.DataError as error:
       on_damage(path, error)
-    else:
-      if checkpoint is not None:
-        yield checkpoint
 
 
 def of_iterations(directory: pathlib.Path) -> dict[int, Checkpoint]:
@@ -137,7 +135,8 @@ class Checkpoints:
     self._keep_last = keep_last
     self._keep_every = keep_every
     self._check = check
-    self._protected: set[str] = set()
+    # Names of those that stay, whatever is saved after them.
+    self.protected: set[str] = set()
 
   def save(
     self, write: Callable[[str], None], name: str, gradient_steps: int
@@ -174,14 +173,6 @@ class Checkpoints:
 
   def of_iterations(self) -> dict[int, Checkpoint]:  # noqa: D102
     return of_iterations(self._directory)
-
-  def protect(self, name: str) -> None:
-    """Keeps a checkpoint until `release`, whatever is saved after it."""
-    self._protected.add(name)
-
-  def release(self, name: str) -> None:
-    """Lets a checkpoint go when the next one is saved."""
-    self._protected.discard(name)
 
   def latest(self) -> Checkpoint | None:
     """Returns the newest whole checkpoint; None where none was ever written.
@@ -225,7 +216,7 @@ class Checkpoints:
     written = [checkpoint.name for checkpoint in found]
     ends = [name for name in written if name.isdigit()]
     within = written[: written.index(ends[0])] if ends else written
-    kept = {*ends[: self._keep_last], *within[:_KEEP_WITHIN], *self._protected}
+    kept = {*ends[: self._keep_last], *within[:_KEEP_WITHIN], *self.protected}
     if self._keep_every is not None:
       kept |= {name for name in ends if int(name) % self._keep_every == 0}
     for checkpoint in found:

@@ -42,9 +42,9 @@ _VERSION_KEYS = (
   *('LastModified', 'mtime', 'created'),
 )
 # What exceptions without a number are; all others are EIO.
-_NUMBERS: dict[type, int] = {
-  **{FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST}
-}
+_NUMBERS = dict[type, int](
+  {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST}
+)
 _BUFFER_BYTES = 128 << 10
 _FIRST_CHUNK_BYTES = 256 << 10
 _CHUNK_BYTES = 8 << 20
@@ -229,11 +229,9 @@ class Place:
           self.path.mkdir(exist_ok=True)
           with open(self.path / name, 'xb') as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+          atomic.sync(self.path / name)
     except FileExistsError:
-      # Perhaps by this very call, whose answer was lost and which was sent
-      # again.
+      # Perhaps by this very call, which was sent again as its answer was lost.
       return self.read(name) == content
     return True
 
@@ -275,20 +273,19 @@ class Place:
     with contextlib.suppress(FileNotFoundError), _as_os_error():
       self._filesystem.invalidate_cache()
       found = self._filesystem.find(self._path(below), detail=True)
+      names = {p: p.removeprefix(self._root).lstrip('/') for p in found}
       return {
-        plain(
-          path.removeprefix(self._root).lstrip('/'), self.name, 'its listing'
-        ): _entry(info)
+        plain(names[path], self.name, 'its listing'): _entry(info)
         for path, info in found.items()
         if not path.endswith('/')  # What consoles make, to show a folder.
       }
     return {}
 
   def fetch(self, name: str, target: pathlib.Path, entry: Entry) -> Entry:
-    """Writes an object to the file `target` and checks it against its entry.
+    """Writes an object to a file, checks it, and returns its entry by then.
 
-    Returns the entry as it is by then. An error can leave the target
-    half-written; FileNotFoundError says that the object is gone.
+    An error can leave the file half-written; FileNotFoundError says that the
+    object is gone.
     """
     with _as_os_error():
       for _ in range(_MAX_FETCHES):

@@ -111,22 +111,20 @@ def claim(
 def _check_same_run(
   base_dir: pathlib.Path, config: str, provenance: dict[str, Any]
 ) -> None:
-  config_path = base_dir / run_directory.CONFIG
-  if not config_path.exists():
-    return
   mend = (
     'Restore it from a backup, choose another --base_dir, or start over with '
     '--overwrite.'
   )
-  text = records.read_text(config_path, mend) or ''
+  text = records.read_text(base_dir / run_directory.CONFIG, mend)
+  if text is None:
+    return
   recorded = records.read_provenance(base_dir, _IDENTITY)
   if recorded is None:
     raise errors.DataError(
       f'{base_dir} holds {run_directory.CONFIG} and no '
       f'{run_directory.PROVENANCE}. {mend}'
     )
-  there = _bindings(text, recorded)
-  here = _bindings(config, provenance)
+  there, here = _bindings(text, recorded), _bindings(config, provenance)
   for name in sorted(there.keys() | here.keys()):
     if there.get(name) != here.get(name):
       raise errors.ConfigError(

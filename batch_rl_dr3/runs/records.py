@@ -76,17 +76,25 @@ CHECKPOINT = {
 }
 
 
-def read_text(path: _Path, mend: str) -> str | None:
-  """Returns the text of a file, None if absent; DataError ends with `mend`."""
+def read_text(path: _Path, mend: str, whole_lines: bool = False) -> str | None:
+  """Returns a file's text, None if absent; a DataError ends with `mend`.
+
+  Of `whole_lines`, a last line without its end, torn by a kill, is left out.
+  """
+  where = ''
   try:
-    return pathlib.Path(path).read_bytes().decode()
+    content = pathlib.Path(path).read_bytes()
+    if whole_lines:
+      content = content[: content.rfind(b'\n') + 1]
+    return content.decode()
   except FileNotFoundError:
     return None
   except OSError as error:
     reason = error.strerror
   except UnicodeDecodeError as error:
+    where = f', line {error.object.count(10, 0, error.start) + 1}'
     reason = f'byte {error.start} is not UTF-8'
-  raise errors.DataError(f'cannot read {path}: {reason}. {mend}')
+  raise errors.DataError(f'cannot read {path}{where}: {reason}. {mend}')
 
 
 def read(

@@ -26,7 +26,14 @@ import threading
 from typing import Any
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import atomic, mirror, place, run_directory, run_tables
+from batch_rl_dr3.runs import (
+  atomic,
+  mirror,
+  place,
+  records,
+  run_directory,
+  run_tables,
+)
 
 _Path = str | os.PathLike[str]
 RUNS = 'runs.json'
@@ -68,13 +75,11 @@ def _read_files(
   path: pathlib.Path, changed: int, num_bytes: int
 ) -> Mapping[str, Mapping[str, Any]]:
   del changed, num_bytes  # They say when it is to be read again.
-  try:
-    runs: dict[str, dict[str, Any]] = json.loads(path.read_text())
-    for folder, files in runs.items():
-      for name in (folder, *files):
-        place.plain(name, path, 'a run')
-  except (OSError, ValueError, AttributeError, TypeError) as error:
-    raise errors.DataError(f'{path} is damaged: {error!r}.') from error
+  mend = 'Restore it from where it came from.'
+  runs = records.read(path, {'*': 'object'}, mend) or {}
+  for folder, files in runs.items():
+    for name in (folder, *files):
+      place.plain(name, path, 'a run')
   return runs
 
 

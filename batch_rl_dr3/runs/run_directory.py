@@ -22,12 +22,9 @@ CONFIG = 'config.gin'
 PROVENANCE = 'provenance.json'
 METRICS = 'metrics.csv'
 SCORES = 'scores.csv'
-# Why the last attempt failed; the next one removes it.
-FAILED = 'failed.json'
-# Written last, when every iteration is trained and evaluated.
-FINISHED = 'finished.json'
-# What trackers have been told.
-TRACKED = 'tracked.json'
+FAILED = 'failed.json'  # Why the last attempt did; the next one removes it.
+FINISHED = 'finished.json'  # Written last, when all is trained and evaluated.
+TRACKED = 'tracked.json'  # What trackers have been told.
 # All but the folders, and what others add.
 RUN_FILES = (CONFIG, PROVENANCE, METRICS, SCORES, FAILED, FINISHED, TRACKED)
 

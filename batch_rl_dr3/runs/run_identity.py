@@ -50,16 +50,11 @@ def run_identity(
   seed: int,
   version: int,
 ) -> str:
-  """Returns the name of a run by what it is: 8 hexadecimal digits.
+  """Returns the name of a run by what it is: 8 digits of a SHA-256.
 
-  They are the first of the SHA-256 of its arguments as JSON.
-
-  Args:
-    bindings: what gin binds, 'name.parameter' to its value.
-    data: JSON values, the same wherever a run is named or looked for, such as
-      {'suite': 'atari', 'game': 'Pong', 'run': 1}. Never a place on a disk.
-    seed: the run's seed.
-    version: of the numbers, `_version.NUMBERS_VERSION`.
+  `bindings` are gin's, 'name.parameter' to value; `version` is the numbers'.
+  `data` are JSON values, the same wherever a run is named or looked for, such
+  as {'suite': 'atari', 'game': 'Pong', 'run': 1}, never a place on a disk.
   """
   what = {
     'bindings': {n: repr(v) for n, v in bindings.items() if is_identity(n)},

@@ -21,7 +21,7 @@ import numpy as np
 from numpy import typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import atomic, run_directory
+from batch_rl_dr3.runs import atomic, records, run_directory
 
 if TYPE_CHECKING:  # Readers alone import it, which takes a second.
   import pandas as pd
@@ -48,23 +48,6 @@ _NOT_FINITE = ('nan', 'inf', 'infinity')
 _MEND = 'Mend or remove the line.'
 
 
-def _whole_text(path: _Path) -> str:
-  """Returns a file up to its last line feed; '' if there is none."""
-  try:
-    content = pathlib.Path(path).read_bytes()
-    return content[: content.rfind(b'\n') + 1].decode()
-  except FileNotFoundError:
-    return ''
-  except OSError as error:
-    raise errors.DataError(f'cannot read {path}: {error.strerror}.') from error
-  except UnicodeDecodeError as error:
-    line = error.object.count(b'\n', 0, error.start) + 1
-    raise errors.DataError(
-      f'cannot read {path}, line {line}: byte {error.start} is not UTF-8. '
-      f'{_MEND}'
-    ) from error
-
-
 def read_rows(path: _Path, required: Sequence[str] = ()) -> list[_Row]:
   """Returns a CSV file's whole rows, none if it is absent, without a torn one.
 
@@ -73,7 +56,7 @@ def read_rows(path: _Path, required: Sequence[str] = ()) -> list[_Row]:
   Raises:
     DataError: if the file is damaged.
   """
-  text = io.StringIO(_whole_text(path))
+  text = io.StringIO(records.read_text(path, _MEND, True) or '')
   reader = csv.DictReader(text, strict=True, skipinitialspace=True)
   rows: list[_Row] = []
   try:
@@ -250,7 +233,7 @@ def read_columns(
   """
   import pandas as pd
 
-  text = _whole_text(path)
+  text = records.read_text(path, _MEND, True) or ''
   num_lines = text.count('\n')
   first_line = text.partition('\n')[0]
   header = next(csv.reader([first_line], skipinitialspace=True), [])

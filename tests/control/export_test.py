@@ -64,8 +64,7 @@ def test_a_policy_acts_and_scores_alike_after_it_is_exported(tmp_path, trackio):
   target = targets.of_run(run_dir)
   evaluator = runner.create_evaluator(target.setup())
   states = rng.normal(size=(10_000, 11)).astype(np.float32)
-  evaluator._load(target.checkpoints[0].prefix)
-  expected = evaluator._actions(states)
+  expected = evaluator._load(target.checkpoints[0].prefix)(states)
   scores = [
     (float(row['return']), int(row['length']))
     for row in run_tables.read_rows(run_dir / run_directory.SCORES)

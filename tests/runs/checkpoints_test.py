@@ -126,11 +126,11 @@ def test_a_failing_disk_keeps_what_was_there(tmp_path):
 def test_a_protected_checkpoint_outlives_the_next_ones(tmp_path):
   kept = checkpoints.Checkpoints(tmp_path, keep_last=1)
   kept.save(writer('a'), '0', 0)
-  kept.protect('0')
+  kept.protected.add('0')
   for iteration in range(1, 4):
     kept.save(writer('a'), str(iteration), iteration)
   assert list(kept.of_iterations()) == [0, 3]
-  kept.release('0')
+  kept.protected.discard('0')
   kept.save(writer('a'), '4', 4)
   assert list(kept.of_iterations()) == [4]
 
