@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors, frameworks, own_code
+from batch_rl_dr3.config import cli, errors, frameworks, own_code, templates
 from batch_rl_dr3.evaluation import targets
 from batch_rl_dr3.runs import atomic, run_directory, run_tables
 
@@ -193,16 +193,10 @@ def _scores(
 
 
 def _card(facts: Mapping[str, Any]) -> str:
-  import jinja2
-
-  templates = jinja2.Environment(
-    loader=jinja2.PackageLoader('batch_rl_dr3.reporting'),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
+  texts = templates.environment(
+    'batch_rl_dr3.reporting', keep_trailing_newline=True
   )
-  return templates.get_template('model_card.md').render(facts)
+  return texts.get_template('model_card.md').render(facts)
 
 
 def main() -> None:

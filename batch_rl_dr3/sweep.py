@@ -172,7 +172,7 @@ def _plan() -> None:
     rates = dataclasses.replace(rates, play=FLAGS.play_rate)
   standings = standing.read(runs_of_sweep, runs.folder, sweep.results_dir)
   plan = standing.SweepEstimate(sweep, standings, runs, rates)
-  print('\n'.join(plan.describe(FLAGS.price_per_hour)))
+  print(plan.describe(FLAGS.price_per_hour), end='')
 
 
 def _status() -> None:

@@ -13,10 +13,9 @@ import re
 import shlex
 from typing import Any
 
-import jinja2
 import markupsafe
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, templates
 from batch_rl_dr3.reporting import (
   figures,
   findings,
@@ -433,13 +432,7 @@ def _render(
 
 def render(template: str, **values: Any) -> str:
   """Returns an HTML page from a template; what values say is escaped."""
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
+  environment = templates.environment(__package__, autoescape=True)
   environment.filters['base64'] = lambda data: base64.b64encode(data).decode()
   environment.filters['link_papers'] = _link_papers
   return environment.get_template(template).render(values)

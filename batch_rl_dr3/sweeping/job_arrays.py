@@ -15,9 +15,8 @@ import sys
 from typing import ClassVar
 
 import gin
-import jinja2
 
-from batch_rl_dr3.config import errors, ranges
+from batch_rl_dr3.config import errors, ranges, templates
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.runs import atomic, place
 from batch_rl_dr3.sweeping import attempt
@@ -108,17 +107,10 @@ class _Backend:
     Raises:
       ConfigError: if the settings do not fit the array.
     """
-    environment = jinja2.Environment(
-      loader=jinja2.PackageLoader(__package__),
-      undefined=jinja2.StrictUndefined,
-      trim_blocks=True,
-      lstrip_blocks=True,
-      keep_trailing_newline=True,
-      autoescape=False,
-    )
+    texts = templates.environment(__package__, keep_trailing_newline=True)
     filters = {'json': json.dumps, 'quote': shlex.quote, 'ceil': math.ceil}
-    environment.filters |= filters
-    template = environment.get_template(f'{self.template}.jinja')
+    texts.filters |= filters
+    template = texts.get_template(f'{self.template}.jinja')
     _, ending = os.path.splitext(self.template)
     files = {}
     for part in array.parts(self.max_array_size):

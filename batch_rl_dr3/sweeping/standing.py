@@ -14,7 +14,7 @@ import statistics
 
 import tqdm
 
-from batch_rl_dr3.config import errors
+from batch_rl_dr3.config import errors, templates
 from batch_rl_dr3.reporting import words
 from batch_rl_dr3.runs import mirror, results, run_directory, state
 from batch_rl_dr3.sweeping.grid import Sweep, SweepRun
@@ -228,7 +228,7 @@ class SweepEstimate:
     rates: Rates | None,
   ):
     """Estimates a sweep from how its runs stand, at rates that are known."""
-    self._sweep, self._rates = sweep, rates
+    self._sweep, self.rates = sweep, rates
     left = [s for s in standings if s.state != DONE]
     stores = list({s.run.store: s.run for s in left}.values())
     steps = [s.total_steps - s.steps for s in left]
@@ -253,67 +253,31 @@ class SweepEstimate:
     self.download_bytes = _download_bytes(sweep, stores)
     # Of a run directory in the end, and where that is from.
     self.run_bytes: float | None = None
-    self.run_bytes_origin = (
-      'known when one is finished, or by Sweep.run_disk_gigabytes'
-    )
+    self.run_bytes_origin = 'Sweep.run_disk_gigabytes'
     # A few tell as much as all, and a thousand take long.
     if finished := _finished([s.run for s in standings], runs)[:20]:
-      self.run_bytes = statistics.mean(
-        runs.num_bytes(r.folder) for r in finished
-      )
+      sizes = [runs.num_bytes(run.folder) for run in finished]
+      self.run_bytes = statistics.mean(sizes)
       self.run_bytes_origin = f'mean of {len(finished)} finished runs'
     elif sweep.run_disk_gigabytes is not None:
       self.run_bytes = 1e9 * sweep.run_disk_gigabytes
-      self.run_bytes_origin = 'Sweep.run_disk_gigabytes'
 
-  def describe(self, price: float | None) -> list[str]:
+  def describe(self, price: float | None) -> str:
     """Returns the estimate in words, a line each.
 
     The price is of an hour of a GPU, or of a core where no GPU is used.
     """
-    sweep, num_runs = self._sweep, sum(self.num_runs.values())
-    unknown_rate = (
-      'not known: give --rate or --benchmark, or let one run finish in --runs'
-    )
-    download = (
-      'not known: bind Sweep.log_gigabytes, or ask `data plan` about one log'
-    )
-    if self.download_bytes is not None:
-      download = f'about {_size(self.download_bytes)}'
-    if self.download_bytes == 0:
-      download = 'nothing, the logs are on this machine'
-    disk = 'not known'
-    if self.run_bytes is not None:
-      disk = f'about {_size(self.run_bytes * num_runs)} for all runs'
-    unit, number = (
-      ('GPU', sweep.num_gpus) if sweep.num_gpus else ('core', sweep.num_cpus)
-    )
-    time = money = 'not known without a rate'
-    if (hours := self.run_hours) is not None:
-      time = (
-        f'{hours * sweep.num_cpus:,.4g} core-hours, '
-        f'{hours / 24:,.4g} days of one run after the other'
-      )
-      if sweep.num_gpus:
-        time = f'{hours * sweep.num_gpus:,.4g} GPU-hours, {time}'
-      money = f'--price_per_hour, of a {unit}, tells'
-      if price is not None:
-        money = (
-          f'{hours * number * price:,.0f} at {price:g} an hour of a {unit}'
-        )
-    lines = {
-      'runs': f'{num_runs:,}: {_listed(self.num_runs)}',
-      'to do': f'{self.gradient_steps:,} gradient steps, '
-      f'{self.agent_steps:,} agent steps of play',
-      'rate': self._rates or unknown_rate,
-      'time': time,
-      'money': money,
-      'stores': f'{self.num_stores:,}, {_size(self.store_bytes)} uncompressed',
-      'download': download,
-      'run disk': f'{disk} ({self.run_bytes_origin})',
-      'memory': f'{sweep.run_gigabytes:g} GB a run, and its store once a node',
+    texts = templates.environment(__package__, keep_trailing_newline=True)
+    texts.filters |= {
+      'number': format,
+      'size': lambda number: tqdm.tqdm.format_sizeof(number, 'B'),
     }
-    return [f'{name:<10} {line}' for name, line in lines.items()]
+    return texts.get_template('plan.txt.jinja').render(
+      estimate=self,
+      sweep=self._sweep,
+      states=_listed(self.num_runs),
+      price=price,
+    )
 
 
 def _download_bytes(sweep: Sweep, runs: Iterable[SweepRun]) -> float | None:
@@ -328,8 +292,3 @@ def _download_bytes(sweep: Sweep, runs: Iterable[SweepRun]) -> float | None:
     for run in runs
   )
   return 1e9 * sweep.log_gigabytes * sum(shares)
-
-
-def _size(num_bytes: float) -> str:
-  text: str = tqdm.tqdm.format_sizeof(num_bytes, 'B')
-  return text

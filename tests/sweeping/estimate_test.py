@@ -28,7 +28,7 @@ def test_time_and_money_follow_from_a_given_rate(make_sweep, tmp_path):
   assert plan.agent_steps == 1_200_000
   # Each game's log of 2,000 rows of 1,000 bytes is one store.
   assert (plan.num_stores, plan.store_bytes) == (2, 4_000_000)
-  text = '\n'.join(plan.describe(3.0))
+  text = plan.describe(3.0)
   # 6.667 h x 0.5 GPU x 3.0 = 10.
   assert 'money      10 at 3 an hour of a GPU' in text
   assert '3.333 GPU-hours, 13.33 core-hours' in text
@@ -83,7 +83,7 @@ def test_what_is_not_known_is_said(make_sweep, tmp_path):
   plan = standing.SweepEstimate(
     sweep, read(sweep, tmp_path), runs_in(tmp_path), None
   )
-  text = '\n'.join(plan.describe(None))
+  text = plan.describe(None)
   for line in (
     'rate       not known: give --rate or --benchmark',
     'time       not known without a rate',
