@@ -21,20 +21,14 @@ import sys
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors, frameworks
+from batch_rl_dr3.config import cli, errors, flag_tables, frameworks
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  """Defines --quick and --json."""
-  flags.DEFINE_boolean('quick', False, 'Measure with fewer bursts.')
-  flags.DEFINE_string(
-    'json',
-    None,
-    'File to write the rows to, as a list of {name, value, unit, peer, '
-    'peer_value, ratio, goal, timed, seconds, quartiles, quantity, method}.',
-  )
+  """Defines the flags of the command."""
+  flag_tables.define('benchmark')
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import gin
 from batch_rl_dr3.config import (
   cli,
   errors,
+  flag_tables,
   frameworks,
   own_code,
   progress,
@@ -201,15 +202,7 @@ def define_flags() -> None:
   """Defines the flags of the command."""
   cli.define_gin_flags()
   cli.define_import()
-  flags.DEFINE_string(
-    'output_dir', None, 'Where the data and collection.json go.'
-  )
-  flags.DEFINE_integer(
-    'seed', 0, 'Fixes the game and the actions.', lower_bound=0
-  )
-  flags.DEFINE_boolean(
-    'overwrite', False, 'Collect anew where --output_dir holds a collection.'
-  )
+  flag_tables.define('collect')
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ import shutil
 from absl import flags
 import gin
 
-from batch_rl_dr3.config import cli, errors, progress
+from batch_rl_dr3.config import cli, errors, flag_tables, progress
 from batch_rl_dr3.replay import conversion, inspection
 from batch_rl_dr3.replay.log import checkpoint_format, rlu, source_chain
 from batch_rl_dr3.replay.log.sources import Source
@@ -70,74 +70,7 @@ def define_flags() -> None:
   """Defines the flags of the command."""
   cli.define_gin_flags()
   cli.define_cache_dir()
-  for name, help_text in {
-    'replay_dir': (
-      'Logged data of one run of one game: the folder of the .gz files, the '
-      'folder above its replay_logs, a URL (gs://, https://, file://), or a '
-      'store.'
-    ),
-    'game': (
-      'In place of --replay_dir: a game of the DQN Replay data set, such as '
-      'Pong, looked for in its public bucket and then in RL Unplugged.'
-    ),
-    'store': 'verify: the folder of a store, in the cache of train.',
-    'output_dir': 'convert: where the new replay_logs go.',
-    'minari_id': (
-      'convert: the Minari data set to write, where MINARI_DATASETS_PATH says.'
-    ),
-    'minari': (
-      'convert: in place of --replay_dir, the Minari data set to read: its id, '
-      'fetched if it is not here, or its folder.'
-    ),
-  }.items():
-    flags.DEFINE_string(name, None, help_text)
-  for name, default, lower_bound, help_text in (
-    ('rows_per_file', 1_000_000, 10, 'convert: rows of each new file.'),
-    (
-      *('max_agent_steps_per_episode', 27_000, 1),
-      'The time limit that the log was played under.',
-    ),
-    (
-      *('subset_seed', None, None),
-      'plan, fetch: names the draw of --rule=uniform or episodes.',
-    ),
-  ):
-    flags.DEFINE_integer(name, default, help_text, lower_bound)
-  flags.DEFINE_integer(
-    'stack_size',
-    None,
-    'Frames in a state: 4 for Atari, 1 for MinAtar. It says how many rows of '
-    'padding begin an episode. By default what the collection.json beside the '
-    'log says, or 4.',
-    lower_bound=1,
-  )
-  flags.DEFINE_integer(
-    'num_actions',
-    None,
-    'Actions of the game: fetch and doctor hold the log against them, and '
-    'Minari wants to know. With --game they are known, and where the log has a '
-    'collection.json beside it.',
-    lower_bound=1,
-  )
-  flags.DEFINE_integer('run', 1, 'With --game: the logged run.', 1, 5)
-  flags.DEFINE_enum(
-    'rule',
-    None,
-    RULES,
-    'plan, fetch: which part is taken. prefix: the first rows of each file, '
-    "as the authors' code does for a uniform 1%; uniform: transitions drawn "
-    'at random; first: the first rows in time; episodes: whole episodes drawn '
-    'at random.',
-  )
-  flags.DEFINE_float(
-    'fraction', None, 'plan, fetch: how much of it, such as 0.01.', 0, 1
-  )
-  flags.DEFINE_multi_string(
-    'cog',
-    [],
-    "convert: COG's files to read: the prior data first, then the task's, "
-    'whose rewards are kept.',
-  )
+  flag_tables.define('data', rule={'enum_values': RULES})
 
 
 def _source() -> Source:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors, frameworks, own_code
+from batch_rl_dr3.config import cli, errors, flag_tables, frameworks, own_code
 
 if TYPE_CHECKING:
   from batch_rl_dr3.training import policies
@@ -42,37 +42,9 @@ _SEED = 0
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  for name, text in {
-    'checkpoint': 'What is measured; see above.',
-    'network': 'FILE.py:FUNCTION of Q-values and features, instead.',
-    'replay_dir': 'The logged data: a folder, a URL or a store.',
-    'compare': 'Runs to compare with, such as results/minatar.',
-    'output_dir': 'Where the page goes.',
-  }.items():
-    flags.DEFINE_string(name, None, text)
-  stack_help = (
-    'Frames in a state; by default what the run or collection.json says, or 4.'
-  )
-  actions_help = (
-    "A, where another program's network has several outputs per action."
-  )
-  for name, default, lowest, text in (
-    ('num_actions', None, 1, actions_help),
-    ('stack_size', None, 1, stack_help),
-    ('num_transitions', 2048, 2, 'How many are measured on.'),
-  ):
-    flags.DEFINE_integer(name, default, text, lower_bound=lowest)
-  flags.DEFINE_list(
-    'layers',
-    [],
-    'Names of the layers, in order, without .weight, where a file of '
-    'safetensors or torch.save holds more than one network.',
-  )
-  flags.DEFINE_float(
-    'gamma', 0.99, 'The discount factor.', lower_bound=0.0, upper_bound=1.0
-  )
-  cli.define_cache_dir()
   cli.define_import()
+  cli.define_cache_dir()
+  flag_tables.define('diagnose')
 
 
 def _policy() -> 'policies.Policy':

@@ -10,7 +10,14 @@ import sys
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors, own_code, progress, signals
+from batch_rl_dr3.config import (
+  cli,
+  errors,
+  flag_tables,
+  own_code,
+  progress,
+  signals,
+)
 from batch_rl_dr3.evaluation import pool as pool_lib
 from batch_rl_dr3.evaluation import targets as targets_lib
 from batch_rl_dr3.runs import mirror, results, run_directory
@@ -72,59 +79,7 @@ def define_flags() -> None:
   cli.define_gin_flags()
   cli.define_import()
   cli.define_cache_dir('Where what is in a bucket is worked on.')
-  flags.DEFINE_multi_string(
-    'checkpoints',
-    [],
-    'Run directories or folders of checkpoints, on a disk or in a bucket; ** '
-    'stands for any folders. Repeat the flag for several.',
-  )
-  for name, text in {
-    'policy': 'A policy in an ONNX file or the folder of a SavedModel.',
-    'game': 'The game of --policy or of another program, by its name in ALE '
-    '(Pong) or MinAtar (breakout), played as published; short for files and '
-    'bindings.',
-    'output_dir': "Where scores of another program's checkpoints go.",
-    'method': 'Their method, such as dqn.',
-    'dataset': 'Their dataset, such as 1pct.',
-  }.items():
-    flags.DEFINE_string(name, None, text)
-  iteration_help = (
-    'Gradient steps between two of their checkpoints, or of a --policy.'
-  )
-  workers_help = (
-    'Processes, each with a checkpoint; 0 chooses by cores and memory.'
-  )
-  for name, default, lowest, text in (
-    ('num_workers', 0, 0, workers_help),
-    ('run', None, None, 'Their run of logged data, if known.'),
-    ('seed', 0, 0, 'Their seed.'),
-    ('gradient_steps_per_iteration', 62_500, 1, iteration_help),
-  ):
-    flags.DEFINE_integer(name, default, text, lower_bound=lowest)
-  flags.DEFINE_enum(
-    'which', 'all', ['all', 'last'], 'Which checkpoints of each are played.'
-  )
-  flags.DEFINE_boolean(
-    'video',
-    False,
-    "Also write an MP4 of each one's first episode to "
-    f'{targets_lib.VIDEOS}/; of a game, with the Q-values and the feature dot '
-    'product.',
-  )
-  flags.DEFINE_enum(
-    'atoms',
-    None,
-    pool_lib.ATOMS,
-    'What the outputs per action of their network are, where there are '
-    "several: REM's heads, QR-DQN's quantiles, or the logits of a categorical "
-    'distribution, as in C51 and Rainbow.',
-  )
-  flags.DEFINE_list(
-    'support',
-    None,
-    'The lowest and the highest return of --atoms=categorical: the v_min and '
-    'v_max of the agent, such as -10,10.',
-  )
+  flag_tables.define('evaluate', atoms={'enum_values': pool_lib.ATOMS})
 
 
 def evaluate(

@@ -8,7 +8,14 @@ from typing import Any
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors, frameworks, own_code, templates
+from batch_rl_dr3.config import (
+  cli,
+  errors,
+  flag_tables,
+  frameworks,
+  own_code,
+  templates,
+)
 from batch_rl_dr3.evaluation import targets
 from batch_rl_dr3.runs import atomic, run_directory, run_tables
 
@@ -47,10 +54,8 @@ FILES = {
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  flags.DEFINE_string('checkpoint', None, 'What is exported; see above.')
-  flags.DEFINE_enum('format', SAVED_MODEL, list(FILES), 'See above.')
-  flags.DEFINE_string('output_dir', None, 'The folder that is written to.')
   cli.define_import()
+  flag_tables.define('export', format={'enum_values': list(FILES)})
 
 
 def export(

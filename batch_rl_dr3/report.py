@@ -50,7 +50,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors
+from batch_rl_dr3.config import cli, errors, flag_tables
 from batch_rl_dr3.runs import atomic, results
 
 if TYPE_CHECKING:
@@ -87,19 +87,6 @@ class _OptionalNumber(flags.ArgumentParser):  # type: ignore[type-arg]
 
 def define_flags() -> None:
   """Defines what is read, what the report is about and where it goes."""
-  flags.DEFINE_multi_string(
-    'runs',
-    [],
-    'Glob of run directories, such as runs/quickstart/*; ** matches any depth. '
-    'Folders that are no run directories are skipped. It may be of a bucket, '
-    'such as gs://BUCKET/RUNS/**. Repeat the flag for several.',
-  )
-  flags.DEFINE_string(
-    'output_dir',
-    None,
-    'Folder of the report (default: report, in the folder that holds the '
-    'runs, unless that is in a bucket).',
-  )
   watch = _OptionalNumber(_DEFAULT_WATCH_SECONDS, float, 0.1, 86_400)
   serve = _OptionalNumber(_DEFAULT_PORT, int, 0, 65_535)
   watch_help = (
@@ -115,40 +102,10 @@ def define_flags() -> None:
     flags.Flag(serve, None, 'serve', None, serve_help, boolean=True),
   ):
     flags.DEFINE_flag(flag)
-  flags.DEFINE_enum(
-    'preset',
-    None,
-    PRESETS,
-    'Study that the runs are taken for (default: each game and data set on '
-    'its own).',
-  )
-  flags.DEFINE_enum(
-    'normalisation',
-    'dqn',
-    ['dqn', 'human'],
-    "Scale of a study's scores: 0 is random play, 1 the final score of the "
-    'online DQN that made the data, or that of a human.',
-  )
-  flags.DEFINE_boolean(
-    'allow_mixed',
-    False,
-    'Report on runs that cannot share a table, and say so on the page.',
-  )
-  flags.DEFINE_integer(
-    'num_resamples',
-    2_000,
-    "Resamples of the bootstrap of a study's intervals; time grows with them.",
-    lower_bound=100,
-  )
-  flags.DEFINE_integer(
-    'seed', 0, 'Seed of the bootstrap of a study.', lower_bound=0
-  )
-  flags.DEFINE_integer(
-    'num_processes',
-    os.cpu_count() or 1,
-    'Runs that are read, and figures of a study that are drawn, at a time; '
-    'with --serve always 1.',
-    lower_bound=1,
+  flag_tables.define(
+    'report',
+    preset={'enum_values': PRESETS},
+    num_processes={'default': os.cpu_count() or 1},
   )
   cli.define_cache_dir(
     'Where what was read of unchanged runs is kept for the next report; empty '

@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors
+from batch_rl_dr3.config import cli, errors, flag_tables
 from batch_rl_dr3.runs import atomic, results
 
 if TYPE_CHECKING:
@@ -69,23 +69,8 @@ _MAX_NAMED = 10
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  flags.DEFINE_multi_string(
-    'runs',
-    [],
-    'Glob of run directories, such as runs/minatar/*; ** matches any depth. '
-    'It may be of a bucket, such as gs://BUCKET/RUNS/**. Repeat the flag for '
-    'several.',
-  )
   cli.define_cache_dir('Where what is read of runs in a bucket is kept.')
-  flags.DEFINE_multi_enum(
-    'rule', [], RULES, 'Only this rule. Repeat the flag for several.'
-  )
-  flags.DEFINE_integer(
-    'top', 1, 'How many checkpoints of each rule to print.', lower_bound=1
-  )
-  flags.DEFINE_string(
-    'output', None, 'A .csv or .json file to write the whole ranking to.'
-  )
+  flag_tables.define('select', rule={'enum_values': RULES})
 
 
 def select(

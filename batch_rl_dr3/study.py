@@ -49,7 +49,7 @@ from absl import flags
 import gin
 
 from batch_rl_dr3 import collect, train
-from batch_rl_dr3.config import cli, errors, frameworks
+from batch_rl_dr3.config import cli, errors, flag_tables, frameworks
 from batch_rl_dr3.runs import atomic
 
 if TYPE_CHECKING:
@@ -73,33 +73,10 @@ _ATARI = {
 
 
 def define_flags() -> None:
-  """Defines what is studied, on which data, and where it goes."""
-  for name, text in (
-    ('game', 'The game, such as breakout (default: those of the grid).'),
-    ('replay_dir', 'Logged data of the --game, as for `train`, in order.'),
-    ('gin_bindings', 'Gin bindings for every run.'),
-    ('runs', 'figure_a2: globs of runs whose last checkpoint is studied.'),
-  ):
-    flags.DEFINE_multi_string(name, [], f'{text} Repeat the flag for several.')
-  flags.DEFINE_string('output_dir', None, 'Where runs and figures go.')
-  flags.DEFINE_enum(
-    'suite', 'minatar', ['minatar', 'atari'], 'Suite of the games.'
-  )
-  flags.DEFINE_string(
-    'dataset',
-    None,
-    'Part of the data, such as all or first10pct (default: that of the grid; '
-    'with --suite=atari 1pct).',
-  )
-  flags.DEFINE_integer(
-    'num_seeds',
-    None,
-    'Seeds of each method, from 0 on (default: those of the grid).',
-    lower_bound=1,
-  )
+  """Defines the flags of the command."""
   cli.define_import()
-  flags.DEFINE_boolean('draw_only', False, 'Train nothing; draw what is there.')
   cli.define_cache_dir()
+  flag_tables.define('study')
 
 
 def load_sweep(name: str) -> 'grid.Sweep':

@@ -11,7 +11,7 @@ import time
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors, signals
+from batch_rl_dr3.config import cli, errors, flag_tables, signals
 from batch_rl_dr3.runs import mirror, place, state
 from batch_rl_dr3.sweeping import (
   attempt,
@@ -80,61 +80,11 @@ ended with.
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  for name, text in {
-    'grid': 'Gin file of the grid: a path, or a shipped one.',
-    'runs': 'Folder of all runs, seen by all nodes: on a shared disk, or in a '
-    'bucket, such as gs://BUCKET/RUNS.',
-    'benchmark': 'plan: take the rates from this file, written by `benchmark '
-    '--json`. Without it and --rate they are those of finished runs in --runs.',
-    'address': 'run: Ray cluster, such as auto or HOST:6379.',
-    'output': 'collect: the file, .parquet (needs pyarrow) or .csv (default: '
-    'scores.parquet in --runs if pyarrow is installed, else scores.csv).',
-    'output_dir': 'emit, reconcile: where the files go.',
-    'only': 'task: the runs of the array, such as 0-2,5 (all).',
-  }.items():
-    flags.DEFINE_string(name, None, text)
-  for name, lowest, text in (
-    ('rate', 1e-9, 'plan: gradient steps a second of one run.'),
-    ('play_rate', 1e-9, 'plan: agent steps a second of evaluation.'),
-    ('price_per_hour', 0, 'plan: of a GPU, or of a core without GPUs.'),
-    ('watch', 0.1, 'status: show it every so many seconds, until Ctrl-C.'),
-  ):
-    flags.DEFINE_float(name, None, text, lower_bound=lowest)
-  stop_help = 'run: how long runs have to save at a stop.'
-  flags.DEFINE_float('stop_seconds', 120.0, stop_help, lower_bound=0)
-  slots_help = (
-    'run: runs at a time on a node; 0 for as many as its cores and GPUs allow.'
-  )
-  for name, default, text in (
-    ('slots_per_node', 0, slots_help),
-    ('limit', 20, 'status: runs that are listed of each state.'),
-    ('index', None, 'task: which of them (what the job array says).'),
-  ):
-    flags.DEFINE_integer(name, default, text, lower_bound=0)
-  flags.DEFINE_multi_string(
-    'gin_bindings',
-    [],
-    'Gin bindings that override the grid, such as "Sweep.games=[\'Pong\']". '
-    'Repeat the flag for several.',
-  )
-  flags.DEFINE_boolean(
-    'trust_gin',
-    False,
-    'Let the grid and the gin files of its runs import any module and name any '
-    'function.',
-  )
-  flags.DEFINE_boolean('json', False, 'status: print all runs as JSON.')
-  flags.DEFINE_enum(
-    'backend',
-    None,
-    ['gcp-batch', 'slurm', 'kubernetes'],
-    'emit, reconcile: the system. Its gin bindings are those of GcpBatch, '
-    'Slurm and Kubernetes.',
-  )
   cli.define_import()
   cli.define_cache_dir(
     'Where stores are kept, on each node, and what is read of runs in a bucket.'
   )
+  flag_tables.define('sweep')
 
 
 def _load_sweep() -> tuple[Sweep, list[SweepRun]]:

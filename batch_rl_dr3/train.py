@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from batch_rl_dr3.config import cli, errors, frameworks, own_code
+from batch_rl_dr3.config import cli, errors, flag_tables, frameworks, own_code
 
 _USAGE = """\
 Trains an offline agent on logged replay and evaluates it in its game.
@@ -36,36 +36,7 @@ def define_flags() -> None:
   cli.define_gin_flags()
   cli.define_import()
   cli.define_cache_dir()
-  for name, text in {
-    'base_dir': 'Run directory: where everything the run writes goes. A '
-    'folder, or a URL such as gs://BUCKET/RUNS/Pong/rem/seed0: then the run is '
-    'worked on below --cache_dir, and uploaded after every checkpoint and '
-    'evaluation.',
-    'replay_dir': 'Logged data of one run of one game: the folder of the .gz '
-    'files, the folder above its replay_logs, such as DATA/Pong/1, a URL of it '
-    '(gs://, https://, file://), or the folder of a store that `data fetch` '
-    'made. For continuous control: an HDF5 file of D4RL, its URL, the folder '
-    'of a Minari data set, or minari:ID.',
-    'init_checkpoint': 'Start from the online network of a checkpoint, such as '
-    'RUN/checkpoints/tf_ckpt-19, with a new optimiser, from gradient step 0. '
-    'It is short for the gin binding OfflineAgent.init_checkpoint.',
-  }.items():
-    flags.DEFINE_string(name, None, text)
-  flags.DEFINE_integer(
-    'run',
-    None,
-    'In place of --replay_dir: which of the 5 logged runs of the Atari game, '
-    'looked for in the public bucket of the DQN Replay data set and then in '
-    'RL Unplugged.',
-    lower_bound=1,
-    upper_bound=5,
-  )
-  flags.DEFINE_integer(
-    'seed', 0, 'Fixes initial weights, batches and evaluation.', lower_bound=0
-  )
-  flags.DEFINE_boolean(
-    'overwrite', False, 'Start over where --base_dir holds a run already.'
-  )
+  flag_tables.define('train')
 
 
 def train(

@@ -13,7 +13,13 @@ import traceback
 from absl import flags, logging
 import gin
 
-from batch_rl_dr3.config import errors, gin_files, own_code, signals
+from batch_rl_dr3.config import (
+  errors,
+  flag_tables,
+  gin_files,
+  own_code,
+  signals,
+)
 
 FLAGS = flags.FLAGS
 
@@ -31,33 +37,17 @@ flags.DEFINE_boolean(
 
 def define_gin_flags() -> None:
   """Defines --gin_files, --gin_bindings and --trust_gin."""
-  for name, text in {
-    'gin_files': 'Gin configuration files, later ones winning. Each is a path '
-    'or the name of a file that ships with the package, such as '
-    'atari/rem_dr3_1pct.gin. Repeat the flag for several.',
-    'gin_bindings': 'Gin bindings that override the files, such as '
-    '"atari_lib.create_atari_environment.game_name=\'Pong\'". Repeat the flag '
-    'for several.',
-  }.items():
-    flags.DEFINE_multi_string(name, [], text)
-  flags.DEFINE_boolean(
-    'trust_gin',
-    False,
+  trust_help = (
     'Let gin files import any module and name any function. Without it they '
     f'may import batch_rl_dr3 and {", ".join(gin_files.ALLOWED_IMPORTS)}, and '
-    'what else would execute foreign code is refused.',
+    'what else would execute foreign code is refused.'
   )
+  flag_tables.define('gin', trust_gin={'help': trust_help})
 
 
 def define_import() -> None:
   """Defines --import."""
-  flags.DEFINE_multi_string(
-    'import',
-    [],
-    'Code of your own that registers penalties, agents or games with gin: a '
-    'file, such as my_penalties.py, or an installed module. It is executed, '
-    'and its SHA-256 is part of what a run is. Repeat the flag for several.',
-  )
+  flag_tables.define('code')
 
 
 def need(*names: str, why: str = '') -> None:
