@@ -181,15 +181,15 @@ def doctor() -> None:
     summaries = list(
       inspection.summarise(source, _stack_size(), True, bar.update)
     )
-  findings = inspection.diagnose(
-    summaries, _num_actions(), FLAGS.max_agent_steps_per_episode
-  )
-  for finding in findings:
-    print(f'{"FAULT" if finding.is_fault else "note "}  {finding.message}')
-  num_faults = sum(finding.is_fault for finding in findings)
-  if num_faults:
+  faults = list(inspection.faults(summaries, _num_actions()))
+  for fault in faults:
+    print(f'FAULT  {fault}')
+  limit = FLAGS.max_agent_steps_per_episode
+  for trait in inspection.traits(summaries, limit):
+    print(f'note   {trait}')
+  if faults:
     raise errors.DataError(
-      f'the log is not fit to train on: {num_faults} faults.'
+      f'the log is not fit to train on: {len(faults)} faults.'
     )
   print('No faults.')
 

@@ -1,8 +1,8 @@
 """What `data` says of a log: what is in it, what is wrong, what it would cost.
 
 Unless all frames are asked for, only a file's first few thousand are read; the
-rest of a file, 9 MB a million rows, is read whole. Every check of `diagnose` is
-a known trap of the DQN Replay format, or damage that no checksum shows.
+rest of a file, 9 MB a million rows, is read whole. Every fault and trait is a
+known trap of the DQN Replay format, or damage that no checksum shows.
 
 An estimate takes only the sizes of the files and their numbers of rows, as if a
 file were equally compressible from its beginning to its end. How small a store
@@ -43,9 +43,6 @@ _RLU_ROWS = 1_000_000
 _FRAME_SHAPE = (84, 84)
 # Of the first file, read to measure the rate.
 _PROBE_ROWS = 2_000
-# In memory beside the frames: action, reward, terminal, and the table of valid
-# rows.
-_TABLE_BYTES = 4 + 4 + 1 + 8
 
 
 class FrameChange(NamedTuple):
@@ -60,9 +57,8 @@ class FrameChange(NamedTuple):
 class FileSummary:
   """One file of a log, in numbers."""
 
-  suffix: int
+  segment: Segment
   num_bytes: int
-  num_rows: int
   num_padding_rows: int
   num_valid: int  # Rows where a transition may start.
   episode_lengths: npt.NDArray[np.int64]  # Of whole ones, in agent steps.
@@ -71,10 +67,8 @@ class FileSummary:
   reward_range: tuple[float, float]
   ends_in_episode: bool  # Whether the last row's episode goes on.
   starts_with_padding: bool
-  follows_before: bool
-  cursor: int  # The row that would be written next; 0 if not full.
   digest: str  # Of the first stretch of frames.
-  changes: tuple[FrameChange, ...]  # Of each stretch that was looked at.
+  changes: list[FrameChange]  # Of each stretch that was looked at.
   num_unpadded: int  # Episodes looked at that do not begin with blank frames.
   last_change: float | None  # Of the file's last two frames, if looked at.
 
@@ -90,7 +84,6 @@ def summarise(
   Unless `all_frames`, only a file's first frames are looked at; `on_rows` gets
   the number of frames just looked at.
   """
-  before: Segment | None = None
   for suffix in source.suffixes():
     segment = source.segment(suffix)
     if not segment.num_rows:
@@ -98,25 +91,20 @@ def summarise(
         f'file {suffix} of {source.name} holds no rows: its buffer was empty. '
         'Move it away.'
       )
-    follows = before is not None and before.is_followed_by(segment)
     windows = _windows(source, segment, all_frames)
-    yield _summarise_file(
-      source, segment, follows, stack_size - 1, windows, on_rows
-    )
-    before = segment
+    yield _summarise_file(source, segment, stack_size - 1, windows, on_rows)
 
 
 def _summarise_file(
   source: Source,
   segment: Segment,
-  follows_before: bool,
   num_padding: int,
   windows: Iterator[npt.NDArray[Any]],
   on_rows: Callable[[int], object],
 ) -> FileSummary:
-  suffix, num_rows = segment.suffix, segment.num_rows
+  num_rows = segment.num_rows
   actions, rewards, terminals = (
-    source.column(name, suffix)[:num_rows]
+    source.column(name, segment.suffix)[:num_rows]
     for name in checkpoint_format.ELEMENT_DTYPES
   )
   digest = ''
@@ -139,9 +127,8 @@ def _summarise_file(
   starts = [0] * starts_with_padding + (ends + 1).tolist()
   padding = np.clip(num_rows - np.array(starts, np.int64), 0, num_padding)
   return FileSummary(
-    suffix=suffix,
-    num_bytes=source.num_bytes(suffix),
-    num_rows=num_rows,
+    segment=segment,
+    num_bytes=source.num_bytes(segment.suffix),
     num_padding_rows=int(padding.sum()),
     num_valid=len(segment.valid_rows(terminals, num_padding + 1, 1)),
     episode_lengths=np.diff(ends) - num_padding,
@@ -150,10 +137,8 @@ def _summarise_file(
     reward_range=(float(rewards.min()), float(rewards.max())),
     ends_in_episode=not terminals[-1],
     starts_with_padding=starts_with_padding,
-    follows_before=follows_before,
-    cursor=segment.cursor if segment.is_circular else 0,
     digest=digest,
-    changes=tuple(changes),
+    changes=changes,
     num_unpadded=sum(not is_blank[s:][:num_padding].all() for s in ends + 1),
     last_change=_mean_difference(last_two, 1) if is_end else None,
   )
@@ -162,21 +147,16 @@ def _summarise_file(
 def _windows(
   source: Source, segment: Segment, all_frames: bool
 ) -> Iterator[npt.NDArray[Any]]:
-  """Yields frames of a file, _WINDOW_ROWS at a time."""
-  header = source.header('observation', segment.suffix)
-  length, *shape = header.shape
+  """Yields the frames of a file, each flat, _WINDOW_ROWS at a time."""
+  length, *shape = source.header('observation', segment.suffix).shape
   wanted = None if all_frames else min(length, _WINDOW_ROWS)
   left = segment.num_rows
-  held = np.zeros((0, math.prod(shape)), header.dtype)
-  for frames in source.rows('observation', segment.suffix, wanted):
-    rows = frames[:left].reshape(-1, held.shape[1])
-    left -= len(rows)
-    held = np.concatenate([held, rows])
-    while len(held) >= _WINDOW_ROWS:
-      yield held[:_WINDOW_ROWS]
-      held = held[_WINDOW_ROWS:]
-  if len(held):
-    yield held
+  blocks = source.rows('observation', segment.suffix, wanted)
+  flat = (block.reshape(len(block), math.prod(shape)) for block in blocks)
+  for frames in shards.regroup(flat, itertools.repeat(_WINDOW_ROWS)):
+    if left > 0:
+      yield frames[:left]
+      left -= len(frames)
 
 
 def _mean_difference(frames: npt.NDArray[Any], distance: int) -> float:
@@ -199,12 +179,12 @@ def table(summaries: Iterable[FileSummary]) -> Iterator[str]:
   seen = []
   for summary in summaries:
     seen.append(summary)
-    yield _line(str(summary.suffix), [summary])
+    yield _line(str(summary.segment.suffix), [summary])
   yield _line('all', seen)
 
 
 def _line(name: str, files: Sequence[FileSummary]) -> str:
-  num_rows = sum(file.num_rows for file in files)
+  num_rows = sum(file.segment.num_rows for file in files)
   num_valid = sum(file.num_valid for file in files)
   lengths = np.concatenate([file.episode_lengths for file in files])
   returns = np.concatenate([file.episode_returns for file in files])
@@ -220,42 +200,23 @@ def _line(name: str, files: Sequence[FileSummary]) -> str:
   )
 
 
-class Finding(NamedTuple):
-  """Something about a log that a user should know, in a sentence.
-
-  `is_fault` says whether training on the log as it is would be wrong; else a
-  reader has to allow for it.
-  """
-
-  is_fault: bool
-  message: str
-
-
-def diagnose(
-  summaries: Sequence[FileSummary],
-  num_actions: int | None = None,
-  max_agent_steps_per_episode: int = 27_000,
-) -> list[Finding]:
-  """Returns what a log shows of the format's traps, faults first."""
-  findings = [
-    Finding(True, fault)
-    for summary in summaries
-    for fault in _file_faults(summary, num_actions)
-  ]
+def faults(
+  summaries: Sequence[FileSummary], num_actions: int | None = None
+) -> Iterator[str]:
+  """Yields why training on a log as it is would be wrong, a sentence each."""
+  for summary in summaries:
+    yield from _file_faults(summary, num_actions)
   first: dict[str, int] = {}
   for summary in summaries:
-    other = first.setdefault(summary.digest, summary.suffix)
-    if other != summary.suffix:
-      message = f'file {summary.suffix} begins with the frames of file {other}.'
-      findings.append(Finding(True, message))
-  traits = _traits(summaries, max_agent_steps_per_episode)
-  return findings + [Finding(False, trait) for trait in traits]
+    suffix = summary.segment.suffix
+    if (other := first.setdefault(summary.digest, suffix)) != suffix:
+      yield f'file {suffix} begins with the frames of file {other}.'
 
 
 def _file_faults(
   summary: FileSummary, num_actions: int | None
 ) -> Iterator[str]:
-  file, changes = f'file {summary.suffix}', summary.changes
+  file, changes = f'file {summary.segment.suffix}', summary.changes
   low, high = summary.reward_range
   if low < -1 or high > 1:
     yield f'{file}: rewards are not clipped: {low:g} to {high:g}.'
@@ -264,7 +225,7 @@ def _file_faults(
       f'{file}: action {summary.max_action} in a game of {num_actions} '
       'actions: data of another game?'
     )
-  if summary.num_rows < _FEW_ROWS:
+  if summary.segment.num_rows < _FEW_ROWS:
     return
   if all(change.far == 0 for change in changes):
     yield f'{file}: its frames are all the same.'
@@ -284,13 +245,14 @@ def _file_faults(
     )
 
 
-def _traits(
-  summaries: Sequence[FileSummary], max_agent_steps_per_episode: int
+def traits(
+  summaries: Sequence[FileSummary], max_agent_steps_per_episode: int = 27_000
 ) -> Iterator[str]:
+  """Yields what a reader of a log has to allow for, a sentence each."""
   crossing = [
-    f'{first.suffix}-{second.suffix}'
+    f'{first.segment.suffix}-{second.segment.suffix}'
     for first, second in itertools.pairwise(summaries)
-    if second.follows_before
+    if first.segment.is_followed_by(second.segment)
     and first.ends_in_episode
     and not second.starts_with_padding
   ]
@@ -305,13 +267,13 @@ def _traits(
       f'{num_cut} episodes last the {max_agent_steps_per_episode:,} agent '
       'steps of the time limit and are logged as ending in a terminal.'
     )
-  for summary in summaries:
-    if summary.cursor:
+  for segment in (summary.segment for summary in summaries):
+    if segment.is_circular and segment.cursor:
       yield (
-        f'file {summary.suffix}: its buffer was saved with the cursor at row '
-        f'{summary.cursor}; rows from there on are older than those before.'
+        f'file {segment.suffix}: its buffer was saved with the cursor at row '
+        f'{segment.cursor}; rows from there on are older than those before.'
       )
-  stale = [str(summary.suffix) for summary in summaries if _is_stale(summary)]
+  stale = [str(s.segment.suffix) for s in summaries if _is_stale(s)]
   if stale:
     yield (
       f'the last frame does not go on from the one before it in files '
@@ -340,13 +302,10 @@ class FetchEstimate:
   num_log_rows: int
   are_rows_known: bool  # Else the log's rows are taken as usual.
   num_rows: int  # Of the store; of a draw, an expectation.
+  frame_bytes: int  # Of a row.
   num_log_bytes: int
   num_download_bytes: int
   num_spool_bytes: int
-  num_store_bytes: int  # In the codec 'raw'.
-  codec: str  # Used unless told otherwise.
-  num_table_bytes: int  # Memory of a run beside the frames.
-  num_frame_bytes: int  # Memory of the frames, if they are held.
   # At the rate of the first rows; None if reading them fetches all of a file.
   seconds: float | None
 
@@ -373,17 +332,13 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
     # Each transition needs its stack and the next frame.
     share = 1 - (1 - subset.fraction) ** (stack_size + 1)
     num_rows = math.ceil(share * num_log_rows)
-  num_frame_bytes = num_rows * math.prod(frame_shape)
-  num_element_bytes = num_rows * sum(
-    dtype.itemsize for dtype in checkpoint_format.ELEMENT_DTYPES.values()
-  )
   spooled = [sizes[s] for s, n in rows.items() if is_rlu or n == lengths[s]]
-  is_raw = num_frame_bytes <= store.MAX_RAW_BYTES
   return FetchEstimate(
     num_files=len(rows),
     num_log_rows=num_log_rows,
     are_rows_known=not is_rlu,
     num_rows=num_rows,
+    frame_bytes=math.prod(frame_shape),
     num_log_bytes=sum(sizes.values()),
     # RL Unplugged's files are read whole once, to count their rows.
     num_download_bytes=sum(
@@ -391,10 +346,6 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
       for suffix, n in rows.items()
     ),
     num_spool_bytes=max(spooled, default=0),
-    num_store_bytes=num_frame_bytes + num_element_bytes,
-    codec=shards.RAW if is_raw else shards.ZSTD,
-    num_table_bytes=num_rows * _TABLE_BYTES,
-    num_frame_bytes=num_frame_bytes,
     seconds=None if is_rlu else _probe(source, suffixes[0]) * num_read_rows,
   )
 
@@ -413,10 +364,18 @@ def describe(
 ) -> list[str]:
   """Returns an estimate in words, a line each."""
   known = '' if plan.are_rows_known else ' (not stated; as the log had them)'
-  spool = f'up to {_size(plan.num_spool_bytes)} a file being fetched'
+  num_frame_bytes = plan.num_rows * plan.frame_bytes
+  # Beside frames there are the rows' tables, and in memory the valid rows.
+  num_table_bytes = plan.num_rows * checkpoint_format.TABLE_BYTES
+  memory = _size(num_table_bytes + plan.num_rows * 8)
+  spool = 'nothing'
+  if plan.num_spool_bytes:
+    spool = f'up to {_size(plan.num_spool_bytes)} a file being fetched'
   packed = '; zstd is the default at this size, and was 20 to 80 times smaller'
-  frames = f'held, {_size(plan.num_frame_bytes)}'
-  if plan.num_frame_bytes > max_resident_bytes:
+  if store.default_codec(num_frame_bytes) == shards.RAW:
+    packed = ''
+  frames = f'held, {_size(num_frame_bytes)}'
+  if num_frame_bytes > max_resident_bytes:
     frames = (
       'read from the disk as they are needed (open_store.max_resident_bytes = '
       f'{max_resident_bytes})'
@@ -427,19 +386,14 @@ def describe(
     if plan.seconds >= 120:
       duration = f'{plan.seconds / 60:,.0f} minutes'
     time_left = f'about {duration}, at the rate that one stream has just had'
+  raw = _size(num_frame_bytes + num_table_bytes)
   lines = {
     'log': f'{plan.num_log_rows:,} rows{known}, {_size(plan.num_log_bytes)}',
     'taken': f'{plan.num_rows:,} rows of {plan.num_files} files',
     'download': f'about {_size(plan.num_download_bytes)}',
-    'temporary': spool if plan.num_spool_bytes else 'nothing',
-    'disk': (
-      f'{_size(plan.num_store_bytes)} raw'
-      f'{packed if plan.codec != shards.RAW else ""}; {_size(free_bytes)} are '
-      'free'
-    ),
-    'memory': (
-      f'{_size(plan.num_table_bytes)} of tables in training; frames {frames}'
-    ),
+    'temporary': spool,
+    'disk': f'{raw} raw{packed}; {_size(free_bytes)} are free',
+    'memory': f'{memory} of tables in training; frames {frames}',
     'time': time_left,
   }
   return [f'{name:<10} {line}' for name, line in lines.items()]

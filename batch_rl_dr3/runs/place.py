@@ -29,7 +29,6 @@ from batch_rl_dr3.runs import atomic
 _Path = str | os.PathLike[str]
 _T = TypeVar('_T')
 
-_FILE_SCHEME = 'file://'
 # Seconds without a byte after which a connection is given up.
 _TIMEOUT = 60.0
 # How often an object is fetched that arrives other than it was stated.
@@ -55,9 +54,13 @@ _Again = Callable[[str, Callable[[], Any]], Any]
 
 def local_path(place: str) -> str | None:
   """Returns the path that a path or a file:// URL is; None for other URLs."""
-  if place.startswith(_FILE_SCHEME):
-    return place.removeprefix(_FILE_SCHEME)
-  return None if '://' in place else place
+  if '://' not in place:
+    return place
+  parts = urllib.parse.urlsplit(place)
+  if parts.scheme != 'file' or parts.netloc not in ('', 'localhost'):
+    return None
+  path = place.partition('://')[2].removeprefix(parts.netloc)
+  return urllib.parse.unquote(path)
 
 
 def plain(name: Any, source: object, field: str) -> str:

@@ -30,14 +30,11 @@ def write(folder, frames, rewards, ends, actions=None, rows_per_file=60):
 
 
 def faults(summaries, **kwargs):
-  return [
-    f.message for f in inspection.diagnose(summaries, **kwargs) if f.is_fault
-  ]
+  return list(inspection.faults(summaries, **kwargs))
 
 
 def notes(summaries, **kwargs):
-  found = inspection.diagnose(summaries, **kwargs)
-  return [finding.message for finding in found if not finding.is_fault]
+  return list(inspection.traits(summaries, **kwargs))
 
 
 def test_a_summary_by_hand(tmp_path):
@@ -46,7 +43,8 @@ def test_a_summary_by_hand(tmp_path):
   rewards = np.zeros(60)
   rewards[[2, 12, 15, 40]] = 1, 1, -0.5, 1
   first, second = write(tmp_path, moving_frames(60), rewards, {9, 21})
-  assert (first.suffix, first.num_rows, first.num_padding_rows) == (0, 60, 9)
+  assert (first.segment.suffix, first.segment.num_rows) == (0, 60)
+  assert first.num_padding_rows == 9
   # Episode 0's ends are not both in the file: its start is row 0.
   np.testing.assert_array_equal(first.episode_lengths, [12])
   np.testing.assert_array_equal(first.episode_returns, [0.5])
@@ -55,7 +53,7 @@ def test_a_summary_by_hand(tmp_path):
   assert first.ends_in_episode
   # All but padding, row 3 (by the cursor's range 59, 0, 1, 2, 3) and row 59.
   assert first.num_valid == 60 - 9 - 2
-  assert (second.num_rows, second.num_padding_rows) == (9, 0)
+  assert (second.segment.num_rows, second.num_padding_rows) == (9, 0)
   assert not second.starts_with_padding
 
 
@@ -108,7 +106,7 @@ def test_the_table_sums_up(tmp_path):
   assert len(lines) == len(summaries) + 2
   total = lines[-1].split()
   assert total[0] == 'all'
-  assert int(total[1]) == sum(s.num_rows for s in summaries)
+  assert int(total[1]) == sum(s.segment.num_rows for s in summaries)
 
 
 def test_a_log_without_whole_episodes_has_a_table(tmp_path):

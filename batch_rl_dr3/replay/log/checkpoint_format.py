@@ -30,7 +30,6 @@ import pathlib
 import re
 import threading
 from typing import Any, NamedTuple
-import urllib.parse
 import zlib
 
 from isal import igzip, igzip_lib
@@ -38,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.runs import records
+from batch_rl_dr3.runs import place, records
 from batch_rl_dr3.runs.place import StoredFile
 
 # What `collect` writes beside a log.
@@ -64,6 +63,8 @@ ELEMENT_DTYPES: dict[str, np.dtype[Any]] = {
   'reward': np.dtype(np.float32),
   'terminal': np.dtype(np.uint8),
 }
+# Of a row, without its frame.
+TABLE_BYTES = sum(dtype.itemsize for dtype in ELEMENT_DTYPES.values())
 # The number of dimensions of each attribute.
 _ATTRIBUTE_NDIM = {'add_count': 0, 'invalid_range': 1, CUT_ROWS: 1}
 _STORE_PREFIX = '$store$_'
@@ -107,16 +108,6 @@ def found_suffixes(names: Iterable[str]) -> set[int]:
   return {int(match[2]) for match in matches if match and match[1] in known}
 
 
-def local_path(location: str) -> str:
-  """Returns the path that a file:// URL means, anything else as it is."""
-  parts = urllib.parse.urlsplit(location)
-  if parts.scheme != 'file' or parts.netloc not in ('', 'localhost'):
-    return location
-  return urllib.parse.unquote(
-    location.partition('://')[2].removeprefix(parts.netloc)
-  )
-
-
 def read_collection(
   replay_dir: str | os.PathLike[str],
 ) -> dict[str, Any] | None:
@@ -125,7 +116,8 @@ def read_collection(
   The folder may be the one above `replay_logs`, or a file:// URL. `game` is an
   object for Atari or MinAtar, and a name for continuous control.
   """
-  folder = pathlib.Path(local_path(os.fspath(replay_dir)))
+  location = os.fspath(replay_dir)
+  folder = pathlib.Path(place.local_path(location) or location)
   if folder.name == 'replay_logs':
     folder = folder.parent
   if not folder.is_dir():

@@ -91,26 +91,16 @@ class _Layout(NamedTuple):
 
 
 _BUCKET = _Layout(
-  checkpoint='checkpoint_idx',
-  number='episode_idx',
-  frames='observations',
-  actions='actions',
-  end='discounts',
-  end_kind='float_list',
-  terminal_value=0,
+  *('checkpoint_idx', 'episode_idx', 'observations', 'actions'),
+  *('discounts', 'float_list', 0),
   rewards=(
     ('clipped_rewards', 'clipped_episode_return'),
     ('unclipped_rewards', 'episode_return'),
   ),
 )
 _TFDS = _Layout(
-  checkpoint='checkpoint_id',
-  number='episode_id',
-  frames='steps/observation',
-  actions='steps/action',
-  end='steps/is_terminal',
-  end_kind='int64_list',
-  terminal_value=1,
+  *('checkpoint_id', 'episode_id', 'steps/observation', 'steps/action'),
+  *('steps/is_terminal', 'int64_list', 1),
   rewards=(
     ('steps/clipped_reward', 'clipped_episode_return'),
     ('steps/reward', 'episode_return'),
@@ -160,25 +150,31 @@ def is_location(location: str) -> bool:
     return False
 
 
-def _tf_records(path: str, is_gzip: bool, name: str) -> Iterator[bytes]:
-  """Yields the records of a TFRecord file, each checked by its CRC-32C."""
+def _records(
+  path: str, is_array_record: bool, is_gzip: bool, name: str
+) -> Iterator[bytes]:
+  """Yields the records of a file, each checked by its own checksum."""
   # TensorFlow takes seconds to import, and other sources do without it.
   import tensorflow as tf
   from tensorflow.python.util import deprecation
 
-  options = tf.io.TFRecordOptions(compression_type='GZIP' if is_gzip else '')
-  with deprecation.silence():  # Eager code should use another reader.
-    records = tf.compat.v1.io.tf_record_iterator(path, options)
   try:
-    yield from records
-  except tf.errors.OpError as error:
+    if is_array_record:
+      reader = _array_reader(path, name)
+      for number in range(reader.num_records()):
+        yield reader.read([number])[0]
+    else:
+      options = tf.io.TFRecordOptions('GZIP' if is_gzip else '')
+      with deprecation.silence():  # Eager code should use another reader.
+        records = tf.compat.v1.io.tf_record_iterator(path, options)
+      yield from records
+  except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
     raise errors.DataError(
-      f'{name} is damaged or cut short ({error.message}). Fetch it again.'
+      f'{name} is damaged or cut short ({error}). Fetch it again.'
     ) from error
 
 
-def _array_records(path: str, name: str) -> Iterator[bytes]:
-  """Yields the records of an ArrayRecord file, whose chunks are checked."""
+def _array_reader(path: str, name: str) -> Any:
   try:
     from array_record.python import array_record_module
   except ImportError as error:
@@ -188,14 +184,7 @@ def _array_records(path: str, name: str) -> Iterator[bytes]:
       'set as TFRecord with `tfds convert_format --dataset_dir=DIR '
       '--out_file_format=tfrecord --out_path=NEW`.'
     ) from error
-  try:
-    reader = array_record_module.ArrayRecordReader(path)
-    for number in range(reader.num_records()):
-      yield reader.read([number])[0]
-  except (RuntimeError, ValueError, IndexError) as error:
-    raise errors.DataError(
-      f'{name} is damaged or cut short ({error}). Fetch it again.'
-    ) from error
+  return array_record_module.ArrayRecordReader(path)
 
 
 def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
@@ -279,8 +268,8 @@ def _decode_frame(png: bytes, name: str) -> npt.NDArray[np.uint8]:
 class _Index(NamedTuple):
   """All of a checkpoint but its frames."""
 
-  elements: dict[str, npt.NDArray[Any]]
-  cut_rows: list[int]
+  segment: validity.Segment
+  columns: dict[str, npt.NDArray[Any]]
   frame_shape: tuple[int, ...]
   part_rows: list[int]  # The rows of each file.
 
@@ -401,13 +390,11 @@ class RluSource(Source):
   @override
   def header(self, element: str, suffix: int) -> checkpoint_format.Header:
     index = self._index(suffix)
-    shape = (len(index.elements['action']),)
     if element == 'observation':
-      return checkpoint_format.Header(
-        shape + index.frame_shape, np.dtype(np.uint8)
-      )
-    dtype = checkpoint_format.ELEMENT_DTYPES[element]
-    return checkpoint_format.Header(shape, dtype)
+      shape = (index.segment.num_rows, *index.frame_shape)
+      return checkpoint_format.Header(shape, np.dtype(np.uint8))
+    column = index.columns[element]
+    return checkpoint_format.Header(column.shape, column.dtype)
 
   @override
   def rows(
@@ -415,10 +402,10 @@ class RluSource(Source):
   ) -> Iterator[npt.NDArray[Any]]:
     index = self._index(suffix)
     if element != 'observation':
-      yield index.elements[element][:num_rows]
+      yield index.columns[element][:num_rows]
       return
     name = f'{self.name}, checkpoint {suffix},'
-    left = len(index.elements['action']) if num_rows is None else num_rows
+    left = index.segment.num_rows if num_rows is None else num_rows
     for block in self._frame_blocks(suffix, index, left, name):
       yield block[:left]
       left -= min(left, len(block))
@@ -429,31 +416,17 @@ class RluSource(Source):
 
   @override
   def segment(self, suffix: int) -> validity.Segment:
-    # That of a buffer that was as large as the file, filled once.
-    index = self._index(suffix)
-    num_rows = len(index.elements['action'])
-    around_cursor = validity.cursor_range(
-      0, num_rows, self._stack_size, _UPDATE_HORIZON
-    )
-    return validity.Segment(
-      suffix=suffix,
-      num_rows=num_rows,
-      num_rows_in_source=num_rows,
-      add_count=num_rows,
-      invalid_range=[*around_cursor.tolist(), *index.cut_rows],
-      cut_rows=index.cut_rows,
-    )
+    return self._index(suffix).segment
 
   def _index(self, suffix: int) -> _Index:
+    """Returns what all of a checkpoint's files say, read once."""
     if suffix in self._indexes:
       return self._indexes[suffix]
     name = f'{self.name}, checkpoint {suffix},'
-    columns: dict[str, list[npt.NDArray[Any]]] = {
-      element: [] for element in checkpoint_format.ELEMENT_DTYPES
-    }
+    parts: list[list[npt.NDArray[Any]]] = []
     cut_rows: list[int] = []
     part_rows: list[int] = []
-    num_rows = 0
+    num_rows, num_padding = 0, self._stack_size - 1
     shape = before = None
     for shard in self._parts(suffix):
       part_rows.append(-num_rows)
@@ -467,18 +440,29 @@ class RluSource(Source):
         terminals = np.zeros(count, np.uint8)
         terminals[-1] = 1
         rewards = np.clip(episode.rewards[:count], -1, 1)
-        values = [episode.actions[:count], rewards, terminals]
-        own: npt.NDArray[Any]
-        for column, own in zip(columns.values(), values, strict=True):
-          column += [np.zeros(self._stack_size - 1, own.dtype), own]
-        num_rows += self._stack_size - 1 + count
+        own = [episode.actions[:count], rewards, terminals]
+        parts.append([np.pad(column, (num_padding, 0)) for column in own])
+        num_rows += num_padding + count
         if not episode.is_terminal:
           cut_rows.append(num_rows - 1)
       part_rows[-1] += num_rows
     if shape is None or not num_rows:
       raise errors.DataError(f'{name} holds no transition.')
-    elements = {e: np.concatenate(found) for e, found in columns.items()}
-    index = _Index(elements, cut_rows, shape, part_rows)
+    columns = map(np.concatenate, zip(*parts, strict=True))
+    around_cursor = validity.cursor_range(
+      0, num_rows, self._stack_size, _UPDATE_HORIZON
+    )
+    segment = validity.Segment(  # Of a buffer that was filled just once.
+      suffix=suffix,
+      num_rows=num_rows,
+      num_rows_in_source=num_rows,
+      add_count=num_rows,
+      invalid_range=[*around_cursor.tolist(), *cut_rows],
+      cut_rows=cut_rows,
+    )
+    names = checkpoint_format.ELEMENT_DTYPES
+    by_name = dict(zip(names, columns, strict=True))
+    index = _Index(segment, by_name, shape, part_rows)
     return self._indexes.setdefault(suffix, index)
 
   def _check_order(
@@ -509,10 +493,9 @@ class RluSource(Source):
     self, suffix: int, index: _Index, num_rows: int, name: str
   ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yields the frames of at least the first rows of a checkpoint."""
-    shape = index.frame_shape
-    for shard, part_rows in zip(
-      self._parts(suffix), index.part_rows, strict=True
-    ):
+    padding = np.zeros((self._stack_size - 1, *index.frame_shape), np.uint8)
+    parts = self._parts(suffix)
+    for shard, part_rows in zip(parts, index.part_rows, strict=True):
       if num_rows <= 0:
         return
       share = min(1.0, num_rows / max(1, part_rows))
@@ -520,12 +503,12 @@ class RluSource(Source):
       for episode in self._episodes(suffix, shard, share):
         count = self._num_rows(episode)
         if count:
-          yield np.zeros((self._stack_size - 1, *shape), np.uint8)
+          yield padding
         for start in range(0, count, _BLOCK_ROWS):
           pngs = episode.frames[start : min(count, start + _BLOCK_ROWS)]
           frames = [_decode_frame(png, name) for png in pngs]
           shapes = {frame.shape for frame in frames}
-          if shapes != {shape}:
+          if shapes != {index.frame_shape}:
             raise errors.DataError(f'{name} holds frames of shapes {shapes}.')
           yield np.stack(frames)
 
@@ -572,11 +555,7 @@ class RluSource(Source):
     self, shard: _Part, num_bytes: int | None, is_known: bool = False
   ) -> Iterator[_Steps]:
     """Yields the episodes of a file, or of its first bytes."""
-
-    def check(file: place.StoredFile) -> None:
-      if not self._is_tfds:
-        checkpoint_format.check_gzip(file)
-
+    check = (lambda _: None) if self._is_tfds else checkpoint_format.check_gzip
     with contextlib.ExitStack() as stack:
       if self._is_local:
         path = name = str(shard.info['name'])
@@ -587,12 +566,10 @@ class RluSource(Source):
         file = stack.enter_context(fetched)
         stream = stack.enter_context(file.open())
         path, name = f'/proc/self/fd/{stream.fileno()}', file.name
-      if shard.is_array_record:
-        records = _array_records(path, name)
-      else:
-        records = _tf_records(path, not self._is_tfds, name)
-      for record in records:
-        yield _parse(record, _TFDS if self._is_tfds else _BUCKET, name)
+      layout = _TFDS if self._is_tfds else _BUCKET
+      is_array_record = shard.is_array_record
+      for record in _records(path, is_array_record, not self._is_tfds, name):
+        yield _parse(record, layout, name)
 
   @functools.cached_property
   def _num_episodes(self) -> dict[tuple[int, int], int]:

@@ -21,9 +21,10 @@ from absl import logging
 import gin
 
 from batch_rl_dr3.config import errors
-from batch_rl_dr3.replay.log import checkpoint_format, rlu, sources
+from batch_rl_dr3.replay.log import rlu, sources
 from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import read
+from batch_rl_dr3.runs import place
 from batch_rl_dr3.runs.retry import RefusedError
 
 # In the order in which they are asked.
@@ -130,7 +131,8 @@ def make_source(location: _Location) -> Source:
   """
   if isinstance(location, Source):
     return location
-  text = checkpoint_format.local_path(os.fspath(location))
+  text = os.fspath(location)
+  text = place.local_path(text) or text
   if rlu.is_location(text):
     return rlu.RluSource(text)
   if '://' in text:

@@ -58,13 +58,10 @@ def read_part(
   """Returns the record of a segment's part; None if it is not all there."""
   try:
     record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-    if record['segment'] != segment:
-      return None
-    for _ in _files_of(folder, record, folder / RECORD):
-      pass
+    [*_files_of(folder, record, folder / RECORD)]
   except (OSError, ValueError, KeyError, errors.DataError):
     return None
-  return record
+  return record if record['segment'] == segment else None
 
 
 def verify(store: pathlib.Path, full: bool = False) -> dict[str, Any]:
@@ -99,20 +96,18 @@ def _read_manifest(store: pathlib.Path) -> dict[str, Any]:
   manifest: dict[str, Any] = json.loads(text)
   version = manifest['format_version']
   if version not in _READABLE_VERSIONS:
-    raise _damaged(store, f'{MANIFEST}: its format is {version}')
+    raise ValueError(f'its format is {version}')
   if manifest['data_hash'] != data_hash(manifest['files'], manifest['parts']):
-    raise _damaged(store, f'data_hash is not that of {MANIFEST}')
+    raise ValueError('data_hash is not what follows from its files')
   if version == FORMAT_VERSION and text != manifest_text(manifest):
-    raise _damaged(store, f'{MANIFEST} is not what was written')
+    raise ValueError('it is not what was written')
   return manifest
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
   """Returns the text of a manifest, with its own SHA-256 among its entries."""
   content = {k: v for k, v in manifest.items() if k != 'manifest_sha256'}
-  text = json.dumps(content, sort_keys=True)
-  digest = hashlib.sha256(text.encode()).hexdigest()
-  signed = {**content, 'manifest_sha256': digest}
+  signed = {**content, 'manifest_sha256': _hash(content)}
   return json.dumps(signed, indent=2, sort_keys=True) + '\n'
 
 
@@ -120,10 +115,12 @@ def data_hash(
   segments: list[dict[str, Any]], parts: list[dict[str, Any]]
 ) -> str:
   """Returns the SHA-256 of what training sees, however it is stored."""
-  content = json.dumps(
-    [segments, [part['content'] for part in parts]], sort_keys=True
-  )
-  return hashlib.sha256(content.encode()).hexdigest()
+  return _hash([segments, [part['content'] for part in parts]])
+
+
+def _hash(content: Any) -> str:
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _files_of(
@@ -178,17 +175,12 @@ class ReplayStore:
     self.manifest: dict[str, Any] = verify(folder)
     try:
       self.segments = tuple(Segment(**f) for f in self.manifest['files'])
-      first_row = 0
-      for segment in self.segments:
-        segment.check_counts(folder / MANIFEST)
-        if segment.first_row != first_row:
-          raise ValueError(f'row {first_row} is in no file')
-        first_row += segment.num_rows
-      if first_row != self.manifest['num_rows']:
-        raise ValueError(f'its files have {first_row} rows')
+      self._check_segments()
       self.actions = self._load('action')
       self.rewards = self._load('reward')
       self.terminals = self._load('terminal')
+      # Whether its rows are what a draw from the log needs.
+      self.is_drawn = 'drawn' in self.manifest['arrays']
       self._drawn = self._load('drawn') if self.is_drawn else None
       self.observation_shape = self.header('observation').shape[1:]
       self._frames = self._open_frames()
@@ -198,6 +190,16 @@ class ReplayStore:
     self._first_rows = np.array([s.first_row for s in self.segments])
     # Modulo the file's length where stacks wrap around its end.
     self._num_rows = np.array([s.num_rows for s in self.segments])
+
+  def _check_segments(self) -> None:
+    num_rows = 0
+    for segment in self.segments:
+      segment.check_counts(self.folder / MANIFEST)
+      if segment.first_row != num_rows:
+        raise ValueError(f'row {num_rows} is in no file')
+      num_rows += segment.num_rows
+    if num_rows != self.manifest['num_rows']:
+      raise ValueError(f'its files have {num_rows} rows')
 
   def _parts(self) -> Iterator[tuple[pathlib.Path, int, shards.Records]]:
     parts = self.manifest['parts']
@@ -218,13 +220,12 @@ class ReplayStore:
     return array
 
   def _open_frames(self) -> shards.Frames:
-    shape, dtype = self.header('observation')
     return shards.open_frames(
       self.manifest['codec'],
       self._parts(),
       self.manifest['shard_rows'],
-      shape[1:],
-      dtype,
+      self.observation_shape,
+      self.header('observation').dtype,
     )
 
   def header(self, element: str) -> checkpoint_format.Header:
@@ -233,11 +234,6 @@ class ReplayStore:
     return checkpoint_format.Header(
       tuple(array['shape']), np.dtype(array['dtype'])
     )
-
-  @property
-  def is_drawn(self) -> bool:
-    """Whether its rows are what a draw from the log needs."""
-    return replay_subset.is_drawn(self.manifest['subset'])
 
   @property
   def data_hash(self) -> str:
@@ -320,13 +316,11 @@ class ReplayStore:
     rows: npt.ArrayLike,
     update_horizon: int = 1,
     gamma: float = 0.99,
-    stack_size: int | None = None,
   ) -> ReplayTransitions:
     """Returns the transitions that start at valid rows, int [B], as arrays.
 
     Equals Dopamine's `sample_transition_batch(indices=...)`, file by file.
     """
-    stack_size = self.stack_size if stack_size is None else stack_size
     rows = np.asarray(rows, dtype=np.int64)
     segment = np.searchsorted(self._first_rows, rows, side='right') - 1
     first, length = self._first_rows[segment], self._num_rows[segment]
@@ -344,10 +338,10 @@ class ReplayStore:
       num_steps += ~terminal
       terminal |= self.terminals[move(step)] != 0
     next_rows = move(num_steps)
-    ages = np.arange(stack_size - 1, -1, -1)[:, np.newaxis]
+    ages = np.arange(self.stack_size - 1, -1, -1)[:, np.newaxis]
     states, next_states = self._frames.stacks(
       np.stack([move(-ages).T, move(num_steps - ages).T])
-    ).reshape(2, len(rows), *self.observation_shape, stack_size)
+    ).reshape(2, len(rows), *self.observation_shape, self.stack_size)
     return ReplayTransitions(
       states=states,
       actions=self.actions[rows],

@@ -14,7 +14,7 @@ is several times as fast to compute as its SHA-256.
 `store.open_store` says when which codec is the default, and why.
 """
 
-import bisect
+import abc
 from collections.abc import Iterable, Iterator
 from concurrent import futures
 import hashlib
@@ -68,21 +68,14 @@ def damaged_file(path: pathlib.Path, problem: object) -> errors.DataError:
 class HashedFile:
   """A new file that is written in order, and known by its checksums.
 
-  With a `size`, space is reserved at once, so that a full disk is found out
-  early. Only what is whole is synced.
+  Only what is whole is synced.
   """
 
-  def __init__(self, path: pathlib.Path, size: int = 0):
+  def __init__(self, path: pathlib.Path):
     self.num_bytes = 0
     self._digest = hashlib.sha256()
     self._crc = 0
     self._file = open(path, 'xb')  # noqa: SIM115
-    try:
-      if size:
-        os.posix_fallocate(self._file.fileno(), 0, size)
-    except OSError:
-      self._file.close()
-      raise
 
   def __enter__(self) -> Self:
     return self
@@ -92,6 +85,10 @@ class HashedFile:
       if kind is None:
         self._file.flush()
         os.fsync(self._file.fileno())
+
+  def reserve(self, size: int) -> None:
+    """Takes the space of the file, so that a full disk is found out early."""
+    os.posix_fallocate(self._file.fileno(), 0, size)
 
   def write(self, content: Any) -> None:
     """Appends bytes, or an array of them."""
@@ -149,7 +146,8 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 def write_array(path: pathlib.Path, array: npt.NDArray[Any]) -> Records:
   """Writes an .npy file; returns its record by its name."""
   header = _npy_header(array.shape, array.dtype)
-  with HashedFile(path, len(header) + array.nbytes) as file:
+  with HashedFile(path) as file:
+    file.reserve(len(header) + array.nbytes)
     file.write(header)
     file.write(array_bytes(np.ascontiguousarray(array)))
   return {path.name: file.record()}
@@ -176,32 +174,35 @@ def write_frames(
   SHA-256 of all frames. `blocks` are read to their end.
   """
   content = hashlib.sha256()
-  chunks = _chunks(blocks, content)
+  starts = range(0, SHARD_ROWS, CHUNK_ROWS)  # A shard's end ends a chunk.
+  sizes = [min(CHUNK_ROWS, SHARD_ROWS - start) for start in starts]
+  chunks = regroup(blocks, itertools.cycle(sizes))
   records: Records = {}
   for number, row in enumerate(range(0, shape[0], SHARD_ROWS)):
     num_rows = min(SHARD_ROWS, shape[0] - row)
     own = itertools.islice(chunks, math.ceil(num_rows / CHUNK_ROWS))
     own_shape = (num_rows, *shape[1:])
-    records |= _write_shard(folder, codec, number, own_shape, dtype, own)
+    records |= _write_shard(
+      folder, codec, number, own_shape, dtype, own, content
+    )
   if next(chunks, None) is not None:  # Asking reads `blocks` to its end.
     raise ValueError(f'there are more frames than {shape[0]}')
   return records, content.hexdigest()
 
 
-def _chunks(
-  blocks: Iterable[npt.NDArray[Any]], content: Any
+def regroup(
+  blocks: Iterable[npt.NDArray[Any]], sizes: Iterator[int]
 ) -> Iterator[npt.NDArray[Any]]:
-  """Yields frames, hashed, CHUNK_ROWS at a time; a shard's end ends a chunk."""
-  row = 0
-  rest: list[npt.NDArray[Any]] = []
+  """Yields the rows of blocks anew, as many at a time as `sizes` says."""
+  held: npt.NDArray[Any] | None = None
+  size = next(sizes)
   for block in blocks:
-    content.update(array_bytes(block))
-    block = np.concatenate([*rest, block])
-    while len(block) >= (size := min(CHUNK_ROWS, SHARD_ROWS - row)):
-      yield block[:size]
-      block, row = block[size:], (row + size) % SHARD_ROWS
-    rest = [block] if len(block) else []
-  yield from rest
+    held = block if held is None else np.concatenate([held, block])
+    while len(held) >= size:
+      yield held[:size]
+      held, size = held[size:], next(sizes)
+  if held is not None and len(held):
+    yield held
 
 
 def _write_shard(
@@ -211,17 +212,18 @@ def _write_shard(
   shape: tuple[int, ...],
   dtype: np.dtype[Any],
   chunks: Iterable[npt.NDArray[Any]],
+  content: Any,
 ) -> Records:
   name, index_name = _file_names(codec, number)
   compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-  header, size = b'', 0  # How long a compressed shard gets is not known.
-  if codec == RAW:
-    header = _npy_header(shape, dtype)
-    size = len(header) + math.prod(shape) * dtype.itemsize
   index: list[Any] = []
-  with HashedFile(folder / name, size) as file:
-    file.write(header)
+  with HashedFile(folder / name) as file:
+    if codec == RAW:
+      header = _npy_header(shape, dtype)
+      file.reserve(len(header) + math.prod(shape) * dtype.itemsize)
+      file.write(header)
     for chunk in chunks:
+      content.update(array_bytes(chunk))
       if codec == RAW:
         file.write(array_bytes(chunk))
         index += [google_crc32c.value(frame) for frame in chunk]
@@ -233,7 +235,7 @@ def _write_shard(
   return {name: file.record(), **write_array(folder / index_name, array)}
 
 
-class _Shard:
+class _Shard(abc.ABC):
   """One shard, read at random places: the kernel is told not to read ahead."""
 
   def __init__(self, path: pathlib.Path, num_rows: int):
@@ -243,17 +245,15 @@ class _Shard:
     os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
   def _read_into(self, view: memoryview, offset: int) -> None:
-    while True:
+    while view:
       count = os.preadv(self._file.fileno(), [view], offset)
-      if count == len(view):
-        return
       if not count:
         raise damaged_file(self._path, 'it is cut short')
       view, offset = view[count:], offset + count
 
+  @abc.abstractmethod
   def read(self, start: int, frames: npt.NDArray[Any]) -> None:
     """Fills frames, [n, num_pixels], from the shard's row `start` on."""
-    raise NotImplementedError
 
 
 class _RawShard(_Shard):
@@ -265,7 +265,6 @@ class _RawShard(_Shard):
     dtype: np.dtype[Any],
   ):
     super().__init__(path, shape[0])
-    self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
     header = _npy_header(shape, dtype)
     self._offset = len(header)
     found = bytearray(self._offset)
@@ -273,22 +272,22 @@ class _RawShard(_Shard):
     if found != header:
       raise damaged_file(path, 'its header is not what was written')
     self._crcs = index
-    self._is_checked = bytearray(self.num_rows)
+    self._is_checked = np.full(self.num_rows, index is None)
 
   def read(self, start: int, frames: npt.NDArray[Any]) -> None:
     self._read_into(
-      frames.data.cast('B'), self._offset + start * self._row_bytes
+      frames.data.cast('B'), self._offset + start * frames[0].nbytes
     )
     self._check(start, frames)
 
   def _check(self, start: int, frames: npt.NDArray[Any]) -> None:
-    end = start + len(frames)
-    if self._crcs is not None and 0 in self._is_checked[start:end]:
-      crcs = self._crcs[start:end].tolist()
+    is_checked = self._is_checked[start:][: len(frames)]
+    if self._crcs is not None and not is_checked.all():
+      crcs = self._crcs[start:][: len(frames)].tolist()
       for row, (frame, crc) in enumerate(zip(frames, crcs, strict=True), start):
         if google_crc32c.value(frame) != crc:
           raise damaged_file(self._path, f'frame {row} is not what was written')
-      self._is_checked[start:end] = b'\1' * len(frames)
+      is_checked[:] = True
 
 
 class _ZstdShard(_Shard):
@@ -310,7 +309,7 @@ class _ZstdShard(_Shard):
     while len(frames):
       number, inside = divmod(start, CHUNK_ROWS)
       chunk = self._decode(number).view(frames.dtype)
-      chunk = chunk.reshape(-1, frames.shape[1])[inside : inside + len(frames)]
+      chunk = chunk.reshape(-1, frames.shape[1])[inside:][: len(frames)]
       frames[: len(chunk)] = chunk
       start, frames = start + len(chunk), frames[len(chunk) :]
 
@@ -337,18 +336,18 @@ class Frames:
   def __init__(
     self, opened: list[_Shard], num_pixels: int, dtype: np.dtype[Any]
   ):
-    self.num_pixels = num_pixels
-    self.dtype = dtype
     self._shards = opened
-    self._ends = list(itertools.accumulate(s.num_rows for s in opened))
-    self._starts = [0, *self._ends[:-1]]
+    self._first_rows = np.cumsum([0] + [shard.num_rows for shard in opened])
+    self._num_pixels = num_pixels
+    self._dtype = dtype
     self._held: npt.NDArray[Any] | None = None
 
   def hold(self) -> npt.NDArray[Any]:
     """Reads all frames into memory once; returns [num_rows, num_pixels]."""
     if self._held is None:
-      frames = _aligned((self._ends[-1], self.num_pixels), self.dtype)
-      own = [frames[a:b] for a, b in zip(self._starts, self._ends, strict=True)]
+      shape = (int(self._first_rows[-1]), self._num_pixels)
+      frames = _aligned(shape, self._dtype)
+      own = np.split(frames, self._first_rows[1:-1])
       with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(
           pool.map(lambda shard, part: shard.read(0, part), self._shards, own)
@@ -358,91 +357,40 @@ class Frames:
 
   def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """Returns the frames at some rows, [n, num_pixels]."""
-    return self._windows(rows, 1)[:, 0]
-
-  def _windows(
-    self, first_rows: npt.NDArray[np.int64], num_frames: int
-  ) -> npt.NDArray[Any]:
-    """Returns runs of consecutive frames, [B, num_frames, num_pixels]."""
     if self._held is not None:
-      # One gather from all windows there are, which overlap.
-      num_rows, num_pixels = self._held.shape
-      of_row, of_pixel = self._held.strides
-      overlapping = np.lib.stride_tricks.as_strided(
-        self._held,
-        (num_rows - num_frames + 1, num_frames, num_pixels),
-        (of_row, of_row, of_pixel),
-        writeable=False,
-      )
-      return overlapping[first_rows]
-    windows = np.empty(
-      (len(first_rows), num_frames, self.num_pixels), self.dtype
-    )
-    for window, row in zip(windows, first_rows.tolist(), strict=True):
-      while len(window):
-        shard = bisect.bisect_right(self._ends, row)
-        count = self._ends[shard] - row
-        self._shards[shard].read(row - self._starts[shard], window[:count])
-        row, window = row + count, window[count:]
-    return windows
+      return self._held[rows]
+    frames = np.empty((len(rows), self._num_pixels), self._dtype)
+    numbers = np.searchsorted(self._first_rows, rows, side='right') - 1
+    firsts = (rows - self._first_rows[numbers]).tolist()
+    # Rows of one shard that follow each other are read at once.
+    is_break = (np.diff(rows) != 1) | (np.diff(numbers) != 0)
+    breaks = (np.flatnonzero(is_break) + 1).tolist()
+    for start, end in itertools.pairwise([0, *breaks, len(rows)]):
+      if end > start:
+        self._shards[numbers[start]].read(firsts[start], frames[start:end])
+    return frames
 
   def stacks(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Returns stacks of frames, oldest first, [S, B, num_pixels, K].
-
-    `rows` are those of S stacks of K frames for each of B examples, [S, B, K].
-    """
-    num_stacks, num_examples, stack_size = rows.shape
-    stacks = np.empty(
-      (num_stacks, num_examples, self.num_pixels, stack_size), self.dtype
-    )
-    # The stacks of an example are mostly one run of frames, shared, and all
-    # examples are alike; not where an episode or a file ends.
+    """Returns the stacks of frames at rows [S, B, K], [S, B, num_pixels, K]."""
     offsets = rows - rows[:1, :, :1]
-    if (offsets == offsets[:, :1]).all():
-      self._fill(stacks, rows, offsets[:, 0])
-      return stacks
-    _, firsts, kinds = np.unique(
-      offsets.swapaxes(0, 1).reshape(num_examples, -1),
-      axis=0,
-      return_index=True,
-      return_inverse=True,
-    )
-    for kind, first in enumerate(firsts):
-      chosen = np.flatnonzero(kinds.reshape(-1) == kind)
-      some = np.empty_like(stacks[:, chosen])
-      self._fill(some, rows[:, chosen], offsets[:, first])
-      stacks[:, chosen] = some
+    num_frames = int(offsets.max()) + 1
+    is_run = offsets.min() == 0 and num_frames <= rows.shape[0] + rows.shape[2]
+    if is_run and (offsets == offsets[:, :1]).all():
+      # Mostly the stacks of an example share one run of frames.
+      runs = rows[0, :, :1] + np.arange(num_frames)
+      windows = self.rows(runs.reshape(-1)).reshape(*runs.shape, -1)
+      planes = [[windows[:, i] for i in own] for own in offsets[:, 0]]
+    else:  # An episode or a file ends.
+      planes = [[self.rows(age) for age in own.T] for own in rows]
+    shape = (rows.shape[1], self._num_pixels, rows.shape[2])
+    stacks = np.empty((len(rows), *shape), self._dtype)
+    for into, own in zip(stacks, planes, strict=True):
+      if into.dtype == np.uint8 and len(own) > 1:
+        # 5 times as fast as copying plane by plane.
+        cv2.merge(own, dst=into)
+      else:
+        np.stack(own, axis=-1, out=into)
     return stacks
-
-  def _fill(
-    self,
-    stacks: npt.NDArray[Any],
-    rows: npt.NDArray[np.int64],
-    places: npt.NDArray[np.int64],
-  ) -> None:
-    """Fills the stacks [S, B, num_pixels, K] of examples that are alike.
-
-    `places`, [S, K], says where an example's frames are, from its first row on.
-    """
-    num_frames = int(places.max()) + 1
-    if places.min() < 0 or num_frames > places.size:
-      # A stack that wraps around the end of a file.
-      for into, own in zip(stacks, rows, strict=True):
-        _interleave([self.rows(age) for age in own.T], into)
-      return
-    windows = self._windows(rows[0, :, 0], num_frames)
-    for into, ages in zip(stacks, places, strict=True):
-      _interleave([windows[:, age] for age in ages], into)
-
-
-def _interleave(planes: list[npt.NDArray[Any]], into: npt.NDArray[Any]) -> None:
-  """Fills `into`, [B, num_pixels, K], from K planes of it."""
-  if into.dtype == np.uint8 and len(planes) > 1:
-    # 5 times as fast as copying plane by plane.
-    cv2.merge(planes, dst=into)
-  else:
-    for age, plane in enumerate(planes):
-      into[..., age] = plane
 
 
 def _aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

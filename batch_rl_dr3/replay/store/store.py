@@ -28,7 +28,7 @@ import shutil
 import socket
 import threading
 import time
-from typing import IO, Any
+from typing import Any
 import uuid
 
 from absl import logging
@@ -48,13 +48,13 @@ from batch_rl_dr3.replay.store.read import (
 )
 from batch_rl_dr3.replay.store.subset import Subset, draw, rows_needed
 from batch_rl_dr3.replay.store.validity import Segment
-from batch_rl_dr3.runs import atomic
+from batch_rl_dr3.runs import atomic, place
 from batch_rl_dr3.runs.retry import RefusedError
 
 __all__ = ['ReplayStore', 'ReplayTransitions', 'open_store']
 
 # Above this many bytes of frames, the default codec is zstd.
-MAX_RAW_BYTES = 32 << 30
+_MAX_RAW_BYTES = 32 << 30
 _KEY_LENGTH = 16
 # The first characters of a store's key, which stay when only the data change.
 _NAME_LENGTH = 8
@@ -121,16 +121,15 @@ def open_store(
       f'open_store.codec is {codec!r}; it must be one of '
       f'{", ".join(shards.CODECS)}.'
     )
+  frames = observation_shape, observation_dtype
   if isinstance(replay, str | os.PathLike):
-    replay = checkpoint_format.local_path(os.fspath(replay))
-  if isinstance(replay, str) and read.is_store(replay):
+    replay = place.local_path(os.fspath(replay)) or replay
+  if not isinstance(replay, Source) and read.is_store(replay):
     folder = pathlib.Path(replay)
   else:
     source = source_chain.make_source(replay)
     header = source.header('observation', source.suffixes()[0])
-    checkpoint_format.check_frames(
-      source.name, header, observation_shape, observation_dtype
-    )
+    checkpoint_format.check_frames(source.name, header, *frames)
     key = _store_key(source, subset, stack_size, codec)
     folder = pathlib.Path(cache_dir) / key
     if not folder.exists():
@@ -143,9 +142,7 @@ def open_store(
       f'{subset.record()} is asked for. Name another store, or bind Subset as '
       'it is.'
     )
-  checkpoint_format.check_frames(
-    folder, store.header('observation'), observation_shape, observation_dtype
-  )
+  checkpoint_format.check_frames(folder, store.header('observation'), *frames)
   _check_actions(manifest['source'], manifest['max_action'], num_actions)
   if manifest['format_version'] < read.FORMAT_VERSION:
     logging.warning(
@@ -164,6 +161,11 @@ def open_store(
   return store
 
 
+def default_codec(num_frame_bytes: int) -> str:
+  """Returns the codec of a store with so many bytes of frames."""
+  return shards.RAW if num_frame_bytes <= _MAX_RAW_BYTES else shards.ZSTD
+
+
 def _check_actions(
   source: object, max_action: int, num_actions: int | None
 ) -> None:
@@ -178,29 +180,14 @@ def _store_key(
   source: Source, subset: Subset, stack_size: int, codec: str | None
 ) -> str:
   """Returns a name that changes whenever the store would."""
-  what = [
-    read.FORMAT_VERSION,
-    shards.SHARD_ROWS,
-    source.name,
-    subset.record(),
-    # Which frames a draw keeps depends on it.
-    stack_size if subset.is_drawn else None,
-    codec,
-  ]
+  what = [read.FORMAT_VERSION, shards.SHARD_ROWS, source.name, subset.record()]
+  # Which frames a draw keeps depends on the stacks.
+  what += [stack_size if subset.is_drawn else None, codec]
   name, version = (
     hashlib.sha256(json.dumps(content).encode()).hexdigest()
     for content in (what, source.fingerprint())
   )
   return (name[:_NAME_LENGTH] + version)[:_KEY_LENGTH]
-
-
-def _lock(file: IO[str]) -> bool:
-  """Waits for other builders; returns False where locks do not work."""
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX)
-  except OSError:
-    return False
-  return True
 
 
 def _remove_leftovers(building: pathlib.Path, is_alone: bool) -> None:
@@ -264,7 +251,10 @@ class _Build:
       folder.parent.mkdir(parents=True, exist_ok=True)
       lock = folder.with_name(f'.{name[:_NAME_LENGTH]}.lock')
       with open(lock, 'w') as file:
-        is_alone = _lock(file)
+        is_alone = False  # Where locks do not work.
+        with contextlib.suppress(OSError):
+          fcntl.flock(file, fcntl.LOCK_EX)
+          is_alone = True
         if folder.exists():
           return
         _remove_leftovers(building, is_alone)
@@ -297,21 +287,23 @@ class _Build:
       drawn = draw(subset, segments, terminals, lengths, self.stack_size)
     self._files: list[_FilePlan] = []
     self._num_rows = 0
-    for segment, rows in zip(segments, drawn, strict=True):
-      own, kept = dataclasses.replace(segment, first_row=self._num_rows), None
+    for whole, rows in zip(segments, drawn, strict=True):
+      segment, kept = dataclasses.replace(whole, first_row=self._num_rows), None
       if rows is not None:
-        kept = rows_needed(rows, segment.num_rows, self.stack_size)
-        own = dataclasses.replace(own, num_rows=len(kept), num_drawn=len(rows))
-      if own.num_rows:
-        self._files.append(_FilePlan(own, segment.num_rows, rows, kept))
-      self._num_rows += own.num_rows
+        kept = rows_needed(rows, whole.num_rows, self.stack_size)
+        segment = dataclasses.replace(
+          segment, num_rows=len(kept), num_drawn=len(rows)
+        )
+      if segment.num_rows:
+        self._files.append(_FilePlan(segment, whole.num_rows, rows, kept))
+      self._num_rows += segment.num_rows
     used = {file.segment.suffix for file in self._files}
     self._unused = [suffix for suffix in lengths if suffix not in used]
     self._frame = source.header('observation', self._files[0].segment.suffix)
     self._frame_shape = self._frame.shape[1:]
     self._row_bytes = math.prod(self._frame_shape) * self._frame.dtype.itemsize
-    is_raw = self._num_rows * self._row_bytes <= MAX_RAW_BYTES
-    self._codec = self.codec or (shards.RAW if is_raw else shards.ZSTD)
+    num_bytes = self._num_rows * self._row_bytes
+    self._codec = self.codec or default_codec(num_bytes)
 
   def _choose_segments(self) -> tuple[dict[int, int], list[Segment]]:
     """Returns the rows of each file, and those that the subset is of."""
@@ -347,9 +339,7 @@ class _Build:
     How small zstd makes frames is not known before, so they are not counted.
     """
     per_row = self._row_bytes if self._codec == shards.RAW else 0
-    per_row += sum(
-      d.itemsize for d in checkpoint_format.ELEMENT_DTYPES.values()
-    )
+    per_row += checkpoint_format.TABLE_BYTES
     needed = per_row * sum(
       file.segment.num_rows
       for file in self._files
@@ -381,11 +371,10 @@ class _Build:
       'row',
       disable=num_rows * self._row_bytes < _TRIVIAL_BYTES,
     )
-    counting = threading.Lock()
     already = self.source.count.total
 
     def on_rows(count: int) -> None:
-      with counting:
+      with bar.get_lock():
         num_read = (self.source.count.total - already) / 1e6
         bar.set_postfix_str(f'{num_read:,.0f} MB read', refresh=False)
         bar.update(count)
@@ -521,10 +510,15 @@ class _Build:
       segments.append(record['segment'])
       described.append({'files': files, 'content': record['content']})
       max_action = max(max_action, record['max_action'])
+    dtypes = checkpoint_format.ELEMENT_DTYPES
+    if self.subset.is_drawn:
+      dtypes = dtypes | _TABLE_DTYPES
     arrays = {
-      'observation': self._frame.dtype,
-      **checkpoint_format.ELEMENT_DTYPES,
-      **(_TABLE_DTYPES if self.subset.is_drawn else {}),
+      name: {'dtype': dtype.str, 'shape': [self._num_rows, *shape]}
+      for name, dtype, shape in (
+        ('observation', self._frame.dtype, self._frame_shape),
+        *((name, dtype, ()) for name, dtype in dtypes.items()),
+      )
     }
     return {
       'format_version': read.FORMAT_VERSION,
@@ -535,16 +529,7 @@ class _Build:
       'shard_rows': shards.SHARD_ROWS,
       'num_rows': self._num_rows,
       'max_action': max_action,
-      'arrays': {
-        name: {
-          'dtype': dtype.str,
-          'shape': [
-            self._num_rows,
-            *(self._frame_shape if name == 'observation' else ()),
-          ],
-        }
-        for name, dtype in arrays.items()
-      },
+      'arrays': arrays,
       'missing_suffixes': self.source.missing_suffixes(),
       'unused_suffixes': self._unused,
       'files': segments,
