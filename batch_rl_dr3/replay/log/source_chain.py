@@ -11,7 +11,6 @@ import difflib
 import http.client
 import os
 import pathlib
-import queue
 import threading
 from typing import Any
 import urllib.error
@@ -162,10 +161,10 @@ def open_source(locations: _Location | Sequence[_Location]) -> Source:
       endpoint = source.endpoint
       if not is_only and endpoint not in answers:
         answers[endpoint] = _ask(str(endpoint))
-      if answers.get(endpoint):
+      if problem := answers.get(endpoint):
         raise RefusedError(
           f'{source.name} is out of reach: {endpoint} does not answer '
-          f'({answers[endpoint]}).'
+          f'({problem}).'
         )
       source.segment(source.suffixes()[0])
       return source
@@ -188,25 +187,24 @@ def _ask(endpoint: str) -> str:
 
   The clients of storages would find it out too, but try again for minutes.
   """
-  answer: queue.SimpleQueue[str] = queue.SimpleQueue()
+  request = urllib.request.Request(endpoint, method='HEAD')
+  opener = urllib.request.build_opener(_NoRedirect)
+  problem = f'nothing came within {_ANSWER_SECONDS:.0f} s'
 
   def ask() -> None:
-    request = urllib.request.Request(endpoint, method='HEAD')
-    opener = urllib.request.build_opener(_NoRedirect)
-    problem = ''
+    nonlocal problem
     try:
       with contextlib.suppress(urllib.error.HTTPError):  # It is an answer.
         opener.open(request, timeout=_ANSWER_SECONDS).close()
+      problem = ''
     except (OSError, http.client.HTTPException) as error:
       problem = errors.one_line(error)
-    answer.put(problem)
 
   # A name server that says nothing cannot be given a time limit.
-  threading.Thread(target=ask, daemon=True).start()
-  try:
-    return answer.get(timeout=_ANSWER_SECONDS + 1)
-  except queue.Empty:
-    return f'nothing came within {_ANSWER_SECONDS:.0f} s'
+  thread = threading.Thread(target=ask, daemon=True)
+  thread.start()
+  thread.join(_ANSWER_SECONDS + 1)
+  return problem
 
 
 def open_run(game: str, run: int) -> Source:
