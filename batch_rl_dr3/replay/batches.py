@@ -41,10 +41,7 @@ def call(
   dtypes: Any,
   name: str | None = None,
 ) -> Any:
-  """Returns `tf.numpy_function` of the arguments, called on the CPU.
-
-  Within `raising`, errors come out as the function raised them.
-  """
+  """Returns `tf.numpy_function` on the CPU; see `raising` for its errors."""
 
   def remembering(*arguments: Any) -> Any:
     try:
@@ -95,23 +92,21 @@ class TableVariables:
     valid_rows: npt.NDArray[np.int64],
     returns: npt.NDArray[np.float32] | None,
   ):
+    segments = store.segments
     self._arrays = {
       'actions': store.actions,
       'rewards': store.rewards,
       'terminals': store.terminals,
       'returns': np.zeros(0, np.float32) if returns is None else returns,
       'valid_rows': valid_rows,
-      'first_rows': np.array([s.first_row for s in store.segments], np.int64),
-      'num_rows': np.array([s.num_rows for s in store.segments], np.int64),
+      'first_rows': np.array([s.first_row for s in segments], np.int64),
+      'num_rows': np.array([s.num_rows for s in segments], np.int64),
     }
     frame = store.frames([0])
     with tf.name_scope('replay_table'):
       self._variables = StoreTable(
         frames=_variable('frames', frame.dtype, (store.num_rows, frame.size)),
-        **{
-          name: _variable(name, array.dtype, array.shape)
-          for name, array in self._arrays.items()
-        },
+        **{n: _variable(n, a.dtype, a.shape) for n, a in self._arrays.items()},
       )
       self.tensors = StoreTable(*(v.read_value() for v in self._variables))
       # TensorFlow takes over the array that is read, so that the frames are
@@ -206,9 +201,8 @@ class FixedReplayBuffer:
   """Batches of transitions, sampled uniformly and with replacement.
 
   Attributes:
-    states: of the step's batch; it and what follows, as in `ReplayTransitions`.
-    returns: float32 [batch_size], returns to go; None unless monte_carlo.
-    transition: the same tensors by Dopamine's names: state, ..., return.
+    transition: the tensors of the step's batch by Dopamine's names: state, ...,
+      indices; and return, float32 [batch_size], if monte_carlo.
     table: the variables that hold the store; None where NumPy gathers.
   """
 
@@ -227,22 +221,15 @@ class FixedReplayBuffer:
   ):
     """Makes the sampling tensors in the current graph.
 
-    Args:
-      store: the data.
-      step: int64 [], the gradient step; each value names one batch.
-      seed: names the sequence of batches.
-      batch_size: transitions in a batch.
-      update_horizon: steps in a transition.
-      gamma: the discount of one step.
-      stack_size: frames in a state, as the store has it.
-      monte_carlo: whether to give returns and sample only rows that have one.
-      in_graph: whether graph operations gather batches from variables that hold
-        the store, which must be loaded (`table.load`) before use.
-      max_device_bytes: of frames in these variables; NumPy gathers from larger
-        stores. None is what the store may hold in memory.
+    Each value of `step`, int64 [], names a batch of the sequence that `seed`
+    names. With `monte_carlo`, only rows that have a return are sampled. With
+    `in_graph`, graph operations gather batches from variables that hold the
+    store, which must be loaded (`table.load`) before use, unless its frames
+    have more than `max_device_bytes` (None: what the store may hold in memory);
+    then, and without, NumPy gathers.
 
     Raises:
-      ConfigError: if batch_size is not positive, or the stack sizes differ.
+      ConfigError: if batch_size is not positive, or stack_size not the store's.
       DataError: if the store holds nothing to sample.
     """
     if batch_size < 1:
@@ -260,13 +247,11 @@ class FixedReplayBuffer:
     self._update_horizon = update_horizon
     self._gamma = gamma
     self._valid_rows = store.valid_indices(update_horizon)
-    self._returns: npt.NDArray[np.float32] | None = None
-    if monte_carlo:
-      self._returns = store.returns_to_go(gamma)
-      self._valid_rows = self._valid_rows[
-        np.isfinite(self._returns[self._valid_rows])
-      ]
-      if not len(self._valid_rows):
+    self._returns = store.returns_to_go(gamma) if monte_carlo else None
+    if self._returns is not None:
+      is_known = np.isfinite(self._returns[self._valid_rows])
+      self._valid_rows = self._valid_rows[is_known]
+      if not self.num_valid:
         raise errors.DataError(
           f'no episode ends within the rows used of '
           f'{store.manifest["source"]}, so there are no Monte-Carlo returns. '
@@ -281,17 +266,6 @@ class FixedReplayBuffer:
     else:
       store.hold_frames()
     self.transition = self.transition_at(step)
-    (
-      self.states,
-      self.actions,
-      self.rewards,
-      self.next_states,
-      self.next_actions,
-      self.next_rewards,
-      self.terminals,
-      self.indices,
-    ) = [self.transition[name] for name in _NAMES]
-    self.returns = self.transition.get('return')
 
   @property
   def num_valid(self) -> int:
@@ -321,8 +295,7 @@ class FixedReplayBuffer:
     example = self.batch_at(self._valid_rows[:1])
 
     def read(positions: _Positions) -> list[npt.NDArray[Any]]:
-      # The table of valid rows stays out of the graph: it can be longer than
-      # the 2 GB that a graph's serialised form allows.
+      # In the graph, whose form is limited to 2 GB, the rows would not fit.
       return list(self.batch_at(self._valid_rows[positions]).values())
 
     with tf.name_scope('sample_replay'):
@@ -339,13 +312,14 @@ class FixedReplayBuffer:
 
   def transition_from(self, table: StoreTable, step: tf.Tensor) -> _Transition:
     """Returns the tensors of one step's batch, gathered from a table's."""
+    store = self._store
     with tf.name_scope('sample_replay'):
       rows = tf.gather(table.valid_rows, self._positions(step))
       gathered = gather(
         table,
         rows,
-        self._store.observation_shape,
-        self._store.stack_size,
+        store.observation_shape,
+        store.stack_size,
         self._update_horizon,
         self._gamma,
       )

@@ -214,7 +214,7 @@ class LoggedData:
         gamma,
         self.store.stack_size,
       )
-      rows = session.run(buffer.indices)
+      rows = session.run(buffer.transition['indices'])
     return self.store.gather(rows, update_horizon, gamma)
 
   def sample(

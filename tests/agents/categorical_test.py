@@ -102,7 +102,9 @@ def test_bins_of_a_gaussian_are_scipys(session):
 def read(agent):
   """Returns the batch and the logits that its loss is of."""
   with agent.graph.as_default():
-    next_q = agent.online_convnet(agent._replay.next_states).q_values
+    next_q = agent.online_convnet(
+      agent._replay.transition['next_state']
+    ).q_values
   return agent.run(
     {
       **dict(agent._replay.transition),

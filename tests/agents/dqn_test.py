@@ -57,8 +57,8 @@ def test_td_backs_up_the_expectation_under_the_learnt_policy(make_agent):
   with agent.graph.as_default():
     logits, next_logits = agent.run(
       [
-        agent._behaviour(agent._replay.states).q_values,
-        agent._behaviour(agent._replay.next_states).q_values,
+        agent._behaviour(agent._replay.transition['state']).q_values,
+        agent._behaviour(agent._replay.transition['next_state']).q_values,
       ]
     )
   policy = scipy.special.softmax(next_logits, axis=1)
@@ -143,7 +143,7 @@ def test_a_sampled_backup_backs_up_the_action_drawn(make_agent, backup):
       fractions, logits = agent.run(
         [
           dqn.stateless_fractions(3 + 104_729, tf.constant(step, tf.int64), 32),
-          agent._behaviour(agent._replay.next_states).q_values
+          agent._behaviour(agent._replay.transition['next_state']).q_values
           if backup == 'td'
           else tf.zeros([32, 3]),
         ]

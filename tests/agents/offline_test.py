@@ -132,7 +132,11 @@ def test_metrics_by_hand(make_agent, store):
   agent = make_agent(dqn.FixedReplayDQNAgent)
   replay = agent._replay
   states, next_states, terminals = agent.run(
-    [replay.states, replay.next_states, replay.terminals]
+    [
+      replay.transition['state'],
+      replay.transition['next_state'],
+      replay.transition['terminal'],
+    ]
   )
   features, next_features = agent.features(states), agent.features(next_states)
   measured = agent.measure()
@@ -228,7 +232,9 @@ def test_norms_and_shares_by_hand(make_agent):
     ],
   )
   replay = agent._replay
-  states, next_states = agent.run([replay.states, replay.next_states])
+  states, next_states = agent.run(
+    [replay.transition['state'], replay.transition['next_state']]
+  )
   features, next_features = agent.features(states), agent.features(next_states)
   measured = agent.measure()
   norms = np.linalg.norm(features, axis=1)

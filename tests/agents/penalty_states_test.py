@@ -43,9 +43,11 @@ def test_states_follow_the_features_before_each_step(make_stateful, weights):
   replay = agent.replay
   features, next_features = (
     agent.features(states)
-    for states in agent.run([replay.states, replay.next_states])
+    for states in agent.run(
+      [replay.transition['state'], replay.transition['next_state']]
+    )
   )
-  terminals = agent.run(replay.terminals)
+  terminals = agent.run(replay.transition['terminal'])
   measured = agent.measure()
   train(agent, 1)
   after = weights(agent)

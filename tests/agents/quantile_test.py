@@ -34,7 +34,9 @@ def test_loss_equals_a_float64_rederivation(make_agent):
 def test_the_default_penalty_is_cqls_on_the_mean_of_the_quantiles(make_agent):
   agent = make_agent(quantile.FixedReplayQRCQLAgent, num_quantiles=5)
   assert [p.name for p in agent.penalties] == ['conservative']
-  actions, atoms = agent.run([agent._replay.actions, agent.batch.atoms])
+  actions, atoms = agent.run(
+    [agent._replay.transition['action'], agent.batch.atoms]
+  )
   q_values = atoms.mean(axis=2)
   expected = np.log(np.exp(q_values).sum(axis=1))
   expected -= q_values[np.arange(32), actions]

@@ -126,7 +126,7 @@ def test_frames_that_are_not_in_memory_are_gathered_by_numpy(
     store, tf.constant(0, tf.int64), 0, in_graph=True
   )
   assert buffer.table is None
-  assert session.run(buffer.states).shape == (32, *logs.SHAPE, 4)
+  assert session.run(buffer.transition['state']).shape == (32, *logs.SHAPE, 4)
 
 
 @pytest.mark.parametrize('room', [0, 10**6])
@@ -200,6 +200,6 @@ def test_damage_found_while_sampling_is_named(session, open_damaged):
   replay = batches.FixedReplayBuffer(
     open_damaged(0), tf.constant(0, tf.int64), seed=0
   )
-  sample = batches.raising()(lambda: session.run(replay.states))
+  sample = batches.raising()(lambda: session.run(replay.transition['state']))
   with pytest.raises(errors.DataError, match='zst is damaged'):
     sample()

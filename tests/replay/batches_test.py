@@ -47,19 +47,7 @@ def test_tensors_have_dopamine_names_shapes_and_dtypes(store, logs):
     assert ours.transition[name].shape == tensor.shape, name
     if name != 'indices':
       assert ours.transition[name].dtype == tensor.dtype, name
-  for name in (
-    'states',
-    'actions',
-    'rewards',
-    'next_states',
-    'next_actions',
-    'next_rewards',
-    'terminals',
-    'indices',
-  ):
-    key = name if name == 'indices' else name.removesuffix('s')
-    assert getattr(ours, name) is ours.transition[key]
-  assert ours.returns is None
+  assert 'return' not in ours.transition
 
 
 @pytest.mark.parametrize('update_horizon', [1, 3])
@@ -154,8 +142,8 @@ def test_monte_carlo_returns(store):
   assert sampler.buffer.num_valid == np.isfinite(returns[valid]).sum()
   batch = sampler(3)
   np.testing.assert_array_equal(batch['return'], returns[batch['indices']])
-  assert sampler.buffer.returns.shape == (BATCH_SIZE,)
-  assert sampler.buffer.returns.dtype == tf.float32
+  assert sampler.buffer.transition['return'].shape == (BATCH_SIZE,)
+  assert sampler.buffer.transition['return'].dtype == tf.float32
 
 
 def test_monte_carlo_needs_an_episode(tmp_path, logs):
@@ -181,7 +169,7 @@ def test_gin_binds_the_batch_size_alone(store):
   try:
     with tf.Graph().as_default():
       buffer = batches.FixedReplayBuffer(store, tf.constant(0, tf.int64), 0)
-    assert buffer.states.shape[0] == buffer.batch_size == 5
+    assert buffer.transition['state'].shape[0] == buffer.batch_size == 5
     with pytest.raises(ValueError, match='gamma'):
       gin.bind_parameter('FixedReplayBuffer.gamma', 0.5)
   finally:

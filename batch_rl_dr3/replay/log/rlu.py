@@ -199,8 +199,20 @@ def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
     ) from error
   if 'o_t' in features or 'r_t' in features:
     raise errors.DataError(f'{name} holds single transitions: it {_SHUFFLED}')
-
-  def values(field: str, kind: str) -> Any:
+  clipped = layout.rewards[0]
+  pair = next((p for p in layout.rewards if p[0] in features), clipped)
+  kinds = {
+    layout.frames: 'bytes_list',
+    layout.actions: 'int64_list',
+    pair[0]: 'float_list',
+    layout.end: layout.end_kind,
+    # Of these there is one an episode.
+    layout.checkpoint: 'int64_list',
+    layout.number: 'int64_list',
+    pair[1]: 'float_list',
+  }
+  found: dict[str, Any] = {}
+  for field, kind in kinds.items():
     # Looking a name up in this map would add it.
     if field not in features or features[field].WhichOneof('kind') != kind:
       raise errors.DataError(
@@ -208,43 +220,29 @@ def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
         f'{", ".join(sorted(features))}. It is not in the layout of RL '
         "Unplugged's Atari data that is known here."
       )
-    return getattr(features[field], kind).value
-
-  def one(field: str, kind: str) -> Any:
-    found = values(field, kind)
-    if len(found) != 1:
-      raise errors.DataError(f'{name} holds {len(found)} values of {field}.')
-    return found[0]
-
-  clipped = layout.rewards[0]
-  pair = next((p for p in layout.rewards if p[0] in features), clipped)
-  steps = {
-    layout.frames: values(layout.frames, 'bytes_list'),
-    layout.actions: values(layout.actions, 'int64_list'),
-    pair[0]: values(pair[0], 'float_list'),
-    layout.end: values(layout.end, layout.end_kind),
-  }
-  frames, actions, rewards, ends = steps.values()
-  lengths = {field: len(found) for field, found in steps.items()}
+    found[field] = getattr(features[field], kind).value
+  lengths = {field: len(values) for field, values in found.items()}
+  for field in [*kinds][4:]:
+    if (count := lengths.pop(field)) != 1:
+      raise errors.DataError(f'{name} holds {count} values of {field}.')
+  frames, actions, rewards, ends, [checkpoint], [number], [total] = (
+    found.values()
+  )
   if len(set(lengths.values())) > 1 or not frames:
     raise errors.DataError(
       f'{name} holds an episode whose fields differ in length: {lengths}.'
     )
   if min(actions) < 0 or max(actions) > np.iinfo(np.int32).max:
     raise errors.DataError(f'{name} holds the action {min(actions)}.')
-  checkpoint = one(layout.checkpoint, 'int64_list')
-  number = one(layout.number, 'int64_list')
-  stated_return = one(pair[1], 'float_list')
   exact = np.array(rewards, np.float64)
   if not np.isfinite(exact).all():
     raise errors.DataError(f'{name} holds a reward that is no number.')
   if pair == clipped and (np.abs(exact) > 1).any():
     raise errors.DataError(f'{name} holds a clipped reward outside [-1, 1].')
-  tolerance = 1e-3 * max(1.0, abs(stated_return))
-  if not abs(exact.sum() - stated_return) <= tolerance:
+  if not abs(exact.sum() - total) <= 1e-3 * max(1.0, abs(total)):
     raise errors.DataError(
       f'{name}: the rewards of episode {number} sum up to {exact.sum()}; the '
-      f'file states {stated_return}.'
+      f'file states {total}.'
     )
   return _Steps(
     checkpoint=checkpoint,

@@ -37,7 +37,6 @@ from batch_rl_dr3.runs import place
 
 # 1 had each element in one array; 2 had no checks of single frames.
 FORMAT_VERSION = 3
-_READABLE_VERSIONS = (2, 3)
 MANIFEST = 'manifest.json'
 # Of each part, what it was when it was extracted.
 RECORD = 'part.json'
@@ -94,12 +93,11 @@ def verify(store: pathlib.Path, full: bool = False) -> dict[str, Any]:
 def _read_manifest(store: pathlib.Path) -> dict[str, Any]:
   text = (store / MANIFEST).read_bytes().decode()
   manifest: dict[str, Any] = json.loads(text)
-  version = manifest['format_version']
-  if version not in _READABLE_VERSIONS:
-    raise ValueError(f'its format is {version}')
+  if manifest['format_version'] != FORMAT_VERSION:
+    raise ValueError(f'its format is {manifest["format_version"]}')
   if manifest['data_hash'] != data_hash(manifest['files'], manifest['parts']):
     raise ValueError('data_hash is not what follows from its files')
-  if version == FORMAT_VERSION and text != manifest_text(manifest):
+  if text != manifest_text(manifest):
     raise ValueError('it is not what was written')
   return manifest
 
@@ -220,7 +218,7 @@ class ReplayStore:
     return array
 
   def _open_frames(self) -> shards.Frames:
-    return shards.open_frames(
+    return shards.Frames(
       self.manifest['codec'],
       self._parts(),
       self.manifest['shard_rows'],

@@ -119,11 +119,7 @@ def check_content(
   path: pathlib.Path, content: bytes, record: dict[str, Any]
 ) -> None:
   """Raises a DataError if what was read of a file is not as its record says."""
-  if 'crc32c' in record:
-    is_right = google_crc32c.value(content) == record['crc32c']
-  else:  # Written before CRC32C was.
-    is_right = hashlib.sha256(content).hexdigest() == record['sha256']
-  if not is_right:
+  if google_crc32c.value(content) != record['crc32c']:
     raise damaged_file(path, 'its content is not what was written')
 
 
@@ -260,7 +256,7 @@ class _RawShard(_Shard):
   def __init__(
     self,
     path: pathlib.Path,
-    index: npt.NDArray[Any] | None,
+    crcs: npt.NDArray[Any],
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
   ):
@@ -271,8 +267,8 @@ class _RawShard(_Shard):
     self._read_into(memoryview(found), 0)
     if found != header:
       raise damaged_file(path, 'its header is not what was written')
-    self._crcs = index
-    self._is_checked = np.full(self.num_rows, index is None)
+    self._crcs = crcs
+    self._is_checked = np.zeros(self.num_rows, np.bool_)
 
   def read(self, start: int, frames: npt.NDArray[Any]) -> None:
     self._read_into(
@@ -282,7 +278,7 @@ class _RawShard(_Shard):
 
   def _check(self, start: int, frames: npt.NDArray[Any]) -> None:
     is_checked = self._is_checked[start:][: len(frames)]
-    if self._crcs is not None and not is_checked.all():
+    if not is_checked.all():
       crcs = self._crcs[start:][: len(frames)].tolist()
       for row, (frame, crc) in enumerate(zip(frames, crcs, strict=True), start):
         if google_crc32c.value(frame) != crc:
@@ -294,16 +290,10 @@ class _ZstdShard(_Shard):
   _local = threading.local()
 
   def __init__(
-    self, path: pathlib.Path, index: npt.NDArray[Any] | None, num_rows: int
+    self, path: pathlib.Path, index: npt.NDArray[np.int64], num_rows: int
   ):
     super().__init__(path, num_rows)
-    if index is None:
-      raise damaged_file(path, 'it has no index')
-    self._crcs = None
-    if index.ndim == 2:
-      self._crcs = index[:, 1]
-      index = np.concatenate([[0], index[:, 0]])
-    self._places = index
+    self._places, self._crcs = np.append(0, index[:, 0]), index[:, 1]
 
   def read(self, start: int, frames: npt.NDArray[Any]) -> None:
     while len(frames):
@@ -317,9 +307,7 @@ class _ZstdShard(_Shard):
     first, last = map(int, self._places[number : number + 2])
     content = np.empty(last - first, np.uint8)
     self._read_into(content.data, first)
-    if self._crcs is not None and (
-      google_crc32c.value(content) != self._crcs[number]
-    ):
+    if google_crc32c.value(content) != self._crcs[number]:
       raise damaged_file(self._path, f'chunk {number} is not what was written')
     if not hasattr(self._local, 'decompressor'):  # It serves one thread.
       self._local.decompressor = zstandard.ZstdDecompressor()
@@ -334,11 +322,37 @@ class Frames:
   """Frames by row, each flat: read from shards as needed, or held in memory."""
 
   def __init__(
-    self, opened: list[_Shard], num_pixels: int, dtype: np.dtype[Any]
+    self,
+    codec: str,
+    parts: Iterable[tuple[pathlib.Path, int, Records]],
+    shard_rows: int,
+    frame_shape: tuple[int, ...],
+    dtype: np.dtype[Any],
   ):
-    self._shards = opened
-    self._first_rows = np.cumsum([0] + [shard.num_rows for shard in opened])
-    self._num_pixels = num_pixels
+    """Opens the shards of a store's parts: (folder, number of rows, records).
+
+    Raises:
+      DataError: if a shard's index or header is damaged.
+      OSError: if one cannot be read.
+    """
+    places = [
+      (folder, number, min(shard_rows, num_rows - row), records)
+      for folder, num_rows, records in parts
+      for number, row in enumerate(range(0, num_rows, shard_rows))
+    ]
+    _allow_files(len(places) + _SPARE_FILES)
+    self._shards: list[_Shard] = []
+    for folder, number, num_rows, records in places:
+      name, index_name = _file_names(codec, number)
+      path = folder / name
+      index = read_array(folder / index_name, records[index_name])
+      self._shards.append(
+        _RawShard(path, index, (num_rows, *frame_shape), dtype)
+        if codec == RAW
+        else _ZstdShard(path, index, num_rows)
+      )
+    self._first_rows = np.cumsum([0] + [s.num_rows for s in self._shards])
+    self._num_pixels = math.prod(frame_shape)
     self._dtype = dtype
     self._held: npt.NDArray[Any] | None = None
 
@@ -399,38 +413,6 @@ def _aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
   buffer = np.empty(num_bytes + _ALIGNMENT, np.uint8)
   start = -buffer.ctypes.data % _ALIGNMENT
   return buffer[start : start + num_bytes].view(dtype).reshape(shape)
-
-
-def open_frames(
-  codec: str,
-  parts: Iterable[tuple[pathlib.Path, int, Records]],
-  shard_rows: int,
-  frame_shape: tuple[int, ...],
-  dtype: np.dtype[Any],
-) -> Frames:
-  """Returns the frames of a store's parts: (folder, number of rows, records).
-
-  Raises:
-    DataError: if a shard's index or header is damaged.
-    OSError: if one cannot be read.
-  """
-  shards = [
-    (folder, number, min(shard_rows, num_rows - row), records)
-    for folder, num_rows, records in parts
-    for number, row in enumerate(range(0, num_rows, shard_rows))
-  ]
-  _allow_files(len(shards) + _SPARE_FILES)
-  opened: list[_Shard] = []
-  for folder, number, num_rows, records in shards:
-    name, index_name = _file_names(codec, number)
-    path, index = folder / name, None
-    if index_name in records:
-      index = read_array(folder / index_name, records[index_name])
-    if codec == RAW:
-      opened.append(_RawShard(path, index, (num_rows, *frame_shape), dtype))
-    else:
-      opened.append(_ZstdShard(path, index, num_rows))
-  return Frames(opened, math.prod(frame_shape), dtype)
 
 
 def _allow_files(count: int) -> None:

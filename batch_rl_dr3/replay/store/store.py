@@ -144,14 +144,6 @@ def open_store(
     )
   checkpoint_format.check_frames(folder, store.header('observation'), *frames)
   _check_actions(manifest['source'], manifest['max_action'], num_actions)
-  if manifest['format_version'] < read.FORMAT_VERSION:
-    logging.warning(
-      '%s was made before single frames had checksums: those of codec raw are '
-      'not checked as they are read. `data verify` checks all of it; `data '
-      'fetch` makes it anew from %s.',
-      store.folder,
-      manifest['source'],
-    )
   if manifest['missing_suffixes']:
     logging.warning(
       '%s has no files of suffix %s; what follows is without them.',

@@ -101,10 +101,7 @@ class Subset:
         'bind an integer.'
       )
     # 1 and 1.0 are one subset, and so one store.
-    fields: dict[str, Any] = {
-      'rule': self.rule,
-      'fraction': float(self.fraction),
-    }
+    fields = {'rule': self.rule, 'fraction': float(self.fraction)}
     if self.rule in DRAWN_RULES:
       fields['seed'] = self.seed
     if self.num_held_out:
@@ -151,11 +148,6 @@ class Subset:
 
   def _floor(self, num_rows: int) -> int:
     return math.floor(fractions.Fraction(str(self.fraction)) * num_rows)
-
-
-def is_drawn(record: Mapping[str, Any]) -> bool:
-  """Returns whether a manifest's subset is of single transitions, drawn."""
-  return record['rule'] in DRAWN_RULES or 'held_out' in record
 
 
 def draw(
@@ -256,8 +248,7 @@ def draw_episodes(
   0, 0, 1, 0, 1, 0] the whole episodes are rows 2-4 and 5-6; for 1 row it is
   one.
   """
-  ends = np.flatnonzero(terminals) + 1
-  episodes = list(itertools.pairwise(ends))
+  episodes = [*itertools.pairwise(np.flatnonzero(terminals) + 1)]
   rows = [np.zeros(0, np.int64)]
   left = num_rows
   for number in np.random.default_rng(seed).permutation(len(episodes)):

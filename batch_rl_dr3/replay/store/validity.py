@@ -22,9 +22,8 @@ def cursor_range(
 ) -> npt.NDArray[np.int64]:
   """Returns the rows that the write cursor makes unsampleable.
 
-  For update horizon N and stack size K they are cursor - N, ..., cursor + K - 1
-  modulo the capacity. With cursor 0, capacity 10, K = 4 and N = 1 it is
-  [9, 0, 1, 2, 3].
+  For horizon N and stacks of K: cursor - N, ..., cursor + K - 1 modulo the
+  capacity. With cursor 0, capacity 10, K = 4 and N = 1 it is [9, 0, 1, 2, 3].
   """
   offsets = np.arange(-update_horizon, stack_size, dtype=np.int64)
   return (cursor + offsets) % capacity
@@ -102,9 +101,8 @@ class Segment:
   add_count: int
   invalid_range: Sequence[int]  # Rows of the file, as it says.
   first_row: int = 0  # Of the store.
-  read_to_end: bool = (
-    True  # Whether the file was read whole, with its checksum.
-  )
+  # Whether the file was read whole, with its checksum.
+  read_to_end: bool = True
   num_drawn: int | None = None  # Of a draw: all that can be sampled.
   # Rows marked as terminals although their episodes were cut by time.
   cut_rows: Sequence[int] = ()
@@ -142,19 +140,20 @@ class Segment:
     self, terminals: npt.NDArray[np.uint8], stack_size: int, update_horizon: int
   ) -> npt.NDArray[np.int64]:
     """Returns the rows of the store where a transition may start."""
-    around_cursor = cursor_range(
-      self.cursor, self.num_rows_in_source, stack_size, update_horizon
-    )
+    size = self.num_rows_in_source
     cut = np.array(self.cut_rows, np.int64)
-    past_cut = (cut[:, np.newaxis] - np.arange(update_horizon)).reshape(-1)
-    own = np.array(self.invalid_range, np.int64)
+    invalid = [
+      np.array(self.invalid_range, np.int64),
+      cursor_range(self.cursor, size, stack_size, update_horizon),
+      *(cut - step for step in range(update_horizon)),
+    ]
     valid = valid_indices(
       terminals,
       self.add_count if self.is_circular else self.num_rows,
-      np.concatenate([own, around_cursor, past_cut]),
+      np.concatenate(invalid),
       stack_size,
       update_horizon,
-      capacity=self.num_rows_in_source,
+      capacity=size,
     )
     return self.first_row + np.flatnonzero(valid)
 

@@ -1,7 +1,6 @@
 """Bits that flip in a store: none goes unnoticed, and each names its file."""
 
 import json
-import pathlib
 import random
 import shutil
 
@@ -194,53 +193,3 @@ def test_an_add_count_that_contradicts_the_rows_is_damage(
     replay_store.open_store(
       tmp_path / 'log', tmp_path, Subset(), logs.SHAPE, logs.NUM_ACTIONS, 4
     )
-
-
-def _as_format_2(folder):
-  """Makes a store what version 2 of the format would have written."""
-  manifest = json.loads((folder / read.MANIFEST).read_text())
-  del manifest['manifest_sha256']
-  manifest['format_version'] = 2
-  for segment, part in zip(manifest['files'], manifest['parts'], strict=True):
-    own = folder / str(segment['suffix'])
-    del part['files'][read.RECORD]
-    for name in list(part['files']):
-      if name.endswith('.index.npy'):
-        path = own / name
-        index = np.load(path)
-        path.unlink()
-        del part['files'][name]
-        if index.ndim == 2:
-          places = np.concatenate([[0], index[:, 0]])
-          part['files'] |= shards.write_array(path, places)
-    for record in part['files'].values():
-      del record['crc32c']
-  (folder / read.MANIFEST).write_text(json.dumps(manifest))
-
-
-@pytest.mark.parametrize('name', ['raw', 'zstd', 'drawn'])
-def test_an_older_store_is_opened_and_what_it_lacks_is_said(
-  stores, tmp_path, logs, caplog, name
-):
-  store = stores(name)
-  folder = pathlib.Path(shutil.copytree(store.folder, tmp_path / 'old'))
-  _as_format_2(folder)
-  old = replay_store.open_store(
-    folder,
-    tmp_path,
-    Subset('uniform', 0.3) if name == 'drawn' else Subset(),
-    logs.SHAPE,
-    logs.NUM_ACTIONS,
-    4,
-    max_resident_bytes=0,
-  )
-  assert 'not checked as they are read' in caplog.text
-  assert old.data_hash == store.data_hash
-  rows = store.valid_indices()
-  for ours, theirs in zip(old.gather(rows), store.gather(rows), strict=True):
-    np.testing.assert_array_equal(ours, theirs)
-  read.verify(folder, full=True)
-  path = folder / '1' / 'reward.npy'
-  _flip(path, random.Random(0))
-  with pytest.raises(errors.DataError, match=r'reward\.npy'):
-    read.ReplayStore(folder, 4)

@@ -90,7 +90,7 @@ def test_frames_of_other_kinds(tmp_path, codec, monkeypatch):
     [array[start : start + 7] for start in range(0, 33, 7)],
   )
   rows = np.array([[[32], [0], [15]], [[1], [16], [31]]])
-  frames = shards.open_frames(
+  frames = shards.Frames(
     codec, [(tmp_path, 33, records)], 16, (3, 2), array.dtype
   )
   for is_held in (False, True):
