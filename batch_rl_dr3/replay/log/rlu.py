@@ -38,7 +38,6 @@ from typing import Any, NamedTuple, cast
 import gin
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import override
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
@@ -343,8 +342,7 @@ class RluSource(Source):
       )
     return shards
 
-  @override
-  def suffixes(self) -> list[int]:
+  def suffixes(self) -> list[int]:  # noqa: D102
     if not self._shards:
       raise RefusedError(
         f'{self.name} holds no data of RL Unplugged: no files such as '
@@ -360,8 +358,7 @@ class RluSource(Source):
         )
     return sorted(self._shards)
 
-  @override
-  def missing_suffixes(self) -> list[int]:
+  def missing_suffixes(self) -> list[int]:  # noqa: D102
     # How many there are is in the names of the bucket's files, and in TFDS's
     # dataset_info.json.
     there = self.suffixes()
@@ -371,8 +368,7 @@ class RluSource(Source):
       expected = set(range(self._shards[there[0]][0].num_parts))
     return sorted(expected - set(there))
 
-  @override
-  def fingerprint(self) -> list[Any]:
+  def fingerprint(self) -> list[Any]:  # noqa: D102
     reading = [_READING, self._last_step, self._stack_size, _UPDATE_HORIZON]
     versions = [
       [suffix, *version(shard.info)]
@@ -381,12 +377,10 @@ class RluSource(Source):
     ]
     return [reading, *versions]
 
-  @override
-  def num_bytes(self, suffix: int) -> int:
+  def num_bytes(self, suffix: int) -> int:  # noqa: D102
     return sum(int(shard.info['size']) for shard in self._parts(suffix))
 
-  @override
-  def header(self, element: str, suffix: int) -> checkpoint_format.Header:
+  def header(self, element: str, suffix: int) -> checkpoint_format.Header:  # noqa: D102
     index = self._index(suffix)
     if element == 'observation':
       shape = (index.segment.num_rows, *index.frame_shape)
@@ -394,8 +388,7 @@ class RluSource(Source):
     column = index.columns[element]
     return checkpoint_format.Header(column.shape, column.dtype)
 
-  @override
-  def rows(
+  def rows(  # noqa: D102
     self, element: str, suffix: int, num_rows: int | None = None
   ) -> Iterator[npt.NDArray[Any]]:
     index = self._index(suffix)
@@ -412,8 +405,7 @@ class RluSource(Source):
     if left:
       raise errors.DataError(f'{name} ends {left} rows early. Fetch it again.')
 
-  @override
-  def segment(self, suffix: int) -> validity.Segment:
+  def segment(self, suffix: int) -> validity.Segment:  # noqa: D102
     return self._index(suffix).segment
 
   def _index(self, suffix: int) -> _Index:

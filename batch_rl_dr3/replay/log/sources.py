@@ -23,7 +23,6 @@ import gin
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import override
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
@@ -125,8 +124,7 @@ class LogSource(Source):
   ) -> contextlib.AbstractContextManager[place.StoredFile]:
     """Gives a file of the log, checked as well as can be if `whole`."""
 
-  @override
-  def suffixes(self) -> list[int]:
+  def suffixes(self) -> list[int]:  # noqa: D102
     suffixes = checkpoint_format.complete_suffixes(self.name, self._versions())
     if not suffixes:
       raise RefusedError(
@@ -138,8 +136,7 @@ class LogSource(Source):
       )
     return suffixes
 
-  @override
-  def fingerprint(self) -> list[Any]:
+  def fingerprint(self) -> list[Any]:  # noqa: D102
     versions = self._versions()
     return [
       [name, *versions[name]]
@@ -151,14 +148,12 @@ class LogSource(Source):
       if name in versions
     ]
 
-  @override
-  def num_bytes(self, suffix: int) -> int:
+  def num_bytes(self, suffix: int) -> int:  # noqa: D102
     versions = self._versions()
     names = checkpoint_format.file_names(suffix)
     return sum(int(versions[name][0]) for name in names)
 
-  @override
-  def segment(self, suffix: int) -> Segment:
+  def segment(self, suffix: int) -> Segment:  # noqa: D102
     length = count_rows(self, suffix)
     add_count = int(self.attribute('add_count', suffix))
     if add_count < 0:
@@ -178,8 +173,7 @@ class LogSource(Source):
       cut_rows=self.attribute(name, suffix).tolist() if has_cuts else (),
     )
 
-  @override
-  def header(self, element: str, suffix: int) -> checkpoint_format.Header:
+  def header(self, element: str, suffix: int) -> checkpoint_format.Header:  # noqa: D102
     name = checkpoint_format.file_name(element, suffix)
     if name not in self._headers:
       with self._open(name, whole=False) as file:
@@ -192,8 +186,7 @@ class LogSource(Source):
       self._headers[name] = header
     return self._headers[name]
 
-  @override
-  def rows(
+  def rows(  # noqa: D102
     self, element: str, suffix: int, num_rows: int | None = None
   ) -> Iterator[npt.NDArray[Any]]:
     shape, dtype = self.header(element, suffix)
@@ -232,7 +225,6 @@ class FolderSource(LogSource):
       'path.'
     )
 
-  @override
   def _versions(self) -> dict[str, list[Any]]:
     try:
       with os.scandir(self._folder) as entries:
@@ -243,7 +235,6 @@ class FolderSource(LogSource):
       ) from error
     return {n: [stat.st_size, stat.st_mtime_ns] for n, stat in stats.items()}
 
-  @override
   def _open(
     self, file_name: str, whole: bool
   ) -> contextlib.AbstractContextManager[place.StoredFile]:
@@ -405,11 +396,9 @@ class FsspecSource(LogSource):
       raise refusal
     return {}
 
-  @override
   def _versions(self) -> dict[str, list[Any]]:
     return {n: version(info) for n, info in self._infos.items()}
 
-  @override
   def _open(
     self, file_name: str, whole: bool
   ) -> contextlib.AbstractContextManager[place.StoredFile]:

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import override
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
@@ -383,38 +382,31 @@ class StoreSource(Source):
     self.name = str(self._store.folder)
     self.count = place.ByteCount()
 
-  @override
-  def suffixes(self) -> list[int]:
+  def suffixes(self) -> list[int]:  # noqa: D102
     return list(self._segments)
 
-  @override
-  def missing_suffixes(self) -> list[int]:
+  def missing_suffixes(self) -> list[int]:  # noqa: D102
     missing: list[int] = self._store.manifest['missing_suffixes']
     return missing
 
-  @override
-  def fingerprint(self) -> list[Any]:
+  def fingerprint(self) -> list[Any]:  # noqa: D102
     return [self._store.data_hash]
 
-  @override
-  def num_bytes(self, suffix: int) -> int:
+  def num_bytes(self, suffix: int) -> int:  # noqa: D102
     folder = self._store.folder / str(suffix)
     return sum(path.stat().st_size for path in folder.iterdir())
 
-  @override
-  def segment(self, suffix: int) -> Segment:
+  def segment(self, suffix: int) -> Segment:  # noqa: D102
     if suffix not in self._segments:
       raise errors.DataError(f'{self.name} has no rows of suffix {suffix}.')
     return self._segments[suffix]
 
-  @override
-  def header(self, element: str, suffix: int) -> checkpoint_format.Header:
+  def header(self, element: str, suffix: int) -> checkpoint_format.Header:  # noqa: D102
     (_, *row_shape), dtype = self._store.header(element)
     shape = (self.segment(suffix).num_rows, *row_shape)
     return checkpoint_format.Header(shape, dtype)
 
-  @override
-  def rows(
+  def rows(  # noqa: D102
     self, element: str, suffix: int, num_rows: int | None = None
   ) -> Iterator[npt.NDArray[Any]]:
     segment = self.segment(suffix)
