@@ -198,13 +198,13 @@ def convert() -> None:
   """Writes the log anew."""
   if (FLAGS.output_dir is None) == (FLAGS.minari_id is None):
     raise errors.UsageError('give one of --output_dir and --minari_id.')
-  is_other = FLAGS.minari is not None or FLAGS.cog
-  if is_other and (FLAGS.output_dir is None or FLAGS.replay_dir or FLAGS.game):
+  other = 'minari' if FLAGS.minari is not None else 'cog' if FLAGS.cog else ''
+  if other and (FLAGS.output_dir is None or FLAGS.replay_dir or FLAGS.game):
     raise errors.UsageError(
-      f'--{"cog" if FLAGS.minari is None else "minari"} is read in place of '
-      '--replay_dir and --game, and needs --output_dir.'
+      f'--{other} is read in place of --replay_dir and --game, and needs '
+      '--output_dir.'
     )
-  if FLAGS.cog and FLAGS.minari is None:
+  if other == 'cog':
     with gin.unlock_config():  # It registers more than is bound here.
       from batch_rl_dr3.control import cog
 
@@ -216,7 +216,7 @@ def convert() -> None:
     )
     return
   target = FLAGS.minari_id or os.path.join(FLAGS.output_dir, 'replay_logs')
-  if FLAGS.minari is not None:
+  if other == 'minari':
     num_episodes = _convert_minari(target)
   elif FLAGS.minari_id is None:
     num_episodes = conversion.to_log(

@@ -58,16 +58,15 @@ def episodes(source: Source, stack_size: int) -> Iterator[LogEpisode]:
     segment = source.segment(suffix)
     if before is not None and not before.is_followed_by(segment):
       yield from end(is_whole=False)
-    first_row = 0
+    before, row = segment, 0
     for *elements, terminals in _row_blocks(source, segment):
       start = 0
       for stop in (np.flatnonzero(terminals) + 1).tolist():
         parts.append([element[start:stop] for element in elements])
-        yield from end(first_row + stop - 1 not in segment.cut_rows)
+        yield from end(row + stop - 1 not in segment.cut_rows)
         start = stop
       parts.append([element[start:] for element in elements])
-      first_row += len(terminals)
-    before = segment
+      row += len(terminals)
   yield from end(is_whole=False)
 
 
@@ -75,7 +74,7 @@ def _row_blocks(
   source: Source, segment: Segment
 ) -> Iterator[tuple[npt.NDArray[Any], ...]]:
   """Yields observations, actions, rewards and terminals, block by block."""
-  suffix, num_rows = segment.suffix, segment.num_rows
+  suffix = segment.suffix
   header = source.header('observation', suffix)
   checkpoint_format.check_frames(
     source.name, header, header.shape[1:], np.uint8
@@ -87,13 +86,14 @@ def _row_blocks(
       'joined to the files around it.'
     )
   columns = [
-    source.column(name, suffix) for name in checkpoint_format.ELEMENT_DTYPES
+    source.column(name, suffix)[: segment.num_rows]
+    for name in checkpoint_format.ELEMENT_DTYPES
   ]
   start = 0
   for frames in source.rows('observation', suffix):
-    end = min(start + len(frames), num_rows)
-    yield frames[: end - start], *(column[start:end] for column in columns)
-    start = end
+    rows = [column[start:][: len(frames)] for column in columns]
+    yield frames[: len(rows[0])], *rows
+    start += len(frames)
 
 
 def to_log(
@@ -119,20 +119,14 @@ def _write(
   num_episodes = 0
   for episode in episodes_in_order:
     if writer is None:
-      frame_shape = episode.observations.shape[1:]
-      writer = log_writer.LogWriter(
-        folder, frame_shape, stack_size, rows_per_file
-      )
+      shape = episode.observations.shape[1:]
+      writer = log_writer.LogWriter(folder, shape, stack_size, rows_per_file)
     if not episode.has_start:
       writer.break_off(at_episode_start=False)
-    last = len(episode.actions) - 1
-    for row in range(len(episode.actions)):
-      writer.add(
-        episode.observations[row],
-        int(episode.actions[row]),
-        float(episode.rewards[row]),
-        episode.is_whole and row == last,
-      )
+    rows = zip(*episode[:3], strict=True)
+    for row, (observation, action, reward) in enumerate(rows, 1):
+      is_end = episode.is_whole and row == len(episode.actions)
+      writer.add(observation, int(action), float(reward), is_end)
     if not episode.is_whole:
       writer.break_off(at_episode_start=True)
     num_episodes += 1
@@ -245,7 +239,8 @@ def from_minari(
 def _minari_episodes(
   dataset: Any, stack_size: int, first_action: int
 ) -> Iterator[LogEpisode]:
-  axis, is_known = None, False
+  axis: int | None = -1  # Of the stacks; the first episode tells.
+  is_first = True
   for episode in dataset.iterate_episodes():
     where = f'{dataset.id}, episode {episode.id}'
     observations = np.asarray(episode.observations)
@@ -262,8 +257,8 @@ def _minari_episodes(
       )
     if not length:
       continue
-    if not is_known:
-      axis, is_known = _stack_axis(observations, stack_size), True
+    if is_first:
+      axis, is_first = _stack_axis(observations, stack_size), False
     if axis is not None:
       if not _is_stacked(observations, axis):
         raise errors.DataError(
@@ -271,15 +266,14 @@ def _minari_episodes(
           'episodes before it are.'
         )
       observations = observations.take(-1, axis)
-    terminations = np.asarray(episode.terminations, bool)
-    truncations = np.asarray(episode.truncations, bool)
-    if (terminations | truncations)[:-1].any():
+    is_terminal = np.asarray(episode.terminations, bool)
+    if (is_terminal | np.asarray(episode.truncations, bool))[:-1].any():
       raise errors.DataError(f'{where} ends before its last step.')
     yield LogEpisode(
       observations[:-1],
       (np.asarray(episode.actions) - first_action).astype(np.int32),
       np.clip(np.asarray(episode.rewards, np.float32), -1.0, 1.0),
-      is_whole=bool(terminations[-1]),
+      is_whole=bool(is_terminal[-1]),
       has_start=True,
     )
 

@@ -16,9 +16,8 @@ have cut_rows_ckpt.N.gz, int64 [any]: see `log_writer.LogWriter.cut`.
 
 A header is believed only within what a file of its size can hold, and memory is
 bounded by one block of rows. Decompression is ISA-L's (package isal): one core
-gives 6.0 GB/s of 84x84 Atari frames from gzip level 9 in blocks of 2 MiB (5.1
-in 8 MiB, 1.4 in 32 MiB, beyond the processor's cache), where Python's gzip
-gives 1.6. ISA-L in a thread of its own is no faster.
+gives 6.0 GB/s of 84x84 Atari frames from gzip level 9 in blocks of 2 MiB (1.4
+in 32 MiB, beyond the processor's cache), where Python's gzip gives 1.6.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -113,8 +112,8 @@ def read_collection(
 ) -> dict[str, Any] | None:
   """Returns what `collect` says of the log in a folder, None if nothing.
 
-  The folder may be the one above `replay_logs`, or a file:// URL. `game` is an
-  object for Atari or MinAtar, and a name for continuous control.
+  The folder may be the one above `replay_logs`. `game` is an object for Atari
+  or MinAtar, and a name for continuous control.
   """
   location = os.fspath(replay_dir)
   folder = pathlib.Path(place.local_path(location) or location)
@@ -286,11 +285,10 @@ def read_rows(
   row_shape: Sequence[int],
   num_rows: int | None = None,
 ) -> Iterator[npt.NDArray[Any]]:
-  """Yields the first rows of an array file in blocks, [n, *row_shape].
+  """Yields the first rows of an array file in blocks of 2 MiB, [n, *row_shape].
 
-  Memory is bounded by one block, about 2 MiB. Only when all rows are asked for
-  (None) does gzip's checksum vouch for them, and not before the iterator has
-  ended without an error.
+  Only when all rows are asked for (None) does gzip's checksum vouch for them,
+  and not before the iterator has ended without an error.
   """
   with decompressed(file) as stream:
     header = _parse_header(stream, file)

@@ -273,7 +273,13 @@ class _Index(NamedTuple):
 
 @gin.configurable
 class RluSource(Source):
-  """One run of one game of RL Unplugged."""
+  """One run of one game of RL Unplugged.
+
+  `url` is .../atari_episodes_ordered/<Game>/run_<n>, or the folder of
+  rlu_atari_checkpoints_ordered/<Game>_run_<n>/<version>, or a path; `last_step`
+  what an episode's last step is, 'observation' or 'transition'. stack_size - 1
+  rows are padding. The further arguments are those of RemoteFiles.
+  """
 
   def __init__(
     self,
@@ -282,15 +288,6 @@ class RluSource(Source):
     stack_size: int = 4,
     **storage: Any,
   ):
-    """Reads nothing yet; the further arguments are those of RemoteFiles.
-
-    Args:
-      url: .../atari_episodes_ordered/<Game>/run_<n>, or the folder of
-        rlu_atari_checkpoints_ordered/<Game>_run_<n>/<version>; a URL or path.
-      last_step: what an episode's last step is: 'observation' or 'transition'.
-      stack_size: frames in a state; stack_size - 1 rows are padding.
-      **storage: see above.
-    """
     if last_step not in LAST_STEPS:
       raise errors.ConfigError(
         f'RluSource.last_step is {last_step!r}; it must be one of '

@@ -109,7 +109,6 @@ class LogSource(Source):
   """A log in the DQN Replay layout, wherever its files are."""
 
   def __init__(self, name: str, count: place.ByteCount):
-    """Reads nothing yet."""
     self.name = name
     self.count = count
     self._headers: dict[str, checkpoint_format.Header] = {}
@@ -246,6 +245,9 @@ class RemoteFiles:
   """The objects of a folder in any storage that fsspec opens.
 
   What is read from its `storage` is checked by nobody; what is fetched, is.
+  Temporary files, one compressed file each, go to `spool_dir`, or TMPDIR; the
+  other arguments are as for `place.open_data`. s3:// needs the package s3fs,
+  and https:// a page that links to the files.
   """
 
   def __init__(
@@ -257,12 +259,6 @@ class RemoteFiles:
     spool_dir: str | None = None,
     retry: Retry | None = None,
   ):
-    """Reads nothing yet.
-
-    s3:// needs the package s3fs, and https:// a page that links to the files.
-    Temporary files, one compressed file each, go to `spool_dir`, or TMPDIR. The
-    other arguments are as for `place.open_data`.
-    """
     self.storage = place.open_data(
       url, retry or Retry(), endpoint_url, google_token, timeout
     )
@@ -283,9 +279,8 @@ class RemoteFiles:
     """Yields an object fetched whole into a temporary file, checked before use.
 
     Where the storage states no checksum, `check` raises a DataError. A damaged
-    object goes to the folder batch_rl_dr3_quarantine in `spool_dir` and is
-    fetched once more. With `num_bytes`, only they are fetched, unchecked. The
-    temporary file has no name, so it vanishes with the process.
+    object goes to quarantine and is fetched once more. With `num_bytes`, only
+    they are fetched, unchecked. The file vanishes with the process.
 
     Raises:
       DataError: if it is damaged both times.
@@ -363,15 +358,12 @@ def _quarantine(name: str, path: str, folder: pathlib.Path) -> str:
 class FsspecSource(LogSource):
   """A log in any storage that fsspec opens: gs://, s3://, https:// and more.
 
-  What is read whole is first fetched and checked (see `RemoteFiles`); a proper
-  prefix is vouched for only by its structure.
+  `url` is of its folder, or of the one above its `replay_logs`; the further
+  arguments are those of RemoteFiles. What is read whole is first fetched and
+  checked; a proper prefix is vouched for only by its structure.
   """
 
   def __init__(self, url: str, **storage: Any):
-    """Reads nothing yet; the further arguments are those of RemoteFiles.
-
-    `url` is of the log's folder, or of the one above its `replay_logs`.
-    """
     self._files = RemoteFiles(url, **storage)
     super().__init__(self._files.storage.name, self._files.storage.count)
     self.endpoint = self._files.endpoint

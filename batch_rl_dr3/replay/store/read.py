@@ -63,12 +63,9 @@ def read_part(
 
 
 def verify(store: pathlib.Path, full: bool = False) -> dict[str, Any]:
-  """Returns the manifest of a store that agrees with it.
+  """Returns the manifest of a store; a DataError names what differs from it.
 
   Compares the lengths of files, and with `full` their SHA-256.
-
-  Raises:
-    DataError: if anything differs from the manifest; it names what.
   """
   try:
     manifest = _read_manifest(store)
@@ -278,14 +275,11 @@ class ReplayStore:
     if self._drawn is not None:
       self._check_drawn(update_horizon)
       return np.flatnonzero(self._drawn)
+    own = np.split(self.terminals, self._first_rows[1:])
     rows = np.concatenate(
       [
-        segment.valid_rows(
-          self.terminals[segment.first_row :][: segment.num_rows],
-          self.stack_size,
-          update_horizon,
-        )
-        for segment in self.segments
+        segment.valid_rows(terminals, self.stack_size, update_horizon)
+        for segment, terminals in zip(self.segments, own, strict=True)
       ]
     )
     if not len(rows):
@@ -353,10 +347,8 @@ class ReplayStore:
   def returns_to_go(self, gamma: float) -> npt.NDArray[np.float32]:
     """Returns the discounted sum of rewards to the end of each row's episode.
 
-    float32 [num_rows], NaN where it does not end in the store; see `validity`.
-
-    Raises:
-      ConfigError: if the store was drawn, and so has no episodes.
+    float32 [num_rows], NaN where it does not end in the store; a ConfigError if
+    the store was drawn, and so has no episodes.
     """
     if self.is_drawn:
       raise errors.ConfigError(

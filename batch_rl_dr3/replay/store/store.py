@@ -95,8 +95,7 @@ def open_store(
       raw   2120 MB     880      590    150      1.06 MB
       zstd    40 MB    1000      410    340      0.03 MB
 
-  So raw is faster as long as the page cache holds it, and zstd beyond. Holding
-  2.1 GB in memory takes 3 s at every start, reading as needed 10 ms, hence the
+  Holding 2.1 GB takes 3 s at every start, reading as needed 10 ms, hence the
   default of 1 GiB.
 
   Args:

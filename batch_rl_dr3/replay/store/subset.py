@@ -86,8 +86,8 @@ class Subset:
   def held_out(self, count: int) -> 'Subset | None':
     """Returns up to `count` transitions that this subset never learns from.
 
-    They are drawn uniformly from those whose state is no state or next state of
-    the subset. None if the count is 0 or the subset is the whole log.
+    They are drawn from those whose state is no state or next state of it. None
+    if the count is 0 or the subset is the whole log.
     """
     if not count or self.fraction == 1:
       return None
@@ -123,8 +123,8 @@ class Subset:
   ) -> dict[int, int]:
     """Returns how many rows to read from the start of each file, by suffix.
 
-    The files' numbers of rows are in time order; files that give none are
-    absent. A rule that draws reads all rows.
+    The lengths are in time order; files that give no row are absent. A rule
+    that draws reads all rows.
 
     Raises:
       ConfigError: if no file gives stack_size + 1 rows, as a transition needs.
@@ -159,8 +159,7 @@ def draw(
 ) -> list[npt.NDArray[np.int64]]:
   """Returns the rows of each file where a drawn transition starts, ascending.
 
-  The segments' own row 0 is their first; `lengths` are the rows of all files of
-  the log, by suffix.
+  The segments' row 0 is their first; `lengths` are of all files of the log.
   """
   base = dataclasses.replace(subset, num_held_out=0)
   assert isinstance(base.seed, int)
@@ -214,9 +213,8 @@ def draw_rows(
 ) -> list[npt.NDArray[np.int64]]:
   """Returns `count` rows drawn uniformly without replacement, by file.
 
-  How many each file gives is drawn first (multivariate hypergeometric), and
-  then which: the same distribution as one draw from all files at once. `valid`
-  are each file's rows where a transition may start; rows ascend, int64.
+  How many of each file's `valid` rows is drawn first (multivariate
+  hypergeometric), and then which: the distribution of a draw from all at once.
   """
   num_valid = [*map(len, valid)]
   if count > sum(num_valid):
@@ -244,9 +242,8 @@ def draw_episodes(
 ) -> npt.NDArray[np.int64]:
   """Returns the places in `terminals` of whole episodes, drawn at random.
 
-  They hold at least `num_rows` rows if there are enough. With terminals [0, 1,
-  0, 0, 1, 0, 1, 0] the whole episodes are rows 2-4 and 5-6; for 1 row it is
-  one.
+  They are at least `num_rows`, if there are so many. With terminals [0, 1, 0,
+  0, 1, 0, 1, 0] the whole episodes are rows 2-4 and 5-6; for 1 row it is one.
   """
   episodes = [*itertools.pairwise(np.flatnonzero(terminals) + 1)]
   rows = [np.zeros(0, np.int64)]
@@ -264,9 +261,8 @@ def rows_needed(
 ) -> npt.NDArray[np.int64]:
   """Returns the rows of a file whose frames the transitions hold, ascending.
 
-  They are the stack_size rows up to each one and the row after it, wrapped
-  around the end of a full buffer, so that a stack is found by counting back.
-  With rows [4, 6] drawn of 10 and stacks of 2 it is [3, 4, 5, 6, 7].
+  They are the stack_size rows up to each one and the row after it, around the
+  end of a full buffer. Of rows [4, 6] and stacks of 2 it is [3, 4, 5, 6, 7].
   """
   needed = np.zeros(num_rows, np.bool_)
   for offset in range(1 - stack_size, UPDATE_HORIZON + 1):

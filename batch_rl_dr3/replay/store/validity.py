@@ -1,7 +1,7 @@
 """Which rows of a replay file can be sampled, and the returns that follow them.
 
-`valid_indices` equals, index for index, the `is_valid_transition` of Dopamine's
-`OutOfGraphReplayBuffer`, which answers for one index at a time.
+`Segment.valid_rows` are the rows for which `is_valid_transition` of Dopamine's
+`OutOfGraphReplayBuffer` holds, which answers for one index at a time.
 """
 
 from collections.abc import Sequence
@@ -27,41 +27,6 @@ def cursor_range(
   """
   offsets = np.arange(-update_horizon, stack_size, dtype=np.int64)
   return (cursor + offsets) % capacity
-
-
-def valid_indices(
-  terminals: npt.NDArray[np.uint8],
-  add_count: int,
-  invalid_range: npt.NDArray[np.int64],
-  stack_size: int,
-  update_horizon: int,
-  capacity: int | None = None,
-) -> npt.NDArray[np.bool_]:
-  """Returns, for each row, whether a transition may start there.
-
-  A buffer that was given at least `capacity` rows is full: it is circular, and
-  stacks wrap around its end. Otherwise it holds rows 0 ... add_count - 1. The
-  capacity exceeds the number of rows where only a prefix is used; None is all.
-  """
-  num_rows = terminals.shape[0]
-  capacity = num_rows if capacity is None else capacity
-  if num_rows < min(add_count, capacity):
-    raise ValueError(
-      f'{num_rows} rows given, but the buffer holds {min(add_count, capacity)}.'
-    )
-  valid = np.ones(num_rows, dtype=np.bool_)
-  if capacity < stack_size + update_horizon:
-    return ~valid  # Dopamine refuses to make such a buffer.
-  if add_count < capacity:
-    valid[max(add_count - update_horizon, 0) :] = False
-    valid[: stack_size - 1] = False
-  inside = (invalid_range >= 0) & (invalid_range < num_rows)
-  valid[invalid_range[inside]] = False
-  # A terminal may stand in a stack only in its last frame.
-  no_end = terminals == 0
-  for age in range(1, stack_size):
-    valid &= np.roll(no_end, age)
-  return valid
 
 
 def returns_to_go(
@@ -139,22 +104,30 @@ class Segment:
   def valid_rows(
     self, terminals: npt.NDArray[np.uint8], stack_size: int, update_horizon: int
   ) -> npt.NDArray[np.int64]:
-    """Returns the rows of the store where a transition may start."""
+    """Returns the rows of the store where a transition may start.
+
+    A full buffer is circular, and stacks wrap around its end; one that is not,
+    or of which a prefix is used, was stopped after its last row.
+    """
     size = self.num_rows_in_source
+    if size < stack_size + update_horizon:
+      return np.zeros(0, np.int64)  # Dopamine refuses to make such a buffer.
+    valid = np.ones(self.num_rows, np.bool_)
+    if not self.is_circular:
+      valid[max(self.num_rows - update_horizon, 0) :] = False
+      valid[: stack_size - 1] = False
     cut = np.array(self.cut_rows, np.int64)
     invalid = [
       np.array(self.invalid_range, np.int64),
       cursor_range(self.cursor, size, stack_size, update_horizon),
       *(cut - step for step in range(update_horizon)),
     ]
-    valid = valid_indices(
-      terminals,
-      self.add_count if self.is_circular else self.num_rows,
-      np.concatenate(invalid),
-      stack_size,
-      update_horizon,
-      capacity=size,
-    )
+    rows = np.concatenate(invalid)
+    valid[rows[(rows >= 0) & (rows < self.num_rows)]] = False
+    # A terminal may stand in a stack only in its last frame.
+    no_end = terminals == 0
+    for age in range(1, stack_size):
+      valid &= np.roll(no_end, age)
     return self.first_row + np.flatnonzero(valid)
 
   def is_followed_by(self, other: 'Segment') -> bool:

@@ -25,7 +25,7 @@ def test_cursor_range_equals_dopamine(cursor, update_horizon):
   other_range=st.none() | st.lists(st.integers(-2, 60), max_size=5),
   seed=st.integers(0, 1000),
 )
-def test_valid_indices_equal_dopamine(
+def test_valid_rows_equal_dopamine(
   capacity, add_count, stack_size, update_horizon, other_range, seed
 ):
   buffer = dopamine_compat.OutOfGraphReplayBuffer(
@@ -35,36 +35,38 @@ def test_valid_indices_equal_dopamine(
   terminals = (rng.random(capacity) < 0.1).astype(np.uint8)
   buffer._store['terminal'] = terminals
   buffer.add_count = np.array(add_count)
-  if other_range is None:
-    invalid_range = validity.cursor_range(
-      add_count % capacity, capacity, stack_size, update_horizon
-    )
-  else:
-    invalid_range = np.array(other_range, np.int64)
-  buffer.invalid_range = invalid_range
-  valid = validity.valid_indices(
-    terminals, add_count, invalid_range, stack_size, update_horizon
+  own = validity.cursor_range(
+    add_count % capacity, capacity, stack_size, update_horizon
   )
-  expected = [buffer.is_valid_transition(i) for i in range(capacity)]
-  np.testing.assert_array_equal(valid, expected)
+  # What a file says comes on top of what the cursor says.
+  said = other_range or []
+  buffer.invalid_range = np.array([*said, *own], np.int64)
+  num_rows = min(add_count, capacity)
+  segment = _segment(num_rows, capacity, add_count, said, 100)
+  valid = segment.valid_rows(terminals[:num_rows], stack_size, update_horizon)
+  expected = [i for i in range(capacity) if buffer.is_valid_transition(i)]
+  assert (valid - 100).tolist() == expected
+
+
+def _segment(num_rows, size, add_count, invalid_range=(), first_row=0):
+  return validity.Segment(
+    0, num_rows, size, add_count, invalid_range, first_row
+  )
 
 
 def test_a_prefix_is_a_buffer_that_was_stopped():
-  terminals = np.zeros(12, np.uint8)
+  terminals = np.zeros(10, np.uint8)
   terminals[5] = 1
-  nothing = np.array([], np.int64)
-  valid = validity.valid_indices(terminals[:10], 10, nothing, 4, 1, 12)
   # Rows 0-2 lack a full stack, 6-8 have the terminal within theirs, and row 9
-  # has no next row.
-  np.testing.assert_array_equal(np.flatnonzero(valid), [3, 4, 5])
-  with pytest.raises(ValueError, match='10 rows given'):
-    validity.valid_indices(terminals[:10], 11, nothing, 4, 1, 12)
+  # has no next row. The cursor of the whole file is at row 0: 11, 0, 1, 2, 3.
+  valid = _segment(10, 12, 12).valid_rows(terminals, 4, 1)
+  assert valid.tolist() == [4, 5]
+  # At row 11 it is around the rows 10, 11, 0, 1, 2.
+  assert _segment(10, 12, 11).valid_rows(terminals, 4, 1).tolist() == [3, 4, 5]
 
 
 def test_a_file_shorter_than_a_transition_has_no_valid_row():
-  nothing = np.array([], np.int64)
-  valid = validity.valid_indices(np.zeros(4, np.uint8), 4, nothing, 4, 1)
-  assert not valid.any()
+  assert not len(_segment(4, 4, 4).valid_rows(np.zeros(4, np.uint8), 4, 1))
 
 
 def test_returns_to_go():
