@@ -179,11 +179,25 @@ def check_frames(
     )
 
 
+class Damage(Exception):
+  """What is wrong with a file, to be said after its name."""
+
+
+@contextlib.contextmanager
+def damage_of(name: object) -> Iterator[None]:
+  """Turns a Damage inside into a DataError that names what is damaged."""
+  try:
+    yield
+  except Damage as damage:
+    raise errors.DataError(f'{name} {damage}') from damage.__cause__
+
+
 @contextlib.contextmanager
 def decompressed(file: StoredFile) -> Iterator[gzip.GzipFile]:
   """Opens a gzip file; what goes wrong inside becomes a DataError."""
   try:
     with (
+      damage_of(file.name),
       file.open() as raw,
       igzip.GzipFile(fileobj=raw) as stream,  # type: ignore[no-untyped-call]
     ):
@@ -211,9 +225,8 @@ def _parse_header(stream: gzip.GzipFile, file: StoredFile) -> Header:
   # Version 1.0 is what np.save writes for every plain array; its header is at
   # most 64 KiB long.
   if magic != np.lib.format.MAGIC_PREFIX + bytes([1, 0]):
-    raise errors.DataError(
-      f'{file.name} holds no array in .npy format 1.0; only arrays are read, '
-      'never pickles.'
+    raise Damage(
+      'holds no array in .npy format 1.0; only arrays are read, never pickles.'
     )
   try:
     # Python 3.11's parser fails now and then where two threads use it at the
@@ -225,25 +238,20 @@ def _parse_header(stream: gzip.GzipFile, file: StoredFile) -> Header:
   except (*_DAMAGED, OSError, errors.BatchRLError):
     raise
   except Exception as error:  # NumPy raises many kinds for a wrong header.
-    raise errors.DataError(
-      f'{file.name} has a damaged array header. Fetch it again.'
-    ) from error
+    raise Damage('has a damaged array header. Fetch it again.') from error
   if dtype.hasobject or dtype.names is not None or dtype.subdtype is not None:
-    raise errors.DataError(
-      f'{file.name} holds {dtype}, which is refused: only plain numbers are '
-      'read.'
+    raise Damage(
+      f'holds {dtype}, which is refused: only plain numbers are read.'
     )
   if fortran and len(shape) > 1:
-    raise errors.DataError(
-      f'{file.name} is in Fortran order; C order is needed.'
-    )
+    raise Damage('is in Fortran order; C order is needed.')
   if any(size < 0 for size in shape):
-    raise errors.DataError(f'{file.name} has a damaged array header: {shape}.')
+    raise Damage(f'has a damaged array header: {shape}.')
   num_bytes = math.prod(shape) * dtype.itemsize
   if num_bytes > _MAX_COMPRESSION * file.num_bytes + _SMALL_FILE_BYTES:
-    raise errors.DataError(
-      f'{file.name} claims an array of shape {shape}, more than a file of its '
-      'size can hold: it is damaged or cut short. Fetch it again.'
+    raise Damage(
+      f'claims an array of shape {shape}, more than a file of its size can '
+      'hold: it is damaged or cut short. Fetch it again.'
     )
   return Header(shape, dtype)
 
@@ -255,27 +263,18 @@ def read_header(file: StoredFile) -> Header:
 
 
 def _read_array(
-  stream: gzip.GzipFile,
-  file: StoredFile,
-  shape: tuple[int, ...],
-  dtype: np.dtype[Any],
-  is_last: bool,
+  stream: gzip.GzipFile, header: Header, is_last: bool
 ) -> npt.NDArray[Any]:
   """Returns the next values of a stream, which ends there if `is_last`."""
-  array = np.empty(shape, dtype)
+  array = np.empty(*header)
   view = array.reshape(-1).view(np.uint8).data
   while view:
     count = stream.readinto(view)
     if not count:
-      raise errors.DataError(
-        f'{file.name} ends before its last row: it is cut short. Fetch it '
-        'again.'
-      )
+      raise Damage('ends before its last row: it is cut short. Fetch it again.')
     view = view[count:]
   if is_last and stream.read(1):
-    raise errors.DataError(
-      f'{file.name} goes on after its last row: it is damaged. Fetch it again.'
-    )
+    raise Damage('goes on after its last row: it is damaged. Fetch it again.')
   return array
 
 
@@ -290,43 +289,36 @@ def read_rows(
   Only when all rows are asked for (None) does gzip's checksum vouch for them,
   and not before the iterator has ended without an error.
   """
+  dtype, row_shape = np.dtype(dtype), tuple(row_shape)
   with decompressed(file) as stream:
-    header = _parse_header(stream, file)
-    if (
-      header.dtype != np.dtype(dtype)
-      or not header.shape
-      or header.shape[1:] != tuple(row_shape)
-    ):
-      raise errors.DataError(
-        f'{file.name} holds {header.dtype} of shape {header.shape}; rows of '
-        f'{np.dtype(dtype)} of shape {tuple(row_shape)} are needed.'
+    shape, found = _parse_header(stream, file)
+    if found != dtype or not shape or shape[1:] != row_shape:
+      raise Damage(
+        f'holds {found} of shape {shape}; rows of {dtype} of shape {row_shape} '
+        'are needed.'
       )
-    total = header.shape[0]
+    total = shape[0]
     if num_rows is not None and num_rows > total:
-      raise errors.DataError(
-        f'{file.name} has {total} rows; {num_rows} are needed.'
-      )
+      raise Damage(f'has {total} rows; {num_rows} are needed.')
     wanted = total if num_rows is None else num_rows
-    row_bytes = max(1, math.prod(row_shape) * header.dtype.itemsize)
+    row_bytes = max(1, math.prod(row_shape) * dtype.itemsize)
     block_rows = max(1, _BLOCK_BYTES // row_bytes)
     for start in range(0, max(1, wanted), block_rows):
-      shape = (min(block_rows, wanted - start), *row_shape)
-      is_last = start + shape[0] == total
-      yield _read_array(stream, file, shape, header.dtype, is_last)
+      count = min(block_rows, wanted - start)
+      block = Header((count, *row_shape), dtype)
+      yield _read_array(stream, block, is_last=start + count == total)
 
 
 def read_attribute(file: StoredFile, name: str) -> npt.NDArray[np.int64]:
   """Returns add_count (int64 []) or another's rows (int64 [any]) in a file."""
   ndim = _ATTRIBUTE_NDIM[name]
   with decompressed(file) as stream:
-    shape, dtype = _parse_header(stream, file)
-    if (
-      dtype != np.dtype(np.int64)
-      or len(shape) != ndim
-      or math.prod(shape) > _MAX_ATTRIBUTE_SIZE
-    ):
-      raise errors.DataError(
-        f'{file.name} holds {dtype} of shape {shape}; a small array of int64 '
-        f'with {ndim} dimensions is needed.'
+    header = _parse_header(stream, file)
+    shape, dtype = header
+    is_small = math.prod(shape) <= _MAX_ATTRIBUTE_SIZE
+    if dtype != np.dtype(np.int64) or len(shape) != ndim or not is_small:
+      raise Damage(
+        f'holds {dtype} of shape {shape}; a small array of int64 with {ndim} '
+        'dimensions is needed.'
       )
-    return _read_array(stream, file, shape, dtype, is_last=True)
+    return _read_array(stream, header, is_last=True)

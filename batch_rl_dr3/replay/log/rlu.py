@@ -41,6 +41,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
+from batch_rl_dr3.replay.log.checkpoint_format import Damage, damage_of
 from batch_rl_dr3.replay.log.sources import RemoteFiles, Source
 from batch_rl_dr3.replay.store import validity
 from batch_rl_dr3.runs import place
@@ -116,15 +117,13 @@ class _Part(NamedTuple):
   info: dict[str, Any]
 
 
-class _Steps(NamedTuple):
-  """One episode, step by step."""
+class _Episode(NamedTuple):
+  """The rows that an episode becomes, without padding."""
 
-  checkpoint: int  # Which millionth of the run.
-  number: int
+  place: tuple[int, int]  # Which millionth of the run, and its number.
   frames: Sequence[bytes]  # PNG files.
-  actions: npt.NDArray[np.int32]
-  rewards: npt.NDArray[np.float32]  # As the file has them.
-  is_terminal: bool  # Else it was cut.
+  columns: list[npt.NDArray[Any]]  # Actions, rewards, terminals.
+  is_cut: bool  # Whether it ends in no terminal state.
 
 
 def _is_file(name: str) -> bool:
@@ -186,18 +185,16 @@ def _array_reader(path: str, name: str) -> Any:
   return array_record_module.ArrayRecordReader(path)
 
 
-def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
+def _parse(record: bytes, layout: _Layout, last_step: str) -> _Episode:
   """Returns the episode in a serialised tf.train.Example."""
   from tensorflow.core.example import example_pb2
 
   try:
     features = example_pb2.Example.FromString(record).features.feature
   except Exception as error:  # protobuf's DecodeError; it has no types.
-    raise errors.DataError(
-      f'{name} holds a record that is no tf.train.Example.'
-    ) from error
+    raise Damage('holds a record that is no tf.train.Example.') from error
   if 'o_t' in features or 'r_t' in features:
-    raise errors.DataError(f'{name} holds single transitions: it {_SHUFFLED}')
+    raise Damage(f'holds single transitions: it {_SHUFFLED}')
   clipped = layout.rewards[0]
   pair = next((p for p in layout.rewards if p[0] in features), clipped)
   kinds = {
@@ -214,8 +211,8 @@ def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
   for field, kind in kinds.items():
     # Looking a name up in this map would add it.
     if field not in features or features[field].WhichOneof('kind') != kind:
-      raise errors.DataError(
-        f'{name} holds an episode without {field} ({kind}); it has '
+      raise Damage(
+        f'holds an episode without {field} ({kind}); it has '
         f'{", ".join(sorted(features))}. It is not in the layout of RL '
         "Unplugged's Atari data that is known here."
       )
@@ -223,43 +220,67 @@ def _parse(record: bytes, layout: _Layout, name: str) -> _Steps:
   lengths = {field: len(values) for field, values in found.items()}
   for field in [*kinds][4:]:
     if (count := lengths.pop(field)) != 1:
-      raise errors.DataError(f'{name} holds {count} values of {field}.')
-  frames, actions, rewards, ends, [checkpoint], [number], [total] = (
-    found.values()
-  )
+      raise Damage(f'holds {count} values of {field}.')
+  frames, actions, exact, ends, [checkpoint], [number], [total] = found.values()
   if len(set(lengths.values())) > 1 or not frames:
-    raise errors.DataError(
-      f'{name} holds an episode whose fields differ in length: {lengths}.'
-    )
+    raise Damage(f'holds an episode whose fields differ in length: {lengths}.')
   if min(actions) < 0 or max(actions) > np.iinfo(np.int32).max:
-    raise errors.DataError(f'{name} holds the action {min(actions)}.')
-  exact = np.array(rewards, np.float64)
-  if not np.isfinite(exact).all():
-    raise errors.DataError(f'{name} holds a reward that is no number.')
-  if pair == clipped and (np.abs(exact) > 1).any():
-    raise errors.DataError(f'{name} holds a clipped reward outside [-1, 1].')
-  if not abs(exact.sum() - total) <= 1e-3 * max(1.0, abs(total)):
-    raise errors.DataError(
-      f'{name}: the rewards of episode {number} sum up to {exact.sum()}; the '
-      f'file states {total}.'
+    raise Damage(f'holds the action {min(actions)}.')
+  rewards = np.array(exact, np.float64)
+  if not np.isfinite(rewards).all():
+    raise Damage('holds a reward that is no number.')
+  if pair == clipped and (np.abs(rewards) > 1).any():
+    raise Damage('holds a clipped reward outside [-1, 1].')
+  if not abs(rewards.sum() - total) <= 1e-3 * max(1.0, abs(total)):
+    raise Damage(
+      f'holds an episode, {number}, whose rewards sum up to {rewards.sum()}; '
+      f'the file states {total}.'
     )
-  return _Steps(
-    checkpoint=checkpoint,
-    number=number,
-    frames=frames,
-    actions=np.array(actions, np.int32),
-    rewards=exact.astype(np.float32),
-    is_terminal=ends[-1] == layout.terminal_value,
-  )
+  count = len(frames)
+  if last_step == 'observation':
+    count -= 1
+    if rewards[-1] != 0:
+      raise Damage(
+        f'holds an episode, {number}, whose last step has the reward '
+        f'{rewards[-1]}, which counts in its return, so it is more than an '
+        "observation. Set RluSource.last_step = 'transition'."
+      )
+  terminals = np.zeros(count, np.uint8)
+  terminals[-1:] = 1
+  columns: list[npt.NDArray[Any]] = [
+    np.array(actions[:count], np.int32),
+    np.clip(rewards[:count].astype(np.float32), -1, 1),
+    terminals,
+  ]
+  is_cut = ends[-1] != layout.terminal_value
+  return _Episode((checkpoint, number), frames[:count], columns, is_cut)
 
 
-def _decode_frame(png: bytes, name: str) -> npt.NDArray[np.uint8]:
+def _decode_frame(png: bytes) -> npt.NDArray[np.uint8]:
   import cv2
 
   frame = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
   if frame is None or frame.ndim != 2 or frame.dtype != np.uint8:
-    raise errors.DataError(f'{name} holds a frame that is no 8-bit grey PNG.')
+    raise Damage('holds a frame that is no 8-bit grey PNG.')
   return cast(npt.NDArray[np.uint8], frame)
+
+
+def _check_order(
+  before: tuple[int, int] | None, following: tuple[int, int]
+) -> None:
+  """Raises Damage unless episodes are of one checkpoint and in order."""
+  if before is None:
+    return
+  if following[0] != before[0]:
+    raise Damage(
+      f'mixes the checkpoints {before[0]} and {following[0]}; a file of one '
+      'checkpoint is needed.'
+    )
+  if following[1] <= before[1]:
+    raise Damage(
+      f'holds episode {following[1]} after episode {before[1]}; they are '
+      'needed in the order of play.'
+    )
 
 
 class _Index(NamedTuple):
@@ -392,25 +413,27 @@ class RluSource(Source):
     if element != 'observation':
       yield index.columns[element][:num_rows]
       return
-    name = f'{self.name}, checkpoint {suffix},'
     left = index.segment.num_rows if num_rows is None else num_rows
-    for block in self._frame_blocks(suffix, index, left, name):
-      yield block[:left]
-      left -= min(left, len(block))
-      if not left and num_rows is not None:
-        return
-    if left:
-      raise errors.DataError(f'{name} ends {left} rows early. Fetch it again.')
+    with damage_of(f'{self.name}, checkpoint {suffix},'):
+      for block in self._frame_blocks(suffix, index, left):
+        yield block[:left]
+        left -= min(left, len(block))
+        if not left and num_rows is not None:
+          return
+      if left:
+        raise Damage(f'ends {left} rows early. Fetch it again.')
 
   def segment(self, suffix: int) -> validity.Segment:  # noqa: D102
     return self._index(suffix).segment
 
   def _index(self, suffix: int) -> _Index:
-    """Returns what all of a checkpoint's files say, read once."""
-    if suffix in self._indexes:
-      return self._indexes[suffix]
-    name = f'{self.name}, checkpoint {suffix},'
-    parts: list[list[npt.NDArray[Any]]] = []
+    if suffix not in self._indexes:
+      with damage_of(f'{self.name}, checkpoint {suffix},'):
+        self._indexes.setdefault(suffix, self._read_index(suffix))
+    return self._indexes[suffix]
+
+  def _read_index(self, suffix: int) -> _Index:
+    columns: list[list[npt.NDArray[Any]]] = []
     cut_rows: list[int] = []
     part_rows: list[int] = []
     num_rows, num_padding = 0, self._stack_size - 1
@@ -418,24 +441,18 @@ class RluSource(Source):
     for shard in self._parts(suffix):
       part_rows.append(-num_rows)
       for episode in self._episodes(suffix, shard):
-        self._check_order(name, before, episode)
-        before = episode
-        shape = shape or _decode_frame(episode.frames[0], name).shape
-        count = self._num_rows(episode)
-        if not count:
+        _check_order(before, episode.place)
+        before = episode.place
+        if not episode.frames:
           continue
-        terminals = np.zeros(count, np.uint8)
-        terminals[-1] = 1
-        rewards = np.clip(episode.rewards[:count], -1, 1)
-        own = [episode.actions[:count], rewards, terminals]
-        parts.append([np.pad(column, (num_padding, 0)) for column in own])
-        num_rows += num_padding + count
-        if not episode.is_terminal:
+        shape = shape or _decode_frame(episode.frames[0]).shape
+        columns.append([np.pad(c, (num_padding, 0)) for c in episode.columns])
+        num_rows += num_padding + len(episode.frames)
+        if episode.is_cut:
           cut_rows.append(num_rows - 1)
       part_rows[-1] += num_rows
-    if shape is None or not num_rows:
-      raise errors.DataError(f'{name} holds no transition.')
-    columns = map(np.concatenate, zip(*parts, strict=True))
+    if shape is None:
+      raise Damage('holds no transition.')
     around_cursor = validity.cursor_range(
       0, num_rows, self._stack_size, _UPDATE_HORIZON
     )
@@ -447,37 +464,12 @@ class RluSource(Source):
       invalid_range=[*around_cursor.tolist(), *cut_rows],
       cut_rows=cut_rows,
     )
-    names = checkpoint_format.ELEMENT_DTYPES
-    by_name = dict(zip(names, columns, strict=True))
-    index = _Index(segment, by_name, shape, part_rows)
-    return self._indexes.setdefault(suffix, index)
-
-  def _check_order(
-    self, name: str, before: _Steps | None, episode: _Steps
-  ) -> None:
-    if before is not None and episode.checkpoint != before.checkpoint:
-      raise errors.DataError(
-        f'{name} mixes the checkpoints {before.checkpoint} and '
-        f'{episode.checkpoint}; a file of one checkpoint is needed.'
-      )
-    if before is not None and episode.number <= before.number:
-      raise errors.DataError(
-        f'{name} holds episode {episode.number} after episode '
-        f'{before.number}; they are needed in the order of play.'
-      )
-    if self._last_step == 'observation' and episode.rewards[-1] != 0:
-      raise errors.DataError(
-        f'{name}: the last step of episode {episode.number} has the reward '
-        f'{episode.rewards[-1]}, which counts in its return, so it is more '
-        "than an observation. Set RluSource.last_step = 'transition'."
-      )
-
-  def _num_rows(self, episode: _Steps) -> int:
-    """Returns how many of an episode's steps become rows."""
-    return len(episode.actions) - (self._last_step == 'observation')
+    whole = map(np.concatenate, zip(*columns, strict=True))
+    by_name = dict(zip(checkpoint_format.ELEMENT_DTYPES, whole, strict=True))
+    return _Index(segment, by_name, shape, part_rows)
 
   def _frame_blocks(
-    self, suffix: int, index: _Index, num_rows: int, name: str
+    self, suffix: int, index: _Index, num_rows: int
   ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yields the frames of at least the first rows of a checkpoint."""
     padding = np.zeros((self._stack_size - 1, *index.frame_shape), np.uint8)
@@ -487,16 +479,14 @@ class RluSource(Source):
         return
       share = min(1.0, num_rows / max(1, part_rows))
       num_rows -= part_rows
-      for episode in self._episodes(suffix, shard, share):
-        count = self._num_rows(episode)
-        if count:
+      for _, pngs, *_ in self._episodes(suffix, shard, share):
+        if pngs:
           yield padding
-        for start in range(0, count, _BLOCK_ROWS):
-          pngs = episode.frames[start : min(count, start + _BLOCK_ROWS)]
-          frames = [_decode_frame(png, name) for png in pngs]
+        for start in range(0, len(pngs), _BLOCK_ROWS):
+          frames = [*map(_decode_frame, pngs[start : start + _BLOCK_ROWS])]
           shapes = {frame.shape for frame in frames}
           if shapes != {index.frame_shape}:
-            raise errors.DataError(f'{name} holds frames of shapes {shapes}.')
+            raise Damage(f'holds frames of shapes {shapes}.')
           yield np.stack(frames)
 
   def _parts(self, suffix: int) -> list[_Part]:
@@ -506,7 +496,7 @@ class RluSource(Source):
 
   def _episodes(
     self, suffix: int, shard: _Part, share: float | None = None
-  ) -> Iterator[_Steps]:
+  ) -> Iterator[_Episode]:
     """Yields the episodes of a file that is fetched whole and checked.
 
     With the `share` of its rows that is wanted, the file has been checked
@@ -540,7 +530,7 @@ class RluSource(Source):
 
   def _read(
     self, shard: _Part, num_bytes: int | None, is_known: bool = False
-  ) -> Iterator[_Steps]:
+  ) -> Iterator[_Episode]:
     """Yields the episodes of a file, or of its first bytes."""
     check = (lambda _: None) if self._is_tfds else checkpoint_format.check_gzip
     with contextlib.ExitStack() as stack:
@@ -554,9 +544,10 @@ class RluSource(Source):
         stream = stack.enter_context(file.open())
         path, name = f'/proc/self/fd/{stream.fileno()}', file.name
       layout = _TFDS if self._is_tfds else _BUCKET
+      stack.enter_context(damage_of(name))
       is_array_record = shard.is_array_record
       for record in _records(path, is_array_record, not self._is_tfds, name):
-        yield _parse(record, layout, name)
+        yield _parse(record, layout, self._last_step)
 
   @functools.cached_property
   def _num_episodes(self) -> dict[tuple[int, int], int]:
