@@ -92,15 +92,14 @@ class TableVariables:
     valid_rows: npt.NDArray[np.int64],
     returns: npt.NDArray[np.float32] | None,
   ):
-    segments = store.segments
     self._arrays = {
       'actions': store.actions,
       'rewards': store.rewards,
       'terminals': store.terminals,
       'returns': np.zeros(0, np.float32) if returns is None else returns,
       'valid_rows': valid_rows,
-      'first_rows': np.array([s.first_row for s in segments], np.int64),
-      'num_rows': np.array([s.num_rows for s in segments], np.int64),
+      'first_rows': store.first_rows,
+      'num_rows': store.lengths,
     }
     frame = store.frames([0])
     with tf.name_scope('replay_table'):

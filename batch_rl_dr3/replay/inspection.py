@@ -81,8 +81,7 @@ def summarise(
 ) -> Iterator[FileSummary]:
   """Yields the summary of each file of a log, in time order.
 
-  Unless `all_frames`, only a file's first frames are looked at; `on_rows` gets
-  the number of frames just looked at.
+  `on_rows` gets the number of frames just looked at: all, or the first ones.
   """
   for suffix in source.suffixes():
     segment = source.segment(suffix)

@@ -20,11 +20,11 @@ _COMPRESS_LEVEL = 1
 class LogWriter:
   """Writes transitions to numbered files of `rows_per_file` rows.
 
-  File N is what a Dopamine `OutOfGraphReplayBuffer` with replay_capacity =
-  rows_per_file, given all transitions so far, would save when full for the (N +
-  1)th time. Each episode starts with stack_size - 1 rows of zero padding; both
-  cross files. A shorter last file is what a buffer of just its rows would save:
-  its add_count starts again, as in the DQN Replay Dataset.
+  File N is what a Dopamine `OutOfGraphReplayBuffer` of that capacity, given all
+  transitions so far, would save when full for the (N + 1)th time. Each episode
+  starts with stack_size - 1 rows of zero padding; both cross files. A shorter
+  last file is what a buffer of just its rows would save: its add_count starts
+  again, as in the DQN Replay Dataset.
 
   The rows of one file are held in memory: 7 GB for a million Atari frames.
   """
@@ -97,9 +97,8 @@ class LogWriter:
   def cut(self, observation: npt.NDArray[Any]) -> None:
     """Ends an episode that `observation` follows, though it is no terminal.
 
-    A row of it is added that is marked as a terminal and in cut_rows_ckpt.N.gz:
-    it is never sampled, and no Monte-Carlo return ends there. Dopamine does not
-    know that file, and would sample the row.
+    Its row is marked as a terminal and in cut_rows_ckpt.N.gz: it is never
+    sampled, and no Monte-Carlo return ends there. Dopamine would sample it.
     """
     self._cut_rows.append(self._num_rows)
     self._add_row(observation, 0, 0.0, 1)
@@ -108,8 +107,7 @@ class LogWriter:
   def break_off(self, at_episode_start: bool) -> None:
     """Ends a file where what follows does not go on from it.
 
-    The add_counts of the next files say that they do not follow this one (see
-    Segment.is_followed_by).
+    The next files' add_counts say so (see Segment.is_followed_by).
     """
     if self._num_rows:
       # A file that is shorter than the one before would look like its rest.

@@ -114,20 +114,13 @@ def missing_notes(game: str, run: int, present: Collection[int]) -> list[str]:
 def default_locations(
   game: str, run: int, templates: Sequence[str] = DEFAULT_LOCATIONS
 ) -> list[str]:
-  """Returns where a logged run, 1 to 5, is looked for, in order.
-
-  `templates` are locations with {game}, such as MsPacman, and {run} in them.
-  """
+  """Returns where a run is looked for: templates with {game} and {run}."""
   expected_suffixes(game, run)  # Refuses other runs.
   return [template.format(game=game, run=run) for template in templates]
 
 
 def make_source(location: _Location) -> Source:
-  """Returns the source at a location; only folders are looked at yet.
-
-  RL Unplugged's has atari_episodes_ordered or rlu_atari_checkpoints_ordered in
-  its path, or is a folder of its files.
-  """
+  """Returns the source at a location; only folders are looked at yet."""
   if isinstance(location, Source):
     return location
   text = os.fspath(location)

@@ -181,9 +181,9 @@ class ReplayStore:
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise _damaged(folder, str(error)) from error
     self.fits_memory = self.num_frame_bytes <= max_resident_bytes
-    self._first_rows = np.array([s.first_row for s in self.segments])
+    self.first_rows = np.array([s.first_row for s in self.segments])
     # Modulo the file's length where stacks wrap around its end.
-    self._num_rows = np.array([s.num_rows for s in self.segments])
+    self.lengths = np.array([s.num_rows for s in self.segments])
 
   def _check_segments(self) -> None:
     num_rows = 0
@@ -275,7 +275,7 @@ class ReplayStore:
     if self._drawn is not None:
       self._check_drawn(update_horizon)
       return np.flatnonzero(self._drawn)
-    own = np.split(self.terminals, self._first_rows[1:])
+    own = np.split(self.terminals, self.first_rows[1:])
     rows = np.concatenate(
       [
         segment.valid_rows(terminals, self.stack_size, update_horizon)
@@ -313,8 +313,8 @@ class ReplayStore:
     Equals Dopamine's `sample_transition_batch(indices=...)`, file by file.
     """
     rows = np.asarray(rows, dtype=np.int64)
-    segment = np.searchsorted(self._first_rows, rows, side='right') - 1
-    first, length = self._first_rows[segment], self._num_rows[segment]
+    segment = np.searchsorted(self.first_rows, rows, side='right') - 1
+    first, length = self.first_rows[segment], self.lengths[segment]
 
     def move(steps: Any) -> Any:
       return first + (rows - first + steps) % length
