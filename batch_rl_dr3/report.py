@@ -44,24 +44,20 @@ from collections.abc import Callable
 import functools
 import os
 import pathlib
-import sys
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from batch_rl_dr3.config import cli, errors, flag_tables
-from batch_rl_dr3.runs import atomic, results
-
-if TYPE_CHECKING:
-  from batch_rl_dr3.reporting import run_reader
+from batch_rl_dr3.runs import results
 
 FLAGS = flags.FLAGS
 
 _PUBLISHED = pathlib.Path(__file__).parent / 'reporting' / 'published'
 PRESETS = tuple(tomllib.loads((_PUBLISHED / 'presets.toml').read_text()))
-_DEFAULT_PORT = 8765
-_DEFAULT_WATCH_SECONDS = 30.0
+_PORT = 8765
+_SECONDS = 30.0
 
 
 class _OptionalNumber(flags.ArgumentParser):  # type: ignore[type-arg]
@@ -70,9 +66,7 @@ class _OptionalNumber(flags.ArgumentParser):  # type: ignore[type-arg]
   def __init__(
     self, default: float, kind: Callable[[str], float], low: float, high: float
   ):
-    self._default = default
-    self._kind = kind
-    self._range = (low, high)
+    self._default, self._kind, self._range = default, kind, (low, high)
     self.syntactic_help = f'a number from {low:g} to {high:g}'
 
   def parse(self, argument: Any) -> float | None:
@@ -87,15 +81,15 @@ class _OptionalNumber(flags.ArgumentParser):  # type: ignore[type-arg]
 
 def define_flags() -> None:
   """Defines what is read, what the report is about and where it goes."""
-  watch = _OptionalNumber(_DEFAULT_WATCH_SECONDS, float, 0.1, 86_400)
-  serve = _OptionalNumber(_DEFAULT_PORT, int, 0, 65_535)
+  watch = _OptionalNumber(_SECONDS, float, 0.1, 86_400)
+  serve = _OptionalNumber(_PORT, int, 0, 65_535)
   watch_help = (
     'Write the report again whenever runs change, until Ctrl-C; '
-    f'--watch=SECONDS is how often to look ({_DEFAULT_WATCH_SECONDS:g}).'
+    f'--watch=SECONDS is how often to look ({_SECONDS:g}).'
   )
   serve_help = (
     "Serve the report's folder to this machine; --serve=PORT is where "
-    f'({_DEFAULT_PORT}; 0 takes a free one).'
+    f'({_PORT}; 0 takes a free one).'
   )
   for flag in (
     flags.Flag(watch, None, 'watch', None, watch_help, boolean=True),
@@ -107,28 +101,7 @@ def define_flags() -> None:
     preset={'enum_values': PRESETS},
     num_processes={'default': os.cpu_count() or 1},
   )
-  cli.define_cache_dir(
-    'Where what was read of unchanged runs is kept for the next report; empty '
-    'keeps nothing, and reads nothing of a bucket.'
-  )
-
-
-def _open_cache() -> 'run_reader.RunCache | None':
-  """Returns the cache, None if there is to be none or it cannot be written."""
-  if not FLAGS.cache_dir:
-    return None
-  from batch_rl_dr3.reporting import run_reader
-
-  folder = os.path.join(FLAGS.cache_dir, 'runs')
-  try:
-    atomic.make_directory(folder)
-  except errors.WriteError as error:
-    print(
-      f'report: {error} Until then every run is read again (--cache_dir).',
-      file=sys.stderr,
-    )
-    return None
-  return run_reader.RunCache(folder)
+  cli.define_cache_dir('Where what is read of runs in a bucket is kept.')
 
 
 def main() -> None:
@@ -151,7 +124,6 @@ def main() -> None:
     normalisation=reference.Normalisation(FLAGS.normalisation),
     bootstrap=statistics.Bootstrap(FLAGS.num_resamples, FLAGS.seed),
     allow_mixed=FLAGS.allow_mixed,
-    cache=_open_cache(),
     # A process with a server's threads in it must not fork.
     num_processes=1 if FLAGS.serve is not None else FLAGS.num_processes,
     refresh_seconds=FLAGS.watch,
@@ -167,7 +139,7 @@ def main() -> None:
     page.write_report, view.patterns, FLAGS.output_dir, options
   )
   if FLAGS.serve is not None or FLAGS.watch is not None:
-    with view.kept_fresh(FLAGS.watch or _DEFAULT_WATCH_SECONDS):
+    with view.kept_fresh(FLAGS.watch or _SECONDS):
       watch.follow(view.patterns, write, FLAGS.watch, FLAGS.serve)
     return
   print(f'report: {write()}')

@@ -9,23 +9,7 @@ prints how much of them each rule would have kept, had it chosen among all
 evaluations: look there before trusting one. Rules never see a return.
 
 Rules:
-  last              last checkpoint (baseline)
-  dot_growth        lowest feature dot product per gradient step taken (ours;
-                    arXiv:2112.04716, Figures 1 and 2)
-  co_adaptation     lowest ratio of Proposition 3.2 (ours; the margin to
-                    Proposition 3.2 of arXiv:2112.04716)
-  before_violation  last before Proposition 3.2's ratio first reaches 1
-                    (Proposition 3.2 of arXiv:2112.04716)
-  rank_highest      highest effective rank (ours; arXiv:2010.14498)
-  rank_intact       last before the effective rank first falls below half of its
-                    highest (ours; arXiv:2010.14498)
-  td_error          lowest TD loss on the fixed sample (common practice)
-  q_peak            highest mean Q of the data (arXiv:2109.10813, for
-                    conservative methods such as CQL)
-  q_settled         mean Q that moved least since half of the gradient steps
-                    (ours; arXiv:2112.04716, Figure 1)
-  mean_rank         best mean place under dot_growth, rank_highest, td_error and
-                    q_peak (ours)
+{rules}
 
 --output writes the whole ranking of every rule: as CSV one row per run, rule
 and checkpoint (place 1 is the choice); as JSON these under "ranking", what
@@ -39,6 +23,7 @@ nothing that can be ranked; 73 the output cannot be written.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -48,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from batch_rl_dr3.config import cli, errors, flag_tables
+from batch_rl_dr3.reporting import words
 from batch_rl_dr3.runs import atomic, results
 
 if TYPE_CHECKING:
@@ -57,12 +43,7 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 
-# Those of reporting/selection.py, which takes seconds to import.
-RULES = (
-  *('last', 'dot_growth', 'co_adaptation', 'before_violation'),
-  *('rank_highest', 'rank_intact', 'td_error', 'q_peak', 'q_settled'),
-  'mean_rank',
-)
+RULES = tuple(name for name in words.parts('rules') if name != 'random')
 # Runs that are named where some cannot be ranked.
 _MAX_NAMED = 10
 
@@ -80,20 +61,15 @@ def select(
   output: str | None = None,
   cache_dir: str = '',
 ) -> None:
-  """Prints, and writes if asked, the choices of the rules and their worth.
+  """Prints, and writes to `output`, the choices of the rules and their worth.
 
-  Args:
-    patterns: globs of run directories.
-    names: of rules; none for all.
-    top: how many checkpoints of each rule to print.
-    output: a .csv or .json file for the whole ranking.
-    cache_dir: where what is read of a bucket is kept.
+  The arguments are what the flags are: no `names` of rules stand for all.
 
   Raises:
     DataError: if there are no runs, or none that can be ranked.
     WriteError: if `output` cannot be written.
   """
-  from batch_rl_dr3.reporting import run_reader, selection, words
+  from batch_rl_dr3.reporting import run_reader, selection
 
   view = results.RunGlobs(patterns, cache_dir, selection.CONTENTS)
   view.refresh()
@@ -108,21 +84,20 @@ def select(
       f'that differ, and metrics.csv; none of {len(collection.runs)} has them.'
     )
   measured = selection.worth(collection, outcomes)
-  if output is not None and output.endswith('.csv'):
-    text = ranked.to_csv(index=False, lineterminator='\n')
-    atomic.write_text(output, text)
-  elif output is not None:
+  if output is not None:
     content = {
       'rules': [
-        {'name': rule.name, 'choice': rule.choice, 'source': rule.source}
+        {name: getattr(rule, name) for name in ('name', 'choice', 'source')}
         for rule in rules
       ],
       'ranking': records(ranked),
       'measured': records(measured.frame),
       'outcomes': records(outcomes),
     }
-    text = json.dumps(content, indent=1, allow_nan=False)
-    atomic.write_text(output, f'{text}\n')
+    text = json.dumps(content, indent=1, allow_nan=False) + '\n'
+    if output.endswith('.csv'):
+      text = ranked.to_csv(index=False, lineterminator='\n')
+    atomic.write_text(output, text)
   print(_text(selection.choices(ranked, top)))
   there = set(ranked['run'])
   rest = [run.name for run in collection.runs if run.name not in there]
@@ -134,7 +109,7 @@ def select(
       file=sys.stderr,
     )
   # What each rule chooses would fill the line, and --help says it.
-  columns = tuple(c for c in measured.columns if c.names != ('choice',))
+  columns = tuple(c for c in measured.columns if c.names != ['choice'])
   short = dataclasses.replace(measured, columns=columns)
   print(f'\n{measured.title}\n{_text(short)}\n')
   if measured.cells:
@@ -142,27 +117,21 @@ def select(
 
 
 def _text(made: 'tables.Table') -> str:
-  import pandas as pd
-
-  if not made.cells:
-    return made.empty
-  headings = [column.heading for column in made.shown]
-  return pd.DataFrame(made.cells, columns=headings).to_string(index=False)
+  return made.as_shown().to_string(index=False) if made.cells else made.empty
 
 
 def records(frame: 'pd.DataFrame') -> list[dict[str, Any]]:
   """Returns the rows of a table for JSON, None for what is not known."""
-  finite = frame.astype(object).where(
-    frame.notna() & ~frame.isin([math.inf, -math.inf]), None
-  )
-  return [
-    {
-      # NumPy's numbers have an item().
-      str(name): value.item() if hasattr(value, 'item') else value
-      for name, value in row.items()
-    }
-    for row in finite.to_dict('records')
-  ]
+  known = frame.replace([math.inf, -math.inf], math.nan).astype(object)
+  return list(known.where(known.notna(), None).to_dict('records'))
+
+
+def _rules() -> str:
+  """Returns what each rule chooses and who proposed it."""
+  choices, sources = words.parts('rules'), words.parts('rule_sources')
+  wrap = functools.partial(textwrap.fill, width=80, subsequent_indent=' ' * 20)
+  rules = (f'  {n:18}{choices[n]} ({sources[n]})' for n in RULES)
+  return '\n'.join(map(wrap, rules))
 
 
 def main() -> None:
@@ -180,4 +149,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  cli.run(main, __doc__)
+  cli.run(main, (__doc__ or '').format(rules=_rules()))

@@ -187,10 +187,17 @@ def _report(
   name: str, sweep: 'grid.Sweep', runs: 'Sequence[grid.SweepRun]'
 ) -> None:
   """Draws the runs of a study, and reports on them."""
-  from batch_rl_dr3.reporting import page, run_reader, study
+  from batch_rl_dr3.reporting import (
+    figures,
+    page,
+    run_reader,
+    study,
+    tables,
+    words,
+  )
   from batch_rl_dr3.runs import results
-  from batch_rl_dr3.studies import trained
 
+  quantities = words.entries(name, 'quantities')
   patterns = []
   for run in runs:
     folder = f'{FLAGS.output_dir}/{run.folder}'
@@ -201,14 +208,15 @@ def _report(
     map(glob.escape, patterns), FLAGS.cache_dir, run_reader.CONTENTS
   )
   found = [pattern for pattern in view.patterns if glob.glob(pattern)]
-  collection = run_reader.load(
-    found or view.patterns, quantities=trained.STUDIES[name]
-  )
+  collection = run_reader.load(found or view.patterns, quantities=quantities)
   # What others start from is no part of the figure.
   sources = set((sweep.starts_from or {}).values())
   names = [method for method in sweep.methods if method not in sources]
-  about = (name, collection, names)
-  _write(trained.make(*about), trained.table(*about))
+  panels = [figures.panel(quantity) for quantity in quantities]
+  _write(
+    figures.of_methods(name, collection, names, panels),
+    tables.first_and_last(collection, names, quantities),
+  )
   preset = f'dr3_{sweep.suite}_{name}'
   is_whole = preset in study.PRESETS and len(found) == len(runs)
   options = page.Options(

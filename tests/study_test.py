@@ -10,8 +10,8 @@ import pytest
 
 from batch_rl_dr3 import study
 from batch_rl_dr3.config import errors
+from batch_rl_dr3.reporting import words
 from batch_rl_dr3.runs import run_directory
-from batch_rl_dr3.studies import trained
 
 TINY = (
   'create_minatar_lanes.num_lanes=2',
@@ -174,13 +174,15 @@ def test_what_is_finished_is_not_trained_again(command, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', sorted(set(trained.STUDIES) - {'figure1'}))
+@pytest.mark.parametrize('name', sorted(set(study.TRAINED) - {'figure1'}))
 def test_every_other_study_trains_and_draws(command, tmp_path, name):
   command(name, tmp_path)
   table = rows(tmp_path / f'{name}.csv')
   drawn = set(METHODS[name])
   assert {row['method'] for row in table} == drawn
-  assert {row['quantity'] for row in table} == set(trained.STUDIES[name])
+  assert {row['quantity'] for row in table} == set(
+    words.entries(name, 'quantities')
+  )
   check_figure(tmp_path / f'{name}.png')
   if name == 'figure2':
     # It begins where the run with DR3 ended.
@@ -213,7 +215,7 @@ def test_layers_are_set_back(command, tmp_path, name):
 
 
 def test_every_study_has_a_command():
-  assert set(study.TRAINED) == set(trained.STUDIES)
+  assert set(study.TRAINED) == set(METHODS)
 
 
 def test_games_and_their_data_come_in_pairs(command, tmp_path):

@@ -177,7 +177,7 @@ def test_what_a_run_leaves_can_be_ranked_and_shown(
   assert {checkpoint for _, _, checkpoint in ranked} <= {'0', '1'}
   (run,) = run_reader.load([str(tmp_path / 'run')]).runs
   shown = watch.progress(run)
-  assert (shown.state, shown.steps, shown.total_steps) == (
+  assert tuple(shown[n] for n in ('state', 'steps', 'total_steps')) == (
     'finished',
     60,
     60,
@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(train_here, tmp_path):
   assert not np.isfinite(float(last['loss_total']))
   (run,) = run_reader.load([str(tmp_path)]).runs
   shown = watch.progress(run)
-  assert (shown.state, shown.error) == ('diverged', message)
+  assert (shown['state'], shown['error']) == ('diverged', message)
 
 
 def test_a_directory_of_another_run_is_refused_unless_overwritten(

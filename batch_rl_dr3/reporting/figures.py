@@ -1,6 +1,6 @@
-"""How every figure here looks, and the figures of runs."""
+"""How every figure here looks, and the figures of runs and of studies."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import io
@@ -16,6 +16,10 @@ from numpy import typing as npt
 from PIL import Image
 
 from batch_rl_dr3.reporting import reference, run_reader, statistics, words
+from batch_rl_dr3.reporting.run_reader import Collection, Curve, Setting
+from batch_rl_dr3.reporting.statistics import Estimate
+from batch_rl_dr3.reporting.study import FINAL, Cell, Study
+from batch_rl_dr3.reporting.tables import INCOMPLETE
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and grey.
 PALETTE = (
@@ -57,10 +61,7 @@ class Figure:
 
 
 def make(
-  name: str,
-  title: str,
-  caption: str,
-  draw: Callable[[bool], mpl_figure.Figure],
+  name: str, title: str, caption: str, draw: Callable[[bool], mpl_figure.Figure]
 ) -> Figure:
   """Returns a figure that `draw` draws, given whether it is a narrow one."""
   with style.context(_STYLE):
@@ -92,14 +93,14 @@ def _png(figure: mpl_figure.Figure) -> bytes:
   return buffer.getvalue()
 
 
-def pair(narrow: bool) -> tuple[mpl_figure.Figure, list[mpl_axes.Axes]]:
+def pair(
+  narrow: bool, size: tuple[float, float] | None = None, **kwargs: Any
+) -> tuple[mpl_figure.Figure, list[mpl_axes.Axes]]:
   """Returns a figure of two panels: below each other if it is narrow."""
-  figure = mpl_figure.Figure(
-    figsize=(4.2, 6.6) if narrow else (8.0, 3.4), layout='constrained'
-  )
-  return figure, list(
-    np.ravel(figure.subplots(*((2, 1) if narrow else (1, 2))))
-  )
+  size = size or ((4.2, 6.6) if narrow else (8.0, 3.4))
+  figure = mpl_figure.Figure(size, layout='constrained')
+  shape = (2, 1) if narrow else (1, 2)
+  return figure, list(np.ravel(figure.subplots(*shape, **kwargs)))
 
 
 def line_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -214,10 +215,7 @@ def draw_levels(
 
 
 def draw_public(
-  axes: mpl_axes.Axes,
-  setting: run_reader.Setting,
-  names: Sequence[str],
-  right: float,
+  axes: mpl_axes.Axes, setting: Setting, names: Sequence[str], right: float
 ) -> None:
   """Draws the returns of others' seeds beside the methods that repeat theirs.
 
@@ -243,9 +241,7 @@ def draw_public(
         axes.scatter(steps, mean, s=16, marker='D', **shown)
 
 
-def public_caption(
-  settings: Iterable[run_reader.Setting], names: Sequence[str]
-) -> str:
+def public_caption(settings: Iterable[Setting], names: Sequence[str]) -> str:
   """Returns what `draw_public` draws in figures of settings, '' if nothing."""
   found = [m for s in settings for m in reference.public_methods(s, names)]
   methods = ', '.join(dict.fromkeys(found))
@@ -259,76 +255,26 @@ def say_not_measured(axes: mpl_axes.Axes) -> None:
   axes.text(0.5, 0.5, 'not measured', transform=where, ha='center', color=grey)
 
 
-Replicate = tuple[str, str]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Curve:
-  """A quantity at the gradient steps at which every seed has it.
-
-  A mean over seeds that come and go would jump for that reason alone, so a
-  step that one seed lacks is left out.
-  """
-
-  steps: npt.NDArray[np.int64]  # [T], gradient steps, rising.
-  values: npt.NDArray[np.float64]  # [S, T], NaN where not finite.
-  replicates: tuple[Replicate, ...]  # The logged run and the seed of each row.
-
-  @property
-  def num_seeds(self) -> int:
-    """How many runs the curve is made of."""
-    return len(self.replicates)
-
-  @property
-  def mean(self) -> npt.NDArray[np.float64]:
-    """Float64 [T], over seeds; NaN where any seed is not finite."""
-    return np.asarray(self.values.mean(axis=0))
-
-  @property
-  def last(self) -> float:
-    """The mean at the last step, NaN if there is none."""
-    return float(self.mean[-1]) if self.steps.size else float('nan')
-
-  @property
-  def last_step(self) -> int | None:
-    """The last step, None if there is none."""
-    return int(self.steps[-1]) if self.steps.size else None
-
-
-def curve_of(
-  collection: run_reader.Collection,
-  setting: run_reader.Setting,
+def draw_curve(
+  axes: mpl_axes.Axes,
+  horizontal: npt.NDArray[Any],
+  estimate: Estimate,
+  line: dict[str, Any],
   method: str,
-  quantity: str,
-  replicates: Collection[Replicate] | None = None,
-) -> Curve:
-  """Returns a quantity over gradient steps, without seeds that have none.
-
-  It is one of `run_reader.METRICS`, or `run_reader.RETURN`. If `replicates` are
-  named, it is of these logged runs and seeds alone.
-  """
-  series = {
-    run.replicate: values
-    for run in collection.select(setting, method)
-    if replicates is None or run.replicate in replicates
-    for values in [run.series(quantity)]
-    if len(values)
-  }
-  if not series:
-    return Curve(np.zeros(0, np.int64), np.zeros((0, 0)), ())
-  steps, values = run_reader.align(series.values())
-  values = np.where(np.isfinite(values), values, np.nan)
-  return Curve(steps, values, tuple(series))
+  marker: str = '',
+) -> None:
+  """Draws a method's line and the band around it, in the style of its line."""
+  label = words.display_name(method)
+  axes.plot(
+    *(horizontal, estimate.value),
+    **{'label': label, 'marker': marker, 'markersize': 4.2, **line},
+  )
+  if np.isfinite(estimate.high).any():
+    band = {'color': line['color'], 'alpha': 0.15, 'linewidth': 0}
+    axes.fill_between(horizontal, estimate.low, estimate.high, **band)
 
 
-def at_last_common_step(a: Curve, b: Curve) -> tuple[int, float, float] | None:
-  """Returns the last step that both curves have, and their means there."""
-  common = np.intersect1d(a.steps, b.steps)
-  if not common.size:
-    return None
-  step = common[-1]
-  means = [float(curve.mean[curve.steps == step][0]) for curve in (a, b)]
-  return int(step), means[0], means[1]
+# Figures of runs.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,32 +290,26 @@ class Panel:
   limits: tuple[float, float] | None = None  # Of the vertical axis.
 
 
-_SAMPLE = 'mean over a data sample'
-_RETURN = Panel(run_reader.RETURN, 'Return', 'return, points per episode')
-_DOTS = Panel(
-  run_reader.DOT_PRODUCT,
-  'Feature dot product',
-  f'dot product, {_SAMPLE}',
-  may_be_log=True,
-)
-PANELS = (
-  _RETURN,
-  Panel(run_reader.TD_LOSS, 'TD loss', f'TD loss, {_SAMPLE}', may_be_log=True),
-  _DOTS,
-  Panel(
-    run_reader.EFFECTIVE_RANK, 'Effective rank', 'effective rank, directions'
-  ),
+def panel(quantity: str) -> Panel:
+  """Returns the panel that words.toml has for a quantity."""
+  return Panel(quantity, *words.entries('panels', quantity))
+
+
+PANELS = tuple(
+  panel(quantity)
+  for quantity in (
+    *(run_reader.RETURN, run_reader.TD_LOSS),
+    *(run_reader.DOT_PRODUCT, run_reader.EFFECTIVE_RANK),
+  )
 )
 # The paper's Figure 3, of image-based manipulation.
 COG_PANELS = (
-  dataclasses.replace(
-    _RETURN,
-    title='Success',
-    label='share of episodes that succeed',
+  Panel(
+    *(run_reader.RETURN, 'Success', 'share of episodes that succeed'),
     has_intervals=True,
     limits=(0, 1.02),
   ),
-  dataclasses.replace(_DOTS, has_intervals=True),
+  dataclasses.replace(panel(run_reader.DOT_PRODUCT), has_intervals=True),
 )
 
 
@@ -386,39 +326,11 @@ def running_mean(
   )
 
 
-def draw_curve(
-  axes: mpl_axes.Axes,
-  horizontal: npt.NDArray[Any],
-  estimate: statistics.Estimate,
-  line: dict[str, Any],
-  method: str,
-  marker: str = '',
-) -> None:
-  """Draws a method's line and the band around it, in the style of its line."""
-  axes.plot(
-    horizontal,
-    estimate.value,
-    label=words.display_name(method),
-    marker=marker,
-    markersize=4.2,
-    **line,
-  )
-  if np.isfinite(estimate.high).any():
-    axes.fill_between(
-      horizontal,
-      estimate.low,
-      estimate.high,
-      color=line['color'],
-      alpha=0.15,
-      linewidth=0,
-    )
-
-
-def _ends(curve: Curve, panel: Panel) -> tuple[Any, Any]:
+def _ends(curve: Curve, has_intervals: bool) -> tuple[Any, Any]:
   """Returns the ends of a curve's band, NaN of a single seed."""
   if curve.num_seeds < 2:
     return (np.full(curve.steps.shape, np.nan),) * 2
-  if not panel.has_intervals:
+  if not has_intervals:
     return curve.values.min(axis=0), curve.values.max(axis=0)
   # Imported here because SciPy's statistics take a second.
   from scipy import stats
@@ -456,7 +368,7 @@ def _draw_panel(
       axes.plot(curve.steps, mean, **faint)
       mean = running_mean(mean, len(mean) // _WINDOWS_PER_CURVE // 2 * 2 + 1)
     marker = 'o' if len(mean) <= _MAX_MARKERS else ''
-    estimate = statistics.Estimate(mean, *_ends(curve, panel))
+    estimate = Estimate(mean, *_ends(curve, panel.has_intervals))
     draw_curve(axes, curve.steps, estimate, line, method, marker)
   set_steps_axis(axes)
   if panel.may_be_log and spans_decades(list(drawn.values())):
@@ -469,9 +381,9 @@ def _draw_panel(
 
 
 def draw_panels(
-  collection: run_reader.Collection,
+  collection: Collection,
   panels: Sequence[Panel],
-  settings: Sequence[run_reader.Setting],
+  settings: Sequence[Setting],
   names: Sequence[str],
   narrow: bool,
 ) -> mpl_figure.Figure:
@@ -494,14 +406,13 @@ def draw_panels(
   lines = line_styles(names)
   grid = np.ravel(figure.subplots(num_rows, num_columns, squeeze=False))
   for axes, (panel, setting) in zip(grid, places, strict=False):
-    quantity = panel.quantity
-    drawn = {n: curve_of(collection, setting, n, quantity) for n in names}
+    drawn = {n: collection.curve(setting, n, panel.quantity) for n in names}
     _draw_panel(axes, panel, drawn, lines)
     where = f'\n{setting.label}' if len(settings) > 1 else ''
     axes.set_title(panel.title + where)
     of_setting = [run for run in collection.runs if run.setting == setting]
     last_step = max(1, *(run.num_gradient_steps for run in of_setting))
-    if quantity == run_reader.RETURN and axes.lines:
+    if panel.quantity == run_reader.RETURN and axes.lines:
       draw_public(axes, setting, names, last_step)
     axes.set_xlim(-0.02 * last_step, 1.03 * last_step)
   for axes in grid[len(places) :]:
@@ -511,39 +422,35 @@ def draw_panels(
 
 
 def draw(
-  collection: run_reader.Collection, setting: run_reader.Setting, narrow: bool
+  collection: Collection, setting: Setting, narrow: bool
 ) -> mpl_figure.Figure:
   """Returns the Matplotlib figure of a setting, its methods side by side."""
   names = collection.methods(setting)
   return draw_panels(collection, PANELS, [setting], names, narrow)
 
 
-def caption(
-  collection: run_reader.Collection, setting: run_reader.Setting
-) -> str:
+def caption(collection: Collection, setting: Setting) -> str:
   """Returns what a setting's figure shows, and what was done to its data."""
+  names = collection.methods(setting)
   drawn = [
-    curve_of(collection, setting, method, panel.quantity)
+    collection.curve(setting, name, panel.quantity)
     for panel in PANELS
-    for method in collection.methods(setting)
+    for name in names
   ]
   several = any(curve.num_seeds > 1 for curve in drawn)
   smoothed = any(len(curve.steps) > MAX_RAW_POINTS for curve in drawn)
+  limits = {'max_points': MAX_RAW_POINTS, 'windows': _WINDOWS_PER_CURVE}
+  smoothing = 'smoothed' if smoothed else 'not_smoothed'
   return words.say(
     'curves',
     'caption',
     seeds=words.say('curves', 'seeds' if several else 'one_seed'),
-    smoothing=words.say(
-      'curves',
-      'smoothed' if smoothed else 'not_smoothed',
-      max_points=MAX_RAW_POINTS,
-      windows=_WINDOWS_PER_CURVE,
-    ),
-    public=public_caption([setting], collection.methods(setting)),
+    smoothing=words.say('curves', smoothing, **limits),
+    public=public_caption([setting], names),
   )
 
 
-def all_figures(collection: run_reader.Collection) -> list[Figure]:
+def all_figures(collection: Collection) -> list[Figure]:
   """Returns one figure per setting."""
   return [
     make(
@@ -556,9 +463,269 @@ def all_figures(collection: run_reader.Collection) -> list[Figure]:
   ]
 
 
-def figure_3(collection: run_reader.Collection) -> Figure:
-  """Returns success and dot product of COG against steps, data side by side."""
+def of_methods(
+  name: str,
+  collection: Collection,
+  names: Sequence[str],
+  panels: Sequence[Panel],
+) -> Figure:
+  """Returns the figure that words.toml names: a column a setting."""
   settings = collection.settings
+  draw = functools.partial(draw_panels, collection, panels, settings, names)
+  return make_named(name, draw)
+
+
+def figure_3(collection: Collection) -> Figure:
+  """Returns success and dot product of COG against steps, data side by side."""
   names = words.ordered(run.method for run in collection.runs)
-  draw = functools.partial(draw_panels, collection, COG_PANELS, settings, names)
-  return make_named('figure_3', draw)
+  return of_methods('figure_3', collection, names, COG_PANELS)
+
+
+# Figures of a study, over all games and of each.
+
+# What is drawn against gradient steps, with the section of words.toml that also
+# names the files.
+_SECTIONS = {
+  run_reader.RETURN: 'figure_4',
+  run_reader.EFFECTIVE_RANK: 'figure_5',
+  run_reader.DOT_PRODUCT: 'feature_dot_product',
+}
+QUANTITIES = tuple(_SECTIONS)
+# Normalised scores that profiles are drawn over: 0 to 200%.
+THRESHOLDS = np.linspace(0, 2, 81)
+# Inches beside and between panels.
+_LEFT, _RIGHT, _GAP, _ROW_GAP = 0.65, 0.28, 0.58, 0.6
+
+_Line = tuple[Cell, Estimate]
+
+
+@functools.cache
+def _iqm(
+  study: Study, dataset: str, method: str, quantity: str
+) -> _Line | None:
+  """Returns the IQM over games and runs at each step; None without runs."""
+  cell = study.curve(dataset, method, quantity)
+  if cell is None or not cell.steps.size:
+    return None
+  values = cell.values
+  if quantity == run_reader.RETURN:
+    values = 100 * study.normalisation(values, cell.games)
+  return cell, study.bootstrap(statistics.iqm, values)
+
+
+@functools.cache
+def _profile(study: Study, dataset: str, method: str) -> _Line | None:
+  """Returns the share of final scores above each of `THRESHOLDS`."""
+  cell = study.scores(dataset, method)
+  if cell is None or not cell.steps.size:
+    return None
+  return cell, study.bootstrap(
+    lambda drawn: statistics.performance_profile(drawn, THRESHOLDS),
+    study.normalised(cell, FINAL),
+  )
+
+
+def over_games(study: Study, quantity: str) -> Figure | None:
+  """Returns IQM and interval against steps, a panel a base and data set.
+
+  None if no run has the quantity.
+  """
+  lines = {line: _iqm(study, *line, quantity) for line in study.lines}
+  draw = functools.partial(draw_over_games, study, quantity)
+  return _made(_SECTIONS[quantity], 'over_games', lines, draw)
+
+
+def profiles(study: Study) -> Figure | None:
+  """Returns performance profiles of final scores; None without any."""
+  lines = {line: _profile(study, *line) for line in study.lines}
+  draw = functools.partial(draw_profiles, study)
+  return _made('performance_profiles', 'performance_profiles', lines, draw)
+
+
+def _made(
+  name: str,
+  section: str,
+  lines: Mapping[tuple[str, str], _Line | None],
+  draw: Callable[[bool], mpl_figure.Figure],
+) -> Figure | None:
+  """Returns a figure of lines, its caption with what they lack."""
+  if not any(lines.values()):
+    return None
+  lacking = [
+    f'{words.display_name(method)} on {words.dataset_name(dataset)} '
+    f'({"; ".join(found[0].lacks)})'
+    for (dataset, method), found in lines.items()
+    if found and found[0].lacks
+  ]
+  part = 'incomplete' if lacking else 'complete'
+  extent = words.say('over_games', part, lines=', '.join(lacking))
+  caption = words.say(section, 'caption', extent=extent)
+  return make(name, words.say(name, 'title'), caption, draw)
+
+
+def draw_over_games(
+  study: Study, quantity: str, narrow: bool
+) -> mpl_figure.Figure:
+  """Returns the Matplotlib figure of `over_games`."""
+  names, datasets, scale = study.methods, study.datasets, study.normalisation
+  bases = dict.fromkeys(map(words.base_of, names))
+  panels = [(base, dataset) for base in bases for dataset in datasets]
+  num_columns = 1 if narrow else len(datasets)
+  figure, grid = _panels(len(panels), num_columns, narrow, 2.6)
+  styles = line_styles(names)
+  for axes, (base, dataset) in zip(grid, panels, strict=True):
+    methods = [m for m in study.methods_on(dataset) if words.base_of(m) == base]
+    drawn = {
+      method: line
+      for method in methods
+      if (line := _iqm(study, dataset, method, quantity))
+    }
+    mark = _mark(cell for cell, _ in drawn.values())
+    axes.set_title(words.line_name(dataset, base) + mark)
+    for method, (cell, estimate) in drawn.items():
+      draw_curve(axes, cell.steps, estimate, styles[method], method)
+    _finish(axes, quantity, 5)
+    label = words.say(_SECTIONS[quantity], 'label', scale=scale.label)
+    axes.set_ylabel(label)
+    last_step = study.preset.datasets[dataset]
+    axes.set_xlim(0, last_step)
+    if quantity == run_reader.RETURN and axes.lines:
+      upper = 'online DQN' if scale.name == 'dqn' else 'human'
+      draw_levels(axes, {'random play': 0.0, upper: 100.0}, last_step)
+  add_legend(figure, names, 2 if narrow else 4)
+  return figure
+
+
+def draw_profiles(study: Study, narrow: bool) -> mpl_figure.Figure:
+  """Returns the Matplotlib figure of `profiles`."""
+  datasets = study.datasets
+  num_columns = 1 if narrow else len(datasets)
+  figure, grid = _panels(len(datasets), num_columns, narrow, 3.0)
+  styles = line_styles(study.methods)
+  for axes, dataset in zip(grid, datasets, strict=True):
+    methods = study.methods_on(dataset)
+    mark = _mark(study.scores(dataset, method) for method in methods)
+    axes.set_title(words.dataset_name(dataset) + mark)
+    for method in methods:
+      if line := _profile(study, dataset, method):
+        draw_curve(axes, 100 * THRESHOLDS, line[1], styles[method], method)
+    axes.set_xlabel(f'{study.normalisation.label} score, %')
+    axes.set_ylabel('share of runs above')
+    axes.set_xlim(0, 100 * THRESHOLDS[-1])
+    axes.set_ylim(0, 1)
+  add_legend(figure, study.methods, 2 if narrow else 4)
+  return figure
+
+
+def _settings(study: Study, dataset: str) -> list[Setting]:
+  preset = study.preset
+  return [Setting(preset.suite, game, dataset) for game in preset.games]
+
+
+def per_game(study: Study, quantity: str, dataset: str) -> Figure | None:
+  """Returns a quantity against steps, a panel a game; None without runs."""
+  names = study.methods_on(dataset)
+  cells = [study.curve(dataset, method, quantity) for method in names]
+  if not any(cell is not None and cell.steps.size for cell in cells):
+    return None
+  levels = public = ''
+  if quantity == run_reader.RETURN:
+    levels = words.say('per_game', 'levels')
+    public = public_caption(_settings(study, dataset), names)
+  label = words.say(_SECTIONS[quantity], 'label_per_game').capitalize()
+  title = words.say(_SECTIONS[quantity], 'title_per_game')
+  texts = {'quantity': label, 'levels': levels, 'public': public}
+  return make(
+    f'{quantity}_{dataset}',
+    f'{title}, {words.dataset_name(dataset)}',
+    words.say('per_game', 'caption', **texts),
+    functools.partial(draw_per_game, study, quantity, dataset),
+  )
+
+
+def draw_per_game(
+  study: Study, quantity: str, dataset: str, narrow: bool
+) -> mpl_figure.Figure:
+  """Returns the Matplotlib figure of `per_game`."""
+  names, settings = study.methods_on(dataset), _settings(study, dataset)
+  # As few rows as four side by side make, filled evenly.
+  num_columns = 2 if narrow else -(-len(settings) // -(-len(settings) // 4))
+  figure, grid = _panels(len(settings), num_columns, narrow, 1.7)
+  styles = line_styles(names)
+  last_step = study.preset.datasets[dataset]
+  for axes, setting in zip(grid, settings, strict=True):
+    game = setting.game
+    axes.set_title(game)
+    for method in names:
+      cell = study.curve(dataset, method, quantity)
+      if cell is not None and game in cell.games and cell.steps.size:
+        values = cell.values[:, cell.games.index(game)]
+        ends = Estimate(
+          values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+        )
+        draw_curve(axes, cell.steps, ends, styles[method], method)
+    _finish(axes, quantity, 3)
+    axes.set_xlabel('')
+    axes.set_xlim(0, last_step)
+    if quantity == run_reader.RETURN and axes.lines:
+      scores = reference.scores().reindex([game]).iloc[0]
+      levels = {
+        'random play': float(scores['random']),
+        'logged play': float(scores[reference.BEHAVIOUR]),
+        'online DQN': float(scores[reference.ONLINE_DQN]),
+      }
+      draw_public(axes, setting, names, last_step)
+      draw_levels(axes, levels, last_step)
+    axes.tick_params(labelsize=7.5)
+  if quantity == run_reader.EFFECTIVE_RANK:
+    highest = max(1.0, *(axes.get_ylim()[1] for axes in grid))
+    for axes in grid:
+      axes.set_ylim(0, highest)
+  label = words.say(_SECTIONS[quantity], 'label_per_game')
+  figure.supylabel(label, fontsize=9, x=0.01)
+  low = 0.04 / figure.get_figheight()
+  figure.supxlabel('gradient steps', fontsize=9, y=low)
+  add_legend(figure, names, 2 if narrow else 6)
+  return figure
+
+
+def _panels(
+  count: int, num_columns: int, narrow: bool, height: float
+) -> tuple[mpl_figure.Figure, Sequence[mpl_axes.Axes]]:
+  """Returns a figure of so many panels, and these.
+
+  The panels are placed by hand: to let Matplotlib find places for as many as a
+  study has would take half the time of a report.
+  """
+  num_rows = -(-count // num_columns)
+  legend, below = 0.75 if narrow else 0.5, 0.5
+  width, total = 4.2 if narrow else 8.0, legend + below + height * num_rows
+  figure = mpl_figure.Figure(figsize=(width, total))
+  grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+  panel = (width - _LEFT - _RIGHT - (num_columns - 1) * _GAP) / num_columns
+  figure.subplots_adjust(
+    left=_LEFT / width,
+    right=1 - _RIGHT / width,
+    bottom=below / total,
+    top=1 - legend / total,
+    wspace=_GAP / panel,
+    hspace=_ROW_GAP / (height - _ROW_GAP),
+  )
+  for axes in grid[count:]:
+    axes.remove()
+  return figure, list(grid[:count])
+
+
+def _finish(axes: mpl_axes.Axes, quantity: str, num_ticks: int) -> None:
+  set_steps_axis(axes, num_ticks)
+  if not axes.lines:
+    say_not_measured(axes)
+  elif quantity == run_reader.DOT_PRODUCT:
+    values = [np.asarray(line.get_ydata(), float) for line in axes.lines]
+    if np.nanmin(np.concatenate(values)) > 0:
+      set_log_scale(axes)
+
+
+def _mark(cells: Iterable[Cell | None]) -> str:
+  lacking = any(cell is not None and cell.lacks for cell in cells)
+  return f' {INCOMPLETE}' if lacking else ''

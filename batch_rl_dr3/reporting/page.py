@@ -1,7 +1,7 @@
 """The page of a report: its sections, its files, and how they are written."""
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import datetime
@@ -11,19 +11,21 @@ import math
 import pathlib
 import re
 import shlex
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
 import markupsafe
+import numpy as np
+import pandas as pd
 
+from batch_rl_dr3.analysis import returns
 from batch_rl_dr3.config import errors, templates
 from batch_rl_dr3.reporting import (
   figures,
-  findings,
   reference,
   run_reader,
   selection,
   statistics,
-  study_figures,
   study_tables,
   tables,
   watch,
@@ -32,28 +34,23 @@ from batch_rl_dr3.reporting import (
 from batch_rl_dr3.reporting import study as study_lib
 from batch_rl_dr3.reporting.run_reader import Collection, Run
 from batch_rl_dr3.reporting.study import Study
-from batch_rl_dr3.reporting.study_figures import QUANTITIES
-from batch_rl_dr3.runs import atomic
+from batch_rl_dr3.runs import atomic, run_directory
 
 INDEX = 'index.html'
 _FIGURES, _TABLES = 'figures', 'tables'
 _MAX_NAMED_SETTINGS = 3
+# Seeds below which an interval over them is too narrow.
+_FEW_SEEDS = 5
+# Seconds by which the clocks of two machines may differ unnoticed.
+_CLOCK_TOLERANCE = 60.0
 # A list or table in provenance.json that is longer is only counted.
 _MAX_NESTED_CHARACTERS = 160
-# Of provenance.json, with headings: what differs between games, stated where
-# there are few of them, and what does not.
-_OF_GAMES = {'data': 'Data', 'rom_md5': 'ROM (MD5)', 'command': 'Command'}
-_OF_ALL = {
-  **{'protocol': 'Protocol', 'versions': 'Versions'},
-  **{'git_revision': 'Git revision', 'device': 'Device'},
-}
 
 Block = tables.Table | figures.Figure
 _Lines = tuple[tuple[str, str], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
   """A part of a page."""
 
   title: str  # Empty where each block has its own.
@@ -61,8 +58,7 @@ class Section:
   is_folded: bool = False  # Whether the page shows it only when asked for.
 
 
-@dataclasses.dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
   """Something that runs share."""
 
   heading: str
@@ -82,16 +78,19 @@ class Content:
   facts: Sequence[Fact]  # What the runs were made from and with.
 
   @property
+  def blocks(self) -> list[Block]:
+    """Every table and figure."""
+    return [block for section in self.sections for block in section.blocks]
+
+  @property
   def tables(self) -> list[tables.Table]:
     """Every table."""
-    blocks = itertools.chain(*(section.blocks for section in self.sections))
-    return [block for block in blocks if isinstance(block, tables.Table)]
+    return [b for b in self.blocks if isinstance(b, tables.Table)]
 
   @property
   def figures(self) -> list[figures.Figure]:
     """Every figure."""
-    blocks = itertools.chain(*(section.blocks for section in self.sections))
-    return [block for block in blocks if isinstance(block, figures.Figure)]
+    return [b for b in self.blocks if isinstance(b, figures.Figure)]
 
 
 def runs_content(collection: Collection) -> Content:
@@ -104,7 +103,7 @@ def runs_content(collection: Collection) -> Content:
   return Content(
     title=f'DR3 report: {title}',
     summary=_summary(collection),
-    notes=findings.notes_of_runs(collection),
+    notes=notes_of_runs(collection),
     sections=[
       Section('', [first]),
       Section('', figures.all_figures(collection)),
@@ -113,7 +112,7 @@ def runs_content(collection: Collection) -> Content:
       Section('', [tables.runs_table(collection)]),
     ],
     glossary=words.parts('quantities'),
-    facts=_facts(collection, _OF_GAMES | _OF_ALL),
+    facts=_facts(collection, 'facts_of_games', 'facts'),
   )
 
 
@@ -176,46 +175,47 @@ def study_content(
   table_1 = study_tables.table_1(study)
   other = study_tables.statistics_table(study)
   draw: list[Callable[[], figures.Figure | None]] = [
-    *(partial(study_figures.over_games, study, q) for q in QUANTITIES),
-    partial(study_figures.profiles, study),
+    *(partial(figures.over_games, study, q) for q in figures.QUANTITIES),
+    partial(figures.profiles, study),
     *(
-      partial(study_figures.per_game, study, quantity, dataset)
+      partial(figures.per_game, study, quantity, dataset)
       for dataset in study.datasets
-      for quantity in QUANTITIES
+      for quantity in figures.QUANTITIES
     ),
   ]
-  drawn = run_reader.run_tasks(draw, num_processes, 'drawing', 'figure')
-  figure_4, figure_5, dot_product, profiles, *per_game = (
-    [figure] if figure else [] for figure in drawn
-  )
-  size = len(QUANTITIES)
+  drawn = iter(run_reader.run_tasks(draw, num_processes, 'drawing', 'figure'))
+  figure_4, figure_5, dot_product, profiles = itertools.islice(drawn, 4)
+
+  def section(
+    title: str, *blocks: Block | None, folded: bool = False
+  ) -> Section:
+    return Section(title, [b for b in blocks if b is not None], folded)
+
   games = [
-    Section(
+    section(
       f'Each game, {words.dataset_name(dataset)}',
-      [
-        *(study_tables.game_scores(study, dataset, m) for m in study.measures),
-        *itertools.chain(*per_game[index * size : (index + 1) * size]),
-      ],
+      *(study_tables.game_scores(study, dataset, m) for m in study.measures),
+      *itertools.islice(drawn, len(figures.QUANTITIES)),
     )
-    for index, dataset in enumerate(study.datasets)
+    for dataset in study.datasets
   ]
   presence = [study_tables.presence(study, name) for name in study.datasets]
   return Content(
     title=study.preset.title,
     summary=_study_summary(study),
-    notes=findings.notes_of_study(study, collection),
+    notes=notes_of_study(study, collection),
     sections=[
-      Section('', [table_1, *figure_4]),
-      Section('', [findings.findings(study)]),
-      Section('', [other, study_tables.improvement(study), *profiles]),
-      Section('', [study_tables.stability(study), *figure_5, *dot_product]),
+      section('', table_1, figure_4),
+      section('', study_tables.findings(study)),
+      section('', other, study_tables.improvement(study), profiles),
+      section('', study_tables.stability(study), figure_5, dot_product),
       *games,
-      Section('Which runs there are', presence),
+      section('Which runs there are', *presence),
       _selection_section(collection),
-      Section('', [tables.runs_table(collection)], is_folded=True),
+      section('', tables.runs_table(collection), folded=True),
     ],
     glossary=_study_glossary(study),
-    facts=_facts(collection, _OF_ALL),
+    facts=_facts(collection, 'facts'),
   )
 
 
@@ -240,11 +240,10 @@ def _study_glossary(study: Study) -> dict[str, str]:
     for dataset, steps in study.preset.datasets.items()
   )
   count = study.preset.num_final_evaluations
+  final = 'last_return' if count == 1 else 'mean_return'
   values = {
     'lengths': lengths,
-    'final': words.say(
-      'final', 'last_return' if count == 1 else 'mean_return', count=count
-    ),
+    'final': words.say('final', final, count=count),
     'formula': study.normalisation.formula,
     'reference': words.say('references', study.preset.suite),
     'num_resamples': study.bootstrap.num_resamples,
@@ -255,10 +254,163 @@ def _study_glossary(study: Study) -> dict[str, str]:
   return words.parts('study_glossary', **values) | quantities
 
 
-def _facts(collection: Collection, headings: Mapping[str, str]) -> list[Fact]:
+# Notes: what limits the meaning of a page's numbers, a sentence each.
+
+_note = partial(words.say, 'notes')
+
+
+def notes_of_runs(collection: Collection) -> list[str]:
+  """Returns the notes of a page on each game and data set on its own."""
+  return [
+    *_extent(collection),
+    *_unfinished(collection),
+    *_unequal_steps(collection),
+    *_odd_numbers(collection),
+    *_assumed(collection),
+    *notes_of_files(collection),
+  ]
+
+
+def notes_of_study(study: Study, collection: Collection) -> list[str]:
+  """Returns the notes of a study's page."""
+  found = []
+  for dataset in study.preset.datasets:
+    name = words.dataset_name(dataset)
+    if dataset not in study.datasets:
+      found.append(_note('no_runs_on', dataset=name))
+      continue
+    lacking = ', '.join(
+      f'{words.display_name(method)} ({lacks})'
+      for method in study.methods
+      if (lacks := _lacks(study, dataset, method))
+    )
+    if lacking:
+      found.append(_note('incomplete', dataset=name, methods=lacking))
+  if strangers := study.strangers:
+    reasons = words.listed(sorted({reason for _, reason in strangers}))
+    count, title = len(strangers), study.preset.name
+    found.append(_note('strangers', count=count, study=title, reasons=reasons))
+  return [*found, *notes_of_files(collection)]
+
+
+def _lacks(study: Study, dataset: str, method: str) -> str:
+  if (dataset, method) not in study.lines:
+    return 'no runs'
+  cell = study.scores(dataset, method)
+  return '; '.join(cell.lacks) if cell else 'no finished runs, so no scores'
+
+
+def notes_of_files(collection: Collection) -> Iterator[str]:
+  """Yields what is odd about files and ROMs, whatever the report is about."""
+  dated = [run.name for run in collection.runs if _is_from_future(run)]
+  if dated:
+    yield _note('from_future', runs=words.listed(dated))
+  for run in collection.runs:
+    lowest = run.evaluations.get('lowest', pd.Series(dtype=float))
+    wrapped = lowest[returns.is_wrapped(lowest.to_numpy(float))]
+    if len(wrapped):
+      values = {'lowest': wrapped.min(), 'step': wrapped.idxmin()}
+      values |= {'count': len(wrapped), 'total': len(lowest)}
+      yield _note('wrapped', run=run.name, **values)
+  yield from reference.rom_notes(collection.runs)
+  yield from reference.data_notes(collection.runs)
+  yield from _public(collection)
+
+
+def _is_from_future(run: Run) -> bool:
+  names = (run_directory.METRICS, run_directory.SCORES)
+  files = [run.folder / name for name in names]
+  latest = max((f.stat().st_mtime for f in files if f.exists()), default=0.0)
+  return latest > time.time() + _CLOCK_TOLERANCE
+
+
+def _extent(collection: Collection) -> Iterator[str]:
+  num_games = len({setting[:2] for setting in collection.settings})
+  num_seeds = [len(collection.select(*line)) for line in collection.lines]
+  fewest = min(num_seeds)
+  if len(collection.runs) == 1:
+    yield _note('one_run')
+  if max(num_seeds) == 1 and num_games == 1:
+    yield _note('one_game_one_seed')
+  elif fewest == 1:
+    yield _note('one_seed')
+  elif fewest < _FEW_SEEDS:
+    yield _note('few_seeds', count=fewest)
+
+
+def _unfinished(collection: Collection) -> Iterator[str]:
+  unfinished = [run.name for run in collection.runs if not run.finished]
+  if unfinished:
+    yield _note('unfinished', runs=', '.join(unfinished))
+  for run in collection.runs:
+    if run.evaluations.empty:
+      yield _note('not_evaluated', run=run.name)
+    if not len(run.metrics):
+      yield _note('not_measured', run=run.name)
+
+
+def _unequal_steps(collection: Collection) -> Iterator[str]:
+  for setting in collection.settings:
+    steps: dict[str, int] = {}
+    for method in collection.methods(setting):
+      name = words.display_name(method)
+      curve = collection.curve(setting, method, run_reader.RETURN)
+      if curve.last_step is not None:
+        steps[name] = curve.last_step
+      elif curve.num_seeds:
+        yield _note('no_shared_step', setting=setting.label, method=name)
+    if len(set(steps.values())) > 1:
+      last = ', '.join(f'{name} at {step:,}' for name, step in steps.items())
+      yield _note('unequal_steps', setting=setting.label, steps=last)
+
+
+def _odd_numbers(collection: Collection) -> Iterator[str]:
+  for run in collection.runs:
+    for quantity in run_reader.METRICS:
+      values = run.series(quantity)
+      wrong = values[np.isinf(values)]
+      if len(wrong):
+        names = {'run': run.name, 'quantity': quantity, 'step': wrong.index[0]}
+        counts = {'count': len(wrong), 'total': len(values)}
+        yield _note('not_finite', **names, **counts)
+  every = pd.concat([run.evaluations for run in collection.runs])
+  count, total = (int(every[name].sum()) for name in ('truncated', 'episodes'))
+  if count:
+    yield _note('truncated', count=count, total=total)
+
+
+def _assumed(collection: Collection) -> Iterator[str]:
+  runs = collection.runs
+  names = [run.name for run in runs if 'gamma' not in run.recorded('protocol')]
+  if names:
+    who = 'every run' if len(names) == len(runs) else ', '.join(names)
+    yield _note('no_gamma', runs=who, gamma=tables.DEFAULT_GAMMA)
+  if len({reference.plain(run.provenance.get('versions')) for run in runs}) > 1:
+    yield _note('versions')
+
+
+def _public(collection: Collection) -> Iterator[str]:
+  """Yields how runs stand to the public ones of the same settings."""
+  for run in collection.runs:
+    curve = run.series(run_reader.RETURN)
+    steps, points = curve.index.to_numpy(), curve.to_numpy()
+    methods = reference.public_methods(run.setting, [run.method])
+    # With DR3 a run has other settings.
+    for method in methods if run.method in reference.COUNTERPARTS else ():
+      for found in reference.compare(method, run.setting.game, steps, points):
+        verdict = 'outside' if found.is_outside else 'within'
+        numbers = dataclasses.asdict(found)
+        yield _note('public', run=run.name, verdict=verdict, **numbers)
+
+
+# What the runs were made from and with.
+
+
+def _facts(collection: Collection, *sections: str) -> list[Fact]:
   """Returns each distinct fact once, with the runs that it is true of."""
   facts = []
-  for key, heading in headings.items():
+  headings = [item for s in sections for item in words.parts(s).items()]
+  for key, heading in headings:
     groups: dict[_Lines, list[str]] = {}
     for run in collection.runs:
       groups.setdefault(_fact_lines(key, run), []).append(run.name)
@@ -292,6 +444,9 @@ def _fact_line(value: Any) -> str:
   return line
 
 
+# The report.
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
   """What a report is about, and how."""
@@ -299,16 +454,11 @@ class Options:
   # The study that the runs are taken for; None reports on each game and data
   # set on its own.
   preset: str | None = None
-  normalisation: reference.Normalisation = dataclasses.field(
-    default_factory=reference.Normalisation
-  )
-  bootstrap: statistics.Bootstrap = dataclasses.field(
-    default_factory=statistics.Bootstrap
-  )
+  normalisation: reference.Normalisation = study_lib.DQN
+  bootstrap: statistics.Bootstrap = study_lib.BOOTSTRAP
   # Whether runs that cannot be compared are reported on all the same, with a
   # warning on the page.
   allow_mixed: bool = False
-  cache: run_reader.RunCache | None = None  # None keeps nothing that was read.
   num_processes: int = 1  # Runs read, and figures of a study drawn, at a time.
   # After which the page loads itself again, and begins with how each run
   # stands; None for a page of runs as they are.
@@ -334,10 +484,7 @@ def write_report(
   options = options or Options()
   is_followed = options.refresh_seconds is not None
   collection = run_reader.load(
-    patterns,
-    options.cache,
-    options.num_processes,
-    leave_out_unreadable=is_followed,
+    patterns, options.num_processes, leave_out_unreadable=is_followed
   )
   default = collection.parent / 'report'
   target = pathlib.Path(output_dir or default).expanduser().resolve()
@@ -371,7 +518,7 @@ def make(
     content = control_content(options.preset, collection)
   else:
     study = study_lib.select_runs(
-      study_lib.find_preset(options.preset),
+      study_lib.PRESETS[options.preset],
       collection,
       options.normalisation,
       options.bootstrap,
@@ -382,7 +529,15 @@ def make(
     content = dataclasses.replace(
       content, sections=[standing, *content.sections]
     )
-  return _render(content, warnings, options.refresh_seconds), content
+  now = datetime.datetime.now(datetime.UTC)
+  html = render(
+    'page.html',
+    content=content,
+    warnings=warnings,
+    refresh_seconds=options.refresh_seconds,
+    made=now.strftime('%Y-%m-%d %H:%M UTC'),
+  )
+  return html, content
 
 
 def _refuse_foreign(target: pathlib.Path) -> None:
@@ -416,18 +571,6 @@ def _write(folder: pathlib.Path, html: str, content: Content) -> None:
   for path in folder.rglob('*'):
     if path.is_file() and path not in files:
       path.unlink()
-
-
-def _render(
-  content: Content, warnings: Sequence[str], refresh_seconds: float | None
-) -> str:
-  return render(
-    'page.html',
-    content=content,
-    warnings=warnings,
-    refresh_seconds=refresh_seconds,
-    made=datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC'),
-  )
 
 
 def render(template: str, **values: Any) -> str:

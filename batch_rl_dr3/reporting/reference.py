@@ -13,11 +13,10 @@ one version of the numbers; those of one game, with one ROM; those of one game,
 data set, logged run and seed, on the same data, which seeds may each have.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import json
-import operator
 import pathlib
 from typing import Any, NamedTuple
 
@@ -41,7 +40,6 @@ _UPPER_ENDS = {
 _PER_GAME = ('environment', 'num_evaluation_episodes', 'rom', 'scale')
 _MAX_NAMES = 3
 _UNRECORDED = 'not recorded'
-_DATA_HASH = operator.attrgetter('data_hash')
 # The published method that a method of ours repeats.
 COUNTERPARTS = {'cql': 'QR-CQL'}
 _CONFIDENCE = 0.99
@@ -73,14 +71,6 @@ class Normalisation:
   """
 
   name: str = 'dqn'
-
-  def __post_init__(self) -> None:
-    """Raises UsageError if there is no such normalisation."""
-    if self.name not in _UPPER_ENDS:
-      raise errors.UsageError(
-        f'no normalisation {self.name!r}; choose one of '
-        f'{", ".join(_UPPER_ENDS)}.'
-      )
 
   @property
   def label(self) -> str:
@@ -131,14 +121,10 @@ class Published(NamedTuple):
 @functools.cache
 def published() -> dict[tuple[str, str, str], Published]:
   """Returns the paper's numbers by data set, method and measure."""
-  table = references()
-  table = table[table['source'] == 'arXiv:2112.04716 Table 1']
-  names = ['dataset', 'method', 'measure', 'value', 'low', 'high']
-  rows = table[names].itertuples(index=False, name=None)
-  return {
-    (dataset, method, measure): Published(*numbers)
-    for dataset, method, measure, *numbers in rows
-  }
+  table = references().query("source == 'arXiv:2112.04716 Table 1'")
+  table = table.set_index(['dataset', 'method', 'measure'])
+  rows = table[['value', 'low', 'high']].itertuples(name=None)
+  return {key: Published(*numbers) for key, *numbers in rows}
 
 
 @functools.cache
@@ -161,30 +147,45 @@ def legacy_rom(game: str) -> str | None:
 
 def differences(runs: Sequence[Run]) -> list[str]:
   """Returns every field in which runs differ and should not, in sentences."""
+  suites = [run.setting.suite or 'unknown suite' for run in runs]
+  games = [f'{s} {r.setting.game}' for s, r in zip(suites, runs, strict=True)]
+  data = [
+    f'{suite} {run.setting.label}'
+    + (f', logged run {run.logged_run}' if run.logged_run else '')
+    for suite, run in zip(suites, runs, strict=True)
+  ]
   # Data with names are told apart by these: their hashes say nothing.
+  names = [_name_and_version(run.recorded('data')) for run in runs]
   named = {
     where: groups
-    for where, groups in _differing(runs, _data, _name_and_version)
+    for where, groups in _differing(runs, data, names).items()
     if _UNRECORDED not in groups
   }
-  rest = [run for run in runs if _data(run) not in named]
   found = {
     'version of the numbers': _differing(
-      runs, _suite, lambda run: run.provenance.get('numbers_version', 1)
+      runs, suites, [run.provenance.get('numbers_version', 1) for run in runs]
     ),
-    'md5 of the ROM': _differing(runs, _game, _rom),
-    'data set': named.items(),
+    'md5 of the ROM': _differing(
+      runs, games, [run.provenance.get('rom_md5') for run in runs]
+    ),
+    'data set': named,
     'hash of the data': _differing(
-      rest, lambda run: f'{_data(run)}, seed {run.seed}', _DATA_HASH
+      runs,
+      [f'{d}, seed {run.seed}' for d, run in zip(data, runs, strict=True)],
+      [
+        None if d in named else run.data_hash
+        for d, run in zip(data, runs, strict=True)
+      ],
     ),
   }
   for key in sorted({key for run in runs for key in run.recorded('protocol')}):
-    scope = _game if key in _PER_GAME else _suite
-    found[key] = _differing(runs, scope, functools.partial(_setting, key))
+    values = [run.recorded('protocol').get(key) for run in runs]
+    scopes = games if key in _PER_GAME else suites
+    found[key] = _differing(runs, scopes, values)
   return [
     f'{where}: {field} ({_listed(groups)})'
     for field, differing in found.items()
-    for where, groups in differing
+    for where, groups in differing.items()
   ]
 
 
@@ -195,17 +196,18 @@ def _listed(groups: dict[str, list[str]]) -> str:
   )
 
 
+def _name_and_version(data: dict[str, Any]) -> str:
+  return ' '.join(data[key] for key in ('name', 'version') if data.get(key))
+
+
 def _differing(
-  runs: Sequence[Run],
-  scope: Callable[[Run], str],
-  value_of: Callable[[Run], Any],
-) -> Iterable[tuple[str, dict[str, list[str]]]]:
+  runs: Sequence[Run], scopes: Sequence[str], values: Sequence[Any]
+) -> dict[str, dict[str, list[str]]]:
   """Returns scopes in which runs differ, with names of runs by their values."""
-  scopes: dict[str, dict[str, list[str]]] = {}
-  for run in runs:
-    groups = scopes.setdefault(scope(run), {})
-    groups.setdefault(plain(value_of(run)), []).append(run.name)
-  return [item for item in scopes.items() if len(item[1]) > 1]
+  found: dict[str, dict[str, list[str]]] = {}
+  for run, scope, value in zip(runs, scopes, values, strict=True):
+    found.setdefault(scope, {}).setdefault(plain(value), []).append(run.name)
+  return {scope: groups for scope, groups in found.items() if len(groups) > 1}
 
 
 def refuse(found: Sequence[str]) -> None:
@@ -220,32 +222,26 @@ def refuse(found: Sequence[str]) -> None:
 
 def rom_notes(runs: Sequence[Run]) -> Iterator[str]:
   """Yields which games were played with other ROMs than the logged data."""
-  groups: dict[str, set[str]] = {'other': set(), 'unrecorded': set()}
-  groups['unknown'] = set()
+  found = set()
   for run in runs:
-    game, rom = run.setting.game, _rom(run)
+    game, rom = run.setting.game, run.provenance.get('rom_md5')
     expected = legacy_rom(game)
     if run.setting.suite == 'atari' and (expected is None or rom != expected):
       judgement = 'other' if rom else 'unrecorded'
-      groups['unknown' if expected is None else judgement].add(game)
-  for judgement, games in groups.items():
+      found.add(('unknown' if expected is None else judgement, game))
+  for judgement in ('other', 'unrecorded', 'unknown'):
+    games = ', '.join(sorted(game for name, game in found if name == judgement))
     if games:
-      listed = ', '.join(sorted(games))
-      yield words.say('notes', f'rom_{judgement}', games=listed)
+      yield words.say('notes', f'rom_{judgement}', games=games)
 
 
 def data_notes(runs: Sequence[Run]) -> Iterator[str]:
   """Yields in which settings the seeds of a logged run differ in their data."""
-  logged_runs = {run.logged_run for run in runs}
-  labels = {
-    label
-    for name in logged_runs
-    for label, _ in _differing(
-      [run for run in runs if run.logged_run == name],
-      lambda run: run.setting.label,
-      _DATA_HASH,
-    )
-  }
+  hashes: dict[tuple[str, str], set[str]] = {}
+  for run in runs:
+    where = run.setting.label, run.logged_run
+    hashes.setdefault(where, set()).add(plain(run.data_hash))
+  labels = {label for (label, _), found in hashes.items() if len(found) > 1}
   if labels:
     yield words.say('notes', 'mixed_data', settings='; '.join(sorted(labels)))
 
@@ -261,32 +257,6 @@ def plain(value: Any) -> str:
   if value is None or value == '':
     return _UNRECORDED
   return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-
-
-def _name_and_version(run: Run) -> str:
-  data = run.recorded('data')
-  return ' '.join(data[key] for key in ('name', 'version') if data.get(key))
-
-
-def _suite(run: Run) -> str:
-  return run.setting.suite or 'unknown suite'
-
-
-def _game(run: Run) -> str:
-  return f'{_suite(run)} {run.setting.game}'
-
-
-def _data(run: Run) -> str:
-  logged_run = f', logged run {run.logged_run}' if run.logged_run else ''
-  return f'{_suite(run)} {run.setting.label}{logged_run}'
-
-
-def _setting(key: str, run: Run) -> Any:
-  return run.recorded('protocol').get(key)
-
-
-def _rom(run: Run) -> Any:
-  return run.provenance.get('rom_md5')
 
 
 def prediction_interval(values: npt.ArrayLike) -> tuple[float, float]:
@@ -307,7 +277,10 @@ def prediction_interval(values: npt.ArrayLike) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class PublicComparison:
-  """A run's score, in points, and those of the seeds that others published."""
+  """A run's score, in points, and those of the seeds that others published.
+
+  Between `low` and `high` one more of these seeds is expected.
+  """
 
   method: str
   game: str
@@ -315,7 +288,7 @@ class PublicComparison:
   gradient_steps: int
   value: float
   mean: float  # Of the published seeds.
-  low: float  # Between these one more seed is expected.
+  low: float
   high: float
 
   @property
@@ -332,12 +305,9 @@ def public_seeds(
   The method is one of references.csv, such as 'QR-CQL'; the game is as ALE
   spells it in camel case, such as 'Breakout'.
   """
-  table = references()
-  table = table[
-    (table['method'] == method)
-    & (table['game'] == game)
-    & (table['normalisation'] == 'none')
-  ]
+  table = references().query(
+    "method == @method and game == @game and normalisation == 'none'"
+  )
   groups = table.groupby(['measure', 'gradient_steps'], sort=False)['value']
   return {
     (str(measure), int(steps)): values.to_numpy(float)

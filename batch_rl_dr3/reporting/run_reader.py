@@ -1,18 +1,15 @@
-"""Run directories as a report sees them: read in parallel, and cached."""
+"""Run directories as a report sees them, and the curves of their seeds."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent import futures
 import contextlib
 import dataclasses
 import functools
 import glob
-import hashlib
-import json
 import multiprocessing
 import os
 import pathlib
 import re
-import time
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,7 +19,6 @@ import pandas as pd
 from batch_rl_dr3.config import errors, progress
 from batch_rl_dr3.reporting import words
 from batch_rl_dr3.runs import (
-  atomic,
   mirror,
   records,
   results,
@@ -46,20 +42,14 @@ RETURN = run_tables.RETURN
 CONTENTS = mirror.Contents('runs', whole=run_directory.RUN_FILES)
 
 _STEPS = run_tables.STEPS
-# Nanoseconds by which the clocks of two machines may differ unnoticed.
-_CLOCK_TOLERANCE = 60_000_000_000
-# A file that changed less than this many nanoseconds ago can change again
-# without its time of change showing it.
-_SETTLED = 2_000_000_000
-_CACHE_VERSION = 4
 _CHUNKS_PER_PROCESS = 16
 # Seconds until a progress bar appears.
 _PATIENCE = 3.0
 
 Result = TypeVar('Result')
-Stamp = list[list[int] | None]
-# What the processes are to do. They are forked, so they find it here, and
-# nothing has to be sent to them.
+# The logged run and the seed: what tells apart the runs of one method.
+Replicate = tuple[str, str]
+# What forked processes are to do: it need not be sent to them.
 _tasks: Sequence[Callable[[], Any]] = ()
 
 
@@ -72,12 +62,8 @@ def run_tasks(
   """Returns the results of tasks, in order; `num_processes` 1 forks none."""
   global _tasks
   _tasks = tasks
-  results = []
+  run: Callable[..., Iterable[Result]] = map
   with contextlib.ExitStack() as stack:
-    bar = stack.enter_context(
-      progress.bar(len(tasks), desc, unit, delay=_PATIENCE)
-    )
-    run: Callable[..., Iterable[Result]] = map
     if num_processes > 1:
       # Parsing and drawing hold Python's lock. Few tasks are long ones; of
       # many, several are sent at a time.
@@ -85,68 +71,13 @@ def run_tasks(
       fork = multiprocessing.get_context('fork')
       pool = futures.ProcessPoolExecutor(num_processes, fork)
       run = functools.partial(stack.enter_context(pool).map, chunksize=chunk)
-    for result in run(_run_task, range(len(tasks))):
-      results.append(result)
-      bar.update()
-  _tasks = ()
-  return results
+    bar = {'iterable': run(_run_task, range(len(tasks))), 'delay': _PATIENCE}
+    found = list(progress.bar(len(tasks), desc, unit, **bar))
+  return found
 
 
 def _run_task(index: int) -> Any:
   return _tasks[index]()
-
-
-def stamp(paths: Sequence[pathlib.Path]) -> Stamp:
-  """Returns what changes when a file does; None for one that is not there."""
-  found: Stamp = [None] * len(paths)
-  for index, path in enumerate(paths):
-    with contextlib.suppress(FileNotFoundError):
-      status = path.stat()
-      found[index] = [status.st_size, status.st_mtime_ns, status.st_ino]
-  return found
-
-
-class RunCache:
-  """A folder with one file per run: its metrics and its evaluations."""
-
-  def __init__(self, folder: str | os.PathLike[str]):
-    """Names the folder, which is made when something is put there."""
-    self._folder = pathlib.Path(folder).expanduser()
-
-  def get(self, run: pathlib.Path, found: Stamp) -> list[pd.DataFrame] | None:
-    """Returns the tables of a run; None if absent, outdated or damaged."""
-    try:
-      with open(self._path(run), 'rb') as file:
-        header, *tables = (np.load(file, allow_pickle=False) for _ in range(3))
-      is_current = header.tobytes() == _header(found)
-      return [pd.DataFrame(table) for table in tables] if is_current else None
-    except (OSError, EOFError, ValueError):
-      return None
-
-  def put(
-    self, run: pathlib.Path, found: Stamp, tables: list[pd.DataFrame]
-  ) -> None:
-    """Keeps what was read of a run; WriteError if it cannot be written.
-
-    Nothing is kept of files that changed just now, or are dated in the future:
-    a later change of them need not show in their stamp.
-    """
-    latest = max((entry[1] for entry in found if entry), default=0)
-    if latest >= time.time_ns() - _SETTLED:
-      return
-    atomic.make_directory(self._folder)
-    with atomic.whole_file(self._path(run), durable=False) as file:
-      np.save(file, np.frombuffer(_header(found), np.uint8))
-      for table in tables:
-        np.save(file, np.asarray(table.to_records(index=False)))
-
-  def _path(self, run: pathlib.Path) -> pathlib.Path:
-    name = hashlib.sha256(os.path.realpath(run).encode()).hexdigest()[:32]
-    return self._folder / f'{name}.npy'
-
-
-def _header(found: Stamp) -> bytes:
-  return json.dumps({'version': _CACHE_VERSION, 'stamp': found}).encode()
 
 
 class Setting(NamedTuple):
@@ -184,11 +115,10 @@ class Run:
   # finite'.
   metrics: pd.DataFrame
   evaluations: pd.DataFrame  # See `run_tables.read_evaluations`.
-  from_future: tuple[str, ...] = ()  # Files that are dated later than now.
 
   @property
-  def replicate(self) -> tuple[str, str]:
-    """What tells apart the runs of one method: logged run and seed."""
+  def replicate(self) -> Replicate:
+    """What tells apart the runs of one method."""
     return self.logged_run, self.seed
 
   @property
@@ -214,11 +144,8 @@ class Run:
   def data_hash(self) -> Any:
     """What identifies the data, None if it was not recorded."""
     data = self.recorded('data')
-    return (
-      data.get('hash')
-      or data.get('data_hash')
-      or self.provenance.get('data_hash')
-    )
+    places = (data.get('hash'), data.get('data_hash'))
+    return next(filter(None, places), None) or self.provenance.get('data_hash')
 
 
 def align(
@@ -228,6 +155,39 @@ def align(
   table = pd.concat(list(series), axis=1, join='inner').sort_index()
   values = np.ascontiguousarray(table.to_numpy(float).T)
   return table.index.to_numpy(np.int64), values
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curve:
+  """A quantity at the gradient steps at which every seed has it.
+
+  A mean over seeds that come and go would jump for that reason alone, so a
+  step that one seed lacks is left out.
+  """
+
+  steps: npt.NDArray[np.int64]  # [T], gradient steps, rising.
+  values: npt.NDArray[np.float64]  # [S, T], NaN where not finite.
+  replicates: tuple[Replicate, ...]  # Of each row.
+
+  @property
+  def num_seeds(self) -> int:
+    """How many runs the curve is made of."""
+    return len(self.replicates)
+
+  @property
+  def mean(self) -> npt.NDArray[np.float64]:
+    """Float64 [T], over seeds; NaN where any seed is not finite."""
+    return np.asarray(self.values.mean(axis=0))
+
+  @property
+  def last(self) -> float:
+    """The mean at the last step, NaN if there is none."""
+    return float(self.mean[-1]) if self.steps.size else float('nan')
+
+  @property
+  def last_step(self) -> int | None:
+    """The last step, None if there is none."""
+    return int(self.steps[-1]) if self.steps.size else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,10 +219,32 @@ class Collection:
     line = setting, method
     return [run for run in self.runs if (run.setting, run.method) == line]
 
+  def curve(
+    self,
+    setting: Setting,
+    method: str,
+    quantity: str,
+    replicates: Set[Replicate] | None = None,
+  ) -> Curve:
+    """Returns one of `METRICS`, or `RETURN`, without seeds that have none.
+
+    It is of `replicates` alone if these are given.
+    """
+    series = {
+      run.replicate: values
+      for run in self.select(setting, method)
+      if replicates is None or run.replicate in replicates
+      if len(values := run.series(quantity))
+    }
+    if not series:
+      return Curve(np.zeros(0, np.int64), np.zeros((0, 0)), ())
+    steps, values = align(series.values())
+    values = np.where(np.isfinite(values), values, np.nan)
+    return Curve(steps, values, tuple(series))
+
 
 def load(
   patterns: Sequence[str],
-  cache: RunCache | None = None,
   num_processes: int = 1,
   quantities: Sequence[str] = METRICS,
   leave_out_unreadable: bool = False,
@@ -271,8 +253,7 @@ def load(
 
   Args:
     patterns: such as 'runs/quickstart/*'.
-    cache: of unchanged runs, which holds `METRICS` alone; None reads every run.
-    num_processes: how many runs are read into the cache at a time, by forks.
+    num_processes: how many runs are read at a time, by forks.
     quantities: columns of metrics.csv to read.
     leave_out_unreadable: whether damaged runs are named in the collection, not
       raised, as long as there are others.
@@ -280,7 +261,6 @@ def load(
   Raises:
     DataError: if a pattern matches nothing, nothing that matches is a run, a
       run cannot be read, or two runs are the same.
-    WriteError: if the cache cannot be written.
   """
   names = _match(patterns)
   folders = [name for name in names if is_run(name)]
@@ -290,25 +270,18 @@ def load(
       f'holds neither {run_directory.PROVENANCE} nor {run_directory.METRICS}. '
       "Name the folders of runs, such as 'runs/quickstart/*'."
     )
-  parent = pathlib.Path(
-    os.path.commonpath([os.path.dirname(folder) for folder in folders])
-  )
+  parent = pathlib.Path(os.path.commonpath([*map(os.path.dirname, folders)]))
   paths = [pathlib.Path(folder) for folder in folders]
-  if cache is not None and num_processes > 1:
-    # To send tables from process to process would take as long as to read them.
-    fills = [functools.partial(_fill_cache, path, cache) for path in paths]
-    run_tasks(fills, num_processes, 'reading', 'run')
-  runs: list[Run] = []
-  damaged = []
-  for path in paths:
-    try:
-      runs.append(_read_run(path, parent, cache, quantities))
-    except errors.DataError as error:
-      if not leave_out_unreadable:
-        raise
-      damaged.append((os.path.relpath(path, parent), error))
-  if not runs:
-    raise damaged[0][1]
+  tasks = [functools.partial(_read, p, parent, quantities) for p in paths]
+  found = run_tasks(tasks, num_processes, 'reading', 'run')
+  runs = [run for run in found if isinstance(run, Run)]
+  damaged = {
+    os.path.relpath(path, parent): error
+    for path, error in zip(paths, found, strict=True)
+    if isinstance(error, errors.DataError)
+  }
+  if damaged and not (runs and leave_out_unreadable):
+    raise next(iter(damaged.values()))
   _refuse_duplicates(runs)
   order = words.ordered(run.method for run in runs)
   runs.sort(
@@ -318,14 +291,13 @@ def load(
       *map(_natural, run.replicate),
     )
   )
-  unreadable = tuple((name, str(error)) for name, error in damaged)
+  unreadable = tuple((name, str(error)) for name, error in damaged.items())
   return Collection(tuple(runs), parent, _outside(names, folders), unreadable)
 
 
 def _match(patterns: Sequence[str]) -> list[str]:
   """Returns the real paths that patterns match, a folder before its own."""
   found: set[str] = set()
-  real_folder = functools.lru_cache(maxsize=1024)(os.path.realpath)
   for pattern in patterns:
     names = glob.glob(os.path.expanduser(pattern), recursive=True)
     if not names:
@@ -333,12 +305,7 @@ def _match(patterns: Sequence[str]) -> list[str]:
         f'{pattern!r} matches nothing in {os.getcwd()}. Train first, or name '
         'the folders of existing runs.'
       )
-    for name in map(os.path.abspath, names):
-      if os.path.islink(name):
-        found.add(os.path.realpath(name))
-      else:
-        head, tail = os.path.split(name)
-        found.add(os.path.join(real_folder(head), tail))
+    found.update(map(os.path.realpath, names))
   return sorted(found)
 
 
@@ -352,68 +319,48 @@ def _outside(
   names: Iterable[str], folders: Sequence[str]
 ) -> tuple[pathlib.Path, ...]:
   """Returns the names that are no run, in no run and above none."""
-  above = {
-    str(parent) for folder in folders for parent in pathlib.Path(folder).parents
-  }
   inside = set(folders)
+  above = {str(p) for folder in folders for p in pathlib.Path(folder).parents}
   found = []
   for name in names:
     if os.path.dirname(name) in inside:
       inside.add(name)
-    elif name not in inside and name not in above:
+    elif name not in inside | above:
       found.append(pathlib.Path(name))
   return tuple(found)
 
 
-def _read_run(
-  folder: pathlib.Path,
-  parent: pathlib.Path,
-  cache: RunCache | None,
-  quantities: Sequence[str] = METRICS,
-) -> Run:
-  provenance = records.read_provenance(folder)
-  if provenance is None:
-    raise errors.DataError(
-      f'{folder} has no {run_directory.PROVENANCE}, so it does not say which '
-      'method and game it is of. Leave it out of --runs, or train it again.'
+def _read(
+  folder: pathlib.Path, parent: pathlib.Path, quantities: Sequence[str]
+) -> Run | errors.DataError:
+  """Returns a run, or why it cannot be read."""
+  try:
+    provenance = records.read_provenance(folder)
+    if provenance is None:
+      raise errors.DataError(
+        f'{folder} has no {run_directory.PROVENANCE}, so it does not say which '
+        'method and game it is of. Leave it out of --runs, or train it again.'
+      )
+    recorded = {name: provenance.get(name) for name in run_tables.IDENTITY}
+    who = {n: '' if v is None else str(v) for n, v in recorded.items()}
+    metrics = run_tables.read_metrics(
+      folder / run_directory.METRICS, quantities
     )
-  recorded = {name: provenance.get(name) for name in run_tables.IDENTITY}
-  identity = {n: '' if v is None else str(v) for n, v in recorded.items()}
-  files = [folder / run_directory.METRICS, folder / run_directory.SCORES]
-  found = stamp(files)
-  tables = cache.get(folder, found) if cache else None
-  if tables is None:
-    tables = [
-      run_tables.read_metrics(files[0], quantities),
-      run_tables.read_evaluations(files[1], identity),
-    ]
-    if cache and stamp(files) == found:
-      cache.put(folder, found, tables)
-  metrics, evaluations = (table.set_index(_STEPS) for table in tables)
-  now = time.time_ns() + _CLOCK_TOLERANCE
+    scores = run_tables.read_evaluations(folder / run_directory.SCORES, who)
+  except errors.DataError as error:
+    return error
   return Run(
     folder=folder,
     name=os.path.relpath(folder, parent),
-    setting=Setting(identity['suite'], identity['game'], identity['dataset']),
-    method=identity['method'],
-    logged_run=identity['run'],
-    seed=identity['seed'],
+    setting=Setting(who['suite'], who['game'], who['dataset']),
+    method=who['method'],
+    logged_run=who['run'],
+    seed=who['seed'],
     finished=records.read_finished(folder) is not None,
     provenance=provenance,
-    metrics=metrics,
-    evaluations=evaluations,
-    from_future=tuple(
-      path.name
-      for path, entry in zip(files, found, strict=True)
-      if entry is not None and entry[1] > now
-    ),
+    metrics=metrics.set_index(_STEPS),
+    evaluations=scores.set_index(_STEPS),
   )
-
-
-def _fill_cache(folder: pathlib.Path, cache: RunCache) -> None:
-  # Whoever reads the run from the cache meets the same error and raises it.
-  with contextlib.suppress(errors.BatchRLError):
-    _read_run(folder, folder, cache)
 
 
 def _refuse_duplicates(runs: Iterable[Run]) -> None:
@@ -433,6 +380,16 @@ def _natural(text: str) -> list[tuple[int, str]]:
   """Returns a key that puts seed 2 before seed 10."""
   parts = re.split(r'(\d+)', text)
   return [(int(p), '') if p.isdigit() else (-1, p) for p in parts]
+
+
+def at_last_common_step(a: Curve, b: Curve) -> tuple[int, float, float] | None:
+  """Returns the last step that both curves have, and their means there."""
+  common = np.intersect1d(a.steps, b.steps)
+  if not common.size:
+    return None
+  step = common[-1]
+  means = [float(curve.mean[curve.steps == step][0]) for curve in (a, b)]
+  return int(step), means[0], means[1]
 
 
 class RunTables(NamedTuple):
@@ -492,11 +449,8 @@ def read_runs(
   runs = load(view.patterns, quantities=quantities).runs
   names = [*Setting._fields, 'method', 'logged_run', 'seed', 'folder', _STEPS]
   keys = [(*r.setting, r.method, *r.replicate, str(r.folder)) for r in runs]
-
-  def labelled(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(list(tables), keys=keys, names=names).reset_index()
-
-  return RunTables(
-    labelled(run.evaluations for run in runs),
-    labelled(run.metrics for run in runs),
+  scores, metrics = (
+    pd.concat(tables, keys=keys, names=names).reset_index()
+    for tables in ([r.evaluations for r in runs], [r.metrics for r in runs])
   )
+  return RunTables(scores, metrics)

@@ -18,10 +18,10 @@ from numpy import typing as npt
 import pandas as pd
 
 from batch_rl_dr3.reporting import (
+  figures,
   reference,
   run_reader,
   statistics,
-  tables,
   words,
 )
 from batch_rl_dr3.reporting.run_reader import (
@@ -33,7 +33,7 @@ from batch_rl_dr3.reporting.run_reader import (
   Collection,
   Run,
 )
-from batch_rl_dr3.reporting.tables import Column, Row, Table, build
+from batch_rl_dr3.reporting.tables import Column, Row, Table, build, columns_of
 from batch_rl_dr3.runs import mirror, run_directory
 from batch_rl_dr3.runs.checkpoints import manifests
 
@@ -44,10 +44,14 @@ _Steps = npt.NDArray[np.int64]
 INTACT_SHARE = 0.5
 # Mean Q has settled if it moved little since this share of the steps.
 _SETTLING_SHARE = 0.5
+# Of a gain on the last evaluation.
+_SIGNS = {'better': 1, 'equal': 0, 'worse': -1}
+# The rules that `mean_rank` is of.
+_COMBINED = ('dot_growth', 'rank_highest', 'td_error', 'q_peak')
 # What stands beside the rules in a table: a checkpoint drawn at random.
 RANDOM = 'random'
 # Columns in points, which have a meaning in one game alone.
-_POINTS = (('gained_on_last',), ('lost_to_best',))
+_POINTS = ('gained_on_last', 'lost_to_best')
 # Below so many runs the table says that it is not to be relied on.
 _FEW_RUNS = 5
 # What is read of a run.
@@ -80,10 +84,6 @@ class History(NamedTuple):
   values: dict[str, _Values]  # [T], by quantity of `run_reader.METRICS`.
   at: _Steps  # [C], the positions of the checkpoints in `steps`, rising.
 
-  def measured(self, quantity: str) -> _Values:
-    """Returns a quantity at each checkpoint, float64 [C]."""
-    return self.values[quantity][self.at]
-
 
 class Judgement(NamedTuple):
   """What a rule makes of each checkpoint."""
@@ -113,14 +113,18 @@ class Rule:
 
 def line_up(run: Run, checkpoints: _Steps) -> History:
   """Returns a run's history at its log steps and checkpoints, int64 [C]."""
-  logged = {name: run.series(name) for name in run_reader.METRICS}
-  logged = {name: series for name, series in logged.items() if len(series)}
-  rows = [series.index.to_numpy(np.int64) for series in logged.values()]
-  steps = np.unique(np.concatenate([*rows, checkpoints]))
-  values = {}
-  for index, (name, series) in zip(rows, logged.items(), strict=True):
-    last = np.searchsorted(index, steps, side='right') - 1
-    values[name] = np.where(last >= 0, series.to_numpy(float)[last], np.nan)
+  logged = {
+    name: series
+    for name in run_reader.METRICS
+    if len(series := run.series(name))
+  }
+  steps = np.unique(
+    np.concatenate([checkpoints, *(s.index for s in logged.values())])
+  )
+  values = {
+    name: series.reindex(steps, method='ffill').to_numpy(float)
+    for name, series in logged.items()
+  }
   return History(steps, values, np.searchsorted(steps, checkpoints))
 
 
@@ -192,7 +196,8 @@ def _mean_rank(h: History) -> Judgement:
   # Imported here because SciPy's statistics take a second.
   from scipy import stats
 
-  scores = np.array([rule.judge(h).scores for rule in _COMBINED])
+  rules = [rule for rule in RULES if rule.name in _COMBINED]
+  scores = np.array([rule.judge(h).scores for rule in rules])
   worst = np.where(np.isnan(scores), -np.inf, scores)
   return _lowest(stats.rankdata(-worst, axis=1).mean(axis=0))
 
@@ -201,29 +206,24 @@ def _simple(
   name: str, prefer: Callable[[_Values], Judgement], quantity: str
 ) -> Rule:
   """Returns a rule that compares a quantity as it is."""
-  return Rule(name, lambda h: prefer(h.measured(quantity)), (quantity,))
+  return Rule(name, lambda h: prefer(h.values[quantity][h.at]), (quantity,))
 
 
-_COMBINED = (
-  Rule(
-    'dot_growth',
-    lambda h: _lowest(h.measured(DOT_PRODUCT) / np.maximum(h.steps[h.at], 1)),
-    (DOT_PRODUCT,),
-  ),
-  _simple('rank_highest', _highest, EFFECTIVE_RANK),
-  _simple('td_error', _lowest, TD_LOSS),
-  _simple('q_peak', _highest, MEAN_Q),
-)
+def _dot_growth(h: History) -> Judgement:
+  return _lowest((h.values[DOT_PRODUCT] / np.maximum(h.steps, 1))[h.at])
+
+
 RULES = (
   Rule('last', lambda h: _highest(h.steps[h.at].astype(float))),
-  _COMBINED[0],
+  Rule('dot_growth', _dot_growth, (DOT_PRODUCT,)),
   _simple('co_adaptation', _lowest, RATIO),
   Rule('before_violation', _before_violation, (RATIO,)),
-  _COMBINED[1],
+  _simple('rank_highest', _highest, EFFECTIVE_RANK),
   Rule('rank_intact', _rank_intact, (EFFECTIVE_RANK,)),
-  *_COMBINED[2:],
+  _simple('td_error', _lowest, TD_LOSS),
+  _simple('q_peak', _highest, MEAN_Q),
   Rule('q_settled', _q_settled, (MEAN_Q,)),
-  Rule('mean_rank', _mean_rank, sum((r.quantities for r in _COMBINED), ())),
+  Rule('mean_rank', _mean_rank, (DOT_PRODUCT, EFFECTIVE_RANK, TD_LOSS, MEAN_Q)),
 )
 
 
@@ -234,9 +234,9 @@ def checkpoints(run: Run) -> pd.Series:
   one is restored.
   """
   found = {
-    manifest.gradient_steps: manifest.name
-    for manifest in manifests(run.folder / run_directory.CHECKPOINTS)
-    if manifest.damage(with_content=False) is None
+    checkpoint.gradient_steps: checkpoint.name
+    for checkpoint in manifests(run.folder / run_directory.CHECKPOINTS)
+    if checkpoint.damage(with_content=False) is None
   }
   return pd.Series(found, dtype=object).sort_index()
 
@@ -267,12 +267,13 @@ def ranking(
     if len(names) < 2:
       continue
     steps = names.index.to_numpy(np.int64)
-    returns = run.evaluations[run_reader.RETURN].reindex(steps).to_numpy(float)
+    returns = run.series(run_reader.RETURN).reindex(steps).to_numpy(float)
     for rule, judgement, best_first in _judged(run, steps, rules):
       who = (run.name, str(run.folder), rule.name)
-      for place, i in enumerate(best_first, 1):
-        found = (names.iloc[i], steps[i], judgement.values[i], returns[i])
-        rows.append((*who, place, *found))
+      rows += [
+        (*who, place, names.iloc[i], steps[i], judgement.values[i], returns[i])
+        for place, i in enumerate(best_first, 1)
+      ]
   return pd.DataFrame(rows, columns=list(_RANKED))
 
 
@@ -290,7 +291,7 @@ def outcomes(
   """
   rows: list[tuple[Any, ...]] = []
   for run in collection.runs:
-    returns = run.evaluations[run_reader.RETURN].to_numpy(float)
+    returns = run.series(run_reader.RETURN).to_numpy(float)
     if len(returns) < 2 or np.ptp(returns) == 0:
       continue
     steps = run.evaluations.index.to_numpy(np.int64)
@@ -299,9 +300,10 @@ def outcomes(
       for rule, _, best in _judged(run, steps, rules)
       if best
     ]
+    choices.append((RANDOM, np.nan, float(returns.mean())))
+    who = (*run.setting, run.method, run.name)
     ends = (returns.max(), returns[-1], returns.min())
-    for choice in (*choices, (RANDOM, np.nan, float(returns.mean()))):
-      rows.append((*run.setting, run.method, run.name, *choice, *ends))
+    rows += [(*who, *choice, *ends) for choice in choices]
   found = pd.DataFrame(rows, columns=list(_CHOSEN))
   worst = found.pop('worst')
   share = 100 / (found['best'] - worst)
@@ -318,10 +320,8 @@ def outcomes(
 def measure(found: pd.DataFrame) -> pd.DataFrame:
   """Returns each rule's `outcomes`, averaged over runs, a row per rule.
 
-  That is `runs`, in how many it could choose; means and 95% bootstrap intervals
-  over these of `kept` and `gained`; means of the points and `lost_normalised`
-  (NaN unless it is known of all); `better`, `equal` and `worse` than the last,
-  in runs; and `kept_<method>`, the mean over the runs of a method.
+  `runs` is in how many it could choose; `better`, `equal` and `worse` than the
+  last are runs, too. `lost_normalised` is NaN unless it is known of all.
   """
   rows = []
   groups = dict(iter(found.groupby('rule')))
@@ -332,14 +332,13 @@ def measure(found: pd.DataFrame) -> pd.DataFrame:
     row: Row = {'rule': name, 'runs': len(group)}
     for column in ('kept', 'gained'):
       values = group[column].to_numpy(float)
-      low, high = statistics.mean_interval(values) or (np.nan, np.nan)
-      ends = {f'{column}_low': low, f'{column}_high': high}
-      row |= {column: values.mean()} | ends
+      ends = statistics.mean_interval(values) or (np.nan, np.nan)
+      row[column] = values.mean()
+      row[f'{column}_low'], row[f'{column}_high'] = ends
     for column in ('gained_on_last', 'lost_to_best', 'lost_normalised'):
       row[column] = group[column].mean(skipna=False)
-    sign = np.sign(group['gained'])
-    for column, expected in (('better', 1), ('equal', 0), ('worse', -1)):
-      row[column] = int((sign == expected).sum())
+    signs = np.sign(group['gained']).value_counts()
+    row |= {n: signs.get(s, 0) for n, s in _SIGNS.items()}
     by_method = group.groupby('method')['kept'].mean()
     rows.append(row | by_method.add_prefix('kept_').to_dict())
   return pd.DataFrame(rows, columns=None if rows else ['rule'])
@@ -356,12 +355,6 @@ def worth(collection: Collection, found: pd.DataFrame | None = None) -> Table:
   measured['source'] = measured['rule'].map(words.parts('rule_sources'))
   methods = words.ordered(found['method'])
   num_games = len(found[['suite', 'game']].drop_duplicates())
-  columns = tables.columns('selection')
-  if num_games > 1:  # Their points cannot be averaged.
-    columns = [
-      dataclasses.replace(c, when='never') if c.names in _POINTS else c
-      for c in columns
-    ]
   by_method = [
     Column(f'kept_{m}', f'Kept: {words.display_name(m)}')
     for m in (methods if len(methods) > 1 else ())
@@ -370,8 +363,13 @@ def worth(collection: Collection, found: pd.DataFrame | None = None) -> Table:
   few = words.say('selection', 'few') if num_measured < _FEW_RUNS else ''
   return build(
     'selection',
-    [*columns, *by_method, *tables.columns('selection_extent')],
     measured,
+    [
+      # Points of several games cannot be averaged.
+      *columns_of('selection', _POINTS if num_games > 1 else ()),
+      *by_method,
+      *columns_of('selection_extent'),
+    ],
     num_measured=num_measured,
     num_runs=len(collection.runs),
     games=f'{num_games} {"game" if num_games == 1 else "games"}',
@@ -381,12 +379,11 @@ def worth(collection: Collection, found: pd.DataFrame | None = None) -> Table:
 
 def choices(ranked: pd.DataFrame, top: int = 1) -> Table:
   """Returns the best `top` checkpoints of a `ranking`, for reading."""
-  best = ranked[ranked['place'] <= top]
-  columns = tables.columns('choices' if top == 1 else 'top_choices')
-  return build('choices', columns, best)
+  columns = columns_of('choices' if top == 1 else 'top_choices')
+  return build('choices', ranked[ranked['place'] <= top], columns)
 
 
-_COLOUR, _BASELINE_COLOUR = '#0072B2', '#888888'
+_COLOUR, _BASELINE_COLOUR = figures.PALETTE[0], '#888888'
 # What is measured, and the label of its axis.
 _PANELS = (
   ('kept', 'return kept, % of the range\nfrom worst to best evaluation'),
@@ -401,15 +398,12 @@ def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
   panels are below each other if `narrow`.
   """
   height = 1.1 + 0.27 * len(measured)
-  figure = mpl_figure.Figure(
-    figsize=(4.2, 2 * height) if narrow else (8.0, height),
-    layout='constrained',
-  )
+  size = (4.2, 2 * height) if narrow else (8.0, height)
+  figure, panels = figures.pair(narrow, size, sharey=not narrow)
   lines = np.arange(len(measured))
   chance = (measured['rule'] == RANDOM).to_numpy()
   colours = list(np.where(chance, _BASELINE_COLOUR, _COLOUR))
-  grid = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=not narrow)
-  for axes, (quantity, label) in zip(np.ravel(grid), _PANELS, strict=True):
+  for axes, (quantity, label) in zip(panels, _PANELS, strict=True):
     low, high = measured[f'{quantity}_low'], measured[f'{quantity}_high']
     axes.hlines(lines, low, high, colors=colours, linewidth=2)
     axes.scatter(

@@ -86,8 +86,8 @@ class Estimate:
   low: Array
   high: Array
 
-  def __getitem__(self, index: int) -> 'Estimate':
-    """Returns one of the statistics."""
+  def __getitem__(self, index: int | slice) -> 'Estimate':
+    """Returns one or some of the statistics."""
     return Estimate(self.value[index], self.low[index], self.high[index])
 
 

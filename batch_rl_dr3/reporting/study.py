@@ -17,8 +17,8 @@ from batch_rl_dr3.reporting.statistics import Array
 AVERAGE, FINAL, LAST = 'average', 'final', 'last'
 # Points of a curve: more cannot be told apart in a figure.
 _MAX_POINTS = 50
-_DQN = reference.Normalisation()
-_BOOTSTRAP = statistics.Bootstrap()
+DQN = reference.Normalisation()
+BOOTSTRAP = statistics.Bootstrap()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Preset:
   name: str
   title: str
   suite: str
-  games: tuple[str, ...]
-  methods: tuple[str, ...]
+  games: Sequence[str]
+  methods: Sequence[str]
   datasets: Mapping[str, int]
   num_runs: int
   num_final_evaluations: int = 1
@@ -46,25 +46,13 @@ class Preset:
 _FIELDS: dict[str, dict[str, Any]] = tomllib.loads(
   (reference.FOLDER / 'presets.toml').read_text(encoding='utf-8')
 )
-NAMES = tuple(_FIELDS)
 # Continuous control has no grid of games and data sets.
 CONTROL = {name: f for name, f in _FIELDS.items() if 'subject' in f}
 PRESETS = {
-  name: Preset(
-    name, **{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()}
-  )
-  for name, f in _FIELDS.items()
+  name: Preset(name, **fields)
+  for name, fields in _FIELDS.items()
   if name not in CONTROL
 }
-
-
-def find_preset(name: str) -> Preset:
-  """Returns the preset of a name; UsageError if there is none."""
-  if name not in PRESETS:
-    raise errors.UsageError(
-      f'no preset {name!r}; choose one of {", ".join(NAMES)}.'
-    )
-  return PRESETS[name]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +70,7 @@ class Cell:
     """How many runs each game has."""
     return len(self.values)
 
-  def only(self, games: Sequence[str]) -> 'Cell':
+  def only(self, games: set[str]) -> 'Cell':
     """Returns the cell without the games that are not named."""
     at = [index for index, game in enumerate(self.games) if game in games]
     names = tuple(self.games[index] for index in at)
@@ -156,14 +144,14 @@ class Study:
     self, dataset: str, method: str, quantity: str
   ) -> Cell | None:
     """Returns a quantity of finished runs at every gradient step they share."""
-    return self._cell(dataset, method, quantity, True, None)
+    return self._cell(dataset, method, quantity)
 
   @functools.cache  # noqa: B019
   def curve(self, dataset: str, method: str, quantity: str) -> Cell | None:
     """Returns a quantity at 50 steps at most, of finished runs if any."""
     key = dataset, method, quantity
-    return self._cell(*key, True, _MAX_POINTS) or self._cell(
-      *key, False, _MAX_POINTS
+    return self._cell(*key, max_points=_MAX_POINTS) or self._cell(
+      *key, finished=False, max_points=_MAX_POINTS
     )
 
   def _cell(
@@ -171,8 +159,8 @@ class Study:
     dataset: str,
     method: str,
     quantity: str,
-    finished: bool,
-    max_points: int | None,
+    finished: bool = True,
+    max_points: int | None = None,
   ) -> Cell | None:
     target = self.preset.datasets[dataset]
     series = {
@@ -199,23 +187,22 @@ class Study:
     shared = steps[finite]
     last = int(shared[-1]) if shared.size else 0
     wanted = self.preset.num_runs
-    lacks = (
-      ('no run has finished', not finished),
-      (f'{len(games)} of {len(series)} games', len(games) < len(series)),
-      (f'{num_runs} of {wanted} runs of each', num_runs < wanted),
-      (f'{left_out} left out where games have more runs', left_out),
-      (f'{(~finite).sum()} steps are not finite', not finite.all()),
-      ('no gradient step at which every run was measured', not shared.size),
-      (
-        f'up to {_millions(last)} of {_millions(target)} gradient steps',
-        shared.size and last < target,
+    lacks = {
+      'no run has finished': not finished,
+      f'{len(games)} of {len(series)} games': len(games) < len(series),
+      f'{num_runs} of {wanted} runs of each': num_runs < wanted,
+      f'{left_out} left out where games have more runs': left_out,
+      f'{(~finite).sum()} steps are not finite': not finite.all(),
+      'no gradient step at which every run was measured': not shared.size,
+      f'up to {_millions(last)} of {_millions(target)} gradient steps': (
+        shared.size and last < target
       ),
-    )
+    }
     return Cell(
       games,
       shared,
       values[..., finite],
-      tuple(phrase for phrase, is_so in lacks if is_so),
+      tuple(phrase for phrase, is_so in lacks.items() if is_so),
       self.preset.num_final_evaluations,
     )
 
@@ -223,8 +210,8 @@ class Study:
 def select_runs(
   chosen: Preset,
   collection: run_reader.Collection,
-  normalisation: reference.Normalisation = _DQN,
-  bootstrap: statistics.Bootstrap = _BOOTSTRAP,
+  normalisation: reference.Normalisation = DQN,
+  bootstrap: statistics.Bootstrap = BOOTSTRAP,
 ) -> Study:
   """Returns the runs that a preset is about; DataError if it is about none."""
   runs: dict[tuple[str, str, str], list[run_reader.Run]] = {}
@@ -257,7 +244,7 @@ def on_shared_games(cells: Sequence[Cell | None]) -> list[Cell]:
   if len(there) < len(cells):
     return []
   games = set.intersection(*(set(cell.games) for cell in there))
-  return [cell.only(tuple(games)) for cell in there] if games else []
+  return [cell.only(games) for cell in there] if games else []
 
 
 def measure(cell: Cell, name: str) -> Array:
@@ -298,12 +285,11 @@ def _largest_block(counts: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
 
   Of blocks with as many runs, the one with more games.
   """
-  best: tuple[tuple[str, ...], int] = ((), 0)
-  for num_runs in sorted(set(counts.values())):
-    games = tuple(game for game, n in counts.items() if n >= num_runs)
-    if len(games) * num_runs > len(best[0]) * best[1]:
-      best = (games, num_runs)
-  return best
+  blocks = [
+    (tuple(game for game, n in counts.items() if n >= num_runs > 0), num_runs)
+    for num_runs in sorted({*counts.values()})
+  ]
+  return max(blocks, key=lambda block: len(block[0]) * block[1])
 
 
 def _millions(steps: int) -> str:

@@ -3,19 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3.reporting import (
-  figures,
-  reference,
-  run_reader,
-  statistics,
-  words,
-)
-from batch_rl_dr3.reporting.run_reader import Collection, Run
+from batch_rl_dr3.reporting import reference, run_reader, statistics, words
+from batch_rl_dr3.reporting.run_reader import Collection, Run, Setting
 
 MISSING = '\N{EN DASH}'
 # Beside a number that is computed on fewer runs than there should be.
@@ -79,11 +74,6 @@ def spread(mean: Any, deviation: Any) -> str:
   return f'{number(mean)} ± {number(deviation)}'
 
 
-def p_value(value: float) -> str:
-  """Returns a p-value with four decimals."""
-  return MISSING if np.isnan(value) else f'{value:.4f}'
-
-
 def effect(value: Any, low: Any, high: Any, unit: str) -> str:
   """Returns 'x 2.00 (x 1.50, x 2.50)' of a factor, else '+2.0 (+1.5, +2.5)'."""
   if np.isnan(value):
@@ -106,29 +96,48 @@ def duration(seconds: float | None) -> str:
   )
 
 
+def score(
+  mean: float, sd: float, runs: int, normalised: float, complete: bool
+) -> str:
+  """Returns '6.75 ± 12.94 (75.0)', with a dagger if it is incomplete."""
+  if not runs:
+    return MISSING
+  mark = '' if complete else f' {INCOMPLETE}'
+  return f'{spread(mean, sd)} ({percent(normalised)}){mark}'
+
+
+def circles(finished: int, unfinished: int, expected: int) -> str:
+  """Returns a circle a run: finished, unfinished and absent ones."""
+  absent = max(0, expected - finished - unfinished)
+  return '●' * finished + '◐' * unfinished + '○' * absent or MISSING
+
+
 def _of_total(steps: int, total: float | None) -> str:
   return f'{steps:,}' + ('' if pd.isna(total) else f' of {total:,.0f}')
 
 
-# What words.toml calls the ways to show a cell: of numbers, and of words.
-_OF_NUMBERS: dict[str, Callable[..., str]] = {
-  'number': number,
-  'signed': signed,
-  'exact': '{:g}'.format,  # As somebody has chosen it, such as 0.99.
-  'count': str,
-  'spread': spread,
-  'interval': interval,
-  'p_value': p_value,
-  'effect': effect,
-  'duration': duration,
-  'ago': lambda seconds: f'{duration(seconds)} ago',
-  'of_total': _of_total,
-}
+# The ways to show cells of words and of numbers, as columns name them.
 _OF_WORDS: dict[str, Callable[..., str]] = {
   'text': str,
   'method': words.display_name,
   'line': words.line_name,
   'or_unknown': lambda value: value or 'unknown',
+  'circles': circles,
+}
+_WAYS = _OF_WORDS | {
+  'number': number,
+  'signed': signed,
+  'exact': '{:g}'.format,  # As somebody has chosen it, such as 0.99.
+  'count': str,
+  'spread': spread,
+  'score': score,
+  'interval': interval,
+  'published': lambda *of: interval(*of) if not pd.isna(of[0]) else 'unknown',
+  'p_value': lambda p: MISSING if np.isnan(p) else f'{p:.4f}',
+  'effect': effect,
+  'duration': duration,
+  'ago': lambda seconds: f'{duration(seconds)} ago',
+  'of_total': _of_total,
 }
 
 
@@ -140,21 +149,29 @@ class Column:
   'known'.
   """
 
-  # In the CSV file; several, where a cell of the page is made of them.
-  name: str | tuple[str, ...]
+  # Those of the CSV file that a cell of the page is made of, between blanks.
+  parts: str
   heading: str
-  show: Callable[..., str] = number  # Of as many values as there are names.
+  way: str = 'number'  # A key of `_WAYS`.
   when: str = 'always'
-  is_text: bool = False  # Whether its cells are words, not numbers.
 
   @property
-  def names(self) -> tuple[str, ...]:
+  def names(self) -> list[str]:
     """Its columns of the CSV file."""
-    return (self.name,) if isinstance(self.name, str) else self.name
+    return self.parts.split()
+
+  @property
+  def is_text(self) -> bool:
+    """Whether its cells are words, not numbers."""
+    return self.way in _OF_WORDS
+
+  def show(self, row: Row) -> str:
+    """Returns its cell of the page."""
+    return _WAYS[self.way](*(row[name] for name in self.names))
 
   def is_shown(self, frame: pd.DataFrame) -> bool:
     """Returns whether the page shows it of a table."""
-    cells = frame[[*self.names]]
+    cells = frame[self.names]
     if self.when == 'vary':
       return len(cells.drop_duplicates()) > 1
     if self.when == 'known':
@@ -162,26 +179,16 @@ class Column:
     return self.when == 'always'
 
 
-def text(
-  name: str | tuple[str, ...],
-  heading: str,
-  show: Callable[..., str] = str,
-  when: str = 'always',
-) -> Column:
-  """Returns a column of words."""
-  return Column(name, heading, show, when, is_text=True)
+def columns_of(section: str, hidden: Iterable[str] = ()) -> list[Column]:
+  """Returns the columns that words.toml has for a section.
 
-
-def columns(section: str) -> list[Column]:
-  """Returns the columns that words.toml has for a section."""
-  return [_column(*entry) for entry in words.columns(section)]
-
-
-def _column(
-  names: str, heading: str, show: str = 'number', when: str = 'always'
-) -> Column:
-  shown = (_OF_NUMBERS | _OF_WORDS)[show]
-  return Column(tuple(names.split()), heading, shown, when, show in _OF_WORDS)
+  Those that are made of a `hidden` one are never shown.
+  """
+  found = [Column(*entry) for entry in words.entries(section, 'columns')]
+  return [
+    dataclasses.replace(c, when='never') if {*hidden} & {*c.names} else c
+    for c in found
+  ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,11 +210,12 @@ class Table:
   @functools.cached_property
   def cells(self) -> list[list[str]]:
     """The rows as the page shows them."""
-    return [
-      [column.show(*(row[name] for name in column.names)) for column in shown]
-      for shown in [self.shown]
-      for row in self.frame.to_dict('records')
-    ]
+    rows = self.frame.to_dict('records')
+    return [[column.show(row) for column in self.shown] for row in rows]
+
+  def as_shown(self) -> pd.DataFrame:
+    """Returns the cells under their headings."""
+    return pd.DataFrame(self.cells, columns=[c.heading for c in self.shown])
 
   def to_csv(self) -> str:
     """Returns the whole table as CSV, an empty cell where nothing is known."""
@@ -215,11 +223,9 @@ class Table:
 
   def to_latex(self) -> str:
     """Returns what the page shows as LaTeX, for the package booktabs."""
-    frame = pd.DataFrame(self.cells, columns=[c.heading for c in self.shown])
-    latex = frame.to_latex(
-      index=False,
-      escape=True,
-      column_format=''.join('l' if c.is_text else 'r' for c in self.shown),
+    sides = ''.join('l' if column.is_text else 'r' for column in self.shown)
+    latex = self.as_shown().to_latex(
+      index=False, escape=True, column_format=sides
     )
     for symbol, command in _LATEX_SYMBOLS.items():
       latex = latex.replace(symbol, command)
@@ -228,17 +234,18 @@ class Table:
 
 def build(
   section: str,
-  columns: Iterable[Column],
   rows: pd.DataFrame | Sequence[Row],
+  columns: Sequence[Column] = (),
   name: str = '',
   **values: Any,
 ) -> Table:
   """Returns a table of rows of exact values by the names of its columns.
 
-  words.toml has its title, caption and `empty` in the `section`, which names
-  its files, too, unless there is a `name`; `values` stand in their braces.
+  words.toml has its title, caption and `empty` in the `section`, and the
+  columns where none are given. The section names its files, too, unless there
+  is a `name`; `values` stand in the braces of the texts.
   """
-  columns = tuple(columns)
+  columns = tuple(columns or columns_of(section))
   names = dict.fromkeys(name for c in columns for name in c.names)
   frame = pd.DataFrame(rows, columns=list(names))
   for column in frame:
@@ -255,7 +262,7 @@ def final_scores(collection: Collection) -> Table:
   """Returns last, best and average return of each method."""
   rows = []
   for setting, method in collection.lines:
-    curve = figures.curve_of(collection, setting, method, run_reader.RETURN)
+    curve = collection.curve(setting, method, run_reader.RETURN)
     if not curve.steps.size:
       continue
     last = pd.DataFrame(
@@ -280,7 +287,7 @@ def final_scores(collection: Collection) -> Table:
         'gradient_steps': curve.last_step,
       }
     )
-  return build('final_scores', columns('final_scores'), rows)
+  return build('final_scores', rows)
 
 
 def final_metrics(collection: Collection) -> Table:
@@ -288,21 +295,16 @@ def final_metrics(collection: Collection) -> Table:
   rows = []
   for setting, method in collection.lines:
     found = {
-      quantity: figures.curve_of(collection, setting, method, quantity)
+      quantity: collection.curve(setting, method, quantity)
       for quantity in run_reader.METRICS
     }
     steps = [c.last_step for c in found.values() if c.last_step is not None]
     if steps:
-      rows.append(
-        setting._asdict()
-        | {quantity: curve.last for quantity, curve in found.items()}
-        | {
-          'method': method,
-          'seeds': max(curve.num_seeds for curve in found.values()),
-          'gradient_steps': max(steps),
-        }
-      )
-  return build('final_metrics', columns('final_metrics'), rows)
+      row: Row = {quantity: curve.last for quantity, curve in found.items()}
+      row |= {'method': method, 'gradient_steps': max(steps)}
+      row['seeds'] = max(curve.num_seeds for curve in found.values())
+      rows.append(setting._asdict() | row)
+  return build('final_metrics', rows)
 
 
 # The quantities that DR3 is compared on, by their prefix in the CSV file.
@@ -317,18 +319,15 @@ def dr3_effect(collection: Collection) -> Table:
   """Returns each method with DR3 beside itself without, at equal steps."""
   rows = []
   for setting, base in collection.lines:
-    dr3 = words.with_dr3(base)
-    shared = {r.replicate for r in collection.select(setting, base)} & {
-      r.replicate for r in collection.select(setting, dr3)
-    }
+    pair = (base, words.with_dr3(base))
+    runs, with_dr3 = (collection.select(setting, method) for method in pair)
+    shared = {r.replicate for r in runs} & {r.replicate for r in with_dr3}
     if not shared:
       continue
     row: Row = setting._asdict() | {'method': base, 'seeds': len(shared)}
     for prefix, quantity in _EFFECTS.items():
-      both = figures.at_last_common_step(
-        figures.curve_of(collection, setting, base, quantity, shared),
-        figures.curve_of(collection, setting, dr3, quantity, shared),
-      )
+      curves = (collection.curve(setting, m, quantity, shared) for m in pair)
+      both = run_reader.at_last_common_step(*curves)
       step, without, having = both or (None, np.nan, np.nan)
       row[f'{prefix}_gradient_steps'] = step
       row[f'{prefix}_base'] = without
@@ -340,13 +339,9 @@ def dr3_effect(collection: Collection) -> Table:
     rows.append(row)
   # One column of steps on the page, unless the quantities differ in it.
   agree = all(row['gradient_steps'] is not None for row in rows)
-  hidden = {f'{prefix}_gradient_steps' for prefix in _EFFECTS}
-  hidden = hidden if agree else {'gradient_steps'}
-  shown = [
-    dataclasses.replace(c, when='never') if hidden & {*c.names} else c
-    for c in columns('dr3_effect')
-  ]
-  return build('dr3_effect', shown, rows)
+  each = {f'{prefix}_gradient_steps' for prefix in _EFFECTS}
+  hidden = each if agree else {'gradient_steps'}
+  return build('dr3_effect', rows, columns_of('dr3_effect', hidden))
 
 
 def gamma_of(run: Run) -> float:
@@ -380,7 +375,7 @@ def co_adaptation(collection: Collection) -> Table:
         'seeds': len(ratios),
       }
     )
-  return build('co_adaptation', columns('co_adaptation'), rows)
+  return build('co_adaptation', rows)
 
 
 def all_tables(collection: Collection) -> list[Table]:
@@ -391,9 +386,8 @@ def all_tables(collection: Collection) -> list[Table]:
 
 def runs_table(collection: Collection) -> Table:
   """Returns a line for every run."""
-  names = [path.name for path in collection.skipped]
   skipped = ''
-  if names:
+  if names := [path.name for path in collection.skipped]:
     part = 'skipped_one' if len(names) == 1 else 'skipped'
     listed = words.listed(names)
     skipped = '. ' + words.say('runs', part, count=len(names), names=listed)
@@ -413,8 +407,43 @@ def runs_table(collection: Collection) -> Table:
     }
     for run in collection.runs
   ]
-  parent = collection.parent
-  return build('runs', columns('runs'), rows, parent=parent, skipped=skipped)
+  return build('runs', rows, parent=collection.parent, skipped=skipped)
+
+
+def first_and_last(
+  collection: Collection, names: Sequence[str], quantities: Sequence[str]
+) -> pd.DataFrame:
+  """Returns what quantities began and ended with, a row a method of `names`.
+
+  Returns:
+    Columns suite, game, dataset, method, quantity, num_seeds; first_step,
+    first, last_step, last: means over seeds at the first and the last gradient
+    step that all of them have; lowest and highest: over seeds at the last.
+  """
+  rows = []
+  for setting, name, quantity in itertools.product(
+    collection.settings, names, quantities
+  ):
+    curve = collection.curve(setting, name, quantity)
+    if curve.steps.size:
+      rows.append(
+        setting._asdict()
+        | {
+          'method': name,
+          'quantity': quantity,
+          'num_seeds': curve.num_seeds,
+          'first_step': int(curve.steps[0]),
+          'first': curve.mean[0],
+          'last_step': curve.last_step,
+          'last': curve.mean[-1],
+          'lowest': curve.values[:, -1].min(),
+          'highest': curve.values[:, -1].max(),
+        }
+      )
+  return pd.DataFrame(rows)
+
+
+# Continuous control.
 
 
 @functools.cache
@@ -423,25 +452,21 @@ def published_d4rl() -> pd.DataFrame:
   return pd.read_csv(reference.FOLDER / 'dr3_table2.csv')
 
 
-def final_d4rl_score(run: Run) -> float | None:
-  """Returns the normalised score of the last evaluation, in percent.
-
-  None without an evaluation, or where D4RL's scale does not apply.
-  """
-  scale = run.recorded('protocol').get('scale')
-  returns = run.evaluations[run_reader.RETURN]
-  if scale is None or returns.empty:
-    return None
-  low, high = scale
-  return float(100 * (returns.iloc[-1] - low) / (high - low))
-
-
 def _final_d4rl(
   runs: Iterable[Run], method: str, name: str, factor: float = 1.0
 ) -> Row:
-  """Returns mean and deviation over the finished runs of one method."""
-  of_method = [r for r in runs if r.method == method and r.finished]
-  scores = [s for s in map(final_d4rl_score, of_method) if s is not None]
+  """Returns mean and deviation over the finished runs of one method.
+
+  Of the normalised score of the last evaluation, in percent times `factor`;
+  runs without one, or without D4RL's scale, do not count.
+  """
+  scores = []
+  for run in runs:
+    scale = run.recorded('protocol').get('scale')
+    returns = run.evaluations[run_reader.RETURN]
+    if run.method == method and run.finished and scale and len(returns):
+      low, high = scale
+      scores.append(float(100 * (returns.iloc[-1] - low) / (high - low)))
   found = factor * np.array(scores)
   return {
     f'{name}_mean': float(found.mean()) if len(found) else None,
@@ -457,18 +482,17 @@ def table_2(runs: Sequence[Run]) -> Table:
     factor = 0.01 if str(game).startswith('antmaze') else 1.0
     of_game = [run for run in runs if run.setting.game == game]
     row: Row = {'game': game}
-    for method in ('cql', 'cql_dr3'):
-      row |= _final_d4rl(of_game, method, method, factor)
-      (paper,) = numbers[numbers['method'] == method].to_dict('records')
+    for method, paper in numbers.set_index('method').iterrows():
+      row |= _final_d4rl(of_game, str(method), str(method), factor)
       row[f'paper_{method}_mean'] = paper['mean']
       row[f'paper_{method}_deviation'] = paper['deviation']
     rows.append(row)
-  return build('table_2', columns('table_2'), rows)
+  return build('table_2', rows)
 
 
 def brac_table(runs: Sequence[Run]) -> Table:
   """Returns BRAC and the others on MuJoCo, and what DR3 adds to each."""
-  groups: dict[tuple[run_reader.Setting, str], list[Run]] = {}
+  groups: dict[tuple[Setting, str], list[Run]] = {}
   others = set(published_d4rl()['game'])
   for run in runs:
     if run.setting.game not in others:
@@ -485,29 +509,23 @@ def brac_table(runs: Sequence[Run]) -> Table:
   whole = [r for r in rows if r['method'] == 'brac' and r['gain'] is not None]
   here = ''
   if whole:
-    medians = pd.DataFrame(whole)[['base_mean', 'dr3_mean']].median()
-    here = words.say(
-      'brac',
-      'here',
-      count=len(whole),
-      gain=signed(medians['dr3_mean'] - medians['base_mean']),
-      base=number(medians['base_mean']),
-      with_dr3=number(medians['dr3_mean']),
-    )
-  return build('brac', columns('brac'), rows, here=here)
+    base, dr3 = pd.DataFrame(whole)[['base_mean', 'dr3_mean']].median()
+    numbers = {'gain': signed(dr3 - base), 'base': number(base)}
+    numbers['with_dr3'] = number(dr3)
+    here = words.say('brac', 'here', count=len(whole), **numbers)
+  return build('brac', rows, here=here)
 
 
 # What COG's table compares: the name, and how it is taken from a run. Both are
-# shares of successful episodes in percent, but for the dot product.
+# shares of successful episodes in percent, but for the dot product, which is
+# over the last half of training.
 _OF_COG: dict[str, Callable[[Run], float]] = {
-  'average': lambda run: 100 * run.evaluations[run_reader.RETURN].mean(),
-  'final': lambda run: 100 * run.evaluations[run_reader.RETURN].tail(5).mean(),
-  'dot_product': lambda run: _last_half(run.series(run_reader.DOT_PRODUCT)),
+  'average': lambda run: 100 * run.series(run_reader.RETURN).mean(),
+  'final': lambda run: 100 * run.series(run_reader.RETURN).tail(5).mean(),
+  'dot_product': lambda run: float(
+    (dots := run.series(run_reader.DOT_PRODUCT)).iloc[len(dots) // 2 :].mean()
+  ),
 }
-
-
-def _last_half(series: pd.Series) -> float:
-  return float(series.iloc[len(series) // 2 :].mean())
 
 
 def cog_table(runs: Sequence[Run]) -> Table:
@@ -525,10 +543,9 @@ def cog_table(runs: Sequence[Run]) -> Table:
         row[method] = values[method].mean() if found else None
       if row['cog_runs'] and row['cog_dr3_runs']:
         compared = statistics.compare(values['cog_dr3'], values['cog'])
-        row |= {'difference': compared.value, 'low': compared.low}
-        row |= {'high': compared.high, 'p_value': compared.p_value}
+        row |= dataclasses.asdict(compared) | {'difference': compared.value}
       rows.append(row)
   frame = pd.DataFrame(rows)
   if 'p_value' in frame:
     frame['p_value'] = statistics.holm(frame['p_value'].to_list())
-  return build('cog', columns('cog'), frame)
+  return build('cog', frame)

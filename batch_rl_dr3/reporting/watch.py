@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import dataclasses
 import functools
 import glob
 from http import server
@@ -18,65 +17,45 @@ import numpy as np
 from batch_rl_dr3.config import errors, signals
 from batch_rl_dr3.reporting import run_reader, tables, words
 from batch_rl_dr3.runs import run_directory, state
-from batch_rl_dr3.runs.state import State
 
 _FILES = (
-  run_directory.PROVENANCE,
-  run_directory.METRICS,
-  run_directory.SCORES,
-  run_directory.FAILED,
-  run_directory.FINISHED,
+  *(run_directory.PROVENANCE, run_directory.METRICS, run_directory.SCORES),
+  *(run_directory.FAILED, run_directory.FINISHED),
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-  """How a run stands, as the page shows it."""
+def progress(run: run_reader.Run) -> tables.Row:
+  """Returns how a run stands by its files, now, as the page shows it.
 
-  name: str  # The folder.
-  method: str = ''  # As it is shown; '' of an unreadable run.
-  game: str = ''  # And its data set.
-  seed: str = ''
-  state: State = State.UNREADABLE
-  error: str = ''  # Why it failed or cannot be read.
-  steps: int = 0  # Gradient steps done.
-  total_steps: int | None = None  # To do; None if unknown.
-  rate: float | None = None  # Gradient steps a second, if it runs.
-  quiet_seconds: float = 0.0  # Since one of its files changed.
-
-  @property
-  def seconds_left(self) -> float | None:
-    """Until its last gradient step, at its rate; play is not counted."""
-    if self.total_steps is None or not self.rate:
-      return None
-    return max(0, self.total_steps - self.steps) / self.rate
-
-
-def progress(run: run_reader.Run) -> Progress:
-  """Returns how a run stands by its files, now."""
+  That is its name, method, game (and data set), seed, state and error, `steps`
+  done and `total_steps` to do, the `rate` of a running run in gradient steps a
+  second, `seconds_left` until its last step at that rate, and `quiet_seconds`
+  since one of its files changed.
+  """
   done = run.num_gradient_steps
   total = run.provenance.get('total_gradient_steps')
   total = total if isinstance(total, int) and total > 0 else None
   is_finished = run.finished and (total is None or done >= total)
   found = state.read(run.folder, is_finished)
-  return Progress(
-    *(run.name, words.display_name(run.method), run.setting.label, run.seed),
-    *(found.state, found.error, done, total),
-    *(found.rate, found.quiet_seconds),
-  )
+  left = max(0, total - done) / found.rate if total and found.rate else None
+  return {
+    **{'name': run.name, 'method': words.display_name(run.method)},
+    **{'game': run.setting.label, 'seed': run.seed},
+    **{'state': found.state, 'error': found.error or None},
+    **{'steps': done, 'total_steps': total, 'rate': found.rate},
+    **{'seconds_left': left, 'quiet_seconds': found.quiet_seconds},
+  }
 
 
 def progress_table(collection: run_reader.Collection) -> tables.Table:
   """Returns a row a run, those that ask for a look first."""
-  found = [progress(run) for run in collection.runs]
-  found += [Progress(n, error=reason) for n, reason in collection.unreadable]
-  found.sort(key=lambda p: (list(State).index(p.state), p.name))
-  rows = [
-    dataclasses.asdict(p)
-    | {'seconds_left': p.seconds_left, 'error': p.error or None}
-    for p in found
-  ]
-  return tables.build('progress', tables.columns('progress'), rows)
+  rows = [progress(run) for run in collection.runs]
+  unknown: tables.Row = dict.fromkeys(('method', 'game', 'seed'), '')
+  unknown |= {'state': state.State.UNREADABLE, 'steps': 0, 'quiet_seconds': 0.0}
+  rows += [unknown | {'name': n, 'error': e} for n, e in collection.unreadable]
+  order = list(state.State)
+  rows.sort(key=lambda row: (order.index(row['state']), row['name']))
+  return tables.build('progress', rows)
 
 
 def _signature(patterns: Sequence[str]) -> dict[str, Any]:
@@ -92,8 +71,12 @@ def _signature(patterns: Sequence[str]) -> dict[str, Any]:
       if run_reader.is_run(name):
         quiet = state.quiet_seconds(folder)
         doublings = int(np.log2(max(1.0, 2 * quiet / state.STALLED_SECONDS)))
-        files = [folder / file for file in _FILES]
-        found[name] = run_reader.stamp(files), doublings
+        files: list[Any] = []
+        for file in _FILES:
+          with contextlib.suppress(FileNotFoundError):
+            status = os.stat(folder / file)
+            files.append((file, status.st_size, status.st_mtime_ns))
+        found[name] = files, doublings
   return found
 
 

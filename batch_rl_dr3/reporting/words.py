@@ -29,10 +29,9 @@ def parts(section: str, **values: Any) -> dict[str, str]:
   return {part: say(section, part, **values) for part in _words()[section]}
 
 
-def columns(section: str) -> list[list[str]]:
-  """Returns what a table's columns are: see `tables.columns`."""
-  found: list[list[str]] = _words()[section]['columns']
-  return found
+def entries(section: str, part: str) -> list[Any]:
+  """Returns a list of words.toml, such as the columns of a table."""
+  return list(_words()[section][part])
 
 
 def base_of(method: str) -> str:

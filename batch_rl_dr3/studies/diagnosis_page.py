@@ -19,11 +19,8 @@ def percentiles(
 ) -> dict[str, float]:
   """Returns where measures stand among runs at the same gradient step.
 
-  By measure, it is the percentage of the runs of a glob pattern that are below,
-  half of those equal; without a step, at each run's last.
-
-  Raises:
-    DataError: if there are no such runs.
+  That is the percentage of the runs of a glob pattern that are below, half of
+  those equal; without a step, at each run's last. DataError without runs.
   """
   if runs is None:
     return {}
@@ -54,9 +51,9 @@ def write(
     folder: where they go.
     title: the checkpoint.
     columns: by the name of the sample of transitions.
-    layers: see `policies.sensitivity`; None where it is not known.
-    gradient_steps: of the checkpoint, if known.
-    runs: whom the first column is compared with; see `percentiles`.
+    layers: see `policies.sensitivity`.
+    gradient_steps: of the checkpoint.
+    runs: see `percentiles`; of the first column.
 
   Raises:
     DataError: if there are no runs to compare with.
@@ -66,8 +63,7 @@ def write(
   measures = pd.DataFrame({n: c.measures for n, c in columns.items()})
   measures = measures.reindex([n for n in meanings if n in measures.index])
   first = next(iter(columns.values())).measures
-  compared = percentiles(first, runs, gradient_steps)
-  if compared:
+  if compared := percentiles(first, runs, gradient_steps):
     measures['percentile'] = pd.Series(compared)
   atomic.make_directory(folder)
   csv = measures.to_csv(index_label='measure')

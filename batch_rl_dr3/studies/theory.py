@@ -10,7 +10,7 @@ import pandas as pd
 
 from batch_rl_dr3.analysis import implicit_regulariser, linear_td
 from batch_rl_dr3.config import progress
-from batch_rl_dr3.reporting import figures
+from batch_rl_dr3.reporting import figures, words
 
 _BLUE, _RED, _GREY = figures.PALETTE[0], figures.PALETTE[1], '#888888'
 _GAMMA = 0.9
@@ -24,6 +24,12 @@ _NUM_TD_STEPS = 400
 _NUM_INPUTS, _NUM_HIDDEN, _NUM_DATA = 3, 8, 4
 _STEP_SIZE, _NOISE_SCALE = 0.05, 0.005
 _NUM_CHAINS, _NUM_STEPS, _BURN_IN = 1000, 400, 400
+
+
+def _sides(
+  phi: linear_td.FloatArray, next_phi: linear_td.FloatArray
+) -> linear_td.Features:
+  return linear_td.Features(phi, next_phi, np.full(len(phi), _GAMMA))
 
 
 def feature_sets(num_sets: int, seed: int = 0) -> pd.DataFrame:
@@ -42,11 +48,7 @@ def feature_sets(num_sets: int, seed: int = 0) -> pd.DataFrame:
     successors = rng.uniform(0, 1) * rng.normal(size=phi.shape)
     squares = np.sum(phi**2)
     gap = rng.uniform(0, 2) * squares - _GAMMA * np.sum(phi * successors)
-    sides = linear_td.Features(
-      phi,
-      successors + gap / (_GAMMA * squares) * phi,
-      np.full(len(phi), _GAMMA),
-    )
+    sides = _sides(phi, successors + gap / (_GAMMA * squares) * phi)
     lowest = linear_td.lowest_real_part(sides)
     norm = np.linalg.norm(linear_td.update_matrix(sides), 2)
     rows.append((linear_td.divergence_ratio(sides), lowest / norm, lowest < 0))
@@ -58,16 +60,13 @@ def draw_feature_sets(
 ) -> mpl_figure.Figure:
   """Returns the figure of `feature_sets`, and of linear TD on one family."""
   figure, (left, right) = figures.pair(narrow)
-  for diverges, colour in ((False, _BLUE), (True, _RED)):
+  for diverges, colour, label in (
+    (False, _BLUE, 'converges'),
+    (True, _RED, 'diverges'),
+  ):
     chosen = sets[sets['diverges'] == diverges]
-    left.scatter(
-      chosen['ratio'],
-      chosen['lowest_real_part'],
-      s=9,
-      color=colour,
-      label='diverges' if diverges else 'converges',
-      linewidth=0,
-    )
+    places = chosen['ratio'], chosen['lowest_real_part']
+    left.scatter(*places, s=9, color=colour, label=label, linewidth=0)
   left.axvline(1.0, color=_GREY, linestyle=':')
   left.axhline(0.0, color=_GREY, linewidth=0.8)
   left.set(
@@ -79,12 +78,9 @@ def draw_feature_sets(
   phi = np.random.default_rng(0).normal(size=(20, 4))
   shades = np.linspace(0.15, 0.85, len(_RATIOS))
   for ratio, shade in zip(_RATIOS, shades, strict=True):
-    sides = linear_td.Features(
-      phi, ratio / _GAMMA * phi, np.full(len(phi), _GAMMA)
-    )
-    weights = linear_td.iterate(
-      sides, np.zeros(20), np.ones(4), 0.02, _NUM_TD_STEPS
-    )
+    sides = _sides(phi, ratio / _GAMMA * phi)
+    start = np.zeros(20), np.ones(4)
+    weights = linear_td.iterate(sides, *start, 0.02, _NUM_TD_STEPS)
     norms = np.linalg.norm(weights, axis=1)
     right.plot(norms, label=f'{ratio:g}', color=(shade, 0.45, 1 - shade))
   right.set(
@@ -160,20 +156,18 @@ def drifts(num_points: int) -> pd.DataFrame:
       stopped, free = (
         drift(_GAMMA * point.dr3_gradient(stop)) for stop in (True, False)
       )
-      rows.append(
-        {
-          'seed': seed,
-          'slowest': point.slowest_rate(),
-          'field': _cosine(moved, predicted),
-          'eq4': _cosine(moved, -projection @ gradient),
-          'length_ratio': np.linalg.norm(moved) / np.linalg.norm(predicted),
-          'slope': _cosine(moved, gradient),
-          'td': _cosine(moved, supervised),
-          'dr3_stopped': _cosine(stopped, supervised),
-          'dr3': _cosine(free, supervised),
-          **simpler_penalties(point),
-        }
-      )
+      row = {
+        'seed': seed,
+        'slowest': point.slowest_rate(),
+        'field': _cosine(moved, predicted),
+        'eq4': _cosine(moved, -projection @ gradient),
+        'length_ratio': np.linalg.norm(moved) / np.linalg.norm(predicted),
+        'slope': _cosine(moved, gradient),
+        'td': _cosine(moved, supervised),
+        'dr3_stopped': _cosine(stopped, supervised),
+        'dr3': _cosine(free, supervised),
+      }
+      rows.append(row | simpler_penalties(point))
       bar.update()
   return pd.DataFrame(rows)
 
@@ -215,46 +209,25 @@ def _cosine(
   return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-# The panels of `drifts`: what stands below each column of dots.
-_DRIFT_PANELS = {
-  'Noisy TD against what is predicted': {
-    'field': 'expansion',
-    'eq4': 'Eq. 4',
-    'slope': 'gradient\nof R_TD',
-  },
-  'Against supervised learning': {
-    'td': 'TD',
-    'dr3_stopped': 'DR3,\nstopped',
-    'dr3': 'DR3',
-    'identity': 'DR3,\nSigma = I',
-    'last_layer': 'DR3, last\nlayer',
-  },
-}
-
-
 def draw_drifts(
   measured: pd.DataFrame, narrow: bool = False
 ) -> mpl_figure.Figure:
   """Returns the figure of `drifts`: a dot a fixed point, a bar the median."""
   figure, axes = figures.pair(narrow)
   rng = np.random.default_rng(0)
-  for panel, (title, columns) in zip(axes, _DRIFT_PANELS.items(), strict=True):
-    for place, column in enumerate(columns):
+  for panel, part in zip(axes, ('predicted', 'supervised'), strict=True):
+    title, *entries = words.entries('theorem31', part)
+    labels = dict(entries)
+    for place, column in enumerate(labels):
       values = measured[column].to_numpy()
-      panel.scatter(
-        place + rng.uniform(-0.18, 0.18, len(values)),
-        values,
-        s=12,
-        color=_BLUE,
-        alpha=0.6,
-        linewidth=0,
-      )
+      beside = place + rng.uniform(-0.18, 0.18, len(values))
+      panel.scatter(beside, values, s=12, color=_BLUE, alpha=0.6, linewidth=0)
       panel.hlines(np.median(values), place - 0.3, place + 0.3, color=_RED)
-    panel.set_xticks(range(len(columns)), list(columns.values()))
+    panel.set_xticks(range(len(labels)), list(labels.values()))
     panel.axhline(0.0, color=_GREY, linewidth=0.8)
     panel.set(
       title=title,
-      xlim=(-0.5, len(columns) - 0.5),
+      xlim=(-0.5, len(labels) - 0.5),
       ylim=(-1.05, 1.05),
       ylabel='cosine in the null space of G',
     )

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 
-from batch_rl_dr3.reporting import figures, run_reader, statistics
+from batch_rl_dr3.reporting import run_reader, statistics
 
 SETTING = run_reader.Setting('minatar', 'breakout', '10pct')
 
@@ -13,9 +13,7 @@ def _rows(values):
 
 def _curve(tmp_path, **kwargs):
   collection = run_reader.load([str(tmp_path / 'runs' / '*')])
-  return figures.curve_of(
-    collection, SETTING, 'rem', run_reader.MEAN_Q, **kwargs
-  )
+  return collection.curve(SETTING, 'rem', run_reader.MEAN_Q, **kwargs)
 
 
 def test_a_curve_has_the_steps_that_every_seed_has(make_run, tmp_path):
@@ -56,11 +54,11 @@ def test_no_runs_no_curve(make_run, tmp_path):
 
 
 def test_last_common_step():
-  a = figures.Curve(np.array([1, 2, 4]), np.array([[5.0, 6.0, 7.0]]), ())
-  b = figures.Curve(np.array([2, 3]), np.array([[8.0, 9.0]]), ())
-  c = figures.Curve(np.array([9]), np.array([[0.0]]), ())
-  assert figures.at_last_common_step(a, b) == (2, 6.0, 8.0)
-  assert figures.at_last_common_step(a, c) is None
+  a = run_reader.Curve(np.array([1, 2, 4]), np.array([[5.0, 6.0, 7.0]]), ())
+  b = run_reader.Curve(np.array([2, 3]), np.array([[8.0, 9.0]]), ())
+  c = run_reader.Curve(np.array([9]), np.array([[0.0]]), ())
+  assert run_reader.at_last_common_step(a, b) == (2, 6.0, 8.0)
+  assert run_reader.at_last_common_step(a, c) is None
 
 
 def test_one_seed_has_no_interval():

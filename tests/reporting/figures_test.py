@@ -168,7 +168,7 @@ def test_running_mean_is_centred_and_shorter_at_the_ends():
   ],
 )
 def test_spans_decades(values, expected):
-  curve = figures.Curve(np.arange(len(values)), np.array([values]), ())
+  curve = run_reader.Curve(np.arange(len(values)), np.array([values]), ())
   assert figures.spans_decades([curve]) is expected
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from batch_rl_dr3.reporting import findings, statistics
+from batch_rl_dr3.reporting import statistics, study_tables
 from batch_rl_dr3.reporting import study as study_lib
 
 
@@ -21,7 +21,7 @@ def find(make_collection, in_points, small_study):
       )
       runs += made.runs
     collection = dataclasses.replace(made, runs=tuple(runs))
-    found = findings.findings(
+    found = study_tables.findings(
       study_lib.select_runs(
         chosen, collection, bootstrap=statistics.Bootstrap(100, 0)
       )

@@ -1,7 +1,7 @@
 import os
 import time
 
-from batch_rl_dr3.reporting import findings, run_reader, words
+from batch_rl_dr3.reporting import page, run_reader, words
 
 
 def _load(tmp_path):
@@ -9,11 +9,11 @@ def _load(tmp_path):
 
 
 def _notes(tmp_path):
-  return findings.notes_of_runs(_load(tmp_path))
+  return page.notes_of_runs(_load(tmp_path))
 
 
 def test_one_game_one_seed(rem_pair):
-  lines = findings.notes_of_runs(run_reader.load([rem_pair]))
+  lines = page.notes_of_runs(run_reader.load([rem_pair]))
   assert '\n'.join(lines) == (
     'One game, one seed: this shows that the machinery works; it is not '
     'evidence about the methods.\n'
@@ -77,7 +77,7 @@ def test_files_from_the_future_are_named(make_run, tmp_path):
   folder = make_run('rem', returns={1: [1]})
   then = time.time() + 3600
   os.utime(folder / 'scores.csv', (then, then))
-  (line,) = findings.notes_of_files(_load(tmp_path))
+  (line,) = page.notes_of_files(_load(tmp_path))
   assert line.startswith('Files of rem are dated in the future')
 
 
@@ -99,7 +99,7 @@ def test_a_score_that_wrapped_is_flagged(make_run):
 
 
 def _notes_of(folder):
-  return findings.notes_of_runs(run_reader.load([str(folder)]))
+  return page.notes_of_runs(run_reader.load([str(folder)]))
 
 
 def test_a_run_is_held_against_public_ones_of_its_settings(make_run, tmp_path):

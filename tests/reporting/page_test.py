@@ -228,10 +228,10 @@ def test_a_report_that_fails_leaves_the_old_one(
 ):
   index.write_text('old')
 
-  def interrupt(*_):
+  def interrupt(*_, **__):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(page, '_render', interrupt)
+  monkeypatch.setattr(page, 'render', interrupt)
   with pytest.raises(KeyboardInterrupt):
     page.write_report([rem_pair])
   assert index.read_text() == 'old'

@@ -10,7 +10,6 @@ from batch_rl_dr3.reporting import (
   figures,
   reference,
   run_reader,
-  study_figures,
 )
 from batch_rl_dr3.reporting import study as study_lib
 
@@ -153,13 +152,11 @@ def test_each_game_of_a_study_has_its_public_seeds(make_collection, in_points):
   study = study_lib.select_runs(
     preset, make_collection({('1pct', 'cql'): points}, preset)
   )
-  drawn = study_figures.draw_per_game(
-    study, study_figures.RETURN, '1pct', narrow=False
-  )
+  drawn = figures.draw_per_game(study, run_reader.RETURN, '1pct', narrow=False)
   breakout, zaxxon = (
     [type(artist) for artist in axes.collections] for axes in drawn.axes
   )
   assert PathCollection in breakout
   assert PathCollection not in zaxxon
-  made = study_figures.per_game(study, study_figures.RETURN, '1pct')
+  made = figures.per_game(study, run_reader.RETURN, '1pct')
   assert 'the public seeds of QR-CQL' in made.caption

@@ -238,3 +238,18 @@ def test_csv_that_is_no_text(make_run):
   folder = make_run('rem')
   (folder / 'metrics.csv').write_bytes(b'\xff\xfe\xff\n')
   assert 'cannot read' in _error(folder)
+
+
+def test_runs_that_several_processes_read_are_the_same(make_run, tmp_path):
+  for seed in range(3):
+    make_run('rem', name=str(seed), seed=seed, returns={1: [seed]})
+  runs = run_reader.load([str(tmp_path / 'runs' / '*')], 2).runs
+  assert [run.evaluations.loc[1, 'return'] for run in runs] == [0, 1, 2]
+  assert [run.name for run in runs] == ['0', '1', '2']
+
+
+def test_damage_is_named_whoever_meets_it(make_run):
+  folder = make_run('rem')
+  (folder / 'metrics.csv').write_text('gradient_steps,mean_q\n1,x\n')
+  with pytest.raises(errors.DataError, match="line 2: mean_q is 'x'"):
+    run_reader.load([str(folder)], 2)

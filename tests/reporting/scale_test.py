@@ -82,7 +82,6 @@ def test_a_report_on_a_thousand_runs(runs, tmp_path):
     '--preset=dr3_atari17',
     f'--runs={runs}/**',
     f'--output_dir={tmp_path}/report',
-    f'--cache_dir={tmp_path}/cache',
   ]
   started = time.time()
   subprocess.run(command, check=True)
@@ -98,4 +97,3 @@ def test_a_report_on_a_thousand_runs(runs, tmp_path):
     expected = 25 * (level % 4 + 1)
     assert float(row['average_percent']) == pytest.approx(expected, rel=0.02)
     assert row['complete'] == 'True'
-  assert len(list((tmp_path / 'cache/runs').iterdir())) == 1_020

@@ -243,7 +243,7 @@ def test_verdicts_hold_in_studies_without_an_effect(name, tmp_path):
   Both methods of a study have the same distribution: a game's spread, and
   deviations drawn from those of all 60 kept runs, in units of that spread.
   """
-  chosen = study_lib.find_preset('dr3_minatar')
+  chosen = study_lib.PRESETS['dr3_minatar']
   view = results.RunGlobs([str(_RESULTS)], tmp_path, run_reader.CONTENTS)
   view.refresh()
   study = study_lib.select_runs(chosen, run_reader.load(view.patterns))

@@ -10,10 +10,7 @@ from batch_rl_dr3.reporting import (
   statistics,
 )
 from batch_rl_dr3.reporting import study as study_lib
-from batch_rl_dr3.reporting.study_figures import (
-  DOT_PRODUCT,
-  RANK,
-  RETURN,
+from batch_rl_dr3.reporting.figures import (
   draw_over_games,
   draw_per_game,
   draw_profiles,
@@ -21,6 +18,8 @@ from batch_rl_dr3.reporting.study_figures import (
   per_game,
   profiles,
 )
+from batch_rl_dr3.reporting.run_reader import DOT_PRODUCT, RETURN
+from batch_rl_dr3.reporting.run_reader import EFFECTIVE_RANK as RANK
 
 _BOOTSTRAP = statistics.Bootstrap(50)
 _CURVES = np.random.default_rng(0).normal(0.5, 0.2, (2, 4, 3))

@@ -7,14 +7,12 @@ from batch_rl_dr3.reporting import tables
 def _made(rows):
   made = tables.build(
     'choices',
-    (
-      tables.text('name', 'Name & co'),
-      tables.Column(
-        ('iqm', 'low', 'high', 'complete'), 'IQM, %', tables.interval
-      ),
-      tables.Column('gradient_steps', 'Steps', when='never'),
-    ),
     rows,
+    [
+      tables.Column('name', 'Name & co', 'text'),
+      tables.Column('iqm low high complete', 'IQM, %', 'interval'),
+      tables.Column('gradient_steps', 'Steps', when='never'),
+    ],
   )
   return dataclasses.replace(made, title='A title', caption='A caption.')
 

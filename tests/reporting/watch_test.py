@@ -52,11 +52,15 @@ def test_a_running_run(make_run, patterns):
     'rem_dr3', metrics=_rows(4), finished=False, total_gradient_steps=1000
   )
   found = _only(patterns)
-  assert (found.method, found.game) == ('REM + DR3', 'breakout, 10pct')
-  assert (found.state, found.error) == ('running', '')
-  assert (found.steps, found.total_steps, found.rate) == (300, 1000, 50.0)
-  assert found.seconds_left == 14.0  # 700 steps at 50/s.
-  assert found.quiet_seconds <= 5
+  assert (found['method'], found['game']) == ('REM + DR3', 'breakout, 10pct')
+  assert (found['state'], found['error']) == ('running', None)
+  assert (found['steps'], found['total_steps'], found['rate']) == (
+    300,
+    1000,
+    50.0,
+  )
+  assert found['seconds_left'] == 14.0  # 700 steps at 50/s.
+  assert found['quiet_seconds'] <= 5
 
 
 def test_the_rate_is_the_median_of_the_last_rows(make_run, patterns):
@@ -65,8 +69,8 @@ def test_the_rate_is_the_median_of_the_last_rows(make_run, patterns):
     metrics[i]['gradient_steps_per_second'] = rate
   make_run('rem', metrics=metrics, finished=False)
   found = _only(patterns)
-  assert found.rate == 65  # Of 10, 60, 70 and 1000.
-  assert (found.total_steps, found.seconds_left) == (None, None)
+  assert found['rate'] == 65  # Of 10, 60, 70 and 1000.
+  assert (found['total_steps'], found['seconds_left']) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +90,10 @@ def test_the_rate_is_the_median_of_the_last_rows(make_run, patterns):
 def test_states(make_run, patterns, metrics, age, finished, state):
   _age(make_run('rem', metrics=metrics, finished=finished), age)
   found = _only(patterns)
-  assert found.state == state
-  assert abs(found.quiet_seconds - age) <= 5
+  assert found['state'] == state
+  assert abs(found['quiet_seconds'] - age) <= 5
   if state != 'running':
-    assert found.rate is None
+    assert found['rate'] is None
 
 
 @pytest.mark.parametrize(
@@ -97,32 +101,38 @@ def test_states(make_run, patterns, metrics, age, finished, state):
 )
 def test_a_run_that_says_why_it_failed(make_run, patterns, error, state):
   folder = make_run('rem', metrics=_rows(3), finished=False)
-  assert _only(patterns).state == 'running'
+  assert _only(patterns)['state'] == 'running'
   (folder / run_directory.FAILED).write_text(
     json.dumps({'error': error, 'exit_code': 70, 'message': 'Too much.'})
   )
   found = _only(patterns)
-  assert (found.state, found.error) == (state, 'Too much.')
-  assert found.rate is None
+  assert (found['state'], found['error']) == (state, 'Too much.')
+  assert found['rate'] is None
   (folder / run_directory.FAILED).unlink()  # The next attempt begins.
-  assert (_only(patterns).state, _only(patterns).error) == ('running', '')
+  assert (_only(patterns)['state'], _only(patterns)['error']) == (
+    'running',
+    None,
+  )
 
 
 def test_a_finished_run_that_is_to_go_on_is_not_finished(make_run, patterns):
   make_run('rem', metrics=_rows(3), total_gradient_steps=400)
-  assert _only(patterns).state == 'running'
+  assert _only(patterns)['state'] == 'running'
 
 
 def test_a_torn_row_is_not_there_yet(make_run, patterns):
   folder = make_run('rem', metrics=_rows(2), finished=False)
   with open(folder / run_directory.METRICS, 'a') as file:
     file.write('0,900,1')
-  assert (_only(patterns).steps, _only(patterns).state) == (100, 'running')
+  assert (_only(patterns)['steps'], _only(patterns)['state']) == (
+    100,
+    'running',
+  )
 
 
 def test_a_clock_that_is_ahead_is_not_negative(make_run, patterns):
   _age(make_run('rem', metrics=_rows(2), finished=False), -10_000)
-  assert _only(patterns).quiet_seconds == 0
+  assert _only(patterns)['quiet_seconds'] == 0
 
 
 def test_what_asks_for_a_look_comes_first(make_run, patterns):

@@ -3,14 +3,14 @@
 import gin
 import pytest
 
+from batch_rl_dr3 import study
 from batch_rl_dr3.agents import dqn, quantile, rem  # noqa: F401
 from batch_rl_dr3.config import cli
 from batch_rl_dr3.games import (
   atari,  # noqa: F401
   minatar,  # noqa: F401
 )
-from batch_rl_dr3.reporting import words
-from batch_rl_dr3.studies import trained
+from batch_rl_dr3.reporting import figures, words
 from batch_rl_dr3.sweeping import grid
 from batch_rl_dr3.training import discrete as runner  # noqa: F401
 
@@ -37,7 +37,7 @@ def config(run):
 
 
 @pytest.mark.parametrize('bindings', [(), _ATARI], ids=['minatar', 'atari'])
-@pytest.mark.parametrize('name', trained.STUDIES)
+@pytest.mark.parametrize('name', study.TRAINED)
 def test_a_run_is_what_gin_calls_it(clear_gin, name, bindings):
   sweep = load(name, *bindings, "Sweep.games = ['a']", 'Sweep.seeds = [0]')
   runs = sweep.runs()
@@ -51,9 +51,10 @@ def test_a_run_is_what_gin_calls_it(clear_gin, name, bindings):
     assert run.start is None or run.start.method in sweep.methods[: run.index]
 
 
-@pytest.mark.parametrize('name', trained.STUDIES)
+@pytest.mark.parametrize('name', study.TRAINED)
 def test_a_study_has_quantities_that_can_be_drawn(name):
-  assert set(trained.STUDIES[name]) <= set(trained.PANELS)
+  for quantity in words.entries(name, 'quantities'):
+    assert figures.panel(quantity).title
   assert words.say(name, 'title')
   assert words.say(name, 'caption')
 
