@@ -3,8 +3,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 
 import gin
 import numpy as np
@@ -110,13 +108,8 @@ def test_a_missing_binding_is_named(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_usage_errors_need_no_tensorflow():
-  result = subprocess.run(
-    [sys.executable, '-m', 'batch_rl_dr3.collect', f'--gin_files={MINATAR}'],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+def test_usage_errors_need_no_tensorflow(run_command):
+  result = run_command('collect', f'--gin_files={MINATAR}')
   assert result.returncode == 64
   assert result.stderr.count('\n') == 1
   assert '--output_dir' in result.stderr

@@ -130,21 +130,31 @@ def train_command(replay_dir, cache_dir, tiny_bindings):
   return make
 
 
+def _run(program, cwd):
+  return subprocess.run(
+    program,
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=cwd,
+    env={**os.environ, 'OMP_NUM_THREADS': '1'},
+  )
+
+
 @pytest.fixture
 def run():
-  """Runs a command and returns what it printed and its exit code."""
+  """Runs a program and returns what it printed and its exit code."""
+  return lambda program: _run(program, ROOT)
 
-  def run(command):
-    return subprocess.run(
-      command,
-      capture_output=True,
-      text=True,
-      check=False,
-      cwd=ROOT,
-      env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )
 
-  return run
+@pytest.fixture(scope='session')
+def run_command():
+  """Does the same for a command of the package."""
+
+  def run_command(name, *flags, cwd=None):
+    return _run([sys.executable, '-m', f'batch_rl_dr3.{name}', *flags], cwd)
+
+  return run_command
 
 
 class BucketProxy(http.server.ThreadingHTTPServer):

@@ -1,23 +1,18 @@
+import functools
 import json
 import shutil
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
 
-def run(*arguments):
-  return subprocess.run(
-    [sys.executable, '-m', 'batch_rl_dr3.data', *arguments],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+@pytest.fixture
+def run(run_command):
+  return functools.partial(run_command, 'data')
 
 
-def test_info_prints_a_line_a_file(replay_dir):
+def test_info_prints_a_line_a_file(run, replay_dir):
   result = run('info', f'--replay_dir={replay_dir}', '--stack_size=1')
   assert (result.returncode, result.stderr) == (0, '')
   head, first, second, total = result.stdout.splitlines()
@@ -30,7 +25,7 @@ def test_info_prints_a_line_a_file(replay_dir):
   assert total.split()[3:5] == ['11', '15.0']
 
 
-def test_a_url_is_read_like_a_folder(replay_dir):
+def test_a_url_is_read_like_a_folder(run, replay_dir):
   by_url = run(
     'info', f'--replay_dir=file://{replay_dir}/replay_logs', '--stack_size=1'
   )
@@ -39,7 +34,7 @@ def test_a_url_is_read_like_a_folder(replay_dir):
   assert by_url.stdout == by_path.stdout
 
 
-def test_doctor_ends_with_65_where_there_are_faults(replay_dir):
+def test_doctor_ends_with_65_where_there_are_faults(run, replay_dir):
   result = run(
     'doctor', f'--replay_dir={replay_dir}', '--stack_size=1', '--num_actions=2'
   )
@@ -48,14 +43,14 @@ def test_doctor_ends_with_65_where_there_are_faults(replay_dir):
   assert result.stderr.count('\n') == 1
 
 
-def test_a_missing_or_unknown_word_is_a_usage_error():
+def test_a_missing_or_unknown_word_is_a_usage_error(run):
   for arguments in ((), ('cure',), ('info', 'more'), ('info',)):
     result = run(*arguments)
     assert result.returncode == 64, arguments
     assert result.stderr.startswith('data: ')
 
 
-def test_convert_writes_files_of_another_length(replay_dir, tmp_path):
+def test_convert_writes_files_of_another_length(run, replay_dir, tmp_path):
   arguments = (
     'convert',
     f'--replay_dir={replay_dir}',
@@ -73,7 +68,7 @@ def test_convert_writes_files_of_another_length(replay_dir, tmp_path):
 
 
 def test_convert_reads_a_minari_data_set_by_its_folder_or_its_id(
-  replay_dir, tmp_path, monkeypatch
+  run, replay_dir, tmp_path, monkeypatch
 ):
   pytest.importorskip('minari')
   monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path / 'minari'))
@@ -101,7 +96,7 @@ def test_convert_reads_a_minari_data_set_by_its_folder_or_its_id(
   )
 
 
-def test_convert_wants_one_target(replay_dir):
+def test_convert_wants_one_target(run, replay_dir):
   result = run('convert', f'--replay_dir={replay_dir}')
   assert result.returncode == 64
   result = run('convert', f'--replay_dir={replay_dir}', '--minari_id=a/b-v0')
@@ -109,7 +104,7 @@ def test_convert_wants_one_target(replay_dir):
   assert '--num_actions' in result.stderr
 
 
-def test_verify_finds_a_flipped_bit(replay_dir, tmp_path):
+def test_verify_finds_a_flipped_bit(run, replay_dir, tmp_path):
   from batch_rl_dr3.replay.store import store, subset
 
   store.open_store(
@@ -130,7 +125,9 @@ def test_verify_finds_a_flipped_bit(replay_dir, tmp_path):
 
 
 @pytest.mark.parametrize('where', ['', 'replay_logs'])
-def test_what_was_collected_says_its_stack_size(replay_dir, tmp_path, where):
+def test_what_was_collected_says_its_stack_size(
+  run, replay_dir, tmp_path, where
+):
   folder = tmp_path / 'play'
   shutil.copytree(replay_dir, folder)
   explicit = run('info', f'--replay_dir={folder}', '--stack_size=1')
@@ -150,7 +147,7 @@ def test_what_was_collected_says_its_stack_size(replay_dir, tmp_path, where):
     assert result.stderr.count('\n') == 1
 
 
-def test_no_game_is_a_usage_error():
+def test_no_game_is_a_usage_error(run):
   start = time.monotonic()
   for name in ('Pogn', 'pong'):
     result = run('plan', f'--game={name}')
@@ -159,7 +156,7 @@ def test_no_game_is_a_usage_error():
   assert time.monotonic() - start < 30
 
 
-def test_a_plan_gives_up_soon_where_nothing_answers():
+def test_a_plan_gives_up_soon_where_nothing_answers(run):
   with socket.socket() as silent:  # It takes connections and says nothing.
     silent.bind(('127.0.0.1', 0))
     silent.listen()

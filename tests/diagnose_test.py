@@ -99,17 +99,13 @@ def test_a_policy_is_played_as_its_run_was(run_dir):
   )
 
 
-def diagnose(tmp_path, *arguments):
-  return subprocess.run(
-    [
-      *(sys.executable, '-m', 'batch_rl_dr3.diagnose', *arguments),
-      *(f'--output_dir={tmp_path / "page"}', '--num_transitions=50'),
-    ],
-    env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+@pytest.fixture
+def diagnose(run_command, tmp_path):
+  def diagnose(*arguments):
+    page = f'--output_dir={tmp_path / "page"}'
+    return run_command('diagnose', *arguments, page, '--num_transitions=50')
+
+  return diagnose
 
 
 def measures(tmp_path):
@@ -118,10 +114,9 @@ def measures(tmp_path):
 
 
 def test_the_command_writes_what_the_functions_say(
-  run_dir, replay_dir, cache_dir, data, tmp_path
+  diagnose, run_dir, replay_dir, cache_dir, data, tmp_path
 ):
   done = diagnose(
-    tmp_path,
     f'--checkpoint={run_dir}',
     f'--replay_dir={replay_dir}',
     f'--cache_dir={cache_dir}',
@@ -142,7 +137,7 @@ def test_the_command_writes_what_the_functions_say(
 
 
 def test_a_run_of_code_of_ones_own_on_drawn_transitions(
-  replay_dir, cache_dir, tiny_bindings, tmp_path
+  diagnose, replay_dir, cache_dir, tiny_bindings, tmp_path
 ):
   import gin
   import tensorflow as tf
@@ -176,17 +171,19 @@ def test_a_run_of_code_of_ones_own_on_drawn_transitions(
     *(f'--checkpoint={run}', f'--replay_dir={replay_dir}'),
     f'--cache_dir={cache_dir}',
   )
-  done = diagnose(tmp_path, *arguments)
+  done = diagnose(*arguments)
   assert done.returncode == 78
   assert 'my_penalty.py' in done.stderr
-  done = diagnose(tmp_path, *arguments, f'--import={code}')
+  done = diagnose(*arguments, f'--import={code}')
   assert done.returncode == 0, done.stderr
   error = measures(tmp_path)['q_error']
   assert float(error['learnt from']) > 0
   assert float(error['held out']) > 0
 
 
-def test_a_network_of_ones_own_is_measured(replay_dir, cache_dir, tmp_path):
+def test_a_network_of_ones_own_is_measured(
+  diagnose, replay_dir, cache_dir, tmp_path
+):
   path = tmp_path / 'mine.py'
   path.write_text(
     'import numpy as np\n'
@@ -200,17 +197,17 @@ def test_a_network_of_ones_own_is_measured(replay_dir, cache_dir, tmp_path):
     *(f'--replay_dir={replay_dir}', f'--cache_dir={cache_dir}'),
     '--stack_size=1',
   )
-  done = diagnose(tmp_path, f'--network={path}:outputs', *arguments)
+  done = diagnose(f'--network={path}:outputs', *arguments)
   assert done.returncode == 0, done.stderr
   assert float(measures(tmp_path)['feature_norm_squared']['logged']) >= 7
   assert not (tmp_path / 'page' / 'layers.csv').exists()
-  done = diagnose(tmp_path, f'--network={path}:few', *arguments)
+  done = diagnose(f'--network={path}:few', *arguments)
   assert done.returncode == 65
   assert 'the network has 2 actions, and action 5' in done.stderr
-  done = diagnose(tmp_path, f'--network={path}:inputs', *arguments)
+  done = diagnose(f'--network={path}:inputs', *arguments)
   assert done.returncode == 78
   assert 'has no function inputs' in done.stderr
-  done = diagnose(tmp_path, f'--network={path}:outputs', '--checkpoint=x')
+  done = diagnose(f'--network={path}:outputs', '--checkpoint=x')
   assert done.returncode == 64
 
 
@@ -252,7 +249,7 @@ print((phi * phi_next).sum(dim=1).mean().item())
 
 @pytest.mark.slow
 def test_a_network_that_d3rlpy_trained_has_the_dot_product_that_torch_says(
-  replay_dir, cache_dir, data, tmp_path
+  diagnose, replay_dir, cache_dir, data, tmp_path
 ):
   """d3rlpy needs a newer gym than Dopamine, and so a Python of its own."""
   python = os.environ.get('D3RLPY_PYTHON', sys.executable)
@@ -275,7 +272,6 @@ def test_a_network_that_d3rlpy_trained_has_the_dot_product_that_torch_says(
     [*command, _D3RLPY, tmp_path], capture_output=True, text=True, check=True
   )
   done = diagnose(
-    tmp_path,
     *(f'--checkpoint={tmp_path}/model.pt', '--num_actions=6'),
     *(f'--replay_dir={replay_dir}', f'--cache_dir={cache_dir}'),
     '--stack_size=1',

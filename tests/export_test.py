@@ -224,32 +224,33 @@ def test_the_digest_of_a_policy_is_part_of_what_its_scores_are(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_commands_export_and_play(run, run_dir, tmp_path):
-  command = [sys.executable, '-m', 'batch_rl_dr3.export']
-  done = run(
-    [*command, f'--checkpoint={run_dir}', f'--output_dir={tmp_path}/out']
+def test_the_commands_export_and_play(run_command, run_dir, tmp_path):
+  done = run_command(
+    'export', f'--checkpoint={run_dir}', f'--output_dir={tmp_path}/out'
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout == f'{tmp_path}/out/saved_model\n'
   play_it = [
-    *(sys.executable, '-m', 'batch_rl_dr3.evaluate', '--game=breakout'),
-    *('--method=mine', '--dataset=all', '--num_workers=1'),
+    *('evaluate', '--game=breakout', '--num_workers=1'),
+    *('--method=mine', '--dataset=all'),
     '--gin_bindings=FixedReplayRunner.num_evaluation_agent_steps=40',
   ]
   wrong = write_onnx(tmp_path / 'm.onnx', (84, 84, 4), {'q': [1.0] * 6})
-  done = run([*play_it, f'--policy={wrong}', f'--output_dir={tmp_path}/w'])
+  done = run_command(
+    *play_it, f'--policy={wrong}', f'--output_dir={tmp_path}/w'
+  )
   assert done.returncode == 65
   assert 'takes states [84, 84, 4]' in done.stderr.splitlines()[-1]
   flags = [
     f'--policy={tmp_path}/out/saved_model',
     f'--output_dir={tmp_path}/scores',
   ]
-  done = run([*play_it, *flags])
+  done = run_command(*play_it, *flags)
   assert done.returncode == 0, done.stderr
   (row, *_) = run_tables.read_rows(tmp_path / 'scores' / run_directory.SCORES)
   assert (row['game'], row['method']) == ('breakout', 'mine')
   assert row['gradient_steps'] == '62500'
-  done = run([*play_it, *flags])
+  done = run_command(*play_it, *flags)
   assert done.stdout == 'Everything is evaluated already.\n'
 
 
@@ -261,8 +262,10 @@ def test_the_commands_export_and_play(run, run_dir, tmp_path):
     (['--policy=m.onnx', '--game=pong'], 64, '--output_dir is needed'),
   ],
 )
-def test_errors_of_a_policy_are_one_line_and_a_code(run, flags, code, named):
-  failed = run([sys.executable, '-m', 'batch_rl_dr3.evaluate', *flags])
+def test_errors_of_a_policy_are_one_line_and_a_code(
+  run_command, flags, code, named
+):
+  failed = run_command('evaluate', *flags)
   assert failed.returncode == code
   assert named in failed.stderr
   assert failed.stderr.count('\n') == 1

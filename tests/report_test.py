@@ -1,7 +1,6 @@
+import functools
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -9,24 +8,19 @@ from batch_rl_dr3 import report
 from batch_rl_dr3.reporting import study
 
 
-def _report(*flags, cwd=None):
-  return subprocess.run(
-    [sys.executable, '-m', 'batch_rl_dr3.report', *flags],
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=cwd,
-  )
+@pytest.fixture
+def run_report(run_command):
+  return functools.partial(run_command, 'report')
 
 
-def test_the_command_writes_a_report_and_says_where(tmp_path):
+def test_the_command_writes_a_report_and_says_where(run_report, tmp_path):
   run = tmp_path / 'runs' / 'rem'
   run.mkdir(parents=True)
   (run / 'provenance.json').write_text(
     json.dumps({'method': 'rem', 'game': 'Pong', 'seed': 0})
   )
   (run / 'scores.csv').write_text('gradient_steps,return\n10,21\n')
-  result = _report(
+  result = run_report(
     '--runs=runs/*', '--output_dir=out', '--cache_dir=', cwd=tmp_path
   )
   assert (result.returncode, result.stderr) == (0, '')
@@ -47,8 +41,10 @@ def test_the_command_writes_a_report_and_says_where(tmp_path):
     (['--runs=memory://runs/*'], 64, '--output_dir and --cache_dir are needed'),
   ],
 )
-def test_errors_are_one_line_and_a_code(tmp_path, flags, code, expected):
-  result = _report(*flags, cwd=tmp_path)
+def test_errors_are_one_line_and_a_code(
+  run_report, tmp_path, flags, code, expected
+):
+  result = run_report(*flags, cwd=tmp_path)
   assert result.returncode == code
   assert expected in result.stderr
   assert result.stderr.count('\n') == 1
@@ -59,8 +55,8 @@ def test_the_flag_knows_every_preset():
   assert sorted(report.PRESETS) == sorted([*study.PRESETS, *study.CONTROL])
 
 
-def test_help_documents_the_command():
-  result = _report('--help')
+def test_help_documents_the_command(run_report):
+  result = run_report('--help')
   assert result.returncode == 0
   for expected in ('--runs', '--preset', 'allow_mixed', 'Exit status'):
     assert expected in result.stdout
@@ -79,9 +75,9 @@ def _make_run(folder, **record):
   (folder / 'scores.csv').write_text('gradient_steps,return\n6500000,-2.4\n')
 
 
-def test_a_study_of_one_run_has_the_papers_tables(tmp_path):
+def test_a_study_of_one_run_has_the_papers_tables(run_report, tmp_path):
   _make_run(tmp_path / 'runs' / 'rem')
-  result = _report(
+  result = run_report(
     '--preset=dr3_atari17',
     '--runs=runs/**',
     '--num_resamples=100',
@@ -107,7 +103,9 @@ def test_a_study_of_one_run_has_the_papers_tables(tmp_path):
     ([], 65, 'minatar: epsilon_eval (0.001 in a; 0.05 in b)'),
   ],
 )
-def test_what_cannot_be_reported_on(tmp_path, flags, code, expected):
+def test_what_cannot_be_reported_on(
+  run_report, tmp_path, flags, code, expected
+):
   for name, epsilon in (('a', 0.001), ('b', 0.05)):
     _make_run(
       tmp_path / 'runs' / name,
@@ -115,7 +113,7 @@ def test_what_cannot_be_reported_on(tmp_path, flags, code, expected):
       game=name,
       protocol={'epsilon_eval': epsilon},
     )
-  result = _report('--runs=runs/*', '--cache_dir=', *flags, cwd=tmp_path)
+  result = run_report('--runs=runs/*', '--cache_dir=', *flags, cwd=tmp_path)
   assert result.returncode == code
   assert expected in result.stderr
   assert result.stderr.count('\n') == 1

@@ -1,8 +1,7 @@
 import csv
+import functools
 import hashlib
 import json
-import subprocess
-import sys
 
 import fsspec
 import numpy as np
@@ -14,14 +13,9 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.reporting import selection
 
 
-def _command(*flags, cwd):
-  return subprocess.run(
-    [sys.executable, '-m', 'batch_rl_dr3.select', *flags],
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=cwd,
-  )
+@pytest.fixture
+def select_runs(run_command):
+  return functools.partial(run_command, 'select')
 
 
 @pytest.fixture
@@ -47,8 +41,8 @@ def runs(tmp_path):
   return tmp_path
 
 
-def test_it_prints_the_choices_and_what_they_are_worth(runs):
-  result = _command('--runs=runs/*', '--output=all.csv', cwd=runs)
+def test_it_prints_the_choices_and_what_they_are_worth(select_runs, runs):
+  result = select_runs('--runs=runs/*', '--output=all.csv', cwd=runs)
   assert (result.returncode, result.stderr) == (0, '')
   lines = [line.split() for line in result.stdout.splitlines()]
   # 1/10 against 5/20; the later has the higher mean Q.
@@ -138,16 +132,18 @@ def test_an_output_that_cannot_be_written(runs, monkeypatch):
     (['--runs=nowhere/*'], 65, "'nowhere/*' matches nothing"),
   ],
 )
-def test_errors_are_one_line_and_a_code(runs, flags, code, expected):
-  result = _command(*flags, cwd=runs)
+def test_errors_are_one_line_and_a_code(
+  select_runs, runs, flags, code, expected
+):
+  result = select_runs(*flags, cwd=runs)
   assert result.returncode == code
   assert expected in result.stderr
   assert result.stderr.count('\n') == 1
   assert result.stdout == ''
 
 
-def test_help_explains_every_rule(runs):
-  result = _command('--help', cwd=runs)
+def test_help_explains_every_rule(select_runs, runs):
+  result = select_runs('--help', cwd=runs)
   assert result.returncode == 0
   text = ' '.join(result.stdout.split())
   assert list(select.RULES) == [rule.name for rule in selection.RULES]

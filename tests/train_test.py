@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -121,7 +120,7 @@ def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
   ids=['bc', 'categorical'],
 )
 def test_agents_beside_the_papers_train_and_are_played_again(
-  train_here, run, tmp_path, gin_files, bindings
+  run_command, train_here, run, tmp_path, gin_files, bindings
 ):
   train_here(tmp_path, *bindings, gin_files=gin_files)
   metrics = read(tmp_path / run_directory.METRICS)
@@ -133,9 +132,7 @@ def test_agents_beside_the_papers_train_and_are_played_again(
   assert {row['iteration'] for row in scores} == {'0', '1'}
   # Another process knows the agent from config.gin, its support included.
   (tmp_path / run_directory.SCORES).unlink()
-  result = run(
-    [sys.executable, '-m', 'batch_rl_dr3.evaluate', f'--checkpoints={tmp_path}']
-  )
+  result = run_command('evaluate', f'--checkpoints={tmp_path}')
   assert result.returncode == 0, result.stderr
   assert read(tmp_path / run_directory.SCORES) == scores
 

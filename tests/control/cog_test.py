@@ -1,8 +1,6 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -177,18 +175,12 @@ def test_no_folder_is_written_over(save, tmp_path):
     cog.convert([save('task.npy', [trajectory(4)])], str(tmp_path))
 
 
-def test_the_command_converts(save, tmp_path):
+def test_the_command_converts(run_command, save, tmp_path):
   folder = tmp_path / 'store'
-  done = subprocess.run(
-    [
-      *(sys.executable, '-m', 'batch_rl_dr3.data', 'convert'),
-      f'--cog={save("prior.npy", [trajectory(3)])}',
-      f'--cog={save("task.npy", [trajectory(2)])}',
-      f'--output_dir={folder}',
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
+  done = run_command(
+    *('data', 'convert', f'--output_dir={folder}'),
+    f'--cog={save("prior.npy", [trajectory(3)])}',
+    f'--cog={save("task.npy", [trajectory(2)])}',
   )
   assert (done.returncode, done.stderr) == (0, '')
   assert '2 trajectories, 1 of them prior data, 5 transitions' in done.stdout

@@ -302,7 +302,7 @@ def test_a_checkpoint_scores_what_its_run_scored(hopper, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_plays_what_has_no_scores(hopper, tmp_path):
+def test_the_command_plays_what_has_no_scores(run_command, hopper, tmp_path):
   """As the run itself would have, and in another process while it trains."""
   run_dir, meanwhile = tmp_path / 'run', tmp_path / 'meanwhile'
   make('brac', hopper, run_dir).run()
@@ -312,15 +312,7 @@ def test_the_command_plays_what_has_no_scores(hopper, tmp_path):
   ).run()
   assert rows(meanwhile, run_directory.SCORES) == expected
   (run_dir / run_directory.SCORES).unlink()
-  done = subprocess.run(
-    [
-      *(sys.executable, '-m', 'batch_rl_dr3.evaluate'),
-      *(f'--checkpoints={run_dir}', '--num_workers=1'),
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = run_command('evaluate', f'--checkpoints={run_dir}', '--num_workers=1')
   assert done.returncode == 0, done.stderr
   assert rows(run_dir, run_directory.SCORES) == expected
   target = targets.of_run(run_dir)
