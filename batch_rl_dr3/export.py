@@ -1,7 +1,6 @@
 """Writes a checkpoint's policy in a format that other programs read."""
 
-from collections.abc import Mapping, Sequence
-import dataclasses
+from collections.abc import Sequence
 import math
 import pathlib
 from typing import Any
@@ -82,16 +81,16 @@ def export(
     shapes = _write_layers(target, checkpoint, path, imports)
   else:
     shapes = _write_graph(target, prefix, file_format, path)
-  facts = {
+  card = _card(
     **shapes,
-    'format': file_format,
-    'file': path.name,
-    'gradient_steps': gradient_steps,
-    'run': target.provenance,
-    'config': target.config.strip(),
-    'scores': _scores(target, gradient_steps),
-  }
-  atomic.write_text(path.with_name(CARD), _card(facts))
+    format=file_format,
+    file=path.name,
+    gradient_steps=gradient_steps,
+    run=target.provenance,
+    config=target.config.strip(),
+    scores=_scores(target, gradient_steps),
+  )
+  atomic.write_text(path.with_name(CARD), card)
   return path
 
 
@@ -147,20 +146,10 @@ def _write_layers(
   return {'state': shape, 'results': {}}
 
 
-@dataclasses.dataclass(frozen=True)
-class CardScore:
-  """A mean over the episodes that a checkpoint was scored by."""
-
-  scale: str  # 'return', or that of a normalised score.
-  mean: float
-  interval: tuple[float, float] | None  # 95%, over episodes.
-  num_episodes: int
-
-
 def _scores(
   target: targets.Target, gradient_steps: int | None
-) -> list[CardScore]:
-  """Returns the return, and what it is on the scales that are known."""
+) -> list[dict[str, Any]]:
+  """Returns mean and 95% interval over episodes, on each scale known."""
   import numpy as np
 
   from batch_rl_dr3.reporting import reference, statistics
@@ -187,17 +176,17 @@ def _scores(
     low, high = scale
     scales['D4RL-normalised'] = (returns - low) / (high - low)
   return [
-    CardScore(
-      name,
-      float(values.mean()),
-      statistics.mean_interval(values),
-      len(values),
-    )
+    {
+      'scale': name,
+      'mean': float(values.mean()),
+      'interval': statistics.mean_interval(values),
+      'num_episodes': len(values),
+    }
     for name, values in scales.items()
   ]
 
 
-def _card(facts: Mapping[str, Any]) -> str:
+def _card(**facts: Any) -> str:
   texts = templates.environment(
     'batch_rl_dr3.reporting', keep_trailing_newline=True
   )

@@ -207,7 +207,7 @@ def export(
       artifact, num_results = portable(hlo)
       (folder / 'steps.stablehlo').write_bytes(artifact)
       _save_arguments(folder, values)
-      names = sorted(agent.loss_parts.by_name())
+      names = sorted(agent.loss_parts.by_name)
       expected: _Row = {
         'platform': platform,
         'part_names': names,

@@ -42,12 +42,12 @@ def main(_: list[str]) -> None:
 def _measure(problem: Any, store: Any, num_steps: int) -> None:
   import tensorflow as tf
 
-  from batch_rl_dr3.agents import penalties, quantile, stateful_penalties
+  from batch_rl_dr3.agents import bellman, penalties, stateful_penalties
   from benchmarks import timing
 
   def step(penalty: Any) -> Callable[[], Any]:
     with tf.Graph().as_default():
-      agent = quantile.FixedReplayQRCQLAgent(
+      agent = bellman.FixedReplayQRCQLAgent(
         None,
         problem.num_actions,
         store,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from batch_rl_dr3.agents import networks, offline, penalties, quantile, rem
+from batch_rl_dr3.agents import bellman, networks, offline, penalties
 from batch_rl_dr3.replay import batches
 from batch_rl_dr3.replay.log import log_writer
 from batch_rl_dr3.replay.store import store as replay_store
@@ -137,8 +137,8 @@ def agent(
   if with_dr3:
     added.append(penalties.FeatureDotPenalty(C0[method]))
   agent_class: type[offline.OfflineAgent] = {
-    'rem': rem.FixedReplayREMAgent,
-    'cql': quantile.FixedReplayQRCQLAgent,
+    'rem': bellman.FixedReplayREMAgent,
+    'cql': bellman.FixedReplayQRCQLAgent,
   }[method]
   if constant_batch:
     agent_class = _constant(agent_class)

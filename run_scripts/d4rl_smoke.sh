@@ -13,10 +13,13 @@ train() {
     --gin_files=d4rl/tasks/hopper_smoke.gin \
     --replay_dir="$data" --base_dir="$runs/$method"
 }
-train brac --gin_files=d4rl/brac_mujoco.gin \
-  --gin_bindings='ContinuousRunner.num_cloning_steps=2000'
 train brac_dr3 --gin_files=d4rl/brac_dr3_mujoco.gin \
   --gin_bindings='ContinuousRunner.num_cloning_steps=2000'
-train cql --gin_files=d4rl/methods/cql_fixed.gin
-train cql_dr3 --gin_files=d4rl/methods/cql_fixed.gin \
-  --gin_files=d4rl/methods/cql_penalty.gin
+train brac --gin_files=d4rl/brac_dr3_mujoco.gin \
+  --gin_bindings='ContinuousRunner.num_cloning_steps=2000' \
+  --gin_bindings="ContinuousRunner.method='brac'" \
+  --gin_bindings='DR3BracAgent.penalties=[]'
+train cql_dr3 --gin_files=d4rl/cql_dr3_full-replay.gin
+train cql --gin_files=d4rl/cql_dr3_full-replay.gin \
+  --gin_bindings="ContinuousRunner.method='cql'" \
+  --gin_bindings='DR3CqlSacAgent.penalties=[]'

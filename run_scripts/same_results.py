@@ -73,24 +73,27 @@ _SMALL = [
   # At no row of metrics.csv: when a copy is measured has changed once.
   'OfflineAgent.target_update_period=60',
 ]
-_CONTINUOUS: dict[str, list[str]] = {
-  'hopper_cql': ['d4rl/methods/cql_fixed.gin'],
-  'hopper_cql_dr3': [
-    'd4rl/methods/cql_fixed.gin',
-    'd4rl/methods/cql_penalty.gin',
-  ],
-  'hopper_brac': ['d4rl/brac_mujoco.gin'],
-  'hopper_brac_dr3': ['d4rl/brac_dr3_mujoco.gin'],
+_CONTINUOUS: dict[str, tuple[str, list[str]]] = {
+  'hopper_cql': (
+    'd4rl/cql_dr3_full-replay.gin',
+    ["ContinuousRunner.method='cql'", 'DR3CqlSacAgent.penalties=[]'],
+  ),
+  'hopper_cql_dr3': ('d4rl/cql_dr3_full-replay.gin', []),
+  'hopper_brac': (
+    'd4rl/brac_dr3_mujoco.gin',
+    ["ContinuousRunner.method='brac'", 'DR3BracAgent.penalties=[]'],
+  ),
+  'hopper_brac_dr3': ('d4rl/brac_dr3_mujoco.gin', []),
 }
 # What older checkouts call them.
 _OLD_FILES = {
-  'd4rl/brac_mujoco.gin': ['d4rl/methods/brac.gin'],
   'd4rl/brac_dr3_mujoco.gin': [
     'd4rl/methods/brac.gin',
     'd4rl/methods/brac_penalty.gin',
   ],
 }
 _SMALL_CONTINUOUS = [
+  'ControlData.fraction=1.0',
   'DR3CqlSacAgent.num_bc_steps=10',
   'DR3BracAgent.num_warm_start_steps=10',
   'ContinuousRunner.effective_rank_period=20',
@@ -152,14 +155,18 @@ class Checkout:
     for name, (files, bindings) in _DISCRETE.items():
       method = f"FixedReplayRunner.method='{name}'"
       self._train(name, breakout, files, [*_SMALL, *bindings, method])
-    for name, files in _CONTINUOUS.items():
-      if not (self.root / 'gin_configs' / files[0]).exists():
-        files = _OLD_FILES[files[0]]
+    for name, (file, bindings) in _CONTINUOUS.items():
+      is_old = not (self.root / 'gin_configs' / file).exists()
+      files = _OLD_FILES[file] if is_old else [file]
       self._train(
         name,
         hopper / 'data.hdf5',
         [*files, 'd4rl/tasks/hopper_smoke.gin'],
-        [*_SMALL_CONTINUOUS, *(_CLONING if 'brac' in name else [])],
+        [
+          *bindings,
+          *_SMALL_CONTINUOUS,
+          *(_CLONING if 'brac' in name else []),
+        ],
       )
     self.run(
       'report',

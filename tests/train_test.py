@@ -96,10 +96,18 @@ def test_a_run_leaves_everything_a_run_directory_holds(train_here, tmp_path):
 @pytest.mark.parametrize(
   ('gin_files', 'bindings'),
   [
-    (['minatar/bc.gin'], []),
     (
-      ['minatar/dqn.gin', 'atari/protocol_small_batch.gin'],
+      ['minatar/dqn.gin'],
       [
+        "FixedReplayRunner.method = 'bc'",
+        'FixedReplayRunner.agent = @FixedReplayBCAgent',
+      ],
+    ),
+    (
+      ['minatar/dqn.gin'],
+      [
+        'OfflineAgent.update_horizon = 3',
+        'FixedReplayBuffer.batch_size = 8',
         "FixedReplayRunner.method = 'c51_cql_dr3'",
         'FixedReplayRunner.agent = @FixedReplayCategoricalAgent',
         (

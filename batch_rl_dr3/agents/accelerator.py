@@ -1,11 +1,10 @@
-"""Gradient steps as one pure function, which is what accelerators compile.
+"""Gradient steps as one pure function of all that they read and change.
 
-Weights, moments, penalties' states, the step number and the data come in as
-arguments, and the new ones go out. The loop over steps is inside, so that a
-call runs many without the host. On a CPU the plain graph is faster.
+The loop over steps is inside, so that a call runs many without the host. That
+is what accelerators compile; on a CPU the plain graph is faster.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 import pathlib
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -27,116 +26,81 @@ class StepState(NamedTuple):
   powers: tuple[Any, Any]  # Adam's beta_1^t and beta_2^t, float32 scalars.
 
 
-# (weights, step, data, penalties' states) -> the loss of that step's batch, its
-# parts by name, and the penalties' states after the step.
-Loss = Callable[
-  [Mapping[str, Sequence[Any]], tf.Tensor, Any, Any],
-  tuple[tf.Tensor, dict[str, tf.Tensor], Any],
-]
 # The names of the network that acts and of the one that is backed up.
 ONLINE = 'online'
 TARGET = 'target'
 
 
-class Adam(NamedTuple):
-  """Adam (arXiv:1412.6980), as TensorFlow's optimiser of that name has it."""
-
-  learning_rate: float
-  beta_1: float
-  beta_2: float
-  epsilon: float
-
-  @classmethod
-  def of(cls, optimizer: tf.compat.v1.train.Optimizer) -> 'Adam':
-    """Returns the parameters of TensorFlow's; a ConfigError if not Adam."""
-    if type(optimizer) is not tf.compat.v1.train.AdamOptimizer:
-      raise errors.ConfigError(
-        f'{type(optimizer).__name__} is not known to the compiled step; bind '
-        "tf.train.AdamOptimizer, or OfflineAgent.device = 'cpu'."
-      )
-    return cls(
-      *(getattr(optimizer, n) for n in ('_lr', '_beta1', '_beta2', '_epsilon'))
-    )
-
-  def step(
-    self, state: StepState, gradients: dict[str, list[Any]]
-  ) -> StepState:
-    """Returns the state after one step; the target network is not touched."""
-    beta_1_power, beta_2_power = state.powers
-    rate = (
-      self.learning_rate * tf.sqrt(1.0 - beta_2_power) / (1.0 - beta_1_power)
-    )
-    firsts, seconds = state.moments
-    # In float32, as TensorFlow's kernel: 1 - 0.999 is 5e-5 off in it.
-    decay_1, decay_2 = (
-      np.float32(1) - np.float32(beta) for beta in (self.beta_1, self.beta_2)
-    )
-    first = tf.nest.map_structure(
-      lambda m, g: m + (g - m) * decay_1, firsts, gradients
-    )
-    second = tf.nest.map_structure(
-      lambda v, g: v + (tf.square(g) - v) * decay_2, seconds, gradients
-    )
-    learnt = tf.nest.map_structure(
-      lambda w, m, v: w - rate * m / (tf.sqrt(v) + self.epsilon),
-      {name: state.weights[name] for name in gradients},
-      first,
-      second,
-    )
-    return state._replace(
-      weights={**state.weights, **learnt},
-      moments=(first, second),
-      powers=(beta_1_power * self.beta_1, beta_2_power * self.beta_2),
-    )
+def adam_step(
+  adam: tf.compat.v1.train.AdamOptimizer,
+  state: StepState,
+  gradients: dict[str, list[Any]],
+) -> StepState:
+  """Returns the state after one step; the target network is not touched."""
+  beta_1_power, beta_2_power = state.powers
+  rate = adam._lr * tf.sqrt(1.0 - beta_2_power) / (1.0 - beta_1_power)
+  # In float32, as TensorFlow's kernel: 1 - 0.999 is 5e-5 off in it.
+  decay_1, decay_2 = (
+    np.float32(1) - np.float32(beta) for beta in (adam._beta1, adam._beta2)
+  )
+  firsts, seconds = state.moments
+  first = tf.nest.map_structure(
+    lambda m, g: m + (g - m) * decay_1, firsts, gradients
+  )
+  second = tf.nest.map_structure(
+    lambda v, g: v + (tf.square(g) - v) * decay_2, seconds, gradients
+  )
+  learnt = tf.nest.map_structure(
+    lambda w, m, v: w - rate * m / (tf.sqrt(v) + adam._epsilon),
+    {name: state.weights[name] for name in gradients},
+    first,
+    second,
+  )
+  return state._replace(
+    weights={**state.weights, **learnt},
+    moments=(first, second),
+    powers=(beta_1_power * adam._beta1, beta_2_power * adam._beta2),
+  )
 
 
 class CompiledSteps:
-  """Gradient steps as one function that XLA compiles.
+  """The gradient steps of an `OfflineAgent` as one function for XLA.
 
   Attributes:
     arguments: flat list of tensors: the state, the data, the number of steps.
   """
 
-  def __init__(
-    self,
-    step: tf.Variable,
-    weights: Mapping[str, Sequence[tf.Variable]],
-    penalties: Any,
-    data: Any,
-    loss: Loss,
-    optimizer: tf.compat.v1.train.Optimizer,
-    target_update_period: int,
-    part_names: Iterable[str],
-  ):
+  def __init__(self, agent: Any):
     """Reads the variables and the data in the current graph.
 
-    `data` are tensors that the loss makes its batches of: tables to sample
-    from, or one batch, where the steps must be one. The optimiser must be Adam,
-    and have been applied; another is a ConfigError.
+    A ConfigError if the optimiser is not Adam; it must have been applied.
     """
+    self._agent, adam = agent, agent.optimizer
+    if type(adam) is not tf.compat.v1.train.AdamOptimizer:
+      raise errors.ConfigError(
+        f'{type(adam).__name__} is not known to the compiled step; bind '
+        "tf.train.AdamOptimizer, or OfflineAgent.device = 'cpu'."
+      )
 
     def slots(name: str) -> dict[str, list[tf.Variable]]:
       return {
-        network: [optimizer.get_slot(variable, name) for variable in variables]
-        for network, variables in weights.items()
+        network: [adam.get_slot(variable, name) for variable in variables]
+        for network, variables in agent.weights.items()
         if network != TARGET
       }
 
-    self._adam = Adam.of(optimizer)
     self._variables = StepState(
-      step,
-      {name: list(variables) for name, variables in weights.items()},
-      penalties,
+      agent.gradient_steps,
+      agent.weights,
+      agent.penalty_states,
       (slots('m'), slots('v')),
-      optimizer._get_beta_accumulators(),
+      adam._get_beta_accumulators(),
     )
-    self._loss = loss
-    self._target_update_period = target_update_period
-    self._part_names = sorted(part_names)
+    self._part_names = sorted(agent.loss_parts.by_name)
     self._num_steps = tf.compat.v1.placeholder(tf.int64, [])
     self._structure = (
       tf.nest.map_structure(lambda v: v.read_value(), self._variables),
-      data,
+      agent.data(),
       self._num_steps,
     )
     self.arguments = tf.nest.flatten(self._structure)
@@ -144,8 +108,7 @@ class CompiledSteps:
   def __call__(self, *arguments: tf.Tensor) -> list[tf.Tensor]:
     """Returns the new state's tensors and the last loss's parts, as a list.
 
-    It reads its arguments and nothing else, and stops after a step whose loss
-    is not finite.
+    It stops after a step whose loss is not finite.
     """
     state, data, num_steps = tf.nest.pack_sequence_as(
       self._structure, arguments
@@ -163,24 +126,22 @@ class CompiledSteps:
   def _step(
     self, state: StepState, data: Any
   ) -> tuple[StepState, dict[str, tf.Tensor]]:
-    is_due = tf.equal(state.step % self._target_update_period, 0)
-    target = [
+    agent, weights = self._agent, dict(state.weights)
+    is_due = tf.equal(state.step % agent.target_update_period, 0)
+    weights[TARGET] = [
       tf.where(is_due, online, old)
-      for online, old in zip(
-        state.weights[ONLINE], state.weights[TARGET], strict=True
-      )
+      for online, old in zip(weights[ONLINE], weights[TARGET], strict=True)
     ]
-    state = state._replace(weights={**state.weights, TARGET: target})
+    state = state._replace(weights=weights)
     with kernels.compiling():
-      total, parts, penalties = self._loss(
-        state.weights, state.step, data, state.penalties
-      )
-    learnt = {n: w for n, w in state.weights.items() if n != TARGET}
+      loss = agent.loss_at(weights, state.step, data, state.penalties)
+    learnt = {n: w for n, w in weights.items() if n != TARGET}
     gradients = tf.nest.pack_sequence_as(
-      learnt, tf.gradients(total, tf.nest.flatten(learnt))
+      learnt, tf.gradients(loss.total, tf.nest.flatten(learnt))
     )
-    state = self._adam.step(state, gradients)
-    return state._replace(step=state.step + 1, penalties=penalties), parts
+    state = adam_step(agent.optimizer, state, gradients)
+    state = state._replace(step=state.step + 1, penalties=loss.next_states)
+    return state, loss.by_name
 
   def make_callable(
     self, session: tf.compat.v1.Session, device: str
@@ -198,50 +159,27 @@ class CompiledSteps:
 
 
 DeviceName = Literal['auto', 'cpu', 'gpu', 'tpu']
-DEVICE_NAMES = get_args(DeviceName)
 # Of the networks' arithmetic.
 DtypeName = Literal['float32', 'bfloat16', 'auto']
+# Gradient steps a session call, unless gin says, where XLA compiles them.
+STEPS_PER_CALL = {'gpu': 100, 'tpu': 500}
 # What Linux says of the processor, and the words for fast bfloat16 there.
 CPU_INFO = pathlib.Path('/proc/cpuinfo')
 _BFLOAT16_FLAGS = {'avx512_bf16', 'amx_bf16'}
 
 
-class Device(NamedTuple):
-  """A kind of device, 'cpu', 'gpu' or 'tpu', and how training uses it."""
+def find_device(name: DeviceName) -> str:
+  """Returns 'cpu', 'gpu' or 'tpu'; 'auto' is the fastest kind there is.
 
-  name: str
-  tf_device: str  # Where TensorFlow puts the graph.
-  is_compiled: bool  # Whether XLA compiles the training step.
-  steps_per_call: int  # Gradient steps a session call, unless gin says.
-
-
-_DEVICES = {
-  # XLA's convolutions are 20 times as slow as oneDNN's on a CPU, and longer
-  # session calls measured no faster.
-  'cpu': Device('cpu', '/cpu:0', is_compiled=False, steps_per_call=1),
-  'gpu': Device('gpu', '/gpu:0', is_compiled=True, steps_per_call=100),
-  # Variables stay on the host's side of the rewrite.
-  'tpu': Device('tpu', '/cpu:0', is_compiled=True, steps_per_call=500),
-}
-
-
-def find_device(name: DeviceName) -> Device:
-  """Returns the device of a name; 'auto' is the fastest kind there is.
-
-  Raises:
-    ConfigError: if the name is unknown, or the machine has no such device.
+  A ConfigError if the machine has no such device.
   """
-  if name not in DEVICE_NAMES:
-    raise errors.ConfigError(
-      f'device is {name!r}; it must be one of {", ".join(DEVICE_NAMES)}.'
-    )
   there = [
     kind
     for kind in ('gpu', 'tpu', 'cpu')
     if tf.config.list_physical_devices(kind.upper())
   ]
   if name == 'auto':
-    return _DEVICES[there[0]]
+    return there[0]
   if name not in there:
     raise errors.ConfigError(
       f'device is {name!r}, but TensorFlow finds none: it finds '
@@ -249,33 +187,30 @@ def find_device(name: DeviceName) -> Device:
       'there, or install what it needs (for a GPU: pip install '
       '"tensorflow[and-cuda]==2.18.1").'
     )
-  return _DEVICES[name]
+  return name
 
 
 def find_dtype(
-  name: DtypeName, device: Device, recorded: str | None = None
+  name: DtypeName, device: str, recorded: str | None = None
 ) -> str:
   """Returns 'float32' or 'bfloat16'; 'auto' is the faster one of a device.
 
   That is bfloat16, except on CPUs without AVX-512 BF16 and AMX. A run that goes
-  on keeps what is `recorded` of it. ValueError if the name is unknown.
+  on keeps what is `recorded` of it.
   """
-  names = get_args(DtypeName)
-  if name not in names:
-    raise ValueError(f'compute_dtype must be one of {names}, not {name!r}.')
   if name != 'auto':
     return name
-  if recorded is not None and recorded in names:
-    return recorded
-  is_fast = device.name != 'cpu' or (
+  if recorded in get_args(DtypeName):
+    return str(recorded)
+  is_fast = device != 'cpu' or (
     CPU_INFO.exists() and _BFLOAT16_FLAGS & set(CPU_INFO.read_text().split())
   )
   return 'bfloat16' if is_fast else 'float32'
 
 
-def initialise(device: Device, session: tf.compat.v1.Session) -> None:
+def initialise(device: str, session: tf.compat.v1.Session) -> None:
   """Starts a device that has to be started: a TPU."""
-  if device.name == 'tpu':
+  if device == 'tpu':
     with session.graph.as_default():
       session.run(tf.compat.v1.tpu.initialize_system())
 

@@ -11,8 +11,8 @@ import tensorflow as tf
 def huber(target: tf.Tensor, prediction: tf.Tensor) -> tf.Tensor:
   """Returns the Huber loss with delta 1, as in DQN (Mnih et al. 2015).
 
-  0.5 e^2 where |e| <= 1, |e| - 0.5 elsewhere, of e = target - prediction.
-  Gradients flow into the target, too.
+  0.5 e^2 where |e| <= 1, |e| - 0.5 elsewhere, of e = target - prediction, with
+  a gradient in both.
   """
   target.shape.assert_has_rank(1)
   target.shape.assert_is_compatible_with(prediction.shape)
@@ -33,9 +33,8 @@ def bellman_target(
 ) -> tf.Tensor:
   """Returns r + gamma^n (1 - terminal) Q'(s', a'), with no gradient.
 
-  Rewards [B] are the n-step discounted ones, terminals [B] are 1 where the
-  episode ended within the n steps, cumulative_gamma is gamma^n. The result has
-  the shape of next_values, [B] or [B, N] for N quantiles.
+  Rewards [B] are discounted n-step ones, terminals [B] are 1 where the episode
+  ended within the n steps. Next values, and the result, are [B] or [B, N].
   """
   rewards.shape.assert_has_rank(1)
   terminals.shape.assert_is_compatible_with(rewards.shape)

@@ -1,8 +1,7 @@
-"""Value networks, one class for every agent.
+"""Value networks, alike for all agents but for the outputs per action.
 
-DQN, REM and QR-DQN differ only in how many outputs the last layer has per
-action: one value, K heads, or N quantiles. Layer names, order and padding are
-Dopamine's, so that its TF checkpoints have the same variables.
+Layer names, order and padding are Dopamine's, so that its TF checkpoints have
+the same variables.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,21 +28,20 @@ class NetworkOutput(NamedTuple):
   """What a value network says of a batch of states, in float32."""
 
   q_values: tf.Tensor  # [B, A], what the agent says that atoms stand for.
-  # [B, D], the paper's phi: the penultimate layer after its ReLU.
-  features: tf.Tensor
+  features: tf.Tensor  # [B, D], phi: the last hidden layer after its ReLU.
   atoms: tf.Tensor  # [B, A, K], REM's heads or QR-DQN's quantiles.
 
 
 def mean_of_atoms(atoms: tf.Tensor) -> tf.Tensor:
-  """Returns the Q-values of heads or quantiles, their mean."""
+  """Returns the Q-values of heads or quantiles."""
   return tf.reduce_mean(atoms, axis=2)
 
 
 def categorical_q_values(support: tuple[float, float]) -> QValues:
   """Returns what makes Q-values of logits: the mean of softmax(logits).
 
-  The logits stand for evenly spaced returns (arXiv:1707.06887), the first and
-  the last one for those of `support`.
+  They stand for evenly spaced returns from end to end of `support`
+  (arXiv:1707.06887).
   """
 
   def q_values(atoms: tf.Tensor) -> tf.Tensor:
@@ -91,16 +89,10 @@ class ValueNetwork(tf.keras.Model):
     layer_norm: bool = False,
     q_values: QValues = mean_of_atoms,
   ):
-    """Creates a network without variables.
+    """Creates a network without variables, of A actions with K atoms each.
 
-    Args:
-      num_actions: A.
-      num_atoms: K, outputs per action, of which `q_values` makes a Q-value.
-      initialiser: makes a kernel initialiser from a seed.
-      seed: makes the initial weights a function of (seed, layer) alone.
-      name: the variables' scope.
-      layer_norm: whether the feature layer is normalised before its ReLU.
-      q_values: of the atoms.
+    `initialiser` makes a kernel initialiser from a seed; with `seed` initial
+    weights are a function of (seed, layer) alone. `name` is their scope.
     """
     super().__init__(name=name)
     self.num_actions = num_actions
@@ -140,21 +132,25 @@ class ValueNetwork(tf.keras.Model):
     return [*kernel_shapes, (height * width * depth, self.num_features)]
 
   def call(self, states: tf.Tensor) -> NetworkOutput:
-    """Returns the values and features of states [B, height, ..., stack]."""
+    """Returns what is said of states [B, height, ..., stack]."""
     return self.output(self.weights, self.features(self.weights, states))
 
   def features(self, weights: Sequence[Any], states: tf.Tensor) -> tf.Tensor:
     """Returns the features under given weights: float32 [B, D]."""
     weights = self._as_arithmetic(weights)
     activations = tf.cast(states, self.arithmetic_dtype) / self.scale
-    layers = list(zip(weights[::2], weights[1::2], strict=True))
-    num_before = len(layers) - 2 - self._has_layer_norm
-    activations = self._encode(layers[:num_before], activations)
-    kernel, bias = layers[num_before]
+    if states.shape.rank > 4:  # Channels and stacked frames are one axis.
+      _, height, width, *channels = states.shape.as_list()
+      shape = [-1, height, width, math.prod(channels)]
+      activations = tf.reshape(activations, shape)
+    *layers, _ = zip(weights[::2], weights[1::2], strict=True)
+    norm = layers.pop() if self._has_layer_norm else None
+    *layers, (kernel, bias) = layers
+    activations = self._encode(layers, activations)
     flat = tf.reshape(activations, [-1, kernel.shape.as_list()[0]])
     hidden = tf.nn.bias_add(kernels.matmul(flat, kernel), bias)
-    if self._has_layer_norm:
-      scale, offset = layers[num_before + 1]
+    if norm is not None:
+      scale, offset = norm
       mean, variance = tf.nn.moments(hidden, axes=[1], keepdims=True)
       hidden = tf.nn.batch_normalization(
         hidden, mean, variance, offset, scale, _NORM_EPSILON
@@ -162,17 +158,9 @@ class ValueNetwork(tf.keras.Model):
     return tf.cast(tf.nn.relu(hidden), tf.float32)
 
   def _encode(
-    self, layers: Sequence[tuple[Any, Any]], states: tf.Tensor
-  ) -> tf.Tensor:
-    """Returns what the features' layer takes, of any shape [B, ...]."""
-    if states.shape.rank > 4:  # Channels and stacked frames are one axis.
-      _, height, width, *channels = states.shape.as_list()
-      states = tf.reshape(states, [-1, height, width, math.prod(channels)])
-    return self._convolve(layers, states)
-
-  def _convolve(
     self, layers: Sequence[tuple[Any, Any]], activations: tf.Tensor
   ) -> tf.Tensor:
+    """Returns what the features' layer takes, of any shape [B, ...]."""
     for (*_, stride), (kernel, bias) in zip(
       self.convolutions, layers, strict=True
     ):
@@ -206,14 +194,11 @@ class NatureNetwork(ValueNetwork):
 
 @gin.configurable
 class MinAtarNetwork(ValueNetwork):
-  """The network of Young and Tian 2019 (arXiv:1903.03176), padded to SAME.
-
-  Observations are 0 or 1 and are not scaled.
-  """
+  """The network of Young and Tian 2019 (arXiv:1903.03176), padded to SAME."""
 
   convolutions = ((16, 3, 1),)
   num_features = 128
-  scale = 1.0
+  scale = 1.0  # Observations are 0 or 1.
 
   @ranges.checked
   def __init__(
@@ -222,17 +207,13 @@ class MinAtarNetwork(ValueNetwork):
     num_features: ranges.Count = num_features,
     **kwargs: Any,
   ):
-    """Creates a network with a feature layer of `num_features` units."""
     super().__init__(num_actions, **kwargs)
     self.num_features = num_features
 
 
 @gin.configurable
 class MLPNetwork(ValueNetwork):
-  """Dense layers with ReLUs over all numbers of a state, as they come.
-
-  For float vectors; the last of the hidden `layers` are the features.
-  """
+  """Dense `layers` with ReLUs over a state's numbers; the last are features."""
 
   scale = 1.0
 
@@ -240,7 +221,6 @@ class MLPNetwork(ValueNetwork):
   def __init__(
     self, num_actions: int, layers: Sequence[int] = (256, 256), **kwargs: Any
   ):
-    """Creates a network with hidden layers of so many units."""
     if not layers or min(layers) < 1:
       raise ValueError(
         f'MLPNetwork.layers is {layers!r}; it must hold the units of one or '
@@ -254,10 +234,10 @@ class MLPNetwork(ValueNetwork):
     return list(itertools.pairwise((math.prod(shape), *self._hidden)))
 
   def _encode(
-    self, layers: Sequence[tuple[Any, Any]], states: tf.Tensor
+    self, layers: Sequence[tuple[Any, Any]], activations: tf.Tensor
   ) -> tf.Tensor:
-    size = math.prod(states.shape.as_list()[1:])
-    activations = tf.reshape(states, [-1, size])
+    size = math.prod(activations.shape.as_list()[1:])
+    activations = tf.reshape(activations, [-1, size])
     for kernel, bias in layers:
       hidden = kernels.matmul(activations, kernel)
       activations = tf.nn.relu(tf.nn.bias_add(hidden, bias))
@@ -268,8 +248,8 @@ class MLPNetwork(ValueNetwork):
 class ImpalaNetwork(ValueNetwork):
   """Three stacks: a convolution, max pooling and two residual blocks each.
 
-  arXiv:1802.01561; the parameters are those of Dopamine's ImpalaDQNNetwork, and
-  width is its nn_scale. Deviation: the agent's initialiser is every layer's,
+  arXiv:1802.01561 with the parameters of Dopamine's ImpalaDQNNetwork; `width`
+  multiplies the filters. Deviation: the agent's initialiser is every layer's,
   where Dopamine's residual blocks have Flax's default.
   """
 
@@ -278,7 +258,6 @@ class ImpalaNetwork(ValueNetwork):
 
   @ranges.checked
   def __init__(self, num_actions: int, width: ranges.Count = 1, **kwargs: Any):
-    """Creates a network with `width` times the filters; see ValueNetwork."""
     super().__init__(num_actions, **kwargs)
     # The pooling halves what the first convolution of a stack puts out.
     self.convolutions = tuple(
@@ -287,7 +266,7 @@ class ImpalaNetwork(ValueNetwork):
       for layer in range(1 + 2 * _IMPALA_BLOCKS)
     )
 
-  def _convolve(
+  def _encode(
     self, layers: Sequence[tuple[Any, Any]], activations: tf.Tensor
   ) -> tf.Tensor:
     remaining = iter(layers)

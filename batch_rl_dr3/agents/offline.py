@@ -1,9 +1,9 @@
 """What every offline agent shares: all but its Bellman loss.
 
-Dopamine's DQNAgent on a fixed store; a subclass says how its loss is built. The
-training step is one function of (weights, optimiser slots, penalties' states,
-step number, store): sampling is keyed by (seed, step), and the target network
-is copied inside the step. So a run restored at step k goes on bit for bit.
+The training step is one function of (weights, optimiser slots, penalties'
+states, step number, store): sampling is keyed by (seed, step), and the target
+network is copied inside the step. So a run restored at step k goes on bit for
+bit.
 
 Deviations from Dopamine's DQNAgent: `target_update_period` and the step number
 count gradient steps. The target network starts equal to the online network
@@ -13,6 +13,7 @@ measured at a fresh copy, where the temporal difference is another.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import errno
 import functools
 import math
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from batch_rl_dr3.agents import (
 )
 from batch_rl_dr3.agents.accelerator import ONLINE, TARGET
 from batch_rl_dr3.agents.penalties import Penalty, State, UpdateBatch
-from batch_rl_dr3.config import dopamine_compat, ranges
+from batch_rl_dr3.config import dopamine_compat, errors, frameworks, ranges
 from batch_rl_dr3.replay import batches
 from batch_rl_dr3.replay.store import store as replay_store
 
@@ -47,6 +48,8 @@ _DOPAMINES = {
 HELD_OUT = 'held_out_'
 # Keeps their random stream apart from the other batches'.
 _HELD_OUT_STREAM = 15_485_863
+# Begins the columns of penalties' shares of the loss.
+_SHARE = 'share_'
 # States per session call where features of many states are asked for.
 _FEATURE_CHUNK = 256
 # The states of penalties by the penalty's name: variables, or tensors.
@@ -57,18 +60,12 @@ class LossParts(NamedTuple):
   """The loss of one batch, whole and in parts: float32 scalars."""
 
   total: tf.Tensor  # What the optimiser minimises.
-  bellman: tf.Tensor
-  auxiliary: dict[str, tf.Tensor]  # Further losses, each with weight 1.
-  penalties: dict[str, tf.Tensor]  # Before their coefficients.
-  weighted: dict[str, tf.Tensor]  # Times their coefficients.
+  # By the name that logs use: loss_total, loss_bellman, further losses, and
+  # penalties before their coefficients.
+  by_name: dict[str, tf.Tensor]
+  weighted: dict[str, tf.Tensor]  # Penalties times their coefficients.
   measures: dict[str, tf.Tensor]  # What else the penalties log, by column.
   next_states: dict[str, State]
-
-  def by_name(self) -> dict[str, tf.Tensor]:
-    """Returns every part under the name that logs use, such as loss_total."""
-    parts = {'total': self.total, 'bellman': self.bellman}
-    parts |= self.auxiliary | self.penalties
-    return {f'loss_{name}': value for name, value in parts.items()}
 
 
 @gin.configurable
@@ -78,14 +75,8 @@ class LossParts(NamedTuple):
 class OfflineAgent(dopamine_compat.DQNAgent):
   """A Dopamine agent that learns from a fixed store and never writes to it.
 
-  Attributes:
-    replay: what the batches are sampled from.
-    held_out_store: transitions that the value function never learns from, or
-      None.
-    device: what the training step runs on: 'cpu', 'gpu' or 'tpu'.
-    compute_dtype: 'float32' or 'bfloat16'.
-    batch, loss_parts: what the next step learns from, and its loss.
-    metrics: what is logged of a batch: tensors by column.
+  `replay` is what batches are sampled from, `batch` what the next step learns
+  from, `loss_parts` its loss, and `metrics` are tensors of it by column.
   """
 
   # Outputs per action and the initialiser of the network's kernels.
@@ -98,12 +89,12 @@ class OfflineAgent(dopamine_compat.DQNAgent):
 
   def __init__(
     self,
-    sess: tf.compat.v1.Session | None,
+    sess: tf.compat.v1.Session | None,  # None makes one.
     num_actions: int,
     store: replay_store.ReplayStore,
     penalties: Sequence[Penalty] = (),
     seed: ranges.Natural = 0,
-    target_update_period: ranges.Count = 2000,
+    target_update_period: ranges.Count = 2000,  # Gradient steps.
     network: Callable[..., tf.keras.Model] = networks.NatureNetwork,
     device: accelerator.DeviceName = 'auto',
     steps_per_call: ranges.Count | None = None,
@@ -111,39 +102,26 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     max_device_bytes: int = 8 << 30,
     init_checkpoint: str | None = None,
     held_out_store: replay_store.ReplayStore | None = None,
-    recorded_dtype: str | None = None,
-    **kwargs: Any,
+    recorded_dtype: str | None = None,  # Of the run that goes on.
+    **kwargs: Any,  # Dopamine's, those of _DOPAMINES.
   ):
     """Builds the graph and initialises it.
 
-    Args:
-      sess: the session; None makes one.
-      num_actions: A.
-      store: the logged data.
-      penalties: added to the Bellman loss.
-      seed: fixes the initial weights and, with the step number, every batch.
-      target_update_period: gradient steps between copies of the online into
-        the target network.
-      network: makes a `ValueNetwork` from (num_actions, num_atoms=, ...).
-      device: one of accelerator.DEVICE_NAMES; all but a CPU's steps are
-        compiled by XLA.
-      steps_per_call: the most gradient steps in one session call; None is the
-        device's own number. It changes no bit of the result.
-      compute_dtype: of the networks' arithmetic: 'float32', 'bfloat16', or
-        'auto', the faster one; weights, losses and optimiser stay float32.
-      max_device_bytes: frames up to this size are held in the memory of a GPU
-        or TPU; larger stores are gathered from on the host, step by step.
-      init_checkpoint: path, without `.index`, of a checkpoint whose online
-        weights are the initial ones. Optimiser and step number start anew.
-      held_out_store: see the class.
-      recorded_dtype: what 'auto' has been in the run that goes on.
-      **kwargs: Dopamine's, those of _DOPAMINES.
+    All but a CPU's steps are compiled by XLA, whose convolutions on a CPU are
+    20 times as slow as oneDNN's, with at most `steps_per_call` (None is the
+    device's own number; it changes no bit) in one session call. Frames up to
+    `max_device_bytes` are held in the memory of a GPU or TPU; larger stores are
+    gathered from on the host, step by step. `compute_dtype` is of the networks'
+    arithmetic: weights, losses and optimiser stay float32. `init_checkpoint` is
+    the path, without `.index`, of one whose online weights are the initial
+    ones; optimiser and step number start anew. The value function never learns
+    from `held_out_store`.
 
     Raises:
       ValueError: if two penalties share a name, or a parameter is for agents
         that act while they learn.
-      ConfigError: if there is no such device, or it cannot compile the
-        optimiser.
+      ConfigError: if a number or name is out of range, there is no such device,
+        or it cannot compile the optimiser.
       DataError: if init_checkpoint is unreadable or of another network.
     """
     names = [penalty.name for penalty in penalties]
@@ -159,41 +137,47 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     self._store = store
     self.held_out_store = held_out_store
     self._seed = seed
-    self._device = accelerator.find_device(device)
-    self.device = self._device.name
+    self.device = accelerator.find_device(device)
+    # Variables of a TPU stay on the host's side of the rewrite.
+    self._tf_device = '/gpu:0' if self.device == 'gpu' else '/cpu:0'
     self.compute_dtype = accelerator.find_dtype(
-      compute_dtype, self._device, recorded_dtype
+      compute_dtype, self.device, recorded_dtype
     )
+    self._is_compiled = self.device != 'cpu'
     self._max_device_bytes = max_device_bytes
     super().__init__(
       sess,
       num_actions,
       network=network,
       target_update_period=target_update_period,
-      tf_device=self._device.tf_device,
+      tf_device=self._tf_device,
       **kwargs,
     )
     self.eval_mode = True
     self.replay = self._replay
     tables = [replay.table for replay in self._replays.values()]
-    for table in tables:
-      if table is not None:
-        table.load(self._sess)
+    for table in filter(None, tables):
+      table.load(self._sess)
     if init_checkpoint is not None:
-      checkpoint_weights.assign(
-        self._sess,
+      initial = checkpoint_weights.read(init_checkpoint)
+      checkpoint_weights.check_shapes(
         self.online_convnet.variables,
-        checkpoint_weights.read(init_checkpoint),
+        initial,
         f'the weights of {init_checkpoint} do not fit, as those of an agent of '
         'the same kind do',
       )
+      for variable, weight in zip(
+        self.online_convnet.variables, initial, strict=True
+      ):
+        variable.load(weight, self._sess)
     self._sess.run(self._sync_qt_ops)
     self.steps_per_call = 1
-    if self._device.is_compiled:
+    if self._is_compiled:
       # Batches that are gathered on the host come one at a time.
       if None not in tables:
-        self.steps_per_call = steps_per_call or self._device.steps_per_call
-      accelerator.initialise(self._device, self._sess)
+        default = accelerator.STEPS_PER_CALL[self.device]
+        self.steps_per_call = steps_per_call or default
+      accelerator.initialise(self.device, self._sess)
       self._train_steps = self.make_compiled_steps(self.device)
     else:
       train_step = self.make_train_step()
@@ -216,11 +200,19 @@ class OfflineAgent(dopamine_compat.DQNAgent):
 
   @staticmethod
   def q_values(atoms: tf.Tensor) -> tf.Tensor:
-    """Returns the Q-values [B, A] that outputs [B, A, K] stand for.
-
-    Training, metrics, penalties and acting all use it.
-    """
+    """Returns the Q-values [B, A] that outputs [B, A, K] stand for."""
     return networks.mean_of_atoms(atoms)
+
+  def _bellman_target(
+    self, batch: UpdateBatch, next_values: tf.Tensor
+  ) -> tf.Tensor:
+    """Returns the target of next values [B, A] or [B, A, K] under the a'."""
+    return losses.bellman_target(
+      batch.transition['reward'],
+      batch.terminals,
+      losses.expected_values(next_values, batch.next_policy),
+      self.cumulative_gamma,
+    )
 
   # The training step.
 
@@ -268,16 +260,22 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     bellman = tf.reduce_mean(self._build_bellman_loss(batch))
     auxiliary = self._build_auxiliary_losses(batch)
     total = tf.add_n([bellman, *auxiliary.values()])
-    parts = LossParts(total, bellman, auxiliary, {}, {}, {}, {})
+    parts = {'bellman': bellman, **auxiliary}
+    weighted: dict[str, tf.Tensor] = {}
+    measures: dict[str, tf.Tensor] = {}
+    next_states: dict[str, State] = {}
     for penalty in self.penalties:
       name, state = penalty.name, states[penalty.name]
-      parts.penalties[name] = penalty(batch, state)
-      parts.weighted[name] = penalty.weight(state) * parts.penalties[name]
+      parts[name] = penalty(batch, state)
+      weighted[name] = penalty.weight(state) * parts[name]
       if penalty.coefficient != 0:
-        total += parts.weighted[name]
-      parts.measures.update(penalty.measures(batch, state))
-      parts.next_states[name] = penalty.next_state(batch, state)
-    return parts._replace(total=total)
+        total += weighted[name]
+      measures.update(penalty.measures(batch, state))
+      next_states[name] = penalty.next_state(batch, state)
+    by_name = {
+      f'loss_{n}': part for n, part in ({'total': total} | parts).items()
+    }
+    return LossParts(total, by_name, weighted, measures, next_states)
 
   def _build_train_op(self) -> tf.Operation:
     """Returns a whole step: target network, gradient, optimiser, number."""
@@ -293,18 +291,28 @@ class OfflineAgent(dopamine_compat.DQNAgent):
       lambda: tf.group(*self._build_sync_op()),
       tf.no_op,
     )
-    variables = {name: n.variables for name, n in self._networks().items()}
+    self.weights = {
+      n: list(net.variables) for n, net in self._networks().items()
+    }
     with tf.control_dependencies([copied]):
-      values = _read(variables)
-    self._penalty_states = self._create_states()
+      values = _read(self.weights)
+    self.penalty_states = {
+      penalty.name: {
+        name: _create_variable(f'{penalty.name}/{name}', array)
+        for name, array in penalty.initial_state(
+          self.online_convnet.num_features
+        ).items()
+      }
+      for penalty in self.penalties
+    }
     self.batch = self._build_batch(values, step, self._transition_tensors)
-    self.loss_parts = self._build_loss(self.batch, _read(self._penalty_states))
-    learnt = [v for name, vs in variables.items() if name != TARGET for v in vs]
+    self.loss_parts = self._build_loss(self.batch, _read(self.penalty_states))
+    learnt = [v for n, vs in self.weights.items() if n != TARGET for v in vs]
     gradients = tf.gradients(self.loss_parts.total, learnt)
     self.metrics = self._build_metrics(gradients)
     # States are of the weights before the step, and so come before it.
     next_states = tf.nest.flatten(self.loss_parts.next_states)
-    states = tf.nest.flatten(self._penalty_states)
+    states = tf.nest.flatten(self.penalty_states)
     with tf.control_dependencies([copied, *next_states]):
       applied = [
         self.optimizer.apply_gradients(zip(gradients, learnt, strict=True)),
@@ -316,71 +324,65 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     with tf.control_dependencies(applied):
       return self.gradient_steps.assign_add(1, read_value=False)
 
-  def _create_states(self) -> dict[str, dict[str, tf.Variable]]:
-    num_features = self.online_convnet.num_features
-    return {
-      penalty.name: {
-        name: _create_variable(f'{penalty.name}/{name}', array)
-        for name, array in penalty.initial_state(num_features).items()
-      }
-      for penalty in self.penalties
-    }
-
   def _build_metrics(
     self, gradients: Sequence[tf.Tensor]
   ) -> dict[str, tf.Tensor]:
-    """Returns what is logged of a batch: float32 scalars by column.
-
-    `mean_q` is of the logged actions, `mean_target_q` of the backup's.
-    """
+    """Returns what is logged of a batch: float32 scalars by column."""
     batch, mean = self.batch, tf.reduce_mean
     sides = batch.features, batch.next_features
     squared_norms = tf.reduce_sum(tf.square(batch.features), axis=1)
     dot_products = losses.feature_dot_product(*sides)
     chosen_q = losses.chosen_values(batch.q_values, batch.actions)
     next_q = losses.expected_values(batch.target_q_values, batch.next_policy)
-    cosines = losses.feature_cosine(*sides)
     return {
-      **self.loss_parts.by_name(),
+      **self.loss_parts.by_name,
       'feature_dot_product': mean(dot_products),
       'discounted_dot_product': mean(batch.discounts * dot_products),
       'feature_norm_squared': mean(squared_norms),
       'feature_norm': mean(tf.sqrt(squared_norms)),
-      'feature_cosine': mean(cosines),
+      'feature_cosine': mean(losses.feature_cosine(*sides)),
       'last_layer_norm': tf.norm(self.online_convnet.variables[-2]),
       'mean_q': mean(chosen_q),
       'mean_target_q': mean(next_q),
       'gradient_norm': tf.linalg.global_norm(gradients),
       **self.loss_parts.measures,
+      # `measure` divides them by the Bellman loss.
+      **{f'{_SHARE}{n}': w for n, w in self.loss_parts.weighted.items()},
     }
+
+  # What `CompiledSteps` compiles.
 
   def compiled_steps(self) -> accelerator.CompiledSteps:
     """Returns the training steps as a function that XLA compiles."""
+    with self._sess.graph.as_default(), tf.device(self._tf_device):
+      return accelerator.CompiledSteps(self)
 
-    def loss(
-      values: Mapping[str, Sequence[tf.Tensor]],
-      step: tf.Tensor,
-      data: Sequence[Any],
-      states: States,
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], States]:
-      batch = self._build_batch(values, step, self._transition(data, step))
-      parts = self._build_loss(batch, states)
-      return parts.total, parts.by_name(), parts.next_states
+  def data(self) -> list[Any]:
+    """Returns the tensors that `loss_at` makes its batches of.
 
-    with self._sess.graph.as_default(), tf.device(self._device.tf_device):
-      return accelerator.CompiledSteps(
-        self.gradient_steps,
-        {name: n.variables for name, n in self._networks().items()},
-        self._penalty_states,
-        [
-          dict(r.transition) if r.table is None else r.table.tensors
-          for r in self._replays.values()
-        ],
-        loss,
-        self.optimizer,
-        self.target_update_period,
-        self.loss_parts.by_name(),
-      )
+    They are tables to sample from, or one batch, where the steps must be one.
+    """
+    return [
+      dict(r.transition) if r.table is None else r.table.tensors
+      for r in self._replays.values()
+    ]
+
+  def loss_at(
+    self,
+    values: Mapping[str, Sequence[tf.Tensor]],
+    step: tf.Tensor,
+    data: Sequence[Any],
+    states: States,
+  ) -> LossParts:
+    """Returns the loss of a step's batch, under given weights."""
+    transition: dict[str, tf.Tensor] = {}
+    for (prefix, replay), tensors in zip(
+      self._replays.items(), data, strict=True
+    ):
+      if replay.table is not None:
+        tensors = replay.transition_from(tensors, step)
+      transition |= {prefix + name: tensors[name] for name in tensors}
+    return self._build_loss(self._build_batch(values, step, transition), states)
 
   # Dopamine's hooks.
 
@@ -421,27 +423,14 @@ class OfflineAgent(dopamine_compat.DQNAgent):
         monte_carlo=self.is_monte_carlo and not prefix,
         in_graph=True,
         max_device_bytes=(
-          self._max_device_bytes if self._device.is_compiled else None
+          self._max_device_bytes if self._is_compiled else None
         ),
       )
       for prefix, store in stores.items()
     }
     return self._replays['']
 
-  def _transition(
-    self, data: Sequence[Any], step: tf.Tensor
-  ) -> dict[str, tf.Tensor]:
-    """Returns a step's batch of the compiled step's data, by name."""
-    transition: dict[str, tf.Tensor] = {}
-    for prefix, tensors in zip(self._replays, data, strict=True):
-      replay = self._replays[prefix]
-      if replay.table is not None:
-        tensors = replay.transition_from(tensors, step)
-      transition |= {prefix + name: tensors[name] for name in tensors}
-    return transition
-
   def _build_networks(self) -> None:
-    """Builds the networks and every output that training and acting read."""
     self.online_convnet = self._create_network(name='Online')
     self.target_convnet = self._create_network(name='Target')
     self._net_outputs = self.online_convnet(self.state_ph)
@@ -471,7 +460,6 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     """Does nothing: acting never adds to the data."""
 
   def _train_step(self) -> None:
-    """Refuses: this is what Dopamine's agents do between two actions."""
     raise RuntimeError(
       f'{type(self).__name__} does not learn by acting: its data are fixed. '
       'Call make_train_step() and what it returns, and set eval_mode = True to '
@@ -483,8 +471,7 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   def make_train_steps(self) -> Callable[[int], dict[str, float]]:
     """Returns a function that runs up to `steps_per_call` gradient steps.
 
-    It returns the last batch's loss parts by name, and stops early where a
-    loss is not finite.
+    It returns the last loss by name, and stops early at one that is not finite.
     """
     return self._train_steps
 
@@ -492,19 +479,14 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     self, device: str
   ) -> Callable[[int], dict[str, float]]:
     """Returns `make_train_steps`'s function, compiled for a device by XLA."""
-    with self._sess.graph.as_default(), tf.device(self._device.tf_device):
+    with self._sess.graph.as_default(), tf.device(self._tf_device):
       return self.compiled_steps().make_callable(self._sess, device)
 
   def make_train_step(self) -> Callable[[], dict[str, float]]:
     """Returns a function that runs one step of the plain graph, likewise."""
-    parts = self.loss_parts.by_name()
+    parts = self.loss_parts.by_name
     step = self._sess.make_callable([self._train_op, *parts.values()])
     return lambda: dict(zip(parts, step()[1:], strict=True))
-
-  @property
-  def metric_columns(self) -> tuple[str, ...]:
-    """The names of what `measure` returns by default."""
-    return (*self.metrics, *map(_share_column, self.loss_parts.weighted))
 
   def measure(
     self,
@@ -513,36 +495,57 @@ class OfflineAgent(dopamine_compat.DQNAgent):
   ) -> dict[str, float]:
     """Returns metrics by column (by default all), averaged over batches.
 
-    A penalty's share is its part of the loss over the Bellman loss. Batches are
-    as `replay.batch_at` returns them; the default is the next step's.
+    Batches are as `replay.batch_at` returns them; the default is the next
+    step's.
     """
-    shares = {_share_column(n): n for n in self.loss_parts.weighted}
-    weighted = {c: self.loss_parts.weighted[n] for c, n in shares.items()}
-    metrics = {**self.metrics, **weighted}
-    metrics = {c: metrics[c] for c in columns or metrics}
+    metrics = {c: self.metrics[c] for c in columns or self.metrics}
     tensors = self._transition_tensors
     measured = []
     for batch in batches:
       fed = {tensors[n]: batch[n] for n in batch if n in tensors}
       measured.append(self._sess.run(metrics, {self._is_step: False, **fed}))
     means = {c: float(np.mean([m[c] for m in measured])) for c in metrics}
-    for column in shares.keys() & means.keys():
-      bellman = means['loss_bellman']
-      means[column] = means[column] / bellman if bellman else math.nan
+    for column in means:
+      if column.startswith(_SHARE):
+        bellman = means['loss_bellman']
+        means[column] = means[column] / bellman if bellman else math.nan
     return means
 
   @property
   def acting_network(self) -> Callable[..., tf.keras.Model]:
-    """The network with the agent's Q-values, for `acting.Actor`."""
+    """The network with the agent's Q-values, for `checkpoint_weights.Actor`."""
     return functools.partial(self.network, q_values=self.q_values)
 
   def save(self, prefix: str) -> None:
     """Writes weights, slots, states and the step number; may raise OSError."""
-    checkpoint_weights.save(self._sess, self._saver, prefix)
+    try:
+      self._saver.save(
+        self._sess, prefix, write_meta_graph=False, write_state=False
+      )
+    except tf.errors.OpError as error:
+      raise frameworks.disk_error(error) from error
+    except ValueError as error:
+      raise OSError(errno.EIO, str(error)) from error
 
   def restore(self, prefix: str) -> None:
     """Reads what `save` wrote; a DataError if that was another agent."""
-    checkpoint_weights.restore(self._sess, self._saver, prefix)
+    try:
+      reader = tf.compat.v1.train.NewCheckpointReader(prefix)
+      there = reader.get_variable_to_shape_map()
+      with self._sess.graph.as_default():
+        variables = tf.compat.v1.global_variables()
+      here = {v.op.name: v.shape.as_list() for v in variables}
+      for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):  # The Saver checks no shape.
+          raise ValueError(
+            f'{name} has shape {there.get(name)} there and {here.get(name)} '
+            'here'
+          )
+      self._saver.restore(self._sess, prefix)
+    except (tf.errors.OpError, ValueError) as error:
+      raise errors.DataError(
+        f'{prefix} is no checkpoint of this agent: {error}'
+      ) from error
 
   def num_gradient_steps(self) -> int:
     """Returns how many gradient steps the weights have had."""
@@ -557,10 +560,6 @@ class OfflineAgent(dopamine_compat.DQNAgent):
     return np.concatenate(
       [self._sess.run(self._features, {self._states_ph: c}) for c in chunks]
     )
-
-
-def _share_column(penalty: str) -> str:
-  return f'share_{penalty}'
 
 
 def _create_variable(name: str, value: Any) -> tf.Variable:

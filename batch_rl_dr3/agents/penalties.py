@@ -50,22 +50,18 @@ class UpdateBatch(NamedTuple):
 
 
 class Penalty(abc.ABC):
-  """A scalar function of a batch, with a name and a coefficient.
+  """A scalar function of a batch.
 
   One that needs more than the batch has a state: named tensors, saved with the
   weights, functions of the state before and the batch, without gradient.
-
-  Attributes:
-    name: its name in logs and columns.
-    coefficient: its weight in the total loss, >= 0; the first, if it changes.
-    moves_next_features: whether its gradient flows into phi(s', a').
   """
 
-  name: str
-  moves_next_features = False
+  name: str  # In logs and columns.
+  moves_next_features = False  # Whether its gradient flows into phi(s', a').
 
   @ranges.checked
   def __init__(self, coefficient: ranges.NonNegative):
+    """Sets its weight in the total loss; the first, if it changes."""
     self.coefficient = coefficient
 
   @abc.abstractmethod
@@ -108,15 +104,13 @@ class FeatureDotPenalty(Penalty):
   ):
     """Creates the penalty.
 
-    Args:
-      coefficient: c0; 0.03 is the authors' in later work on Atari with CQL.
-      stop_gradient: no gradient into phi(s', a') (Table A.1).
-      mask_terminals: count transitions that end an episode, whose s' is no
-        state, as 0. The authors' code does not mask.
-      absolute: |phi^T phi'|, as in the authors' code: the same after a ReLU.
-      same_action_only: weight each dot product by the probability that the
-        backup's a' is a: the literal dot product of the last layer's
-        gradients, which with one head per action are disjoint unless a = a'.
+    The coefficient c0 is the authors' in later work on Atari with CQL. With
+    `stop_gradient` none flows into phi(s', a') (Table A.1). `mask_terminals`
+    counts transitions that end an episode, whose s' is no state, as 0; the
+    authors' code does not. `absolute`: |phi^T phi'|, as in that code; the same
+    after a ReLU. `same_action_only` weights each dot product by the probability
+    that the backup's a' is a: the literal dot product of the last layer's
+    gradients, which with one head per action are disjoint unless a = a'.
     """
     super().__init__(coefficient)
     self.stop_gradient = stop_gradient

@@ -10,29 +10,27 @@ Restricted to the last layer, as DR3 itself, G is the mean of
 phi (phi - gamma phi')^T and M that of phi phi^T. The paper does not say how it
 computes Sigma. Choices made here:
 
-* G and M are running means over batches, and Sigma is solved for every so
-  many steps. Until the first time it is I: the penalty is FeatureDotPenalty.
+* G and M are running means over batches. Until Sigma is solved for the first
+  time it is I: the penalty is FeatureDotPenalty.
 * G is damped by a multiple of I, without which directions without features
   have no equation. Its step size is relative to trace M, which bounds M's
   eigenvalues, and so fits features of any size.
 * Sigma is scaled to trace D, that of I, so that c0 means the same.
 * Where I - eta G is no contraction (linear TD on the features diverges, see
-  analysis/linear_td.py) there is no Sigma: the last one stays, and the column
+  analysis/td_theory.py) there is no Sigma: the last one stays, and the column
   `label_noise_failures` counts it.
 
-AdaptiveFeatureDotPenalty is DR3's with a coefficient that looks for a target,
-beyond the paper: a c0 that fits the size of one game's features need not fit
-another's. Dual ascent
+AdaptiveFeatureDotPenalty, beyond the paper, is DR3's with a c0 that fits the
+size of a game's features: by dual ascent,
 
-  log c0 <- clip(log c0 + rate * (cosine - target))
+  log c0 <- clip(log c0 + rate * (cosine - target)),
 
-finds the c0 at which the mean cosine of consecutive features, a number without
-a scale, comes down to a target. With `normalised` the cosine itself is
-penalised, a Lagrangian's constraint.
+the one at which the mean cosine of consecutive features comes down to a target.
+With `normalised` the cosine itself is penalised, a Lagrangian's constraint.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import gin
 import numpy as np
@@ -41,13 +39,14 @@ import tensorflow as tf
 
 from batch_rl_dr3.agents import losses
 from batch_rl_dr3.agents.penalties import STATELESS, Penalty, State, UpdateBatch
+from batch_rl_dr3.config import ranges
 
 
 class LyapunovSolution(NamedTuple):
-  """Sigma [D, D], and whether the iteration has converged, bool []."""
+  """What `lyapunov_fixed_point` came to."""
 
-  covariance: tf.Tensor
-  has_converged: tf.Tensor
+  covariance: tf.Tensor  # Sigma [D, D].
+  has_converged: tf.Tensor  # bool []
 
 
 def lyapunov_fixed_point(
@@ -59,14 +58,11 @@ def lyapunov_fixed_point(
 ) -> LyapunovSolution:
   """Returns Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M.
 
-  G and M are float [D, D]. The equation is iterated from Sigma = 0. With
-  A = I - eta G, the iterate after 2k rounds is Sigma_2k = Sigma_k +
-  A^k Sigma_k (A^k)^T: 24 doublings are 16 million rounds. It ends where the
-  norm of A^k, over that of I, is below the tolerance, of whose square Sigma's
-  error is. If A^k does not vanish, A is no contraction.
-
-  Raises:
-    ValueError: if G is not square, or M's shape is another.
+  G and M are float [D, D]; ValueError if they are not. The equation is iterated
+  from Sigma = 0. With A = I - eta G, the iterate after 2k rounds is Sigma_2k =
+  Sigma_k + A^k Sigma_k (A^k)^T: 24 doublings are 16 million rounds. It ends
+  where the norm of A^k, over that of I, is below the tolerance, of whose square
+  Sigma's error is. If A^k does not vanish, A is no contraction.
   """
   pseudo_hessian.shape.assert_has_rank(2)
   dimension = pseudo_hessian.shape.as_list()[0]
@@ -77,14 +73,12 @@ def lyapunov_fixed_point(
   power = identity - step_size * pseudo_hessian
   size = tf.norm(identity)
 
-  def goes_on(covariance: tf.Tensor, power: tf.Tensor) -> tf.Tensor:
+  def goes_on(_: tf.Tensor, power: tf.Tensor) -> tf.Tensor:
     remaining = tf.norm(power)
     # Beyond size / tolerance there is nothing but overflow.
     return (remaining > tolerance * size) & (remaining < size / tolerance)
 
-  def double(
-    covariance: tf.Tensor, power: tf.Tensor
-  ) -> tuple[tf.Tensor, tf.Tensor]:
+  def double(covariance: tf.Tensor, power: tf.Tensor) -> tuple[Any, Any]:
     spread = tf.matmul(tf.matmul(power, covariance), power, transpose_b=True)
     return covariance + spread, tf.matmul(power, power)
 
@@ -102,6 +96,7 @@ def lyapunov_fixed_point(
 
 
 @gin.configurable
+@ranges.checked
 class LabelNoiseFeatureDotPenalty(Penalty):
   """The mean over the batch of phi(s,a)^T Sigma phi(s',a')."""
 
@@ -111,31 +106,21 @@ class LabelNoiseFeatureDotPenalty(Penalty):
     self,
     coefficient: float = 0.03,
     stop_gradient: bool = False,
-    refresh_period: int = 2000,
+    refresh_period: ranges.Count = 2000,
     decay: float = 0.999,
-    relative_step_size: float = 0.1,
-    relative_damping: float = 0.1,
+    relative_step_size: ranges.Positive = 0.1,
+    relative_damping: ranges.NonNegative = 0.1,
   ):
     """Creates the penalty.
 
-    Args:
-      coefficient: c0.
-      stop_gradient: no gradient into phi(s', a').
-      refresh_period: gradient steps between solutions for Sigma.
-      decay: of the running means of G and M, a step.
-      relative_step_size: eta times trace M. All small ones give the same Sigma.
-      relative_damping: added to G's diagonal, over M's mean eigenvalue.
+    Sigma is solved for every `refresh_period` gradient steps; G and M `decay`
+    by the step. The relative step size is eta times trace M (all small ones
+    give the same Sigma), the relative damping what is added to G's diagonal
+    over M's mean eigenvalue.
     """
     super().__init__(coefficient)
-    if refresh_period < 1:
-      raise ValueError(f'refresh_period must be >= 1, got {refresh_period}.')
     if not 0.0 <= decay < 1.0:
       raise ValueError(f'decay must be in [0, 1), got {decay}.')
-    if relative_step_size <= 0.0 or relative_damping < 0.0:
-      raise ValueError(
-        'relative_step_size must be > 0 and relative_damping >= 0, got '
-        f'{relative_step_size} and {relative_damping}.'
-      )
     self.moves_next_features = not stop_gradient
     self._stop_gradient = stop_gradient
     self._refresh_period = refresh_period
@@ -169,27 +154,25 @@ class LabelNoiseFeatureDotPenalty(Penalty):
       new = tf.matmul(features, right, transpose_a=True) / batch_size
       return mean + (1.0 - self._decay) * (new - mean)
 
-    hessian = running_mean(state['pseudo_hessian'], features - backed_up)
-    noise = running_mean(state['noise'], features)
-    is_due = tf.equal((batch.step + 1) % self._refresh_period, 0)
-    covariance, failures = tf.cond(
-      is_due,
-      lambda: self._solve(hessian, noise, state),
-      lambda: [tf.identity(state[name]) for name in ('covariance', 'failures')],
-    )
-    return {
-      'covariance': covariance,
-      'pseudo_hessian': hessian,
-      'noise': noise,
-      'failures': failures,
+    means = {
+      'pseudo_hessian': running_mean(
+        state['pseudo_hessian'], features - backed_up
+      ),
+      'noise': running_mean(state['noise'], features),
     }
+    solved = tf.cond(
+      tf.equal((batch.step + 1) % self._refresh_period, 0),
+      lambda: self._solve(**means, state=state),
+      lambda: {n: tf.identity(state[n]) for n in ('covariance', 'failures')},
+    )
+    return means | solved
 
   def _solve(
-    self, hessian: tf.Tensor, noise: tf.Tensor, state: State
-  ) -> list[tf.Tensor]:
+    self, pseudo_hessian: tf.Tensor, noise: tf.Tensor, state: State
+  ) -> dict[str, tf.Tensor]:
     """Returns a new Sigma, and how often there was none."""
     dimension = noise.shape.as_list()[0]
-    hessian, noise = tf.cast(hessian, tf.float64), tf.cast(noise, tf.float64)
+    hessian, noise = (tf.cast(a, tf.float64) for a in (pseudo_hessian, noise))
     trace = tf.linalg.trace(noise)
     damping = self._relative_damping * trace / dimension
     solution = lyapunov_fixed_point(
@@ -199,24 +182,26 @@ class LabelNoiseFeatureDotPenalty(Penalty):
     )
     solved = solution.covariance
     solved *= dimension / tf.linalg.trace(solved)
-    covariance = tf.where(
-      solution.has_converged, tf.cast(solved, tf.float32), state['covariance']
-    )
     failed = 1.0 - tf.cast(solution.has_converged, tf.float32)
-    return [covariance, state['failures'] + failed]
+    return {
+      'covariance': tf.where(
+        solution.has_converged, tf.cast(solved, tf.float32), state['covariance']
+      ),
+      'failures': state['failures'] + failed,
+    }
 
   def measures(self, batch: UpdateBatch, state: State) -> dict[str, tf.Tensor]:
-    """Returns the anisotropy, 0 for Sigma = I, and failures."""
-    covariance = state['covariance']
-    dimension = covariance.shape.as_list()[0]
-    difference = tf.norm(covariance - tf.eye(dimension))
+    dimension = state['covariance'].shape.as_list()[0]
+    difference = tf.norm(state['covariance'] - tf.eye(dimension))
     return {
+      # 0 for Sigma = I.
       'label_noise_anisotropy': difference / float(np.sqrt(dimension)),
       'label_noise_failures': state['failures'],
     }
 
 
 @gin.configurable
+@ranges.checked
 class AdaptiveFeatureDotPenalty(Penalty):
   """DR3's penalty, its coefficient set by dual ascent."""
 
@@ -226,22 +211,17 @@ class AdaptiveFeatureDotPenalty(Penalty):
   def __init__(
     self,
     coefficient: float = 0.01,
-    target: float = 0.5,
-    rate: float = 0.001,
+    target: Annotated[float, ranges.Range(-1, 1)] = 0.5,  # A cosine.
+    rate: ranges.Positive = 0.001,
     normalised: bool = False,
     bounds: tuple[float, float] = (1e-6, 10.0),
   ):
-    """Creates the penalty; `coefficient` is the one of the first step."""
     super().__init__(coefficient)
     low, high = bounds
     if not 0.0 < low <= coefficient <= high:
       raise ValueError(
         f'the coefficient must be in the bounds {bounds}, which must be '
         f'positive; got {coefficient}.'
-      )
-    if not -1.0 <= target <= 1.0 or rate <= 0.0:
-      raise ValueError(
-        f'target must be a cosine and rate > 0, got {target} and {rate}.'
       )
     self._target = target
     self._rate = rate

@@ -1,8 +1,7 @@
 """Looks for co-adaptation in the features and Q-values of any value network.
 
-It takes arrays alone, so that a checkpoint of any program can be looked at: the
-columns of metrics.csv, by the same definitions, and besides them the spectra,
-two more definitions of a rank and how far Q is from the returns.
+Of arrays alone it takes the columns of metrics.csv, by the same definitions,
+and besides them the spectra, two more ranks and how far Q is from the returns.
 """
 
 import dataclasses
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batch_rl_dr3.analysis import feature_measures, linear_td
+from batch_rl_dr3.analysis import feature_measures, td_theory
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -23,7 +22,7 @@ class LoggedOutputs:
   features: Array  # [N, D], phi(s, a).
   next_features: Array  # [N, D], phi(s', a').
   discounts: Array  # [N], gamma^n (1 - terminal).
-  q_values: Array  # [N], Q(s, a).
+  q_values: Array | None  # [N], Q(s, a); None if they are not known.
   # [N], the discounted return that was logged from (s, a) on, NaN where the
   # episode was cut; None if it is not known.
   returns: Array | None = None
@@ -36,7 +35,7 @@ class Diagnosis:
   outputs: LoggedOutputs
   measures: dict[str, float]  # By name, as in metrics.csv where it has them.
   singular_values: npt.NDArray[np.float64]  # [min(N, D)], descending.
-  # [D], of G / N (see `linear_td`), by descending real part.
+  # [D], of G / N (see `td_theory`), by descending real part.
   eigenvalues: npt.NDArray[np.complex128]
 
 
@@ -50,14 +49,14 @@ def diagnose(outputs: LoggedOutputs) -> Diagnosis:
   Raises:
     ValueError: if the shapes do not fit together or a feature is not finite.
   """
-  phi = np.asarray(outputs.features, np.float64)
-  phi_next = np.asarray(outputs.next_features, np.float64)
-  discounts = np.asarray(outputs.discounts, np.float64)
+  phi, phi_next, discounts = (
+    np.asarray(array, np.float64)
+    for array in (outputs.features, outputs.next_features, outputs.discounts)
+  )
   if not (np.isfinite(phi).all() and np.isfinite(phi_next).all()):
     raise ValueError('a feature is not a finite number.')
-  matrix = linear_td.update_matrix(
-    linear_td.Features(phi, phi_next, discounts)
-  ) / len(phi)
+  sides = td_theory.Features(phi, phi_next, discounts)
+  matrix = td_theory.update_matrix(sides) / len(phi)
   eigenvalues = np.linalg.eigvals(matrix).astype(np.complex128)
   eigenvalues = eigenvalues[np.argsort(-eigenvalues.real)]
   singular_values = np.linalg.svd(phi, compute_uv=False)
@@ -79,10 +78,11 @@ def diagnose(outputs: LoggedOutputs) -> Diagnosis:
     'pca_rank': _pca_rank(phi),
     'dormant_fraction': feature_measures.dormant_fraction(phi),
     'dead_fraction': feature_measures.dormant_fraction(phi, tau=0.0),
-    'mean_q': float(np.mean(outputs.q_values)),
   }
-  if outputs.returns is not None:
-    measures |= _against_returns(outputs.q_values, outputs.returns)
+  if outputs.q_values is not None:
+    measures['mean_q'] = float(np.mean(outputs.q_values))
+    if outputs.returns is not None:
+      measures |= _against_returns(outputs.q_values, outputs.returns)
   return Diagnosis(outputs, measures, singular_values, eigenvalues)
 
 
@@ -97,19 +97,10 @@ def measure_features(
 
   `discounts` may be one number, and without Q-values there is no `mean_q`.
   """
-  num = len(features)
-  found = diagnose(
-    LoggedOutputs(
-      features,
-      next_features,
-      np.broadcast_to(discounts, num),
-      np.full(num, np.nan) if q_values is None else q_values,
-      None if q_values is None else returns,
-    )
+  discounts = np.broadcast_to(discounts, len(features))
+  return diagnose(
+    LoggedOutputs(features, next_features, discounts, q_values, returns)
   ).measures
-  if q_values is None:
-    del found['mean_q']
-  return found
 
 
 def cosines(phi: Array, phi_next: Array) -> Array:

@@ -53,7 +53,7 @@ def divergence_ratio(
 ) -> npt.NDArray[np.float64]:
   """Returns Proposition 3.2's ratio: from 1 on, linear TD does not converge.
 
-  sum_i gamma_i phi_i^T phi'_i / sum_i phi_i^T phi_i, see `linear_td`; 1 for
+  sum_i gamma_i phi_i^T phi'_i / sum_i phi_i^T phi_i, see `td_theory`; 1 for
   features that are all 0. Both are sums or means over the same transitions.
   """
   dots, norms = np.broadcast_arrays(

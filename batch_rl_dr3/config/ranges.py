@@ -108,7 +108,7 @@ def _wrap(
 def check(name: str, value: Any, annotation: Any) -> None:
   """Raises ConfigError if the value `name` does not match its annotation.
 
-  An annotation of anything but numbers, bools and texts allows all values.
+  One of anything but numbers, bools, texts and Literals allows all values.
   """
   union = isinstance(annotation, types.UnionType) or (
     typing.get_origin(annotation) is typing.Union
@@ -118,6 +118,11 @@ def check(name: str, value: Any, annotation: Any) -> None:
     allowed: Any = _ANY
     if typing.get_origin(kind) is Annotated:
       kind, allowed = typing.get_args(kind)[:2]
+    if typing.get_origin(kind) is typing.Literal:
+      if value in typing.get_args(kind):
+        return
+      wanted.append(f'one of {", ".join(map(str, typing.get_args(kind)))}')
+      continue
     if kind not in _TYPES:
       return
     words, abstract = _TYPES[kind]

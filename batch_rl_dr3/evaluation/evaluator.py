@@ -10,12 +10,9 @@ import tensorflow as tf
 
 # Everything that a run's configuration may name.
 from batch_rl_dr3.agents import (
-  acting,
-  categorical,  # noqa: F401
-  dqn,  # noqa: F401
+  bellman,  # noqa: F401
+  checkpoint_weights,
   networks,
-  quantile,  # noqa: F401
-  rem,  # noqa: F401
 )
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.evaluation import exported, pool, video
@@ -30,7 +27,7 @@ from batch_rl_dr3.runs import run_tables
 
 
 class ExportedActor(exported.Model):
-  """A file that chooses actions, in the place of an `acting.Actor`."""
+  """A file that chooses actions, like `checkpoint_weights.Actor`."""
 
   def greedy_actions(self, states: exported.Array) -> exported.Array:
     """Returns int64 [n]; a DataError if the game has no such action."""
@@ -46,11 +43,11 @@ class ExportedActor(exported.Model):
       )
     return actions
 
-  def outputs(self, states: exported.Array) -> acting.Outputs:
+  def outputs(self, states: exported.Array) -> checkpoint_weights.Outputs:
     """Returns Q-values and features; a ConfigError if one is missing."""
     found = self(states)
     try:
-      return acting.Outputs(found['q_values'], found['features'])
+      return checkpoint_weights.Outputs(found['q_values'], found['features'])
     except KeyError as error:
       raise errors.ConfigError(
         f'{self.path} does not give {error}, which a video shows.'
@@ -86,7 +83,7 @@ class GameEvaluator:
     )
     self.close = lanes.close
 
-  def load(self, prefix: str) -> acting.Actor | ExportedActor:
+  def load(self, prefix: str) -> checkpoint_weights.Actor | ExportedActor:
     """Returns who acts by a checkpoint, or by the file of an exported policy.
 
     Raises:
@@ -103,12 +100,12 @@ class GameEvaluator:
       self._num_threads,
     )
 
-  def _load_checkpoint(self, prefix: str) -> acting.Actor:
+  def _load_checkpoint(self, prefix: str) -> checkpoint_weights.Actor:
     game, atoms = self.lanes.game, self._atoms
     q_values_of = None
     if atoms is not None and atoms.support is not None:
       q_values_of = networks.categorical_q_values(atoms.support)
-    actor = acting.Actor(
+    actor = checkpoint_weights.Actor(
       self.network,
       prefix,
       game.num_actions,
@@ -139,7 +136,7 @@ class GameEvaluator:
       return exported.FrozenGraph(
         actor.graph_def,
         state,
-        dict(zip(acting.OUTPUTS, shapes, strict=True)),
+        dict(zip(checkpoint_weights.OUTPUTS, shapes, strict=True)),
       )
 
   def evaluate(  # noqa: D102

@@ -258,7 +258,7 @@ class _Worker:
     if job.with_scores:
       self._before = 0
       episodes = evaluator.evaluate(*where, self._count, self._is_stopped)
-    device = accelerator.find_device('auto').name
+    device = accelerator.find_device('auto')
     return Result(evaluator.identity, episodes, provenance.of_process(device))
 
   def _count(self, num_played: int, num_episodes: int) -> None:

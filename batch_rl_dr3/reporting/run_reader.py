@@ -32,7 +32,7 @@ DOT_PRODUCT = 'feature_dot_product'
 NORM_SQUARED = 'feature_norm_squared'
 EFFECTIVE_RANK = 'effective_rank'
 MEAN_Q = 'mean_q'
-# Proposition 3.2's ratio: `linear_td.divergence_ratio` of the sample, in which
+# Proposition 3.2's ratio: `td_theory.divergence_ratio` of the sample, in which
 # what follows a terminal counts as 0.
 RATIO = 'divergence_ratio'
 METRICS = (TD_LOSS, DOT_PRODUCT, NORM_SQUARED, RATIO, EFFECTIVE_RANK, MEAN_Q)

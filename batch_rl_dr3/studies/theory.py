@@ -8,7 +8,7 @@ from matplotlib import figure as mpl_figure
 import numpy as np
 import pandas as pd
 
-from batch_rl_dr3.analysis import implicit_regulariser, linear_td
+from batch_rl_dr3.analysis import td_theory
 from batch_rl_dr3.config import progress
 from batch_rl_dr3.reporting import figures, words
 
@@ -27,9 +27,9 @@ _NUM_CHAINS, _NUM_STEPS, _BURN_IN = 1000, 400, 400
 
 
 def _sides(
-  phi: linear_td.FloatArray, next_phi: linear_td.FloatArray
-) -> linear_td.Features:
-  return linear_td.Features(phi, next_phi, np.full(len(phi), _GAMMA))
+  phi: td_theory.Array, next_phi: td_theory.Array
+) -> td_theory.Features:
+  return td_theory.Features(phi, next_phi, np.full(len(phi), _GAMMA))
 
 
 def feature_sets(num_sets: int, seed: int = 0) -> pd.DataFrame:
@@ -49,9 +49,9 @@ def feature_sets(num_sets: int, seed: int = 0) -> pd.DataFrame:
     squares = np.sum(phi**2)
     gap = rng.uniform(0, 2) * squares - _GAMMA * np.sum(phi * successors)
     sides = _sides(phi, successors + gap / (_GAMMA * squares) * phi)
-    lowest = linear_td.lowest_real_part(sides)
-    norm = np.linalg.norm(linear_td.update_matrix(sides), 2)
-    rows.append((linear_td.divergence_ratio(sides), lowest / norm, lowest < 0))
+    lowest = td_theory.lowest_real_part(sides)
+    norm = np.linalg.norm(td_theory.update_matrix(sides), 2)
+    rows.append((td_theory.divergence_ratio(sides), lowest / norm, lowest < 0))
   return pd.DataFrame(rows, columns=['ratio', 'lowest_real_part', 'diverges'])
 
 
@@ -80,7 +80,7 @@ def draw_feature_sets(
   for ratio, shade in zip(_RATIOS, shades, strict=True):
     sides = _sides(phi, ratio / _GAMMA * phi)
     start = np.zeros(20), np.ones(4)
-    weights = linear_td.iterate(sides, *start, 0.02, _NUM_TD_STEPS)
+    weights = td_theory.iterate(sides, *start, 0.02, _NUM_TD_STEPS)
     norms = np.linalg.norm(weights, axis=1)
     right.plot(norms, label=f'{ratio:g}', color=(shade, 0.45, 1 - shade))
   right.set(
@@ -95,32 +95,28 @@ def draw_feature_sets(
 
 def draw_point(
   seed: int, in_sample: bool = False
-) -> implicit_regulariser.FixedPoint | None:
+) -> td_theory.FixedPoint | None:
   """Returns a fixed point, None where TD leaves it: the theorem is silent.
 
   In sample the (s', a') are a permutation of the (s, a); else they lie beside.
   """
-  network = implicit_regulariser.Network(_NUM_INPUTS, _NUM_HIDDEN)
+  network = td_theory.Network(_NUM_INPUTS, _NUM_HIDDEN)
   rng = np.random.default_rng(seed)
   inputs = rng.normal(size=(_NUM_DATA, _NUM_INPUTS))
   next_inputs = inputs + 0.7 * rng.normal(size=inputs.shape)
   theta = 0.7 * rng.normal(size=network.num_parameters)
   if in_sample:
     next_inputs = inputs[rng.permutation(_NUM_DATA)]
-  problem = implicit_regulariser.problem_at(
-    network, theta, inputs, next_inputs, _GAMMA
-  )
+  problem = td_theory.problem_at(network, theta, inputs, next_inputs, _GAMMA)
   try:
-    return implicit_regulariser.FixedPoint(
-      problem, theta, _STEP_SIZE, _NOISE_SCALE
-    )
+    return td_theory.FixedPoint(problem, theta, _STEP_SIZE, _NOISE_SCALE)
   except ValueError:
     return None
 
 
 def fixed_points(
   num_points: int,
-) -> Iterator[tuple[int, implicit_regulariser.FixedPoint]]:
+) -> Iterator[tuple[int, td_theory.FixedPoint]]:
   """Yields fixed points that TD does not leave, with the seed of each."""
   drawn = ((seed, draw_point(seed)) for seed in itertools.count())
   stable = ((seed, point) for seed, point in drawn if point is not None)
@@ -145,7 +141,7 @@ def drifts(num_points: int) -> pd.DataFrame:
   with progress.bar(num_points, 'theorem31', 'fixed point') as bar:
     for seed, point in fixed_points(num_points):
       drift = functools.partial(
-        implicit_regulariser.simulate_drift,
+        td_theory.simulate_drift,
         *(point, _NUM_CHAINS, _NUM_STEPS, _BURN_IN, seed),
       )
       projection = point.null_projection()
@@ -173,7 +169,7 @@ def drifts(num_points: int) -> pd.DataFrame:
 
 
 def simpler_penalties(
-  point: implicit_regulariser.FixedPoint,
+  point: td_theory.FixedPoint,
 ) -> dict[str, float]:
   """Returns cosines with supervised learning of DR3 with another Sigma.
 
@@ -190,7 +186,7 @@ def simpler_penalties(
   last_layer = identity.copy()
   last_layer[: -network.num_hidden] = 0.0
 
-  def cosine(covariance: implicit_regulariser.Array, times: float) -> float:
+  def cosine(covariance: td_theory.Array, times: float) -> float:
     extra = _GAMMA * times * point.dr3_gradient(False, covariance)
     return _cosine(projection @ (point.field() + extra), supervised)
 
@@ -203,9 +199,7 @@ def simpler_penalties(
   }
 
 
-def _cosine(
-  a: implicit_regulariser.Array, b: implicit_regulariser.Array
-) -> float:
+def _cosine(a: td_theory.Array, b: td_theory.Array) -> float:
   return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 

@@ -1,9 +1,7 @@
-"""One offline run: iterations of gradient steps, each followed by evaluation.
+"""One offline run of a discrete agent.
 
-The weights and the step number are all the state there is. Batches and REM's
-mixtures are functions of (seed, step), evaluation of (seed, iteration), so a
-run that was killed at any moment and started again by the same command ends
-with the same weights and the same scores, bit for bit (on CPU).
+Weights, optimiser and step number are all the state there is: batches and REM's
+mixtures are functions of (seed, step), evaluation of (seed, iteration).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -57,18 +55,14 @@ class AgentSample:
     self._batches: list[_Batch] = [
       replay.batch_at(rows[i::num_batches]) for i in range(num_batches)
     ]
-    self._states = replay.batch_at(
-      replay.draw(min(effective_rank_num_states, replay.num_valid), seed)
-    )['state']
+    rows = replay.draw(min(effective_rank_num_states, replay.num_valid), seed)
+    self._states = replay.batch_at(rows)['state']
     self._held_out: list[_Batch] = []
     if agent.held_out_store is not None:
       rng = np.random.default_rng([seed, _HELD_OUT_STREAM])
-      self._held_out = [
-        self._draw_held_out(replay.batch_size, rng) for _ in range(num_batches)
-      ]
-      self._held_out_states = self._draw_held_out(
-        effective_rank_num_states, rng
-      )['state']
+      counts = [replay.batch_size] * num_batches + [effective_rank_num_states]
+      *self._held_out, larger = (self._draw_held_out(n, rng) for n in counts)
+      self._held_out_states = larger['state']
       # An agent that learns from held-out rows is measured on these.
       self._batches = [
         {**batch, **_prefixed(held_out)}
@@ -79,7 +73,7 @@ class AgentSample:
     held_out_metrics = (*bellman, 'feature_dot_product', 'mean_q')
     self._held_out_metrics = held_out_metrics if self._held_out else ()
     self.columns: Sequence[str] = (
-      *agent.metric_columns,
+      *agent.metrics,
       *_prefixed(dict.fromkeys(self._held_out_metrics)),
     )
     self.feature_columns: Sequence[str] = (
@@ -129,17 +123,12 @@ def _prefixed(values: Mapping[str, _T]) -> dict[str, _T]:
 class FixedReplayRunner(loop.OfflineRun):
   """Trains an agent on logged replay and evaluates it in its game.
 
-  To build one opens the data and the game, and builds the agent.
-
-  Attributes:
-    create_lanes: makes the lanes of the game that are evaluated in.
-    num_evaluation_agent_steps: agent steps an evaluation; 0 evaluates nothing.
-    num_threads: CPU threads of the graph; 0 is one per core. Results are
-      bit-identical only for the same number.
-    num_held_out: transitions of the log, outside the subset, that are kept to
-      measure on and never shown to the value function; there are none where
-      the subset is the whole log. Their store is built from whole files,
-      however few rows the subset takes of them.
+  To build one opens the data and the game, and builds the agent. An evaluation
+  of 0 agent steps is none; 0 threads are one per core, and results are
+  bit-identical only for the same number of them. `num_held_out` transitions
+  of the log, outside the subset, are measured on and never shown to the value
+  function; there are none where the subset is the whole log. Their store is
+  built from whole files, however few rows the subset takes of them.
   """
 
   agent: Callable[..., offline.OfflineAgent] = gin.REQUIRED
@@ -154,15 +143,16 @@ class FixedReplayRunner(loop.OfflineRun):
     super().__post_init__()
     self._lanes = self.create_lanes()
     game = self._lanes.game
-    log: str | int | sources.Source = self.replay_dir
-    if isinstance(log, int):
-      if game.suite != 'atari':
-        raise errors.ConfigError(
-          f'the DQN Replay data set has no runs of {game.suite}: name the data '
-          'with --replay_dir.'
-        )
-      log = source_chain.open_run(game.name, log)
-    self._log = log
+    self._log: str | sources.Source
+    if not isinstance(self.replay_dir, int):
+      self._log = self.replay_dir
+    elif game.suite == 'atari':
+      self._log = source_chain.open_run(game.name, self.replay_dir)
+    else:
+      raise errors.ConfigError(
+        f'the DQN Replay data set has no runs of {game.suite}: name the data '
+        'with --replay_dir.'
+      )
     subset = self.subset.for_run(self.seed)
     store = self._open_store(subset)
     held_out = subset.held_out(self.num_held_out)

@@ -1,7 +1,7 @@
 """One run from its lock to its end, whatever kind of learner it trains.
 
-Gradient steps, checkpoints and evaluations take turns. A run that was left at
-any moment goes on from its newest whole checkpoint and ends the same.
+A run that was left at any moment goes on from its newest whole checkpoint and
+ends the same.
 """
 
 import abc
@@ -33,6 +33,7 @@ from batch_rl_dr3.runs import (
 from batch_rl_dr3.training import trackers as trackers_lib
 
 _RATIO = 'divergence_ratio'
+_RATE = 'gradient_steps_per_second'
 _COUNTS = ('iteration', run_tables.STEPS)
 # TensorBoard's group of a metric, by the beginning of its name.
 _GROUPS = (
@@ -54,8 +55,8 @@ class Learner(Protocol):
   def make_train_steps(self) -> Callable[[int], dict[str, float]]:
     """Returns a function that takes a number of gradient steps.
 
-    It returns the parts of the last loss by name, 'loss_total' among them, and
-    stops early at one that is not finite; the step counts as taken.
+    It returns the last loss by name, 'loss_total' and its parts, and stops
+    early at one that is not finite; the step counts as taken.
     """
 
   def save(self, prefix: str) -> None:
@@ -75,11 +76,7 @@ class Sample(Protocol):
   def feature_columns(self) -> Sequence[str]: ...  # noqa: D102
 
   def measure(self) -> dict[str, float]:
-    """Returns what is logged, by column.
-
-    Among them are loss_total, feature_dot_product, feature_norm_squared and
-    discounted_dot_product.
-    """
+    """Returns what is logged, and what `MetricsLog.log` reads of it."""
 
   def measure_features(self) -> Mapping[str, float]:
     """Returns what takes a larger sample, such as `effective_rank`."""
@@ -88,9 +85,8 @@ class Sample(Protocol):
 class MetricsLog:
   """Measures a learner every so many gradient steps and logs the result.
 
-  All rows are of one sample of the data: they can be compared, and a run that
-  measures more often is the same run. The effective rank and what is measured
-  with it are of a larger sample, at a period of their own.
+  All rows are of one sample of the data, so that they can be compared; those of
+  `measure_features`, of a larger one, have a period of their own.
   """
 
   def __init__(
@@ -109,13 +105,7 @@ class MetricsLog:
     self._effective_rank_period = effective_rank_period
     self._csv = run_tables.CsvLog(
       os.path.join(base_dir, run_directory.METRICS),
-      (
-        *_COUNTS,
-        *sample.columns,
-        _RATIO,
-        *sample.feature_columns,
-        'gradient_steps_per_second',
-      ),
+      (*_COUNTS, *sample.columns, _RATIO, *sample.feature_columns, _RATE),
       check,
       _COUNTS,
     )
@@ -164,11 +154,10 @@ class MetricsLog:
     """Measures, writes and returns one row."""
     rate = self._rate(steps)
     row: dict[str, Any] = dict(self._sample.measure())
-    row[_RATIO] = float(
-      feature_measures.divergence_ratio(
-        row['discounted_dot_product'], row['feature_norm_squared']
-      )
+    ratio = feature_measures.divergence_ratio(
+      row['discounted_dot_product'], row['feature_norm_squared']
     )
+    row[_RATIO] = float(ratio)
     if row[_RATIO] >= 1 and not self._has_warned:
       self._has_warned = True
       # Linear TD on the features would not converge.
@@ -194,7 +183,7 @@ class MetricsLog:
   ) -> None:
     self.scalars(row, steps)
     counts = dict(zip(_COUNTS, (iteration, steps), strict=True))
-    self._csv.append({**counts, **row, 'gradient_steps_per_second': rate})
+    self._csv.append({**counts, **row, _RATE: rate})
 
   def scalars(self, values: dict[str, Any], steps: int) -> None:
     """Tells TensorBoard and trackers, under Losses/, Eval/ and Features/."""
@@ -215,44 +204,30 @@ class OfflineRun(abc.ABC):
   """A run: where it lives, how long it is, and what is done how often.
 
   A subclass builds `learner`, `provenance` (what provenance.json is to say) and
-  last, as that makes the folder, `home`.
-
-  Attributes:
-    base_dir: the run directory, or a URL of one, such as gs://.
-    replay_dir: the logged data: a folder, a file, a URL, the folder of a
-      store, or the run's number in the DQN Replay data set.
-    method: the method's short name in scores and reports, such as rem_dr3.
-    dataset: the data set's, such as 1pct or medium.
-    num_gradient_steps: an iteration.
-    log_period: gradient steps between rows of metrics.csv.
-    num_metric_batches: batches, drawn once, that a row is measured on.
-    effective_rank_period: gradient steps between effective ranks; a multiple
-      of log_period.
-    effective_rank_num_states: states, drawn once, one is measured on.
-    keep_last_checkpoints: of the newest.
-    keep_checkpoint_every: of every so many iterations, for good.
-    checkpoint_every_minutes: a checkpoint is also written this often within an
-      iteration, so that a kill costs no more.
-    async_evaluation: play in another process while training goes on. The
-      scores are the same; it pays where there are cores to spare.
-    trackers: what metrics and scores are also sent to.
+  last, as that makes the folder, `home`. Where `async_evaluation`, checkpoints
+  are played in another process while training goes on; the scores are the same,
+  and it pays where there are cores to spare.
   """
 
-  base_dir: str
+  base_dir: str  # The run directory, or a URL of one, such as gs://.
+  # The logged data: a folder, a file, a URL, the folder of a store, or the
+  # run's number in the DQN Replay data set.
   replay_dir: str | int
   cache_dir: str
   seed: ranges.Natural = 0
   overwrite: bool = False
-  method: str = gin.REQUIRED
-  dataset: str = gin.REQUIRED
+  method: str = gin.REQUIRED  # Its short name, such as rem_dr3.
+  dataset: str = gin.REQUIRED  # Its short name, such as 1pct or medium.
   num_iterations: ranges.Count = 200
-  num_gradient_steps: ranges.Count = 62_500
-  log_period: ranges.Count = 2_500
-  num_metric_batches: ranges.Count = 8
-  effective_rank_period: ranges.Count = 62_500
-  effective_rank_num_states: ranges.Count = 2_048
+  num_gradient_steps: ranges.Count = 62_500  # An iteration.
+  log_period: ranges.Count = 2_500  # Gradient steps a row of metrics.csv.
+  num_metric_batches: ranges.Count = 8  # Drawn once, for every row.
+  effective_rank_period: ranges.Count = 62_500  # A multiple of log_period.
+  effective_rank_num_states: ranges.Count = 2_048  # Drawn once.
   keep_last_checkpoints: ranges.Count = 4
+  # Of every so many iterations, one is kept for good.
   keep_checkpoint_every: ranges.Count | None = None
+  # Within an iteration, so that a kill costs no more.
   checkpoint_every_minutes: ranges.Positive | None = None
   async_evaluation: bool = False
   trackers: Sequence[trackers_lib.Tracker] = ()
@@ -269,8 +244,7 @@ class OfflineRun(abc.ABC):
       )
 
   @property
-  def total_gradient_steps(self) -> int:
-    """Gradient steps of all iterations."""
+  def total_gradient_steps(self) -> int:  # noqa: D102
     return self.num_iterations * self.num_gradient_steps
 
   def describe(self, device: str, **entries: Any) -> dict[str, Any]:
@@ -306,7 +280,6 @@ class OfflineRun(abc.ABC):
 
   def normalised(self, mean_return: float) -> float | None:
     """Returns a score in percent; None of a game that is on no scale."""
-    del mean_return
     return None
 
   def prepare(self) -> bool:
@@ -323,47 +296,47 @@ class OfflineRun(abc.ABC):
       PreemptedError: on SIGTERM or SIGINT, after a checkpoint was written; if
         another worker is at work on the run, or has taken over.
     """
-    with self.home.lock():
+    home = self.home
+    with home.lock():
+      config = gin.operative_config_str()
       provenance.claim(
-        self.home.folder,
-        gin.operative_config_str(),
-        self.provenance,
-        self.overwrite,
-        self.home.check,
+        home.folder, config, self.provenance, self.overwrite, home.check
       )
       with (
-        recorded_failure(self.home, self.learner.num_gradient_steps),
+        recorded_failure(home, self.learner.num_gradient_steps),
         self.stop_request.listening(),
       ):
-        if not is_done(self.home.folder, self.num_iterations):
+        if not is_done(home.folder, self.num_iterations):
           self._train()
         print(
-          f'{self.home.name} is finished: {self.num_iterations} iterations, '
+          f'{home.name} is finished: {self.num_iterations} iterations, '
           f'{self.total_gradient_steps:,} gradient steps.\n'
-          f'{_closing_words(self.home)}'
+          f'{_closing_words(home)}'
         )
 
   def _train(self) -> None:
+    home = self.home
     saved = checkpoints.Checkpoints(
-      self.home.folder / run_directory.CHECKPOINTS,
+      home.folder / run_directory.CHECKPOINTS,
       self.keep_last_checkpoints,
       self.keep_checkpoint_every,
-      self.home.check,
+      home.check,
     )
     names = ('game', 'dataset', 'method', 'seed')
+    tracking = trackers_lib.Tracking(
+      self.trackers,
+      home.folder,
+      ' '.join(str(self.provenance[name]) for name in names),
+      trackers_lib.settings_of(self.provenance, gin.operative_config_str()),
+      home.check,
+    )
     log = MetricsLog(
-      self.home.folder,
+      home.folder,
       self.draw_sample(),
       self.log_period,
       self.effective_rank_period,
-      self.home.check,
-      trackers_lib.Tracking(
-        self.trackers,
-        self.home.folder,
-        ' '.join(str(self.provenance[name]) for name in names),
-        trackers_lib.settings_of(self.provenance, gin.operative_config_str()),
-        self.home.check,
-      ),
+      home.check,
+      tracking,
     )
     with contextlib.ExitStack() as stack:
       stack.enter_context(contextlib.closing(log))
@@ -371,12 +344,7 @@ class OfflineRun(abc.ABC):
       if evaluations is not None:
         stack.enter_context(contextlib.closing(evaluations))
       scores = scoring.Scoring(
-        self.home,
-        self.provenance,
-        saved,
-        evaluations,
-        log.scalars,
-        self.normalised,
+        home, self.provenance, saved, evaluations, log.scalars, self.normalised
       )
       Loop(self, saved, log, scores).run()
 
@@ -420,7 +388,6 @@ def is_done(folder: str | os.PathLike[str], num_iterations: int) -> bool:
 
 
 def _closing_words(place: run_directory.Home) -> str:
-  """Returns what came of a finished run, and what to do with it."""
   runs = shlex.quote(f'--runs={place.name}')
   final = run_tables.ScoreLog(place.folder).final_return()
   if final is None:
@@ -563,7 +530,6 @@ class Loop:
   def _diverged(
     self, iteration: int, parts: dict[str, float]
   ) -> errors.DivergedError:
-    """Logs the row at which the run has diverged."""
     reached = self._run.learner.num_gradient_steps()
     self._metrics.log_diverged(iteration, reached, parts)
     listed = ', '.join(f'{name} {value:g}' for name, value in parts.items())

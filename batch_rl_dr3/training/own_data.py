@@ -41,19 +41,13 @@ def from_arrays(
 ) -> pathlib.Path:
   """Writes transitions as a data set, --replay_dir of `train`; returns folder.
 
-  Args:
-    states: [N, ...], observations of the environment, flattened if they are no
-      array (gymnasium's FlattenObservation).
-    actions: int [N], numbered from 0; or float [N, d], in the environment's
-      units, for continuous control.
-    rewards: float [N]; those of discrete agents have to be in [-1, 1] once they
-      are scaled.
-    next_states: as states.
-    dones: bool [N], whether the episode ended by itself: the value of s' is
-      not backed up. Where its time ran out it is False.
-    folder: a new folder.
-    environment: gymnasium's id of what the data are of, such as CartPole-v1.
-    reward_scale: rewards are multiplied by it.
+  States are [N, ...] as the environment (gymnasium's id, such as CartPole-v1)
+  gives them, flattened if they are no array (FlattenObservation). Actions are
+  int [N], numbered from 0, or for continuous control float [N, d] in the
+  environment's units. Rewards [N] are multiplied by `reward_scale`; those of
+  discrete agents have to be in [-1, 1] then. `dones`, bool [N], says that the
+  episode ended by itself, so that the value of s' is not backed up: where its
+  time ran out it is False.
 
   Raises:
     ConfigError: if gymnasium does not know the environment.
@@ -69,20 +63,18 @@ def from_arrays(
   space = env.action_space
   env.close()
   game: lanes_lib.Game | None = None
-  shapes: list[tuple[int, ...]]
+  shape: tuple[int, ...]
   if isinstance(space, gymnasium.spaces.Discrete):
     lanes = gymnasium_lanes.create_gymnasium_lanes(environment, num_lanes=1)
     lanes.close()
-    game = lanes.game
-    shapes = [lanes.game.observation_shape, ()]
+    game, shape = lanes.game, lanes.game.observation_shape
     low, high = np.array(0), np.array(lanes.game.num_actions - 1)
   else:
     task = tasks.find(environment, tasks.OWN)
-    shapes = [task.observation_shape, (task.action_size,)]
-    low, high = space.low, space.high
+    shape, low, high = task.observation_shape, space.low, space.high
   columns = _check_columns(
     dict(zip(names, map(np.asarray, values), strict=True)),
-    dict(zip(names, (*shapes, (), shapes[0], ()), strict=True)),
+    dict(zip(names, (shape, low.shape, (), shape, ()), strict=True)),
   )
   taken = columns['actions']
   if not ((low <= taken) & (taken <= high)).all():
@@ -139,11 +131,7 @@ def _check_columns(
 def _write_log(
   folder: pathlib.Path, game: lanes_lib.Game, columns: _Columns
 ) -> None:
-  """Writes files of which every transition can be sampled.
-
-  Dopamine samples neither the first row of a file nor the last, whose places
-  blank rows take.
-  """
+  """Writes files of which every transition can be sampled."""
   states, following = columns['observations'], columns['next_observations']
   dtype = np.dtype(game.observation_dtype)
   if dtype == np.uint8 and not np.array_equal(states, states.astype(dtype)):
@@ -163,6 +151,7 @@ def _write_log(
   goes_on[:-1] = same.reshape(num_rows - 1, -1).all(axis=1)
   row_bytes = max(1, states[0].size * dtype.itemsize)
   size = min(_TRANSITIONS_PER_FILE, max(1_000, _FILE_BYTES // row_bytes))
+  # Dopamine samples neither the first row of a file nor the last.
   blank = np.zeros(game.observation_shape, dtype)
   writer = log_writer.LogWriter(
     folder, blank.shape, game.stack_size, 2 * size + 2, dtype

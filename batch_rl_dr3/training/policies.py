@@ -1,9 +1,4 @@
-"""Checkpoints as functions of states, and logged data as batches, in Python.
-
-`load_policy` takes a run directory or a checkpoint of it, a TensorFlow
-checkpoint of Dopamine or batch_rl, or what `foreign_networks` reads;
-`open_store` takes a log. Neither asks for a shape that the files state.
-"""
+"""Checkpoints as functions of states, and logged data as batches, in Python."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -43,12 +38,12 @@ class Policy:
   """The Q-values, features and greedy actions of a checkpoint."""
 
   function: Outputs
-  # The game that its run was evaluated in and how it was played, the run, and
-  # the gradient steps of the checkpoint; None of others.
-  lanes: lanes_lib.Lanes | None = None
-  rule: play.PlayRule | None = None
   # Its layers, where they are convolutions and dense ones.
   network: foreign_networks.ForeignNetwork | None = None
+  # Of a checkpoint of a run: the game that it was evaluated in, how it was
+  # played, the run, and the gradient steps.
+  lanes: lanes_lib.Lanes | None = None
+  rule: play.PlayRule | None = None
   run: targets.Target | None = None
   gradient_steps: int | None = None
 
@@ -57,11 +52,8 @@ class Policy:
 
     States are [n, *observation_shape, stack_size], of the observations' dtype.
     """
-    parts = [
-      self.function(states[start : start + _CHUNK])
-      for start in range(0, len(states), _CHUNK)
-    ]
-    q_values, features = zip(*parts, strict=True)
+    chunks = np.split(states, range(_CHUNK, len(states), _CHUNK))
+    q_values, features = zip(*map(self.function, chunks), strict=True)
     return np.concatenate(q_values), np.concatenate(features)
 
   def q_values(self, states: Array) -> Array:
@@ -85,12 +77,10 @@ def load_policy(
 ) -> Policy:
   """Returns the policy of a checkpoint; DataError if it cannot be read.
 
-  Args:
-    checkpoint: a run directory, whose newest checkpoint is taken; the path of
-      a TensorFlow checkpoint without `.index`; or a file of another program.
-    num_actions: A, where another program's network has K outputs per action.
-    layers: see `foreign_networks.read`.
-    imports: code of one's own that the run was made with.
+  It is a run directory, whose newest checkpoint is taken; the path of a
+  TensorFlow checkpoint without `.index`; or a file of another program, of which
+  `num_actions` is needed where it has K outputs per action, and for `layers`
+  see `foreign_networks.read`. `imports` is code that the run was made with.
   """
   path = pathlib.Path(checkpoint)
   found = targets.of_checkpoint(path, imports)
@@ -104,7 +94,7 @@ def load_policy(
     network = foreign_networks.read(path, num_actions, layers)
   else:
     raise errors.DataError(f'{path} is no run directory and no checkpoint.')
-  return Policy(network.outputs, network=network)
+  return Policy(network.outputs, network)
 
 
 def _network(
@@ -115,10 +105,8 @@ def _network(
   names = checkpoint_weights.layer_names(weights)
   if 'layer_norm' in names:
     return None
-  layers = [
-    foreign_networks.Layer(name, weights[2 * i], weights[2 * i + 1])
-    for i, name in enumerate(names)
-  ]
+  arrays = zip(names, weights[::2], weights[1::2], strict=True)
+  layers = [foreign_networks.Layer(*each) for each in arrays]
   # MinAtar's observations are 0 and 1.
   scale = 255.0 if len(weights[0]) == 8 else 1.0
   return foreign_networks.ForeignNetwork(layers, num_actions or 0, scale)
@@ -131,19 +119,20 @@ def _policy_of_run(
   player = discrete.create_evaluator(target.setup())
   game = player.lanes.game
   outputs = player.load(prefix).outputs
-  network = _network(prefix, game.num_actions)
   states = np.random.default_rng(0).integers(
     256, size=(8, *game.observation_shape, game.stack_size), dtype=np.uint8
   )
   states = states.astype(game.observation_dtype)
-  is_chain = False  # Of other networks the layers say little.
+  # Only of a chain do the layers say what the network does.
+  layers = None
   with contextlib.suppress(errors.DataError):
-    is_chain = network is not None and np.allclose(
+    network = _network(prefix, game.num_actions)
+    if network is not None and np.allclose(
       network.outputs(states)[0], outputs(states)[0], rtol=1e-3, atol=1e-4
-    )
-  layers = network if is_chain else None
+    ):
+      layers = network
   return Policy(
-    outputs, player.lanes, player.rule, layers, target, gradient_steps
+    outputs, layers, player.lanes, player.rule, target, gradient_steps
   )
 
 
@@ -156,27 +145,20 @@ def evaluate_policy(
 ) -> pd.DataFrame:
   """Plays whole episodes and returns one a row: return, length, truncated.
 
-  Args:
-    policy: who plays.
-    game: of ALE ('Pong', under the published protocol) or MinAtar ('breakout'),
-      or gymnasium's id ('CartPole-v1'); None is that of the policy's run, under
-      its protocol.
-    num_agent_steps: to play at least; the run's own, or 125,000, if None.
-    epsilon: of random actions; the run's own, or 0.001, if None.
-    seed: of the game and of the random actions.
-
-  Raises:
-    UsageError: if no game is named.
+  The game is one of ALE ('Pong', under the published protocol), MinAtar
+  ('breakout') or gymnasium ('CartPole-v1'); None is that of the policy's run,
+  under its protocol, and a UsageError without one. At least num_agent_steps are
+  played, a share epsilon of them at random: None is the run's own, or 125,000
+  and 0.001.
   """
   lanes = policy.lanes if game is None else create_lanes(game)
   if lanes is None:
     raise errors.UsageError('the checkpoint names no game; name it.')
-  default = (policy.rule if game is None else None) or play.PUBLISHED
-  rule = play.PlayRule(
-    default.num_agent_steps if num_agent_steps is None else num_agent_steps,
-    default.epsilon if epsilon is None else epsilon,
-    default.max_agent_steps_per_episode,
-  )
+  rule = (policy.rule if game is None else None) or play.PUBLISHED
+  if num_agent_steps is not None:
+    rule = dataclasses.replace(rule, num_agent_steps=num_agent_steps)
+  if epsilon is not None:
+    rule = dataclasses.replace(rule, epsilon=epsilon)
   episodes = play.play(lanes, policy.act, rule, seed)
   return pd.DataFrame([dataclasses.asdict(episode) for episode in episodes])
 
@@ -233,31 +215,30 @@ class LoggedData:
   def returns(self, rows: Array, gamma: float = 0.99) -> Array:
     """Returns the discounted return that was logged from each row on.
 
-    float32 [n], NaN where the episode was cut. A store of transitions that were
-    drawn holds none of it, so the rewards and terminals of the log are read.
+    float32 [n], NaN where the episode was cut. Of transitions that were drawn,
+    the store does not hold it, and the log's rewards and terminals are read.
     """
     if not self.store.is_drawn:
       return self.store.returns_to_go(gamma)[rows]
-    columns: dict[str, list[Array]] = {'reward': [], 'terminal': []}
-    segments: dict[int, validity.Segment] = {}
+    source, segments = self._source, []
+    rewards: list[Array] = []
+    terminals: list[Array] = []
     num_rows = 0
-    for suffix in self._source.suffixes():
-      segment = self._source.segment(suffix)
-      for name, parts in columns.items():
-        whole = np.concatenate([*self._source.rows(name, suffix)])
-        parts.append(whole[: segment.num_rows])
-      segments[suffix] = dataclasses.replace(segment, first_row=num_rows)
+    for suffix in source.suffixes():
+      segment = source.segment(suffix)
+      for name, parts in (('reward', rewards), ('terminal', terminals)):
+        column = np.concatenate([*source.rows(name, suffix)])
+        parts.append(column[: segment.num_rows])
+      segments.append(dataclasses.replace(segment, first_row=num_rows))
       num_rows += segment.num_rows
-    rewards, terminals = map(np.concatenate, columns.values())
     returns = validity.episode_returns(
-      list(segments.values()), rewards, terminals, gamma
+      segments, np.concatenate(rewards), np.concatenate(terminals), gamma
     )
     # Where each row of the store is in the log.
-    offsets = np.concatenate(
-      [
-        np.full(s.num_rows, segments[s.suffix].first_row)
-        for s in self.store.segments
-      ]
+    first_rows = {s.suffix: s.first_row for s in segments}
+    offsets = np.repeat(
+      [first_rows[s.suffix] for s in self.store.segments],
+      [s.num_rows for s in self.store.segments],
     )
     return returns[(offsets + self.store.source_rows())[rows]]
 
@@ -270,27 +251,19 @@ def open_store(
 ) -> LoggedData:
   """Opens a log, or the store of one; DataError if it is damaged.
 
-  Args:
-    log: its folder or URL.
-    subset: the part that is used; all of it if None.
-    cache_dir: where stores are kept; that of the commands if None.
-    stack_size: frames in a state; what collection.json says, or 4, if None.
+  The log is a folder or URL, of which `subset` (None: all) is used. A state has
+  `stack_size` frames: by default what collection.json says, or 4. `cache_dir`,
+  where stores are kept, is by default the commands' own.
   """
   if stack_size is None:
     said = (checkpoint_format.read_collection(log) or {}).get('game')
     stack_size = said['stack_size'] if isinstance(said, dict) else 4
   source = source_chain.open_source(log)
-  return LoggedData(
-    replay_store.open_store(
-      source,
-      cache_dir or cli.default_cache_dir(),
-      subset or Subset(),
-      None,
-      None,
-      stack_size,
-    ),
-    source,
+  cache_dir = cache_dir or cli.default_cache_dir()
+  store = replay_store.open_store(
+    source, cache_dir, subset or Subset(), None, None, stack_size
   )
+  return LoggedData(store, source)
 
 
 def subset_of_run(
@@ -346,15 +319,12 @@ def sensitivity(policy: Policy, states: Array, seed: int = 0) -> pd.DataFrame:
   for i, layer in enumerate(network.layers):
     *field, fan_in, fan_out = layer.kernel.shape
     limit = np.sqrt(6 / (math.prod(field) * (fan_in + fan_out)))
-    fresh = foreign_networks.Layer(
-      layer.name,
-      rng.uniform(-limit, limit, layer.kernel.shape).astype(np.float32),
-      np.zeros_like(layer.bias),
-    )
+    kernel = rng.uniform(-limit, limit, layer.kernel.shape)
     layers = [*network.layers]
-    layers[i] = fresh
-    after, _ = dataclasses.replace(network, layers=layers).outputs(states)
-    rows.append(
-      {'layer': layer.name, **diagnosis.compare_outputs(before, after)}
+    layers[i] = foreign_networks.Layer(
+      layer.name, kernel.astype(np.float32), np.zeros_like(layer.bias)
     )
+    after, _ = dataclasses.replace(network, layers=layers).outputs(states)
+    changes = diagnosis.compare_outputs(before, after)
+    rows.append({'layer': layer.name, **changes})
   return pd.DataFrame(rows)

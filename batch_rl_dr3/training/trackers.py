@@ -24,6 +24,7 @@ import gin
 from batch_rl_dr3.config import errors, gin_files
 from batch_rl_dr3.runs import atomic, records, run_directory
 
+_Settings = Mapping[str, Any]
 # What is told apart, as scores come later than the metrics of their step.
 _METRICS, _SCORES = 'metrics', 'scores'
 _SCHEMA = {
@@ -48,9 +49,7 @@ class Tracker(abc.ABC):
       ) from error
 
   @abc.abstractmethod
-  def start(
-    self, name: str, settings: Mapping[str, Any], known: str | None
-  ) -> str:
+  def start(self, name: str, settings: _Settings, known: str | None) -> str:
     """Begins a run, or goes on with the one whose id is known; returns it."""
 
   @abc.abstractmethod
@@ -72,9 +71,7 @@ class WandbTracker(Tracker):
   entity: str | None = None
   mode: str | None = None
 
-  def start(  # noqa: D102
-    self, name: str, settings: Mapping[str, Any], known: str | None
-  ) -> str:
+  def start(self, name: str, settings: _Settings, known: str | None) -> str:  # noqa: D102
     wandb = self.load()
     self._run = wandb.init(
       project=self.project,
@@ -109,9 +106,7 @@ class MlflowTracker(Tracker):
   experiment: str = 'batch_rl_dr3'
   tracking_uri: str | None = None
 
-  def start(  # noqa: D102
-    self, name: str, settings: Mapping[str, Any], known: str | None
-  ) -> str:
+  def start(self, name: str, settings: _Settings, known: str | None) -> str:  # noqa: D102
     mlflow = self.load()
     self._entities = mlflow.entities
     client = self._client = mlflow.MlflowClient(self.tracking_uri)
@@ -149,9 +144,7 @@ class TrackioTracker(Tracker):
   project: str = 'batch_rl_dr3'
   space_id: str | None = None
 
-  def start(  # noqa: D102
-    self, name: str, settings: Mapping[str, Any], known: str | None
-  ) -> str:
+  def start(self, name: str, settings: _Settings, known: str | None) -> str:  # noqa: D102
     self._trackio = self.load()
     # It knows a run by its name alone.
     known = known or f'{name} {secrets.token_hex(4)}'
@@ -171,17 +164,13 @@ class TrackioTracker(Tracker):
     self._trackio.finish()
 
 
-def settings_of(provenance: Mapping[str, Any], config: str) -> dict[str, Any]:
+def settings_of(provenance: _Settings, config: str) -> dict[str, Any]:
   """Returns plain values: what a run is, how it is scored, what gin binds."""
-  bindings = gin_files.read_bindings((), config.splitlines())
   plain = (str, int, float, bool)
-  return {
-    name: value
-    for name, value in {**provenance, **provenance['protocol']}.items()
-    if isinstance(value, plain)
-  } | {
-    name: value if isinstance(value, plain) else repr(value)
-    for name, value in bindings.items()
+  facts = {**provenance, **provenance['protocol']}
+  bindings = gin_files.read_bindings((), config.splitlines())
+  return {n: v for n, v in facts.items() if isinstance(v, plain)} | {
+    n: v if isinstance(v, plain) else repr(v) for n, v in bindings.items()
   }
 
 
@@ -193,24 +182,22 @@ class Tracking:
     trackers: Sequence[Tracker] = (),
     folder: pathlib.Path = pathlib.Path(),
     name: str = '',
-    settings: Mapping[str, Any] | None = None,
+    settings: _Settings | None = None,
     check: atomic.Check = atomic.unchecked,
   ):
     """Starts them; `folder` is the run directory, locked.
 
-    Raises:
-      ConfigError: if one cannot be started, or there are two of a kind.
+    A ConfigError if one cannot be started, or there are two of a kind.
     """
     self._path = folder / run_directory.TRACKED
     self._check = check
     self._trackers = {type(each).__name__: each for each in trackers}
     if len(self._trackers) != len(trackers):
       raise errors.ConfigError('trackers has two of one kind; leave one out.')
-    self._told: dict[str, Any] = {}
     if not trackers:
       return
     mend = 'Remove it; the trackers then begin new runs.'
-    self._told = records.read(self._path, _SCHEMA, mend) or {}
+    self._told: dict[str, Any] = records.read(self._path, _SCHEMA, mend) or {}
     for kind, tracker in self._trackers.items():
       entry = self._told.setdefault(kind, {_METRICS: -1, _SCORES: -1})
       try:

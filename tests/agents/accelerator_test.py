@@ -6,13 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import (
-  accelerator,
-  dqn,
-  penalties,
-  quantile,
-  rem,
-)
+from batch_rl_dr3.agents import accelerator, bellman, penalties
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.store import store as replay_store
 from benchmarks import setups
@@ -30,7 +24,7 @@ def adam():
 
 def make_cql(make_agent, **kwargs):
   return make_agent(
-    quantile.FixedReplayQRCQLAgent,
+    bellman.FixedReplayQRCQLAgent,
     num_quantiles=6,
     penalties=[
       penalties.ConservativePenalty(1.0),
@@ -43,7 +37,7 @@ def make_cql(make_agent, **kwargs):
 
 def make_rem(make_agent, **kwargs):
   return make_agent(
-    rem.FixedReplayREMAgent,
+    bellman.FixedReplayREMAgent,
     num_heads=6,
     penalties=[penalties.FeatureDotPenalty(0.03)],
     target_update_period=2,
@@ -53,7 +47,7 @@ def make_rem(make_agent, **kwargs):
 
 def make_td(make_agent, **kwargs):
   return make_agent(
-    dqn.FixedReplayDQNAgent,
+    bellman.FixedReplayDQNAgent,
     backup='td',
     penalties=[penalties.FeatureDotPenalty(0.03, stop_gradient=True)],
     target_update_period=2,
@@ -159,7 +153,7 @@ def test_a_graph_for_a_tpu_is_built(make_agent):
     results = accelerator._compiled('tpu', steps, steps.arguments)
   # The state comes back, without the 8 arrays of the data and the number of
   # steps; then the parts of the loss.
-  num_parts = len(agent.loss_parts.by_name())
+  num_parts = len(agent.loss_parts.by_name)
   assert len(results) == len(steps.arguments) - 9 + num_parts
   kinds = collections.Counter(
     operation.type for operation in agent.graph.get_operations()
@@ -181,7 +175,6 @@ def test_adam_equals_tensorflows(session):
   gradient = tf.constant([0.5, -1.0, 0.0])
   update = optimizer.apply_gradients([(gradient, weight)])
   session.run(tf.compat.v1.global_variables_initializer())
-  adam = accelerator.Adam.of(optimizer)
   state = accelerator.StepState(
     tf.constant(0, tf.int64),
     {'online': [tf.constant([1.0, -2.0, 3.0])]},
@@ -190,7 +183,7 @@ def test_adam_equals_tensorflows(session):
     (tf.constant(0.9), tf.constant(0.999)),
   )
   for _ in range(3):
-    state = adam.step(state, {'online': [gradient]})
+    state = accelerator.adam_step(optimizer, state, {'online': [gradient]})
     session.run(update)
   np.testing.assert_allclose(
     session.run(state.weights['online'][0]), session.run(weight), rtol=1e-6
@@ -229,15 +222,15 @@ def test_the_fastest_dtype_is_bfloat16_where_the_processor_has_it(
   if flags is not None:
     path.write_text(f'processor : 0\nflags : {flags}\n')
   assert make_rem(make_agent, compute_dtype='auto').compute_dtype == expected
-  gpu = accelerator.Device('gpu', '/gpu:0', True, 100)
-  assert accelerator.find_dtype('auto', gpu) == 'bfloat16'
+  assert accelerator.find_dtype('auto', 'gpu') == 'bfloat16'
   # What is bound stays, and so does what a run began with.
-  cpu = accelerator.find_device('cpu')
-  assert accelerator.find_dtype('float32', cpu, 'bfloat16') == 'float32'
+  assert accelerator.find_dtype('float32', 'cpu', 'bfloat16') == 'float32'
   for recorded in ('bfloat16', 'float32'):
-    assert accelerator.find_dtype('auto', cpu, recorded) == recorded
-  with pytest.raises(ValueError, match="not 'float16'"):
-    accelerator.find_dtype('float16', cpu)
+    assert accelerator.find_dtype('auto', 'cpu', recorded) == recorded
+  with pytest.raises(
+    errors.ConfigError, match="'float16'; it must be one of f"
+  ):
+    make_rem(make_agent, compute_dtype='float16')
 
 
 def test_bfloat16_is_near_float32(make_agent):

@@ -3,19 +3,14 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import (
-  acting,
-  checkpoint_weights,
-  dqn,
-  networks,
-  quantile,
-  rem,
-)
+from batch_rl_dr3.agents import bellman, checkpoint_weights, networks
 from batch_rl_dr3.config import errors
 
 
 def actor_of(prefix, num_actions=3, network=networks.MinAtarNetwork):
-  return acting.Actor(network, str(prefix), num_actions, (10, 10, 4), 1)
+  return checkpoint_weights.Actor(
+    network, str(prefix), num_actions, (10, 10, 4), 1
+  )
 
 
 def random_states(num_states, shape=(10, 10, 4), stack_size=1):
@@ -27,9 +22,9 @@ def random_states(num_states, shape=(10, 10, 4), stack_size=1):
 @pytest.mark.parametrize(
   ('agent_class', 'kwargs'),
   [
-    (dqn.FixedReplayDQNAgent, {}),
-    (rem.FixedReplayREMAgent, {'num_heads': 7}),
-    (quantile.FixedReplayQRCQLAgent, {'num_quantiles': 5}),
+    (bellman.FixedReplayDQNAgent, {}),
+    (bellman.FixedReplayREMAgent, {'num_heads': 7}),
+    (bellman.FixedReplayQRCQLAgent, {'num_quantiles': 5}),
   ],
 )
 def test_says_what_the_agent_says(make_agent, tmp_path, agent_class, kwargs):
@@ -101,7 +96,7 @@ def dopamine_folder(tmp_path_factory):
 
 def atari_actor(prefix):
   network = networks.NatureNetwork
-  return acting.Actor(network, str(prefix), 3, (84, 84), 4)
+  return checkpoint_weights.Actor(network, str(prefix), 3, (84, 84), 4)
 
 
 def test_plays_dopamines_checkpoint(dopamine_folder):
@@ -119,7 +114,9 @@ def test_the_number_of_threads_changes_no_bit(dopamine_folder):
   def q_values(num_threads):
     network = networks.NatureNetwork
     prefix = str(folder / 'tf_ckpt-4')
-    actor = acting.Actor(network, prefix, 3, (84, 84), 4, num_threads)
+    actor = checkpoint_weights.Actor(
+      network, prefix, 3, (84, 84), 4, num_threads
+    )
     return actor.outputs(states).q_values
 
   one = q_values(1)
@@ -143,7 +140,7 @@ def test_plays_a_checkpoint_with_slims_names(dopamine_folder, tmp_path):
 
 
 def test_other_files_and_networks_are_named(make_agent, tmp_path):
-  agent = make_agent(dqn.FixedReplayDQNAgent)
+  agent = make_agent(bellman.FixedReplayDQNAgent)
   agent.save(str(tmp_path / 'tf_ckpt-0'))
   with pytest.raises(errors.DataError, match='no multiple'):
     actor_of(tmp_path / 'tf_ckpt-0', num_actions=2)
@@ -180,7 +177,7 @@ def test_categorical_q_values_are_means_of_the_support(tmp_path):
   save_last_layer(tmp_path / 'tf_ckpt-0', np.zeros((128, 6)), bias)
 
   def actor(q_values_of):
-    return acting.Actor(
+    return checkpoint_weights.Actor(
       networks.MinAtarNetwork,
       str(tmp_path / 'tf_ckpt-0'),
       2,
@@ -214,7 +211,7 @@ def test_categorical_q_values_are_dopamines(tmp_path):
     prefix = tf.compat.v1.train.Saver(network.weights).save(
       session, str(tmp_path / 'tf_ckpt-0')
     )
-  actor = acting.Actor(
+  actor = checkpoint_weights.Actor(
     networks.NatureNetwork,
     prefix,
     3,
@@ -228,7 +225,7 @@ def test_categorical_q_values_are_dopamines(tmp_path):
 
 
 def test_an_agents_own_q_values_act_as_they_train(make_agent, tmp_path):
-  class CategoricalAgent(quantile.FixedReplayQRCQLAgent):
+  class CategoricalAgent(bellman.FixedReplayQRCQLAgent):
     q_values = staticmethod(networks.categorical_q_values((-2.0, 2.0)))
 
   agent = make_agent(CategoricalAgent, num_quantiles=5)

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from batch_rl_dr3.agents.stateful_penalties import AdaptiveFeatureDotPenalty
+from batch_rl_dr3.config import errors
 
 # (1, 2).(1, 1) / sqrt(5 * 2) and (3, 0).(-4, 1) / (3 * sqrt(17)).
 COSINES = (3 / math.sqrt(10), -4 / math.sqrt(17))
@@ -66,15 +67,15 @@ def test_features_that_are_zero_have_a_cosine_of_zero(session, batch):
 
 
 @pytest.mark.parametrize(
-  ('wrong', 'named'),
+  ('wrong', 'named', 'error'),
   [
-    ({'coefficient': 0.0}, 'coefficient'),
-    ({'coefficient': 20.0}, 'bounds'),
-    ({'bounds': (0.0, 1.0)}, 'bounds'),
-    ({'target': 1.5}, 'target'),
-    ({'rate': 0.0}, 'rate'),
+    ({'coefficient': 0.0}, 'coefficient', ValueError),
+    ({'coefficient': 20.0}, 'bounds', ValueError),
+    ({'bounds': (0.0, 1.0)}, 'bounds', ValueError),
+    ({'target': 1.5}, 'target', errors.ConfigError),
+    ({'rate': 0.0}, 'rate', errors.ConfigError),
   ],
 )
-def test_numbers_out_of_range_are_refused(wrong, named):
-  with pytest.raises(ValueError, match=named):
+def test_numbers_out_of_range_are_refused(wrong, named, error):
+  with pytest.raises(error, match=named):
     AdaptiveFeatureDotPenalty(**wrong)

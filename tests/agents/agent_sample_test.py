@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import batch_rl_dr3  # noqa: F401
-from batch_rl_dr3.agents import dqn
+from batch_rl_dr3.agents import bellman
 from batch_rl_dr3.analysis import feature_measures
 from batch_rl_dr3.training import discrete
 
@@ -17,7 +17,7 @@ HELD_OUT = {
 
 def test_held_out_columns_by_hand(make_agent, held_out_store):
   agent = make_agent(
-    dqn.FixedReplayDQNAgent, held_out_store=held_out_store, gamma=0.9
+    bellman.FixedReplayDQNAgent, held_out_store=held_out_store, gamma=0.9
   )
   sample = discrete.AgentSample(agent, 0, 1, 64)
   measured = sample.measure()
@@ -46,7 +46,7 @@ def test_held_out_columns_by_hand(make_agent, held_out_store):
 
 
 def test_features_of_both_samples(make_agent, held_out_store):
-  agent = make_agent(dqn.FixedReplayDQNAgent, held_out_store=held_out_store)
+  agent = make_agent(bellman.FixedReplayDQNAgent, held_out_store=held_out_store)
   sample = discrete.AgentSample(agent, 0, 1, 24)
   measured = sample.measure_features()
   assert set(measured) == set(sample.feature_columns)
@@ -61,7 +61,9 @@ def test_features_of_both_samples(make_agent, held_out_store):
 
 
 def test_without_held_out_rows_there_are_no_such_columns(make_agent):
-  sample = discrete.AgentSample(make_agent(dqn.FixedReplayDQNAgent), 0, 1, 24)
+  sample = discrete.AgentSample(
+    make_agent(bellman.FixedReplayDQNAgent), 0, 1, 24
+  )
   for columns in (sample.columns, sample.feature_columns):
     assert not any('held_out' in name for name in columns)
 
@@ -70,7 +72,7 @@ def test_single_transitions_have_no_return_to_regress_on(
   make_agent, held_out_store
 ):
   agent = make_agent(
-    dqn.FixedReplayDQNAgent,
+    bellman.FixedReplayDQNAgent,
     backup='monte_carlo',
     held_out_store=held_out_store,
   )
@@ -85,7 +87,7 @@ def test_what_is_measured_is_the_sample_alone(
 ):
   # The step number moves on and names other batches; the sample stays.
   agent = make_agent(
-    dqn.FixedReplayDQNAgent,
+    bellman.FixedReplayDQNAgent,
     backup='td',
     policy_rows=policy_rows,
     held_out_store=held_out_store,

@@ -5,7 +5,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from batch_rl_dr3.agents import categorical, penalties
+from batch_rl_dr3.agents import bellman, penalties
 from batch_rl_dr3.config import errors
 
 # isort: split
@@ -17,7 +17,7 @@ GAMMA = 0.9
 make_categorical = pytest.fixture(
   lambda make_agent: (
     lambda **kwargs: make_agent(
-      categorical.FixedReplayCategoricalAgent,
+      bellman.FixedReplayCategoricalAgent,
       **{'num_atoms': 5, 'gamma': GAMMA, **kwargs},
     )
   )
@@ -35,7 +35,7 @@ def test_a_projection_by_hand(session):
   # On 0, 1, 2: a return of 0.5 with 0.4 gives 0.2 to 0 and to 1; 3 with 0.6 is
   # clipped to 2. In the second row 1.75 gives 0.25 to 1 and 0.75 to 2, and -1
   # is clipped to 0.
-  projected = categorical.project(
+  projected = bellman.project(
     tf.constant([[0.5, 3.0], [1.75, -1.0]]),
     tf.constant([[0.4, 0.6], [0.8, 0.2]]),
     tf.constant([0.0, 1.0, 2.0]),
@@ -53,7 +53,7 @@ def test_a_projection_is_dopamines(session):
   atoms = tf.linspace(-10.0, 10.0, 51)
   ours, dopamines = session.run(
     [
-      categorical.project(returns, probabilities, atoms),
+      bellman.project(returns, probabilities, atoms),
       rainbow_agent.project_distribution(returns, probabilities, atoms),
     ]
   )
@@ -67,7 +67,7 @@ def test_bins_of_a_gaussian_by_hand(session):
   # 0.9973002 is 0.6845376; the rest is shared. A mean of 7 counts as 1: the
   # edges are -5, -3, -1, 1 deviations away, and Phi(1) = 0.8413447,
   # Phi(-1) = 0.1586553, Phi(-3) = 0.0013499, Phi(-5) = 3e-7.
-  bins = categorical.gaussian_bins(
+  bins = bellman.gaussian_bins(
     tf.constant([0.0, 7.0]), tf.constant([-1.0, 0.0, 1.0]), 0.5
   )
   np.testing.assert_allclose(
@@ -84,7 +84,7 @@ def test_bins_of_a_gaussian_are_scipys(session):
   means = np.random.default_rng(0).normal(0, 6, 30).astype(np.float32)
   atoms = np.linspace(-10, 10, 51)
   bins = session.run(
-    categorical.gaussian_bins(
+    bellman.gaussian_bins(
       tf.constant(means), tf.constant(atoms, tf.float32), 0.75
     )
   )
@@ -228,7 +228,7 @@ def test_the_loss_comes_down(make_categorical):
 
 
 def test_settings_that_mean_nothing_are_refused(make_categorical):
-  with pytest.raises(ValueError, match='hl_gauss'):
+  with pytest.raises(errors.ConfigError, match='hl_gauss'):
     make_categorical(loss='qr')
   with pytest.raises(errors.ConfigError, match='num_atoms'):
     make_categorical(num_atoms=1)

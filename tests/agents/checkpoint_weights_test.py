@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import checkpoint_weights, dqn, penalties, rem
+from batch_rl_dr3.agents import bellman, checkpoint_weights, penalties
 from batch_rl_dr3.config import errors
 
 
@@ -11,7 +11,7 @@ from batch_rl_dr3.config import errors
 def trained(make_agent, tmp_path):
   """An agent after 3 steps, and its checkpoint."""
   agent = make_agent(
-    dqn.FixedReplayDQNAgent, penalties=[penalties.FeatureDotPenalty(0.1)]
+    bellman.FixedReplayDQNAgent, penalties=[penalties.FeatureDotPenalty(0.1)]
   )
   step = agent.make_train_step()
   for _ in range(3):
@@ -25,7 +25,7 @@ def test_an_agent_starts_from_another_ones_online_network(
   make_agent, weights, trained
 ):
   agent, prefix = trained
-  started = make_agent(dqn.FixedReplayDQNAgent, init_checkpoint=prefix)
+  started = make_agent(bellman.FixedReplayDQNAgent, init_checkpoint=prefix)
   before, after = weights(agent), weights(started)
   names = [n for n in before if n.startswith('Online/') and 'Adam' not in n]
   assert len(names) == 6
@@ -38,15 +38,17 @@ def test_an_agent_starts_from_another_ones_online_network(
   assert started.num_gradient_steps() == 0
   assert not any(after[n].any() for n in after if n.endswith('/Adam:0'))
   kernel = names[0]
-  fresh = weights(make_agent(dqn.FixedReplayDQNAgent))
+  fresh = weights(make_agent(bellman.FixedReplayDQNAgent))
   assert (fresh[kernel] != after[kernel]).any()
 
 
 def test_a_checkpoint_of_another_network_is_no_start(make_agent, trained):
   with pytest.raises(errors.DataError, match='do not fit'):
-    make_agent(rem.FixedReplayREMAgent, num_heads=5, init_checkpoint=trained[1])
+    make_agent(
+      bellman.FixedReplayREMAgent, num_heads=5, init_checkpoint=trained[1]
+    )
   with pytest.raises(errors.DataError, match='cannot be read'):
-    make_agent(dqn.FixedReplayDQNAgent, init_checkpoint='nowhere')
+    make_agent(bellman.FixedReplayDQNAgent, init_checkpoint='nowhere')
 
 
 def test_written_weights_are_read_as_they_were(tmp_path, trained):

@@ -1,12 +1,12 @@
 import numpy as np
 import scipy.special
 
-from batch_rl_dr3.agents import categorical, penalties
+from batch_rl_dr3.agents import bellman, penalties
 
 
 def test_the_loss_is_the_cross_entropy_of_the_logged_actions(make_agent):
   agent = make_agent(
-    categorical.FixedReplayBCAgent, penalties=[penalties.FeatureDotPenalty(0.1)]
+    bellman.FixedReplayBCAgent, penalties=[penalties.FeatureDotPenalty(0.1)]
   )
   logits, actions = agent.run([agent.batch.q_values, agent.batch.actions])
   log_policy = scipy.special.log_softmax(logits, axis=1)
@@ -24,7 +24,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logged_actions(make_agent):
 
 
 def test_it_learns_the_policy_and_neither_rewards_nor_a_backup(make_agent):
-  agent = make_agent(categorical.FixedReplayBCAgent)
+  agent = make_agent(bellman.FixedReplayBCAgent)
   before = agent.measure()['loss_bellman']
   step = agent.make_train_step()
   for _ in range(150):

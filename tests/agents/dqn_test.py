@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import scipy.special
 
-from batch_rl_dr3.agents import dqn, networks
-from batch_rl_dr3.config import dopamine_compat
+from batch_rl_dr3.agents import bellman, networks
+from batch_rl_dr3.config import dopamine_compat, errors
 
 # isort: split
 import tensorflow as tf
@@ -38,7 +38,7 @@ def expected_loss(batch, next_values):
 
 @pytest.mark.parametrize('backup', ['q_learning', 'sarsa'])
 def test_loss_of_bootstrapped_backups_by_hand(make_agent, backup):
-  agent = make_agent(dqn.FixedReplayDQNAgent, backup=backup, gamma=GAMMA)
+  agent = make_agent(bellman.FixedReplayDQNAgent, backup=backup, gamma=GAMMA)
   batch = outputs(agent)
   next_values = {
     'q_learning': batch['target_q'].max(axis=1),
@@ -52,7 +52,7 @@ def test_loss_of_bootstrapped_backups_by_hand(make_agent, backup):
 
 
 def test_td_backs_up_the_expectation_under_the_learnt_policy(make_agent):
-  agent = make_agent(dqn.FixedReplayDQNAgent, backup='td', gamma=GAMMA)
+  agent = make_agent(bellman.FixedReplayDQNAgent, backup='td', gamma=GAMMA)
   batch = outputs(agent)
   with agent.graph.as_default():
     logits, next_logits = agent.run(
@@ -77,7 +77,7 @@ def test_td_backs_up_the_expectation_under_the_learnt_policy(make_agent):
 
 
 def test_td_learns_the_behaviour_policy(make_agent):
-  agent = make_agent(dqn.FixedReplayDQNAgent, backup='td')
+  agent = make_agent(bellman.FixedReplayDQNAgent, backup='td')
   before = agent.measure()['loss_behaviour_cross_entropy']
   step = agent.make_train_step()
   for _ in range(150):
@@ -86,7 +86,9 @@ def test_td_learns_the_behaviour_policy(make_agent):
 
 
 def test_monte_carlo_regresses_the_logged_return(make_agent, store):
-  agent = make_agent(dqn.FixedReplayDQNAgent, backup='monte_carlo', gamma=GAMMA)
+  agent = make_agent(
+    bellman.FixedReplayDQNAgent, backup='monte_carlo', gamma=GAMMA
+  )
   batch = outputs(agent)
   # The return by walking the store to the end of the episode.
   returns = []
@@ -108,7 +110,7 @@ def test_monte_carlo_regresses_the_logged_return(make_agent, store):
 
 
 def test_uniform_backs_up_the_mean_over_actions(make_agent):
-  agent = make_agent(dqn.FixedReplayDQNAgent, backup='uniform', gamma=GAMMA)
+  agent = make_agent(bellman.FixedReplayDQNAgent, backup='uniform', gamma=GAMMA)
   batch = outputs(agent)
   np.testing.assert_allclose(
     agent.measure()['loss_bellman'],
@@ -123,14 +125,15 @@ def test_sampled_actions_by_hand(session):
   policy = tf.constant([[0.25, 0.5, 0.25]] * 5 + [[0.0, 1.0, 0.0]] * 2)
   fractions = tf.constant([0.0, 0.125, 0.25, 0.75, 0.875, 0.0, 0.99])
   np.testing.assert_array_equal(
-    session.run(dqn.sample_actions(policy, fractions)), [0, 0, 1, 2, 2, 1, 1]
+    session.run(bellman.sample_actions(policy, fractions)),
+    [0, 0, 1, 2, 2, 1, 1],
   )
 
 
 @pytest.mark.parametrize('backup', ['td', 'uniform'])
 def test_a_sampled_backup_backs_up_the_action_drawn(make_agent, backup):
   agent = make_agent(
-    dqn.FixedReplayDQNAgent,
+    bellman.FixedReplayDQNAgent,
     backup=backup,
     sample_next_action=True,
     gamma=GAMMA,
@@ -142,7 +145,9 @@ def test_a_sampled_backup_backs_up_the_action_drawn(make_agent, backup):
     with agent.graph.as_default():
       fractions, logits = agent.run(
         [
-          dqn.stateless_fractions(3 + 104_729, tf.constant(step, tf.int64), 32),
+          bellman.stateless_fractions(
+            3 + 104_729, tf.constant(step, tf.int64), 32
+          ),
           agent._behaviour(agent._replay.transition['next_state']).q_values
           if backup == 'td'
           else tf.zeros([32, 3]),
@@ -170,7 +175,7 @@ def test_a_policy_of_held_out_rows_sees_no_other(
 ):
   agent, other = (
     make_agent(
-      dqn.FixedReplayDQNAgent,
+      bellman.FixedReplayDQNAgent,
       backup='td',
       policy_rows=policy_rows,
       held_out_store=held_out_store,
@@ -203,23 +208,29 @@ def test_a_policy_of_held_out_rows_sees_no_other(
   [
     ({'backup': 'sarsa', 'sample_next_action': True}, 'td and uniform'),
     ({'backup': 'uniform', 'policy_rows': 'held_out'}, 'learns no policy'),
-    ({'backup': 'td', 'policy_rows': 'other'}, "'training' or 'held_out'"),
     ({'backup': 'td', 'policy_rows': 'held_out'}, 'no held-out transitions'),
   ],
 )
 def test_options_that_mean_nothing_are_refused(make_agent, options, match):
   with pytest.raises(ValueError, match=match):
-    make_agent(dqn.FixedReplayDQNAgent, **options)
+    make_agent(bellman.FixedReplayDQNAgent, **options)
 
 
-def test_an_unknown_backup_is_refused(make_agent):
-  with pytest.raises(ValueError, match='q_learning'):
-    make_agent(dqn.FixedReplayDQNAgent, backup='double')
+@pytest.mark.parametrize(
+  ('options', 'match'),
+  [
+    ({'backup': 'double'}, r'DQNAgent\.backup is .* one of q_learning, sarsa'),
+    ({'backup': 'td', 'policy_rows': 'other'}, 'one of training, held_out'),
+  ],
+)
+def test_an_unknown_name_is_refused(make_agent, options, match):
+  with pytest.raises(errors.ConfigError, match=match):
+    make_agent(bellman.FixedReplayDQNAgent, **options)
 
 
 def test_q_learning_equals_dopamines_dqn(make_agent, weights):
   """Same weights, same batches: Dopamine's own train op, three steps."""
-  ours = make_agent(dqn.FixedReplayDQNAgent, gamma=GAMMA)
+  ours = make_agent(bellman.FixedReplayDQNAgent, gamma=GAMMA)
   replay_store = ours._store
 
   class DopaminesAgent(dopamine_compat.DQNAgent):

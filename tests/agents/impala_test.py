@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import acting, checkpoint_weights, dqn, networks
+from batch_rl_dr3.agents import bellman, checkpoint_weights, networks
 from batch_rl_dr3.config import errors
 
 # isort: split
@@ -86,7 +86,7 @@ def test_it_learns_and_its_checkpoint_acts(make_agent, tmp_path):
   def make_network(*args, **kwargs):
     return networks.ImpalaNetwork(*args, layer_norm=True, **kwargs)
 
-  agent = make_agent(dqn.FixedReplayDQNAgent, network=make_network)
+  agent = make_agent(bellman.FixedReplayDQNAgent, network=make_network)
   before = agent.measure()['loss_bellman']
   step = agent.make_train_step()
   for _ in range(20):
@@ -95,7 +95,9 @@ def test_it_learns_and_its_checkpoint_acts(make_agent, tmp_path):
   prefix = str(tmp_path / 'tf_ckpt-0')
   agent.save(prefix)
   assert len(checkpoint_weights.read(prefix)) == 36
-  actor = acting.Actor(agent.acting_network, prefix, 3, (10, 10, 4), 1)
+  actor = checkpoint_weights.Actor(
+    agent.acting_network, prefix, 3, (10, 10, 4), 1
+  )
   states = np.random.default_rng(0).integers(
     0, 2, (20, 10, 10, 4, 1), dtype=np.uint8
   )

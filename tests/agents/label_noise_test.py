@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 
 from batch_rl_dr3.agents.stateful_penalties import LabelNoiseFeatureDotPenalty
-from batch_rl_dr3.analysis import linear_td
+from batch_rl_dr3.analysis import td_theory
+from batch_rl_dr3.config import errors
 
 PHI = np.array([[1.0, 2.0], [3.0, 0.0]])
 BACKED_UP = np.array([[0.0, 0.0], [-2.0, 0.5]])  # The first ends its episode.
@@ -80,7 +81,7 @@ def test_at_its_period_the_covariance_is_scipys(session, batch):
   noise = PHI.T @ PHI / 2
   hessian = PHI.T @ (PHI - BACKED_UP) / 2
   damped = hessian + 0.1 * np.trace(noise) / 2 * np.eye(2)
-  expected = linear_td.stationary_covariance(
+  expected = td_theory.stationary_covariance(
     damped, noise, 0.1 / np.trace(noise)
   )
   expected *= 2 / np.trace(expected)
@@ -113,14 +114,14 @@ def test_without_any_feature_the_last_covariance_stays(session, batch):
 
 
 @pytest.mark.parametrize(
-  'wrong',
+  ('wrong', 'error'),
   [
-    {'refresh_period': 0},
-    {'decay': 1.0},
-    {'relative_step_size': 0.0},
-    {'relative_damping': -1.0},
+    ({'refresh_period': 0}, errors.ConfigError),
+    ({'decay': 1.0}, ValueError),
+    ({'relative_step_size': 0.0}, errors.ConfigError),
+    ({'relative_damping': -1.0}, errors.ConfigError),
   ],
 )
-def test_numbers_out_of_range_are_refused(wrong):
-  with pytest.raises(ValueError, match=next(iter(wrong))):
+def test_numbers_out_of_range_are_refused(wrong, error):
+  with pytest.raises(error, match=next(iter(wrong))):
     LabelNoiseFeatureDotPenalty(**wrong)

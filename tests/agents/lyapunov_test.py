@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from batch_rl_dr3.agents.stateful_penalties import lyapunov_fixed_point
-from batch_rl_dr3.analysis import linear_td as reference
+from batch_rl_dr3.analysis import td_theory as reference
 
 
 def solve(session, hessian, noise, step_size, dtype=tf.float64, **kwargs):

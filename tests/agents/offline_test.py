@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import dqn, penalties, quantile, rem
+from batch_rl_dr3.agents import bellman, penalties
 from batch_rl_dr3.config import errors
 
 
@@ -20,7 +20,10 @@ def assert_same_weights(first, second):
 
 @pytest.mark.parametrize(
   ('agent_class', 'kwargs'),
-  [(rem.FixedReplayREMAgent, {'num_heads': 5}), (dqn.FixedReplayDQNAgent, {})],
+  [
+    (bellman.FixedReplayREMAgent, {'num_heads': 5}),
+    (bellman.FixedReplayDQNAgent, {}),
+  ],
 )
 @pytest.mark.parametrize(
   'penalty', [penalties.FeatureDotPenalty, penalties.EffectiveRankPenalty]
@@ -37,7 +40,7 @@ def test_coefficient_zero_is_bit_identical_to_no_penalty(
 
 def test_same_seed_same_weights_and_other_seed_others(make_agent, weights):
   agents = [
-    make_agent(rem.FixedReplayREMAgent, num_heads=5, seed=seed)
+    make_agent(bellman.FixedReplayREMAgent, num_heads=5, seed=seed)
     for seed in (3, 3, 4)
   ]
   for agent in agents:
@@ -51,7 +54,7 @@ def test_same_seed_same_weights_and_other_seed_others(make_agent, weights):
 def test_restoring_goes_on_bit_for_bit(make_agent, weights, tmp_path):
   def make():
     return make_agent(
-      rem.FixedReplayREMAgent,
+      bellman.FixedReplayREMAgent,
       num_heads=5,
       penalties=[penalties.FeatureDotPenalty(0.1)],
       target_update_period=4,
@@ -70,7 +73,7 @@ def test_restoring_goes_on_bit_for_bit(make_agent, weights, tmp_path):
 
 def test_total_is_bellman_plus_weighted_penalties(make_agent):
   agent = make_agent(
-    quantile.FixedReplayQRCQLAgent,
+    bellman.FixedReplayQRCQLAgent,
     num_quantiles=7,
     penalties=[
       penalties.ConservativePenalty(2.0),
@@ -98,7 +101,7 @@ def test_total_is_bellman_plus_weighted_penalties(make_agent):
 def test_dr3_lowers_the_feature_dot_product(make_agent):
   def trained(coefficient):
     agent = make_agent(
-      dqn.FixedReplayDQNAgent,
+      bellman.FixedReplayDQNAgent,
       penalties=[penalties.FeatureDotPenalty(coefficient)],
     )
     train(agent, 60)
@@ -109,7 +112,7 @@ def test_dr3_lowers_the_feature_dot_product(make_agent):
 
 
 def test_metrics_measure_the_next_batch_and_change_nothing(make_agent, weights):
-  agent = make_agent(dqn.FixedReplayDQNAgent)
+  agent = make_agent(bellman.FixedReplayDQNAgent)
   train(agent, 2)
   before = weights(agent)
   measured = agent.measure()
@@ -129,7 +132,7 @@ def test_metrics_measure_the_next_batch_and_change_nothing(make_agent, weights):
 
 
 def test_metrics_by_hand(make_agent, store):
-  agent = make_agent(dqn.FixedReplayDQNAgent)
+  agent = make_agent(bellman.FixedReplayDQNAgent)
   replay = agent._replay
   states, next_states, terminals = agent.run(
     [
@@ -158,7 +161,7 @@ def test_metrics_by_hand(make_agent, store):
 
 
 def test_target_network_follows_at_its_period(make_agent, weights):
-  agent = make_agent(dqn.FixedReplayDQNAgent, target_update_period=3)
+  agent = make_agent(bellman.FixedReplayDQNAgent, target_update_period=3)
 
   def is_synced():
     values = weights(agent)
@@ -193,7 +196,7 @@ def test_target_network_follows_at_its_period(make_agent, weights):
 def test_a_copy_that_was_made_early_changes_no_step(make_agent, weights):
   """Checkpoints whose target network is copied already go on the same."""
   agents = [
-    make_agent(dqn.FixedReplayDQNAgent, target_update_period=3)
+    make_agent(bellman.FixedReplayDQNAgent, target_update_period=3)
     for _ in range(2)
   ]
   for agent in agents:
@@ -208,7 +211,7 @@ def test_a_step_waits_for_the_copy_even_without_a_backup(make_agent, weights):
   # Regression reads no target network; its copy is of the weights before the
   # step all the same.
   agent = make_agent(
-    dqn.FixedReplayDQNAgent, backup='monte_carlo', target_update_period=1
+    bellman.FixedReplayDQNAgent, backup='monte_carlo', target_update_period=1
   )
   train(agent, 2)
   online = weights(agent)
@@ -223,7 +226,7 @@ def test_a_step_waits_for_the_copy_even_without_a_backup(make_agent, weights):
 
 def test_norms_and_shares_by_hand(make_agent):
   agent = make_agent(
-    quantile.FixedReplayQRCQLAgent,
+    bellman.FixedReplayQRCQLAgent,
     num_quantiles=3,
     penalties=[
       penalties.ConservativePenalty(2.0),
@@ -255,11 +258,11 @@ def test_norms_and_shares_by_hand(make_agent):
     if name.startswith('share_'):
       value /= measured['loss_bellman']
     np.testing.assert_allclose(measured[name], value, rtol=1e-5)
-  assert set(agent.metric_columns) == set(measured)
+  assert set(agent.metrics) == set(measured)
 
 
 def test_acting_never_writes_to_the_store(make_agent, store):
-  agent = make_agent(dqn.FixedReplayDQNAgent)
+  agent = make_agent(bellman.FixedReplayDQNAgent)
   rows = np.arange(store.num_rows)
   before = [store.frames(rows), store.actions.copy()]
   observation = np.ones(agent.observation_shape, np.uint8)
@@ -275,7 +278,7 @@ def test_acting_never_writes_to_the_store(make_agent, store):
 
 
 def test_features_in_chunks_equal_features_at_once(make_agent):
-  agent = make_agent(dqn.FixedReplayDQNAgent)
+  agent = make_agent(bellman.FixedReplayDQNAgent)
   states = np.random.default_rng(1).integers(
     0, 2, (300, *agent.observation_shape, 1), dtype=np.uint8
   )
@@ -288,18 +291,18 @@ def test_features_in_chunks_equal_features_at_once(make_agent):
 
 def test_parameters_without_meaning_offline_are_refused(make_agent):
   with pytest.raises(ValueError, match='min_replay_history'):
-    make_agent(dqn.FixedReplayDQNAgent, min_replay_history=1)
+    make_agent(bellman.FixedReplayDQNAgent, min_replay_history=1)
 
 
 def test_two_penalties_of_one_kind_are_refused(make_agent):
   twice = [penalties.FeatureDotPenalty(0.1), penalties.FeatureDotPenalty(0.2)]
   with pytest.raises(ValueError, match='same name'):
-    make_agent(dqn.FixedReplayDQNAgent, penalties=twice)
+    make_agent(bellman.FixedReplayDQNAgent, penalties=twice)
 
 
 def test_a_checkpoint_of_another_network_is_refused(make_agent, tmp_path):
-  make_agent(dqn.FixedReplayDQNAgent).save(str(tmp_path / 'tf_ckpt-0'))
-  other = make_agent(rem.FixedReplayREMAgent, num_heads=5)
+  make_agent(bellman.FixedReplayDQNAgent).save(str(tmp_path / 'tf_ckpt-0'))
+  other = make_agent(bellman.FixedReplayREMAgent, num_heads=5)
   with pytest.raises(errors.DataError, match='no checkpoint of this agent'):
     other.restore(str(tmp_path / 'tf_ckpt-0'))
 
@@ -307,12 +310,12 @@ def test_a_checkpoint_of_another_network_is_refused(make_agent, tmp_path):
 def test_an_unwritable_checkpoint_is_an_os_error(make_agent, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError):
-    make_agent(dqn.FixedReplayDQNAgent).save(str(tmp_path / 'file' / 'x'))
+    make_agent(bellman.FixedReplayDQNAgent).save(str(tmp_path / 'file' / 'x'))
 
 
 def test_metrics_of_given_batches_are_their_mean(make_agent):
   agent = make_agent(
-    dqn.FixedReplayDQNAgent, penalties=[penalties.FeatureDotPenalty(0.1)]
+    bellman.FixedReplayDQNAgent, penalties=[penalties.FeatureDotPenalty(0.1)]
   )
   rows = agent.replay.draw(64, seed=0)
   batches = [agent.replay.batch_at(rows[:32]), agent.replay.batch_at(rows[32:])]
@@ -333,7 +336,7 @@ def test_metrics_of_given_batches_are_their_mean(make_agent):
 
 
 def test_learning_by_acting_is_refused(make_agent):
-  agent = make_agent(dqn.FixedReplayDQNAgent)
+  agent = make_agent(bellman.FixedReplayDQNAgent)
   agent.eval_mode = False
   with pytest.raises(RuntimeError, match='make_train_step'):
     agent.begin_episode(np.ones(agent.observation_shape, np.uint8))

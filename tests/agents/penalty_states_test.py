@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from batch_rl_dr3.agents import dqn, stateful_penalties
-from batch_rl_dr3.analysis import linear_td
+from batch_rl_dr3.agents import bellman, stateful_penalties
+from batch_rl_dr3.analysis import td_theory
 
 # isort: split
 import tensorflow as tf
@@ -22,7 +22,7 @@ def make_stateful(make_agent):
       0.01, target=0.2, rate=0.1, normalised=True
     )
     return make_agent(
-      dqn.FixedReplayDQNAgent,
+      bellman.FixedReplayDQNAgent,
       penalties=[label_noise, adaptive] if coefficient else [label_noise],
       # As in pure_step_test: with 1e-8, rounding moves weights.
       optimizer=tf.compat.v1.train.AdamOptimizer(1e-3, epsilon=3.125e-4),
@@ -83,7 +83,7 @@ def test_covariance_and_coefficient_are_those_of_the_state(
     for name in ('pseudo_hessian', 'noise', 'covariance')
   )
   damping = 0.1 * np.trace(noise) / 128
-  expected = linear_td.stationary_covariance(
+  expected = td_theory.stationary_covariance(
     hessian + damping * np.eye(128), noise, 0.1 / np.trace(noise)
   )
   expected *= 128 / np.trace(expected)
@@ -130,7 +130,7 @@ def test_with_coefficient_zero_training_is_bit_identical(
 ):
   with_zero = make_stateful(coefficient=0.0)
   without = make_agent(
-    dqn.FixedReplayDQNAgent,
+    bellman.FixedReplayDQNAgent,
     optimizer=tf.compat.v1.train.AdamOptimizer(1e-3, epsilon=3.125e-4),
     target_update_period=2,
   )

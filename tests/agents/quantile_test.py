@@ -1,10 +1,10 @@
 import numpy as np
 
-from batch_rl_dr3.agents import quantile
+from batch_rl_dr3.agents import bellman
 
 
 def test_loss_equals_a_float64_rederivation(make_agent):
-  agent = make_agent(quantile.FixedReplayQRCQLAgent, num_quantiles=5, gamma=0.9)
+  agent = make_agent(bellman.FixedReplayQRCQLAgent, num_quantiles=5, gamma=0.9)
   batch, atoms, target_atoms = agent.run(
     [
       dict(agent._replay.transition),
@@ -32,7 +32,7 @@ def test_loss_equals_a_float64_rederivation(make_agent):
 
 
 def test_the_default_penalty_is_cqls_on_the_mean_of_the_quantiles(make_agent):
-  agent = make_agent(quantile.FixedReplayQRCQLAgent, num_quantiles=5)
+  agent = make_agent(bellman.FixedReplayQRCQLAgent, num_quantiles=5)
   assert [p.name for p in agent.penalties] == ['conservative']
   actions, atoms = agent.run(
     [agent._replay.transition['action'], agent.batch.atoms]
@@ -46,13 +46,13 @@ def test_the_default_penalty_is_cqls_on_the_mean_of_the_quantiles(make_agent):
 
 
 def test_an_empty_list_is_plain_qr_dqn(make_agent):
-  agent = make_agent(quantile.FixedReplayQRCQLAgent, penalties=[])
+  agent = make_agent(bellman.FixedReplayQRCQLAgent, penalties=[])
   measured = agent.measure()
   assert measured['loss_total'] == measured['loss_bellman']
 
 
 def test_cql_raises_the_logged_actions(make_agent):
-  agent = make_agent(quantile.FixedReplayQRCQLAgent, num_quantiles=5)
+  agent = make_agent(bellman.FixedReplayQRCQLAgent, num_quantiles=5)
   before = agent.measure()['loss_conservative']
   step = agent.make_train_step()
   for _ in range(100):

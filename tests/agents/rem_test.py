@@ -1,6 +1,6 @@
 import numpy as np
 
-from batch_rl_dr3.agents import dqn, networks, rem
+from batch_rl_dr3.agents import bellman, networks
 
 # isort: split
 import tensorflow as tf
@@ -9,7 +9,7 @@ import tensorflow as tf
 def test_mixture_is_convex_and_a_function_of_seed_and_step(session):
   def weights(seed, step):
     return session.run(
-      rem.mixture_weights(seed, tf.constant(step, tf.int64), 200)
+      bellman.mixture_weights(seed, tf.constant(step, tf.int64), 200)
     )
 
   first = weights(0, 5)
@@ -17,7 +17,7 @@ def test_mixture_is_convex_and_a_function_of_seed_and_step(session):
   assert (first >= 0).all()
   np.testing.assert_allclose(first.sum(), 1.0, rtol=1e-5)
   np.testing.assert_array_equal(first, weights(0, 5))
-  draws = tf.random.stateless_uniform([200], seed=[rem._MIXTURE_STREAM, 5])
+  draws = tf.random.stateless_uniform([200], seed=[bellman._MIXTURE_STREAM, 5])
   np.testing.assert_array_equal(
     first, session.run(draws / tf.reduce_sum(draws))
   )
@@ -26,9 +26,9 @@ def test_mixture_is_convex_and_a_function_of_seed_and_step(session):
 
 
 def test_loss_uses_one_mixture_on_both_sides(make_agent):
-  agent = make_agent(rem.FixedReplayREMAgent, num_heads=4, gamma=0.9)
+  agent = make_agent(bellman.FixedReplayREMAgent, num_heads=4, gamma=0.9)
   with agent.graph.as_default():
-    mixture = rem.mixture_weights(0, agent.gradient_steps.read_value(), 4)
+    mixture = bellman.mixture_weights(0, agent.gradient_steps.read_value(), 4)
   batch, atoms, target_atoms, mixture = agent.run(
     [
       dict(agent._replay.transition),
@@ -49,11 +49,11 @@ def test_loss_uses_one_mixture_on_both_sides(make_agent):
 
 
 def test_one_head_equals_dqn(make_agent, weights):
-  class OneHead(rem.FixedReplayREMAgent):
+  class OneHead(bellman.FixedReplayREMAgent):
     initialiser = staticmethod(networks.glorot_uniform)
 
   one_head = make_agent(OneHead, num_heads=1)
-  plain = make_agent(dqn.FixedReplayDQNAgent)
+  plain = make_agent(bellman.FixedReplayDQNAgent)
   steps = one_head.make_train_step(), plain.make_train_step()
   for _ in range(4):
     losses = [step()['loss_total'] for step in steps]
@@ -66,6 +66,6 @@ def test_one_head_equals_dqn(make_agent, weights):
 
 
 def test_acting_uses_the_mean_of_the_heads(make_agent):
-  agent = make_agent(rem.FixedReplayREMAgent, num_heads=4)
+  agent = make_agent(bellman.FixedReplayREMAgent, num_heads=4)
   atoms, q_values = agent.run([agent.batch.atoms, agent.batch.q_values])
   np.testing.assert_allclose(q_values, atoms.mean(axis=2), rtol=1e-4, atol=1e-6)

@@ -113,7 +113,7 @@ def test_includes_are_followed_and_may_not_go_in_circles(tmp_path, monkeypatch):
 
 def test_what_is_our_own_may_be_imported(tmp_path):
   text = (
-    'import batch_rl_dr3.agents.rem\n'
+    'import batch_rl_dr3.agents.bellman\n'
     'from dopamine.discrete_domains import atari_lib\n'
     'import tensorflow\n'
     'import tf_agents.agents as agents\n'

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Literal
 
 import gin
 import numpy as np
@@ -18,9 +19,10 @@ class Thing:
     is_on: bool = False,
     weight: float = 0.0,
     other: 'list[Thing] | float' = (),
+    mode: Literal['fast', 'exact'] = 'fast',
     **kwargs,
   ):
-    self.values = (steps, rate, seed, name, is_on, weight, other, kwargs)
+    self.values = (steps, rate, seed, name, is_on, weight, other, mode, kwargs)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,8 @@ class Thing:
     ('weight', float('nan'), 'a number'),
     ('weight', '3', 'a number'),
     ('gamma', 1.5, r'a number in \[0, 1\]'),
+    ('mode', 'slow', 'one of fast, exact'),
+    ('mode', ['fast'], 'one of fast, exact'),
   ],
 )
 def test_what_is_out_of_range_is_named(parameter, value, wanted):

@@ -54,7 +54,7 @@ def test_a_policy_acts_and_scores_alike_after_it_is_exported(tmp_path, trackio):
     file.create_dataset('terminals', data=np.arange(400) % 50 == 49)
     file.create_dataset('timeouts', data=np.zeros(400, bool))
   cli.gin.clear_config()
-  cli.load_gin(['d4rl/brac_mujoco.gin'], BINDINGS)
+  cli.load_gin(['d4rl/brac_dr3_mujoco.gin'], BINDINGS)
   run_dir = tmp_path / 'run'
   runner.ContinuousRunner(
     str(run_dir), str(tmp_path / 'hopper.hdf5'), str(tmp_path / 'cache')
@@ -85,7 +85,9 @@ def test_a_policy_acts_and_scores_alike_after_it_is_exported(tmp_path, trackio):
       [e.episode_return for e in episodes], [r for r, _ in scores], rtol=1e-3
     )
   # Without a run, gin alone says what is played.
-  config = "include 'd4rl/brac_mujoco.gin'\nContinuousRunner.game = 'hopper'\n"
+  config = (
+    "include 'd4rl/brac_dr3_mujoco.gin'\nContinuousRunner.game = 'hopper'\n"
+  )
   own = runner.create_evaluator(pool.Setup(config, None))
   assert own.identity.game == 'hopper'
   assert own.identity.protocol['environment'] == 'Hopper-v4'

@@ -26,13 +26,12 @@ FAMILIES = {'antmaze', 'kitchen', 'full-replay', 'mujoco'}
 
 def test_all_experiments_are_there():
   expected = {
-    f'{method}{dr3}_{family}.gin'
+    f'{method}_dr3_{family}.gin'
     for method, families in (
       ('cql', FAMILIES - {'mujoco'}),
       ('brac', {'mujoco'}),
     )
     for family in families
-    for dr3 in ('', '_dr3')
   }
   assert {n for n in EXPERIMENTS if 'collect' not in n} == expected
 
@@ -72,13 +71,13 @@ def test_an_experiment_binds_what_its_name_says(name):
     else:
       assert bound(f'ContinuousRunner.{parameter}')
   agent = 'DR3BracAgent' if 'brac' in method else 'DR3CqlSacAgent'
-  if method.endswith('_dr3'):
-    assert len(bound(f'{agent}.penalties')) == 1
-    expected = 1.0 if family == 'kitchen' else 0.001
-    assert bound('FeatureDotPenalty.coefficient') == expected
-  else:
-    with pytest.raises(ValueError):
-      bound(f'{agent}.penalties')
+  assert len(bound(f'{agent}.penalties')) == 1
+  expected = 1.0 if family == 'kitchen' else 0.001
+  assert bound('FeatureDotPenalty.coefficient') == expected
+  # The header says what trains without DR3.
+  assert f'{agent}.penalties=[]' in text
+  base = re.search(r"ContinuousRunner\.method='(\w+)'", text)[1]
+  assert f'{base}_dr3' == method
   if family == 'antmaze':
     assert bound('ControlData.reward_scale') == 4.0
     assert bound('ControlData.reward_shift') == -0.5
@@ -86,17 +85,21 @@ def test_an_experiment_binds_what_its_name_says(name):
 
 
 @pytest.mark.parametrize(
-  ('name', 'create'),
+  ('name', 'bindings', 'create'),
   [
-    ('cql_dr3_antmaze.gin', cql_agent.create_cql_agent),
-    ('cql_full-replay.gin', cql_agent.create_cql_agent),
-    ('brac_dr3_mujoco.gin', brac_agent.create_brac_agent),
+    ('cql_dr3_antmaze.gin', [], cql_agent.create_cql_agent),
+    (
+      'cql_dr3_full-replay.gin',
+      ['DR3CqlSacAgent.penalties=[]'],
+      cql_agent.create_cql_agent,
+    ),
+    ('brac_dr3_mujoco.gin', [], brac_agent.create_brac_agent),
   ],
 )
-def test_an_experiment_builds_its_agent(name, create):
-  cli.load_gin([f'd4rl/{name}'], [])
+def test_an_experiment_builds_its_agent(name, bindings, create):
+  cli.load_gin([f'd4rl/{name}'], bindings)
   agent = create(spaces=networks.Spaces(5, 2), seed=0)
-  assert len(agent.penalties) == ('dr3' in name)
+  assert len(agent.penalties) == (not bindings)
 
 
 def test_dispatch_follows_includes():

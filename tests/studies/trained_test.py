@@ -4,7 +4,7 @@ import gin
 import pytest
 
 from batch_rl_dr3 import study
-from batch_rl_dr3.agents import dqn, quantile, rem  # noqa: F401
+from batch_rl_dr3.agents import bellman  # noqa: F401
 from batch_rl_dr3.config import cli
 from batch_rl_dr3.games import (
   atari,  # noqa: F401

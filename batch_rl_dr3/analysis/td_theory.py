@@ -1,7 +1,23 @@
-"""Theorem 3.1: what noisy TD-learning regularises at a TD fixed point.
+"""The paper's two theorems on TD-learning (arXiv:2112.04716), in NumPy.
 
-Kumar et al. 2022 (arXiv:2112.04716) study theta <- theta - eta g(theta) + eta
-eps, eps ~ N(0, M), with the TD pseudo-gradient
+**Proposition 3.2: when linear TD on given features cannot converge.** It
+repeats w <- w + eta (b - G w) with b = Phi^T r and
+
+  G = sum_i phi_i (phi_i - gamma_i phi'_i)^T,
+
+phi_i = phi(s_i, a_i), phi'_i = phi(s'_i, a'_i), gamma_i = gamma (1 - terminal):
+where an episode ends nothing is backed up. It does not converge if
+
+  sum_i phi_i^T phi'_i >= (1 / gamma) sum_i phi_i^T phi_i,
+
+which is trace(G) <= 0. With >, an eigenvalue has a negative real part, so that
+w diverges for every eta > 0. With =, the proposition needs b or w_0 in general
+position. The condition is not necessary: an eigenvalue can be negative while
+the trace is positive.
+
+**Theorem 3.1: what noisy TD-learning regularises at a TD fixed point.** Of
+theta <- theta - eta g(theta) + eta eps, eps ~ N(0, M), with the TD
+pseudo-gradient
 
   g = sum_i grad Q_i delta_i,  delta_i = Q_i - r_i - gamma Q'_i,
 
@@ -20,27 +36,112 @@ V. That is not the gradient of Eq. 4: docs/theory.md says why, and measures both
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-from batch_rl_dr3.analysis import linear_td
+from batch_rl_dr3.analysis import feature_measures
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating[Any]]
+
+
+class Features(NamedTuple):
+  """The two sides of every Bellman backup; other shapes are a ValueError."""
+
+  features: Array  # [N, D], phi(s, a).
+  next_features: Array  # [N, D], phi(s', a').
+  discounts: Array  # [N], gamma (1 - terminal).
+
+
+def divergence_ratio(sides: Features) -> float:
+  """Returns Proposition 3.2's ratio, 1 - trace(G) / sum |phi|^2."""
+  phi, backed_up = _check(sides)
+  dots, norms = np.sum(phi * backed_up), np.sum(phi * phi)
+  return float(feature_measures.divergence_ratio(dots, norms))
+
+
+def update_matrix(sides: Features) -> Array:
+  """Returns G: float64 [D, D]."""
+  phi, backed_up = _check(sides)
+  return phi.T @ (phi - backed_up)
+
+
+def lowest_real_part(sides: Features) -> float:
+  """Returns the lowest real part of G's eigenvalues: below 0, w diverges."""
+  return float(np.linalg.eigvals(update_matrix(sides)).real.min())
+
+
+def iterate(
+  sides: Features,
+  rewards: Array,
+  start: Array,
+  step_size: float,
+  num_steps: int,
+) -> Array:
+  """Returns the weights of linear TD, [num_steps + 1, D] from `start` on."""
+  matrix = update_matrix(sides)
+  target = np.asarray(sides.features, np.float64).T @ rewards
+  weights = [np.asarray(start, np.float64)]
+  for _ in range(num_steps):
+    weights.append(weights[-1] + step_size * (target - matrix @ weights[-1]))
+  return np.stack(weights)
+
+
+def _check(
+  sides: Features,
+) -> tuple[Array, Array]:
+  """Returns phi_i and gamma_i phi'_i, both float64 [N, D]."""
+  phi, successors, discounts = (np.asarray(a, np.float64) for a in sides)
+  if phi.ndim != 2 or successors.shape != phi.shape:
+    raise ValueError(
+      'the features of both sides must have one shape [N, D], got '
+      f'{phi.shape} and {successors.shape}.'
+    )
+  if discounts.shape != phi.shape[:1]:
+    raise ValueError(
+      f'discounts must have the shape {phi.shape[:1]}, got {discounts.shape}.'
+    )
+  return phi, discounts[:, np.newaxis] * successors
+
+
+def stationary_covariance(
+  pseudo_hessian: Array, noise: Array, step_size: float
+) -> Array:
+  """Returns Sigma = (I - eta G) Sigma (I - eta G)^T + eta^2 M, all [D, D].
+
+  ValueError if the shapes differ, or I - eta G is no contraction, so that noise
+  adds up without end.
+  """
+  hessian, noise = (np.asarray(a, np.float64) for a in (pseudo_hessian, noise))
+  if hessian.ndim != 2 or not hessian.shape == hessian.T.shape == noise.shape:
+    raise ValueError(
+      'G and M must be square matrices of one shape, got '
+      f'{hessian.shape} and {noise.shape}.'
+    )
+  transition = np.eye(len(hessian)) - step_size * hessian
+  radius = float(np.abs(np.linalg.eigvals(transition)).max())
+  if radius >= 1.0:
+    raise ValueError(
+      f'I - eta G has the spectral radius {radius:.6g}; there is a stationary '
+      'covariance only below 1.'
+    )
+  covariance = scipy.linalg.solve_discrete_lyapunov(
+    transition, step_size**2 * noise
+  )
+  return (covariance + covariance.T) / 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """Q(x) = v^T tanh(W x); its parameters are one vector, theta = (W, v)."""
+  """Q(x) = v^T tanh(W x), of one vector of parameters, theta = (W, v)."""
 
   num_inputs: int  # m
   num_hidden: int  # h
 
   @property
-  def num_parameters(self) -> int:
-    """The length of theta."""
+  def num_parameters(self) -> int:  # noqa: D102
     return self.num_hidden * (self.num_inputs + 1)
 
   def _hidden(self, theta: Array, inputs: Array) -> tuple[Array, Array]:
@@ -71,9 +172,7 @@ class Network:
   def gradients(self, theta: Array, inputs: Array) -> Array:
     """Returns dQ/dtheta [n, d] of one theta."""
     rows = np.eye(len(inputs))
-    return np.stack(
-      [self.weighted_gradient(theta, inputs, row) for row in rows]
-    )
+    return np.stack([self.weighted_gradient(theta, inputs, r) for r in rows])
 
   def hessians(self, theta: Array, inputs: Array) -> Array:
     """Returns d^2 Q/dtheta^2 [n, d, d] of one theta."""
@@ -110,9 +209,10 @@ def problem_at(
   gamma: float,
 ) -> Problem:
   """Returns the problem with the rewards that make theta a fixed point."""
-  rewards = network.values(theta, inputs) - gamma * network.values(
-    theta, next_inputs
+  values, next_values = (
+    network.values(theta, i) for i in (inputs, next_inputs)
   )
+  rewards = values - gamma * next_values
   return Problem(network, inputs, next_inputs, rewards, gamma)
 
 
@@ -139,9 +239,8 @@ class FixedPoint:
   ):
     """Computes them for eta and the standard deviation of the labels' noise.
 
-    Raises:
-      ValueError: if theta is no fixed point, or TD leaves it in the span of the
-        gradients, against condition (1) of the theorem.
+    ValueError if theta is no fixed point, or TD leaves it in the span of the
+    gradients, against condition (1) of the theorem.
     """
     if np.abs(pseudo_gradient(problem, theta)).max() > 1e-9:
       raise ValueError('theta is no fixed point: a TD error is not 0.')
@@ -158,7 +257,7 @@ class FixedPoint:
     self.noise = noise_scale**2 * self.gradients.T @ self.gradients  # M [d, d]
     # Sigma [d, d] lies in V, and is solved for there, in n dimensions.
     basis = scipy.linalg.orth(self.gradients.T)
-    inner = linear_td.stationary_covariance(
+    inner = stationary_covariance(
       basis.T @ self.pseudo_hessian @ basis,
       basis.T @ self.noise @ basis,
       step_size,
@@ -166,11 +265,9 @@ class FixedPoint:
     self.covariance = basis @ inner @ basis.T
 
   def null_projection(self) -> Array:
-    """Returns P [d, d], onto G's null space along V.
-
-    G = J^T D with the gradients J and their differences D, both [n, d]: P = I
-    - J^T (D J^T)^-1 D.
-    """
+    """Returns P [d, d], onto G's null space along V."""
+    # G = J^T D with the gradients J and their differences D, both [n, d]: P =
+    # I - J^T (D J^T)^-1 D.
     along = self.gradients.T
     inverse = np.linalg.inv(self._differences @ along)
     return np.eye(len(self.theta)) - along @ inverse @ self._differences
@@ -179,10 +276,6 @@ class FixedPoint:
     """Returns eta times the lowest real part of G's nonzero eigenvalues."""
     inner = self._differences @ self.gradients.T
     return self.step_size * float(np.linalg.eigvals(inner).real.min())
-
-  def first_term(self) -> float:
-    """Returns sum_i grad Q_i^T Sigma grad Q_i."""
-    return float(np.sum(self.gradients @ self.covariance * self.gradients))
 
   def regulariser(self) -> float:
     """Returns R_TD(theta*) of Eq. 4."""
