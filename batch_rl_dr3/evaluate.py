@@ -200,7 +200,8 @@ def _targets() -> list[Callable[[], targets_lib.Target]]:
     ]
   if others:
     _check_others(others)
-    targets.append(functools.partial(_foreign_target, others[0], imports))
+    atoms = parse_atoms(FLAGS.atoms, FLAGS.support)
+    targets.append(functools.partial(_foreign, others[0], atoms, imports))
   elif given := [name for name in _FOREIGN_FLAGS if FLAGS[name].value]:
     raise errors.UsageError(
       f"--{given[0]} is for another program's checkpoints; a run directory "
@@ -229,7 +230,6 @@ def _check_others(others: Sequence[str]) -> None:
       f'--output_dir takes one run, and there are {len(others)} folders of '
       f"other programs' checkpoints: {others[0]}, {others[1]}."
     )
-  parse_atoms(FLAGS.atoms, FLAGS.support)
 
 
 def parse_atoms(
@@ -252,8 +252,8 @@ def parse_atoms(
   return pool_lib.Atoms(kind, (low, high))
 
 
-def _foreign_target(
-  folder: str, imports: Sequence[own_code.OwnCode]
+def _foreign(
+  folder: str, atoms: pool_lib.Atoms, imports: Sequence[own_code.OwnCode]
 ) -> targets_lib.Target:
   """Returns the target of another program's checkpoints, or of a policy."""
 
@@ -276,7 +276,7 @@ def _foreign_target(
     {name: FLAGS[name].value for name in ('method', 'dataset', 'run', 'seed')},
     FLAGS.gradient_steps_per_iteration,
     FLAGS.output_dir,
-    parse_atoms(FLAGS.atoms, FLAGS.support),
+    atoms,
     imports,
   )
 

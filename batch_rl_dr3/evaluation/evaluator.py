@@ -174,10 +174,8 @@ class GameEvaluator:
 def create(setup: pool.Setup) -> GameEvaluator:
   """Returns what plays the checkpoints of a run, from its gin text.
 
-  Where neither protocol nor configuration says how, play is as published.
-
-  Raises:
-    ConfigError: if the configuration cannot be parsed or names no game.
+  Where neither protocol nor configuration says how, play is as published. A
+  configuration that cannot be parsed or names no game is a ConfigError.
   """
   bound = pool.bound
   with pool.gin_config(setup.config):

@@ -70,11 +70,7 @@ def write_saved_model(frozen: FrozenGraph, folder: pathlib.Path) -> None:
 
 
 def write_onnx(frozen: FrozenGraph, path: pathlib.Path) -> None:
-  """Writes an ONNX file, whole or not at all.
-
-  Raises:
-    ConfigError: if tf2onnx is not installed, or does not know an operation.
-  """
+  """Writes an ONNX file, whole or not at all; ConfigError if tf2onnx cannot."""
   tf2onnx = _import('tf2onnx', 'to write')
   tensors = {f'{name}:0': name for name in (INPUT, *frozen.results)}
   with contextlib.redirect_stderr(io.StringIO()):  # It tells of its progress.

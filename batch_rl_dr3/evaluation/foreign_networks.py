@@ -59,21 +59,16 @@ class Layer:
 class ForeignNetwork:
   """The Q-values and features of a network that another program trained.
 
-  Attributes:
-    layers: convolutions, then dense layers, in order.
-    num_actions: A; 0 is one output per action.
-    scale: what observations are divided by.
-    is_channels_first: whether the first dense layer's rows are ordered channel,
-      row, column, as in torch.
-
   Raises:
     DataError: if the layers do not follow one another, or the last one's
       outputs cannot be shared out over the actions.
   """
 
-  layers: Sequence[Layer]
-  num_actions: int = 0
-  scale: float = 255.0
+  layers: Sequence[Layer]  # Convolutions, then dense layers, in order.
+  num_actions: int = 0  # A; 0 is one output per action.
+  scale: float = 255.0  # What observations are divided by.
+  # Whether the first dense layer's rows are ordered channel, row, column, as in
+  # torch.
   is_channels_first: bool = False
 
   def __post_init__(self) -> None:
@@ -99,10 +94,8 @@ class ForeignNetwork:
   def outputs(self, states: Array) -> tuple[Array, Array]:
     """Returns Q-values, float32 [n, A] and features [n, D].
 
-    States are [n, height, width, channels], or [n, d] without convolutions.
-
-    Raises:
-      DataError: if the network is of other observations.
+    States are [n, height, width, channels], or [n, d] without convolutions;
+    DataError if the network is of others.
     """
     starts = range(_CHUNK, len(states), _CHUNK)
     parts = [self._forward(part) for part in np.split(states, starts)]
@@ -129,8 +122,7 @@ class ForeignNetwork:
   def padding(self, shape: Sequence[int]) -> tuple[bool, list[int]]:
     """Returns whether edges are padded, and the sides of the last maps.
 
-    `shape` is an observation's: height, width, channels. DataError if neither
-    fits.
+    Observations are of `shape`: height, width, channels; DataError if not.
     """
     if not self._num_convolutions:
       return False, []

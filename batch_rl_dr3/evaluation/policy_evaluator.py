@@ -43,11 +43,7 @@ class PolicyEvaluator:
     num_episodes: int,
     num_lanes: int,
   ):
-    """Makes the environments and an agent to read checkpoints into.
-
-    Raises:
-      ConfigError: if the task cannot be played here, or no agent be made.
-    """
+    """Makes the environments and an agent; ConfigError if either cannot be."""
     self._task = task
     self._num_episodes = num_episodes
     self._environments = [

@@ -98,8 +98,7 @@ class Evaluator(Protocol):
 def gin_config(config: str) -> Iterator[None]:
   """Makes gin hold this text, and nothing else, from here on.
 
-  Raises:
-    ConfigError: if it cannot be parsed or used inside the block.
+  ConfigError if it cannot be parsed or used inside the block.
   """
   import gin  # Only workers need it.
 

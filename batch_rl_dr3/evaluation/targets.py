@@ -115,10 +115,7 @@ def find(
 ) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
   """Returns the run directories, and the folders of other programs' files.
 
-  In a pattern, ** stands for any folders.
-
-  Raises:
-    DataError: if a pattern finds neither.
+  In a pattern, ** stands for any folders; DataError if it finds neither.
   """
   runs: set[pathlib.Path] = set()
   others: set[pathlib.Path] = set()
@@ -299,9 +296,7 @@ def write_provenance(
 ) -> dict[str, Any]:
   """Returns what a run is, and writes it down where it was not known yet.
 
-  Raises:
-    DataError: if the run directory speaks of another game.
-    WriteError: if the disk refuses.
+  DataError if the run directory speaks of another game.
   """
   identity = dataclasses.asdict(result.identity)
   protocol = identity.pop('protocol')
@@ -385,8 +380,7 @@ def remaining_evaluations(
 ) -> list[RemainingEvaluation]:
   """Returns what is left to do for 'all' checkpoints, or the 'last'.
 
-  Raises:
-    DataError: if there is no checkpoint yet, or the protocol is not whole.
+  DataError if there is no checkpoint yet, or the protocol is not whole.
   """
   if not target.checkpoints:
     raise errors.DataError(

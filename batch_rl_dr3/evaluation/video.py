@@ -51,10 +51,9 @@ OutputsOf = Callable[[lanes_lib.FrameArray], tuple[_Floats, _Floats]]
 def writing(
   path: str | os.PathLike[str], pictures_per_second: int = _PICTURES_PER_SECOND
 ) -> Iterator[Callable[[Picture], object]]:
-  """Yields a function that adds a picture to an MP4, which appears at the end.
+  """Yields what adds a picture to an MP4, which appears at the end.
 
-  Raises:
-    WriteError: if the file cannot be written.
+  WriteError if the file cannot be written.
   """
   atomic.make_directory(pathlib.Path(path).parent)
   with atomic.whole_path(path, ending='.mp4') as temporary:
@@ -123,11 +122,7 @@ class FilmedEnvironment:
     return self.environment.reset(seed=seed)
 
   def step(self, action: _Floats) -> tuple[Any, ...]:
-    """Plays one step, after a picture of where it begins.
-
-    Raises:
-      ConfigError: if the simulator cannot draw here.
-    """
+    """Plays one step, after a picture; ConfigError if none can be drawn."""
     try:
       screen = self.environment.render()
     except Exception as error:  # Of any kind, where OpenGL is missing.

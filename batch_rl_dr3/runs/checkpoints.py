@@ -143,8 +143,7 @@ class Checkpoints:
   ) -> None:
     """Has `write` write a checkpoint, then drops what is no longer kept.
 
-    Raises:
-      WriteError: if the disk refuses; earlier checkpoints are untouched.
+    WriteError if the disk refuses; earlier checkpoints are untouched.
     """
     target = self._directory / f'{_PREFIX}{name}'
     # Of no other process's name, wherever that runs.

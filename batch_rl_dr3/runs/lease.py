@@ -80,9 +80,9 @@ class Lease:
   def acquire(self) -> None:
     """Begins a term, or raises BusyError if another worker is at work.
 
-    It returns at once where the run is free, or its worker was a process of
-    this machine that is dead; it takes `EXPIRY_SECONDS` where one of another
-    machine was; it takes up to `HEARTBEAT_SECONDS` to see that one lives.
+    It returns at once where the run is free, or its worker was a process here
+    that is dead; it takes up to `HEARTBEAT_SECONDS` to see that one lives, and
+    `EXPIRY_SECONDS` where a dead one was of another machine.
     """
     while not self.token:
       tokens = _tokens(self._terms)

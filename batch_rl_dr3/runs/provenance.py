@@ -96,8 +96,7 @@ def claim(
 ) -> None:
   """Records in a run directory what the run is: its gin config and provenance.
 
-  Raises:
-    ConfigError: if it holds another run; the first difference is named.
+  ConfigError if it holds another run; the first difference is named.
   """
   if overwrite:
     for name in run_directory.RUN_FILES:

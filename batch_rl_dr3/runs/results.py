@@ -144,36 +144,33 @@ def _unpack(study: str, folder: pathlib.Path) -> None:
       atomic.write_text(target / file_name, _to_csv(rows))
 
 
-def expand(
-  pattern: str, cache: pathlib.Path
-) -> dict[str, tuple[pathlib.Path, str]]:
+def _studies(pattern: str) -> dict[str, str]:
   """Returns the studies that a glob such as results/** names or goes on below.
 
-  To each belong the folder that it is unpacked in, below `cache` and once for
-  each state of it, and the rest of the glob below that, such as breakout/**.
+  To each belongs the rest of the glob below it, such as breakout/**.
   """
   parts = pathlib.PurePath(os.path.expanduser(pattern)).parts
   if parts and parts[-1] == RUNS:
     parts = parts[:-1]
-  found: dict[str, tuple[pathlib.Path, str]] = {}
+  found: dict[str, str] = {}
   for length in range(1, len(parts) + 1):
     for match in glob.glob(os.path.join(*parts[:length]), recursive=True):
-      study = os.path.normpath(match)
-      if study not in found and is_study(study):
-        target = cache / _digest(study)
-        if not target.is_dir():
-          with atomic.whole_folder(target) as partial:
-            _unpack(study, partial)
-        rest = parts[length:] or ('**',)
-        found[study] = target, os.path.join(*rest)
+      if is_study(match):
+        rest = os.path.join(*(parts[length:] or ('**',)))
+        found.setdefault(os.path.normpath(match), rest)
   return found
 
 
-def _digest(study: str) -> str:
+def _unpacked(study: str, cache: pathlib.Path) -> pathlib.Path:
+  """Returns the folder that a study is unpacked in, once for each state."""
   digest = hashlib.sha256()
   for name in (RUNS, *_TABLES):
     digest.update((pathlib.Path(study) / name).read_bytes())
-  return digest.hexdigest()[:16]
+  target = cache / digest.hexdigest()[:16]
+  if not target.is_dir():
+    with atomic.whole_folder(target) as partial:
+      _unpack(study, partial)
+  return target
 
 
 class RunGlobs:
@@ -206,9 +203,10 @@ class RunGlobs:
         self._mirrors.append(runs)
         self._add(runs.name, runs.folder, rest)
         continue
-      studies = expand(path, pathlib.Path(cache_dir) / 'studies')
-      for study, (folder, rest) in studies.items():
-        self._add(study, folder, rest)
+      studies = _studies(path)
+      for study, rest in studies.items():
+        cache = pathlib.Path(cache_dir) / 'studies'
+        self._add(study, _unpacked(study, cache), rest)
       if not studies or _matches_runs(path):
         self.patterns.append(path)
 

@@ -18,17 +18,12 @@ _REFUSALS = frozenset({400, 401, 403, 404})
 _FALTERS = frozenset({408, 425, 429})
 # Names of exceptions, so that no client library is imported to compare types.
 _REFUSING = {
-  'FileNotFoundError',
-  'PermissionError',
-  'NoCredentialsError',
-  'GoogleAuthError',
+  *('FileNotFoundError', 'PermissionError'),
+  *('NoCredentialsError', 'GoogleAuthError'),
 }
 _FALTERING = {
   'ClientError',  # aiohttp's, for connections and bodies that break.
-  'RequestException',
-  'TimeoutError',
-  'ConnectionError',
-  'FSTimeoutError',
+  *('RequestException', 'TimeoutError', 'ConnectionError', 'FSTimeoutError'),
 }
 # No connection was ever made: a wrong address, no network, a wall.
 _UNREACHABLE = 'ClientConnectorError'
@@ -48,15 +43,12 @@ class Retry:
   These attempts come on top of gcsfs's own, up to 6 a request, and cover what
   those do not: timeouts and short reads.
 
-  Attributes:
-    attempts: of a read in all; at most two where no connection could be made.
-    first_delay: seconds before the second attempt, doubled for each further.
-      A random half to whole of it is used, so that many readers spread out.
-    max_delay: the longest delay in seconds.
-    sleep: what waits.
+  A random half to whole of a delay is used, so that many readers spread out.
   """
 
+  # Of a read in all; at most two where no connection could be made.
   attempts: ranges.Count = 5
+  # Seconds before the second attempt, doubled for each further.
   first_delay: ranges.NonNegative = 1.0
   max_delay: ranges.NonNegative = 60.0
   sleep: Callable[[float], None] = time.sleep

@@ -51,10 +51,8 @@ _MEND = 'Mend or remove the line.'
 def read_rows(path: _Path, required: Sequence[str] = ()) -> list[_Row]:
   """Returns a CSV file's whole rows, none if it is absent, without a torn one.
 
-  The columns `required` must hold a whole number in every row.
-
-  Raises:
-    DataError: if the file is damaged.
+  The columns `required` must hold a whole number in every row; DataError if
+  they do not, or the file is damaged.
   """
   text = io.StringIO(records.read_text(path, _MEND, True) or '')
   reader = csv.DictReader(text, strict=True, skipinitialspace=True)
@@ -113,11 +111,7 @@ class CsvLog:
       writer.writerow(row)
 
   def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes `rows` in place of all that was there.
-
-    Raises:
-      DataError: if a row has a column that is not of this file.
-    """
+    """Writes `rows` in place of all; DataError if a column is not known."""
     text = io.StringIO(newline='')
     writer = csv.DictWriter(text, self._columns)
     writer.writeheader()
@@ -218,9 +212,7 @@ class ScoreLog:
 def read_columns(
   path: _Path, numbers: Iterable[str], words: Iterable[str] = ()
 ) -> 'pd.DataFrame':
-  """Returns columns of a CSV file; a last row torn by a kill is left out.
-
-  Columns that the file lacks are left out, and an absent file has no rows.
+  """Returns columns of a CSV file, those it has, without a torn last row.
 
   Returns:
     `gradient_steps`, int64; `numbers`, float64, in which NaN stands for an

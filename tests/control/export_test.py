@@ -18,6 +18,7 @@ BINDINGS = (
   "ContinuousRunner.dataset='medium'",
   'ContinuousRunner.num_iterations=1',
   'ContinuousRunner.num_gradient_steps=20',
+  'ContinuousRunner.num_cloning_steps=20',
   'ContinuousRunner.num_evaluation_episodes=2',
   'ContinuousRunner.num_lanes=2',
   'ContinuousRunner.log_period=10',
