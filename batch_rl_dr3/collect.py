@@ -200,8 +200,7 @@ def main() -> None:
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  cli.define_gin_flags()
-  cli.define_import()
+  cli.define_shared('gin', 'code')
   flag_tables.define('collect')
 
 

@@ -68,8 +68,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  cli.define_gin_flags()
-  cli.define_cache_dir()
+  cli.define_shared('gin', 'cache')
   flag_tables.define('data', rule={'enum_values': RULES})
 
 

@@ -42,8 +42,7 @@ _SEED = 0
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  cli.define_import()
-  cli.define_cache_dir()
+  cli.define_shared('code', 'cache')
   flag_tables.define('diagnose')
 
 

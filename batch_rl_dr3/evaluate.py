@@ -76,9 +76,8 @@ _FOREIGN_FLAGS = (
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  cli.define_gin_flags()
-  cli.define_import()
-  cli.define_cache_dir('Where what is in a bucket is worked on.')
+  cache_help = 'Where what is in a bucket is worked on.'
+  cli.define_shared('gin', 'code', 'cache', cache_dir=cache_help)
   flag_tables.define('evaluate', atoms={'enum_values': pool_lib.ATOMS})
 
 

@@ -53,7 +53,7 @@ FILES = {
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  cli.define_import()
+  cli.define_shared('code')
   flag_tables.define('export', format={'enum_values': list(FILES)})
 
 

@@ -101,7 +101,8 @@ def define_flags() -> None:
     preset={'enum_values': PRESETS},
     num_processes={'default': os.cpu_count() or 1},
   )
-  cli.define_cache_dir('Where what is read of runs in a bucket is kept.')
+  cache_help = 'Where what is read of runs in a bucket is kept.'
+  cli.define_shared('cache', cache_dir=cache_help)
 
 
 def main() -> None:

@@ -50,7 +50,8 @@ _MAX_NAMED = 10
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  cli.define_cache_dir('Where what is read of runs in a bucket is kept.')
+  cache_help = 'Where what is read of runs in a bucket is kept.'
+  cli.define_shared('cache', cache_dir=cache_help)
   flag_tables.define('select', rule={'enum_values': RULES})
 
 

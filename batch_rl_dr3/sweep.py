@@ -80,9 +80,10 @@ ended with.
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  cli.define_import()
-  cli.define_cache_dir(
-    'Where stores are kept, on each node, and what is read of runs in a bucket.'
+  cli.define_shared(
+    *('code', 'cache'),
+    cache_dir='Where stores are kept, on each node, and what is read of runs '
+    'in a bucket.',
   )
   flag_tables.define('sweep')
 

@@ -33,9 +33,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """Defines the flags of the command."""
-  cli.define_gin_flags()
-  cli.define_import()
-  cli.define_cache_dir()
+  cli.define_shared('gin', 'code', 'cache')
   flag_tables.define('train')
 
 

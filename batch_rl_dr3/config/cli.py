@@ -35,19 +35,23 @@ flags.DEFINE_boolean(
 )
 
 
-def define_gin_flags() -> None:
-  """Defines --gin_files, --gin_bindings and --trust_gin."""
+def define_shared(*tables: str, cache_dir: str | None = None) -> None:
+  """Defines flags that several commands have: those of gin, code and cache.
+
+  `cache_dir` is the help of --cache_dir, if it is not the usual one.
+  """
   trust_help = (
     'Let gin files import any module and name any function. Without it they '
     f'may import batch_rl_dr3 and {", ".join(gin_files.ALLOWED_IMPORTS)}, and '
     'what else would execute foreign code is refused.'
   )
-  flag_tables.define('gin', trust_gin={'help': trust_help})
-
-
-def define_import() -> None:
-  """Defines --import."""
-  flag_tables.define('code')
+  cache = {'help': cache_dir} if cache_dir else {}
+  for table in tables:
+    flag_tables.define(
+      table,
+      trust_gin={'help': trust_help},
+      cache_dir={'default': default_cache_dir(), **cache},
+    )
 
 
 def need(*names: str, why: str = '') -> None:
@@ -65,14 +69,6 @@ def find_imports() -> tuple[own_code.OwnCode, ...]:
 def trusts_gin() -> bool:
   """Returns whether --trust_gin was given."""
   return FLAGS.is_parsed() and bool(getattr(FLAGS, 'trust_gin', False))
-
-
-def define_cache_dir(
-  help_text: str = 'Where the extracted part of the data is kept for the next '
-  'run.',
-) -> None:
-  """Defines --cache_dir, the same folder for all commands."""
-  flags.DEFINE_string('cache_dir', default_cache_dir(), help_text)
 
 
 def default_cache_dir() -> str:
@@ -118,8 +114,10 @@ def _find_gin_files(
   paths = [gin_files.find(name) for name in files]
   if not trusts_gin():
     own = own_code.definitions(imports)
-    gin_files.check_files(paths, own)
-    gin_files.check_text('\n'.join(bindings), '--gin_bindings', own)
+    for path in paths:
+      gin_files.check(gin_files.statements_of_file(path), own)
+    text = '\n'.join(bindings)
+    gin_files.check(gin_files.statements_of_text(text, '--gin_bindings'), own)
   return paths
 
 

@@ -2,9 +2,9 @@
 
 Parsing a gin file executes it: gin imports any module and calls any function
 that a file references. Here gin's own parser reads a file and what it includes,
-one statement at a time, with references and macros left as text. So
-`check_files` and `check_text` refuse what would execute foreign code, and
-`read_bindings` tells a sweep a thousand runs in a second without TensorFlow.
+one statement at a time, with references and macros left as text: `check`
+refuses what would execute foreign code, and `read_bindings` tells a sweep a
+thousand runs in a second without TensorFlow.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -99,7 +99,7 @@ Statement = tuple[str, Any, tuple[str, ...]]
 
 
 def statements_of_file(
-  path: pathlib.Path, _including: Sequence[pathlib.Path] = ()
+  name: str | pathlib.Path, _including: Sequence[pathlib.Path] = ()
 ) -> Iterator[Statement]:
   """Yields the statements of a file and of all that it includes.
 
@@ -109,6 +109,7 @@ def statements_of_file(
     ConfigError: if a file is no gin, or what it includes is not there or
       includes it.
   """
+  path = pathlib.Path(name)
   if path.resolve() in _including:
     raise errors.ConfigError(f'{path} includes itself through {_including[-1]}')
   try:
@@ -135,7 +136,7 @@ def statements_of_text(
       place = f'{origin}:{statement.location.line_num}'
       if isinstance(statement, config_parser.IncludeStatement):
         found = find(statement.filename, place)
-        yield from statements_of_file(pathlib.Path(found), _including)
+        yield from statements_of_file(found, _including)
       else:
         yield place, statement, tuple(names.references)
   except errors.ConfigError:
@@ -170,7 +171,7 @@ def read_bindings(
 
 @functools.lru_cache(maxsize=256)
 def _bindings_of_files(files: tuple[str, ...]) -> dict[str, Any]:
-  paths = (pathlib.Path(find(name)) for name in files)
+  paths = map(find, files)
   return _bindings(s for path in paths for s in statements_of_file(path))
 
 
@@ -185,10 +186,8 @@ def _bindings(statements: Iterable[Statement]) -> dict[str, Any]:
   return bound
 
 
-def check_files(
-  paths: Iterable[str | pathlib.Path], own: Collection[str] = ()
-) -> None:
-  """Makes sure that parsing files would execute nothing foreign.
+def check(statements: Iterable[Statement], own: Collection[str] = ()) -> None:
+  """Makes sure that parsing statements would execute nothing foreign.
 
   Only modules in `ALLOWED_IMPORTS` and this package's own are imported, only
   `ALLOWED_REFERENCES` and `own` names, of --import's code, are referenced, and
@@ -197,16 +196,6 @@ def check_files(
   Raises:
     ConfigError: if one would, is no gin, or includes what is not there.
   """
-  for path in paths:
-    _check(statements_of_file(pathlib.Path(path)), own)
-
-
-def check_text(text: str, origin: str, own: Collection[str] = ()) -> None:
-  """Does the same for a text, which messages call `origin`."""
-  _check(statements_of_text(text, origin), own)
-
-
-def _check(statements: Iterable[Statement], own: Collection[str]) -> None:
   for place, statement, references in statements:
     if isinstance(statement, config_parser.ImportStatement):
       _check_import(statement, place)

@@ -175,7 +175,8 @@ def of_run(
   own = own_code.matching(provenance.get('imports', {}), imports, home)
   if not cli.trusts_gin():
     origin = str(folder / run_directory.CONFIG)
-    gin_files.check_text(config, origin, own_code.definitions(own))
+    statements = gin_files.statements_of_text(config, origin)
+    gin_files.check(statements, own_code.definitions(own))
   return Target(
     output_dir=folder,
     home=home,

@@ -121,12 +121,16 @@ def test_a_file_that_changed_since_it_was_found_is_refused(write):
 def test_gin_may_reference_what_the_code_defines_and_nothing_else(write):
   code = own_code.find([write('own_gin', CODE.format(name='Gin'))])
   own = own_code.definitions(code)
-  gin_files.check_text('A.b = @OwnGin()', 'text', own)
+
+  def check(text, own=()):
+    gin_files.check(gin_files.statements_of_text(text, 'text'), own)
+
+  check('A.b = @OwnGin()', own)
   for text in ('A.b = @Another()', 'import own_gin', "A.b = 'own:Gin'"):
     with pytest.raises(errors.ConfigError, match='--import=FILE'):
-      gin_files.check_text(text, 'text', own)
+      check(text, own)
   with pytest.raises(errors.ConfigError, match='@OwnGin'):
-    gin_files.check_text('A.b = @OwnGin()', 'text')
+    check('A.b = @OwnGin()')
 
 
 def test_a_run_takes_the_code_that_it_was_made_with(write):
