@@ -20,8 +20,6 @@ from batch_rl_dr3.agents import penalties as penalties_lib
 from batch_rl_dr3.config import ranges
 from batch_rl_dr3.control import critics, networks
 
-# The authors' kernel width for actions in [-1, 1].
-_SIGMA = 20.0
 # The authors' margin: densities of the behaviour policy are asked for no
 # closer to the bounds of the actions, where a tanh-Normal has none.
 _ACTION_MARGIN = 1e-3
@@ -38,15 +36,13 @@ def kl(
 
 
 def mmd(
-  policy_actions: tf.Tensor,
-  behaviour_actions: tf.Tensor,
-  sigma: float = _SIGMA,
+  policy_actions: tf.Tensor, behaviour_actions: tf.Tensor, sigma: float = 20.0
 ) -> tf.Tensor:
   """Returns the squared maximum mean discrepancy, Laplacian, float32 [B].
 
   mean k(a, a') - 2 mean k(a, b) + mean k(b, b'), k(x, y) = exp(-|x-y|_1 /
   sigma), means over all pairs of the actions, float32 [N, B, d] and [M, B, d],
-  those of an action with itself included.
+  those of an action with itself included. The authors' sigma is 20.
   """
 
   def mean_kernel(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
@@ -83,7 +79,7 @@ class DR3BracAgent(critics.PenalisedSacAgent):
     """Creates the agent; defaults are those of the authors' code.
 
     Args:
-      *args: of `SacAgent`.
+      *args: these and further ones are `SacAgent`'s.
       behaviour_network: b(.|s), cloned from the data, like the actor.
       penalties: on the critics' features.
       seed: fixes all that is sampled.
@@ -91,12 +87,10 @@ class DR3BracAgent(critics.PenalisedSacAgent):
       alpha: the weight of the divergence; where it is trained, at first.
       train_alpha: whether alpha is adapted to hold D at target_divergence.
       target_divergence: see above.
-      value_penalty: whether the backup is penalised (BRAC-v) or the policy
-        alone (BRAC-p).
+      value_penalty: BRAC-v; without it BRAC-p, whose backup is not penalised.
       num_divergence_samples: actions of each policy that D is estimated on.
-      num_warm_start_steps: gradient steps in which the policy minimises the
-        divergence alone.
-      **kwargs: of `SacAgent`.
+      num_warm_start_steps: of the policy by the divergence alone.
+      **kwargs: see above.
     """
     if divergence not in ('kl', 'mmd'):
       raise ValueError(f"divergence is 'kl' or 'mmd', not {divergence!r}.")

@@ -31,17 +31,18 @@ def sampled_conservative(
 
   The importance-sampled CQL(H) of Kumar et al. 2020 (arXiv:2006.04779), Eq. 4
   and Appendix F. The sum is not divided by the number of proposals, as in the
-  authors' code: a constant that only the Lagrange form sees.
+  authors' code: a constant that only the Lagrange form sees. A large T makes
+  the sum a maximum.
 
   Args:
     proposal_q: float32 [B, N], values of actions that were sampled.
     proposal_log_densities: float32 [B, N], what each was sampled with; no
       gradient flows into them.
     data_q: float32 [B], values of the logged actions.
-    temperature: T, > 0, as in TF-Agents: large T makes the sum a maximum.
+    temperature: T, > 0.
 
-  Returns:
-    float32 [B]; a ValueError if the shapes do not fit together.
+  Raises:
+    ValueError: if the shapes do not fit together.
   """
   proposal_q.shape.assert_is_compatible_with(proposal_log_densities.shape)
   proposal_q.shape[:1].assert_is_compatible_with(data_q.shape)
@@ -83,8 +84,8 @@ class DR3CqlSacAgent(critics.PenalisedSacAgent, cql_sac_agent.CqlSacAgent):
       num_backup_samples: how many a' that maximum is over; the authors' 10.
       conservative_weight: the authors' min_q_weight inside the Lagrange form,
         alpha' * (weight * gap - tau).
-      **kwargs: of `CqlSacAgent`. Noise on rewards is a ValueError: it could
-        not be resumed bit for bit.
+      **kwargs: of `CqlSacAgent`. Noise on rewards, which could not be resumed
+        bit for bit, is a ValueError.
     """
     super().__init__(*args, penalties=penalties, seed=seed, **kwargs)
     if self._reward_noise_variance:
@@ -110,13 +111,11 @@ class DR3CqlSacAgent(critics.PenalisedSacAgent, cql_sac_agent.CqlSacAgent):
     samples, _ = self._sample_and_transpose_actions_and_log_probs(
       next_time_steps, self._num_backup_samples
     )
-    values = tf.stack(  # [B, critics, samples]
-      [
-        _values_of_samples(critic, next_time_steps.observation, samples)
-        for critic in self.target_critics
-      ],
-      axis=1,
-    )
+    states = next_time_steps.observation
+    values = [
+      _values_of_samples(c, states, samples) for c in self.target_critics
+    ]
+    values = tf.stack(values, axis=1)  # [B, critics, samples]
     maxima = tf.reduce_max(values, axis=2)
     smaller = tf.argmin(maxima, axis=1)
     best = tf.gather(tf.argmax(values, axis=2), smaller, batch_dims=1)
@@ -259,17 +258,10 @@ def create_cog_agent(
 ) -> DR3CqlSacAgent:
   """Returns CQL with image networks; the defaults are COG's.
 
-  Args:
-    spaces: the sizes of the task.
-    seed: fixes all that is sampled; weights are drawn by TensorFlow's seed.
-    convolutions: filters, stride and max-pool (1: none) of each.
-    critic_layers: hidden units of the critics.
-    encoder_layers: dense units of the policy's encoder, the last linear.
-    actor_layers: hidden units of the policy after its encoder.
-    initial_limit: dense weights are first drawn from [-limit, limit].
-    critic_learning_rate: Adam's.
-    actor_learning_rate: Adam's, also for the entropy's weight.
-    gamma: the discount.
+  A convolution is its filters, stride and max-pool (1: none). The policy's
+  encoder has dense layers, the last of them linear, after the convolutions and
+  before `actor_layers`. Dense weights are first drawn from [-initial_limit,
+  initial_limit]. The actor's rate is also that of the entropy's weight.
   """
   return DR3CqlSacAgent(
     **networks.arguments(

@@ -452,18 +452,18 @@ def _find_jumps(
   observations = columns['observations']
   following = columns.get('next_observations', observations[1:])
   jumps = np.zeros(len(observations), bool)
-  if observations.shape[1:] != following.shape[1:] or not len(following):
-    return 0, jumps  # `_check_transitions` says what is wrong.
-  is_step = np.arange(len(observations)) < len(following)
+  size = len(following)
+  if observations.shape[1:] != following.shape[1:] or not size:
+    return 0, jumps  # `_check_columns` says what is wrong.
   positions = slice(task.num_positions)
-  moved = following[:, positions] - observations[is_step, positions]
+  moved = following[:, positions] - observations[:size, positions]
   steps = np.zeros(len(observations))
-  steps[is_step] = np.linalg.norm(np.asarray(moved, np.float64), axis=1)
+  steps[:size] = np.linalg.norm(np.asarray(moved, np.float64), axis=1)
+  is_step = np.arange(len(observations)) < size
   flags = timeouts & is_step
   others = is_step & ~columns['terminals'] & ~flags
-  if len(following) >= _LONG_FILE:
-    usual = np.percentile(steps[others], 99) if others.any() else np.inf
-    jumps |= steps > _TIMES_PERCENTILE * usual
+  if size >= _LONG_FILE and others.any():
+    jumps = steps > _TIMES_PERCENTILE * np.percentile(steps[others], 99)
   reach = range(-_FLAG_REACH, _FLAG_REACH + 1)
   shifted = [_shift(flags, by) for by in reach]
   near = np.any(shifted, axis=0)
@@ -518,8 +518,7 @@ def _is_minari(folder: pathlib.Path) -> bool:
 def locate_minari(name: str) -> pathlib.Path:
   """Returns the folder of a Minari data set, fetched if it is not here.
 
-  Args:
-    name: its id, with or without `minari:` before it, or its folder.
+  It is named by its id, with or without `minari:`, or its folder.
 
   Raises:
     ConfigError: if Minari is not installed.
@@ -614,45 +613,37 @@ def write_minari(
 ) -> None:
   """Writes a data set of whole episodes, observations flat as they are read.
 
-  Args:
-    folder: the data set's; Minari's files go into data/ below it.
-    dataset_id: such as hopper/replay-v0.
-    environment: the gymnasium environment that was played.
-    columns: `COLUMNS` and timeouts, rows in the order of play; the last row
-      ends an episode.
+  Minari's files go into data/ below the folder. The columns are `COLUMNS` and
+  timeouts, rows in the order of play; the last row ends an episode.
   """
   import gymnasium as gym
   import minari
   from minari.data_collector import EpisodeBuffer
   from minari.dataset import minari_storage
 
-  def box(width: int, bound: float) -> gym.spaces.Box:
-    return gym.spaces.Box(-bound, bound, (width,), np.float32)
-
   data = folder / 'data'
   data.mkdir(parents=True)
-  storage = minari_storage.MinariStorage.new(
-    data,
-    box(columns['observations'].shape[1], np.inf),
-    box(columns['actions'].shape[1], 1.0),
-    environment.spec,
-  )
+  spaces = [
+    gym.spaces.Box(-bound, bound, columns[name].shape[1:], np.float32)
+    for name, bound in (('observations', np.inf), ('actions', 1.0))
+  ]
+  storage = minari_storage.MinariStorage.new(data, *spaces, environment.spec)
   storage.update_metadata(
     {'dataset_id': dataset_id, 'minari_version': minari.__version__}
   )
   ends = np.flatnonzero(columns['terminals'] | columns['timeouts']) + 1
   episodes = []
-  for number, end in enumerate(ends):
-    rows = slice(ends[number - 1] if number else 0, end)
-    last = columns['next_observations'][end - 1 : end]
+  for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+    rows = {name: column[start:end] for name, column in columns.items()}
+    shown = [rows['observations'], rows['next_observations'][-1:]]
     episodes.append(
       EpisodeBuffer(
         id=number,
-        observations=np.concatenate([columns['observations'][rows], last]),
-        actions=columns['actions'][rows],
-        rewards=columns['rewards'][rows],
-        terminations=columns['terminals'][rows],
-        truncations=columns['timeouts'][rows],
+        observations=np.concatenate(shown),
+        actions=rows['actions'],
+        rewards=rows['rewards'],
+        terminations=rows['terminals'],
+        truncations=rows['timeouts'],
       )
     )
   storage.update_episodes(episodes)

@@ -23,7 +23,6 @@ object is held.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-import contextlib
 import functools
 import itertools
 import math
@@ -368,17 +367,13 @@ def collect_scripted(
   returns: list[float] = []  # Of the task's.
 
   def play() -> Iterator[tuple[str, cog.Trajectory]]:
-    with contextlib.ExitStack() as stack:
-      scenes = {
-        start: stack.enter_context(contextlib.closing(DrawerEnv(start)))
-        for start in dict(plans)
-      }
-      for i, (start, scripts) in enumerate(plans):
-        on_progress(i * num_steps, returns)
-        played = _play(scenes[start], scripts, num_steps, noise, (seed, i))
-        yield cog.PRIOR if i < num_prior else cog.TASK, played
-        if i >= num_prior:
-          returns.append(float(played.rewards[-1] > 0))
+    scenes = {start: DrawerEnv(start) for start in dict(plans)}
+    for i, (start, scripts) in enumerate(plans):
+      on_progress(i * num_steps, returns)
+      played = _play(scenes[start], scripts, num_steps, noise, (seed, i))
+      yield cog.PRIOR if i < num_prior else cog.TASK, played
+      if i >= num_prior:
+        returns.append(float(played.rewards[-1] > 0))
 
   behaviour = {'game': task.game, 'num_steps': num_steps, 'noise': noise}
   cog.write(folder, play(), scripts=behaviour)
@@ -405,17 +400,14 @@ def _play(
   random = np.random.default_rng(seed)
   first, _ = env.reset(seed=int(random.integers(2**31)))
   scripted = scripted_actions(env, scripts, random, noise)
-  actions, images, rewards = zip(
-    *(
-      (action, *env.step(action)[:2])
-      for action in itertools.islice(scripted, num_steps)
-    ),
-    strict=True,
-  )
+  actions, images, rewards = [], [first], []
+  for action in itertools.islice(scripted, num_steps):
+    image, reward, *_ = env.step(action)
+    actions.append(action)
+    images.append(image)
+    rewards.append(reward)
   return cog.Trajectory(
-    np.stack([first, *images]),
-    np.stack(actions),
-    np.array(rewards, np.float32),
+    *(np.stack(images), np.stack(actions), np.array(rewards, np.float32)),
     np.zeros(num_steps, np.float32),
   )
 

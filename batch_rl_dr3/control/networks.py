@@ -42,39 +42,33 @@ COGS_CONVOLUTIONS: Convolutions = ((16, 1, 2), (16, 1, 2), (16, 1, 1))
 
 @dataclasses.dataclass(frozen=True)
 class Spaces:
-  """How many numbers an observation and an action, in [-1, 1], of a task have.
+  """The sizes of a task, and TF-Agents' specs of these."""
 
-  TF-Agents' specs are made of them; of images, observation_size is the shape.
-  """
-
-  observation_size: int | tuple[int, ...]
-  action_size: int
+  observation_size: int | tuple[int, ...]  # Of images, their shape.
+  action_size: int  # Numbers in [-1, 1].
 
   @property
-  def time_step_spec(self) -> Any:
-    """TF-Agents' spec of what a policy sees."""
+  def time_step_spec(self) -> Any:  # noqa: D102
     size = self.observation_size
     shape = [size] if isinstance(size, int) else size
     return ts.time_step_spec(tensor_spec.TensorSpec(shape, tf.float32))
 
   @property
-  def action_spec(self) -> Any:
-    """TF-Agents' spec of an action."""
+  def action_spec(self) -> Any:  # noqa: D102
     return tensor_spec.BoundedTensorSpec(
       [self.action_size], tf.float32, -1.0, 1.0
     )
 
   @property
   def pair_spec(self) -> Any:
-    """TF-Agents' specs of what a critic takes."""
+    """Of what a critic takes."""
     return self.time_step_spec.observation, self.action_spec
 
 
 def build(create_agent: Callable[..., Any], task: tasks.Task, seed: int) -> Any:
-  """Returns the agent that (spaces, seed) make; the seed draws its weights.
+  """Returns the agent that (spaces, seed) make, else a ConfigError.
 
-  Raises:
-    ConfigError: if a binding is wrong.
+  The seed draws its weights.
   """
   tf.keras.utils.set_random_seed(seed)
   spaces = Spaces(task.observation_shape, task.action_size)
@@ -285,8 +279,8 @@ def time_steps(
 ) -> ts.TimeStep:
   """Returns steps in the middle of an episode, by rewards that led there.
 
-  Rewards, float32 [B], are 0 and discounts, 0 where an episode ended, are 1
-  unless they are given.
+  Unless they are given, rewards are 0, and discounts 1, which are 0 where an
+  episode ended; float32 [B].
   """
   size = tf.shape(observations)[:1]
   return ts.TimeStep(

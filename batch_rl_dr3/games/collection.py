@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import os
 import random
-from typing import Any, NamedTuple
+from typing import Any
 
 import gin
 import numpy as np
@@ -23,24 +23,13 @@ from batch_rl_dr3.replay.log import log_writer
 Script = Callable[[lanes_lib.FrameArray, int], int]
 
 
-class Behaviour:
-  """Chooses one lane's actions, as Dopamine's agents do; rewards in [-1, 1]."""
-
-  def begin_episode(self, observation: lanes_lib.FrameArray) -> int:
-    """Returns the first action of an episode."""
-    return self.step(0.0, observation)
-
-  def step(self, reward: float, observation: lanes_lib.FrameArray) -> int:
-    """Returns the action after what the last one earned and led to."""
-    raise NotImplementedError
-
-  def end_episode(self, reward: float) -> None:
-    """Ends an episode by its last reward."""
-
-
 @gin.configurable
-class UniformBehaviour(Behaviour):
-  """Every action equally often."""
+class UniformBehaviour:
+  """Every action equally often.
+
+  A behaviour chooses one lane's actions, as Dopamine's agents do, by rewards in
+  [-1, 1]; another class needs these three methods.
+  """
 
   def __init__(self, game: lanes_lib.Game, seed: int):
     self._num_actions = game.num_actions
@@ -48,10 +37,16 @@ class UniformBehaviour(Behaviour):
       (seed, lanes_lib.EXPLORATION_STREAM)
     )
 
-  def step(  # noqa: D102
-    self, reward: float, observation: lanes_lib.FrameArray
-  ) -> int:
+  def begin_episode(self, observation: lanes_lib.FrameArray) -> int:
+    """Returns the first action of an episode."""
+    return self.step(0.0, observation)
+
+  def step(self, reward: float, observation: lanes_lib.FrameArray) -> int:
+    """Returns the action after what the last one earned and led to."""
     return int(self._generator.integers(self._num_actions))
+
+  def end_episode(self, reward: float) -> None:
+    """Ends an episode by its last reward."""
 
 
 @gin.configurable
@@ -80,9 +75,7 @@ class ScriptedBehaviour(UniformBehaviour):
     self._num_agent_steps = -1
     return super().begin_episode(observation)
 
-  def step(  # noqa: D102
-    self, reward: float, observation: lanes_lib.FrameArray
-  ) -> int:
+  def step(self, reward: float, observation: lanes_lib.FrameArray) -> int:  # noqa: D102
     self._num_agent_steps += 1
     epsilon = self._epsilons[self._num_episodes % len(self._epsilons)]
     if self._generator.random() < epsilon:
@@ -113,10 +106,9 @@ def hold_action(
 
 @gin.configurable
 class OnlineDQNBehaviour:
-  """Dopamine's DQN agent, training online as it plays.
+  """Dopamine's DQN agent, training online as it plays, as in arXiv:1907.04543.
 
-  The DQN Replay data (arXiv:1907.04543) was made so. Bind the agent's own
-  parameters on DQNAgent and WrappedReplayBuffer.
+  Bind the agent's own parameters on DQNAgent and WrappedReplayBuffer.
   """
 
   def __init__(
@@ -144,30 +136,23 @@ class OnlineDQNBehaviour:
         stack_size=game.stack_size,
         **optional,
       )
-    self.begin_episode = agent.begin_episode
-    self.step = agent.step
+    self.begin_episode, self.step = agent.begin_episode, agent.step
     self.end_episode = agent.end_episode
-
-
-class _Transition(NamedTuple):
-  """One row of the log."""
-
-  observation: lanes_lib.FrameArray
-  action: int
-  reward: float
-  terminal: bool
-  cut_before: lanes_lib.FrameArray | None  # What the game's time cut off.
-  episode_return: float | None  # Not scaled, where the episode ends.
 
 
 def _transitions(
   lanes: lanes_lib.Lanes,
-  player: Behaviour,
+  player: Any,
   seed: int,
   max_agent_steps_per_episode: int,
   reward_scale: float,
-) -> Iterator[_Transition]:
-  """Yields what happens in lane 0, without end, as Dopamine's runner plays."""
+) -> Iterator[tuple[tuple[Any, ...], Any, float | None]]:
+  """Yields what happens in lane 0, without end, as Dopamine's runner plays.
+
+  Each is the (observation, action, reward, terminal) of a row; what the game's
+  time cut off behind it, or None; and the return, not scaled, of the episode
+  that ended there, or None.
+  """
   lane = np.array([0])
   observation = lanes.reset(lane, seed)[0]
   action = int(player.begin_episode(observation))
@@ -181,11 +166,8 @@ def _transitions(
     ended = game_over or length == max_agent_steps_per_episode
     is_cut = game_over and not step.terminals[0]
     terminal = not is_cut and (ended or bool(step.terminals[0]))
-    yield _Transition(
-      *(observation, action, reward, terminal),
-      following if is_cut else None,
-      episode_return if ended else None,
-    )
+    row = (observation, action, reward, terminal)
+    yield row, following if is_cut else None, episode_return if ended else None
     observation = following
     if ended:
       length, episode_return = 0, 0.0
@@ -217,7 +199,7 @@ def collect(
   folder: str | os.PathLike[str],
   seed: int,
   create_lanes: Callable[..., lanes_lib.Lanes] = gin.REQUIRED,
-  behaviour: Callable[..., Behaviour] = gin.REQUIRED,
+  behaviour: Callable[..., Any] = gin.REQUIRED,
   num_rows: int = gin.REQUIRED,
   rows_per_file: int = gin.REQUIRED,
   max_agent_steps_per_episode: int = 27_000,
@@ -256,26 +238,24 @@ def collect(
     )
   player = behaviour(game=game, seed=seed)
   writer = log_writer.LogWriter(
-    folder,
-    game.observation_shape,
-    game.stack_size,
-    rows_per_file,
+    *(folder, game.observation_shape, game.stack_size, rows_per_file),
     game.observation_dtype,
   )
   returns: list[float] = []
   ends: list[int] = []  # The rows up to the end of each episode.
   num_transitions = 0
-  limit = max_agent_steps_per_episode
-  for row in _transitions(lanes, player, seed, limit, reward_scale):
-    writer.add(row.observation, row.action, row.reward, row.terminal)
+  for row, following, episode_return in _transitions(
+    lanes, player, seed, max_agent_steps_per_episode, reward_scale
+  ):
+    writer.add(*row)
     num_transitions += 1
-    if row.episode_return is not None:
-      returns.append(row.episode_return)
+    if episode_return is not None:
+      returns.append(episode_return)
       ends.append(writer.num_rows_added)
     on_progress(writer.num_rows_added, returns)
-    if row.cut_before is not None and writer.num_rows_added < num_rows:
-      writer.cut(row.cut_before)
-    has_ended = row.terminal or row.cut_before is not None
+    if following is not None and writer.num_rows_added < num_rows:
+      writer.cut(following)
+    has_ended = row[-1] or following is not None
     num_padding = game.stack_size - 1 if has_ended else 0
     if writer.num_rows_added + num_padding >= num_rows:
       break

@@ -108,48 +108,38 @@ def play(
   """
   if seed < 0:
     raise errors.ConfigError(f'seed is {seed}; it must be >= 0.')
-  watch = _Watch(rule.num_agent_steps, on_progress, should_stop)
+  num_played, num_episodes, is_stopped = 0, 0, False
+  lock = threading.Lock()
+
+  def check() -> None:
+    if is_stopped or (should_stop is not None and should_stop()):
+      raise errors.PreemptedError(
+        f'stopped after {num_played} of {rule.num_agent_steps} agent steps of '
+        'play; run the same command again.'
+      )
+
+  def count(agent_steps: int, episodes: int) -> None:
+    nonlocal num_played, num_episodes
+    with lock:
+      num_played += agent_steps
+      num_episodes += episodes
+      if on_progress is not None:
+        on_progress(num_played, num_episodes)
+
   starts = range(lanes.group_size, lanes.num_lanes, lanes.group_size)
   groups = [
     _Group(lanes, which, rule, seed)
     for which in np.split(np.arange(lanes.num_lanes), list(starts))
   ]
   with futures.ThreadPoolExecutor(len(groups)) as pool:
-    tasks = [pool.submit(group.play, policy, watch) for group in groups]
+    tasks = [pool.submit(group.play, policy, check, count) for group in groups]
     try:
       done, _ = futures.wait(tasks, return_when=futures.FIRST_EXCEPTION)
     finally:
-      watch.stopped = True  # Only after an error is anybody still playing.
+      is_stopped = True  # Only after an error is anybody still playing.
   for task in done:
     task.result()  # Raises what the first group to fail has raised.
   return [episode for task in tasks for episode in task.result()]
-
-
-@dataclasses.dataclass
-class _Watch:
-  """What the threads of one evaluation share: progress, and the end."""
-
-  num_agent_steps: int
-  on_progress: ProgressCallback | None
-  should_stop: Callable[[], bool] | None
-  num_played: int = 0
-  num_episodes: int = 0
-  stopped: bool = False
-  lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-
-  def check(self) -> None:
-    if self.stopped or (self.should_stop is not None and self.should_stop()):
-      raise errors.PreemptedError(
-        f'stopped after {self.num_played} of {self.num_agent_steps} agent '
-        'steps of play; run the same command again.'
-      )
-
-  def add(self, num_agent_steps: int, num_episodes: int) -> None:
-    with self.lock:
-      self.num_played += num_agent_steps
-      self.num_episodes += num_episodes
-      if self.on_progress is not None:
-        self.on_progress(self.num_played, self.num_episodes)
 
 
 class _Group:
@@ -180,14 +170,16 @@ class _Group:
     shape = (len(which), *game.observation_shape, game.stack_size)
     self._states: FrameArray = np.zeros(shape, game.observation_dtype)
 
-  def play(self, policy: Policy, watch: _Watch) -> list[run_tables.Episode]:
+  def play(
+    self, policy: Policy, check: Callable[[], None], count: ProgressCallback
+  ) -> list[run_tables.Episode]:
     episodes: list[run_tables.Episode] = []
     self._push(self._lanes.reset(self._which, self._seed))
     while num_lanes := len(self._which):
-      watch.check()
+      check()
       ended = self._step(self._explore(policy(self._states)))
       episodes += ended
-      watch.add(num_lanes, len(ended))
+      count(num_lanes, len(ended))
     return sorted(episodes, key=lambda episode: episode.lane)
 
   def _push(self, observations: FrameArray) -> None:

@@ -56,13 +56,10 @@ _CLONING_MINUTES = 5.0
 
 
 class _Saved:
-  """What a checkpoint holds: all that the next step depends on.
-
-  `what` is what errors call the objects, which have variables.
-  """
+  """What a checkpoint holds: all that the next step depends on."""
 
   def __init__(self, what: str, **objects: Any):
-    self._what = what
+    self._what = what  # What errors call the objects.
     self._checkpoint = tf.train.Checkpoint(**objects)
 
   def save(self, prefix: str) -> None:
@@ -114,7 +111,7 @@ class ControlLearner(_Saved):
       self._lookup = lambda rows, _: [tf.gather(c, rows) for c in columns]
     self._num_rows = len(data)
     self._batch_size = batch_size
-    self._seed = seed
+    self.seed = seed
     rng = np.random.default_rng((seed, 2))
     self._metric_batches = [
       self._gather(rng.integers(self._num_rows, size=batch_size))
@@ -141,14 +138,12 @@ class ControlLearner(_Saved):
   def draw(self, step: tf.Tensor) -> Any:
     """Returns the batch of a gradient step, int64 scalar."""
     seed = tf.random.experimental.stateless_fold_in(
-      tf.constant([self._seed, _BATCH_SALT], tf.int32), tf.cast(step, tf.int32)
+      tf.constant([self.seed, _BATCH_SALT], tf.int32), tf.cast(step, tf.int32)
     )
-    return self._gather(
-      tf.random.stateless_uniform(
-        [self._batch_size], seed, maxval=self._num_rows, dtype=tf.int64
-      ),
-      seed,
+    rows = tf.random.stateless_uniform(
+      [self._batch_size], seed, maxval=self._num_rows, dtype=tf.int64
     )
+    return self._gather(rows, seed)
 
   def _train_steps(self, num_steps: tf.Tensor) -> tf.Tensor:
     loss = tf.constant(0.0)
@@ -157,9 +152,7 @@ class ControlLearner(_Saved):
       loss = self.agent.train(batch).loss
     return loss
 
-  def make_train_steps(  # noqa: D102
-    self,
-  ) -> Callable[[int], dict[str, float]]:
+  def make_train_steps(self) -> Callable[[int], dict[str, float]]:  # noqa: D102
     return self._take_steps
 
   def _take_steps(self, num_steps: int) -> dict[str, float]:
@@ -171,15 +164,12 @@ class ControlLearner(_Saved):
       if not parts:
         raise
       self.agent.train_step_counter.assign_add(1)
-      return dict.fromkeys(
-        ['loss_total', *(_LOSSES[name] for name in parts)], math.nan
-      )
+      names = ('loss_total', *(_LOSSES[part] for part in parts))
+      return dict.fromkeys(names, math.nan)
 
   def make_cloning(self, learning_rate: float) -> 'Cloning':
     """Returns what fits BRAC's behaviour policy to the data."""
-    return Cloning(
-      self.agent.behaviour_network, self.draw, self._seed, learning_rate
-    )
+    return Cloning(self, learning_rate)
 
   @property
   def columns(self) -> Sequence[str]:
@@ -198,9 +188,8 @@ class ControlLearner(_Saved):
     """Returns srank of the first critic's features."""
     time_steps, policy_steps, _ = self._pairs
     features = self._features(time_steps.observation, policy_steps.action)
-    return {
-      'effective_rank': feature_measures.effective_rank(np.asarray(features))
-    }
+    rank = feature_measures.effective_rank(np.asarray(features))
+    return {'effective_rank': rank}
 
 
 def read_images(
@@ -218,12 +207,11 @@ def read_images(
   for column, shape in zip(columns, shapes, strict=True):
     column.set_shape(rows.shape[:1] + shape)
   for number, place in enumerate((0, 3)):
+    images = columns[place]
     if seed is not None and data.padding:
       own_seed = tf.random.experimental.stateless_fold_in(seed, number)
-      columns[place] = networks.random_crops(
-        columns[place], own_seed, data.padding
-      )
-    columns[place] = tf.cast(columns[place], tf.float32)
+      images = networks.random_crops(images, own_seed, data.padding)
+    columns[place] = tf.cast(images, tf.float32)
   return list(columns)
 
 
@@ -247,26 +235,20 @@ class Cloning(_Saved):
   the entropy at -d, actions kept 1e-3 inside their bounds.
   """
 
-  def __init__(
-    self,
-    network: Any,
-    draw: Callable[[tf.Tensor], Any],
-    seed: int,
-    learning_rate: float,
-  ):
-    """Creates what is fitted beside the network; `draw` is a learner's."""
-    self._network = network
-    self._draw = draw
+  def __init__(self, learner: ControlLearner, learning_rate: float):
+    """Creates what is fitted beside the network of a learner's agent."""
+    self._draw = learner.draw
+    self._network = learner.agent.behaviour_network
     self._log_weight = tf.Variable(0.0)
     self._counter = tf.Variable(0, dtype=tf.int64, trainable=False)
     self._likelihood = tf.Variable(float('nan'), trainable=False)
-    self._seeds = critics.StepSeeds(seed, self._counter)
-    self._variables = [*network.trainable_variables, self._log_weight]
+    self._seeds = critics.StepSeeds(learner.seed, self._counter)
+    self._variables = [*self._network.trainable_variables, self._log_weight]
     self._optimizer = networks.adam(learning_rate)
     self._optimizer._create_all_weights(self._variables)
     super().__init__(
       'behaviour policy',
-      network=network,
+      network=self._network,
       optimizer=self._optimizer,
       log_weight=self._log_weight,
       counter=self._counter,
@@ -299,9 +281,8 @@ class Cloning(_Saved):
       excess = tf.stop_gradient(tf.reduce_mean(entropies) - target)
       loss += self._log_weight * excess
     gradients = tape.gradient(loss, self._variables)
-    self._optimizer.apply_gradients(
-      zip(gradients, self._variables, strict=True)
-    )
+    pairs = zip(gradients, self._variables, strict=True)
+    self._optimizer.apply_gradients(pairs)
     self._likelihood.assign(likelihood)
     self._counter.assign_add(1)
 
@@ -312,31 +293,21 @@ class Cloning(_Saved):
 @ranges.checked
 @dataclasses.dataclass(eq=False, repr=False)
 class ContinuousRunner(loop.OfflineRun):
-  """Trains an agent on logged control and evaluates its policy.
-
-  To build one reads the data and builds the agent.
-
-  Attributes:
-    game: what the data have to be of, such as hopper, or gymnasium's id.
-    create_agent: makes the agent from (spaces, seed).
-    data: how the data are made into transitions.
-    num_evaluation_episodes: whole episodes an evaluation; 0 evaluates nothing.
-    num_lanes: how many are played at a time.
-    num_cloning_steps: gradient steps of cloning BRAC's behaviour policy first.
-  """
+  """Reads the data, builds an agent, trains it and evaluates its policy."""
 
   num_iterations: ranges.Count = 100
   num_gradient_steps: ranges.Count = 20_000
   log_period: ranges.Count = 5_000
   num_metric_batches: ranges.Count = 4
   effective_rank_period: ranges.Count = 20_000
+  # What the data have to be of, such as hopper, or gymnasium's id.
   game: str = gin.REQUIRED
-  create_agent: Callable[..., Any] = gin.REQUIRED
+  create_agent: Callable[..., Any] = gin.REQUIRED  # From (spaces, seed).
   data: data_lib.ControlData | cog.ImageData = gin.REQUIRED
-  num_evaluation_episodes: ranges.Natural = 10
-  num_lanes: ranges.Count = 10
+  num_evaluation_episodes: ranges.Natural = 10  # 0 evaluates nothing.
+  num_lanes: ranges.Count = 10  # Played at a time.
   batch_size: ranges.Count = 256
-  num_cloning_steps: ranges.Natural = 0
+  num_cloning_steps: ranges.Natural = 0  # Of BRAC's behaviour policy, first.
   cloning_learning_rate: ranges.Positive = 1e-3
 
   def __post_init__(self) -> None:

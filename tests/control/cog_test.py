@@ -186,3 +186,63 @@ def test_the_command_converts(run_command, save, tmp_path):
   assert '2 trajectories, 1 of them prior data, 5 transitions' in done.stdout
   manifest, _ = cog.read(folder)
   assert manifest['num_prior_trajectories'] == 1
+
+
+@pytest.mark.parametrize(
+  ('make', 'words'),
+  [
+    (_without_rewards, 'it has no rewards'),
+    (_far_action, 'actions reach 1.5'),
+  ],
+)
+def test_the_command_names_what_it_cannot_convert(
+  run_command, save, tmp_path, make, words
+):
+  folder = tmp_path / 'store'
+  done = run_command(
+    *('data', 'convert', f'--output_dir={folder}'),
+    f'--cog={save("prior.npy", [trajectory(3), make()])}',
+  )
+  assert done.returncode == 65
+  (line,) = done.stderr.splitlines()
+  assert f'prior.npy: trajectory 1: {words}' in line
+  assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+  ('size', 'simulator', 'code', 'words'),
+  [
+    (64, '', 65, 'images [64, 64, 3] and 8 numbers an action'),
+    pytest.param(
+      48,
+      'def make(name, transpose_image): raise ValueError(f"no {name}")',
+      78,
+      'this roboverse cannot make Widow250PickTray-v0 (ValueError: no Widow250',
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_train_names_what_it_cannot_learn_from_or_play(
+  run_command, monkeypatch, save, tmp_path, size, simulator, code, words
+):
+  """Images of another size, or a roboverse of another version."""
+  (tmp_path / 'roboverse.py').write_text(simulator)
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+  sources = [
+    save(f'{part}.npy', [trajectory(4, size=size)])
+    for part in ('prior', 'task')
+  ]
+  cog.convert(sources, str(tmp_path / 'store'))
+  done = run_command(
+    'train',
+    *('--gin_files=cog/cog.gin', '--gin_files=cog/small.gin'),
+    "--gin_bindings=ContinuousRunner.game='widow250-pick-tray'",
+    "--gin_bindings=ContinuousRunner.dataset='5pct'",
+    '--gin_bindings=ContinuousRunner.batch_size=2',
+    '--gin_bindings=ContinuousRunner.effective_rank_num_states=2',
+    f'--replay_dir={tmp_path / "store"}',
+    f'--base_dir={tmp_path / "run"}',
+  )
+  assert done.returncode == code
+  assert words in done.stderr.splitlines()[-1]
+  assert 'Traceback' not in done.stderr
