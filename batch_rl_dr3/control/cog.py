@@ -41,6 +41,7 @@ _VERSION = 1
 _MANIFEST = 'manifest.json'
 _ARRAYS = ('images', 'actions', 'rewards', 'terminals', 'trajectories')
 _HEADER_SIZE = 128  # Of a .npy file: NumPy leaves room for a growing shape.
+_GIGABYTES = 32  # Of memory that the process which reads pickles may take.
 PRIOR, TASK = 'prior', 'task'
 
 
@@ -426,15 +427,10 @@ def _images(observations: Any) -> npt.NDArray[np.uint8]:
   return np.stack(images)
 
 
-def convert(
-  sources: Sequence[str], output_dir: str, gigabytes: float = 32.0
-) -> dict[str, Any]:
-  """Makes a store of COG's files and returns its manifest.
+def convert(sources: Sequence[str], output_dir: str) -> dict[str, Any]:
+  """Makes a store of COG's .npy files and returns its manifest.
 
-  Args:
-    sources: the .npy files: the prior data first, then those of the task.
-    output_dir: the store's folder.
-    gigabytes: the memory that the process which reads them may take.
+  The first is the prior data, the others those of the task.
 
   Raises:
     DataError: if a file cannot be used; nothing of it was executed.
@@ -446,30 +442,28 @@ def convert(
   spawn = multiprocessing.get_context('spawn')
   with futures.ProcessPoolExecutor(1, spawn) as process:
     try:
-      return process.submit(_convert, sources, output_dir, gigabytes).result()
+      return process.submit(_convert, sources, output_dir).result()
     except futures.process.BrokenProcessPool as error:
       raise errors.DataError(
         f'reading {", ".join(sources)} ended its process: the file is damaged, '
-        f'or needs more than {gigabytes:g} GB of memory.'
+        f'or needs more than {_GIGABYTES} GB of memory.'
       ) from error
 
 
-def _convert(
-  sources: Sequence[str], output_dir: str, gigabytes: float
-) -> dict[str, Any]:
+def _convert(sources: Sequence[str], output_dir: str) -> dict[str, Any]:
   import resource
 
-  limit = int(gigabytes * 2**30)
+  limit = _GIGABYTES << 30
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-  parts = [PRIOR, *[TASK] * (len(sources) - 1)]
   paths = [pathlib.Path(source) for source in sources]
+  parts = [(TASK if i else PRIOR, path) for i, path in enumerate(paths)]
   records = [
     {'part': part, 'file': path.name, 'sha256': _sha256(path)}
-    for part, path in zip(parts, paths, strict=True)
+    for part, path in parts
   ]
   trajectories = (
     (part, trajectory)
-    for part, path in zip(parts, paths, strict=True)
+    for part, path in parts
     for trajectory in read_trajectories(path)
   )
   try:

@@ -18,13 +18,7 @@ import tensorflow as tf
 from tf_agents.agents.sac import sac_agent
 
 from batch_rl_dr3.config import errors, ranges
-from batch_rl_dr3.control import (
-  data,
-  drawer,
-  environments,
-  networks,
-  tasks,
-)
+from batch_rl_dr3.control import data, drawer, environments, networks, tasks
 from batch_rl_dr3.control.environments import FloatArray
 from batch_rl_dr3.games import play
 
@@ -179,11 +173,11 @@ def collect_control(
     seed: fixes play and learning.
     game: hopper, halfcheetah or walker2d, or an id of gymnasium's; of Minari's
       layout, any game.
-    kind: 'random', 'policy' or 'replay'.
+    kind: 'random', 'policy' or 'replay'; of the layout 'cog', 'scripted'.
     num_rows: transitions to log. For 'replay', SAC learns until it has seen
       so many or its return is reached, whichever is first.
-    layout: 'd4rl' or 'minari': whose files are written, and in whose
-      environment of the game is played. 'cog': see `collect_scripted`.
+    layout: 'd4rl', 'minari' or 'cog': whose files are written, and in whose
+      environment of the game is played.
     noise: for 'policy', the standard deviation of Gaussian noise on actions.
     on_progress: called before every step with the rows so far and the returns
       of whole episodes; what it raises ends the collection.
@@ -192,10 +186,8 @@ def collect_control(
     ConfigError: if the game has no environment, or the kind or the layout is
       unknown.
   """
-  kinds = {
-    **dict.fromkeys((tasks.D4RL, tasks.MINARI), ('random', 'policy', 'replay')),
-    tasks.COG: ('scripted',),
-  }
+  played = ('random', 'policy', 'replay')
+  kinds = {'d4rl': played, 'minari': played, 'cog': ('scripted',)}
   if layout not in kinds:
     raise errors.ConfigError(
       f"collect_control.layout is 'd4rl', 'minari' or 'cog', not {layout!r}."

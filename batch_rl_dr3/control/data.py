@@ -52,6 +52,8 @@ _OPTIONAL = ('timeouts', 'next_observations')
 _LOCK_ERRORS = (errno.EAGAIN, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 # Rows that a flag may stand beside the end it means.
 _FLAG_REACH = 3
+# Rows in which an ant has been everywhere.
+_MANY_ROWS = 20_000
 # A step is a jump beside a flag if it is so many times the largest elsewhere,
 # and anywhere if it is so many times the 99th percentile of a long file.
 _TIMES_LARGEST = 2.0
@@ -74,11 +76,6 @@ class Transitions:
 
   def __len__(self) -> int:
     return len(self.rewards)
-
-  @property
-  def columns(self) -> tuple[FloatArray, ...]:
-    """The five arrays, in the order of `COLUMNS`."""
-    return tuple(getattr(self, name) for name in COLUMNS)
 
 
 @gin.configurable
@@ -500,7 +497,7 @@ def _check_maze(
     maze for maze, sides in tasks.D4RL_MAZES.items() if (reach < sides).all()
   ]
   found = holding[0] if holding else 'of another kind'
-  is_sure = goals is not None or len(observations) >= tasks.MANY_ROWS
+  is_sure = goals is not None or len(observations) >= _MANY_ROWS
   if size not in holding or (found != size and is_sure):
     raise errors.DataError(
       f'{path}: starts, goals and paths reach ({reach[0]:.1f}, {reach[1]:.1f})'

@@ -3,23 +3,19 @@
 A gripper hangs above a table with a cabinet whose drawer holds a cube. The
 drawer is closed when an episode begins, in the second task with a block before
 it that keeps it shut; the reward is 1 at each step at which the cube is held
-above the table, and 0 otherwise. The scripted policies below make the two
-parts of the data of Singh et al. 2020 (COG, arXiv:2010.14500): prior data, in
-which drawers are opened and closed and blocks moved but nothing is ever
-rewarded, and task data, in which the cube is grasped from an open drawer. No
-single trajectory opens and grasps, so a policy that does has put two parts
-together.
+above the table, and 0 otherwise. Scripts make the two parts of the data of
+Singh et al. 2020 (COG, arXiv:2010.14500): prior data, in which drawers are
+opened and closed and blocks moved but nothing is ever rewarded, and task data,
+in which the cube is grasped from an open drawer. No single trajectory opens and
+grasps, so a policy that does has put two parts together.
 
   gymnasium.make('batch_rl_dr3/DrawerOpenGrasp-v0')      40 steps
   gymnasium.make('batch_rl_dr3/DrawerBlockedGrasp-v0')   60 steps
 
 are known once this module is imported. It needs PyBullet, the extra `cog`, but
-no window: images come from PyBullet's software renderer. All shapes are boxes,
-in scene/*.urdf.
-
-Data are logged as COG's authors log theirs: trajectories of one length, noise
-of 0.1 on actions that stay in [-0.9, 0.9], a reward for every step at which the
-object is held.
+no window: images come from PyBullet's software renderer. Data are logged as
+COG's authors log theirs: trajectories of one length, noise of 0.1 on actions
+that stay in [-0.9, 0.9].
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -238,9 +234,9 @@ class DrawerEnv(gymnasium.Env[npt.NDArray[np.uint8], FloatArray]):
     return np.reshape(np.asarray(pixels, np.uint8), (size, size, 4))[..., :3]
 
 
-# Scripted policies. What a script does depends on the scene alone, not on what
-# it did before: so it can be cloned from images, and tries again when it fails.
-# Where to go, whether the fingers are closed, and whether the work is done.
+# What a script does depends on the scene alone, not on what it did before: it
+# can be cloned from images, and tries again when it fails. It says where to go,
+# whether the fingers are closed, and whether the work is done.
 _Aim = tuple[_Vector, bool, bool]
 
 
@@ -347,11 +343,8 @@ def collect_scripted(
   """Writes a store of scripted play and returns what it holds.
 
   A trajectory is a function of the seed and its number. `prior_share` of them
-  are prior data; `noise` is the standard deviation of what is added to the
-  gripper's movements; other arguments are `collection.collect_control`'s.
-
-  Raises:
-    ConfigError: if the task is not built in.
+  are prior data; `noise` is that of `scripted_actions`; other arguments are
+  `collection.collect_control`'s. A task that is not built in is a ConfigError.
   """
   if task.game not in _PRIOR:
     raise errors.ConfigError(

@@ -37,9 +37,7 @@ def versions() -> dict[str, str]:
 
 
 def make(task: tasks.Task, render_mode: str | None = None) -> Any:
-  """Returns a gymnasium environment without a window.
-
-  Pictures, of render_mode 'rgb_array', take a driver of OpenGL.
+  """Returns a gymnasium environment; pictures take a driver of OpenGL.
 
   Raises:
     ConfigError: if the data of the task belong to no environment here, or the

@@ -1,21 +1,9 @@
 """What is trained on and scored in, and which data fit which environment.
 
 D4RL's environments ran on mujoco-py and are not installable here. Whether a
-data set can be scored in one of today's is a row of this table, and an error
-where it cannot. tasks.toml has the games; why, in short:
-
-  data                          environment        why
-  D4RL hopper, halfcheetah,     gymnasium's -v4    the port of mujoco-py's -v2
-    walker2d (v0, v2)
-  D4RL antmaze                  none               another ant, other mazes
-  D4RL kitchen                  none               60 numbers, goals among them;
-                                                   FrankaKitchen-v1 has 59
-  Minari D4RL/antmaze           AntMaze-v4         collected there
-  Minari D4RL/kitchen           FrankaKitchen-v1   collected there
-  Minari mujoco                 gymnasium's -v5    collected there; it is on no
-                                                   scale of D4RL's
-  data of one's own             any of gymnasium   named as a game by its id;
-                                                   no score is normalised
+data set can be scored in one of today's is a row of tasks.toml, and an error
+where it cannot; docs/continuous.md says why. Data of one's own are of any id of
+gymnasium's, which is then the game's name, and have no normalised score.
 """
 
 from collections.abc import Mapping
@@ -37,8 +25,6 @@ MINARI = 'minari'
 COG = 'cog'
 OWN = 'own'
 
-# Rows in which an ant has been everywhere.
-MANY_ROWS = 20_000
 _FILE = pathlib.Path(__file__).with_name('tasks.toml')
 _TABLES: dict[str, Any] = tomllib.loads(_FILE.read_text())
 # What x and y of the ant and its goal stay below in D4RL's own mazes.
@@ -96,8 +82,6 @@ TASKS = {
   for layout in (D4RL, MINARI, COG)
   for game, fields in _TABLES[layout].items()
 }
-# Those of D4RL and Minari.
-GAMES = tuple(sorted({game for game, layout in TASKS if layout != COG}))
 
 
 def find(game: str, layout: str) -> Task:

@@ -118,13 +118,12 @@ class _LifeLossEnvironment:
 def create_atari_lanes(num_lanes: ranges.Count = 32) -> lanes.Lanes:
   """Returns lanes of the game that Dopamine's gin bindings name.
 
-  Bind `atari_lib.create_atari_environment.game_name`, and if need be its
-  `sticky_actions` and AtariPreprocessing's `frame_skip`, `screen_size` and
-  `terminal_on_life_loss`. The number of lanes is part of what a seed means.
+  These are `atari_lib.create_atari_environment.game_name`, `sticky_actions` and
+  AtariPreprocessing's `frame_skip`, `screen_size` and `terminal_on_life_loss`.
+  The number of lanes is part of what a seed means.
 
   Raises:
-    ConfigError: if no game or an unknown one is named, or the bindings ask for
-      PPO preprocessing, old Gym or continuous actions.
+    ConfigError: if there is no such game, or they cannot be used here.
   """
   ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
   environment = _create_dopamine_environment()

@@ -107,7 +107,8 @@ class ControlLearner(_Saved):
     if isinstance(data, cog.ImageTransitions):
       self._lookup = functools.partial(read_images, data)
     else:
-      columns = [tf.constant(column) for column in data.columns]
+      names = data_lib.COLUMNS
+      columns = [tf.constant(getattr(data, name)) for name in names]
       self._lookup = lambda rows, _: [tf.gather(c, rows) for c in columns]
     self._num_rows = len(data)
     self._batch_size = batch_size
