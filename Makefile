@@ -31,10 +31,13 @@ tune-minatar: $(DEV)
 reproduce-minatar: $(DEV)
 	@PATH="$(abspath $(BIN)):$$PATH" bash run_scripts/minatar_study.sh \
 	  sweeps/minatar studies/figure1 sweeps/minatar_pilot \
-	  sweeps/minatar_drift sweeps/minatar_norm
+	  sweeps/minatar_drift sweeps/minatar_norm sweeps/minatar_wide
 	$(BIN)/python run_scripts/regimes.py results/minatar_pilot
 	$(BIN)/python run_scripts/choices.py results/minatar_pilot
 	$(BIN)/python run_scripts/choices.py results/minatar
+	$(BIN)/python run_scripts/effects.py \
+	  --output=results/minatar/tables/effects.csv \
+	  --pairs rem_dr3:rem cql_dr3:cql -- results/minatar
 	$(BIN)/python run_scripts/effects.py \
 	  --output=results/minatar_norm/tables/effects.csv \
 	  --pairs cql_norm:cql_dr3 cql_norm:cql cql_dr3:cql -- \

@@ -66,12 +66,15 @@ def measure(runs):
   )
   table['effective_rank'] = late.effective_rank.mean()
   table['mean_q'] = late.mean_q.mean()
-  table['growth_factor'] = late[
-    ['gradient_steps', 'feature_dot_product']
-  ].apply(lambda run: np.log(regimes.factor(*run.to_numpy(float).T)))
-  cosine = late.feature_cosine
-  table['cosine_change'] = cosine.last() - cosine.first()
-  return table.dropna(axis='columns')  # Older runs have no cosine.
+  if 'feature_cosine' in metrics and metrics.feature_cosine.notna().all():
+    # Runs of the first study do not have it.
+    series = late[['gradient_steps', 'feature_dot_product']]
+    table['growth_factor'] = series.apply(
+      lambda run: np.log(regimes.factor(*run.to_numpy(float).T))
+    )
+    cosine = late.feature_cosine
+    table['cosine_change'] = cosine.last() - cosine.first()
+  return table
 
 
 def matrices(table, methods, column):

@@ -36,6 +36,7 @@ CHANGES = {
   'rate': ('learning rate 1e-3', '#D55E00'),
   'long': ('400,000 steps', '#0072B2'),
   'wide': ('512 features', '#009E73'),
+  'wider': ('2,048 features', '#999999'),
   'small_batch': ('batches of 8', '#CC79A7'),
   'period_50': ('target period 50', '#E69F00'),
   'quantiles': ('200 quantiles', '#56B4E9'),
@@ -150,6 +151,8 @@ def draw_changes(runs, path):
         & (table.seed == '0')
         & (table.gradient_steps > 0)
       ]
+      if run.empty:
+        continue
       style = {'color': colour, 'label': label, 'linewidth': 1.4}
       thousands = run.gradient_steps / 1000
       axes[0][column].plot(thousands, run.mean_q, **style)
