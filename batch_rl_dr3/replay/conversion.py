@@ -13,7 +13,7 @@ import numpy.typing as npt
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, log_writer
 from batch_rl_dr3.replay.log.sources import Source
-from batch_rl_dr3.replay.store.validity import Segment
+from batch_rl_dr3.replay.store.subset import Segment
 
 # Frames of episodes that go to Minari at a time.
 _FRAMES_PER_UPDATE = 10_000

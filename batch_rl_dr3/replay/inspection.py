@@ -25,8 +25,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format, rlu
 from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import shards, store
-from batch_rl_dr3.replay.store.subset import Subset
-from batch_rl_dr3.replay.store.validity import Segment
+from batch_rl_dr3.replay.store.subset import Segment, Subset
 
 # Frames that are compared with each other: 14 MB of Atari's.
 _WINDOW_ROWS = 2_000

@@ -23,8 +23,7 @@ from batch_rl_dr3.games import play
 from batch_rl_dr3.replay import batches
 from batch_rl_dr3.replay.log import checkpoint_format, source_chain, sources
 from batch_rl_dr3.replay.store import store as replay_store
-from batch_rl_dr3.replay.store import validity
-from batch_rl_dr3.replay.store.subset import Subset
+from batch_rl_dr3.replay.store.subset import Subset, episode_returns
 from batch_rl_dr3.training import discrete
 
 Array = npt.NDArray[Any]
@@ -231,7 +230,7 @@ class LoggedData:
         parts.append(column[: segment.num_rows])
       segments.append(dataclasses.replace(segment, first_row=num_rows))
       num_rows += segment.num_rows
-    returns = validity.episode_returns(
+    returns = episode_returns(
       segments, np.concatenate(rewards), np.concatenate(terminals), gamma
     )
     # Where each row of the store is in the log.

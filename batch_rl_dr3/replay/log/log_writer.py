@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
-from batch_rl_dr3.replay.store import validity
+from batch_rl_dr3.replay.store.subset import cursor_range
 from batch_rl_dr3.runs import atomic
 
 # Frames compress hardly better at Dopamine's level 9, and 10 times slower.
@@ -133,7 +133,7 @@ class LogWriter:
   def _write(self, add_count: int) -> None:
     arrays = {name: a[: self._num_rows] for name, a in self._rows.items()}
     arrays['add_count'] = np.array(add_count, dtype=np.int64)
-    arrays['invalid_range'] = validity.cursor_range(
+    arrays['invalid_range'] = cursor_range(
       0, self._num_rows, self._stack_size, self._update_horizon
     )
     if self._cut_rows:

@@ -43,7 +43,7 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.log.checkpoint_format import Damage, damage_of
 from batch_rl_dr3.replay.log.sources import RemoteFiles, Source
-from batch_rl_dr3.replay.store import validity
+from batch_rl_dr3.replay.store.subset import Segment, cursor_range
 from batch_rl_dr3.runs import place
 from batch_rl_dr3.runs.place import version
 from batch_rl_dr3.runs.retry import RefusedError
@@ -286,7 +286,7 @@ def _check_order(
 class _Index(NamedTuple):
   """All of a checkpoint but its frames."""
 
-  segment: validity.Segment
+  segment: Segment
   columns: dict[str, npt.NDArray[Any]]
   frame_shape: tuple[int, ...]
   part_rows: list[int]  # The rows of each file.
@@ -423,7 +423,7 @@ class RluSource(Source):
       if left:
         raise Damage(f'ends {left} rows early. Fetch it again.')
 
-  def segment(self, suffix: int) -> validity.Segment:  # noqa: D102
+  def segment(self, suffix: int) -> Segment:  # noqa: D102
     return self._index(suffix).segment
 
   def _index(self, suffix: int) -> _Index:
@@ -453,10 +453,8 @@ class RluSource(Source):
       part_rows[-1] += num_rows
     if shape is None:
       raise Damage('holds no transition.')
-    around_cursor = validity.cursor_range(
-      0, num_rows, self._stack_size, _UPDATE_HORIZON
-    )
-    segment = validity.Segment(  # Of a buffer that was filled just once.
+    around_cursor = cursor_range(0, num_rows, self._stack_size, _UPDATE_HORIZON)
+    segment = Segment(  # Of a buffer that was filled just once.
       suffix=suffix,
       num_rows=num_rows,
       num_rows_in_source=num_rows,

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
-from batch_rl_dr3.replay.store.validity import Segment
+from batch_rl_dr3.replay.store.subset import Segment
 from batch_rl_dr3.runs import atomic, place
 from batch_rl_dr3.runs.place import version
 from batch_rl_dr3.runs.retry import RefusedError, Retry

@@ -30,8 +30,11 @@ from batch_rl_dr3.config import errors
 from batch_rl_dr3.replay.log import checkpoint_format
 from batch_rl_dr3.replay.log.sources import Source
 from batch_rl_dr3.replay.store import shards
-from batch_rl_dr3.replay.store import subset as replay_subset
-from batch_rl_dr3.replay.store.validity import Segment, episode_returns
+from batch_rl_dr3.replay.store.subset import (
+  UPDATE_HORIZON,
+  Segment,
+  episode_returns,
+)
 from batch_rl_dr3.runs import place
 
 # 1 had each element in one array; 2 had no checks of single frames.
@@ -291,7 +294,7 @@ class ReplayStore:
     return rows
 
   def _check_drawn(self, update_horizon: int) -> None:
-    if update_horizon != replay_subset.UPDATE_HORIZON:
+    if update_horizon != UPDATE_HORIZON:
       raise errors.ConfigError(
         f'a uniform subset holds transitions of 1 step; {update_horizon} were '
         "asked for. Use another Subset.rule, such as 'prefix'."

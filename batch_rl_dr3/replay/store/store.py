@@ -46,8 +46,7 @@ from batch_rl_dr3.replay.store.read import (
   ReplayStore,
   ReplayTransitions,
 )
-from batch_rl_dr3.replay.store.subset import Subset, draw, rows_needed
-from batch_rl_dr3.replay.store.validity import Segment
+from batch_rl_dr3.replay.store.subset import Segment, Subset, draw, rows_needed
 from batch_rl_dr3.runs import atomic, place
 from batch_rl_dr3.runs.retry import RefusedError
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from batch_rl_dr3.config import dopamine_compat
-from batch_rl_dr3.replay.store import validity
+from batch_rl_dr3.replay.store import subset
 
 
 @pytest.mark.parametrize('cursor', [0, 1, 3, 9])
 @pytest.mark.parametrize('update_horizon', [1, 3])
 def test_cursor_range_equals_dopamine(cursor, update_horizon):
   np.testing.assert_array_equal(
-    validity.cursor_range(cursor, 10, 4, update_horizon),
+    subset.cursor_range(cursor, 10, 4, update_horizon),
     dopamine_compat.invalid_range(cursor, 10, 4, update_horizon),
   )
 
@@ -35,7 +35,7 @@ def test_valid_rows_equal_dopamine(
   terminals = (rng.random(capacity) < 0.1).astype(np.uint8)
   buffer._store['terminal'] = terminals
   buffer.add_count = np.array(add_count)
-  own = validity.cursor_range(
+  own = subset.cursor_range(
     add_count % capacity, capacity, stack_size, update_horizon
   )
   # What a file says comes on top of what the cursor says.
@@ -49,9 +49,7 @@ def test_valid_rows_equal_dopamine(
 
 
 def _segment(num_rows, size, add_count, invalid_range=(), first_row=0):
-  return validity.Segment(
-    0, num_rows, size, add_count, invalid_range, first_row
-  )
+  return subset.Segment(0, num_rows, size, add_count, invalid_range, first_row)
 
 
 def test_a_prefix_is_a_buffer_that_was_stopped():
@@ -71,7 +69,7 @@ def test_a_file_shorter_than_a_transition_has_no_valid_row():
 
 def test_returns_to_go():
   # Second episode: 2 + 0.5 * (0 + 0.5 * 5) = 3.25; the third has no end.
-  returns = validity.returns_to_go(
+  returns = subset.returns_to_go(
     np.array([1, 0, 2, 2, 0, 5, 7], np.float32),
     np.array([0, 0, 1, 0, 0, 1, 0], np.uint8),
     gamma=0.5,
@@ -86,6 +84,6 @@ def test_returns_to_go_without_discount_and_without_rows():
   rewards = np.ones(5, np.float32)
   terminals = np.array([0, 0, 0, 0, 1], np.uint8)
   np.testing.assert_array_equal(
-    validity.returns_to_go(rewards, terminals, 1.0), [5, 4, 3, 2, 1]
+    subset.returns_to_go(rewards, terminals, 1.0), [5, 4, 3, 2, 1]
   )
-  assert validity.returns_to_go(rewards[:0], terminals[:0], 0.9).shape == (0,)
+  assert subset.returns_to_go(rewards[:0], terminals[:0], 0.9).shape == (0,)
