@@ -160,10 +160,7 @@ class Header(NamedTuple):
 
 
 def check_frames(
-  name: object,
-  found: Header,
-  shape: Sequence[int] | None,
-  dtype: npt.DTypeLike,
+  name: object, found: Header, shape: Sequence[int] | None, dtype: npt.DTypeLike
 ) -> None:
   """Raises a DataError if the frames of `name` are of another shape or dtype.
 

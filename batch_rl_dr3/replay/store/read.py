@@ -306,10 +306,7 @@ class ReplayStore:
       )
 
   def gather(
-    self,
-    rows: npt.ArrayLike,
-    update_horizon: int = 1,
-    gamma: float = 0.99,
+    self, rows: npt.ArrayLike, update_horizon: int = 1, gamma: float = 0.99
   ) -> ReplayTransitions:
     """Returns the transitions that start at valid rows, int [B], as arrays.
 

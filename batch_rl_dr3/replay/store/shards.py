@@ -35,6 +35,8 @@ import zstandard
 
 from batch_rl_dr3.config import errors
 
+_Array = npt.NDArray[Any]
+_Rows = npt.NDArray[np.int64]
 # Rows of a shard: 462 MB of Atari frames.
 SHARD_ROWS = 65_536
 CHUNK_ROWS = 16
@@ -123,7 +125,7 @@ def check_content(
     raise damaged_file(path, 'its content is not what was written')
 
 
-def array_bytes(array: npt.NDArray[Any]) -> Any:
+def array_bytes(array: _Array) -> Any:
   """Returns the bytes of a contiguous array, uint8 [n], without a copy."""
   return array.reshape(-1).view(np.uint8)
 
@@ -139,7 +141,7 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
   return stream.getvalue()
 
 
-def write_array(path: pathlib.Path, array: npt.NDArray[Any]) -> Records:
+def write_array(path: pathlib.Path, array: _Array) -> Records:
   """Writes an .npy file; returns its record by its name."""
   header = _npy_header(array.shape, array.dtype)
   with HashedFile(path) as file:
@@ -149,11 +151,11 @@ def write_array(path: pathlib.Path, array: npt.NDArray[Any]) -> Records:
   return {path.name: file.record()}
 
 
-def read_array(path: pathlib.Path, record: dict[str, Any]) -> npt.NDArray[Any]:
+def read_array(path: pathlib.Path, record: dict[str, Any]) -> _Array:
   """Returns the array of an .npy file, checked whole."""
   content = path.read_bytes()
   check_content(path, content, record)
-  array: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+  array: _Array = np.load(io.BytesIO(content), allow_pickle=False)
   return array
 
 
@@ -162,7 +164,7 @@ def write_frames(
   codec: str,
   shape: tuple[int, ...],
   dtype: np.dtype[Any],
-  blocks: Iterable[npt.NDArray[Any]],
+  blocks: Iterable[_Array],
 ) -> tuple[Records, str]:
   """Writes the frames of one file of a log, block by block, to shards.
 
@@ -186,11 +188,9 @@ def write_frames(
   return records, content.hexdigest()
 
 
-def regroup(
-  blocks: Iterable[npt.NDArray[Any]], sizes: Iterator[int]
-) -> Iterator[npt.NDArray[Any]]:
+def regroup(blocks: Iterable[_Array], sizes: Iterator[int]) -> Iterator[_Array]:
   """Yields the rows of blocks anew, as many at a time as `sizes` says."""
-  held: npt.NDArray[Any] | None = None
+  held: _Array | None = None
   size = next(sizes)
   for block in blocks:
     held = block if held is None else np.concatenate([held, block])
@@ -207,7 +207,7 @@ def _write_shard(
   number: int,
   shape: tuple[int, ...],
   dtype: np.dtype[Any],
-  chunks: Iterable[npt.NDArray[Any]],
+  chunks: Iterable[_Array],
   content: Any,
 ) -> Records:
   name, index_name = _file_names(codec, number)
@@ -248,7 +248,7 @@ class _Shard(abc.ABC):
       view, offset = view[count:], offset + count
 
   @abc.abstractmethod
-  def read(self, start: int, frames: npt.NDArray[Any]) -> None:
+  def read(self, start: int, frames: _Array) -> None:
     """Fills frames, [n, num_pixels], from the shard's row `start` on."""
 
 
@@ -256,7 +256,7 @@ class _RawShard(_Shard):
   def __init__(
     self,
     path: pathlib.Path,
-    crcs: npt.NDArray[Any],
+    crcs: _Array,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
   ):
@@ -270,13 +270,13 @@ class _RawShard(_Shard):
     self._crcs = crcs
     self._is_checked = np.zeros(self.num_rows, np.bool_)
 
-  def read(self, start: int, frames: npt.NDArray[Any]) -> None:
+  def read(self, start: int, frames: _Array) -> None:
     self._read_into(
       frames.data.cast('B'), self._offset + start * frames[0].nbytes
     )
     self._check(start, frames)
 
-  def _check(self, start: int, frames: npt.NDArray[Any]) -> None:
+  def _check(self, start: int, frames: _Array) -> None:
     is_checked = self._is_checked[start:][: len(frames)]
     if not is_checked.all():
       crcs = self._crcs[start:][: len(frames)].tolist()
@@ -289,13 +289,11 @@ class _RawShard(_Shard):
 class _ZstdShard(_Shard):
   _local = threading.local()
 
-  def __init__(
-    self, path: pathlib.Path, index: npt.NDArray[np.int64], num_rows: int
-  ):
+  def __init__(self, path: pathlib.Path, index: _Rows, num_rows: int):
     super().__init__(path, num_rows)
     self._places, self._crcs = np.append(0, index[:, 0]), index[:, 1]
 
-  def read(self, start: int, frames: npt.NDArray[Any]) -> None:
+  def read(self, start: int, frames: _Array) -> None:
     while len(frames):
       number, inside = divmod(start, CHUNK_ROWS)
       chunk = self._decode(number).view(frames.dtype)
@@ -354,9 +352,9 @@ class Frames:
     self._first_rows = np.cumsum([0] + [s.num_rows for s in self._shards])
     self._num_pixels = math.prod(frame_shape)
     self._dtype = dtype
-    self._held: npt.NDArray[Any] | None = None
+    self._held: _Array | None = None
 
-  def hold(self) -> npt.NDArray[Any]:
+  def hold(self) -> _Array:
     """Reads all frames into memory once; returns [num_rows, num_pixels]."""
     if self._held is None:
       shape = (int(self._first_rows[-1]), self._num_pixels)
@@ -369,7 +367,7 @@ class Frames:
       self._held = frames
     return self._held
 
-  def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+  def rows(self, rows: _Rows) -> _Array:
     """Returns the frames at some rows, [n, num_pixels]."""
     if self._held is not None:
       return self._held[rows]
@@ -384,7 +382,7 @@ class Frames:
         self._shards[numbers[start]].read(firsts[start], frames[start:end])
     return frames
 
-  def stacks(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+  def stacks(self, rows: _Rows) -> _Array:
     """Returns the stacks of frames at rows [S, B, K], [S, B, num_pixels, K]."""
     offsets = rows - rows[:1, :, :1]
     num_frames = int(offsets.max()) + 1
@@ -407,7 +405,7 @@ class Frames:
     return stacks
 
 
-def _aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> _Array:
   """Returns an array, not filled, that TensorFlow can use without a copy."""
   num_bytes = math.prod(shape) * dtype.itemsize
   buffer = np.empty(num_bytes + _ALIGNMENT, np.uint8)

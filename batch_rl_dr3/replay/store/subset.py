@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from batch_rl_dr3.config import errors, ranges
 
+_Rows = npt.NDArray[np.int64]
 RULES = ('all', 'prefix', 'uniform', 'first', 'episodes')
 # Those that read every row and keep what a draw names.
 DRAWN_RULES = ('uniform', 'episodes')
@@ -30,7 +31,7 @@ _MAX_ADD_COUNT = 10**12
 
 def cursor_range(
   cursor: int, capacity: int, stack_size: int, update_horizon: int
-) -> npt.NDArray[np.int64]:
+) -> _Rows:
   """Returns the rows that the write cursor makes unsampleable.
 
   For horizon N and stacks of K: cursor - N, ..., cursor + K - 1 modulo the
@@ -105,7 +106,7 @@ class Segment:
     """The file's row that its buffer would have written next."""
     return self.add_count % self.num_rows_in_source
 
-  def rows_in_time(self) -> npt.NDArray[np.int64]:
+  def rows_in_time(self) -> _Rows:
     """Returns its rows of the store, oldest first, int64 [num_rows]."""
     rows = np.arange(self.num_rows, dtype=np.int64)
     if self.is_circular:
@@ -114,7 +115,7 @@ class Segment:
 
   def valid_rows(
     self, terminals: npt.NDArray[np.uint8], stack_size: int, update_horizon: int
-  ) -> npt.NDArray[np.int64]:
+  ) -> _Rows:
     """Returns the rows of the store where a transition may start.
 
     A full buffer is circular, and stacks wrap around its end; one that is not,
@@ -347,7 +348,7 @@ def draw(
   terminals: Sequence[npt.NDArray[np.uint8]],
   lengths: Mapping[int, int],
   stack_size: int,
-) -> list[npt.NDArray[np.int64]]:
+) -> list[_Rows]:
   """Returns the rows of each file where a drawn transition starts, ascending.
 
   The segments' row 0 is their first; `lengths` are of all files of the log.
@@ -400,8 +401,8 @@ def draw(
 
 
 def draw_rows(
-  valid: Sequence[npt.NDArray[np.int64]], count: int, seed: int | Sequence[int]
-) -> list[npt.NDArray[np.int64]]:
+  valid: Sequence[_Rows], count: int, seed: int | Sequence[int]
+) -> list[_Rows]:
   """Returns `count` rows drawn uniformly without replacement, by file.
 
   How many of each file's `valid` rows is drawn first (multivariate
@@ -430,7 +431,7 @@ def draw_rows(
 
 def draw_episodes(
   terminals: npt.NDArray[np.uint8], num_rows: int, seed: Sequence[int]
-) -> npt.NDArray[np.int64]:
+) -> _Rows:
   """Returns the places in `terminals` of whole episodes, drawn at random.
 
   They are at least `num_rows`, if there are so many. With terminals [0, 1, 0,
@@ -447,9 +448,7 @@ def draw_episodes(
   return np.concatenate(rows)
 
 
-def rows_needed(
-  drawn: npt.NDArray[np.int64], num_rows: int, stack_size: int
-) -> npt.NDArray[np.int64]:
+def rows_needed(drawn: _Rows, num_rows: int, stack_size: int) -> _Rows:
   """Returns the rows of a file whose frames the transitions hold, ascending.
 
   They are the stack_size rows up to each one and the row after it, around the
