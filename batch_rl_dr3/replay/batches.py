@@ -1,12 +1,9 @@
 """What the agents sample from: batches of a fixed data set, as graph tensors.
 
-Which transitions a batch holds depends on nothing but (seed, step), so that a
-resumed run goes on exactly as it would have.
-
-Where all frames fit into memory, sampling needs no Python: the store is read
-into variables of the graph once, which no checkpoint holds, and every batch is
-gathered from them inside the training step, equal to `ReplayStore.gather` bit
-for bit.
+Which transitions a batch holds depends on nothing but (seed, step). Where all
+frames fit into memory, sampling needs no Python: the store is read into
+variables once, which no checkpoint holds, and every batch is gathered from them
+inside the training step, equal to `ReplayStore.gather` bit for bit.
 """
 
 import collections
@@ -82,8 +79,7 @@ class StoreTable(NamedTuple):
 class TableVariables:
   """Variables that hold a table, outside of what is saved and initialised.
 
-  Attributes:
-    tensors: the StoreTable of their values.
+  `tensors` is the StoreTable of their values.
   """
 
   def __init__(
@@ -222,10 +218,9 @@ class FixedReplayBuffer:
 
     Each value of `step`, int64 [], names a batch of the sequence that `seed`
     names. With `monte_carlo`, only rows that have a return are sampled. With
-    `in_graph`, graph operations gather batches from variables that hold the
-    store, which must be loaded (`table.load`) before use, unless its frames
-    have more than `max_device_bytes` (None: what the store may hold in memory);
-    then, and without, NumPy gathers.
+    `in_graph`, batches are gathered from variables that hold the store, which
+    must be loaded (`table.load`) before use, unless its frames have more than
+    `max_device_bytes` (None: what the store may hold in memory).
 
     Raises:
       ConfigError: if batch_size is not positive, or stack_size not the store's.
@@ -341,10 +336,7 @@ class FixedReplayBuffer:
 
 
 class _ReadAhead:
-  """Reads the next step's batch while this step's is learnt from.
-
-  Where steps do not follow each other, what was read ahead is dropped.
-  """
+  """Reads the next step's batch while this step's is learnt from."""
 
   def __init__(self, read: Callable[[_Positions], list[npt.NDArray[Any]]]):
     self._read = read

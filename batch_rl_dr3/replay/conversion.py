@@ -32,12 +32,9 @@ class LogEpisode(NamedTuple):
 def episodes(source: Source, stack_size: int) -> Iterator[LogEpisode]:
   """Yields the episodes of a log in time order, without their padding.
 
-  They go on across files that follow each other in time. Where a file is
-  missing or only a prefix of it is there, an episode breaks off, and another
-  begins in its middle.
-
-  Raises:
-    DataError: if a file is damaged, or its rows are not in time order.
+  They go on across files that follow each other in time. Where rows are
+  missing, an episode breaks off, and another begins in its middle. A DataError
+  if a file is damaged, or its rows are not in time order.
   """
   parts: list[list[npt.NDArray[Any]]] = []
 
@@ -145,12 +142,9 @@ def to_minari(
   """Writes a log as a Minari data set; returns the number of episodes.
 
   Frames are stored without loss and not stacked. The observation after the last
-  action, which Minari wants and the DQN Replay format does not hold, is all
-  zeros. An episode that the log cuts off is truncated; one that a time limit
-  ended is a terminal, as in the log.
-
-  Raises:
-    ConfigError: if Minari refuses the name, or has a data set of it already.
+  action, which the DQN Replay format does not hold, is all zeros. An episode
+  that the log cuts off is truncated; one that a time limit ended is a terminal,
+  as in the log. A ConfigError if Minari refuses the name, or has it already.
   """
   # Imported here because both belong to the d4rl extra.
   import gymnasium
@@ -212,13 +206,11 @@ def from_minari(
 ) -> int:
   """Writes a minari.MinariDataset as a log; returns the number of episodes.
 
-  Observations are uint8 frames. Of stacks, `stack_size` frames along the first
-  or last axis, the newest frame is written. Rewards are clipped to [-1, 1]. The
-  observation after the last action is left out. Where an episode was truncated,
-  or has no end, the file ends.
-
-  Raises:
-    DataError: if actions, frames or episodes are not what the format holds.
+  Of stacks, `stack_size` frames along the first or last axis, the newest frame
+  is written. Rewards are clipped to [-1, 1]; the observation after the last
+  action is left out. Where an episode was truncated, or has no end, the file
+  ends. A DataError if actions, frames or episodes are not what the format
+  holds.
   """
   first_action = getattr(dataset.action_space, 'start', None)
   if not hasattr(dataset.action_space, 'n') or first_action is None:

@@ -2,11 +2,8 @@
 
 Unless all frames are asked for, only a file's first few thousand are read; the
 rest of a file, 9 MB a million rows, is read whole. Every fault and trait is a
-known trap of the DQN Replay format, or damage that no checksum shows.
-
-An estimate takes only the sizes of the files and their numbers of rows, as if a
-file were equally compressible from its beginning to its end. How small a store
-gets in the codec 'zstd' is not known.
+known trap of the DQN Replay format, or damage that no checksum shows. An
+estimate takes a file as equally compressible from its beginning to its end.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -167,8 +164,7 @@ def _mean_difference(frames: npt.NDArray[Any], distance: int) -> float:
 def table(summaries: Iterable[FileSummary]) -> Iterator[str]:
   """Yields a table of a log by line: a head, the files, the sum.
 
-  Returns are sums of clipped rewards, of the episodes that begin and end in one
-  file.
+  Returns are sums of clipped rewards, of episodes that lie within one file.
   """
   yield (
     f'{"file":>5}{"rows":>12}{"sampleable":>12}{"episodes":>10}'
@@ -309,10 +305,7 @@ class FetchEstimate:
 
 
 def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
-  """Returns what a store of a subset of a log will cost.
-
-  Reads the list of files, their headers and the first rows of one.
-  """
+  """Returns what a store costs, by the headers and the first rows of a log."""
   is_rlu = isinstance(source, rlu.RluSource)
   suffixes = source.suffixes()
   sizes = {suffix: source.num_bytes(suffix) for suffix in suffixes}

@@ -162,10 +162,7 @@ class Header(NamedTuple):
 def check_frames(
   name: object, found: Header, shape: Sequence[int] | None, dtype: npt.DTypeLike
 ) -> None:
-  """Raises a DataError if the frames of `name` are of another shape or dtype.
-
-  With a shape of None it accepts all.
-  """
+  """Raises a DataError if frames are of another shape (None: any) or dtype."""
   if shape is None:
     return
   if (found.shape[1:], found.dtype) != (tuple(shape), np.dtype(dtype)):

@@ -40,9 +40,8 @@ class LogWriter:
   ):
     """Makes the folder; `update_horizon` is only for the rows of invalid_range.
 
-    Raises:
-      ConfigError: if a file would be too short to hold a transition.
-      WriteError: if the folder cannot be written or holds a log already.
+    A ConfigError if a file would be too short to hold a transition, a
+    WriteError if the folder cannot be written or holds a log already.
     """
     if rows_per_file < stack_size + update_horizon:
       raise errors.ConfigError(
@@ -105,10 +104,7 @@ class LogWriter:
     self._at_episode_start = True
 
   def break_off(self, at_episode_start: bool) -> None:
-    """Ends a file where what follows does not go on from it.
-
-    The next files' add_counts say so (see Segment.is_followed_by).
-    """
+    """Ends a file; the next one's add_count says that it does not follow it."""
     if self._num_rows:
       # A file that is shorter than the one before would look like its rest.
       is_like_rest = self._has_broken_off and self._num_rows < self._last_rows

@@ -15,10 +15,10 @@ clipped to [-1, 1].
 * Known from TFDS's builder: the fields, and that episodes and checkpoints are
   in order. Checked here: order, one checkpoint per file, equal lengths, and
   rewards that sum to the episode's return.
-* By RLDS's convention, TFDS's builder and Dopamine's own reader of it, the last
-  step holds only the last observation: T steps are T - 1 transitions. But the
-  original log never held an observation after a terminal transition, so the
-  last step may be the log's last row. `last_step` says which reading is used.
+* By RLDS's convention and TFDS's builder, the last step holds only the last
+  observation: T steps are T - 1 transitions. But the original log never held an
+  observation after a terminal transition, so the last step may be the log's
+  last row. `last_step` says which reading is used.
 * An episode that does not end in a terminal state was cut by time. Its last row
   is marked as terminal, so that no stack reaches over it, and is one of
   `cut_rows`: never sampled, and no Monte-Carlo return ends there.
@@ -131,10 +131,7 @@ def _is_file(name: str) -> bool:
 
 
 def is_location(location: str) -> bool:
-  """Whether a path or URL is of RL Unplugged's Atari data.
-
-  Folders of this machine are also known by the names of their files.
-  """
+  """Whether a location is RL Unplugged's, by its path or its files here."""
   if _LOCATION.search(location) or _SHUFFLED_LOCATION.search(f'{location}/'):
     return True
   if '://' in location:
@@ -497,9 +494,8 @@ class RluSource(Source):
   ) -> Iterator[_Episode]:
     """Yields the episodes of a file that is fetched whole and checked.
 
-    With the `share` of its rows that is wanted, the file has been checked
-    before. Of a far one, only a prefix is fetched first; its records' checksums
-    vouch for it.
+    With the `share` of its rows that is wanted, it has been checked before. Of
+    a far one, only a prefix is fetched first; its records' checksums vouch.
     """
     num_done = num_episodes = 0
     size = shard.info['size']

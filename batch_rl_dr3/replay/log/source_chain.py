@@ -1,8 +1,7 @@
 """Opens the first of several locations that gives the data.
 
 The public bucket of the DQN Replay Dataset has answered 403 or 404 to many
-since 2025. Whoever refuses is named in a warning; if all do, one error lists
-them all.
+since 2025. Whoever refuses is named in a warning, or all in one error.
 """
 
 from collections.abc import Collection, Sequence
@@ -137,11 +136,9 @@ def make_source(location: _Location) -> Source:
 def open_source(locations: _Location | Sequence[_Location]) -> Source:
   """Returns the first source that lists all its files and gives a first one.
 
-  Of several, a web server silent for seconds is not waited for.
-
-  Raises:
-    DataError: if none does; it lists what each said. Damaged or incomplete data
-      is an error at once: to pass it over would be to train on other data.
+  Of several, a web server silent for seconds is not waited for. A DataError
+  lists what each said. Damaged or incomplete data is an error at once: to pass
+  it over would be to train on other data.
   """
   if isinstance(locations, str | os.PathLike | Source):
     locations = [locations]
@@ -178,7 +175,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _ask(endpoint: str) -> str:
   """Returns why a web server does not answer in time, '' if it does.
 
-  The clients of storages would find it out too, but try again for minutes.
+  The clients of storages try again for minutes.
   """
   request = urllib.request.Request(endpoint, method='HEAD')
   opener = urllib.request.build_opener(_NoRedirect)

@@ -1,7 +1,7 @@
 """Where logged replay lives: a local folder, or any storage that fsspec knows.
 
-No row can be trusted before the iterator that yields it has ended without an
-error: gzip's checksum stands at a file's end.
+No row can be trusted before the iterator that yields it has ended: gzip's
+checksum stands at a file's end.
 """
 
 import abc
@@ -77,8 +77,7 @@ class Source(abc.ABC):
   ) -> Iterator[npt.NDArray[Any]]:
     """Yields the first rows of one element in blocks; None reads all.
 
-    Actions, rewards and terminals have Dopamine's dtypes; frames are what they
-    are (see `checkpoint_format.check_frames`).
+    All but frames have Dopamine's dtypes.
     """
 
   def column(self, element: str, suffix: int) -> npt.NDArray[Any]:

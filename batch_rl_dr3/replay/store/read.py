@@ -142,10 +142,7 @@ def _damaged(store: pathlib.Path, problem: str) -> errors.DataError:
 
 
 class ReplayTransitions(NamedTuple):
-  """A batch with Dopamine's dtypes, as arrays or tensors.
-
-  Where `terminals` is 1, next_* are undefined.
-  """
+  """A batch with Dopamine's dtypes; where `terminals` is 1, next_* are any."""
 
   states: Any  # [B, *observation_shape, stack_size], as observations.
   actions: Any  # int32 [B]
@@ -271,9 +268,7 @@ class ReplayStore:
   def valid_indices(self, update_horizon: int = 1) -> npt.NDArray[np.int64]:
     """Returns the rows where a transition may start, in ascending order.
 
-    Raises:
-      DataError: if there is none.
-      ConfigError: if the store was drawn for other transitions.
+    A DataError if there is none, a ConfigError if others were drawn.
     """
     if self._drawn is not None:
       self._check_drawn(update_horizon)

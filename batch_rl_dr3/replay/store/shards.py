@@ -68,10 +68,7 @@ def damaged_file(path: pathlib.Path, problem: object) -> errors.DataError:
 
 
 class HashedFile:
-  """A new file that is written in order, and known by its checksums.
-
-  Only what is whole is synced.
-  """
+  """A new file written in order, known by its checksums, synced if whole."""
 
   def __init__(self, path: pathlib.Path):
     self.num_bytes = 0
@@ -166,10 +163,10 @@ def write_frames(
   dtype: np.dtype[Any],
   blocks: Iterable[_Array],
 ) -> tuple[Records, str]:
-  """Writes the frames of one file of a log, block by block, to shards.
+  """Writes all frames of one file of a log, block by block, to shards.
 
-  `shape` is that of all frames. Returns the files' records by name, and the
-  SHA-256 of all frames. `blocks` are read to their end.
+  Returns the files' records by name, and the SHA-256 of all frames. `blocks`
+  are read to their end.
   """
   content = hashlib.sha256()
   starts = range(0, SHARD_ROWS, CHUNK_ROWS)  # A shard's end ends a chunk.
@@ -329,9 +326,7 @@ class Frames:
   ):
     """Opens the shards of a store's parts: (folder, number of rows, records).
 
-    Raises:
-      DataError: if a shard's index or header is damaged.
-      OSError: if one cannot be read.
+    A DataError if an index or header is damaged, OSError if it is not read.
     """
     places = [
       (folder, number, min(shard_rows, num_rows - row), records)

@@ -181,10 +181,7 @@ def _store_key(
 
 
 def _remove_leftovers(building: pathlib.Path, is_alone: bool) -> None:
-  """Removes what killed builds left and this one cannot use.
-
-  Some file systems' locks lie, so parts go only when their maker is gone.
-  """
+  """Removes what killed builds left, as far as its maker is surely gone."""
   name = building.name[: 1 + _NAME_LENGTH]
   for path in building.parent.glob(f'{name}*'):
     of_other_data = path.suffix == '.building' and path != building
@@ -324,10 +321,7 @@ class _Build:
     return lengths, segments
 
   def _check_space(self) -> None:
-    """Raises a WriteError if the parts to come do not fit on the disk.
-
-    How small zstd makes frames is not known before, so they are not counted.
-    """
+    """Raises a WriteError if parts, but for zstd frames, do not fit the disk."""
     per_row = self._row_bytes if self._codec == shards.RAW else 0
     per_row += checkpoint_format.TABLE_BYTES
     needed = per_row * sum(

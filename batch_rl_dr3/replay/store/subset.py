@@ -51,8 +51,7 @@ def returns_to_go(
 
   G_t = r_t + gamma * (1 - terminal_t) * G_{t+1} of rows in time order, NaN
   where the episode does not end within them, or was cut. With rewards [1, 0, 2,
-  5], terminals [0, 0, 1, 0] and gamma 0.5 it is [1.5, 1, 2, NaN]. Padding rows,
-  which are never valid, get a discounted copy of their episode's return.
+  5], terminals [0, 0, 1, 0] and gamma 0.5 it is [1.5, 1, 2, NaN].
   """
   # Imported here because it takes a second and few runs need it.
   from scipy import signal
@@ -223,10 +222,9 @@ class Subset:
 
   * 'prefix': the first `fraction` of the rows of each file, as the paper's
     authors make a "uniform" 1% or 5%: 10,000 rows of each 1,000,000 at 1%.
-  * 'uniform': floor(fraction * num_rows) 1-step transitions drawn uniformly
-    without replacement from all that can be sampled, as the paper's text says,
-    padding counted as rows. With the frames of their stacks and next states, a
-    1% stores about 5 times as many frames.
+  * 'uniform': floor(fraction * num_rows) 1-step transitions drawn without
+    replacement from all that can be sampled, as the paper's text says, padding
+    counted as rows. A 1% stores about 5 times as many frames.
   * 'first': the first `fraction` of all rows in time, so 0.1 is the first 5 of
     the 50 files that are there.
   * 'episodes': whole episodes of each file, drawn without replacement until
@@ -234,10 +232,8 @@ class Subset:
     Episodes that cross files are left out. Only for 1-step transitions.
   * 'all': every row; `fraction` is 1.
 
-  Attributes:
-    fraction: exact in its decimal digits: 0.29 of 100 rows is 29.
-    seed: names the draw; 'run' is the run's own, another draw for each seed.
-    num_held_out: see `held_out`.
+  A fraction is exact in its decimal digits: 0.29 of 100 rows is 29. The seed
+  names the draw; 'run' is the run's own. num_held_out: see `held_out`.
   """
 
   rule: str = 'all'
