@@ -321,7 +321,7 @@ class _Build:
     return lengths, segments
 
   def _check_space(self) -> None:
-    """Raises a WriteError if parts, but for zstd frames, do not fit the disk."""
+    """Raises a WriteError if parts, without zstd frames, do not fit the disk."""
     per_row = self._row_bytes if self._codec == shards.RAW else 0
     per_row += checkpoint_format.TABLE_BYTES
     needed = per_row * sum(
@@ -397,10 +397,8 @@ class _Build:
       try:
         self._write_part(file, folder, on_rows)
         break
-      except RefusedError:
-        raise
       except errors.DataError as error:
-        if is_last:
+        if is_last or isinstance(error, RefusedError):
           raise
         logging.warning('%s It is read once more.', error)
         shutil.rmtree(folder)
