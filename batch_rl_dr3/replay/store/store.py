@@ -321,7 +321,7 @@ class _Build:
     return lengths, segments
 
   def _check_space(self) -> None:
-    """Raises a WriteError if parts, without zstd frames, do not fit the disk."""
+    """Raises a WriteError if the parts, but for zstd frames, do not fit."""
     per_row = self._row_bytes if self._codec == shards.RAW else 0
     per_row += checkpoint_format.TABLE_BYTES
     needed = per_row * sum(
