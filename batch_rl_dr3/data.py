@@ -217,18 +217,19 @@ def convert() -> None:
   target = FLAGS.minari_id or os.path.join(FLAGS.output_dir, 'replay_logs')
   if other == 'minari':
     num_episodes = _convert_minari(target)
-  elif FLAGS.minari_id is None:
-    num_episodes = conversion.to_log(
-      _source(), target, _stack_size(), FLAGS.rows_per_file
-    )
   else:
-    source, num_actions = _source(), _num_actions()
-    if num_actions is None:
+    source, stack_size = _source(), _stack_size()
+    episodes = conversion.episodes(source, stack_size)
+    if FLAGS.minari_id is None:
+      num_episodes = conversion.write_log(
+        episodes, target, stack_size, FLAGS.rows_per_file
+      )
+    elif (num_actions := _num_actions()) is None:
       raise errors.UsageError('--minari_id needs --num_actions.')
-    description = f'Logged replay in the DQN Replay format, from {source.name}.'
-    num_episodes = conversion.to_minari(
-      source, target, _stack_size(), num_actions, description
-    )
+    else:
+      num_episodes = conversion.write_minari(
+        episodes, target, num_actions, source.name
+      )
   print(f'{target}: {num_episodes} episodes.')
 
 
@@ -240,11 +241,12 @@ def _convert_minari(folder: str) -> int:
   with control_data.data_errors(FLAGS.minari):
     import minari
 
-    return conversion.from_minari(
-      minari.MinariDataset(dataset),
-      folder,
-      FLAGS.stack_size or 4,
-      FLAGS.rows_per_file,
+    stack_size = FLAGS.stack_size or 4
+    episodes = conversion.minari_episodes(
+      minari.MinariDataset(dataset), stack_size
+    )
+    return conversion.write_log(
+      episodes, folder, stack_size, FLAGS.rows_per_file
     )
 
 

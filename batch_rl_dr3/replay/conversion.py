@@ -93,28 +93,20 @@ def _row_blocks(
     start += len(frames)
 
 
-def to_log(
-  source: Source,
+def write_log(
+  found: Iterable[LogEpisode],
   folder: str | os.PathLike[str],
   stack_size: int,
   rows_per_file: int,
 ) -> int:
-  """Writes a log anew in the DQN Replay format; returns how many episodes.
+  """Writes episodes as a log in the DQN Replay format; returns how many.
 
   Where an episode breaks off, the file ends, and what follows is in the next.
   """
-  return _write(episodes(source, stack_size), folder, stack_size, rows_per_file)
-
-
-def _write(
-  episodes_in_order: Iterable[LogEpisode],
-  folder: str | os.PathLike[str],
-  stack_size: int,
-  rows_per_file: int,
-) -> int:
   writer = None
   num_episodes = 0
-  for episode in episodes_in_order:
+  for episode in found:
+    num_episodes += 1
     if writer is None:
       shape = episode.observations.shape[1:]
       writer = log_writer.LogWriter(folder, shape, stack_size, rows_per_file)
@@ -126,20 +118,15 @@ def _write(
       writer.add(observation, int(action), float(reward), is_end)
     if not episode.is_whole:
       writer.break_off(at_episode_start=True)
-    num_episodes += 1
   if writer is not None:
     writer.close()
   return num_episodes
 
 
-def to_minari(
-  source: Source,
-  dataset_id: str,
-  stack_size: int,
-  num_actions: int,
-  description: str,
+def write_minari(
+  found: Iterable[LogEpisode], dataset_id: str, num_actions: int, origin: str
 ) -> int:
-  """Writes a log as a Minari data set; returns the number of episodes.
+  """Writes episodes as a Minari data set; returns how many.
 
   Frames are stored without loss and not stacked. The observation after the last
   action, which the DQN Replay format does not hold, is all zeros. An episode
@@ -165,13 +152,13 @@ def to_minari(
         waiting,
         action_space=gymnasium.spaces.Discrete(num_actions),
         observation_space=gymnasium.spaces.Box(0, 255, shape, np.uint8),
-        description=description,
+        description=f'Logged replay in the DQN Replay format, from {origin}.',
         jpeg_encoding=False,
       )
     except ValueError as error:
       raise errors.ConfigError(f'Minari: {error}') from error
 
-  for num_episodes, episode in enumerate(episodes(source, stack_size), 1):
+  for num_episodes, episode in enumerate(found, 1):
     waiting.append(_minari_buffer(episode, num_episodes - 1))
     if sum(len(buffer.actions) for buffer in waiting) >= _FRAMES_PER_UPDATE:
       dataset, waiting = write(), []
@@ -184,8 +171,7 @@ def _minari_buffer(episode: LogEpisode, number: int) -> Any:
   from minari.data_collector import EpisodeBuffer
 
   length = len(episode.actions)
-  ends = np.zeros(length, np.bool_)
-  ends[-1] = True
+  ends = np.arange(length) == length - 1
   after = np.zeros_like(episode.observations[:1])
   return EpisodeBuffer(
     id=number,
@@ -198,19 +184,13 @@ def _minari_buffer(episode: LogEpisode, number: int) -> Any:
   )
 
 
-def from_minari(
-  dataset: Any,
-  folder: str | os.PathLike[str],
-  stack_size: int,
-  rows_per_file: int,
-) -> int:
-  """Writes a minari.MinariDataset as a log; returns the number of episodes.
+def minari_episodes(dataset: Any, stack_size: int) -> Iterator[LogEpisode]:
+  """Yields the episodes of a minari.MinariDataset, as a log holds them.
 
   Of stacks, `stack_size` frames along the first or last axis, the newest frame
-  is written. Rewards are clipped to [-1, 1]; the observation after the last
-  action is left out. Where an episode was truncated, or has no end, the file
-  ends. A DataError if actions, frames or episodes are not what the format
-  holds.
+  is taken. Rewards are clipped to [-1, 1]; the observation after the last
+  action is left out. One that was truncated is not whole. A DataError if
+  actions, frames or episodes are not what the format holds.
   """
   first_action = getattr(dataset.action_space, 'start', None)
   if not hasattr(dataset.action_space, 'n') or first_action is None:
@@ -220,17 +200,6 @@ def from_minari(
     )
   if not dataset.total_episodes:
     raise errors.DataError(f'{dataset.id} holds no episode.')
-  return _write(
-    _minari_episodes(dataset, stack_size, int(first_action)),
-    folder,
-    stack_size,
-    rows_per_file,
-  )
-
-
-def _minari_episodes(
-  dataset: Any, stack_size: int, first_action: int
-) -> Iterator[LogEpisode]:
   axis: int | None = -1  # Of the stacks; the first episode tells.
   is_first = True
   for episode in dataset.iterate_episodes():

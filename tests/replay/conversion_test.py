@@ -43,9 +43,8 @@ def test_a_log_written_anew_has_the_same_rows_in_other_files(
   logs, play, tmp_path
 ):
   logs.write_log(tmp_path / 'a', play, rows_per_file=37)
-  count = conversion.to_log(
-    sources.FolderSource(tmp_path / 'a'), tmp_path / 'b', 4, 50
-  )
+  found = conversion.episodes(sources.FolderSource(tmp_path / 'a'), 4)
+  count = conversion.write_log(found, tmp_path / 'b', 4, 50)
   assert count == sum(t.terminal for t in play) + 1
   assert sources.FolderSource(tmp_path / 'b').suffixes() == [0, 1, 2]
   for element, dtype, shape in (
@@ -74,7 +73,8 @@ def test_minari_reads_the_same_episodes(logs, play, tmp_path, monkeypatch):
   monkeypatch.setattr(conversion, '_FRAMES_PER_UPDATE', 30)
   logs.write_log(tmp_path / 'log', play, rows_per_file=37)
   source = sources.FolderSource(tmp_path / 'log')
-  count = conversion.to_minari(source, 'test/log-v0', 4, 6, 'A test.')
+  found = conversion.episodes(source, 4)
+  count = conversion.write_minari(found, 'test/log-v0', 6, 'a test')
   dataset = minari.load_dataset('test/log-v0')
   assert (dataset.total_episodes, dataset.total_steps) == (count, 100)
   for theirs, ours in zip(
@@ -88,7 +88,9 @@ def test_minari_reads_the_same_episodes(logs, play, tmp_path, monkeypatch):
     assert theirs.truncations[-1] != ours.is_whole
     assert not theirs.terminations[:-1].any()
   with pytest.raises(errors.ConfigError, match='Minari'):
-    conversion.to_minari(source, 'test/log-v0', 4, 6, 'A test.')
+    conversion.write_minari(
+      conversion.episodes(source, 4), 'test/log-v0', 6, 'a test'
+    )
 
 
 def test_an_empty_tail_is_no_episode(tmp_path):
@@ -108,11 +110,10 @@ def minari(tmp_path, monkeypatch):
 
 def test_what_minari_was_given_comes_back(logs, play, tmp_path, minari):
   logs.write_log(tmp_path / 'a', play, rows_per_file=37)
-  count = conversion.to_minari(
-    sources.FolderSource(tmp_path / 'a'), 'test/log-v0', 4, 6, 'A test.'
-  )
+  found = conversion.episodes(sources.FolderSource(tmp_path / 'a'), 4)
+  count = conversion.write_minari(found, 'test/log-v0', 6, 'a test')
   dataset = minari.load_dataset('test/log-v0')
-  assert conversion.from_minari(dataset, tmp_path / 'b', 4, 37) == count
+  assert _from_minari(dataset, tmp_path / 'b', 4, 37) == count
   for element, dtype, shape in (
     ('observation', np.uint8, logs.SHAPE),
     ('action', np.int32, ()),
@@ -123,6 +124,11 @@ def test_what_minari_was_given_comes_back(logs, play, tmp_path, minari):
       read_all(tmp_path / 'a', element, dtype, shape),
       read_all(tmp_path / 'b', element, dtype, shape),
     )
+
+
+def _from_minari(dataset, folder, stack_size, rows_per_file):
+  found = conversion.minari_episodes(dataset, stack_size)
+  return conversion.write_log(found, folder, stack_size, rows_per_file)
 
 
 def write_minari(minari, episodes, start=0, space=None):
@@ -168,7 +174,7 @@ def test_stacks_are_undone_and_rewards_clipped(minari, tmp_path, axis):
     ],
     start=2,
   )
-  assert conversion.from_minari(dataset, tmp_path / 'log', 2, 100) == 3
+  assert _from_minari(dataset, tmp_path / 'log', 2, 100) == 3
 
   def read(name, dtype):
     return read_all(tmp_path / 'log', name, dtype).tolist()
@@ -210,7 +216,7 @@ def test_minari_that_the_format_does_not_hold_is_named(minari, tmp_path):
       iterate_episodes=lambda episodes=episodes: iter(episodes),
     )
     with pytest.raises(errors.DataError, match=told):
-      conversion.from_minari(dataset, tmp_path / 'log', 4, 100)
+      _from_minari(dataset, tmp_path / 'log', 4, 100)
   assert not (tmp_path / 'log').exists()
 
 
@@ -221,4 +227,4 @@ def test_frames_that_stop_being_stacks_are_named(minari, tmp_path):
     minari, [(stacks, [0.0] * 4, False), (stacks[::-1], [0.0] * 4, False)]
   )
   with pytest.raises(errors.DataError, match=r'episode 1: .*no stacks of 2'):
-    conversion.from_minari(dataset, tmp_path / 'log', 2, 100)
+    _from_minari(dataset, tmp_path / 'log', 2, 100)

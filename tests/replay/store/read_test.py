@@ -55,7 +55,9 @@ def test_a_whole_store_is_the_log(log, make_store, codec):
 
 def test_a_store_goes_back_to_the_same_log(log, make_store, tmp_path, logs):
   source = read.StoreSource(make_store(log).folder)
-  conversion.to_log(source, tmp_path / 'back', 4, 100)
+  conversion.write_log(
+    conversion.episodes(source, 4), tmp_path / 'back', 4, 100
+  )
   names = sorted(path.name for path in log.glob('*.gz'))
   assert names == sorted(p.name for p in (tmp_path / 'back').glob('*.gz'))
   for name in names:
@@ -69,7 +71,9 @@ def test_files_of_prefixes_stay_apart(log, make_store, tmp_path, logs):
   # one before, though the last looks like a rest.
   store = make_store(log, 'prefix', 0.45)
   source = read.StoreSource(store.folder)
-  conversion.to_log(source, tmp_path / 'new', 4, 1000)
+  conversion.write_log(
+    conversion.episodes(source, 4), tmp_path / 'new', 4, 1000
+  )
   new = sources.FolderSource(tmp_path / 'new')
   old_suffixes = source.suffixes()
   assert len(new.suffixes()) == len(old_suffixes)
