@@ -54,24 +54,19 @@ class ExportedActor(exported.Model):
       ) from error
 
 
+@dataclasses.dataclass(eq=False)
 class GameEvaluator:
   """Plays checkpoints of one network in lanes of one game, under one rule."""
 
-  def __init__(
-    self,
-    lanes: lanes_lib.Lanes,
-    network: Callable[..., tf.keras.Model],
-    rule: play.PlayRule,
-    num_threads: int = 0,
-    atoms: pool.Atoms | None = None,
-  ):
-    self.lanes = lanes
-    self.rule = rule
-    self.network = network
+  lanes: lanes_lib.Lanes
+  network: Callable[..., tf.keras.Model]
+  rule: play.PlayRule
+  num_threads: int = 0
+  atoms: pool.Atoms | None = None
+
+  def __post_init__(self) -> None:
+    game, rule = self.lanes.game, self.rule
     self.num_agent_steps: int | None = rule.num_agent_steps
-    self._num_threads = num_threads
-    self._atoms = atoms
-    game = lanes.game
     protocol = {
       **game.protocol,
       'epsilon_eval': rule.epsilon,
@@ -81,7 +76,7 @@ class GameEvaluator:
     self.identity = play.GameIdentity(
       game.suite, game.name, game.rom_md5, protocol
     )
-    self.close = lanes.close
+    self.close = self.lanes.close
 
   def load(self, prefix: str) -> checkpoint_weights.Actor | ExportedActor:
     """Returns who acts by a checkpoint, or by the file of an exported policy.
@@ -97,11 +92,11 @@ class GameEvaluator:
       prefix,
       (*game.observation_shape, game.stack_size),
       {'q_values': (game.num_actions,), 'action': ()},
-      self._num_threads,
+      self.num_threads,
     )
 
   def _load_checkpoint(self, prefix: str) -> checkpoint_weights.Actor:
-    game, atoms = self.lanes.game, self._atoms
+    game, atoms = self.lanes.game, self.atoms
     q_values_of = None
     if atoms is not None and atoms.support is not None:
       q_values_of = networks.categorical_q_values(atoms.support)
@@ -111,7 +106,7 @@ class GameEvaluator:
       game.num_actions,
       game.observation_shape,
       game.stack_size,
-      self._num_threads,
+      self.num_threads,
       q_values_of,
       game.observation_dtype,
     )

@@ -4,6 +4,7 @@ Both play by the same code and seeds, so the scores are the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
 from typing import Any
 
 from batch_rl_dr3.analysis import returns
@@ -45,15 +46,15 @@ def describe(
   return text
 
 
+@dataclasses.dataclass
 class SyncEvaluations:
   """Evaluations in this process: training waits for them."""
 
-  def __init__(
-    self, evaluator: pool.Evaluator, stop_request: signals.StopRequest
-  ):
-    self._evaluator = evaluator
-    self._stop_request = stop_request
-    self._waiting: list[tuple[int, checkpoints.Checkpoint, int]] = []
+  evaluator: pool.Evaluator
+  stop_request: signals.StopRequest
+  _waiting: list[tuple[int, checkpoints.Checkpoint, int]] = dataclasses.field(
+    default_factory=list
+  )
 
   def submit(  # noqa: D102
     self, iteration: int, checkpoint: checkpoints.Checkpoint, seed: int
@@ -62,16 +63,16 @@ class SyncEvaluations:
 
   def collect(self, until_done: bool) -> Iterator[_Scored]:  # noqa: D102
     del until_done
-    total = self._evaluator.num_agent_steps
+    total = self.evaluator.num_agent_steps
     while self._waiting:
       iteration, checkpoint, seed = self._waiting.pop(0)
       title = f'evaluation {iteration}'
       with progress.bar(total, title, 'step', leave=False) as bar:
-        episodes = self._evaluator.evaluate(
+        episodes = self.evaluator.evaluate(
           checkpoint.prefix,
           seed,
           lambda num_played, _: bar.update(num_played - bar.n),
-          lambda: bool(self._stop_request),
+          lambda: bool(self.stop_request),
         )
       yield iteration, checkpoint, episodes
 
@@ -108,65 +109,56 @@ class AsyncEvaluations:
 Evaluations = SyncEvaluations | AsyncEvaluations
 
 
+@dataclasses.dataclass
 class Scoring:
   """Has every checkpoint that ends an iteration played, once.
 
   An interrupted one is played again from its beginning, with the same result.
   """
 
-  def __init__(
-    self,
-    home: run_directory.Home,
-    provenance: Mapping[str, Any],
-    kept: checkpoints.Checkpoints,
-    evaluations: Evaluations | None,
-    on_score: Callable[[dict[str, Any], int], object],
-    normalised: Callable[[float], float | None] = lambda mean_return: None,
-  ):
-    """Opens the run's scores; without evaluations none is ever played.
+  home: run_directory.Home
+  provenance: Mapping[str, Any]
+  kept: checkpoints.Checkpoints
+  evaluations: Evaluations | None  # None plays nothing.
+  # Is told the mean return and the gradient steps.
+  on_score: Callable[[dict[str, Any], int], object]
+  # Makes of the mean return a score in percent, None if it is on no scale.
+  normalised: Callable[[float], float | None] = lambda mean_return: None
+  # Prints a line; a progress bar has its own way to.
+  write: Callable[[str], object] = print
 
-    `on_score` gets the mean return and the gradient steps. `normalised` makes
-    of the return a score in percent, or None if it is on no scale.
-    """
-    self._home = home
-    self._provenance = provenance
-    self._checkpoints = kept
-    self._evaluations = evaluations
-    self._on_score = on_score
-    self._normalised = normalised
+  def __post_init__(self) -> None:
     self._submitted: set[int] = set()
-    scores = run_tables.ScoreLog(home.folder, home.check)
+    scores = run_tables.ScoreLog(self.home.folder, self.home.check)
     self._append = scores.append
     # Goes back to so many gradient steps, whatever was scored since.
     self.start = scores.keep
     # Returns the iterations that have scores.
     self.iterations = scores.iterations
-    # Prints a line; a progress bar has its own way to.
-    self.write: Callable[[str], object] = print
 
   def play_missing(self, steps: int) -> None:
     """Plays what has no scores, up to a number of gradient steps."""
-    if self._evaluations is None:
+    if self.evaluations is None:
       return
     done = self.iterations() | self._submitted
-    for iteration, checkpoint in self._checkpoints.of_iterations().items():
+    for iteration, checkpoint in self.kept.of_iterations().items():
       if iteration not in done and checkpoint.gradient_steps <= steps:
         # It must outlive the next ones until its scores are written.
-        self._checkpoints.protected.add(checkpoint.name)
-        seed = play.evaluation_seed(self._provenance['seed'], iteration)
-        self._evaluations.submit(iteration, checkpoint, seed)
+        self.kept.protected.add(checkpoint.name)
+        seed = play.evaluation_seed(self.provenance['seed'], iteration)
+        self.evaluations.submit(iteration, checkpoint, seed)
         self._submitted.add(iteration)
-    self._record(self._evaluations.collect(until_done=False))
+    self._record(self.evaluations.collect(until_done=False))
 
   def finish(self, num_iterations: int) -> None:
     """Waits until every iteration has its scores; DataError if one cannot."""
-    if self._evaluations is None:
+    if self.evaluations is None:
       return
-    self._record(self._evaluations.collect(until_done=True))
+    self._record(self.evaluations.collect(until_done=True))
     missing = set(range(num_iterations)) - self.iterations()
     if missing:
       raise errors.DataError(
-        f'iteration {min(missing)} has no scores in {self._home.name}, and its '
+        f'iteration {min(missing)} has no scores in {self.home.name}, and its '
         'checkpoint is gone or damaged. Restore it, or start over with '
         '--overwrite.'
       )
@@ -174,12 +166,12 @@ class Scoring:
   def _record(self, scored: Iterator[_Scored]) -> None:
     for iteration, checkpoint, episodes in scored:
       steps = checkpoint.gradient_steps
-      self._append(self._provenance, iteration, steps, episodes)
-      self._home.publish()
-      self._checkpoints.protected.discard(checkpoint.name)
+      self._append(self.provenance, iteration, steps, episodes)
+      self.home.publish()
+      self.kept.protected.discard(checkpoint.name)
       shown = {'eval_return': mean_return(episodes)}
-      score = self._normalised(shown['eval_return'])
+      score = self.normalised(shown['eval_return'])
       if score is not None:
         shown['eval_normalised_score'] = score
-      self._on_score(shown, steps)
+      self.on_score(shown, steps)
       self.write(f'iteration {iteration}: {describe(episodes, score)}')

@@ -71,29 +71,26 @@ def writing(
       writer.release()
 
 
+@dataclasses.dataclass
 class FilmedLane:
   """Lane 0 of some lanes, with a picture written of every step."""
 
+  lanes: lanes_lib.Lanes
+  outputs: OutputsOf
+  write: Callable[[Picture], object]
   num_lanes = group_size = 1
+  _features: _Floats | None = None
+  _return: float = 0.0
 
-  def __init__(
-    self,
-    lanes: lanes_lib.Lanes,
-    outputs: OutputsOf,
-    write: Callable[[Picture], object],
-  ):
+  def __post_init__(self) -> None:
+    lanes = self.lanes
     self.game, self.reset, self.close = lanes.game, lanes.reset, lanes.close
-    self._lanes = lanes
-    self._outputs = outputs
-    self._write = write
-    self._features: _Floats | None = None
     self._dot_products: list[float] = []
-    self._return = 0.0
 
   def act(self, states: lanes_lib.FrameArray) -> lanes_lib.IntArray:
     """Returns the greedy action and keeps what the network said."""
     before, self._state = self._features, states[0, ..., -1]
-    q_values, self._features = self._outputs(states)
+    q_values, self._features = self.outputs(states)
     self._q_values = q_values[0]
     if before is not None:
       self._dot_products.append(float(before[0] @ self._features[0]))
@@ -103,8 +100,8 @@ class FilmedLane:
     self, which: lanes_lib.IntArray, actions: lanes_lib.IntArray
   ) -> lanes_lib.Step:
     said = self._q_values, int(actions[0]), self._dot_products, self._return
-    self._write(draw(self._state, *said))
-    step = self._lanes.step(which, actions)
+    self.write(draw(self._state, *said))
+    step = self.lanes.step(which, actions)
     self._return += float(step.rewards[0])
     return step
 

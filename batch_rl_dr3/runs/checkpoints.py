@@ -116,27 +116,23 @@ def check_whole(checkpoint: Checkpoint) -> None:
     )
 
 
+@dataclasses.dataclass
 class Checkpoints:
-  """The checkpoints of one run."""
+  """The checkpoints of one run, in a folder that is created if need be.
 
-  def __init__(
-    self,
-    directory: str | os.PathLike[str],
-    keep_last: int = 4,
-    keep_every: int | None = None,
-    check: atomic.Check = atomic.unchecked,
-  ):
-    """Opens the folder, and creates it if need be.
+  Kept are the newest `keep_last` that end an iteration, the newest two that
+  were written within the one since, and every `keep_every`th for good.
+  """
 
-    Kept are the newest `keep_last` that end an iteration, the newest two that
-    were written within the one since, and every `keep_every`th for good.
-    """
-    self._directory = atomic.make_directory(directory)
-    self._keep_last = keep_last
-    self._keep_every = keep_every
-    self._check = check
-    # Names of those that stay, whatever is saved after them.
-    self.protected: set[str] = set()
+  directory: str | os.PathLike[str]
+  keep_last: int = 4
+  keep_every: int | None = None
+  check: atomic.Check = atomic.unchecked
+  # Names of those that stay, whatever is saved after them.
+  protected: set[str] = dataclasses.field(default_factory=set)
+
+  def __post_init__(self) -> None:
+    self._directory = atomic.make_directory(self.directory)
 
   def save(
     self, write: Callable[[str], None], name: str, gradient_steps: int
@@ -149,7 +145,7 @@ class Checkpoints:
     # Of no other process's name, wherever that runs.
     temporary = self._directory / f'.writing.{name}.{secrets.token_hex(8)}'
     try:
-      with atomic.file_errors(target, self._check):
+      with atomic.file_errors(target, self.check):
         temporary.mkdir()
         write(str(temporary / target.name))
         files = {}
@@ -157,7 +153,7 @@ class Checkpoints:
           atomic.sync(path)
           size = path.stat().st_size
           files[path.name] = {'bytes': size, 'sha256': _sha256(path)}
-        self._check()
+        self.check()
         for file_name in files:
           os.replace(temporary / file_name, self._directory / file_name)
         atomic.sync(self._directory)
@@ -166,7 +162,7 @@ class Checkpoints:
     atomic.write_json(
       self._directory / f'ckpt.{name}.json',
       {'name': name, 'gradient_steps': gradient_steps, 'files': files},
-      self._check,
+      self.check,
     )
     self._prune()
 
@@ -215,9 +211,9 @@ class Checkpoints:
     written = [checkpoint.name for checkpoint in found]
     ends = [name for name in written if name.isdigit()]
     within = written[: written.index(ends[0])] if ends else written
-    kept = {*ends[: self._keep_last], *within[:_KEEP_WITHIN], *self.protected}
-    if self._keep_every is not None:
-      kept |= {name for name in ends if int(name) % self._keep_every == 0}
+    kept = {*ends[: self.keep_last], *within[:_KEEP_WITHIN], *self.protected}
+    if self.keep_every is not None:
+      kept |= {name for name in ends if int(name) % self.keep_every == 0}
     for checkpoint in found:
       if checkpoint.name not in kept:
         # The manifest goes first: without it the rest does not exist.

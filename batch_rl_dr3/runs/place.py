@@ -54,13 +54,13 @@ _Again = Callable[[str, Callable[[], Any]], Any]
 
 def local_path(place: str) -> str | None:
   """Returns the path that a path or a file:// URL is; None for other URLs."""
-  if '://' not in place:
+  scheme, is_url, rest = place.partition('://')
+  host, slash, path = rest.partition('/')
+  if not is_url:
     return place
-  parts = urllib.parse.urlsplit(place)
-  if parts.scheme != 'file' or parts.netloc not in ('', 'localhost'):
-    return None
-  path = place.partition('://')[2].removeprefix(parts.netloc)
-  return urllib.parse.unquote(path)
+  # urlsplit refuses the brackets of a glob.
+  is_here = scheme == 'file' and host in ('', 'localhost')
+  return urllib.parse.unquote(slash + path) if is_here else None
 
 
 def plain(name: Any, source: object, field: str) -> str:

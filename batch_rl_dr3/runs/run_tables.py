@@ -74,38 +74,32 @@ def read_rows(path: _Path, required: Sequence[str] = ()) -> list[_Row]:
   return rows
 
 
+@dataclasses.dataclass
 class CsvLog:
   """A CSV file that grows row by row and can go back to an earlier state."""
 
-  def __init__(
-    self,
-    path: _Path,
-    columns: Sequence[str],
-    check: atomic.Check = atomic.unchecked,
-    counts: Sequence[str] = (),
-  ):
-    self.path = pathlib.Path(path)
-    self._columns = tuple(columns)
-    self._check = check
-    self._counts = tuple(counts)
+  path: _Path
+  columns: Sequence[str]
+  check: atomic.Check = atomic.unchecked
+  counts: Sequence[str] = ()  # Columns that hold a whole number in every row.
 
   def rows(self) -> list[_Row]:
     """Returns the whole rows."""
-    return read_rows(self.path, self._counts)
+    return read_rows(self.path, self.counts)
 
   def keep(self, predicate: Callable[[_Row], bool]) -> None:
     """Rewrites the file with only the rows that satisfy `predicate`."""
-    if self.path.exists():
+    if os.path.exists(self.path):
       self.replace(row for row in self.rows() if predicate(row))
 
   def append(self, row: Mapping[str, Any]) -> None:
     """Adds one row. A kill can tear it; readers leave a torn row out."""
-    self._check()
+    self.check()
     with (
       atomic.file_errors(self.path),
       open(self.path, 'a', newline='') as file,
     ):
-      writer = csv.DictWriter(file, self._columns)
+      writer = csv.DictWriter(file, self.columns)
       if file.tell() == 0:
         writer.writeheader()
       writer.writerow(row)
@@ -113,17 +107,17 @@ class CsvLog:
   def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes `rows` in place of all; DataError if a column is not known."""
     text = io.StringIO(newline='')
-    writer = csv.DictWriter(text, self._columns)
+    writer = csv.DictWriter(text, self.columns)
     writer.writeheader()
     for row in rows:
-      unknown = row.keys() - set(self._columns)
+      unknown = row.keys() - set(self.columns)
       if unknown:
         raise errors.DataError(
           f'{self.path}, line 1: no column {min(unknown)!r} is known. Mend the '
           'header, or start over with --overwrite.'
         )
       writer.writerow(row)
-    atomic.write_text(self.path, text.getvalue(), self._check)
+    atomic.write_text(self.path, text.getvalue(), self.check)
 
 
 @dataclasses.dataclass(frozen=True)
