@@ -251,12 +251,9 @@ def load(
 ) -> Collection:
   """Returns the runs that glob patterns match; `**` matches any depth.
 
-  Args:
-    patterns: such as 'runs/quickstart/*'.
-    num_processes: how many runs are read at a time, by forks.
-    quantities: columns of metrics.csv to read.
-    leave_out_unreadable: whether damaged runs are named in the collection, not
-      raised, as long as there are others.
+  Of metrics.csv the columns `quantities` are read, of so many runs at a time as
+  there are processes. Damaged runs that are left out are named in the
+  collection, as long as there are others.
 
   Raises:
     DataError: if a pattern matches nothing, nothing that matches is a run, a
@@ -384,12 +381,10 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 def at_last_common_step(a: Curve, b: Curve) -> tuple[int, float, float] | None:
   """Returns the last step that both curves have, and their means there."""
-  common = np.intersect1d(a.steps, b.steps)
+  common, in_a, in_b = np.intersect1d(a.steps, b.steps, return_indices=True)
   if not common.size:
     return None
-  step = common[-1]
-  means = [float(curve.mean[curve.steps == step][0]) for curve in (a, b)]
-  return int(step), means[0], means[1]
+  return int(common[-1]), float(a.mean[in_a[-1]]), float(b.mean[in_b[-1]])
 
 
 class RunTables(NamedTuple):
@@ -419,8 +414,7 @@ class RunTables(NamedTuple):
     matrices = {}
     for method, of_method in scores.groupby('method'):
       by_game = [part.to_numpy() for _, part in of_method.groupby('game')]
-      counts = sorted({len(part) for part in by_game})
-      if len(counts) > 1:
+      if len(counts := sorted({*map(len, by_game)})) > 1:
         raise errors.DataError(
           f'{method} has {counts} runs a game; rliable needs as many on each.'
         )
@@ -441,7 +435,7 @@ def read_runs(
     cache_dir: where what is read of runs in a bucket is kept.
 
   Raises:
-    DataError: see `load`.
+    DataError: if there are none, or a run cannot be read.
   """
   patterns = [patterns] if isinstance(patterns, str) else patterns
   view = results.RunGlobs(patterns, cache_dir, CONTENTS)

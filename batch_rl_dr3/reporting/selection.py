@@ -131,8 +131,7 @@ def line_up(run: Run, checkpoints: _Steps) -> History:
 def order(judgement: Judgement, steps: _Steps) -> list[int]:
   """Returns the checkpoints that a rule can judge, the best first.
 
-  Of equals, the one with more gradient steps, `steps` [C], comes first: nothing
-  that the rule looks at speaks against them.
+  Of equals, the one with more gradient steps, `steps` [C], comes first.
   """
   known = np.flatnonzero(np.isfinite(judgement.scores))
   best_last = np.lexsort((steps[known], judgement.scores[known]))
@@ -384,11 +383,6 @@ def choices(ranked: pd.DataFrame, top: int = 1) -> Table:
 
 
 _COLOUR, _BASELINE_COLOUR = figures.PALETTE[0], '#888888'
-# What is measured, and the label of its axis.
-_PANELS = (
-  ('kept', 'return kept, % of the range\nfrom worst to best evaluation'),
-  ('gained', 'gained on the last evaluation,\n% of that range'),
-)
 
 
 def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
@@ -403,7 +397,7 @@ def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
   lines = np.arange(len(measured))
   chance = (measured['rule'] == RANDOM).to_numpy()
   colours = list(np.where(chance, _BASELINE_COLOUR, _COLOUR))
-  for axes, (quantity, label) in zip(panels, _PANELS, strict=True):
+  for axes, quantity in zip(panels, ('kept', 'gained'), strict=True):
     low, high = measured[f'{quantity}_low'], measured[f'{quantity}_high']
     axes.hlines(lines, low, high, colors=colours, linewidth=2)
     axes.scatter(
@@ -420,5 +414,5 @@ def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
     axes.tick_params(axis='y', length=0)
     axes.grid(visible=False, axis='y')
     axes.spines['left'].set_visible(False)
-    axes.set_xlabel(label)
+    axes.set_xlabel('\n'.join(words.entries('selection', quantity)))
   return figure

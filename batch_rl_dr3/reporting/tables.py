@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from batch_rl_dr3.reporting import reference, run_reader, statistics, words
-from batch_rl_dr3.reporting.run_reader import Collection, Run, Setting
+from batch_rl_dr3.reporting.run_reader import Collection, Run
 
 MISSING = '\N{EN DASH}'
 # Beside a number that is computed on fewer runs than there should be.
@@ -469,8 +469,8 @@ def _final_d4rl(
       scores.append(float(100 * (returns.iloc[-1] - low) / (high - low)))
   found = factor * np.array(scores)
   return {
-    f'{name}_mean': float(found.mean()) if len(found) else None,
-    f'{name}_deviation': float(found.std()) if len(found) > 1 else None,
+    f'{name}_mean': float(found.mean()) if len(found) else np.nan,
+    f'{name}_deviation': float(found.std()) if len(found) > 1 else np.nan,
     f'{name}_runs': len(found),
   }
 
@@ -492,23 +492,20 @@ def table_2(runs: Sequence[Run]) -> Table:
 
 def brac_table(runs: Sequence[Run]) -> Table:
   """Returns BRAC and the others on MuJoCo, and what DR3 adds to each."""
-  groups: dict[tuple[Setting, str], list[Run]] = {}
   others = set(published_d4rl()['game'])
-  for run in runs:
-    if run.setting.game not in others:
-      key = run.setting, words.base_of(run.method)
-      groups.setdefault(key, []).append(run)
+  own = [run for run in runs if run.setting.game not in others]
   rows = []
-  for (setting, base), found in groups.items():
+  for setting, base in dict.fromkeys(
+    (run.setting, words.base_of(run.method)) for run in own
+  ):
+    found = [run for run in own if run.setting == setting]
     row: Row = setting._asdict() | {'method': base}
     row |= _final_d4rl(found, base, 'base')
     row |= _final_d4rl(found, words.with_dr3(base), 'dr3')
-    both = row['base_mean'] is not None and row['dr3_mean'] is not None
-    row['gain'] = row['dr3_mean'] - row['base_mean'] if both else None
-    rows.append(row)
-  whole = [r for r in rows if r['method'] == 'brac' and r['gain'] is not None]
+    rows.append(row | {'gain': row['dr3_mean'] - row['base_mean']})
   here = ''
-  if whole:
+  brac = [row for row in rows if row['method'] == 'brac']
+  if whole := [row for row in brac if np.isfinite(row['gain'])]:
     base, dr3 = pd.DataFrame(whole)[['base_mean', 'dr3_mean']].median()
     numbers = {'gain': signed(dr3 - base), 'base': number(base)}
     numbers['with_dr3'] = number(dr3)

@@ -25,12 +25,10 @@ _FILES = (
 
 
 def progress(run: run_reader.Run) -> tables.Row:
-  """Returns how a run stands by its files, now, as the page shows it.
+  """Returns how a run stands by its files, now: a row of the page's table.
 
-  That is its name, method, game (and data set), seed, state and error, `steps`
-  done and `total_steps` to do, the `rate` of a running run in gradient steps a
-  second, `seconds_left` until its last step at that rate, and `quiet_seconds`
-  since one of its files changed.
+  `rate` is in gradient steps a second, and `seconds_left` until the last one,
+  of a run that is running; `quiet_seconds` are since one of its files changed.
   """
   done = run.num_gradient_steps
   total = run.provenance.get('total_gradient_steps')
@@ -126,10 +124,7 @@ class _QuietHandler(server.SimpleHTTPRequestHandler):
 def serve(folder: str | os.PathLike[str], port: int) -> Iterator[str]:
   """Serves a folder to this machine alone, and yields its address.
 
-  The folder may come later. Port 0 takes a free one.
-
-  Raises:
-    UsageError: if it cannot listen there.
+  Port 0 takes a free one; UsageError if it cannot listen there.
   """
   handler = functools.partial(_QuietHandler, directory=os.fspath(folder))
   try:
@@ -159,10 +154,6 @@ def follow(
 
   Without `seconds` between looks at the runs it is written once; without a
   `port` its folder is not served, once it is there.
-
-  Raises:
-    UsageError: if it cannot be served there.
-    WriteError: if the report cannot be written.
   """
   stop = threading.Event()
   with contextlib.ExitStack() as stack:

@@ -38,16 +38,7 @@ INITIAL, FRESH = 'initial', 'fresh'
 # Added to the run's seed for the fresh draw.
 _FRESH_STREAM = 104_729
 _NUM_STATES = 2048
-# Offset, colour and label of each kind.
-_KINDS = {
-  INITIAL: (-0.12, figures.PALETTE[0], 'reset to initial value'),
-  FRESH: (0.12, figures.PALETTE[1], 'fresh draw'),
-}
-_QUANTITIES = {
-  'return': 'return, points',
-  'q_change': 'change of Q-values,\nover their size',
-  'actions_changed': 'greedy actions\nchanged, share',
-}
+_QUANTITIES = ('return', 'q_change', 'actions_changed')
 
 Weights = list[checkpoint_weights.WeightArray]
 
@@ -203,8 +194,8 @@ def draw(measured: pd.DataFrame, narrow: bool = False) -> mpl_figure.Figure:
   grid = figure.subplots(
     len(_QUANTITIES), len(names), squeeze=False, sharey='row'
   )
-  for row, (quantity, label) in zip(grid, _QUANTITIES.items(), strict=True):
-    row[0].set_ylabel(label)
+  for row, quantity in zip(grid, _QUANTITIES, strict=True):
+    row[0].set_ylabel('\n'.join(words.entries('figure_a2', quantity)))
     shown = [quantity, 'return_before'] if quantity == 'return' else [quantity]
     row[0].set_ylim(0, 1.08 * max(measured[shown].max(axis=None), 1e-9))
     for axes, name in zip(row, names, strict=True):
@@ -220,9 +211,10 @@ def _draw_panel(
   axes: mpl_axes.Axes, chosen: pd.DataFrame, quantity: str
 ) -> None:
   layers = list(dict.fromkeys(chosen['layer']))
-  for kind, (offset, colour, label) in _KINDS.items():
+  for kind, side in ((INITIAL, 0), (FRESH, 1)):
     of_kind = chosen[chosen['kind'] == kind]
-    places = of_kind['layer'].map(layers.index) + offset
+    places = of_kind['layer'].map(layers.index) + 0.12 * (2 * side - 1)
+    label, colour = words.say('figure_a2', kind), figures.PALETTE[side]
     axes.scatter(places, of_kind[quantity], s=20, color=colour, label=label)
   if quantity == 'return':
     for value in chosen['return_before'].unique():
