@@ -77,6 +77,10 @@ def start_build(log):
     process.communicate()
 
 
+def _parts(cache):
+  return list(cache.glob('.*.building/*/part.json'))
+
+
 def _folders(cache):
   return [path for path in cache.iterdir() if path.is_dir()]
 
@@ -93,10 +97,13 @@ def test_a_build_killed_again_and_again_ends_the_same(
     process = start_build(cache, pause=0.002)
     process.stdin.write('\n')
     process.stdin.flush()
-    time.sleep(rng.uniform(0, 0.15))
+    num_parts = rng.randrange(4)  # However fast the machine is.
+    while len(_parts(cache)) < num_parts and process.poll() is None:
+      time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.05))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    parts = list(cache.glob('.*.building/*/part.json'))
+    parts = _parts(cache)
     num_resumed += 0 < len(parts) < len(expected.segments)
     if (cache / expected.folder.name).exists() or len(parts) >= 4:
       assert open_store(log).manifest == expected.manifest
