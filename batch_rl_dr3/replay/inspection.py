@@ -294,13 +294,13 @@ class FetchEstimate:
 
   num_files: int  # Of the log, to be read.
   num_log_rows: int
-  are_rows_known: bool  # Else the log's rows are taken as usual.
   num_rows: int  # Of the store; of a draw, an expectation.
   frame_bytes: int  # Of a row.
   num_log_bytes: int
   num_download_bytes: int
   num_spool_bytes: int
-  # At the rate of the first rows; None if reading them fetches all of a file.
+  # At the rate of the first rows; None of RL Unplugged, of which no row is read
+  # before all of its file, and which states no number of rows.
   seconds: float | None
 
 
@@ -327,7 +327,6 @@ def estimate(source: Source, subset: Subset, stack_size: int) -> FetchEstimate:
   return FetchEstimate(
     num_files=len(rows),
     num_log_rows=num_log_rows,
-    are_rows_known=not is_rlu,
     num_rows=num_rows,
     frame_bytes=math.prod(frame_shape),
     num_log_bytes=sum(sizes.values()),
@@ -354,7 +353,7 @@ def describe(
   plan: FetchEstimate, max_resident_bytes: int, free_bytes: int
 ) -> list[str]:
   """Returns an estimate in words, a line each."""
-  known = '' if plan.are_rows_known else ' (not stated; as the log had them)'
+  known = ' (not stated; as the log had them)' if plan.seconds is None else ''
   num_frame_bytes = plan.num_rows * plan.frame_bytes
   # Beside frames there are the rows' tables, and in memory the valid rows.
   num_table_bytes = plan.num_rows * checkpoint_format.TABLE_BYTES

@@ -77,7 +77,6 @@ def test_rl_unplugged_is_read_whole_to_count_its_rows(monkeypatch):
   monkeypatch.setattr(source, 'suffixes', lambda: [0, 1])
   monkeypatch.setattr(source, 'num_bytes', lambda suffix: 1000 + suffix)
   plan = inspection.estimate(source, Subset('prefix', 0.01), 4)
-  assert not plan.are_rows_known
   assert plan.num_rows == 20_000
   assert plan.num_download_bytes == 1000 + 10 + 1001 + 11
   assert plan.seconds is None

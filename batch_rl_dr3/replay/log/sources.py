@@ -31,6 +31,7 @@ from batch_rl_dr3.runs import atomic, place
 from batch_rl_dr3.runs.place import version
 from batch_rl_dr3.runs.retry import RefusedError, Retry
 
+_Opened = contextlib.AbstractContextManager[place.StoredFile]
 _CHUNK_BYTES = 8 << 20
 _QUARANTINE = 'batch_rl_dr3_quarantine'
 
@@ -117,9 +118,7 @@ class LogSource(Source):
     """Returns the files there: name to size, and what else tells versions."""
 
   @abc.abstractmethod
-  def _open(
-    self, file_name: str, whole: bool
-  ) -> contextlib.AbstractContextManager[place.StoredFile]:
+  def _open(self, file_name: str, whole: bool) -> _Opened:
     """Gives a file of the log, checked as well as can be if `whole`."""
 
   def suffixes(self) -> list[int]:  # noqa: D102
@@ -233,9 +232,7 @@ class FolderSource(LogSource):
       ) from error
     return {n: [stat.st_size, stat.st_mtime_ns] for n, stat in stats.items()}
 
-  def _open(
-    self, file_name: str, whole: bool
-  ) -> contextlib.AbstractContextManager[place.StoredFile]:
+  def _open(self, file_name: str, whole: bool) -> _Opened:
     path = self._folder / file_name
     return contextlib.nullcontext(place.local_file(path, self.count))
 
@@ -390,9 +387,7 @@ class FsspecSource(LogSource):
   def _versions(self) -> dict[str, list[Any]]:
     return {n: version(info) for n, info in self._infos.items()}
 
-  def _open(
-    self, file_name: str, whole: bool
-  ) -> contextlib.AbstractContextManager[place.StoredFile]:
+  def _open(self, file_name: str, whole: bool) -> _Opened:
     if file_name not in self._infos:
       raise errors.DataError(f'{self.name} has no {file_name}.')
     info = self._infos[file_name]
