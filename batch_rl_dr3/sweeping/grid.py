@@ -210,9 +210,21 @@ class Sweep:
     combinations = itertools.product(
       self.games, self.datasets, dealt, self.methods, self.variants or ('',)
     )
+    data_names = self.data_names or {}
     seen: dict[str, SweepRun] = {}
     for index, combination in enumerate(combinations):
-      run = self._run(index, tuple(imports), *combination)
+      game, dataset, (seed, logged_run), method, variant = combination
+      names = {
+        'suite': self.suite,
+        'game': game,
+        'family': game.partition('-')[0],
+        'dataset': dataset,
+        'method': method,
+        'seed': seed,
+        'run': logged_run,
+        'data': data_names.get(game, data_names.get(dataset, dataset)),
+      }
+      run = self._run(index, names, variant, tuple(imports))
       other = seen.setdefault(run.folder, run)
       if other is not run:
         raise errors.ConfigError(
@@ -224,29 +236,16 @@ class Sweep:
   def _run(
     self,
     index: int,
-    imports: tuple[own_code.OwnCode, ...],
-    game: str,
-    dataset: str,
-    dealt: tuple[int, int],
-    method: str,
+    names: dict[str, Any],
     variant: str,
+    imports: tuple[own_code.OwnCode, ...],
   ) -> SweepRun:
-    seed, logged_run = dealt
+    method, dataset = names['method'], names['dataset']
     base, *changes = (self.derived or {}).get(method, (method,))
-    data_names = self.data_names or {}
-    names = {
-      'suite': self.suite,
-      'game': game,
-      'family': game.partition('-')[0],
-      'dataset': dataset,
-      'method': base,
-      'seed': seed,
-      'run': logged_run,
-      'data': data_names.get(game, data_names.get(dataset, dataset)),
-    }
-    files = tuple(_fill(text, names) for text in self.gin_files)
+    seen = names | {'method': base}  # By the templates.
+    files = tuple(_fill(text, seen) for text in self.gin_files)
     lines = (
-      *(_fill(text, names) for text in self.gin_bindings),
+      *(_fill(text, seen) for text in self.gin_bindings),
       *(self.data_bindings or {}).get(dataset, ()),
       *changes,
     )
@@ -271,20 +270,20 @@ class Sweep:
           f'{runner}.{what} to {said!r}.'
         )
     # The log's name and not its place, which differs between machines.
-    data: dict[str, Any] = {n: names[n] for n in ('suite', 'game', 'run')}
+    data = {n: names[n] for n in ('suite', 'game', 'run')}
     if imports:
       data['imports'] = own_code.record(imports)
     start = None
     if source := (self.starts_from or {}).get(method):
-      start = self._run(-1, imports, game, dataset, dealt, source, '')
+      start = self._run(-1, names | {'method': source}, '', imports)
       data['start'] = start.identity
-    folder = self.replay_dir
+    seed, folder = names['seed'], self.replay_dir
     return SweepRun(
       index,
-      *(self.suite, game, dataset, name, seed, logged_run),
+      *(self.suite, names['game'], dataset, name, seed, names['run']),
       gin_files=files,
       gin_bindings=lines,
-      replay_dir=None if folder is None else _fill(folder, names),
+      replay_dir=None if folder is None else _fill(folder, seen),
       identity=run_identity.run_identity(bound, data, seed, NUMBERS_VERSION),
       runner=runner,
       bound=bound,

@@ -47,15 +47,10 @@ class Standing:
   steps: int = 0
   total_steps: int = 0
   steps_per_second: float | None = None  # None if unknown or not running.
+  # Until its last gradient step, at its rate; play is not counted.
+  seconds_left: float | None = None
   error: str = ''
   attempts: int = 0
-
-  @property
-  def seconds_left(self) -> float | None:
-    """Until its last gradient step, at its rate; play is not counted."""
-    if self.steps_per_second is None:
-      return None
-    return max(0, self.total_steps - self.steps) / self.steps_per_second
 
 
 def is_done(run: SweepRun, runs: _Path, results_dir: str | None) -> bool:
@@ -79,22 +74,18 @@ def read(
       continue
     s = state.read(os.path.join(runs, run.folder), is_finished=False)
     word = _WORDS.get(s.state, s.state.value)
+    left = None if s.rate is None else max(0, total - s.steps) / s.rate
     standings.append(
-      Standing(run, word, s.steps, total, s.rate, s.error, s.attempts)
+      Standing(run, word, s.steps, total, s.rate, left, s.error, s.attempts)
     )
   return standings
 
 
 def to_json(standings: Iterable[Standing]) -> str:
   """Returns standings as JSON, a list of objects."""
-  names = (
-    *('state', 'steps', 'total_steps', 'steps_per_second', 'seconds_left'),
-    *('error', 'attempts'),
-  )
-  rows = [
-    {'folder': one.run.folder, **{name: getattr(one, name) for name in names}}
-    for one in standings
-  ]
+  rows = [{'folder': one.run.folder, **vars(one)} for one in standings]
+  for row in rows:
+    del row['run']
   return json.dumps(rows, indent=2)
 
 
