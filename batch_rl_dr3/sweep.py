@@ -132,11 +132,9 @@ def _status() -> None:
   def show() -> None:
     runs = _read_runs(runs_of_sweep)
     standings = standing.read(runs_of_sweep, runs.folder, sweep.results_dir)
-    text = (
-      standing.to_json(standings)
-      if FLAGS.json
-      else standing.to_text(standings, FLAGS.limit)
-    )
+    text = standing.to_text(standings, FLAGS.limit)
+    if FLAGS.json:
+      text = standing.to_json(standings)
     if FLAGS.watch is not None and sys.stdout.isatty():
       print('\x1b[H\x1b[2J', end='')  # In the place of the last one.
     print(text, flush=True)

@@ -13,29 +13,13 @@ from batch_rl_dr3.runs import place
 pytestmark = pytest.mark.slow
 
 RUNS = '--runs=gs://bucket/sweep'
-GRID = """\
-Sweep.suite = 'minatar'
-Sweep.games = ['breakout']
-Sweep.datasets = ['all']
-Sweep.methods = ['rem', 'rem_dr3']
-Sweep.seeds = [0]
-Sweep.gin_files = ['minatar/{{method}}.gin']
-Sweep.gin_bindings = {bindings}
-Sweep.replay_dir = {replay_dir!r}
-Sweep.row_bytes = 1000
-Sweep.log_rows = 200
-Sweep.run_gigabytes = 0.1
-"""
 
 
 @pytest.fixture
-def command(bucket, tmp_path, replay_dir, tiny_bindings, monkeypatch):
+def command(bucket, tmp_path, write_grid, tiny_bindings, monkeypatch):
   """Runs a command of the package, each on a machine of its own."""
   bindings = [*tiny_bindings, 'FixedReplayRunner.num_threads=1']
-  grid = tmp_path / 'grid.gin'
-  grid.write_text(
-    GRID.format(bindings=repr(bindings), replay_dir=str(replay_dir))
-  )
+  grid = write_grid(['rem', 'rem_dr3'], bindings)
   monkeypatch.setenv('RAY_USAGE_STATS_ENABLED', '0')
   machines = iter(range(100))
 

@@ -43,6 +43,32 @@ def make_sweep():
 
 
 @pytest.fixture
+def write_grid(tmp_path, replay_dir):
+  """Writes a grid of runs on MinAtar Breakout and returns its path."""
+
+  def write(methods, bindings):
+    bound = {
+      'suite': 'minatar',
+      'games': ['breakout'],
+      'datasets': ['all'],
+      'methods': methods,
+      'seeds': [0],
+      'gin_files': ['minatar/{method}.gin'],
+      'gin_bindings': bindings,
+      'replay_dir': str(replay_dir),
+      'row_bytes': 1000,
+      'log_rows': 200,
+      'run_gigabytes': 0.1,
+    }
+    path = tmp_path / 'grid.gin'
+    lines = (f'Sweep.{name} = {value!r}\n' for name, value in bound.items())
+    path.write_text(''.join(lines))
+    return path
+
+  return write
+
+
+@pytest.fixture
 def write_run(tmp_path):
   """Writes what a run has left in its directory."""
 

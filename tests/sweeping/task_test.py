@@ -13,28 +13,12 @@ from batch_rl_dr3.sweeping import grid, job_arrays
 
 pytestmark = pytest.mark.slow
 
-GRID = """\
-Sweep.suite = 'minatar'
-Sweep.games = ['breakout']
-Sweep.datasets = ['all']
-Sweep.methods = ['dqn', 'rem', 'cql']
-Sweep.seeds = [0]
-Sweep.gin_files = ['minatar/{{method}}.gin']
-Sweep.gin_bindings = {bindings}
-Sweep.replay_dir = {replay_dir!r}
-Sweep.row_bytes = 1000
-Sweep.log_rows = 200
-"""
-
 
 @pytest.fixture
-def array(clear_gin, tmp_path, replay_dir, tiny_bindings):
+def array(clear_gin, tmp_path, write_grid, tiny_bindings):
   """Runs 1 and 2 of a grid of three."""
-  path = tmp_path / 'grid.gin'
   bindings = [line for line in tiny_bindings if 'REM' not in line]
-  path.write_text(
-    GRID.format(bindings=repr(bindings), replay_dir=str(replay_dir))
-  )
+  path = write_grid(['dqn', 'rem', 'cql'], bindings)
   cli.load_gin([str(path)], [])
   sweep = grid.Sweep()
   runs = str(tmp_path / 'runs')
