@@ -184,8 +184,7 @@ def create_brac_agent(
 ) -> DR3BracAgent:
   """Returns a BRAC agent; sizes and rates are those of the authors' code.
 
-  The behaviour policy has the actor's layers, and alpha_learning_rate counts
-  where alpha is trained.
+  The behaviour policy has the actor's layers.
   """
   behaviour_network = networks.create_actor(spaces, actor_layers)
   behaviour_network.create_variables()

@@ -323,13 +323,10 @@ def _bytes(text: str, encoding: str) -> bytes:
 
 
 def read_trajectories(path: pathlib.Path) -> Iterator[Trajectory]:
-  """Yields the trajectories of one of COG's files.
+  """Yields the trajectories of one of COG's files, else a DataError.
 
   Call it in a process of its own, which a file that lies about its arrays can
   end.
-
-  Raises:
-    DataError: if it is no such file, or holds anything else.
   """
   place = str(path)
   try:

@@ -97,20 +97,6 @@ def check_specs(time_step_spec: Any, action_spec: Any) -> None:
         )
 
 
-def _check_penalty(penalty: penalties_lib.Penalty) -> None:
-  name = type(penalty).__name__
-  if penalty.initial_state(num_features=1):
-    raise ValueError(
-      f'{name} keeps a state, which continuous control has no place for.'
-    )
-  if isinstance(penalty, penalties_lib.ConservativePenalty) or getattr(
-    penalty, 'same_action_only', False
-  ):
-    raise ValueError(
-      f'{name}, as it is configured, is for a finite set of actions.'
-    )
-
-
 class PenalisedSacAgent(sac_agent.SacAgent):
   """SAC with `penalties` on the features of two `FeatureCriticNetwork`s."""
 
@@ -134,7 +120,16 @@ class PenalisedSacAgent(sac_agent.SacAgent):
     check_specs(time_step_spec, action_spec)
     super().__init__(time_step_spec, action_spec, *args, **kwargs)
     for penalty in penalties:
-      _check_penalty(penalty)
+      name = type(penalty).__name__
+      if penalty.initial_state(num_features=1):
+        raise ValueError(
+          f'{name} keeps a state, which continuous control has no place for.'
+        )
+      is_conservative = isinstance(penalty, penalties_lib.ConservativePenalty)
+      if is_conservative or getattr(penalty, 'same_action_only', False):
+        raise ValueError(
+          f'{name}, as it is configured, is for a finite set of actions.'
+        )
     self.penalties = tuple(penalties)
     self._seeds = StepSeeds(seed, self.train_step_counter)
 

@@ -1,6 +1,6 @@
 """Environments to score policies in, and the play of whole episodes."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 import contextlib
 import copy
 import importlib.metadata
@@ -23,8 +23,6 @@ FloatArray = npt.NDArray[np.float32]
 
 # Observations, float32 [n, o] -> actions, float32 [n, d].
 Policy = Callable[[FloatArray], FloatArray]
-# Yields observations, takes actions, and returns the episode at its end.
-_Play = Generator[FloatArray, FloatArray, run_tables.Episode]
 
 
 def versions() -> dict[str, str]:
@@ -177,47 +175,52 @@ def play_episodes(
     PreemptedError: once `should_stop`, asked before every step, says so.
   """
   seeds = np.random.SeedSequence(seed).generate_state(num_episodes)
-  waiting = list(enumerate(map(int, seeds)))
+  waiting = enumerate(map(int, seeds))
   episodes: dict[int, run_tables.Episode] = {}
-  # By lane: the episode that is played there, its number, and what it shows.
-  running: dict[int, tuple[_Play, int, FloatArray]] = {}
-
-  def start(lane: int) -> None:
-    number, own_seed = waiting.pop(0)
-    episode = _play_episode(environments[lane], lane, own_seed)
-    running[lane] = (episode, number, next(episode))
-
-  for lane in range(min(len(environments), num_episodes)):
-    start(lane)
+  players = [
+    _play_lane(lane, environment, waiting, episodes)
+    for lane, environment in enumerate(environments[:num_episodes])
+  ]
+  shown = {player: next(player) for player in players}
   num_steps = 0
-  while running:
+  while shown:
     if should_stop is not None and should_stop():
       raise errors.PreemptedError(
         'stopped while playing; the same command goes on from there.'
       )
-    actions = policy(np.stack([shown for *_, shown in running.values()]))
-    for (lane, (episode, number, _)), action in zip(
-      list(running.items()), actions, strict=True
-    ):
-      num_steps += 1
-      try:
-        running[lane] = (episode, number, episode.send(action))
-      except StopIteration as end:
-        episodes[number] = end.value
-        del running[lane]
-        if waiting:
-          start(lane)
+    actions = policy(np.stack(list(shown.values())))
+    for player, action in zip(list(shown), actions, strict=True):
+      num_before = len(episodes)
+      following = player.send(action)
+      if len(episodes) > num_before:
+        del shown[player]  # The next episode stands last in the batch.
+      if following is not None:
+        shown[player] = following
+    num_steps += len(actions)
     if on_progress is not None:
       on_progress(num_steps, len(episodes))
   return [episodes[number] for number in range(num_episodes)]
 
 
-def _play_episode(environment: Any, lane: int, seed: int) -> _Play:
-  observation, _ = environment.reset(seed=seed)
-  episode_return, length, terminated, truncated = 0.0, 0, False, False
-  while not (terminated or truncated):
-    action = yield tasks.flatten(observation)
-    observation, reward, terminated, truncated, _ = environment.step(action)
-    episode_return += float(reward)
-    length += 1
-  return run_tables.Episode(lane, episode_return, length, not terminated)
+def _play_lane(
+  lane: int,
+  environment: Any,
+  waiting: Iterator[tuple[int, int]],
+  episodes: dict[int, run_tables.Episode],
+) -> Generator[Any, FloatArray, None]:
+  """Plays episodes, by number and seed, while any wait; takes actions.
+
+  It yields observations, and None after its last episode.
+  """
+  for number, seed in waiting:
+    observation, _ = environment.reset(seed=seed)
+    episode_return, length, terminated, truncated = 0.0, 0, False, False
+    while not (terminated or truncated):
+      action = yield tasks.flatten(observation)
+      observation, reward, terminated, truncated, _ = environment.step(action)
+      episode_return += float(reward)
+      length += 1
+    episodes[number] = run_tables.Episode(
+      lane, episode_return, length, not terminated
+    )
+  yield None

@@ -232,8 +232,7 @@ def create_image_actor(
 def random_crops(images: tf.Tensor, seed: tf.Tensor, padding: int) -> tf.Tensor:
   """Returns each image moved by up to `padding` pixels, black where it was.
 
-  Images are [B, h, w, 3] of any number type; a seed, int32 [2], always moves
-  them the same way.
+  Images are [B, h, w, 3] of any number type; the seed is int32 [2].
   """
   _, height, width, _ = images.shape
   corners = tf.random.stateless_uniform(

@@ -28,11 +28,7 @@ def game_name(environment: str) -> str:
 
 
 def make(environment: str, render_mode: str | None = None) -> Any:
-  """Returns an environment whose observations are arrays.
-
-  Raises:
-    ConfigError: if gymnasium does not know the id, or cannot make it.
-  """
+  """Returns an environment that shows arrays, else a ConfigError."""
   try:
     if ':' in environment:
       raise ValueError('a colon would import a module')
@@ -76,10 +72,8 @@ def create_gymnasium_lanes(
 ) -> lanes.Lanes:
   """Returns lanes of an environment, named by its id, such as CartPole-v1.
 
-  The number of lanes is part of what a seed means.
-
-  Raises:
-    ConfigError: if there is none, or its actions are not numbered.
+  The number of lanes is part of what a seed means. It is a ConfigError if there
+  is no such environment, or its actions are not numbered.
   """
   made = [make(environment) for _ in range(num_lanes)]
   actions: Any = made[0].action_space

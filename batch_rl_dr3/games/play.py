@@ -99,10 +99,9 @@ def play(
   They are ordered by lane and, within a lane, by time. The policy is called
   from several threads at once, and must not keep or change the states, which
   hold zeros before an episode's beginning. `on_progress` is called by one
-  thread at a time.
+  thread at a time. A negative seed is a ConfigError.
 
   Raises:
-    ConfigError: if the seed is negative.
     PreemptedError: if `should_stop` said so: a part of the episodes would
       favour the short ones.
   """
