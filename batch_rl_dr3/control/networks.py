@@ -150,24 +150,23 @@ def create_actor(
   spaces: Spaces,
   layers: Sequence[int],
   lowest_log_std: float = -20.0,
-  highest_log_std: float = 2.0,
-  encoder: Any = None,
+  **kwargs: Any,
 ) -> Any:
-  """Returns a tanh-Normal policy's network, after an encoder if any."""
+  """Returns a network for a tanh-Normal policy, log std up to 2."""
 
   def project(spec: Any) -> Any:
     return tanh_normal_projection_network.TanhNormalProjectionNetwork(
       spec,
       std_transform=lambda log_std: tf.exp(
-        tf.clip_by_value(log_std, lowest_log_std, highest_log_std)
+        tf.clip_by_value(log_std, lowest_log_std, 2.0)
       ),
     )
 
   return actor_distribution_network.ActorDistributionNetwork(
     *spaces.pair_spec,
-    preprocessing_layers=encoder,
     fc_layer_params=tuple(layers),
     continuous_projection_net=project,
+    **kwargs,
   )
 
 
@@ -226,7 +225,7 @@ def create_image_actor(
   ]
   dense[-1].activation = tf.keras.activations.linear
   encoder = tf.keras.Sequential([*_encoder(convolutions), *dense])
-  return create_actor(spaces, layers, -5.0, encoder=encoder)
+  return create_actor(spaces, layers, -5.0, preprocessing_layers=encoder)
 
 
 def random_crops(images: tf.Tensor, seed: tf.Tensor, padding: int) -> tf.Tensor:

@@ -23,13 +23,8 @@ from batch_rl_dr3.replay.log import log_writer
 Script = Callable[[lanes_lib.FrameArray, int], int]
 
 
-@gin.configurable
-class UniformBehaviour:
-  """Every action equally often.
-
-  A behaviour chooses one lane's actions, as Dopamine's agents do, by rewards in
-  [-1, 1]; another class needs these three methods.
-  """
+class Behaviour:
+  """Chooses one lane's actions, as Dopamine's agents do; rewards in [-1, 1]."""
 
   def __init__(self, game: lanes_lib.Game, seed: int):
     self._num_actions = game.num_actions
@@ -50,7 +45,12 @@ class UniformBehaviour:
 
 
 @gin.configurable
-class ScriptedBehaviour(UniformBehaviour):
+class UniformBehaviour(Behaviour):
+  """Every action equally often."""
+
+
+@gin.configurable
+class ScriptedBehaviour(Behaviour):
   """A script overruled by random actions, at rates taken in turn by episode."""
 
   def __init__(
