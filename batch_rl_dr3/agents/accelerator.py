@@ -71,9 +71,9 @@ class CompiledSteps:
   """
 
   def __init__(self, agent: Any):
-    """Reads the variables and the data in the current graph.
+    """Reads variables and data in the current graph; a ConfigError if not Adam.
 
-    A ConfigError if the optimiser is not Adam; it must have been applied.
+    The optimiser must have been applied.
     """
     self._agent, adam = agent, agent.optimizer
     if type(adam) is not tf.compat.v1.train.AdamOptimizer:

@@ -166,10 +166,9 @@ class FixedReplayDQNAgent(offline.OfflineAgent):
 
 
 def mixture_weights(seed: int, step: tf.Tensor, num_heads: int) -> tf.Tensor:
-  """Returns one random convex combination: float32 [K], >= 0, summing to 1.
+  """Returns one random convex combination, float32 [K], of (seed, step).
 
-  K uniform draws divided by their sum, a function of (seed, step). Agarwal et
-  al. 2020 (arXiv:1907.04543), Section 3.3.
+  K uniform draws divided by their sum (arXiv:1907.04543, Section 3.3).
   """
   draws = stateless_fractions(seed + _MIXTURE_STREAM, step, num_heads)
   return draws / tf.reduce_sum(draws)
@@ -196,11 +195,10 @@ class FixedReplayREMAgent(FixedReplayDQNAgent):
 
 @gin.configurable
 class FixedReplayQRCQLAgent(offline.OfflineAgent):
-  """QR-DQN (arXiv:1710.10044) with CQL's penalty by default: the CQL of Atari.
+  """QR-DQN (arXiv:1710.10044), with CQL's penalty unless penalties are given.
 
-  As in CQL's own Atari experiments, the penalty acts on the quantiles' mean.
-  Whether the DR3 paper ran CQL on QR-DQN or on DQN is not known: for DQN, give
-  FixedReplayDQNAgent a ConservativePenalty. `penalties=[]` is plain QR-DQN.
+  That is CQL as in its own Atari experiments; whether the DR3 paper ran it on
+  QR-DQN or on DQN (FixedReplayDQNAgent with a ConservativePenalty) is unknown.
   """
 
   initialiser = staticmethod(networks.scaled_uniform)

@@ -1,8 +1,8 @@
 """Plain functions' arithmetic, arranged to be fast on a CPU.
 
-The gradient of a fully connected layer by its input is dy W^T. TensorFlow
-transposes W inside oneDNN, which takes 1.6 times as long on a wide W (7,744 x
-512, batch 64) as (W dy^T)^T, the same sums with W as it lies in memory.
+A fully connected layer's gradient by its input is dy W^T, for which TensorFlow
+transposes W inside oneDNN: 1.6 times the time, on a wide W (7,744 x 512, batch
+64), of (W dy^T)^T, the same sums with W as it lies in memory.
 
 The quantile Huber loss is computed by sorting, in N log N. For one prediction p
 it is a sum over targets of a function of u = target - p that is linear below

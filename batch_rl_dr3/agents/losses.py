@@ -94,11 +94,10 @@ def feature_dot_product(
   next_features: tf.Tensor,
   stop_gradient: bool = False,
 ) -> tf.Tensor:
-  """Returns phi(s, a)^T phi(s', a') of every transition.
+  """Returns phi(s, a)^T phi(s', a') of features [B, D] each.
 
-  Eq. 7 of Kumar et al. 2022 (arXiv:2112.04716), before the sum over the data.
-  Gradients flow into both factors [B, D]; with `stop_gradient` the second is
-  constant (Table A.1).
+  Eq. 7 of Kumar et al. 2022 (arXiv:2112.04716), before the sum over the data;
+  with `stop_gradient` phi(s', a') is constant (Table A.1).
   """
   features.shape.assert_has_rank(2)
   features.shape.assert_is_compatible_with(next_features.shape)

@@ -4,8 +4,7 @@
   FeatureDotPenalty.coefficient = 0.03
 
 The agent minimises mean(Bellman loss) + sum of coefficient * penalty(batch).
-One whose coefficient is 0 is measured but is no part of the training graph, so
-that it cannot change training by a single bit.
+One whose coefficient is 0 is measured and is no part of the training graph.
 """
 
 import abc

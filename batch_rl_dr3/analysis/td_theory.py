@@ -1,38 +1,30 @@
-"""The paper's two theorems on TD-learning (arXiv:2112.04716), in NumPy.
+"""The paper's two theorems on TD-learning (arXiv:2112.04716); docs/theory.md.
 
-**Proposition 3.2: when linear TD on given features cannot converge.** It
-repeats w <- w + eta (b - G w) with b = Phi^T r and
+Proposition 3.2: linear TD on given features, w <- w + eta (b - G w) with b =
+Phi^T r, phi_i = phi(s_i, a_i), phi'_i = phi(s'_i, a'_i), gamma_i = gamma (1 -
+terminal), as nothing is backed up where an episode ends, and
 
   G = sum_i phi_i (phi_i - gamma_i phi'_i)^T,
 
-phi_i = phi(s_i, a_i), phi'_i = phi(s'_i, a'_i), gamma_i = gamma (1 - terminal):
-where an episode ends nothing is backed up. It does not converge if
+does not converge where trace(G) <= 0, that is
 
-  sum_i phi_i^T phi'_i >= (1 / gamma) sum_i phi_i^T phi_i,
+  sum_i phi_i^T phi'_i >= (1 / gamma) sum_i phi_i^T phi_i.
 
-which is trace(G) <= 0. With >, an eigenvalue has a negative real part, so that
-w diverges for every eta > 0. With =, the proposition needs b or w_0 in general
-position. The condition is not necessary: an eigenvalue can be negative while
-the trace is positive.
-
-**Theorem 3.1: what noisy TD-learning regularises at a TD fixed point.** Of
-theta <- theta - eta g(theta) + eta eps, eps ~ N(0, M), with the TD
-pseudo-gradient
+Theorem 3.1: of theta <- theta - eta g(theta) + eta eps, eps ~ N(0, M), with
 
   g = sum_i grad Q_i delta_i,  delta_i = Q_i - r_i - gamma Q'_i,
 
-around a theta* where every TD error delta_i is 0, here in float64 with second
-derivatives by hand. With n data and d > n parameters, the span V of the grad
-Q_i is invariant under G = dg/dtheta = sum_i grad Q_i (grad Q_i - gamma grad
-Q'_i)^T, and label noise M = sum_i grad Q_i grad Q_i^T lies in it. In V noise is
-contracted to the covariance Sigma of the discrete Lyapunov equation. In the
-null space of G nothing acts to first order; to second order the mean moves by
+around a theta* where every TD error delta_i is 0. With n data and d > n
+parameters, the span V of the grad Q_i is invariant under G = dg/dtheta = sum_i
+grad Q_i (grad Q_i - gamma grad Q'_i)^T, and label noise M = sum_i grad Q_i grad
+Q_i^T lies in it. In V noise is contracted to the covariance Sigma of the
+discrete Lyapunov equation. In the null space of G nothing acts to first order;
+to second order the mean moves by
 
   drift = -eta P field,  field = sum_i H_i Sigma (grad Q_i - gamma grad Q'_i)
 
 a step, H_i the Hessian of Q_i and P the projection onto the null space along
-V. That is not the gradient of Eq. 4: docs/theory.md says why, and measures both
-(`FixedPoint.regulariser` is Eq. 4 as printed).
+V. That is not the gradient of Eq. 4, which `FixedPoint.regulariser` is.
 """
 
 import dataclasses
@@ -237,10 +229,9 @@ class FixedPoint:
     step_size: float,
     noise_scale: float = 1.0,
   ):
-    """Computes them for eta and the standard deviation of the labels' noise.
+    """Computes them; a ValueError if theta is no fixed point, or TD leaves it.
 
-    ValueError if theta is no fixed point, or TD leaves it in the span of the
-    gradients, against condition (1) of the theorem.
+    That is, in the span of the gradients, against the theorem's condition (1).
     """
     if np.abs(pseudo_gradient(problem, theta)).max() > 1e-9:
       raise ValueError('theta is no fixed point: a TD error is not 0.')

@@ -204,9 +204,7 @@ class OfflineRun(abc.ABC):
   """A run: where it lives, how long it is, and what is done how often.
 
   A subclass builds `learner`, `provenance` (what provenance.json is to say) and
-  last, as that makes the folder, `home`. Where `async_evaluation`, checkpoints
-  are played in another process while training goes on; the scores are the same,
-  and it pays where there are cores to spare.
+  last, as that makes the folder, `home`.
   """
 
   base_dir: str  # The run directory, or a URL of one, such as gs://.
@@ -229,6 +227,7 @@ class OfflineRun(abc.ABC):
   keep_checkpoint_every: ranges.Count | None = None
   # Within an iteration, so that a kill costs no more.
   checkpoint_every_minutes: ranges.Positive | None = None
+  # Play in another process, with the same scores, where cores are to spare.
   async_evaluation: bool = False
   trackers: Sequence[trackers_lib.Tracker] = ()
   learner: Learner = dataclasses.field(init=False)
