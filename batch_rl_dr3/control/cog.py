@@ -80,7 +80,10 @@ def write(
       **made_from,
       **_write_arrays(staging, trajectories),
       'files': {
-        path.name: {'size': path.stat().st_size, 'sha256': _sha256(path)}
+        path.name: {
+          'size': path.stat().st_size,
+          'sha256': atomic.sha256_of(path),
+        }
         for path in (staging / f'{name}.npy' for name in _ARRAYS)
       },
     }
@@ -132,11 +135,6 @@ def _write_arrays(
   }
 
 
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """Returns the manifest of a store and its arrays, images memory-mapped.
 
@@ -160,7 +158,7 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   arrays: dict[str, Any] = {}
   for name, sha256 in expected.items():
     path = folder / f'{name}.npy'
-    if not path.is_file() or _sha256(path) != sha256:
+    if not path.is_file() or atomic.sha256_of(path) != sha256:
       raise errors.DataError(f'{path} is missing or damaged; make it anew.')
     arrays[name] = np.load(path, 'r' if name == 'images' else None)
   return manifest, arrays
@@ -455,7 +453,7 @@ def _convert(sources: Sequence[str], output_dir: str) -> dict[str, Any]:
   paths = [pathlib.Path(source) for source in sources]
   parts = [(TASK if i else PRIOR, path) for i, path in enumerate(paths)]
   records = [
-    {'part': part, 'file': path.name, 'sha256': _sha256(path)}
+    {'part': part, 'file': path.name, 'sha256': atomic.sha256_of(path)}
     for part, path in parts
   ]
   trajectories = (

@@ -205,10 +205,7 @@ def _describe(path: str, file: pathlib.Path) -> dict[str, Any]:
   parts = [file]
   if file.is_dir():
     parts = sorted(entry for entry in file.rglob('*') if entry.is_file())
-  hashes = []
-  for part in parts:
-    with open(part, 'rb') as opened:
-      hashes.append(hashlib.file_digest(opened, 'sha256').hexdigest())
+  hashes = [atomic.sha256_of(part) for part in parts]
   if file.is_dir():
     names = [part.relative_to(file).as_posix() for part in parts]
     lines = [f'{h} {name}\n' for h, name in zip(hashes, names, strict=True)]

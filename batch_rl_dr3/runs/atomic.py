@@ -6,6 +6,7 @@ nobody reads half of one, even after a kill or on a full disk.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -187,6 +188,12 @@ def remove_tree(path: _Path) -> None:
       shutil.rmtree(target)
     else:
       target.unlink(missing_ok=True)
+
+
+def sha256_of(path: _Path) -> str:
+  """Returns the SHA-256 of a file, in hexadecimal."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def sync(path: _Path) -> None:

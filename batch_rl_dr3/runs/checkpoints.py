@@ -8,7 +8,6 @@ one before it is used.
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-import hashlib
 import os
 import pathlib
 import secrets
@@ -53,7 +52,7 @@ class Checkpoint:
         size = path.stat().st_size
         if size != expected['bytes']:
           return f'{file_name} has {size} bytes, not all'
-        if with_content and _sha256(path) != expected['sha256']:
+        if with_content and atomic.sha256_of(path) != expected['sha256']:
           return f'{file_name} does not match its sha256'
       except FileNotFoundError:
         return f'{file_name} is missing'
@@ -152,7 +151,7 @@ class Checkpoints:
         for path in sorted(temporary.iterdir()):
           atomic.sync(path)
           size = path.stat().st_size
-          files[path.name] = {'bytes': size, 'sha256': _sha256(path)}
+          files[path.name] = {'bytes': size, 'sha256': atomic.sha256_of(path)}
         self.check()
         for file_name in files:
           os.replace(temporary / file_name, self._directory / file_name)
@@ -226,8 +225,3 @@ def _set_aside(manifest: pathlib.Path, reason: object) -> None:
   logging.warning('%s It is set aside.', reason)
   with atomic.file_errors(manifest):
     manifest.rename(manifest.with_name(f'{manifest.name}{_DAMAGED}'))
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -35,7 +35,7 @@ from batch_rl_dr3.replay.store.subset import (
   Segment,
   episode_returns,
 )
-from batch_rl_dr3.runs import place
+from batch_rl_dr3.runs import atomic, place
 
 # 1 had each element in one array; 2 had no checks of single frames.
 FORMAT_VERSION = 3
@@ -77,11 +77,8 @@ def verify(store: pathlib.Path, full: bool = False) -> dict[str, Any]:
       for path, record in _files_of(folder, part, store / MANIFEST):
         if path.name == RECORD:
           shards.check_content(path, path.read_bytes(), record)
-        elif full:
-          with open(path, 'rb') as file:
-            digest = hashlib.file_digest(file, 'sha256').hexdigest()
-          if digest != record['sha256']:
-            raise shards.damaged_file(path, 'it has another SHA-256')
+        elif full and atomic.sha256_of(path) != record['sha256']:
+          raise shards.damaged_file(path, 'it has another SHA-256')
   except OSError as error:
     raise _damaged(store, f'{error.filename}: {error.strerror}') from error
   except errors.MALFORMED_JSON as error:
