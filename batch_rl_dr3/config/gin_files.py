@@ -53,10 +53,8 @@ def shipped_configs() -> pathlib.Path:
 def find(name: str, place: str = '') -> str:
   """Returns the path of a gin file, named by it or as a shipped file.
 
-  `place` is that of the statement which includes it, if one does.
-
-  Raises:
-    ConfigError: if there is none.
+  `place` is that of the statement which includes it. ConfigError if there is
+  none.
   """
   bare = name if place else name.removeprefix('gin_configs/')
   for candidate in (pathlib.Path(name), shipped_configs() / bare):
@@ -160,9 +158,7 @@ def read_bindings(
 
   References and macros are strings whose repr() is what the file says. Later
   files, named as for `find`, win over earlier ones, and the lines over all.
-
-  Raises:
-    ConfigError: if a file is missing, or one is no gin.
+  ConfigError if a file is missing, or one is no gin.
   """
   return _bindings_of_files(tuple(files)) | _bindings(
     statements_of_text('\n'.join(lines), 'gin_bindings')
@@ -191,10 +187,7 @@ def check(statements: Iterable[Statement], own: Collection[str] = ()) -> None:
 
   Only modules in `ALLOWED_IMPORTS` and this package's own are imported, only
   `ALLOWED_REFERENCES` and `own` names, of --import's code, are referenced, and
-  no value is a 'module:Name' that somebody might import.
-
-  Raises:
-    ConfigError: if one would, is no gin, or includes what is not there.
+  no value is a 'module:Name' that somebody might import; ConfigError if not.
   """
   for place, statement, references in statements:
     if isinstance(statement, config_parser.ImportStatement):

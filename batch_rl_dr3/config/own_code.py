@@ -47,11 +47,8 @@ class OwnCode:
 def find(names: Sequence[str]) -> tuple[OwnCode, ...]:
   """Returns what --import names, without executing it.
 
-  Of a module in a package, Python executes the package to find it.
-
-  Raises:
-    ConfigError: if one is not there, or is no Python.
-    UsageError: if two have the same name.
+  Of a module in a package, Python executes the package to find it. ConfigError
+  if one is not there, or is no Python; UsageError if two have the same name.
   """
   found: dict[str, OwnCode] = {}
   for name in names:
@@ -102,10 +99,8 @@ def load(code: Sequence[OwnCode]) -> None:
   """Executes what was found, once a process, so that gin knows its names.
 
   As a notebook needs it, a file that has changed since is executed again.
-
-  Raises:
-    ConfigError: if it fails, has changed since it was found, or has the name
-      of another module.
+  ConfigError if one fails, has changed since it was found, or has the name of
+  another module.
   """
   global _loaded
   for each in code:
@@ -167,8 +162,7 @@ def matching(
 ) -> tuple[OwnCode, ...]:
   """Returns those of `given` that a run was made with, by its record.
 
-  Raises:
-    ConfigError: if one is missing, or is not what it was.
+  ConfigError if one is missing, or is not what it was.
   """
   by_name = {each.name: each for each in given}
   for name, sha256 in recorded.items():

@@ -110,9 +110,7 @@ class Attempt:
   def execute(self) -> Outcome:
     """Executes the run, in a process that ends with this thread.
 
-    Raises:
-      DataError: if the run directory cannot be read.
-      WriteError: if it cannot be written.
+    DataError if the run directory cannot be read, WriteError if not written.
     """
     with tempfile.TemporaryDirectory(prefix='batch_rl_dr3.') as scratch:
       self._run = mirror.Mirror(self.folder, scratch, state.CONTENTS)

@@ -104,8 +104,7 @@ class _Backend:
   def files(self, array: JobArray) -> dict[str, str]:
     """Returns what the system reads, by file name.
 
-    Raises:
-      ConfigError: if the settings do not fit the array.
+    ConfigError if the settings do not fit the array.
     """
     texts = templates.environment(__package__, keep_trailing_newline=True)
     filters = {'json': json.dumps, 'quote': shlex.quote, 'ceil': math.ceil}

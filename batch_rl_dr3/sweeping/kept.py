@@ -60,8 +60,7 @@ def keep(
 ) -> list[str]:
   """Adds finished runs that a study lacks to it, and returns their folders.
 
-  Raises:
-    DataError: if a run directory or the study is damaged.
+  DataError if a run directory or the study is damaged.
   """
   study = results.read(results_dir)
   added = {
