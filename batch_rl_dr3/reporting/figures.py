@@ -373,7 +373,7 @@ def _draw_panel(
   set_steps_axis(axes)
   if panel.may_be_log and spans_decades(list(drawn.values())):
     set_log_scale(axes)
-    label += ' (log scale)'
+    label += '\n(log scale)'  # On one line it is longer than a panel is high.
   axes.set_ylabel(label)
   axes.set_ylim(panel.limits)
   if not drawn:
