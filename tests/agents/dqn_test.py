@@ -1,3 +1,5 @@
+import types
+
 import numpy as np
 import pytest
 import scipy.special
@@ -238,8 +240,12 @@ def test_q_learning_equals_dopamines_dqn(make_agent, weights):
       from batch_rl_dr3.replay import batches
 
       self.step = tf.compat.v1.placeholder(tf.int64, [])
-      return batches.FixedReplayBuffer(
+      transition = batches.FixedReplayBuffer(
         replay_store, self.step, seed=0, gamma=GAMMA, stack_size=1
+      ).transition
+      # Dopamine's buffers have an attribute each, in the plural.
+      return types.SimpleNamespace(
+        **{f'{name}s': tensor for name, tensor in transition.items()}
       )
 
   with tf.Graph().as_default(), tf.compat.v1.Session() as session:
