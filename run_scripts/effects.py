@@ -13,7 +13,8 @@ between geometric means. `seeds_for_80_power` says with how many seeds a game
 best mean of five less the last; metrics are means over the last half of
 training, `growth_factor` and `cosine_change` what the dot product and the
 cosine of phi(s, a) and phi(s', a') do over it (regimes.py). Only games and as
-many runs of each are compared as both methods have.
+many runs of each are compared as both methods have. A pair may name its
+measures: FIRST:SECOND:average,final.
 """
 
 import argparse
@@ -103,8 +104,8 @@ def effects(table, pairs):
   """Returns one row a pair and measure."""
   rows = []
   for pair in pairs:
-    methods = pair.split(':')
-    for column in table.columns:
+    *methods, measures = f'{pair}:'.split(':')[:3]
+    for column in measures.split(',') if measures else table.columns:
       first, second = matrices(table, methods, column)
       found = statistics.compare(first, second)
       numbers = np.array([found.value, found.low, found.high])
@@ -133,7 +134,9 @@ def main():
   """Writes the table and prints it."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('runs', nargs='+', help='folders of kept runs')
-  parser.add_argument('--pairs', nargs='+', required=True, help='FIRST:SECOND')
+  parser.add_argument(
+    '--pairs', nargs='+', required=True, help='FIRST:SECOND[:MEASURES]'
+  )
   parser.add_argument('--output', type=pathlib.Path, required=True)
   arguments = parser.parse_args()
   runs = batch_rl_dr3.read_runs(arguments.runs, QUANTITIES)

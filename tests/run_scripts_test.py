@@ -133,6 +133,8 @@ def test_effects_by_hand(effects, monkeypatch):
   assert found.difference['cosine_change'] == pytest.approx(0.25 - 0.125)
   with pytest.raises(KeyError):
     effects.effects(table, ['a:c'])
+  found = effects.effects(table, ['a:b:final,lost', 'b:a:average'])
+  assert list(found.measure) == ['final', 'lost', 'average']
 
 
 def test_a_checkpoint_is_worth_the_evaluations_around_it(choices):
