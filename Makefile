@@ -33,6 +33,7 @@ reproduce-minatar: $(DEV)
 	  sweeps/minatar studies/figure1 sweeps/minatar_pilot \
 	  sweeps/minatar_drift sweeps/minatar_norm sweeps/minatar_wide
 	$(BIN)/python run_scripts/regimes.py results/minatar_pilot
+	$(BIN)/python run_scripts/regimes.py results/minatar_wide
 	$(BIN)/python run_scripts/choices.py results/minatar_pilot
 	$(BIN)/python run_scripts/choices.py results/minatar
 	$(BIN)/python run_scripts/effects.py \

@@ -1,7 +1,7 @@
 """Judges kept MinAtar runs by the words of results/plan.md.
 
-Writes FOLDER/tables/regimes.csv, FOLDER/figures/regimes.png (by gamma) and, of
-runs that change one thing else, FOLDER/figures/drift.png:
+Writes FOLDER/tables/regimes.csv, FOLDER/figures/regimes.png (by gamma, or by
+method) and, of runs that change one thing else, FOLDER/figures/drift.png:
 
   python run_scripts/regimes.py results/minatar_pilot
 """
@@ -28,6 +28,12 @@ COLOURS = {
   'gamma0.9': '#0072B2',
   'gamma0.95': '#E69F00',
   'gamma0.99': '#D55E00',
+}
+PALETTE = ('#000000', '#0072B2', '#E69F00', '#009E73', '#CC79A7')
+LABELS = {
+  'mean_q': 'mean Q',
+  'feature_dot_product': 'dot product',
+  'feature_cosine': "cosine of phi and phi'",
 }
 # The runs that the changes start from, and what is changed.
 STARTS = {'dqn': 'gamma0.95', 'cql': 'gamma0.99'}
@@ -171,6 +177,31 @@ def draw_changes(runs, path):
   figure.savefig(path, dpi=80)
 
 
+def draw_methods(runs, path):
+  """Draws mean Q, the dot product and the cosine of every run, by method."""
+  table = runs.metrics[runs.metrics.gradient_steps > 0]
+  methods = dict(zip(sorted(table.method.unique()), PALETTE, strict=False))
+  games = sorted(table.game.unique())
+  figure = mpl_figure.Figure(
+    figsize=(10.5, 3.6 * len(games)), layout='constrained'
+  )
+  grid = figure.subplots(len(games), len(LABELS), sharex=True, squeeze=False)
+  for axes, game in zip(grid, games, strict=True):
+    for axis, (quantity, label) in zip(axes, LABELS.items(), strict=True):
+      of_game = table[table.game == game]
+      for (method, _), run in of_game.groupby(['method', 'seed']):
+        thousands = run.gradient_steps / 1000
+        style = {'color': methods[method], 'label': method, 'linewidth': 1.2}
+        axis.plot(thousands, run[quantity], **style)
+      axis.set(title=f'{game}: {label}', xlabel='thousand gradient steps')
+    axes[1].set_yscale('log')
+  lines = {line.get_label(): line for line in grid[0][0].get_lines()}
+  figure.legend(
+    lines.values(), lines, loc='outside upper center', ncols=4, frameon=False
+  )
+  figure.savefig(path, dpi=80)
+
+
 def main(folder):
   """Writes the table and the figure of a folder of kept runs."""
   runs = batch_rl_dr3.read_runs(str(folder), QUANTITIES)
@@ -178,7 +209,9 @@ def main(folder):
     (folder / name).mkdir(exist_ok=True)
   table = regimes(runs)
   table.round(4).to_csv(folder / 'tables' / 'regimes.csv', index=False)
-  draw(runs, folder / 'figures' / 'regimes.png')
+  is_by_gamma = table.method.str.contains('gamma').any()
+  figure = draw if is_by_gamma else draw_methods
+  figure(runs, folder / 'figures' / 'regimes.png')
   if any(table.method.isin([f'dqn_{change}' for change in CHANGES])):
     draw_changes(runs, folder / 'figures' / 'drift.png')
   print(table.round(3).to_string())
