@@ -43,6 +43,11 @@ reproduce-minatar: $(DEV)
 	  --output=results/minatar_norm/tables/effects.csv \
 	  --pairs cql_norm:cql_dr3 cql_norm:cql cql_dr3:cql -- \
 	  results/minatar_norm results/minatar
+	wide=cosine_change,growth_factor,average,final,lost; \
+	$(BIN)/python run_scripts/effects.py \
+	  --output=results/minatar_wide/tables/effects.csv --pairs \
+	  dqn_wide_dr3:dqn_wide:$$wide dqn_wide_norm:dqn_wide:$$wide \
+	  dqn_wide_dr3:dqn_wide_norm:cosine_change -- results/minatar_wide
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar \
 	  --runs=results/minatar --output_dir=runs/minatar/report
 	$(BIN)/python -m batch_rl_dr3.report --preset=dr3_minatar_figure1 \
